@@ -1,0 +1,155 @@
+"""The pass: every missing chunk is decoded, embedded and written whole; when none is missing, the cache is sealed.
+
+The batches of a chunk depend on its rows alone, so a resumed pass writes the same bytes as an undisturbed one.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .decoding import DecodedBlock, block_decoder
+from .errors import CacheError
+from .files import sweep_partial
+from .format import ATTRIBUTE, EMB, NORM, STATUS, Status
+from .pictures import MAX_PIXELS, Geometry
+from .store import Cache
+
+Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
+
+
+@dataclass(kw_only=True)
+class PassReport:
+    """What a pass did and where its time went (seconds; `decode_s` is summed over the workers)."""
+
+    num_pictures: int = 0
+    num_embedded: int = 0
+    wall_s: float = 0.0
+    decode_s: float = 0.0
+    wait_s: float = 0.0
+    tower_s: float = 0.0
+    write_s: float = 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that the others waited for."""
+        return "decoding" if self.wait_s > self.tower_s else "the tower"
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """The chunk being filled: one a pass, `[R, D]` in memory."""
+
+    index: int
+    rows: slice
+    emb: NDArray[np.float16]
+    norm: NDArray[np.float32]
+    status: NDArray[np.uint8]
+
+
+def embed_missing(
+    cache: Cache,
+    encode: Encode,
+    *,
+    image_root: Path,
+    workers: int,
+    max_pixels: int = MAX_PIXELS,
+    on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
+) -> PassReport:
+    """Embed the chunks that are missing, then seal the cache.
+
+    Args:
+        cache: a planned cache, open for writing.
+        encode: the frozen tower.
+        image_root: keys are relative to it; nothing outside is read.
+        workers: decoding processes.
+        max_pixels: larger pictures cost their row.
+        on_progress: called after each batch with the pictures done in this pass.
+
+    Raises:
+        CacheError: the tower's output has another width than planned, or a decoding process died.
+    """
+    report, started = PassReport(), time.perf_counter()
+    missing = cache.missing_chunks()
+    if missing:
+        geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
+        with block_decoder(
+            image_root, geometry, block_rows=cache.info.batch_size, workers=workers, max_pixels=max_pixels
+        ) as decoder:
+            chunk: _Chunk | None = None
+            waited_from = time.perf_counter()
+            for block in decoder.decode(_blocks(cache, missing)):
+                report.wait_s += time.perf_counter() - waited_from
+                if chunk is None:
+                    chunk = _begin(cache, block.start)
+                _embed_block(block, chunk, encode, report)
+                if block.start + len(block.status) == chunk.rows.stop:
+                    _write(cache, chunk, report)
+                    chunk = None
+                report.wall_s = time.perf_counter() - started
+                on_progress(report.num_pictures, report)
+                waited_from = time.perf_counter()
+    seal(cache)
+    report.wall_s = time.perf_counter() - started
+    return report
+
+
+def seal(cache: Cache) -> None:
+    """Count what became of the pictures and mark the cache complete."""
+    assert not cache.missing_chunks()
+    sweep_partial(cache.path)
+    counts = {status.label: count for status, count in cache.count_status().items()}
+    cache.info = replace(cache.info, state="sealed", counts=counts)
+    cache.root.attrs[ATTRIBUTE] = cache.info.to_attributes()
+
+
+def _blocks(cache: Cache, chunks: list[int]) -> Iterator[tuple[int, list[str]]]:
+    """(first row, keys) of every batch of the given chunks; only one chunk's keys are held."""
+    for chunk in chunks:
+        rows = cache.chunk_slice(chunk)
+        keys = cache.keys(rows.start, rows.stop)
+        for offset in range(0, len(keys), cache.info.batch_size):
+            yield rows.start + offset, keys[offset : offset + cache.info.batch_size]
+
+
+def _begin(cache: Cache, start: int) -> _Chunk:
+    index = start // cache.info.chunk_rows
+    rows = cache.chunk_slice(index)
+    num = rows.stop - rows.start
+    emb = np.zeros((num, cache.info.encoder.dim), np.float16)
+    return _Chunk(index, rows, emb, np.zeros(num, np.float32), np.zeros(num, np.uint8))
+
+
+def _embed_block(block: DecodedBlock, chunk: _Chunk, encode: Encode, report: PassReport) -> None:
+    """Run the tower on one batch. Rejected pictures go through as zeros, so that the batch's shape is fixed."""
+    tower_from = time.perf_counter()
+    features = encode(block.pixels)  # [B, D]
+    report.tower_s += time.perf_counter() - tower_from
+    report.decode_s += block.decode_s
+    if features.shape != (len(block.status), chunk.emb.shape[1]):
+        raise CacheError(
+            f"the tower gave features of shape {features.shape}, the cache was planned for "
+            f"({len(block.status)}, {chunk.emb.shape[1]}): use the tower that planned it"
+        )
+    norm = np.linalg.norm(features.astype(np.float64), axis=1)
+    finite = np.isfinite(norm) & (norm > 0)
+    status = np.where((block.status == Status.EMBEDDED) & ~finite, np.uint8(Status.NOT_FINITE), block.status)
+    good = status == Status.EMBEDDED
+    rows = slice(block.start - chunk.rows.start, block.start - chunk.rows.start + len(status))
+    unit = np.where(good[:, None], features, 0) / np.where(good, norm, 1)[:, None]
+    chunk.emb[rows], chunk.norm[rows], chunk.status[rows] = unit, np.where(good, norm, 0), status
+    report.num_pictures += len(status)
+    report.num_embedded += int(good.sum())
+
+
+def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
+    """Status goes last: a chunk counts as done only when its embeddings are on disk."""
+    write_from = time.perf_counter()
+    cache.root[EMB][0, chunk.rows] = chunk.emb
+    cache.root[NORM][0, chunk.rows] = chunk.norm
+    cache.root[STATUS][chunk.rows] = chunk.status
+    report.write_s += time.perf_counter() - write_from

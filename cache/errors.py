@@ -1,0 +1,5 @@
+"""What a user can do wrong with a cache, its sources or its pictures."""
+
+
+class CacheError(Exception):
+    """A problem with a cache or its source; the message says what was found and what to do."""

@@ -1,0 +1,137 @@
+"""The cache's format: array names, status codes, chunk sizes and the metadata kept in the group's attributes.
+
+Everything that a second implementation would have to agree on stands in this file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+from typing import Any, Literal
+
+from .errors import CacheError
+
+FORMAT_VERSION = 1
+ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
+
+EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
+KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
+
+CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
+MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
+
+State = Literal["planning", "planned", "sealed"]
+
+
+class Status(IntEnum):
+    """What became of a picture. Codes are part of the format: never renumber, only add."""
+
+    PENDING = 0
+    EMBEDDED = 1
+    MISSING = 2
+    OUTSIDE_ROOT = 3
+    UNREADABLE = 4
+    NOT_A_PICTURE = 5
+    DAMAGED = 6
+    TOO_LARGE = 7
+    NOT_FINITE = 8
+
+    @property
+    def label(self) -> str:
+        """The name that users see, e.g. `not a picture`."""
+        return self.name.lower().replace("_", " ")
+
+
+EXPLANATION: dict[Status, str] = {
+    Status.PENDING: "not embedded yet: run the same `clipglot cache` command again to resume",
+    Status.EMBEDDED: "embedded",
+    Status.MISSING: "no such file below the image root",
+    Status.OUTSIDE_ROOT: "the path leaves the image root: pass an --image-root that holds it",
+    Status.UNREADABLE: "the file exists but could not be read (permissions, I/O error, not a regular file)",
+    Status.NOT_A_PICTURE: "no known picture format",
+    Status.DAMAGED: "truncated or damaged: the decoder failed on it",
+    Status.TOO_LARGE: "more pixels than --max-pixels allows, as stored or after resizing",
+    Status.NOT_FINITE: "the tower's output was NaN, infinite or all zero",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """Which image tower made the embeddings; enough to rebuild it and to recognise a wrong one."""
+
+    model: str
+    pretrained: str | None
+    weights_sha256: str
+    preprocess: dict[str, Any]
+    dim: int
+    precision: str
+    quick_gelu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """Which manifest was planned."""
+
+    path: str
+    sha256: str
+    image_root: str
+    image_field: str
+    text_fields: list[str]
+    limit: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheInfo:
+    """The metadata of a cache, as kept in the root group's attributes."""
+
+    state: State
+    encoder: EncoderInfo
+    source: SourceInfo
+    num_views: int = 1
+    num_pictures: int = 0
+    num_captions: int = 0
+    chunk_rows: int = 0
+    batch_size: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    dropped_captions: dict[str, int] = field(default_factory=dict)
+    libraries: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def to_attributes(self) -> dict[str, Any]:
+        """The JSON form that is written to the group's attributes."""
+        return asdict(self) | {"status_names": {str(s.value): s.label for s in Status}}
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "CacheInfo":
+        """Read the JSON form back.
+
+        Raises:
+            CacheError: no clipglot cache, or one of a newer format.
+        """
+        if ATTRIBUTE not in attributes:
+            raise CacheError(f"{where} is a Zarr group but no clipglot cache (attribute {ATTRIBUTE!r} is absent)")
+        found = dict(attributes[ATTRIBUTE])
+        found.pop("status_names", None)
+        version = found.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CacheError(
+                f"{where} has cache format {version}, this clipglot reads format {FORMAT_VERSION}: "
+                "install the clipglot version that wrote it, or cache again"
+            )
+        try:
+            encoder, source = EncoderInfo(**found.pop("encoder")), SourceInfo(**found.pop("source"))
+            return cls(encoder=encoder, source=source, **found)
+        except (KeyError, TypeError) as error:
+            raise CacheError(f"{where} has damaged metadata ({error}): cache again") from error
+
+
+def plan_chunk_rows(num_pictures: int, dim: int, batch_size: int) -> int:
+    """Rows of one embedding chunk: about `CHUNK_BYTES`, fewer in a small cache, always whole batches.
+
+    >>> plan_chunk_rows(3_700_000, 512, 64)
+    16384
+    >>> plan_chunk_rows(1_000, 512, 64)
+    64
+    """
+    full = CHUNK_BYTES // (2 * dim)
+    wanted = min(full, -(-num_pictures // MIN_CHUNKS))
+    return max(1, -(-wanted // batch_size)) * batch_size

@@ -1,0 +1,171 @@
+"""From the bytes of a picture file to the pixels that a tower sees.
+
+Runs in worker processes, so it imports Pillow and numpy alone: workers start in a tenth of a second and stay small.
+The geometry repeats open_clip's inference transform (`open_clip/transform.py`, `image_transform`) on Pillow pictures,
+bit for bit; `tests/test_pictures.py` holds the two together.
+"""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .errors import CacheError
+from .format import Status
+
+# What photographs and drawings come in. Formats whose decoder runs other programs (EPS) stay out.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MAX_PIXELS = 100_000_000  # 300 MB as RGB
+BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
+
+Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
+
+
+class RejectedPictureError(Exception):
+    """A picture that costs its row: carries the status to record."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.label)
+        self.status = status
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How a picture becomes `[height, width]` pixels: the geometric half of open_clip's `preprocess_cfg`."""
+
+    height: int
+    width: int
+    resize_mode: Literal["shortest", "longest", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    fill: int
+
+    @classmethod
+    def from_preprocess(cls, preprocess: Mapping[str, Any]) -> "Geometry":
+        """Read open_clip's `preprocess_cfg`.
+
+        Raises:
+            CacheError: a resize mode or interpolation that open_clip does not have.
+        """
+        size = preprocess["size"]
+        height, width = (size, size) if isinstance(size, int) else size[-2:]
+        resize_mode = preprocess.get("resize_mode") or "shortest"
+        interpolation = preprocess.get("interpolation") or "bicubic"
+        if interpolation == "random":  # open_clip's name for "any in training"; at inference it means bicubic
+            interpolation = "bicubic"
+        if resize_mode not in ("shortest", "longest", "squash") or interpolation not in ("bicubic", "bilinear"):
+            raise CacheError(
+                f"the tower's preprocessing asks for resize_mode={resize_mode!r}, interpolation={interpolation!r}; "
+                "known are shortest, longest, squash and bicubic, bilinear"
+            )
+        fill = int(preprocess.get("fill_color") or 0)
+        return cls(height=height, width=width, resize_mode=resize_mode, interpolation=interpolation, fill=fill)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) to resize a picture to, before cropping or padding."""
+        if self.resize_mode == "squash":
+            return self.width, self.height
+        if self.resize_mode == "shortest" and self.width == self.height:  # torchvision's Resize(int) truncates
+            if width <= height:
+                return self.width, int(self.width * height / width)
+            return int(self.height * width / height), self.height
+        choose = max if self.resize_mode == "longest" else min
+        ratio = choose(height / self.height, width / self.width)
+        return round(width / ratio), round(height / ratio)
+
+    def apply(self, picture: Image.Image) -> Image.Image:
+        """Resize, then crop or pad around the centre to exactly `[height, width]`."""
+        # Non-square "shortest" is always bicubic upstream.
+        bilinear = self.interpolation == "bilinear" and not (
+            self.resize_mode == "shortest" and self.width != self.height
+        )
+        size = self.resized(*picture.size)
+        if picture.size != size:
+            resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
+            picture = picture.resize(size, resample)
+        pad_width, pad_height = max(0, self.width - size[0]), max(0, self.height - size[1])
+        if pad_width or pad_height:
+            border = (pad_width // 2, pad_height // 2, (pad_width + 1) // 2, (pad_height + 1) // 2)
+            picture = ImageOps.expand(picture, border, (self.fill,) * 3)
+        left = round((picture.width - self.width) / 2)
+        top = round((picture.height - self.height) / 2)
+        return picture.crop((left, top, left + self.width, top + self.height))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB as a viewer would show it: first frame, upright, transparency on white, 16 bits scaled to 8."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
+        values = np.asarray(picture, dtype=np.float64)
+        scale = 257.0 if values.size and values.max() > 255 else 1.0
+        picture = Image.fromarray(np.clip(np.rint(values / scale), 0, 255).astype(np.uint8))
+    if picture.mode == "F":
+        raise RejectedPictureError(Status.NOT_A_PICTURE)  # float TIFFs hold measurements, of unknown range
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode one picture to what the tower sees.
+
+    Args:
+        file: an open binary file or a path.
+        geometry: the tower's resize and crop.
+        max_pixels: refuse pictures larger than this, by their header alone, also after resizing.
+
+    Returns:
+        `[height, width, 3] uint8`.
+
+    Raises:
+        RejectedPictureError: it is no picture, damaged or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
+            with Image.open(file, formats=FORMATS) as picture:
+                width, height = picture.size
+                resized_width, resized_height = geometry.resized(width, height)
+                if width * height > max_pixels or resized_width * resized_height > max_pixels:
+                    raise RejectedPictureError(Status.TOO_LARGE)
+                if resized_width < 1 or resized_height < 1:
+                    raise RejectedPictureError(Status.TOO_LARGE)  # an aspect ratio beyond any picture
+                return np.asarray(geometry.apply(to_rgb(picture)), dtype=np.uint8)
+    except RejectedPictureError:
+        raise
+    except UnidentifiedImageError:
+        raise RejectedPictureError(Status.NOT_A_PICTURE) from None
+    except MemoryError:
+        raise RejectedPictureError(Status.TOO_LARGE) from None
+    except Exception:
+        # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
+        # Only their calls stand in this block, and the row keeps its reason.
+        raise RejectedPictureError(Status.DAMAGED) from None
+
+
+def open_below(root: Path, key: str) -> IO[bytes]:
+    """Open the picture `key` below `root`, never anything outside it.
+
+    Args:
+        root: the image root, already resolved (`Path.resolve`).
+        key: a path relative to the root, as the manifest has it; absolute paths below the root are fine.
+
+    Raises:
+        RejectedPictureError: it is missing, leaves the root (also through a symlink), or cannot be read.
+    """
+    try:
+        path = (root / key).resolve()
+        if not path.is_relative_to(root):
+            raise RejectedPictureError(Status.OUTSIDE_ROOT)
+        if not path.is_file():
+            raise RejectedPictureError(Status.UNREADABLE if path.exists() else Status.MISSING)
+        return open(path, "rb")
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path; OSError: also names too long, symlink loops
+        missing = isinstance(error, ValueError) or error.errno in (2, 20, 36, 40)
+        raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None

@@ -1,0 +1,110 @@
+"""Ragged UTF-8 arrays: a Zarr group of `bytes [total] uint8` and `offsets [N+1] int64`, written as a stream."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from .format import CHUNK_BYTES
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
+) -> zarr.Array[Any]:
+    """An array in the cache's one encoding: raw little-endian bytes with a crc32c tail, every chunk written."""
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        serializer=BytesCodec(),
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        config={"write_empty_chunks": True},  # a chunk of zeros is a fact, an absent one means "not done"
+    )
+
+
+class StreamedArray:
+    """A one-dimensional array of unknown length, appended to and written in whole chunks.
+
+    Zarr stores the last chunk at full size, so an array that fits one chunk gets a chunk of exactly its length.
+    """
+
+    def __init__(self, group: zarr.Group, name: str, dtype: str) -> None:
+        self._group, self._name, self._dtype = group, name, dtype
+        self._rows = CHUNK_BYTES // np.dtype(dtype).itemsize
+        self._array: zarr.Array[Any] | None = None
+        self._pending: list[NDArray[Any]] = []
+        self._num_pending = 0
+        self._length = 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Add values at the end."""
+        self._pending.append(values)
+        self._num_pending += len(values)
+        if self._num_pending >= self._rows:
+            self._flush(self._num_pending // self._rows * self._rows)
+
+    def close(self) -> None:
+        """Write what is left; an empty array is an array too."""
+        if self._num_pending or self._array is None:
+            self._flush(self._num_pending)
+
+    def _flush(self, count: int) -> None:
+        if self._array is None:
+            chunk = max(1, min(self._rows, count))
+            self._array = create_array(self._group, self._name, (0,), (chunk,), self._dtype)
+        values = np.concatenate(self._pending) if self._pending else np.zeros(0, self._dtype)
+        self._array.resize((self._length + count,))
+        if count:
+            self._array[self._length :] = values[:count]
+        self._length += count
+        self._pending, self._num_pending = [values[count:]], len(values) - count
+
+
+class RaggedWriter:
+    """Appends texts to a new ragged array; `close` completes it."""
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        ragged = group.create_group(name)
+        self._bytes = StreamedArray(ragged, "bytes", "uint8")
+        self._offsets = StreamedArray(ragged, "offsets", "int64")
+        self._offsets.append(np.zeros(1, np.int64))
+        self._end = 0
+
+    def append(self, texts: Sequence[bytes]) -> None:
+        """Add UTF-8 encoded texts."""
+        if not texts:
+            return
+        ends = self._end + np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
+        self._end = int(ends[-1])
+        self._offsets.append(ends)
+        self._bytes.append(np.frombuffer(b"".join(texts), np.uint8))
+
+    def close(self) -> None:
+        """Write what is left in memory."""
+        self._bytes.close()
+        self._offsets.close()
+
+
+class RaggedReader:
+    """Reads rows of a ragged array; only the chunks that hold them are touched."""
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        self._bytes, self._offsets = group[f"{name}/bytes"], group[f"{name}/offsets"]
+
+    def __len__(self) -> int:
+        return int(self._offsets.shape[0]) - 1
+
+    def read(self, start: int = 0, stop: int | None = None) -> list[str]:
+        """The texts of rows `start` to `stop` (exclusive; all by default)."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        if start >= stop:
+            return []
+        offsets = np.asarray(self._offsets[start : stop + 1])
+        raw = np.asarray(self._bytes[int(offsets[0]) : int(offsets[-1])]).tobytes()
+        return [raw[a:b].decode() for a, b in pairwise((offsets - offsets[0]).tolist())]

@@ -1,0 +1,126 @@
+"""`clipglot cache`: tower, plan, pass and seal, resumed by running it again."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+
+from ..cache.embed import PassReport, embed_missing
+from ..cache.files import sha256_file
+from ..cache.format import CacheInfo, SourceInfo
+from ..cache.manifest import read_manifest
+from ..cache.plan import is_planned, plan_cache
+from ..cache.store import Cache
+from ..encoders.image import load_image_tower
+from .errors import DistillError
+from .provenance import encoder_info, require_same_encoder
+from .settings import CacheSettings
+
+Stage = Literal["plan", "embed"]
+_LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheResult:
+    """A sealed cache and what this pass did for it."""
+
+    cache: Cache
+    report: PassReport
+    resumed: bool
+
+
+def cache_pictures(
+    settings: CacheSettings, on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None
+) -> CacheResult:
+    """Embed every picture of a manifest, or finish what an earlier pass left.
+
+    Args:
+        settings: the same settings resume; a cache of another tower or source is refused.
+        on_progress: called with the stage, what is done of it and the total where known.
+
+    Raises:
+        CacheError, EncoderError, DistillError: each message says what to do.
+    """
+    source = SourceInfo(
+        path=str(settings.source),
+        sha256=sha256_file(settings.source) if settings.source.is_file() else "",
+        image_root=str(settings.resolved_image_root),
+        image_field=settings.image_field,
+        text_fields=list(settings.text_field),
+        limit=settings.limit,
+    )
+    tower = load_image_tower(
+        settings.model, settings.pretrained, device=resolve_device(settings.device), precision=settings.precision
+    )
+    encoder = encoder_info(tower)
+    resumed = is_planned(settings.output)
+    if resumed:
+        existing = Cache(settings.output).info
+        require_same_encoder(existing.encoder, encoder, f"the tower given for {settings.output}")
+        _require_same_plan(existing, source, settings)
+    else:
+        rows = read_manifest(settings.source, image_field=settings.image_field, text_fields=settings.text_field)
+        info = CacheInfo(
+            state="planning",
+            encoder=encoder,
+            source=source,
+            batch_size=settings.batch_size,
+            libraries={name: version(name) for name in _LIBRARIES},
+        )
+        plan_cache(
+            settings.output,
+            rows,
+            info,
+            chunk_rows=settings.chunk_rows,
+            on_progress=lambda done: on_progress("plan", done, None),
+        )
+    cache = Cache(settings.output, read_only=False)
+    total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in cache.missing_chunks())
+    report = embed_missing(
+        cache,
+        tower.encode,
+        image_root=settings.resolved_image_root,
+        workers=settings.resolved_workers,
+        max_pixels=settings.max_pixels,
+        on_progress=lambda done, report: on_progress("embed", done, total),
+    )
+    return CacheResult(cache=cache, report=report, resumed=resumed)
+
+
+def resolve_device(device: str) -> torch.device:
+    """`auto` is the first GPU, else the CPU.
+
+    Raises:
+        DistillError: no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise DistillError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+    return resolved
+
+
+def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSettings) -> None:
+    """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
+
+    The image root may differ: pictures move, and their keys are relative to it.
+    """
+    differences = [
+        (name, getattr(planned.source, name), getattr(source, name))
+        for name in ("sha256", "image_field", "text_fields", "limit")
+    ]
+    differences.append(("batch_size", planned.batch_size, settings.batch_size))
+    if settings.chunk_rows is not None:
+        differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))
+    for name, before, now in differences:
+        if before != now:
+            what = f"the manifest {settings.source} has changed (sha256)" if name == "sha256" else name
+            raise DistillError(
+                f"{settings.output} was planned with other settings: {what} was {before!r}, now {now!r}; "
+                "give the same ones to resume, or choose another -o"
+            )

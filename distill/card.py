@@ -1,0 +1,49 @@
+"""The model card of an export: what it is, how to load it, where it came from, what was measured."""
+
+from ..encoders.text import TextConfig
+from .run import Run
+
+
+def model_card(run: Run, text: TextConfig, name: str) -> str:
+    """Markdown with the front matter that model hubs read."""
+    provenance = run.provenance()
+    encoder = provenance["encoder"]
+    return f"""---
+library_name: open_clip
+tags: [clip, clipglot]
+pipeline_tag: zero-shot-image-classification
+---
+
+# {name}
+
+A CLIP whose image tower is frozen and unchanged, and whose text tower was trained by clipglot on the cached
+embeddings of that image tower.
+
+```python
+import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{name}")
+tokenizer = open_clip.get_tokenizer("local-dir:{name}")
+```
+
+| | |
+|---|---|
+| image tower | `{encoder["model"]}`{f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else ""} |
+| SHA-256 of its tensors | `{encoder["weights_sha256"]}` |
+| text tower | causal transformer, {text.layers} layers, width {text.width}, {text.heads} heads, pooled at EOS |
+| vocabulary, context | {text.vocab_size:,} tokens of byte-level BPE, {text.context_length} tokens |
+| trained on | {provenance["num_pictures"]:,} pictures with {provenance["num_captions"]:,} captions |
+{_validation(run)}
+Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for open_clip and
+transformers. The config's `clipglot` entry repeats where everything came from.
+"""
+
+
+def _validation(run: Run) -> str:
+    validation = run.last_validation()
+    if validation is None:
+        return ""
+    return (
+        f"| held-out text→image recall | R@1 {validation['r_at_1']:.1%}, R@5 {validation['r_at_5']:.1%}, "
+        f"R@10 {validation['r_at_10']:.1%}, median rank {validation['median_rank']:g} |\n"
+    )

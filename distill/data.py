@@ -1,0 +1,48 @@
+"""What training and validation run on: embeddings on the device, captions as ids, and who belongs to whom."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..cache.format import Status
+from ..cache.store import Cache
+from ..encoders.tokenizer import CaptionTokenizer
+from .batches import group_equal_captions
+from .tokens import TokenTable, tokenize
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """What a run trains or validates on. N pictures, M captions, D features.
+
+    Attributes:
+        image_emb: `[N, D] float16` on the device; rows that were not embedded are zero and in no pair.
+        tokens: of all captions.
+        caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
+        caption_group: `[M]`, equal where captions read the same.
+    """
+
+    image_emb: Tensor
+    tokens: TokenTable
+    caption_image: NDArray[np.int64]
+    caption_group: NDArray[np.int64]
+
+
+def load_data(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, device: torch.device) -> TrainData:
+    """Bring a cache's embeddings to the device and its captions into token ids.
+
+    Raises:
+        CacheError: the cache is damaged.
+    """
+    captions = cache.captions()
+    embedded = cache.status() == Status.EMBEDDED
+    caption_image = cache.caption_image()
+    return TrainData(
+        image_emb=torch.from_numpy(cache.image_emb()).to(device),
+        tokens=tokenize(tokenizer, captions, context_length),
+        caption_image=np.where(embedded[caption_image], caption_image, -1),
+        caption_group=group_equal_captions(captions),
+    )

@@ -1,0 +1,5 @@
+"""What a user can do wrong with a run."""
+
+
+class DistillError(Exception):
+    """A run cannot start, resume or be exported; the message says what was found and what to do."""

@@ -1,0 +1,134 @@
+"""`clipglot export`: merge the frozen image tower and the trained text tower into one CLIP that open_clip loads."""
+
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+
+from ..cache.errors import CacheError
+from ..cache.files import whole_directory
+from ..cache.format import EncoderInfo, Status
+from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
+from ..cache.store import Cache
+from ..encoders.image import ImageTower, load_image_tower
+from ..encoders.merge import write_merged
+from ..encoders.tokenizer import CaptionTokenizer
+from .card import model_card
+from .errors import DistillError
+from .final import load_final
+from .provenance import encoder_info, require_same_encoder
+from .run import Run
+from .settings import ExportSettings
+
+NUM_PROBES = 8
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # of a cached row (float16) with the tower's own output
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportResult:
+    """What was written and how it was checked.
+
+    Attributes:
+        folder: of the merged CLIP.
+        num_probes: cached pictures that were embedded again; 0 when none could be read.
+        min_cosine: their worst cosine with the cached rows, None without probes.
+        why_no_probes: the reason, where there are none.
+    """
+
+    folder: Path
+    num_probes: int
+    min_cosine: float | None
+    why_no_probes: str | None
+
+
+def export_run(settings: ExportSettings) -> ExportResult:
+    """Merge, check and write a finished run; the folder appears only when every check held.
+
+    Raises:
+        CacheError, EncoderError, DistillError: a wrong tower is refused by name.
+    """
+    if settings.output.exists():
+        raise DistillError(f"{settings.output} exists: choose another -o")
+    run = Run(settings.run)
+    provenance = run.provenance()
+    text_tower, logit_scale = load_final(run)
+    tokenizer = CaptionTokenizer.load(run.tokenizer)
+    trained_on = EncoderInfo(**provenance["encoder"])
+    pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
+    image_tower = load_image_tower(settings.model or trained_on.model, pretrained)
+    require_same_encoder(trained_on, encoder_info(image_tower), f"the image tower for {settings.run}")
+    num_probes, min_cosine, why = _probe(image_tower, provenance, trained_on.precision)
+
+    record = provenance | {"clipglot": version("clipglot"), "open_clip_torch": version("open_clip_torch")}
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    with whole_directory(settings.output) as folder:
+        write_merged(folder, image_tower, text_tower, logit_scale, tokenizer, record)
+        card = model_card(run, text_tower.config, settings.output.name)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        _require_same_outputs(folder, image_tower, text_tower, tokenizer)
+    return ExportResult(folder=settings.output, num_probes=num_probes, min_cosine=min_cosine, why_no_probes=why)
+
+
+def _probe(
+    tower: ImageTower, provenance: dict[str, Any], precision: str
+) -> tuple[int, float | None, str | None]:
+    """Embed a few cached pictures again, where cache and pictures can still be read.
+
+    Raises:
+        DistillError: the tower does not give what the cache holds.
+    """
+    try:
+        cache = Cache(Path(provenance["cache"]))
+    except CacheError as error:
+        return 0, None, str(error)
+    root = Path(cache.info.source.image_root)
+    embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
+    if not len(embedded) or not root.is_dir():
+        return 0, None, f"the pictures are not below {root} any more"
+    rows = embedded[np.linspace(0, len(embedded) - 1, min(NUM_PROBES, len(embedded))).astype(int)]
+    geometry, image_emb = Geometry.from_preprocess(tower.preprocess), cache.image_emb()
+    cosines, reason = [], None
+    for row in rows.tolist():
+        key = cache.keys(row, row + 1)[0]
+        try:
+            with open_below(root.resolve(), key) as file:
+                features = tower.encode(decode(file, geometry)[None])[0].astype(np.float64)
+        except RejectedPictureError as rejected:
+            reason = f"{key}: {rejected.status.label}"
+            continue
+        cached = image_emb[row].astype(np.float64)
+        cosines.append(float(features @ cached / np.linalg.norm(features) / np.linalg.norm(cached)))
+        if cosines[-1] < MIN_COSINE[precision]:
+            raise DistillError(
+                f"{key} embeds to another vector than {cache.path} holds for it (cosine {cosines[-1]:.4f}): "
+                "the picture changed after caching, or the cache is damaged: run `clipglot verify`"
+            )
+    return (len(cosines), min(cosines), None) if cosines else (0, None, reason)
+
+
+@torch.inference_mode()
+def _require_same_outputs(
+    folder: Path, image_tower: ImageTower, text_tower: torch.nn.Module, tokenizer: CaptionTokenizer
+) -> None:
+    """Load the folder as a user will and compare both towers with what was merged."""
+    clip = open_clip.create_model(f"local-dir:{folder}").eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *_size(image_tower), 3), np.uint8)
+    image = image_tower.normalize(pixels)
+    same_image = np.array_equal(clip.encode_image(image).numpy(), image_tower.encode(pixels))
+    captions = ["", "clipglot ✓ клип 클립 图文"]
+    ids = open_clip.get_tokenizer(f"local-dir:{folder}")(captions)
+    ours = text_tower(tokenizer.encode(captions, ids.shape[1]))
+    if not same_image or not torch.allclose(clip.encode_text(ids), ours, rtol=1e-4, atol=1e-5):
+        raise DistillError(
+            f"open_clip {version('open_clip_torch')} loads the export with other "
+            f"{'text' if same_image else 'image'} features than were merged: please report this, with both versions"
+        )
+
+
+def _size(tower: ImageTower) -> tuple[int, int]:
+    geometry = Geometry.from_preprocess(tower.preprocess)
+    return geometry.height, geometry.width

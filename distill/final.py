@@ -1,0 +1,34 @@
+"""The trained tower of a finished run: `final/text.safetensors` and `final/config.json`."""
+
+import json
+from dataclasses import asdict
+
+from safetensors.torch import load_file, save_file
+
+from ..cache.files import whole_directory
+from ..encoders.text import TextConfig, TextTower
+from .errors import DistillError
+from .run import Run, write_json
+
+
+def load_final(run: Run) -> tuple[TextTower, float]:
+    """The trained tower of a finished run, in evaluation mode on the CPU, and its logit scale.
+
+    Raises:
+        DistillError: the run has not finished.
+    """
+    if not (run.final / "config.json").exists():
+        run.provenance()  # raises first if there is no run at all
+        raise DistillError(f"{run.path} has not finished: go on with `clipglot train … -o {run.path} --resume`")
+    config = json.loads((run.final / "config.json").read_text())
+    tower = TextTower(TextConfig(**config["text"]))
+    tower.load_state_dict(load_file(run.final / "text.safetensors"))
+    return tower.eval(), config["logit_scale"]
+
+
+def write_final(run: Run, tower: TextTower, logit_scale: float) -> None:
+    if run.final.exists():
+        return
+    with whole_directory(run.final) as folder:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tower.state_dict().items()}, folder / "text.safetensors")
+        write_json(folder / "config.json", {"text": asdict(tower.config), "logit_scale": logit_scale})

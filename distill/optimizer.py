@@ -1,0 +1,33 @@
+"""AdamW with decay on matrices alone, and the learning rate's course."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from .settings import TrainSettings
+
+
+def make_optimizer(modules: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over all parameters; norms, biases and the temperature are not decayed."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), eps=1e-6, fused=True)
+
+
+def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:
+    """Linear warm-up, then half a cosine to zero. The first step already learns, the last one still does.
+
+    >>> s = TrainSettings(cache="c", output="o", lr=1.0, warmup=0.5)
+    >>> [round(learning_rate(step, 4, s), 2) for step in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup_steps = round(settings.warmup * num_steps)
+    if step < warmup_steps:
+        return settings.lr * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,59 @@
+"""What ties a cache, a run and an export together: the encoder's identity, carried along and checked."""
+
+from dataclasses import asdict
+from typing import Any
+
+from ..cache.format import EncoderInfo
+from ..cache.store import Cache
+from ..encoders.image import ImageTower
+from .errors import DistillError
+
+
+def encoder_info(tower: ImageTower) -> EncoderInfo:
+    """The record of a tower that a cache keeps."""
+    return EncoderInfo(
+        model=tower.model,
+        pretrained=tower.pretrained,
+        weights_sha256=tower.weights_sha256,
+        preprocess=tower.preprocess,
+        dim=tower.dim,
+        precision=tower.precision,
+        quick_gelu=tower.quick_gelu,
+    )
+
+
+def run_provenance(cache: Cache) -> dict[str, Any]:
+    """What a run keeps of the cache that it trains on."""
+    info = cache.info
+    return {
+        "cache": str(cache.path),
+        "encoder": asdict(info.encoder),
+        "source": asdict(info.source),
+        "num_pictures": info.num_pictures,
+        "num_captions": info.num_captions,
+    }
+
+
+def require_same_encoder(ours: EncoderInfo, found: EncoderInfo, what: str) -> None:
+    """Refuse embeddings or towers of another encoder.
+
+    Raises:
+        DistillError: names both and the first thing that differs.
+    """
+    for name in ("weights_sha256", "preprocess", "quick_gelu"):
+        expected, actual = getattr(ours, name), getattr(found, name)
+        if _plain(expected) != _plain(actual):
+            raise DistillError(
+                f"{what} is {_describe(found)}, expected {_describe(ours)}: {name} is {actual!r}, expected {expected!r}"
+            )
+
+
+def _describe(encoder: EncoderInfo) -> str:
+    return f"{encoder.model}{f' / {encoder.pretrained}' if encoder.pretrained else ''} ({encoder.weights_sha256[:12]}…)"
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,119 @@
+"""The run folder: settings, provenance, metrics, checkpoints and the final tower, each file whole or absent.
+
+    run/run.json  metrics.jsonl  tokenizer/  checkpoints/step-*.pt  final/
+
+`run.json` holds the resolved settings and the provenance of the cache, in one file so that neither is ever alone.
+"""
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..cache.files import PARTIAL, sweep_partial, write_whole
+from .errors import DistillError
+from .settings import TrainSettings
+
+KEEP_CHECKPOINTS = 2
+# Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
+FREE_ON_RESUME = {"output", "log_every", "checkpoint_every", "device"}
+
+
+class Run:
+    """A run folder, present or to be made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokenizer, self.final = path / "tokenizer", path / "final"
+        self._description = path / "run.json"
+        self._metrics, self._checkpoints = path / "metrics.jsonl", path / "checkpoints"
+
+    def begin(self, settings: TrainSettings, provenance: dict[str, Any], *, resume: bool) -> None:
+        """Write settings and provenance, before the first step; a run that is there already must be the same one.
+
+        Raises:
+            DistillError: something else stands there, or a run with other settings or another cache.
+        """
+        if self._description.exists():
+            if not resume:
+                raise DistillError(f"{self.path} holds a run already: pass --resume to go on, or choose another -o")
+            self._require_same(settings, provenance)
+        elif self.path.exists():
+            if not self.path.is_dir() or any(not f.name.endswith(PARTIAL) for f in self.path.iterdir()):
+                raise DistillError(f"{self.path} exists and holds no run: choose another -o")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self._description, {"settings": _to_json(settings), "provenance": provenance})
+        self._checkpoints.mkdir(exist_ok=True)
+        sweep_partial(self.path)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the targets came from: the encoder and counts of the cache.
+
+        Raises:
+            DistillError: no run here.
+        """
+        if not self._description.exists():
+            raise DistillError(f"{self.path}: no run there: make one with `clipglot train CACHE -o {self.path}`")
+        result: dict[str, Any] = json.loads(self._description.read_text())["provenance"]
+        return result
+
+    def _require_same(self, settings: TrainSettings, provenance: dict[str, Any]) -> None:
+        begun, now = json.loads(self._description.read_text())["settings"], _to_json(settings)
+        for name in sorted((begun.keys() | now.keys()) - FREE_ON_RESUME):
+            if begun.get(name) != now.get(name):
+                raise DistillError(
+                    f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
+                    "resume with the same settings, or choose another -o"
+                )
+        if self.provenance() != provenance:
+            raise DistillError(f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o")
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint after `step` steps; older ones go once it is whole."""
+        buffer = io.BytesIO()
+        torch.save(state | {"step": step}, buffer)
+        write_whole(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
+        for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
+            old.unlink()
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint, on the CPU; None if there is none yet."""
+        files = self._sorted_checkpoints()
+        if not files:
+            return None
+        state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
+        return state
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line torn by a kill is left out."""
+        lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def last_validation(self) -> dict[str, Any] | None:
+        """The newest validation, if there was one."""
+        return next((line for line in reversed(self.metrics()) if "r_at_1" in line), None)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run logs it again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write_whole(self._metrics, "".join(kept).encode())
+
+    def _sorted_checkpoints(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("step-*.pt"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _to_json(settings: TrainSettings) -> dict[str, Any]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}

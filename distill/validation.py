@@ -1,0 +1,53 @@
+"""Validation: every caption of a held-out cache looks for its picture."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from ..encoders.text import TextTower
+from ..evals.retrieval import alignment, retrieve, uniformity
+from .data import TrainData
+from .errors import DistillError
+from .tokens import TokenTable
+
+CAPTIONS_AT_A_TIME = 256
+
+
+@torch.inference_mode()
+def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Text embeddings `[len(captions), D] float32`, unit norm, in the order given."""
+    # By length, so that little is padded; the order is restored below.
+    order = np.argsort(np.diff(tokens.offsets)[captions], kind="stable")
+    blocks = [
+        F.normalize(tower(tokens.take(captions[order[start : start + CAPTIONS_AT_A_TIME]])).float(), dim=-1).cpu().numpy()
+        for start in range(0, len(order), CAPTIONS_AT_A_TIME)
+    ]
+    result: NDArray[np.float32] = np.concatenate(blocks)[np.argsort(order)]
+    return result
+
+
+def validate(tower: TextTower, data: TrainData) -> dict[str, Any]:
+    """Recall of every caption against every embedded picture, with alignment and uniformity."""
+    tower.eval()
+    captions = np.flatnonzero(data.caption_image >= 0)
+    if not len(captions):
+        raise DistillError("the validation cache has no embedded picture with a caption")
+    text_emb = embed_captions(tower, data.tokens, captions)
+    tower.train()
+    image_emb = data.image_emb.float().cpu().numpy()
+    embedded = np.flatnonzero(image_emb.any(axis=1))
+    row_of = np.zeros(len(image_emb), np.int64)
+    row_of[embedded] = np.arange(len(embedded))
+    owners = data.caption_image[captions]
+    ranks = retrieve(text_emb, image_emb[embedded], row_of[owners]).text_to_image
+    return {
+        "r_at_1": ranks.r_at_1,
+        "r_at_5": ranks.r_at_5,
+        "r_at_10": ranks.r_at_10,
+        "median_rank": ranks.median_rank,
+        "alignment": alignment(text_emb, image_emb[owners]),
+        "uniformity": uniformity(text_emb),
+    }

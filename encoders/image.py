@@ -1,0 +1,198 @@
+"""Frozen image towers: any open_clip model and any timm ViT, loaded the way the exported CLIP will load them.
+
+A timm ViT becomes open_clip's `TimmModel` without a projection, so that its embedding is the ViT's own pooled feature
+and plain open_clip can rebuild it.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import open_clip
+import timm
+import torch
+from numpy.typing import NDArray
+from open_clip.pretrained import get_pretrained_cfg
+from open_clip.timm_model import TimmModel
+from torch import Tensor, nn
+
+from .errors import EncoderError
+
+TIMM_PREFIX = "timm/"
+Precision = Literal["fp32", "bf16", "fp16"]
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTower:
+    """A frozen image tower in evaluation mode. B pictures, D features.
+
+    Attributes:
+        model: the name it was loaded by.
+        pretrained: the tag or file of its weights, None where the name already says it.
+        visual: the module; `[B, 3, height, width] float32` to `[B, D]`.
+        vision_cfg: open_clip's `vision_cfg` that rebuilds it.
+        preprocess: open_clip's `preprocess_cfg`.
+        dim: D.
+        quick_gelu: the activation that an open_clip config would set for both towers.
+        weights_sha256: digest of its tensors, the same wherever they were loaded from.
+        precision: what `encode` computes in.
+    """
+
+    model: str
+    pretrained: str | None
+    visual: nn.Module
+    vision_cfg: dict[str, Any]
+    preprocess: dict[str, Any]
+    dim: int
+    quick_gelu: bool
+    weights_sha256: str
+    precision: Precision = "fp32"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.visual.parameters()).device
+
+    def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Pixels `[B, height, width, 3] uint8` to what the tower takes, `[B, 3, height, width] float32`.
+
+        The arithmetic and its order are torchvision's ToTensor and Normalize, so the bits are too.
+        """
+        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        mean, std = (torch.tensor(self.preprocess[k], device=self.device).view(-1, 1, 1) for k in ("mean", "std"))
+        return x.sub_(mean).div_(std)
+
+    @torch.inference_mode()
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw features `[B, D] float32` (not normalized) of pixels `[B, height, width, 3] uint8`."""
+        dtype = _AUTOCAST.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            features = self.visual(self.normalize(pixels))
+        if isinstance(features, tuple):  # towers with output_tokens give (pooled, tokens)
+            features = features[0]
+        result: NDArray[np.float32] = features.float().cpu().numpy()
+        return result
+
+
+def load_image_tower(
+    model: str, pretrained: str | None, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+) -> ImageTower:
+    """Load a frozen image tower.
+
+    Args:
+        model: an open_clip name (with `pretrained`), `local-dir:PATH`, `hf-hub:ORG/NAME`, or `timm/NAME`.
+        pretrained: a tag or weights file; for `timm/NAME` a file, or None for timm's own weights.
+        device: where to put it.
+        precision: what to compute in; weights stay float32.
+
+    Raises:
+        EncoderError: unknown name, no weights, or weights that do not fit.
+    """
+    load = _load_timm if model.startswith(TIMM_PREFIX) else _load_open_clip
+    visual, config, preprocess = load(model, pretrained)
+    visual.eval().requires_grad_(False)
+    return ImageTower(
+        model=model,
+        pretrained=pretrained,
+        vision_cfg=config["vision_cfg"],
+        preprocess={k: preprocess[k] for k in _PREPROCESS_KEYS if k in preprocess},
+        dim=config["embed_dim"],
+        quick_gelu=bool(config.get("quick_gelu", False)),
+        weights_sha256=hash_tensors(visual.state_dict()),
+        precision=precision,
+        visual=visual.to(device),
+    )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    >>> hash_tensors({"a": torch.zeros(2)})[:8] == hash_tensors({"a": torch.zeros(1, 2)})[:8]
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _load_open_clip(model: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any], Mapping[str, Any]]:
+    has_schema = ":" in model
+    if has_schema and pretrained:
+        raise EncoderError(f"--model {model} brings its own weights: drop --pretrained {pretrained}")
+    try:
+        config = open_clip.get_model_config(model)
+    except Exception as error:  # a hub error, a missing file, broken JSON: open_clip wraps none of them
+        raise EncoderError(f"--model {model}: cannot read its open_clip_config.json ({error})") from error
+    if config is None:
+        raise EncoderError(
+            f"--model {model}: not an open_clip model; see open_clip.list_models(), or use timm/NAME, local-dir:PATH"
+        )
+    if not has_schema and not pretrained:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise EncoderError(f"--model {model} needs weights: pass --pretrained FILE or a tag ({tags})")
+    # open_clip only warns when a tag was trained with the other activation; the features would be wrong.
+    tag = get_pretrained_cfg(model, pretrained) if pretrained and not has_schema else {}
+    if tag and tag.get("quick_gelu", False):
+        config["quick_gelu"] = True
+    try:
+        clip = open_clip.create_model(
+            model,
+            pretrained=pretrained,
+            force_quick_gelu=bool(config.get("quick_gelu", False)),
+            pretrained_text=False,
+            require_pretrained=True,
+        )
+    except Exception as error:  # wrong keys, no such tag, download failed: one message says which
+        raise EncoderError(f"--model {model} --pretrained {pretrained}: {error}") from error
+    config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
+    return clip.visual, config, clip.visual.preprocess_cfg
+
+
+def _load_timm(model: str, weights: str | None) -> tuple[nn.Module, dict[str, Any], Mapping[str, Any]]:
+    name = model.removeprefix(TIMM_PREFIX)
+    if weights is not None and not Path(weights).is_file():
+        raise EncoderError(f"--pretrained {weights}: no such file (timm towers take a weights file)")
+    overlay = {"file": weights} if weights is not None else None
+    try:
+        # With the classifier that the weights were trained with: only then does timm load strictly.
+        source = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
+    except Exception as error:  # unknown name, wrong keys, download failed: one message says which
+        raise EncoderError(f"--model {model} --pretrained {weights}: {error}") from error
+    pool, cfg = getattr(source, "global_pool", None), source.pretrained_cfg
+    if not isinstance(pool, str) or not pool:
+        raise EncoderError(f"--model {model}: not a ViT with a pooled output ({type(source).__name__})")
+    if cfg["interpolation"] not in ("bicubic", "bilinear"):
+        raise EncoderError(f"--model {model}: open_clip cannot resize with {cfg['interpolation']!r}")
+    image_size = tuple(cfg["input_size"][1:])
+    visual = TimmModel(name, embed_dim=source.num_features, image_size=image_size, pool=pool, proj="none")
+    source.reset_classifier(0)
+    visual.trunk.load_state_dict(source.state_dict())
+    config = {
+        "embed_dim": source.num_features,
+        "vision_cfg": {
+            "timm_model_name": name,
+            "timm_model_pretrained": False,
+            "timm_pool": pool,
+            "timm_proj": "none",
+            "image_size": image_size[0] if len(set(image_size)) == 1 else list(image_size),
+        },
+    }
+    # open_clip's preprocessing cannot express timm's crop_pct; the cache sees what the export will (decision 003).
+    preprocess = {
+        "size": list(image_size),
+        "mode": "RGB",
+        "mean": list(cfg["mean"]),
+        "std": list(cfg["std"]),
+        "interpolation": cfg["interpolation"],
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    return visual, config, preprocess

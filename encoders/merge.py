@@ -1,0 +1,53 @@
+"""Merging: a frozen image tower and a trained text tower become one folder that plain open_clip loads."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .image import ImageTower
+from .text import TextTower
+from .tokenizer import CaptionTokenizer
+
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+
+
+def write_merged(
+    folder: Path,
+    image_tower: ImageTower,
+    text_tower: TextTower,
+    logit_scale: float,
+    tokenizer: CaptionTokenizer,
+    provenance: dict[str, Any],
+) -> None:
+    """Write weights, config and tokenizer of the merged CLIP into an existing folder.
+
+    Args:
+        folder: where; load it with `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
+        image_tower: its tensors are written as they are.
+        text_tower: the student.
+        logit_scale: the factor on cosines (not its logarithm).
+        tokenizer: the one that the student was trained with.
+        provenance: kept in the config under `clipglot`, where open_clip does not look.
+    """
+    tensors: dict[str, Tensor] = {f"visual.{k}": v for k, v in image_tower.visual.state_dict().items()}
+    tensors |= text_tower.state_dict()
+    tensors["logit_scale"] = torch.tensor(math.log(logit_scale))
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    config = {
+        "model_cfg": {
+            "embed_dim": image_tower.dim,
+            "quick_gelu": image_tower.quick_gelu,
+            "vision_cfg": image_tower.vision_cfg,
+            "text_cfg": text_tower.config.to_open_clip(),
+            "custom_text": True,
+        },
+        "preprocess_cfg": image_tower.preprocess,
+        "clipglot": provenance,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    tokenizer.save(folder)
