@@ -123,7 +123,9 @@ class BlockDecoder:
         try:
             future = self._pool.submit(_decode_block, slot, keys)
         except BrokenProcessPool as error:
-            raise CacheError(f"a decoding process died near row {start}: run the same command again to resume") from error
+            raise CacheError(
+                f"a decoding process died near row {start}: run the same command again to resume"
+            ) from error
         self._in_flight.append((slot, start, len(keys), future))
 
 
@@ -155,9 +157,7 @@ def _reserve(num_bytes: int) -> SharedMemory:
     return memory
 
 
-def _start_worker(
-    geometry: Geometry, root: Path, max_pixels: int, memory_name: str, shape: tuple[int, ...]
-) -> None:
+def _start_worker(geometry: Geometry, root: Path, max_pixels: int, memory_name: str, shape: tuple[int, ...]) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()

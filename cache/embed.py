@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from .decoding import DecodedBlock, block_decoder
@@ -149,7 +150,9 @@ def _embed_block(block: DecodedBlock, chunk: _Chunk, encode: Encode, report: Pas
 def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
     """Status goes last: a chunk counts as done only when its embeddings are on disk."""
     write_from = time.perf_counter()
-    cache.root[EMB][0, chunk.rows] = chunk.emb
-    cache.root[NORM][0, chunk.rows] = chunk.norm
-    cache.root[STATUS][chunk.rows] = chunk.status
+    # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        cache.root[EMB][0, chunk.rows] = chunk.emb
+        cache.root[NORM][0, chunk.rows] = chunk.norm
+        cache.root[STATUS][chunk.rows] = chunk.status
     report.write_s += time.perf_counter() - write_from

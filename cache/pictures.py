@@ -18,8 +18,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import CacheError
 from .format import Status
 
+Image.init()  # registers every format; `formats=` below fails on a name that is not registered yet
 # What photographs and drawings come in. Formats whose decoder runs other programs (EPS) stay out.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+    if name in Image.OPEN
+)
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
 
@@ -57,7 +62,10 @@ class Geometry:
         interpolation = preprocess.get("interpolation") or "bicubic"
         if interpolation == "random":  # open_clip's name for "any in training"; at inference it means bicubic
             interpolation = "bicubic"
-        if resize_mode not in ("shortest", "longest", "squash") or interpolation not in ("bicubic", "bilinear"):
+        if resize_mode not in ("shortest", "longest", "squash") or interpolation not in (
+            "bicubic",
+            "bilinear",
+        ):
             raise CacheError(
                 f"the tower's preprocessing asks for resize_mode={resize_mode!r}, interpolation={interpolation!r}; "
                 "known are shortest, longest, squash and bicubic, bilinear"
@@ -97,8 +105,7 @@ class Geometry:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB as a viewer would show it: first frame, upright, transparency on white, 16 bits scaled to 8."""
-    picture = ImageOps.exif_transpose(picture)
+    """RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
     if picture.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
         values = np.asarray(picture, dtype=np.float64)
         scale = 257.0 if values.size and values.max() > 255 else 1.0
@@ -126,19 +133,22 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     Raises:
         RejectedPictureError: it is no picture, damaged or too large.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
+        picture = _load(file, geometry, max_pixels)
+        return np.asarray(geometry.apply(to_rgb(picture)), dtype=np.uint8)
+
+
+def _load(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int) -> Image.Image:
+    """Check the header, then decode the first frame and turn it upright."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
-            with Image.open(file, formats=FORMATS) as picture:
-                width, height = picture.size
-                resized_width, resized_height = geometry.resized(width, height)
-                if width * height > max_pixels or resized_width * resized_height > max_pixels:
-                    raise RejectedPictureError(Status.TOO_LARGE)
-                if resized_width < 1 or resized_height < 1:
-                    raise RejectedPictureError(Status.TOO_LARGE)  # an aspect ratio beyond any picture
-                return np.asarray(geometry.apply(to_rgb(picture)), dtype=np.uint8)
-    except RejectedPictureError:
-        raise
+        picture = Image.open(file, formats=FORMATS)
+        width, height = picture.size
+        resized_width, resized_height = geometry.resized(width, height)
+        fits = max(width * height, resized_width * resized_height) <= max_pixels
+        if fits and min(resized_width, resized_height) >= 1:
+            picture.load()
+            return ImageOps.exif_transpose(picture)
     except UnidentifiedImageError:
         raise RejectedPictureError(Status.NOT_A_PICTURE) from None
     except MemoryError:
@@ -147,6 +157,7 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
         # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
         # Only their calls stand in this block, and the row keeps its reason.
         raise RejectedPictureError(Status.DAMAGED) from None
+    raise RejectedPictureError(Status.TOO_LARGE)
 
 
 def open_below(root: Path, key: str) -> IO[bytes]:
@@ -166,6 +177,9 @@ def open_below(root: Path, key: str) -> IO[bytes]:
         if not path.is_file():
             raise RejectedPictureError(Status.UNREADABLE if path.exists() else Status.MISSING)
         return open(path, "rb")
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path; OSError: also names too long, symlink loops
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ValueError: a NUL in the path; OSError: also names too long, symlink loops
         missing = isinstance(error, ValueError) or error.errno in (2, 20, 36, 40)
         raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None

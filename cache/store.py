@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 from .files import DurableLocalStore
-from .format import ATTRIBUTE, CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEXT, CacheInfo, Status
+from .format import CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEXT, CacheInfo, Status
 from .ragged import RaggedReader
-
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
 
@@ -80,7 +79,6 @@ class Cache:
 
     def missing_chunks(self) -> list[int]:
         """The chunks that no pass has finished, ascending. Status is written last, so it alone tells."""
-
         folder = self.path / STATUS / "c"
         done = {int(file.name) for file in folder.iterdir() if file.name.isdigit()} if folder.is_dir() else set()
         return [chunk for chunk in range(self.num_chunks) if chunk not in done]
@@ -144,7 +142,9 @@ class Cache:
         if self.info.state == "sealed":  # zarr reads an absent chunk as zeros; in a sealed cache it is a loss
             absent = [i for i in np.ndindex(*array.cdata_shape) if not self._chunk_file(array, i).exists()]
             if absent:
-                raise CacheError(f"{self.path}: {_chunk_name(array, absent[0])} is absent from a sealed cache: {REMAKE}")
+                raise CacheError(
+                    f"{self.path}: {_chunk_name(array, absent[0])} is absent from a sealed cache: {REMAKE}"
+                )
         try:
             return np.asarray(array[selection])
         except ValueError as error:

@@ -42,9 +42,7 @@ class BatchPlan:
         captions = np.flatnonzero(caption_image >= 0)
         self._captions = captions
         # Pictures that have captions, and for each where its captions begin and how many they are.
-        self._rows, self._first, self._count = np.unique(
-            caption_image[captions], return_index=True, return_counts=True
-        )
+        self._rows, self._first, self._count = np.unique(caption_image[captions], return_index=True, return_counts=True)
         self._batch_size, self._seed = batch_size, seed
         if len(self._rows) < batch_size:
             raise DistillError(

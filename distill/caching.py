@@ -32,7 +32,8 @@ class CacheResult:
 
 
 def cache_pictures(
-    settings: CacheSettings, on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None
+    settings: CacheSettings,
+    on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
 ) -> CacheResult:
     """Embed every picture of a manifest, or finish what an earlier pass left.
 
@@ -52,7 +53,10 @@ def cache_pictures(
         limit=settings.limit,
     )
     tower = load_image_tower(
-        settings.model, settings.pretrained, device=resolve_device(settings.device), precision=settings.precision
+        settings.model,
+        settings.pretrained,
+        device=resolve_device(settings.device),
+        precision=settings.precision,
     )
     encoder = encoder_info(tower)
     resumed = is_planned(settings.output)

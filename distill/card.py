@@ -1,12 +1,19 @@
 """The model card of an export: what it is, how to load it, where it came from, what was measured."""
 
+from typing import Any
+
 from ..encoders.text import TextConfig
-from .run import Run
 
 
-def model_card(run: Run, text: TextConfig, name: str) -> str:
-    """Markdown with the front matter that model hubs read."""
-    provenance = run.provenance()
+def model_card(provenance: dict[str, Any], validation: dict[str, Any] | None, text: TextConfig, name: str) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    Args:
+        provenance: as `public_provenance` gives it.
+        validation: the last validation of the run, if there was one.
+        text: the text tower.
+        name: of the merged folder.
+    """
     encoder = provenance["encoder"]
     return f"""---
 library_name: open_clip
@@ -33,14 +40,13 @@ tokenizer = open_clip.get_tokenizer("local-dir:{name}")
 | text tower | causal transformer, {text.layers} layers, width {text.width}, {text.heads} heads, pooled at EOS |
 | vocabulary, context | {text.vocab_size:,} tokens of byte-level BPE, {text.context_length} tokens |
 | trained on | {provenance["num_pictures"]:,} pictures with {provenance["num_captions"]:,} captions |
-{_validation(run)}
+{_recall(validation)}
 Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for open_clip and
 transformers. The config's `clipglot` entry repeats where everything came from.
 """
 
 
-def _validation(run: Run) -> str:
-    validation = run.last_validation()
+def _recall(validation: dict[str, Any] | None) -> str:
     if validation is None:
         return ""
     return (

@@ -20,12 +20,16 @@ from ..encoders.tokenizer import CaptionTokenizer
 from .card import model_card
 from .errors import DistillError
 from .final import load_final
-from .provenance import encoder_info, require_same_encoder
+from .provenance import encoder_info, public_provenance, require_same_encoder
 from .run import Run
 from .settings import ExportSettings
 
 NUM_PROBES = 8
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.99}  # of a cached row (float16) with the tower's own output
+MIN_COSINE = {
+    "fp32": 0.9999,
+    "fp16": 0.999,
+    "bf16": 0.99,
+}  # of a cached row (float16) with the tower's own output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +67,20 @@ def export_run(settings: ExportSettings) -> ExportResult:
     require_same_encoder(trained_on, encoder_info(image_tower), f"the image tower for {settings.run}")
     num_probes, min_cosine, why = _probe(image_tower, provenance, trained_on.precision)
 
-    record = provenance | {"clipglot": version("clipglot"), "open_clip_torch": version("open_clip_torch")}
+    record = public_provenance(provenance) | {
+        "clipglot": version("clipglot"),
+        "open_clip_torch": version("open_clip_torch"),
+    }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(settings.output) as folder:
         write_merged(folder, image_tower, text_tower, logit_scale, tokenizer, record)
-        card = model_card(run, text_tower.config, settings.output.name)
+        card = model_card(record, run.last_validation(), text_tower.config, settings.output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_same_outputs(folder, image_tower, text_tower, tokenizer)
     return ExportResult(folder=settings.output, num_probes=num_probes, min_cosine=min_cosine, why_no_probes=why)
 
 
-def _probe(
-    tower: ImageTower, provenance: dict[str, Any], precision: str
-) -> tuple[int, float | None, str | None]:
+def _probe(tower: ImageTower, provenance: dict[str, Any], precision: str) -> tuple[int, float | None, str | None]:
     """Embed a few cached pictures again, where cache and pictures can still be read.
 
     Raises:

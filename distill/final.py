@@ -3,9 +3,9 @@
 import json
 from dataclasses import asdict
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
-from ..cache.files import whole_directory
+from ..cache.files import whole_directory, write_whole
 from ..encoders.text import TextConfig, TextTower
 from .errors import DistillError
 from .run import Run, write_json
@@ -30,5 +30,6 @@ def write_final(run: Run, tower: TextTower, logit_scale: float) -> None:
     if run.final.exists():
         return
     with whole_directory(run.final) as folder:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tower.state_dict().items()}, folder / "text.safetensors")
+        tensors = {k: v.detach().cpu().contiguous() for k, v in tower.state_dict().items()}
+        write_whole(folder / "text.safetensors", save(tensors))
         write_json(folder / "config.json", {"text": asdict(tower.config), "logit_scale": logit_scale})

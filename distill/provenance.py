@@ -1,6 +1,7 @@
 """What ties a cache, a run and an export together: the encoder's identity, carried along and checked."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ..cache.format import EncoderInfo
@@ -32,6 +33,18 @@ def run_provenance(cache: Cache) -> dict[str, Any]:
         "num_pictures": info.num_pictures,
         "num_captions": info.num_captions,
     }
+
+
+def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The part of a run's provenance that goes out with an export: identities and counts, no paths of this machine."""
+    encoder = dict(provenance["encoder"])
+    for name in ("model", "pretrained"):
+        prefix, _, rest = (encoder[name] or "").rpartition(":")
+        if "/" in rest and (prefix == "local-dir" or Path(rest).exists()):
+            encoder[name] = f"{prefix}:{Path(rest).name}" if prefix else Path(rest).name
+    source = {"name": Path(provenance["source"]["path"]).name, "sha256": provenance["source"]["sha256"]}
+    counts = {name: provenance[name] for name in ("num_pictures", "num_captions")}
+    return {"encoder": encoder, "source": source} | counts
 
 
 def require_same_encoder(ours: EncoderInfo, found: EncoderInfo, what: str) -> None:

@@ -69,7 +69,9 @@ class Run:
                     "resume with the same settings, or choose another -o"
                 )
         if self.provenance() != provenance:
-            raise DistillError(f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o")
+            raise DistillError(
+                f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o"
+            )
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint after `step` steps; older ones go once it is whole."""

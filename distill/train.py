@@ -109,7 +109,11 @@ def train(
     validation = run.last_validation()
 
     def save() -> None:
-        state = {"tower": tower.state_dict(), "loss": loss_fn.state_dict(), "optimizer": optimizer.state_dict()}
+        state = {
+            "tower": tower.state_dict(),
+            "loss": loss_fn.state_dict(),
+            "optimizer": optimizer.state_dict(),
+        }
         run.save_checkpoint(step, state)
 
     # The loop.
@@ -163,7 +167,7 @@ def train(
         if step < num_steps:
             save()
     if step == num_steps:
-        write_final(run, tower, float(loss_fn.logit_scale.exp()))
+        write_final(run, tower, loss_fn.logit_scale.exp().item())
     return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)
 
 
@@ -198,5 +202,3 @@ def _stop_on_signal() -> Iterator[threading.Event]:
     finally:
         for caught, handler in previous.items():
             signal.signal(caught, handler)
-
-

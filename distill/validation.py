@@ -22,7 +22,9 @@ def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.in
     # By length, so that little is padded; the order is restored below.
     order = np.argsort(np.diff(tokens.offsets)[captions], kind="stable")
     blocks = [
-        F.normalize(tower(tokens.take(captions[order[start : start + CAPTIONS_AT_A_TIME]])).float(), dim=-1).cpu().numpy()
+        F.normalize(tower(tokens.take(captions[order[start : start + CAPTIONS_AT_A_TIME]])).float(), dim=-1)
+        .cpu()
+        .numpy()
         for start in range(0, len(order), CAPTIONS_AT_A_TIME)
     ]
     result: NDArray[np.float32] = np.concatenate(blocks)[np.argsort(order)]

@@ -6,7 +6,7 @@ and plain open_clip can rebuild it.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +63,7 @@ class ImageTower:
 
         The arithmetic and its order are torchvision's ToTensor and Normalize, so the bits are too.
         """
-        x = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        x = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
         mean, std = (torch.tensor(self.preprocess[k], device=self.device).view(-1, 1, 1) for k in ("mean", "std"))
         return x.sub_(mean).div_(std)
 
@@ -93,8 +93,26 @@ def load_image_tower(
     Raises:
         EncoderError: unknown name, no weights, or weights that do not fit.
     """
-    load = _load_timm if model.startswith(TIMM_PREFIX) else _load_open_clip
-    visual, config, preprocess = load(model, pretrained)
+    if model.startswith(TIMM_PREFIX):
+        visual, config, preprocess = _load_timm(model, pretrained)
+        tower = _tower(visual, config, preprocess, model, pretrained)
+    else:
+        tower = tower_of_clip(*load_clip(model, pretrained), model=model, pretrained=pretrained)
+    return replace(tower, visual=tower.visual.to(device), precision=precision)
+
+
+def tower_of_clip(clip: Any, config: dict[str, Any], *, model: str, pretrained: str | None = None) -> ImageTower:
+    """The image tower of a loaded open_clip model."""
+    return _tower(clip.visual, config, clip.visual.preprocess_cfg, model, pretrained)
+
+
+def _tower(
+    visual: nn.Module,
+    config: dict[str, Any],
+    preprocess: Mapping[str, Any],
+    model: str,
+    pretrained: str | None,
+) -> ImageTower:
     visual.eval().requires_grad_(False)
     return ImageTower(
         model=model,
@@ -104,26 +122,16 @@ def load_image_tower(
         dim=config["embed_dim"],
         quick_gelu=bool(config.get("quick_gelu", False)),
         weights_sha256=hash_tensors(visual.state_dict()),
-        precision=precision,
-        visual=visual.to(device),
+        visual=visual,
     )
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """A whole open_clip model with its weights, on the CPU in float32, and its config.
 
-    >>> hash_tensors({"a": torch.zeros(2)})[:8] == hash_tensors({"a": torch.zeros(1, 2)})[:8]
-    False
+    Raises:
+        EncoderError: unknown name, no weights, or weights that do not fit.
     """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _load_open_clip(model: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any], Mapping[str, Any]]:
     has_schema = ":" in model
     if has_schema and pretrained:
         raise EncoderError(f"--model {model} brings its own weights: drop --pretrained {pretrained}")
@@ -151,9 +159,23 @@ def _load_open_clip(model: str, pretrained: str | None) -> tuple[nn.Module, dict
             require_pretrained=True,
         )
     except Exception as error:  # wrong keys, no such tag, download failed: one message says which
-        raise EncoderError(f"--model {model} --pretrained {pretrained}: {error}") from error
+        raise EncoderError(f"--model {model}{f' --pretrained {pretrained}' if pretrained else ''}: {error}") from error
     config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
-    return clip.visual, config, clip.visual.preprocess_cfg
+    return clip, config
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    >>> hash_tensors({"a": torch.zeros(2)})[:8] == hash_tensors({"a": torch.zeros(1, 2)})[:8]
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _load_timm(model: str, weights: str | None) -> tuple[nn.Module, dict[str, Any], Mapping[str, Any]]:

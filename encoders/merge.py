@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .image import ImageTower
@@ -37,7 +37,8 @@ def write_merged(
     tensors: dict[str, Tensor] = {f"visual.{k}": v for k, v in image_tower.visual.state_dict().items()}
     tensors |= text_tower.state_dict()
     tensors["logit_scale"] = torch.tensor(math.log(logit_scale))
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, folder / WEIGHTS)
+    # Not save_file: it makes files that only their owner may read.
+    (folder / WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     config = {
         "model_cfg": {
             "embed_dim": image_tower.dim,

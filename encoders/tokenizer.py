@@ -61,7 +61,11 @@ class CaptionTokenizer:
             "model_max_length": 10**9,
         }
         tokens = {name: token for name, token in special.items() if token}
-        contents = (self._tokenizer.to_str(pretty=True), json.dumps(config, indent=2), json.dumps(tokens, indent=2))
+        contents = (
+            self._tokenizer.to_str(pretty=True),
+            json.dumps(config, indent=2),
+            json.dumps(tokens, indent=2),
+        )
         for name, content in zip(FILES, contents, strict=True):
             (folder / name).write_text(content, encoding="utf-8")
 

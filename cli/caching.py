@@ -1,0 +1,154 @@
+"""`clipglot cache`, `inspect` and `verify`."""
+
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from ..cache.format import EXPLANATION, Status
+from ..cache.store import Cache
+from ..distill.settings import CacheSettings
+from .options import settings_options
+from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say
+
+cache_argument = click.argument("cache", type=click.Path(path_type=Path))
+
+
+@click.command()
+@settings_options(CacheSettings, "source")
+@json_option
+def cache(settings: CacheSettings, as_json: bool) -> None:
+    r"""Embed every picture of SOURCE once; run it again to resume.
+
+    SOURCE is a .jsonl, .csv or .tsv file with a picture's path and its caption or captions in each row.
+
+    \b
+    clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
+    """
+    with friendly_errors(), progress_bar() as progress:
+        from ..distill.caching import cache_pictures
+
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, note="")
+            progress.update(tasks[stage], completed=done, total=total)
+
+        result = cache_pictures(settings, show)
+    report = result.report
+    if as_json:
+        print_json(
+            {"cache": str(settings.output), "resumed": result.resumed} | asdict(report) | _contents(result.cache)
+        )
+        return
+    counts = result.cache.info.counts
+    if report.num_pictures:
+        say(
+            f"{settings.output}: {report.num_pictures:,} pictures in {report.wall_s:.1f} s "
+            f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
+            f"{counts.get('embedded', 0):,} of {len(result.cache):,} embedded"
+        )
+    else:
+        say(f"{settings.output} is complete already: {counts.get('embedded', 0):,} pictures embedded")
+    if counts.get("embedded", 0) < len(result.cache):
+        say(f"what failed and why: clipglot inspect {settings.output}")
+
+
+@click.command()
+@cache_argument
+@click.option("--failures", type=int, default=10, show_default=True, help="Failed pictures to list; -1 lists all.")
+@json_option
+def inspect(cache: Path, failures: int, as_json: bool) -> None:
+    """Show what is in CACHE, what failed and why."""
+    with friendly_errors():
+        opened = Cache(cache)
+        if opened.info.state == "planning":
+            raise click.ClickException(f"{cache} was being planned when it stopped: run its `clipglot cache` again")
+        listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
+        if as_json:
+            print_json(
+                _contents(opened)
+                | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
+            )
+            return
+        info, counts = opened.info, opened.count_status()
+    encoder = f"{info.encoder.model}{f' / {info.encoder.pretrained}' if info.encoder.pretrained else ''}"
+    output.print(
+        facts(
+            str(cache),
+            {
+                "state": info.state
+                if info.state == "sealed"
+                else f"{info.state}: not complete, run it again to resume",
+                "pictures": f"{info.num_pictures:,}",
+                "captions": f"{info.num_captions:,}"
+                + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
+                "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
+                f"{opened.num_chunks} chunks of {info.chunk_rows:,} rows",
+                "image tower": encoder,
+                "its weights": f"sha256 {info.encoder.weights_sha256}",
+                "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
+                "precision": info.encoder.precision,
+                "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
+                "image root": info.source.image_root,
+                "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
+            },
+        )
+    )
+    table = Table("status", "pictures", "share", "meaning", box=None, pad_edge=False)
+    for status, count in counts.items():
+        share = f"{count / len(opened):.2%}"
+        table.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=None if status == 1 else "yellow")
+    output.print()
+    output.print(table)
+    if listed:
+        table = Table("row", "status", "picture", box=None, pad_edge=False)
+        for failure in listed:
+            table.add_row(str(failure.row), failure.status.label, failure.key)
+        output.print()
+        output.print(table)
+        num_failed = len(opened) - counts.get(Status.EMBEDDED, 0)
+        if num_failed > len(listed):
+            say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")
+
+
+@click.command()
+@cache_argument
+@json_option
+def verify(cache: Path, as_json: bool) -> None:
+    """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
+    with friendly_errors(), progress_bar() as progress:
+        opened = Cache(cache)
+        task = progress.add_task("verify", note="")
+        faults = opened.verify(lambda done, total: progress.update(task, completed=done, total=total))
+    if as_json:
+        print_json({"cache": str(cache), "state": opened.info.state, "faults": faults})
+    elif faults:
+        for fault in faults:
+            say(fault)
+    else:
+        say(f"{cache}: every checksum holds ({opened.info.state}, {len(opened):,} pictures)")
+    if faults:
+        raise SystemExit(1)
+
+
+def _contents(cache: Cache) -> dict[str, Any]:
+    info = cache.info
+    return {
+        "path": str(cache.path),
+        "state": info.state,
+        "num_pictures": info.num_pictures,
+        "num_captions": info.num_captions,
+        "dropped_captions": info.dropped_captions,
+        "num_views": info.num_views,
+        "dim": info.encoder.dim,
+        "chunk_rows": info.chunk_rows,
+        "status": {status.label: count for status, count in cache.count_status().items()},
+        "encoder": asdict(info.encoder),
+        "source": asdict(info.source),
+        "libraries": info.libraries,
+    }

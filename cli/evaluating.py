@@ -1,0 +1,44 @@
+"""`clipglot eval …`."""
+
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from .render import friendly_errors, json_option, output, percent, print_json
+
+
+@click.group()
+def evaluate() -> None:
+    """Measure a merged CLIP."""
+
+
+@evaluate.command()
+@click.argument("merged", type=click.Path(path_type=Path))
+@click.argument("cache", type=click.Path(path_type=Path))
+@json_option
+def retrieval(merged: Path, cache: Path, as_json: bool) -> None:
+    """How often the captions of CACHE find their picture and back, with the CLIP in MERGED.
+
+    CACHE must come from the same image tower; no picture is opened.
+    """
+    with friendly_errors():
+        from ..cache.store import Cache
+        from ..encoders.clip import load_merged
+        from ..evals.merged import eval_retrieval
+
+        report = eval_retrieval(load_merged(merged), Cache(cache))
+    if as_json:
+        print_json(report.to_json())
+        return
+    table = Table("direction", "R@1", "R@5", "R@10", "median rank", "queries", "candidates", box=None, pad_edge=False)
+    for direction, ranks in (("text → image", report.text_to_image), ("image → text", report.image_to_text)):
+        recalls = (percent(r) for r in (ranks.r_at_1, ranks.r_at_5, ranks.r_at_10))
+        table.add_row(
+            direction,
+            *recalls,
+            f"{ranks.median_rank:g}",
+            f"{ranks.num_queries:,}",
+            f"{ranks.num_candidates:,}",
+        )
+    output.print(table)

@@ -1,0 +1,67 @@
+"""`clipglot export` and `predict`."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+from rich.table import Table
+
+from ..distill.settings import ExportSettings
+from .options import settings_options
+from .render import friendly_errors, json_option, output, percent, print_json, say
+
+
+@click.command()
+@settings_options(ExportSettings, "run")
+@json_option
+def export(settings: ExportSettings, as_json: bool) -> None:
+    r"""Merge the image tower that RUN's cache was made with and RUN's text tower into one CLIP.
+
+    The image tower is rebuilt, checked against the cache by its hash and by embedding a few cached pictures again,
+    and the folder is loaded once by open_clip before it gets its name.
+
+    \b
+    clipglot export run -o merged
+    """
+    with friendly_errors():
+        from ..distill.export import export_run
+
+        result = export_run(settings)
+    if as_json:
+        print_json(asdict(result) | {"folder": str(result.folder)})
+        return
+    if result.num_probes:
+        probes = f"{result.num_probes} cached pictures embedded again, worst cosine {result.min_cosine:.6f}"
+    else:
+        probes = f"no cached picture could be embedded again: {result.why_no_probes}"
+    say(f"{result.folder}: image tower matches its hash; open_clip loads both towers; {probes}")
+    say(f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{result.folder}")')
+    say(f'tokenizer = open_clip.get_tokenizer("local-dir:{result.folder}")')
+
+
+@click.command()
+@click.argument("merged", type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--text", "texts", multiple=True, required=True, help="A description to choose from; repeat it.")
+@json_option
+def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_json: bool) -> None:
+    r"""Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
+
+    \b
+    clipglot predict merged cat.jpg --text "кошка" --text "собака"
+    """
+    with friendly_errors():
+        from ..encoders.clip import load_merged
+        from ..evals.merged import predict as run_prediction
+
+        predictions = run_prediction(load_merged(merged), images, texts)
+    if as_json:
+        print_json([asdict(prediction) for prediction in predictions])
+        return
+    table = Table("picture", "text", "probability", "cosine", box=None, pad_edge=False)
+    for prediction in predictions:
+        scores = zip(prediction.texts, prediction.probabilities, prediction.cosines, strict=True)
+        for place, (text, probability, cosine) in enumerate(scores):
+            name = prediction.image if place == 0 else ""
+            table.add_row(name, text, percent(probability), f"{cosine:.3f}", style="bold" if place == 0 else None)
+    output.print(table)

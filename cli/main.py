@@ -1,0 +1,51 @@
+"""The `clipglot` command. Each subcommand's module is imported only when it runs, so that `--help` answers at once."""
+
+import importlib
+import os
+
+import click
+
+# name: (module, attribute, what `clipglot --help` says)
+COMMANDS = {
+    "cache": ("caching", "cache", "Embed every picture of a manifest once."),
+    "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
+    "verify": ("caching", "verify", "Check every checksum of a cache."),
+    "tokenizer": ("training", "tokenizer", "Train a tokenizer on the captions of a cache."),
+    "train": ("training", "train", "Train a text tower on a cache."),
+    "export": ("exporting", "export", "Merge both towers into one CLIP."),
+    "predict": ("exporting", "predict", "Which text describes a picture best?"),
+    "eval": ("evaluating", "evaluate", "Measure a merged CLIP."),
+    "demo": ("demo", "demo", "Do the whole job on pictures that it draws itself."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the job, not of the alphabet."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(f"clipglot.cli.{module}"), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, _, help_) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="clipglot")
+def main() -> None:
+    """Teach a frozen CLIP a new language or domain on one GPU.
+
+    pictures + captions → cache → train → export → one CLIP that open_clip loads
+    """
+    # A fork after tokenizing would otherwise print a warning of the Rust library on every worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

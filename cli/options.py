@@ -1,0 +1,124 @@
+"""Click options from a settings dataclass: one definition for the library, the TOML file and the flags.
+
+A field `name: Annotated[type, "help"] = default` becomes `--name`; fields given as arguments become positional.
+Precedence: flags, then `--config FILE.toml`, then the field's default.
+"""
+
+import tomllib
+import types
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+S = TypeVar("S")
+Command = Callable[..., Any]
+
+
+def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command], Command]:
+    """Decorate a click command with the options of a settings dataclass; it receives one instance as `settings`.
+
+    Args:
+        settings: the dataclass.
+        arguments: names of fields that are positional, in order.
+    """
+
+    def decorate(function: Command) -> Command:
+        def command(**values: Any) -> Any:
+            names = {field.name for field in fields(settings)}
+            given = {name: values.pop(name) for name in list(values) if name in names}
+            merged = _merge(settings, arguments, given, values.pop("config"))
+            return function(settings=settings(**merged), **values)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        command.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
+        decorators = [_parameter(field, hint, field.name in arguments) for field, hint in _hints(settings)]
+        config = click.option(
+            "--config",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="TOML file with any of these settings; flags win.",
+        )
+        for decorator in reversed([*decorators, config]):
+            command = decorator(command)
+        return command
+
+    return decorate
+
+
+def _hints(settings: type[Any]) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(settings, include_extras=True)
+    return [(field, hints[field.name]) for field in fields(settings)]
+
+
+def _parameter(field: Field[Any], hint: Any, positional: bool) -> Callable[[Command], Command]:
+    assert get_origin(hint) is Annotated, f"{field.name} has no help"
+    type_, help_ = get_args(hint)[:2]
+    click_type, multiple = _click_type(type_)
+    if positional:
+        return click.argument(field.name, type=click_type)
+    flags = [f"--{field.name.replace('_', '-')}", field.name]
+    if field.name == "output":
+        flags.insert(0, "-o")
+    if field.default is MISSING:
+        help_ += "  [required]"
+    elif field.default not in (None, ()) and "(default" not in help_:
+        shown = ", ".join(field.default) if multiple else field.default
+        help_ += f"  [default: {shown}]"
+    # No default here: what is not given must be told from what is given with the default's value.
+    return click.option(*flags, type=click_type, multiple=multiple, help=help_, metavar=_metavar(type_))
+
+
+def _click_type(type_: Any) -> tuple[Any, bool]:
+    """The click type of an annotation, and whether the option repeats."""
+    origin, args = get_origin(type_), get_args(type_)
+    if origin is Literal:
+        return click.Choice(args), False
+    if origin is tuple:
+        return _click_type(args[0])[0], True
+    if origin in (Union, types.UnionType):
+        (inner,) = [a for a in args if a is not type(None)]
+        return _click_type(inner)
+    return (click.Path(path_type=Path) if type_ is Path else type_), False
+
+
+def _metavar(type_: Any) -> str | None:
+    text = str(type_)
+    return "PATH" if "Path" in text else None
+
+
+def _merge(
+    settings: type[Any], arguments: tuple[str, ...], given: dict[str, Any], config: Path | None
+) -> dict[str, Any]:
+    merged = _read_config(settings, arguments, config) if config else {}
+    merged |= {name: value for name, value in given.items() if value not in (None, ())}
+    for field in fields(settings):
+        if field.default is MISSING and field.name not in merged:
+            raise click.UsageError(f"Missing option '--{field.name.replace('_', '-')}'.")
+    return merged
+
+
+def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) -> dict[str, Any]:
+    """Settings from a TOML file; unknown keys and wrong types are errors."""
+    try:
+        found = tomllib.loads(config.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{config}: {error}") from error
+    known = {field.name: hint for field, hint in _hints(settings) if field.name not in arguments}
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise click.UsageError(f"{config}: unknown setting {key!r}; known are {', '.join(sorted(known))}")
+        click_type, multiple = _click_type(get_args(known[name])[0])
+        convert = click.types.convert_type(click_type)
+        try:
+            if multiple:
+                listed = value if isinstance(value, list) else [value]
+                values[name] = tuple(convert(str(item), None, None) for item in listed)
+            else:
+                values[name] = convert(str(value), None, None)
+        except click.BadParameter as error:
+            raise click.UsageError(f"{config}: {key}: {error.message}") from error
+    return values

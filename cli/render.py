@@ -1,0 +1,79 @@
+"""What every command shares on the screen: errors, progress, tables, JSON."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ..cache.errors import CacheError
+from ..distill.errors import DistillError
+from ..encoders.errors import EncoderError
+from ..evals.errors import EvalError
+
+output = Console()
+if not output.is_terminal:
+    output.width = 200  # a file has no edge to wrap at
+status = Console(stderr=True)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+
+
+@contextmanager
+def friendly_errors() -> Iterator[None]:
+    """The user's mistakes become one message and exit code 1; bugs keep their traceback."""
+    try:
+        yield
+    except (CacheError, EncoderError, DistillError, EvalError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def say(line: str) -> None:
+    """One line of plain text on standard output, never wrapped or coloured."""
+    click.echo(line)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output, nothing else there."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar on standard error; silent where that is not a terminal."""
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=status, disable=not status.is_terminal) as progress:
+        yield progress
+
+
+def facts(title: str, rows: dict[str, Any]) -> Table:
+    """A two-column table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{share:.1%}"

@@ -1,0 +1,82 @@
+"""`clipglot tokenizer` and `train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..distill.settings import TrainSettings
+from .options import settings_options
+from .render import friendly_errors, json_option, percent, print_json, progress_bar, say
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--vocab-size", type=int, default=16_384, show_default=True, help="Most tokens, special ones included.")
+@json_option
+def tokenizer(cache: Path, folder: Path, vocab_size: int, as_json: bool) -> None:
+    """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
+    with friendly_errors():
+        from ..distill.tokens import write_tokenizer
+
+        report = write_tokenizer(cache, folder, vocab_size)
+    if as_json:
+        print_json(report)
+    else:
+        say(
+            f"{folder}: {report['vocab_size']:,} tokens from {report['num_captions']:,} captions, "
+            f"{report['tokens_per_caption']:.1f} tokens a caption (BOS and EOS included), longest {report['longest']}"
+        )
+
+
+@click.command()
+@settings_options(TrainSettings, "cache")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@json_option
+def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
+    r"""Train a text tower on the pictures and captions of CACHE; no picture is opened.
+
+    Ctrl-C saves a checkpoint; --resume goes on exactly where it stopped.
+
+    \b
+    clipglot train train.zarr -o run --val val.zarr --epochs 30
+    """
+    with friendly_errors(), progress_bar() as progress:
+        from ..distill.train import train as run_training
+
+        task = progress.add_task("train", note="", total=None)
+        notes = {"loss": "", "recall": ""}
+
+        def show(step: int, total: int, metrics: dict[str, Any]) -> None:
+            if "loss" in metrics:
+                notes["loss"] = f"loss {metrics['loss']:.3f}, {metrics['pairs_per_s']:,.0f} pairs/s"
+            if "r_at_10" in metrics:
+                notes["recall"] = f", R@10 {percent(metrics['r_at_10'])}"
+            progress.update(task, completed=step, total=total, note=notes["loss"] + notes["recall"])
+
+        result = run_training(settings, resume=resume, on_progress=show)
+    if as_json:
+        print_json(
+            {
+                "run": str(settings.output),
+                "complete": result.complete,
+                "step": result.step,
+                "num_steps": result.num_steps,
+                "validation": result.validation,
+            }
+        )
+    elif result.complete:
+        recall = f": {_recall(result.validation)}" if result.validation else ""
+        say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
+        say(f"next: clipglot export {settings.output} -o merged")
+    if not result.complete:
+        click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: go on with --resume", err=True)
+        raise SystemExit(130)
+
+
+def _recall(validation: dict[str, Any]) -> str:
+    return (
+        f"R@1 {percent(validation['r_at_1'])}, R@5 {percent(validation['r_at_5'])}, "
+        f"R@10 {percent(validation['r_at_10'])}, median rank {validation['median_rank']:g}"
+    )
