@@ -46,7 +46,7 @@ class BatchPlan:
         self._batch_size, self._seed = batch_size, seed
         if len(self._rows) < batch_size:
             raise DistillError(
-                f"--batch-size {batch_size} is more than the {len(self._rows)} embedded pictures with captions: lower it"
+                f"--batch-size {batch_size} exceeds the {len(self._rows)} embedded pictures with captions: lower it"
             )
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 

@@ -1,4 +1,7 @@
-"""InfoNCE, symmetric, with a learned temperature: the loss of CLIP (Radford et al. 2021, arXiv:2103.00020, figure 3)."""
+"""InfoNCE, symmetric, with a learned temperature.
+
+The loss of CLIP: Radford et al. 2021, arXiv:2103.00020, section 2.3 and figure 3.
+"""
 
 import math
 

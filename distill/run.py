@@ -41,9 +41,8 @@ class Run:
             if not resume:
                 raise DistillError(f"{self.path} holds a run already: pass --resume to go on, or choose another -o")
             self._require_same(settings, provenance)
-        elif self.path.exists():
-            if not self.path.is_dir() or any(not f.name.endswith(PARTIAL) for f in self.path.iterdir()):
-                raise DistillError(f"{self.path} exists and holds no run: choose another -o")
+        elif self.path.exists() and not self._is_debris():
+            raise DistillError(f"{self.path} exists and holds no run: choose another -o")
         self.path.mkdir(parents=True, exist_ok=True)
         write_json(self._description, {"settings": _to_json(settings), "provenance": provenance})
         self._checkpoints.mkdir(exist_ok=True)
@@ -107,6 +106,10 @@ class Run:
         """Drop what was logged after `step`: a resumed run logs it again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_whole(self._metrics, "".join(kept).encode())
+
+    def _is_debris(self) -> bool:
+        """Whether the folder is empty, or holds only what a killed start left."""
+        return self.path.is_dir() and all(file.name.endswith(PARTIAL) for file in self.path.iterdir())
 
     def _sorted_checkpoints(self) -> list[Path]:
         return sorted(self._checkpoints.glob("step-*.pt"))
