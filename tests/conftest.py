@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from drawn import draw_pictures
 from safetensors.torch import save_file
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
@@ -22,7 +21,6 @@ TINY_CONFIG: dict[str, Any] = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
 }
-WORDS = {"красный": (200, 30, 30), "зелёный": (30, 170, 30), "синий": (30, 30, 200), "жёлтый": (220, 210, 40)}
 
 
 @pytest.fixture(scope="session")
@@ -40,25 +38,14 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     clip = open_clip.CLIP(**TINY_CONFIG)
     save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
-    preprocess = {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25], "interpolation": "bicubic", "resize_mode": "shortest"}
+    preprocess = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.25],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG, "preprocess_cfg": preprocess}))
     return folder
-
-
-def draw_pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    """Coloured noise named in Russian, `count` PNG files; returns the jsonl manifest (1 to 3 captions a picture)."""
-    rng = np.random.default_rng(seed)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    lines = []
-    for i in range(count):
-        word = list(WORDS)[i % len(WORDS)]
-        noise = rng.normal(WORDS[word], 25, (40, 48, 3)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(noise).save(folder / "images" / f"{i:04}.png")
-        captions = [f"{word} шум", f"это {word} шум номер {i}", f"шум: {word}"][: 1 + i % 3]
-        lines.append(json.dumps({"image": f"images/{i:04}.png", "text": captions}, ensure_ascii=False))
-    manifest = folder / "pairs.jsonl"
-    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return manifest
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,25 @@
+"""Pictures and captions that tests draw for themselves."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+WORDS = {"красный": (200, 30, 30), "зелёный": (30, 170, 30), "синий": (30, 30, 200), "жёлтый": (220, 210, 40)}
+
+
+def draw_pictures(folder: Path, count: int, seed: int = 0) -> Path:
+    """Coloured noise named in Russian, `count` PNG files; returns the jsonl manifest (1 to 3 captions a picture)."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(count):
+        word = list(WORDS)[i % len(WORDS)]
+        noise = rng.normal(WORDS[word], 25, (40, 48, 3)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noise).save(folder / "images" / f"{i:04}.png")
+        captions = [f"{word} шум", f"это {word} шум номер {i}", f"шум: {word}"][: 1 + i % 3]
+        lines.append(json.dumps({"image": f"images/{i:04}.png", "text": captions}, ensure_ascii=False))
+    manifest = folder / "pairs.jsonl"
+    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return manifest
