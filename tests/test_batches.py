@@ -1,0 +1,61 @@
+"""Batches follow from (seed, epoch, batch) alone and never show a picture twice in an epoch."""
+
+import numpy as np
+import pytest
+from clipglot.distill.batches import BatchPlan, group_equal_captions
+from clipglot.distill.errors import DistillError
+from hypothesis import given
+from hypothesis import strategies as st
+
+# Captions a picture, and whether it was embedded.
+pictures = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=40)
+
+
+def caption_image_of(pictures: list[tuple[int, bool]]) -> np.ndarray:
+    rows = [row if embedded else -1 for row, (count, embedded) in enumerate(pictures) for _ in range(count)]
+    return np.asarray(rows, np.int64)
+
+
+@given(pictures, st.integers(2, 8), st.integers(0, 2**32), st.integers(0, 1000))
+def test_an_epoch_shows_each_usable_picture_at_most_once_with_a_caption_of_its_own(
+    pictures: list[tuple[int, bool]], batch_size: int, seed: int, epoch: int
+) -> None:
+    caption_image = caption_image_of(pictures)
+    usable = {row for row, (count, embedded) in enumerate(pictures) if count and embedded}
+    if len(usable) < batch_size:
+        with pytest.raises(DistillError, match="lower it"):
+            BatchPlan(caption_image, batch_size=batch_size, seed=seed)
+        return
+    plan = BatchPlan(caption_image, batch_size=batch_size, seed=seed)
+    assert len(plan) == len(usable) // batch_size
+    batches = [plan.batch(epoch, index) for index in range(len(plan))]
+    rows = np.concatenate([batch.rows for batch in batches])
+    assert len(set(rows.tolist())) == len(rows) == len(plan) * batch_size
+    assert set(rows.tolist()) <= usable
+    assert (caption_image[np.concatenate([batch.captions for batch in batches])] == rows).all()
+
+
+def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
+    caption_image = np.repeat(np.arange(100), 3)
+    straight = BatchPlan(caption_image, batch_size=7, seed=5)
+    expected = [straight.batch(epoch, index) for epoch in range(3) for index in range(len(straight))]
+    backwards = BatchPlan(caption_image, batch_size=7, seed=5)
+    found = [backwards.batch(epoch, index) for epoch in (2, 1, 0) for index in reversed(range(len(backwards)))][::-1]
+    for a, b in zip(expected, found, strict=True):
+        assert (a.rows == b.rows).all()
+        assert (a.captions == b.captions).all()
+
+
+def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
+    caption_image = np.repeat(np.arange(64), 5)
+    plan = BatchPlan(caption_image, batch_size=64, seed=0)
+    orders = {tuple(plan.batch(epoch, 0).rows.tolist()) for epoch in range(20)}
+    orders |= {tuple(BatchPlan(caption_image, batch_size=64, seed=1).batch(0, 0).rows.tolist())}
+    assert len(orders) == 21
+    seen = {caption for epoch in range(60) for caption in plan.batch(epoch, 0).captions.tolist()}
+    assert seen == set(range(320))
+
+
+def test_equal_texts_share_a_group() -> None:
+    groups = group_equal_captions(["кот", "пёс", "кот", "Кот", "пёс"])
+    assert groups.tolist() == [0, 1, 0, 2, 1]
