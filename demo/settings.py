@@ -1,0 +1,16 @@
+"""What the demo does by default; sizes chosen so that two cores finish within three minutes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings:
+    """`clipglot demo`: the whole job, offline, on pictures that it draws itself."""
+
+    output: Annotated[Path | None, "folder to keep everything in (default: a temporary one, deleted at the end)"] = None
+    language: Annotated[Literal["ru", "zh", "ko", "en"], "language that the text tower learns"] = "ru"
+    pictures: Annotated[int, "pictures to train on"] = 8_000
+    epochs: Annotated[int, "times that every picture is shown"] = 12
+    seed: Annotated[int, "of drawings, captions and training"] = 0
