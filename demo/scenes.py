@@ -1,8 +1,8 @@
 """The demo's world: scenes of coloured shapes, sampled by seed and drawn as small pictures.
 
 Flow: `training_scenes`, `held_out_scenes` and `classification_scenes` choose what there is to see, `draw`
-paints it, and `captions` puts it into words. Sixteen of the 64 (colour, shape) pairs are kept from every training
-scene: a tower that names them right has understood colour and shape apart.
+paints it, and `captions` puts it into words. Sixteen of the 64 (colour, shape) pairs are kept from every
+training scene: a tower that names them right has understood colour and shape apart.
 """
 
 import math
@@ -32,10 +32,7 @@ PAIRS: tuple[Pair, ...] = tuple((colour, shape) for colour in COLOURS for shape 
 
 # Two diagonals of the table of colours by shapes: each colour and each shape misses exactly two partners.
 HELD_OUT: tuple[Pair, ...] = tuple(
-    (colour, shape)
-    for c, colour in enumerate(COLOURS)
-    for s, shape in enumerate(SHAPES)
-    if (s - c) % 8 in (0, 3)
+    (colour, shape) for c, colour in enumerate(COLOURS) for s, shape in enumerate(SHAPES) if (s - c) % 8 in (0, 3)
 )
 """The 16 pairs that no training scene contains."""
 
@@ -58,10 +55,10 @@ _RGB: dict[str, tuple[int, int, int]] = {
 # Where single objects are, in units of the picture's side, y downwards.
 _PLACES: dict[Layout, tuple[float, float]] = {
     "centre": (0.5, 0.5),
-    "left": (0.24, 0.5),
-    "right": (0.76, 0.5),
-    "top": (0.5, 0.24),
-    "bottom": (0.5, 0.76),
+    "left": (0.26, 0.5),
+    "right": (0.74, 0.5),
+    "top": (0.5, 0.26),
+    "bottom": (0.5, 0.74),
 }
 _SUPERSAMPLING = 4
 
@@ -137,9 +134,7 @@ def held_out_scenes(num: int, *, seed: int) -> list[Scene]:
     return list(scenes.values())
 
 
-def classification_scenes(
-    per_class: int, *, seed: int, pairs: Sequence[Pair] = PAIRS
-) -> tuple[list[Scene], list[int]]:
+def classification_scenes(per_class: int, *, seed: int, pairs: Sequence[Pair] = PAIRS) -> tuple[list[Scene], list[int]]:
     """Sample scenes of one object each, for zero-shot classification.
 
     Args:
@@ -207,15 +202,14 @@ def _centres(rng: random.Random, scene: Scene) -> list[list[tuple[float, float]]
     """Place every object of every group, in units of the picture's side, y downwards."""
     if scene.layout == "scattered":
         cells = rng.sample([(x / 6, y / 6) for x in (1, 3, 5) for y in (1, 3, 5)], scene.groups[0].count)
-        return [[_near(rng, cell, 0.03) for cell in cells]]
+        return [[_near(rng, cell, 0.025) for cell in cells]]
     if scene.layout in ("beside", "stacked"):
         placed = []
         for group, along in zip(scene.groups, (0.26, 0.74), strict=True):
-            slots = [0.5 + 0.3 * (i - (group.count - 1) / 2) for i in range(group.count)]
+            slots = [0.5 + 0.31 * (i - (group.count - 1) / 2) for i in range(group.count)]
             drift = rng.uniform(-0.12, 0.12) if group.count < 3 else 0.0
             spots = [
-                (along, across + drift) if scene.layout == "beside" else (across + drift, along)
-                for across in slots
+                (along, across + drift) if scene.layout == "beside" else (across + drift, along) for across in slots
             ]
             placed.append([_near(rng, spot, 0.025) for spot in spots])
         return placed
@@ -229,8 +223,8 @@ def _near(rng: random.Random, centre: tuple[float, float], spread: float) -> tup
 def _radius(rng: random.Random, size: Size | None) -> float:
     """Choose an object's radius in units of the picture's side; small and large stay well apart."""
     if size is None:
-        return rng.uniform(0.11, 0.135)
-    return rng.uniform(0.10, 0.125) if size == "small" else rng.uniform(0.19, 0.225)
+        return rng.uniform(0.125, 0.145)
+    return rng.uniform(0.12, 0.145) if size == "small" else rng.uniform(0.205, 0.235)
 
 
 def _shade(rng: random.Random, name: str, spread: int) -> tuple[int, int, int]:
@@ -264,9 +258,7 @@ def _outline(shape: Shape) -> npt.NDArray[np.float64]:
     if shape == "cross":
         arm = 0.32
         quarter = np.array([(-arm, -1), (arm, -1), (arm, -arm)])
-        return np.concatenate(
-            [quarter @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
-        )
+        return np.concatenate([quarter @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))])
     if shape == "ring":
         return np.concatenate([circle, 0.55 * circle[::-1]])  # out and back again: the seam has no width
     if shape == "crescent":
