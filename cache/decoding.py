@@ -1,5 +1,6 @@
 """Worker processes that decode pictures into shared memory, a block at a time, a bounded number of blocks ahead."""
 
+import mmap
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
-from multiprocessing.shared_memory import SharedMemory
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 from .format import Status
-from .pictures import Geometry, RejectedPictureError, decode, open_below
+from .pictures import Geometry, RejectedPictureError, decode, open_below, require_image_root
 
 SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
 
@@ -43,6 +44,36 @@ class DecodedBlock:
     decode_s: float
 
 
+@dataclass(frozen=True)
+class _SharedMemory:
+    """Memory that parent and workers share: a file without a name, which lives as long as a process holds it.
+
+    Named segments (`multiprocessing.shared_memory`) stay in /dev/shm when a whole job is killed, and fall under its
+    limit, 64 MB in a container.
+    """
+
+    descriptor: int
+    shape: tuple[int, ...]
+
+    @classmethod
+    def create(cls, shape: tuple[int, ...]) -> "_SharedMemory":
+        descriptor = os.memfd_create("clipglot")
+        os.ftruncate(descriptor, int(np.prod(shape)))
+        return cls(descriptor, shape)
+
+    def view(self) -> NDArray[np.uint8]:
+        """All of it, as `[slots, rows, height, width, 3] uint8`."""
+        return np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(self.shape)
+
+    def __reduce__(self) -> Any:
+        """How a worker gets it while it starts: by its own copy of the descriptor."""
+        return _inherit, (DupFd(self.descriptor), self.shape)
+
+
+def _inherit(duplicate: Any, shape: tuple[int, ...]) -> _SharedMemory:
+    return _SharedMemory(duplicate.detach(), shape)
+
+
 @dataclass(frozen=True, slots=True)
 class _Worker:
     """What a worker process knows; set once, when it starts."""
@@ -50,7 +81,6 @@ class _Worker:
     geometry: Geometry
     root: Path
     max_pixels: int
-    memory: SharedMemory
     slots: NDArray[np.uint8]
 
 
@@ -74,13 +104,12 @@ class BlockDecoder:
             max_pixels: larger pictures are rejected.
 
         Raises:
-            CacheError: no image root, or too little shared memory.
+            CacheError: no image root.
         """
-        if not root.is_dir():
-            raise CacheError(f"{root}: no such folder: pass --image-root")
+        require_image_root(root)
         shape = (workers + SLOTS_AHEAD, block_rows, geometry.height, geometry.width, 3)
-        self._memory = _reserve(int(np.prod(shape)))
-        self._slots: NDArray[np.uint8] = np.ndarray(shape, np.uint8, self._memory.buf)
+        self._memory = _SharedMemory.create(shape)
+        self._slots = self._memory.view()
         self._free = list(range(shape[0]))
         self._in_flight: deque[tuple[int, int, int, Future[tuple[bytes, float]]]] = deque()
         context = get_context("forkserver")
@@ -89,15 +118,14 @@ class BlockDecoder:
             workers,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(geometry, root.resolve(), max_pixels, self._memory.name, shape),
+            initargs=(geometry, root.resolve(), max_pixels, self._memory),
         )
 
     def close(self) -> None:
-        """Stop the workers and free the shared memory."""
+        """Stop the workers; the memory goes with the last view of it."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         del self._slots
-        self._memory.close()
-        self._memory.unlink()
+        os.close(self._memory.descriptor)
 
     def decode(self, blocks: Iterable[tuple[int, list[str]]]) -> Iterator[DecodedBlock]:
         """Decode blocks of (first row, keys), in the order given."""
@@ -139,31 +167,11 @@ def block_decoder(root: Path, geometry: Geometry, **options: Any) -> Iterator[Bl
         decoder.close()
 
 
-def _reserve(num_bytes: int) -> SharedMemory:
-    """Shared memory that is really there.
-
-    A plain allocation on a full /dev/shm succeeds and kills the process at the first write (SIGBUS).
-    """
-    memory = SharedMemory(create=True, size=num_bytes)
-    try:
-        os.posix_fallocate(memory._fd, 0, num_bytes)  # type: ignore[attr-defined]
-    except OSError as error:
-        memory.close()
-        memory.unlink()
-        raise CacheError(
-            f"no {num_bytes / 2**20:.0f} MiB of shared memory for decoded pictures ({error.strerror}): "
-            "lower --workers or --batch-size, or give the container more (docker run --shm-size=1g)"
-        ) from error
-    return memory
-
-
-def _start_worker(geometry: Geometry, root: Path, max_pixels: int, memory_name: str, shape: tuple[int, ...]) -> None:
+def _start_worker(geometry: Geometry, root: Path, max_pixels: int, memory: _SharedMemory) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    memory = SharedMemory(memory_name)
-    slots: NDArray[np.uint8] = np.ndarray(shape, np.uint8, memory.buf)
-    _worker = _Worker(geometry, root, max_pixels, memory, slots)
+    _worker = _Worker(geometry, root, max_pixels, memory.view())
 
 
 def _die_with_parent() -> None:

@@ -94,7 +94,8 @@ def embed_missing(
                 report.wall_s = time.perf_counter() - started
                 on_progress(report.num_pictures, report)
                 waited_from = time.perf_counter()
-    seal(cache)
+    if missing or cache.info.state != "sealed":
+        seal(cache)
     report.wall_s = time.perf_counter() - started
     return report
 
@@ -137,7 +138,7 @@ def _embed_block(block: DecodedBlock, chunk: _Chunk, encode: Encode, report: Pas
             f"({len(block.status)}, {chunk.emb.shape[1]}): use the tower that planned it"
         )
     norm = np.linalg.norm(features.astype(np.float64), axis=1)
-    finite = np.isfinite(norm) & (norm > 0)
+    finite = (norm > 0) & (norm <= np.finfo(np.float32).max)  # False for NaN; the norm is stored as float32
     status = np.where((block.status == Status.EMBEDDED) & ~finite, np.uint8(Status.NOT_FINITE), block.status)
     good = status == Status.EMBEDDED
     rows = slice(block.start - chunk.rows.start, block.start - chunk.rows.start + len(status))

@@ -1,5 +1,6 @@
 """Files that are whole or absent: every write goes to a temporary name, is synced, then replaces the target."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -12,11 +13,14 @@ from typing import Any
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
+from .errors import CacheError
+
 PARTIAL = ".partial"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def sync_directory(path: Path) -> None:
-    """Make a rename inside `path` survive a power cut."""
+def _sync(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,7 +40,7 @@ def write_whole(path: Path, data: Any) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_directory(path.parent)
+    _sync(path.parent)  # without it a power cut can undo the rename
 
 
 @contextmanager
@@ -46,15 +50,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        for file in partial.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as written:
-                    os.fsync(written.fileno())
+        for written in (*partial.rglob("*"), partial):
+            _sync(written)
         partial.rename(path)  # fails if a non-empty `path` appeared meanwhile
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    sync_directory(path.parent)
+    _sync(path.parent)
 
 
 def sweep_partial(root: Path) -> int:
@@ -79,15 +81,22 @@ class DurableLocalStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one chunk or metadata file, whole or not at all."""
-        self._check_writable()
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Inline, not in a thread: callers write one large chunk at a time and wait for it anyway.
-        write_whole(path, value.as_buffer_like())
+        self.set_sync(key, value)  # inline, not in a thread: callers wait for their one large chunk anyway
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """The same for zarr's synchronous path (zarr >= 3.1.6)."""
+        """The same for zarr's synchronous path (zarr >= 3.1.6).
+
+        Raises:
+            CacheError: the disk is full, the folder read-only, …
+        """
         self._check_writable()
         path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, value.as_buffer_like())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, value.as_buffer_like())
+        except OSError as error:
+            remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
+            raise CacheError(
+                f"{path}: cannot be written ({error.strerror}): {remedy} and run the same command again; "
+                "finished chunks are kept"
+            ) from error

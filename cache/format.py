@@ -6,7 +6,7 @@ Everything that a second implementation would have to agree on stands in this fi
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import CacheError
 
@@ -15,6 +15,8 @@ ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
+EMBEDDED_ARRAYS = (EMB, NORM, STATUS)  # filled by the pass, chunk by chunk
+PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
 MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
@@ -49,7 +51,7 @@ EXPLANATION: dict[Status, str] = {
     Status.UNREADABLE: "the file exists but could not be read (permissions, I/O error, not a regular file)",
     Status.NOT_A_PICTURE: "no known picture format",
     Status.DAMAGED: "truncated or damaged: the decoder failed on it",
-    Status.TOO_LARGE: "more pixels than --max-pixels allows, as stored or after resizing",
+    Status.TOO_LARGE: "more pixels than --max-pixels allows (as stored or resized), a file over 1 GiB, or a thin line",
     Status.NOT_FINITE: "the tower's output was NaN, infinite or all zero",
 }
 
@@ -105,12 +107,14 @@ class CacheInfo:
         """Read the JSON form back.
 
         Raises:
-            CacheError: no clipglot cache, or one of a newer format.
+            CacheError: no clipglot cache, one of another format, or damaged.
         """
         if ATTRIBUTE not in attributes:
             raise CacheError(f"{where} is a Zarr group but no clipglot cache (attribute {ATTRIBUTE!r} is absent)")
-        found = dict(attributes[ATTRIBUTE])
-        found.pop("status_names", None)
+        found = attributes[ATTRIBUTE]
+        if not isinstance(found, dict):
+            raise CacheError(f"{where} has damaged metadata ({ATTRIBUTE!r} is {found!r:.40}): cache again")
+        found = {name: value for name, value in found.items() if name != "status_names"}
         version = found.get("format_version")
         if version != FORMAT_VERSION:
             raise CacheError(
@@ -119,9 +123,15 @@ class CacheInfo:
             )
         try:
             encoder, source = EncoderInfo(**found.pop("encoder")), SourceInfo(**found.pop("source"))
-            return cls(encoder=encoder, source=source, **found)
-        except (KeyError, TypeError) as error:
+            info = cls(encoder=encoder, source=source, **found)
+            if info.state not in get_args(State):
+                raise ValueError(f"state is {info.state!r}")
+            sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}
+            if info.state != "planning" and min(sizes.values()) < 1:
+                raise ValueError(f"sizes are {sizes}")
+        except (KeyError, TypeError, ValueError) as error:
             raise CacheError(f"{where} has damaged metadata ({error}): cache again") from error
+        return info
 
 
 def plan_chunk_rows(num_pictures: int, dim: int, batch_size: int) -> int:

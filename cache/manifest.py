@@ -73,10 +73,12 @@ def _captions(value: Any, field: str, where: str) -> list[str]:
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
-            if line.isspace():
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
                 continue
             try:
-                record = json.loads(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+                record = json.loads(line.decode())  # given bytes, json would guess at UTF-16 and UTF-32
             except (ValueError, RecursionError) as error:
                 raise CacheError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
             if not isinstance(record, dict):
@@ -88,15 +90,24 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**24)
     # TSV in the wild does not quote: a lone quotation mark in a caption must not swallow the next lines.
     quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+    # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
+    # Bytes that are no UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
         line = 1
         try:
             header = next(reader, None)
             if header is None:
                 raise CacheError(f"{path}: empty: expected a header line with the names of the columns")
+            if not _is_unicode("".join(header)):
+                raise CacheError(f"{path}:1: not UTF-8 text: save the file as UTF-8")
+            repeated = sorted({name for name in header if name and header.count(name) > 1})
+            if repeated:
+                raise CacheError(f"{path}:1: several columns are called {', '.join(repeated)}: rename them")
             line = reader.line_num + 1
             for fields in reader:
+                if not _is_unicode("".join(fields)):
+                    raise CacheError(f"{path}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
                 if fields and len(fields) != len(header):
                     raise CacheError(
                         f"{path}:{line}: {len(fields)} columns where the header has {len(header)}: "
@@ -105,8 +116,8 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 if fields:
                     yield line, dict(zip(header, fields, strict=True))
                 line = reader.line_num + 1
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise CacheError(f"{path}:{line}: not a row of UTF-8 text ({error}): mend or drop it") from None
+        except csv.Error as error:
+            raise CacheError(f"{path}:{line}: not a row of a table ({error}): mend or drop it") from None
 
 
 def _is_unicode(text: str) -> bool:

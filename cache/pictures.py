@@ -5,6 +5,8 @@ The geometry repeats open_clip's inference transform (`open_clip/transform.py`, 
 bit for bit; `tests/test_pictures.py` holds the two together.
 """
 
+import errno
+import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ FORMATS = tuple(
     if name in Image.OPEN
 )
 MAX_PIXELS = 100_000_000  # 300 MB as RGB
+MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
 
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
@@ -107,9 +110,8 @@ class Geometry:
 def to_rgb(picture: Image.Image) -> Image.Image:
     """RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
     if picture.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
-        values = np.asarray(picture, dtype=np.float64)
-        scale = 257.0 if values.size and values.max() > 255 else 1.0
-        picture = Image.fromarray(np.clip(np.rint(values / scale), 0, 255).astype(np.uint8))
+        values = np.asarray(picture).astype(np.float32)
+        picture = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
     if picture.mode == "F":
         raise RejectedPictureError(Status.NOT_A_PICTURE)  # float TIFFs hold measurements, of unknown range
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
@@ -133,31 +135,42 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     Raises:
         RejectedPictureError: it is no picture, damaged or too large.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
-        picture = _load(file, geometry, max_pixels)
-        return np.asarray(geometry.apply(to_rgb(picture)), dtype=np.uint8)
-
-
-def _load(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int) -> Image.Image:
-    """Check the header, then decode the first frame and turn it upright."""
     try:
-        picture = Image.open(file, formats=FORMATS)
-        width, height = picture.size
-        resized_width, resized_height = geometry.resized(width, height)
-        fits = max(width * height, resized_width * resized_height) <= max_pixels
-        if fits and min(resized_width, resized_height) >= 1:
-            picture.load()
-            return ImageOps.exif_transpose(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
+            picture = Image.open(file, formats=FORMATS)
+            _require_size(picture, geometry, max_pixels)
+            picture.load()  # the first frame of an animation
+            picture = ImageOps.exif_transpose(picture)
+            _require_size(picture, geometry, max_pixels)
+            return np.asarray(geometry.apply(to_rgb(picture)), dtype=np.uint8)
+    except RejectedPictureError:
+        raise
     except UnidentifiedImageError:
         raise RejectedPictureError(Status.NOT_A_PICTURE) from None
     except MemoryError:
         raise RejectedPictureError(Status.TOO_LARGE) from None
     except Exception:
         # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
-        # Only their calls stand in this block, and the row keeps its reason.
+        # Little but their calls stands in this block, and the row keeps its reason.
         raise RejectedPictureError(Status.DAMAGED) from None
-    raise RejectedPictureError(Status.TOO_LARGE)
+
+
+def _require_size(picture: Image.Image, geometry: Geometry, max_pixels: int) -> None:
+    """Refuse what would take too much memory now or once resized, and what would be resized to nothing."""
+    width, height = geometry.resized(*picture.size)
+    if max(picture.width * picture.height, width * height) > max_pixels or min(width, height) < 1:
+        raise RejectedPictureError(Status.TOO_LARGE)
+
+
+def require_image_root(root: Path) -> None:
+    """Check the folder that keys are relative to.
+
+    Raises:
+        CacheError: no such folder.
+    """
+    if not root.is_dir():
+        raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that picture paths start from")
 
 
 def open_below(root: Path, key: str) -> IO[bytes]:
@@ -168,18 +181,20 @@ def open_below(root: Path, key: str) -> IO[bytes]:
         key: a path relative to the root, as the manifest has it; absolute paths below the root are fine.
 
     Raises:
-        RejectedPictureError: it is missing, leaves the root (also through a symlink), or cannot be read.
+        RejectedPictureError: it is missing, leaves the root (also through a symlink), is huge or cannot be read.
     """
     try:
         path = (root / key).resolve()
         if not path.is_relative_to(root):
             raise RejectedPictureError(Status.OUTSIDE_ROOT)
-        if not path.is_file():
-            raise RejectedPictureError(Status.UNREADABLE if path.exists() else Status.MISSING)
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise RejectedPictureError(Status.UNREADABLE)
+        if found.st_size > MAX_FILE_BYTES:
+            raise RejectedPictureError(Status.TOO_LARGE)
         return open(path, "rb")
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: a NUL in the path; OSError: also names too long, symlink loops
-        missing = isinstance(error, ValueError) or error.errno in (2, 20, 36, 40)
+    except (ValueError, RuntimeError):  # a NUL in the path; a loop of symlinks (before Python 3.13)
+        raise RejectedPictureError(Status.MISSING) from None
+    except OSError as error:
+        missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
         raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None

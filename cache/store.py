@@ -1,7 +1,8 @@
 """Reading a cache: its metadata, rows and integrity. Writing goes through `plan` and `embed`."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,25 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 from .files import DurableLocalStore
-from .format import CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEXT, CacheInfo, Status
+from .format import (
+    CAPTION_IMAGE,
+    EMB,
+    EMBEDDED_ARRAYS,
+    KEY,
+    NORM,
+    PLANNED_ARRAYS,
+    STATUS,
+    TEXT,
+    CacheInfo,
+    Status,
+)
 from .ragged import RaggedReader
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
+ROWS_AT_A_TIME = 8192
+# What zarr raises on files that it cannot make sense of; it has no error of its own for them.
+UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
+UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +61,11 @@ class Cache:
             raise CacheError(f"{path}: no such cache: make one with `clipglot cache SOURCE -o {path} …`")
         try:
             self.root = zarr.open_group(DurableLocalStore(path, read_only=read_only), mode="r" if read_only else "r+")
-        except (FileNotFoundError, ValueError, TypeError, KeyError, NotADirectoryError) as error:
-            raise CacheError(f"{path} is no Zarr group ({error})") from error
+            attributes = dict(self.root.attrs)
+        except UNREADABLE_METADATA as error:
+            raise CacheError(f"{path} is no Zarr group, or its zarr.json is damaged ({error})") from error
         self.path = path
-        self.info = CacheInfo.from_attributes(dict(self.root.attrs), str(path))
+        self.info = CacheInfo.from_attributes(attributes, str(path))
 
     def __len__(self) -> int:
         return self.info.num_pictures
@@ -110,8 +127,11 @@ class Cache:
     def failures(self) -> Iterator[Failure]:
         """Every picture that was not embedded, in row order."""
         status = self.status()
-        for row in np.flatnonzero(status != Status.EMBEDDED).tolist():
-            yield Failure(row, self.keys(row, row + 1)[0], Status(int(status[row])))
+        for start in range(0, len(self), ROWS_AT_A_TIME):
+            failed = np.flatnonzero(status[start : start + ROWS_AT_A_TIME] != Status.EMBEDDED).tolist()
+            keys = self.keys(start, start + ROWS_AT_A_TIME) if failed else []
+            for i in failed:
+                yield Failure(start + i, keys[i], Status(int(status[start + i])))
 
     def count_status(self) -> dict[Status, int]:
         """How many pictures have each status."""
@@ -119,66 +139,124 @@ class Cache:
         return {status: counts[status] for status in Status if counts[status]}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Read every stored chunk and check it against its checksum.
+        """Read every stored chunk and check it against its checksum, then the counts against each other.
 
         Returns:
-            One line a fault, naming the chunk's file; empty when the cache is whole.
+            One line a fault, naming the chunk's file and what to do; empty when the cache is whole.
+
+        Raises:
+            CacheError: planning did not finish, so there is nothing to check.
         """
-        faults = []
-        arrays: list[zarr.Array[Any]] = [a for _, a in self.root.members(max_depth=None) if isinstance(a, zarr.Array)]
-        total = sum(int(np.prod(array.cdata_shape)) for array in arrays)
-        done = 0
-        for array in arrays:
-            for index in np.ndindex(*array.cdata_shape):
+        if self.info.state == "planning":
+            raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
+        faults, arrays = [], {}
+        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS):
+            try:
+                arrays[name] = self._array(name)
+            except CacheError as error:
+                faults.append(str(error))
+        total, done = sum(len(_chunks(array)) for array in arrays.values()), 0
+        for name, array in arrays.items():
+            for index in _chunks(array):
                 fault = self._chunk_fault(array, index)
-                if fault and not (fault == "absent" and self.info.state != "sealed"):
-                    faults.append(f"{_chunk_name(array, index)}: {fault}")
+                if fault:
+                    faults.append(f"{_chunk_name(array, index)}: {fault}: {_remedy([(name, index)])}")
                 done += 1
                 on_progress(done, total)
-        return faults
+        return faults or list(self._count_faults(arrays))
+
+    def _count_faults(self, arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:
+        """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
+        info, N, M = self.info, self.info.num_pictures, self.info.num_captions
+        shapes = {
+            EMB: (info.num_views, N, info.encoder.dim),
+            NORM: (info.num_views, N),
+            STATUS: (N,),
+            f"{KEY}/offsets": (N + 1,),
+            f"{TEXT}/offsets": (M + 1,),
+            CAPTION_IMAGE: (M,),
+        }
+        wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
+        for name, shape in wrong.items():
+            yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {REMAKE}"
+        if wrong:
+            return
+        counts = {status.label: count for status, count in self.count_status().items()}
+        if info.state == "sealed" and counts != info.counts:
+            yield f"zarr.json: counts are {info.counts}, the pictures' statuses say {counts}: {REMAKE}"
+        owners = self.caption_image()
+        if len(owners) and (owners[0] < 0 or owners[-1] >= N or bool((np.diff(owners) < 0).any())):
+            yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {REMAKE}"
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        """One of the cache's arrays.
+
+        Raises:
+            CacheError: its metadata is absent or damaged.
+        """
+        try:
+            found = self.root[name]
+        except UNREADABLE_METADATA as error:
+            raise CacheError(f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {REMAKE}") from error
+        if not isinstance(found, zarr.Array):
+            raise CacheError(f"{self.path}: {name} is no array: {REMAKE}")
+        return found
 
     def _read(self, name: str, selection: tuple[Any, ...]) -> NDArray[Any]:
-        array = self.root[name]
-        if self.info.state == "sealed":  # zarr reads an absent chunk as zeros; in a sealed cache it is a loss
-            absent = [i for i in np.ndindex(*array.cdata_shape) if not self._chunk_file(array, i).exists()]
-            if absent:
-                raise CacheError(
-                    f"{self.path}: {_chunk_name(array, absent[0])} is absent from a sealed cache: {REMAKE}"
-                )
-        try:
-            return np.asarray(array[selection])
-        except ValueError as error:
-            raise self._damaged([array], error) from error
+        with self._whole(name):
+            return np.asarray(self._array(name)[selection])
 
     def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
-        try:
+        with self._whole(f"{name}/bytes", f"{name}/offsets"):
             return RaggedReader(self.root, name).read(start, stop)
-        except ValueError as error:  # includes UnicodeDecodeError
-            raise self._damaged([self.root[f"{name}/bytes"], self.root[f"{name}/offsets"]], error) from error
 
-    def _damaged(self, arrays: list[zarr.Array[Any]], error: Exception) -> CacheError:
-        """Name the chunks that made a read fail."""
-        names = [
-            _chunk_name(array, index)
-            for array in arrays
-            for index in np.ndindex(*array.cdata_shape)
-            if self._chunk_fault(array, index) not in (None, "absent")
-        ]
-        return CacheError(f"{self.path}: damaged chunk {', '.join(names) or '(unknown)'} ({error}): {REMAKE}")
+    @contextmanager
+    def _whole(self, *names: str) -> Iterator[None]:
+        """Read arrays inside the block: an absent chunk (zarr would make it zeros) or a damaged one is named.
 
-    def _chunk_file(self, array: zarr.Array[Any], index: tuple[int, ...]) -> Path:
-        return self.path / _chunk_name(array, index)
+        Raises:
+            CacheError: with the chunk's file and what to do.
+        """
+        arrays = {name: self._array(name) for name in names}
+        absent = [(n, i) for n, a in arrays.items() for i in _chunks(a) if self._chunk_absent(a, i)]
+        if absent:
+            name, index = absent[0]
+            raise CacheError(f"{self.path}: {_chunk_name(arrays[name], index)} is absent: {_remedy(absent)}")
+        try:
+            yield
+        except UNREADABLE_CHUNK as error:
+            faults = [(n, i) for n, a in arrays.items() for i in _chunks(a) if self._chunk_fault(a, i)]
+            chunks = ", ".join(_chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
+            raise CacheError(f"{self.path}: damaged chunk {chunks} ({error}): {_remedy(faults)}") from error
+
+    def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
+        """Whether a chunk that must be there is not. Before sealing, the pass's own chunks need not be."""
+        pending = self.info.state != "sealed" and array.path in EMBEDDED_ARRAYS
+        return not pending and not (self.path / _chunk_name(array, index)).is_file()
 
     def _chunk_fault(self, array: zarr.Array[Any], index: tuple[int, ...]) -> str | None:
-        """What is wrong with a stored chunk: "absent", a checksum that does not match, or None."""
-        if not self._chunk_file(array, index).exists():
+        """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
+        if self._chunk_absent(array, index):
             return "absent"
         try:
             array.blocks[index]
-        except ValueError as error:
-            return str(error)
+        except UNREADABLE_CHUNK as error:
+            return f"damaged ({error})"
         return None
+
+
+def _chunks(array: zarr.Array[Any]) -> list[tuple[int, ...]]:
+    """The indices of an array's chunks."""
+    return list(np.ndindex(*array.cdata_shape))
 
 
 def _chunk_name(array: zarr.Array[Any], index: tuple[int, ...]) -> str:
     return f"{array.path}/{array.metadata.encode_chunk_key(index)}"
+
+
+def _remedy(chunks: list[tuple[str, tuple[int, ...]]]) -> str:
+    """What to do about lost chunks: embeddings can be made again alone, because a chunk without status is not done."""
+    if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
+        return REMAKE
+    files = sorted({f"{STATUS}/c/{index[0] if name == STATUS else index[1]}" for name, index in chunks})
+    return f"delete {' '.join(files)} and run its `clipglot cache` command again to embed these rows anew"
