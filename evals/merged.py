@@ -32,11 +32,14 @@ def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
         CacheError: the cache is not complete.
     """
     info = cache.require_sealed().info.encoder
-    if info.weights_sha256 != clip.image_tower.weights_sha256:
-        raise EvalError(
-            f"{cache.path} was made by {info.model} (sha256 {info.weights_sha256[:12]}…), the image tower of "
-            f"{clip.folder} has sha256 {clip.image_tower.weights_sha256[:12]}…: cache the pictures with that tower"
-        )
+    tower = clip.image_tower
+    for name in ("weights_sha256", "quick_gelu"):
+        cached, merged = getattr(info, name), getattr(tower, name)
+        if cached != merged:
+            raise EvalError(
+                f"{cache.path} was made by {info.model} ({name} {cached}), the image tower of {clip.folder} is another "
+                f"({name} {merged}): cache the pictures with --model local-dir:{clip.folder}"
+            )
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     row_of = np.full(len(cache), -1)
     row_of[embedded] = np.arange(len(embedded))
@@ -62,10 +65,11 @@ def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> l
     predictions = []
     for image in images:
         try:
-            with open_below(image.parent.resolve(), str(image.resolve())) as file:
+            path = image.resolve()  # the user named it: a link may lead anywhere
+            with open_below(path.parent, path.name) as file:
                 features = clip.image_tower.encode(decode(file, geometry)[None])[0]
         except RejectedPictureError as rejected:
-            raise EvalError(f"{image}: {rejected.status.label}") from rejected
+            raise EvalError(f"{image}: {rejected.status.label}: leave it out, or pass a picture") from rejected
         cosines = text_emb @ (features / np.linalg.norm(features))
         logits = clip.logit_scale * cosines.astype(np.float64)
         probabilities = np.exp(logits - logits.max())

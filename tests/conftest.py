@@ -31,11 +31,9 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
-@pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that `local-dir:` loads: a two-layer CLIP with random weights, 32 px, 16 features."""
-    folder = tmp_path_factory.mktemp("tiny_clip")
-    torch.manual_seed(0)
+def save_tiny_clip(folder: Path, seed: int) -> Path:
+    """Write a folder that `local-dir:` loads: a two-layer CLIP with random weights, 32 px, 16 features."""
+    torch.manual_seed(seed)
     clip = open_clip.CLIP(**TINY_CONFIG)
     save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
     preprocess = {
@@ -46,6 +44,18 @@ def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG, "preprocess_cfg": preprocess}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The frozen CLIP of most tests."""
+    return save_tiny_clip(tmp_path_factory.mktemp("tiny_clip"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with other weights."""
+    return save_tiny_clip(tmp_path_factory.mktemp("other_clip"), seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +83,32 @@ def tiny_cache(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory:
     path = tmp_path_factory.mktemp("caches") / "tiny.zarr"
     make_cache(manifest, path)
     return path
+
+
+@pytest.fixture(scope="session")
+def make_run() -> Callable[..., Path]:
+    """`make_run(cache, output, **settings)`: train a tiny text tower for a moment; returns the run folder."""
+    from clipglot.distill.settings import TrainSettings
+    from clipglot.distill.train import train
+
+    def make(cache: Path, output: Path, **settings: Any) -> Path:
+        small = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 300, "context_length": 24, "batch_size": 8}
+        train(TrainSettings(cache=cache, output=output, **small | {"epochs": 2, "device": "cpu"} | settings))
+        return output
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_cache: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run on `tiny_cache`, validated on it too. Read only."""
+    return make_run(tiny_cache, tmp_path_factory.mktemp("runs") / "tiny", val=tiny_cache)
+
+
+@pytest.fixture(scope="session")
+def merged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export of `tiny_run`. Read only."""
+    from clipglot.distill.export import export_run
+    from clipglot.distill.settings import ExportSettings
+
+    return export_run(ExportSettings(run=tiny_run, output=tmp_path_factory.mktemp("exports") / "merged")).folder
