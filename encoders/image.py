@@ -5,6 +5,8 @@ and plain open_clip can rebuild it.
 """
 
 import hashlib
+import pickle
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .errors import EncoderError
@@ -133,12 +136,17 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
         EncoderError: unknown name, no weights, or weights that do not fit.
     """
     has_schema = ":" in model
+    if not has_schema:
+        model = model.replace("/", "-")  # as create_model does: OpenAI's names have slashes, ViT-B/32
     if has_schema and pretrained:
         raise EncoderError(f"--model {model} brings its own weights: drop --pretrained {pretrained}")
     try:
         config = open_clip.get_model_config(model)
     except Exception as error:  # a hub error, a missing file, broken JSON: open_clip wraps none of them
-        raise EncoderError(f"--model {model}: cannot read its open_clip_config.json ({error})") from error
+        raise EncoderError(
+            f"--model {model}: cannot read its open_clip_config.json ({error}): "
+            "pass the folder or repository of an open_clip model"
+        ) from error
     if config is None:
         raise EncoderError(
             f"--model {model}: not an open_clip model; see open_clip.list_models(), or use timm/NAME, local-dir:PATH"
@@ -146,6 +154,9 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     if not has_schema and not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise EncoderError(f"--model {model} needs weights: pass --pretrained FILE or a tag ({tags})")
+    if pretrained and not get_pretrained_cfg(model, pretrained) and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise EncoderError(f"--pretrained {pretrained}: no such file, and no tag of {model}; its tags are: {tags}")
     # open_clip only warns when a tag was trained with the other activation; the features would be wrong.
     tag = get_pretrained_cfg(model, pretrained) if pretrained and not has_schema else {}
     if tag and tag.get("quick_gelu", False):
@@ -158,10 +169,27 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
             pretrained_text=False,
             require_pretrained=True,
         )
-    except Exception as error:  # wrong keys, no such tag, download failed: one message says which
-        raise EncoderError(f"--model {model}{f' --pretrained {pretrained}' if pretrained else ''}: {error}") from error
+    except Exception as error:  # wrong keys, damaged file, download failed: one message says which
+        raise _not_loaded(model, pretrained, error) from error
     config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
     return clip, config
+
+
+def _not_loaded(model: str, weights: str | None, error: Exception) -> EncoderError:
+    """Say which weights did not load and what to do; upstream's messages run over hundreds of keys."""
+    if isinstance(error.__cause__, pickle.UnpicklingError):  # timm names pickled code as the reason, whatever it was
+        error = error.__cause__
+    text = str(error)
+    reason = textwrap.shorten(text if " " in text else repr(error), 300, placeholder=" …")
+    if isinstance(error, pickle.UnpicklingError) and "unsupported global" in text.lower():
+        reason = "it holds more than tensors and could run any code: save its tensors as safetensors where you trust it"
+    elif isinstance(
+        error, SafetensorError | pickle.UnpicklingError | KeyError | EOFError
+    ):  # torch.load raises KeyErrors
+        reason = f"the file is damaged, or holds no weights ({reason}): fetch it again"
+    elif "loading state_dict" in reason:
+        reason = f"these weights belong to another model ({reason}): pass the file that was saved from this one"
+    return EncoderError(f"--model {model}{f' --pretrained {weights}' if weights else ''}: {reason}")
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -182,12 +210,14 @@ def _load_timm(model: str, weights: str | None) -> tuple[nn.Module, dict[str, An
     name = model.removeprefix(TIMM_PREFIX)
     if weights is not None and not Path(weights).is_file():
         raise EncoderError(f"--pretrained {weights}: no such file (timm towers take a weights file)")
+    if not timm.is_model(name):
+        raise EncoderError(f"--model {model}: timm has no model {name!r}; see timm.list_models()")
     overlay = {"file": weights} if weights is not None else None
     try:
         # With the classifier that the weights were trained with: only then does timm load strictly.
         source = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # unknown name, wrong keys, download failed: one message says which
-        raise EncoderError(f"--model {model} --pretrained {weights}: {error}") from error
+    except Exception as error:  # unknown tag, wrong keys, damaged file, download failed: one message says which
+        raise _not_loaded(model, weights, error) from error
     pool, cfg = getattr(source, "global_pool", None), source.pretrained_cfg
     if not isinstance(pool, str) or not pool:
         raise EncoderError(f"--model {model}: not a ViT with a pooled output ({type(source).__name__})")
