@@ -28,7 +28,7 @@ class CaptionTokenizer:
         """Read a folder written by `save`.
 
         Raises:
-            EncoderError: no tokenizer there, or one without our special tokens.
+            EncoderError: no tokenizer there, or one that does not put captions between our BOS and EOS.
         """
         file = folder / "tokenizer.json"
         if not file.is_file():
@@ -37,7 +37,10 @@ class CaptionTokenizer:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the Rust side raises bare Exception
             raise EncoderError(f"{file}: not a tokenizer ({error})") from error
-        return cls(tokenizer)
+        loaded = cls(tokenizer)
+        if loaded.encode([""], 2) != [[loaded.bos_id, loaded.eos_id]]:  # the tower pools at EOS
+            raise EncoderError(f"{file}: does not end captions with {EOS}: use one made by `clipglot tokenizer`")
+        return loaded
 
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
         """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
