@@ -21,13 +21,13 @@ cache_argument = click.argument("cache", type=click.Path(path_type=Path))
 @settings_options(CacheSettings, "source")
 @json_option
 def cache(settings: CacheSettings, as_json: bool) -> None:
-    r"""Embed every picture of SOURCE once; run it again to resume.
+    """Embed every picture of SOURCE once; run it again to resume.
 
     SOURCE is a .jsonl, .csv or .tsv file with a picture's path and its caption or captions in each row.
 
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
-    """
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
         from ..distill.caching import cache_pictures
 
@@ -60,7 +60,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
 @click.command()
 @cache_argument
-@click.option("--failures", type=int, default=10, show_default=True, help="Failed pictures to list; -1 lists all.")
+@click.option("--failures", type=int, default=10, show_default=True, help="failed pictures to list; -1 lists all")
 @json_option
 def inspect(cache: Path, failures: int, as_json: bool) -> None:
     """Show what is in CACHE, what failed and why."""

@@ -15,14 +15,14 @@ from .render import friendly_errors, json_option, output, percent, print_json, s
 @settings_options(ExportSettings, "run")
 @json_option
 def export(settings: ExportSettings, as_json: bool) -> None:
-    r"""Merge the image tower that RUN's cache was made with and RUN's text tower into one CLIP.
+    """Merge the image tower that RUN's cache was made with and RUN's text tower into one CLIP.
 
     The image tower is rebuilt, checked against the cache by its hash and by embedding a few cached pictures again,
     and the folder is loaded once by open_clip before it gets its name.
 
     \b
     clipglot export run -o merged
-    """
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
         from ..distill.export import export_run
 
@@ -42,14 +42,16 @@ def export(settings: ExportSettings, as_json: bool) -> None:
 @click.command()
 @click.argument("merged", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, required=True, help="A description to choose from; repeat it.")
+@click.option(
+    "--text", "texts", multiple=True, required=True, help="a description to choose from; repeat it  [required]"
+)
 @json_option
 def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_json: bool) -> None:
-    r"""Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
+    """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
 
     \b
     clipglot predict merged cat.jpg --text "кошка" --text "собака"
-    """
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
         from ..encoders.clip import load_merged
         from ..evals.merged import predict as run_prediction

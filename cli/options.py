@@ -9,11 +9,12 @@ import types
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
-S = TypeVar("S")
+from ..distill.errors import DistillError
+
 Command = Callable[..., Any]
 
 
@@ -30,7 +31,11 @@ def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command]
             names = {field.name for field in fields(settings)}
             given = {name: values.pop(name) for name in list(values) if name in names}
             merged = _merge(settings, arguments, given, values.pop("config"))
-            return function(settings=settings(**merged), **values)
+            try:
+                resolved = settings(**merged)
+            except DistillError as error:  # a value that cannot be is bad usage
+                raise click.UsageError(str(error)) from error
+            return function(settings=resolved, **values)
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
@@ -38,7 +43,7 @@ def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command]
         config = click.option(
             "--config",
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="TOML file with any of these settings; flags win.",
+            help="TOML file with any of these settings; flags win",
         )
         for decorator in reversed([*decorators, config]):
             command = decorator(command)
@@ -112,13 +117,18 @@ def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) 
         if name not in known:
             raise click.UsageError(f"{config}: unknown setting {key!r}; known are {', '.join(sorted(known))}")
         click_type, multiple = _click_type(get_args(known[name])[0])
-        convert = click.types.convert_type(click_type)
+        items = value if multiple and isinstance(value, list) else [value]
         try:
-            if multiple:
-                listed = value if isinstance(value, list) else [value]
-                values[name] = tuple(convert(str(item), None, None) for item in listed)
-            else:
-                values[name] = convert(str(value), None, None)
+            converted = tuple(_from_toml(click_type, item) for item in items)
         except click.BadParameter as error:
             raise click.UsageError(f"{config}: {key}: {error.message}") from error
+        values[name] = converted if multiple else converted[0]
     return values
+
+
+def _from_toml(click_type: Any, value: Any) -> Any:
+    """What the flag would make of the value; a string is no number and a number no string."""
+    expected = {int: (int,), float: (int, float)}.get(click_type, (str,))
+    if not isinstance(value, expected) or isinstance(value, bool):
+        raise click.BadParameter(f"{value!r} is no {' or '.join(kind.__name__ for kind in expected)}")
+    return click.types.convert_type(click_type)(str(value), None, None)

@@ -1,5 +1,6 @@
 """What every command shares on the screen: errors, progress, tables, JSON."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,19 +23,26 @@ from ..distill.errors import DistillError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 
-output = Console()
+# Names of files and texts of users are printed as they are: "[a].png" is no markup, ":cat:" no emoji.
+output = Console(markup=False, emoji=False, highlight=False)
 if not output.is_terminal:
-    output.width = 200  # a file has no edge to wrap at
+    output.width = 10_000  # a file has no edge to wrap at
 status = Console(stderr=True)
+# What the machine refuses, whatever the program does: the message names the path.
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 
 
 @contextmanager
 def friendly_errors() -> Iterator[None]:
-    """The user's mistakes become one message and exit code 1; bugs keep their traceback."""
+    """The user's mistakes and what the disk refuses become one message and exit code 1; bugs keep their traceback."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in _REFUSALS:
+            raise
+        raise click.ClickException(str(error)) from error
     except (CacheError, EncoderError, DistillError, EvalError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -45,7 +53,7 @@ def say(line: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output, nothing else there."""
+    """One JSON document on standard output, nothing else there."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 

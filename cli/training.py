@@ -12,8 +12,15 @@ from .render import friendly_errors, json_option, percent, print_json, progress_
 
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder to write.")
-@click.option("--vocab-size", type=int, default=16_384, show_default=True, help="Most tokens, special ones included.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="folder to write; must not exist  [required]",
+)
+@click.option("--vocab-size", type=int, default=16_384, show_default=True, help="most tokens, special ones included")
 @json_option
 def tokenizer(cache: Path, folder: Path, vocab_size: int, as_json: bool) -> None:
     """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
@@ -32,16 +39,16 @@ def tokenizer(cache: Path, folder: Path, vocab_size: int, as_json: bool) -> None
 
 @click.command()
 @settings_options(TrainSettings, "cache")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
+@click.option("--resume", is_flag=True, help="go on from the newest checkpoint")
 @json_option
 def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
-    r"""Train a text tower on the pictures and captions of CACHE; no picture is opened.
+    """Train a text tower on the pictures and captions of CACHE; no picture is opened.
 
     Ctrl-C saves a checkpoint; --resume goes on exactly where it stopped.
 
     \b
     clipglot train train.zarr -o run --val val.zarr --epochs 30
-    """
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
         from ..distill.train import train as run_training
 
