@@ -84,19 +84,28 @@ class DurableLocalStore(LocalStore):
         self.set_sync(key, value)  # inline, not in a thread: callers wait for their one large chunk anyway
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """The same for zarr's synchronous path (zarr >= 3.1.6).
-
-        Raises:
-            CacheError: the disk is full, the folder read-only, …
-        """
+        """The same for zarr's synchronous path (zarr >= 3.1.6)."""
         self._check_writable()
         path = self.root / key
-        try:
+        with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, value.as_buffer_like())
-        except OSError as error:
-            remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
-            raise CacheError(
-                f"{path}: cannot be written ({error.strerror}): {remedy} and run the same command again; "
-                "finished chunks are kept"
-            ) from error
+
+    async def _open(self, *, mode: Any = None) -> None:
+        if not self.read_only:
+            with _explained(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+        await super()._open(mode=mode)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
+        raise CacheError(
+            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again; "
+            "finished chunks are kept"
+        ) from error

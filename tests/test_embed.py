@@ -1,20 +1,210 @@
-"""The pass, end to end on the tiny tower."""
+"""The pass, end to end on the tiny tower: rows, resuming, refusals, and pictures that cost their row."""
 
+import json
+import resource
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import open_clip
+import pytest
+import torch
+from click.testing import CliRunner
+from clipglot.cache.embed import embed_missing
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import Status
 from clipglot.cache.store import Cache
+from clipglot.cli.main import main
+from clipglot.distill.errors import DistillError
+from drawn import draw_pictures
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def undo(cache: Path, *chunks: int) -> None:
+    """Make chunks look as if no pass had come to them."""
+    for chunk in chunks:
+        for name in (f"emb/c/0/{chunk}/0", f"norm/c/0/{chunk}", f"status/c/{chunk}"):
+            (cache / "images" / name).unlink()
 
 
 def test_rows_equal_the_towers_own_output(tiny_cache: Path, tiny_clip: Path, manifest: Path) -> None:
-    import open_clip
-    import torch
-    from PIL import Image
-
     clip, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tiny_clip}")
     clip.eval()
     cache = Cache(tiny_cache)
-    pictures = torch.stack([preprocess(Image.open(manifest.parent / key)) for key in cache.keys()])
+    keys = cache.keys()
+    pictures = torch.stack([preprocess(Image.open(manifest.parent / key)) for key in keys])
     with torch.inference_mode():
-        expected = clip.encode_image(pictures, normalize=True).numpy()
+        raw = clip.encode_image(pictures).numpy()
+    expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     assert np.abs(cache.image_emb() - expected).max() < 2**-11  # half a unit in the last place of float16 near 1
+    assert np.allclose(cache.image_emb().astype(np.float32) * cache.norm()[:, None], raw, rtol=1e-3, atol=1e-3)
+    assert np.allclose(cache.norm(), np.linalg.norm(raw, axis=1), rtol=1e-6)
+
+
+def test_resuming_embeds_the_missing_chunks_alone_and_gives_the_same_bytes(
+    tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    whole = files(cache)
+    undo(cache, 0, 3)
+    (cache / "images" / "emb" / "c" / ".0.0123.partial").write_bytes(b"half")
+    result = make_cache(manifest, cache, workers=2)
+    assert result.resumed
+    assert result.report.num_pictures == 2 * result.cache.info.chunk_rows
+    assert files(cache) == whole
+    assert make_cache(manifest, cache).report.num_pictures == 0
+    assert files(cache) == whole
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"text_field": ("text", "image")}, "text_fields was .*'text'.*, now .*'image'"),
+        ({"limit": 7}, "limit was None, now 7"),
+        ({"batch_size": 4}, "batch_size was 8, now 4"),
+        ({"chunk_rows": 16}, "chunk_rows was 8, now 16"),
+    ],
+)
+def test_other_settings_are_refused_by_name_on_resuming(
+    changed: dict[str, Any], message: str, tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any]
+) -> None:
+    with pytest.raises(DistillError, match=message):
+        make_cache(manifest, tiny_cache, **changed)
+
+
+def test_a_changed_manifest_or_another_tower_is_refused_on_resuming(
+    tiny_cache: Path, tiny_clip: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    changed = Path(shutil.copy(manifest, tmp_path))
+    changed.write_text(changed.read_text() + '{"image": "new.png", "text": "new"}\n')
+    with pytest.raises(DistillError, match=r"the manifest .*pairs\.jsonl has changed"):
+        make_cache(changed, tiny_cache, image_root=manifest.parent)
+    other = Path(shutil.copytree(tiny_clip, tmp_path / "other"))
+    weights = open_clip.create_model(f"local-dir:{other}").state_dict()
+    from safetensors.torch import save_file
+
+    weights["visual.proj"] = weights["visual.proj"] + 1e-3
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, other / "open_clip_model.safetensors")
+    with pytest.raises(DistillError, match=r"local-dir:.*other.*expected local-dir:.*weights_sha256 is"):
+        make_cache(manifest, tiny_cache, model=f"local-dir:{other}")
+
+
+def test_features_without_a_direction_cost_their_row(
+    tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Not a number, infinite, all zero, too long for float32: the fifth row is fine, and very long."""
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, 1)
+
+    def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        features = np.ones((len(pixels), 16), np.float32)
+        features[0, 3], features[1, 5], features[2], features[3] = np.nan, -np.inf, 0, 3e38
+        features[4] = 8e37
+        return features
+
+    embed_missing(Cache(cache, read_only=False), encode, image_root=manifest.parent, workers=1)
+    opened = Cache(cache)
+    assert opened.status()[8:16].tolist() == [Status.NOT_FINITE] * 4 + [Status.EMBEDDED] * 4
+    assert not opened.image_emb()[8:12].any()
+    assert np.allclose(opened.image_emb()[12:16], 0.25)
+    assert opened.norm()[8:13].tolist() == [0, 0, 0, 0, np.float32(32e37)]
+    assert opened.verify() == []
+
+
+def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, 2)
+    with pytest.raises(CacheError, match=r"features of shape \(8, 5\), the cache was planned for \(8, 16\)"):
+        embed_missing(
+            Cache(cache, read_only=False),
+            lambda pixels: np.ones((len(pixels), 5), np.float32),
+            image_root=manifest.parent,
+            workers=1,
+        )
+    assert Cache(cache, read_only=False).missing_chunks() == [2]
+
+
+def spoil(folder: Path) -> dict[str, str]:
+    """Break pictures of `draw_pictures(folder, 24)`, all of the second chunk among them; returns name: status."""
+    picture = Image.open(folder / "images/0000.png").copy()
+    broken = {f"images/{i:04}.png": "missing" for i in range(8, 16)}
+    for key in broken:
+        (folder / key).unlink()
+    whole = (folder / "images/0001.png").read_bytes()
+    (folder / "images/0001.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "images/0002.png").write_text("not a picture")
+    (folder / "images/0003.png").write_bytes(b"")
+    (folder / "images/0004.png").unlink()
+    (folder / "images/0004.png").symlink_to("/etc/passwd")
+    (folder / "images/0005.png").unlink()
+    (folder / "images/0005.png").mkdir()
+    Image.new("1", (20_000, 20_000)).save(folder / "images/0006.png")
+    picture.convert("CMYK").save(folder / "images/0016.png", "TIFF")
+    picture.save(folder / "images/0017.png", "GIF", save_all=True, append_images=[picture.rotate(90)])
+    picture.quantize(16).save(folder / "images/0018.png", transparency=0)
+    statuses = ["damaged", "not a picture", "not a picture", "outside root", "unreadable", "too large"]
+    return broken | {f"images/{i:04}.png": status for i, status in enumerate(statuses, 1)}
+
+
+def test_each_broken_picture_costs_its_row_and_inspect_lists_its_reason(tiny_clip: Path, tmp_path: Path) -> None:
+    manifest, cache = draw_pictures(tmp_path, 24), tmp_path / "cache.zarr"
+    broken = spoil(tmp_path)
+    options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "2"]
+    made = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
+    assert made.exit_code == 0, made.output
+    assert "10 of 24 embedded" in made.stdout
+    shown = json.loads(CliRunner().invoke(main, ["inspect", str(cache), "--failures", "-1", "--json"]).stdout)
+    assert {failure["key"]: failure["status"] for failure in shown["failures"]} == broken
+    assert [failure["row"] for failure in shown["failures"]] == sorted(failure["row"] for failure in shown["failures"])
+    assert shown["status"] == {
+        "embedded": 10, "missing": 8, "outside root": 1, "unreadable": 1, "not a picture": 2, "damaged": 1,
+        "too large": 1,
+    }  # fmt: skip
+    opened = Cache(cache)
+    embedded = opened.status() == Status.EMBEDDED
+    lengths = np.linalg.norm(opened.image_emb().astype(np.float32), axis=1)
+    assert np.allclose(lengths[embedded], 1, atol=1e-3)
+    assert not lengths[~embedded].any()
+    assert (cache / "images/emb/c/0/1/0").exists()  # the chunk of eight missing pictures
+    assert opened.verify() == []
+
+
+def test_a_full_disk_is_one_clear_error_and_the_pass_goes_on_later(
+    tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))  # stands in for a disk: no larger file can be written
+    try:
+        with pytest.raises(CacheError, match=r"images/emb/c/0/0/0: cannot be written .*: free some space and run"):
+            make_cache(manifest, tmp_path / "cache.zarr", chunk_rows=65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert Cache(tmp_path / "cache.zarr").info.state == "planned"
+    make_cache(manifest, tmp_path / "cache.zarr", chunk_rows=65_536)
+    assert np.array_equal(Cache(tmp_path / "cache.zarr").image_emb(), Cache(tiny_cache).image_emb())
+
+
+def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    metadata = json.loads((cache / "zarr.json").read_text())
+    metadata["attributes"]["clipglot"]["state"] = "planned"
+    (cache / "zarr.json").write_text(json.dumps(metadata))
+    undo(cache, 1, 4)
+    with pytest.raises(CacheError, match=r"not complete \(2 of its chunks are still to be embedded\): run the same"):
+        Cache(cache).require_sealed()
+    assert Cache(cache).count_status() == {Status.PENDING: 16, Status.EMBEDDED: 24}
+    assert Cache(cache).verify() == []
+
+
+def test_a_decoder_needs_an_image_root(tiny_cache: Path, make_cache: Callable[..., Any], tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, 0)
+    with pytest.raises(CacheError, match="absent: no such folder: pass --image-root"):
+        embed_missing(Cache(cache, read_only=False), lambda x: x, image_root=tmp_path / "absent", workers=1)

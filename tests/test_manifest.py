@@ -1,0 +1,131 @@
+"""Manifests: what each kind of table holds, and errors that name the file, the line and the remedy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.manifest import SUFFIXES, ManifestRow, read_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def read(path: Path, *text_fields: str, image_field: str = "image") -> list[ManifestRow]:
+    return list(read_manifest(path, image_field=image_field, text_fields=text_fields or ("text",)))
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_jsonl_takes_one_caption_a_list_or_none(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [
+        {"image": "a.png", "text": "кошка"},
+        {"image": "б/猫.png", "text": ["고양이", "🐈\nna dvou řádcích"], "more": 1},
+        {"image": "c.png", "text": None},
+        {"image": "d.png", "text": []},
+    ]
+    path = written(tmp_path / "m.jsonl", "\n".join(json.dumps(record) for record in records))
+    assert read(path) == [
+        ManifestRow(1, "a.png", ["кошка"]),
+        ManifestRow(2, "б/猫.png", ["고양이", "🐈\nna dvou řádcích"]),
+        ManifestRow(3, "c.png", []),
+        ManifestRow(4, "d.png", []),
+    ]
+
+
+def test_captions_of_several_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    jsonl = written(tmp_path / "m.jsonl", '{"file": "a.png", "ru": "кот", "zh": ["猫", "貓"]}')
+    table = written(tmp_path / "m.csv", "file,ru,zh\na.png,кот,猫")
+    assert read(jsonl, "zh", "ru", image_field="file") == [ManifestRow(1, "a.png", ["猫", "貓", "кот"])]
+    assert read(table, "zh", "ru", image_field="file") == [ManifestRow(2, "a.png", ["猫", "кот"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("m.jsonl", '\ufeff{"image": "a", "text": "x"}\r\n\n  \n{"image": "b", "text": "y"}\n'),
+        ("m.ndjson", '\ufeff\n{"image": "a", "text": "x"}\n\n{"image": "b", "text": "y"}'),
+        ("m.csv", "\ufeffimage,text\r\na,x\r\n\r\n\r\nb,y\r\n"),
+        ("m.TSV", "\ufefftext\timage\nx\ta\n\n\ny\tb"),
+    ],
+)
+def test_a_byte_order_mark_and_blank_lines_are_no_rows(name: str, content: str, tmp_path: Path) -> None:
+    rows = read(written(tmp_path / name, content))
+    assert [(row.key, row.captions) for row in rows] == [("a", ["x"]), ("b", ["y"])]
+    assert rows[1].line > rows[0].line
+
+
+def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -> None:
+    table = written(tmp_path / "m.csv", 'image,text\na,"one,\ntwo ""three"""\nb,4" nails\n')
+    assert read(table) == [ManifestRow(2, "a", ['one,\ntwo "three"']), ManifestRow(4, "b", ['4" nails'])]
+    plain = written(tmp_path / "m.tsv", 'image\ttext\na\t"unclosed, and fine\nb\ty\n')
+    assert read(plain) == [ManifestRow(2, "a", ['"unclosed, and fine']), ManifestRow(3, "b", ["y"])]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("m.xml", "", r"unknown kind of manifest '\.xml'; known are \.jsonl"),
+        ("m.csv", "", r"m\.csv: empty: expected a header line"),
+        ("m.csv", "file,text\na,x", r"m\.csv:2: no field 'image' \(found: file, text\): pass --image-field"),
+        ("m.csv", "image;text\na;x", r"m\.csv:2: no field 'image' \(found: image;text\)"),
+        ("m.csv", "image,text\na,x,y", r"m\.csv:2: 3 columns where the header has 2: quote fields"),
+        ("m.csv", "image,text\n,x", r"m\.csv:2: 'image' must be the path of a picture, found ''"),
+        ("m.csv", 'image,text\na,x\nb,"never closed\nc,y\n', r"m\.csv:3: not a row of a table .*: mend or drop it"),
+        ("m.csv", "image,text,text\na,x,y", r"m\.csv:1: several columns are called text: rename them"),
+        ("m.csv", b"image,text\n" + b"a,x\n" * 3000 + b"b,\xff\n", r"m\.csv:3002: not UTF-8 text"),
+        ("m.tsv", "image\ttext\na\tx".encode("utf-16"), r"m\.tsv:1: not UTF-8 text: save the file as UTF-8"),
+        ("m.jsonl", '{"image": "a"}', r"m\.jsonl:1: no field 'text' \(found: image\): pass --text-field"),
+        (
+            "m.jsonl",
+            '\n{"image": "a", "text": 3}',
+            r"m\.jsonl:2: 'text' must be a string or a list of strings, found 3",
+        ),
+        ("m.jsonl", '{"image": "a", "text": [["x"]]}', r"m\.jsonl:1: 'text' must be"),
+        ("m.jsonl", '{"image": null, "text": "x"}', r"m\.jsonl:1: 'image' must be the path of a picture, found None"),
+        ("m.jsonl", '{"image": "\\ud800", "text": "x"}', r"m\.jsonl:1: 'image' holds half of a surrogate pair"),
+        ("m.jsonl", '{"image": "a", "text": "x"}\n["a"]', r"m\.jsonl:2: expected a JSON object, found list"),
+        ("m.jsonl", '{"image": "a", "text": "x"}{', r"m\.jsonl:1: not a line of JSON in UTF-8 .*: mend or drop it"),
+        ("m.jsonl", b'{"image": "a", "text": "\xff"}', r"m\.jsonl:1: not a line of JSON in UTF-8"),
+        ("m.jsonl", "[" * 100_000, r"m\.jsonl:1: not a line of JSON"),
+        ("m.jsonl", '{"a": ' + "9" * 5000 + "}", r"m\.jsonl:1: not a line of JSON"),
+    ],
+)
+def test_an_error_names_the_file_the_line_and_the_remedy(
+    name: str, content: str | bytes, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(CacheError, match=message):
+        read(written(tmp_path / name, content))
+
+
+def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"absent\.jsonl: no such file"):
+        read(tmp_path / "absent.jsonl")
+
+
+table_like = st.lists(
+    st.sampled_from(
+        [b"image", b"text", b",", b"\t", b'"', b"\n", b"\r", b"\xff", b"\0", b"{", b'{"image": "a", "text": ']
+    )
+    | st.binary(max_size=4),
+    max_size=30,
+).map(b"".join)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    suffix=st.sampled_from(SUFFIXES), header=st.sampled_from([b"", b"image,text\n", b"image\ttext\n"]), body=table_like
+)
+def test_arbitrary_bytes_are_rows_or_one_clear_error(
+    suffix: str, header: bytes, body: bytes, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = written(tmp_path_factory.getbasetemp() / f"fuzzed{suffix}", header + body)
+    try:
+        rows = read(path)
+    except CacheError as error:
+        assert str(error).startswith(str(path))  # noqa: PT017
+    else:
+        assert all(row.key.encode() for row in rows)

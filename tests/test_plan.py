@@ -1,0 +1,221 @@
+"""Planning: rows and order are fixed, an interrupted plan is planned anew, and nothing foreign is touched."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from clipglot.cache import plan
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
+from clipglot.cache.manifest import ManifestRow
+from clipglot.cache.plan import is_planned, plan_cache
+from clipglot.cache.store import Cache
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+INFO = CacheInfo(
+    state="planning",
+    encoder=EncoderInfo(
+        model="m",
+        pretrained=None,
+        weights_sha256="0",
+        preprocess={"size": 8},
+        dim=4,
+        precision="fp32",
+        quick_gelu=False,
+    ),
+    source=SourceInfo(path="m.jsonl", sha256="1", image_root="/", image_field="image", text_fields=["text"]),
+    batch_size=2,
+)
+
+
+def rows(pairs: Iterable[tuple[str, list[str]]]) -> Iterator[ManifestRow]:
+    return (ManifestRow(line, key, captions) for line, (key, captions) in enumerate(pairs, 1))
+
+
+def limited(limit: int) -> CacheInfo:
+    return CacheInfo(**vars(INFO) | {"source": SourceInfo(**vars(INFO.source) | {"limit": limit})})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    pairs=st.lists(st.tuples(st.sampled_from("abcdé猫"), st.lists(st.sampled_from(["x", "", "猫", " "]), max_size=3)))
+    .filter(bool)
+    .map(lambda pairs: [(key, [f"{line}{i}{c}" if c.strip() else c for i, c in enumerate(captions)])
+                        for line, (key, captions) in enumerate(pairs)]),
+    rows_at_a_time=st.sampled_from([1, 3, 8192]),
+)  # fmt: skip
+def test_lines_of_one_picture_are_merged_in_their_order(
+    pairs: list[tuple[str, list[str]]],
+    rows_at_a_time: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    monkeypatch.setattr(plan, "ROWS_AT_A_TIME", rows_at_a_time)
+    expected: dict[str, list[str]] = {}
+    for key, captions in pairs:
+        expected.setdefault(key, []).extend(caption for caption in captions if caption.strip())
+    path = tmp_path_factory.mktemp("plans") / "cache.zarr"
+    info = plan_cache(path, rows(pairs), INFO)
+    cache = Cache(path)
+    owners, captions = cache.caption_image(), cache.captions()
+    assert cache.keys() == list(expected)
+    assert [[captions[i] for i in np.flatnonzero(owners == row)] for row in range(len(cache))] == list(
+        expected.values()
+    )
+    assert (np.diff(owners) >= 0).all()
+    assert info.num_captions == len(captions) == len(owners)
+    assert sum(info.dropped_captions.values()) == sum(len(captions) for _, captions in pairs) - len(owners)
+
+
+def test_what_was_dropped_is_counted_with_its_reason(tmp_path: Path) -> None:
+    info = plan_cache(tmp_path / "c.zarr", rows([("a", ["", "\n\t", "кот"]), ("b", ["\ud83d", "😀"])]), INFO)
+    assert info.dropped_captions == {"empty": 2, "not unicode": 1}
+    assert Cache(tmp_path / "c.zarr").captions() == ["кот", "😀"]
+
+
+def test_a_limit_keeps_the_first_pictures_and_their_later_captions(tmp_path: Path) -> None:
+    info = plan_cache(tmp_path / "c.zarr", rows([("a", ["1"]), ("b", ["2"]), ("c", ["3"]), ("a", ["4"])]), limited(2))
+    cache = Cache(tmp_path / "c.zarr")
+    assert (cache.keys(), cache.captions(), info.num_pictures) == (["a", "b"], ["1", "4", "2"], 2)
+
+
+def test_pictures_without_captions_are_planned_too(tmp_path: Path) -> None:
+    plan_cache(tmp_path / "c.zarr", rows([("a", []), ("b", [])]), INFO)
+    cache = Cache(tmp_path / "c.zarr")
+    assert (len(cache), cache.captions(), cache.caption_image().tolist()) == (2, [], [])
+    assert cache.verify() == []
+
+
+def test_a_manifest_without_pictures_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"m\.jsonl: no pictures in it"):
+        plan_cache(tmp_path / "c.zarr", rows([]), INFO)
+    assert list(tmp_path.iterdir()) == []
+
+
+def leave_planning(path: Path) -> None:
+    def cut_short() -> Iterator[ManifestRow]:
+        yield ManifestRow(1, "old", ["old"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        plan_cache(path, cut_short(), INFO)
+    assert Cache(path).info.state == "planning"
+
+
+def leave_half_cleared(path: Path) -> None:
+    """Killed while the interrupted plan was being cleared away."""
+    leave_planning(path)
+    (path / "captions" / "zarr.json").unlink(missing_ok=True)
+
+
+def leave_partial(path: Path) -> None:
+    path.mkdir()
+    (path / ".zarr.json.0123.partial").write_bytes(b"{")
+
+
+@pytest.mark.parametrize("leave", [leave_planning, leave_half_cleared, leave_partial, Path.mkdir])
+def test_what_an_interrupted_plan_left_is_planned_anew(leave: Callable[[Path], None], tmp_path: Path) -> None:
+    leave(tmp_path / "c.zarr")
+    assert not is_planned(tmp_path / "c.zarr")
+    for path in (tmp_path / "c.zarr", tmp_path / "fresh.zarr"):
+        plan_cache(path, rows([("new", ["new"])]), INFO)
+    assert is_planned(tmp_path / "c.zarr")
+    assert files(tmp_path / "c.zarr") == files(tmp_path / "fresh.zarr")
+
+
+def test_a_plan_killed_while_it_is_written_is_planned_anew(tmp_path: Path) -> None:
+    script = f"""
+from itertools import count
+from clipglot.cache import plan, ragged
+from clipglot.cache.format import *
+from clipglot.cache.manifest import ManifestRow
+from pathlib import Path
+ragged.CHUNK_BYTES = 2**16
+plan.plan_cache(Path("c.zarr"), (ManifestRow(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    while not (tmp_path / "c.zarr" / "captions" / "text" / "bytes" / "c" / "9").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not is_planned(tmp_path / "c.zarr")
+    for path in (tmp_path / "c.zarr", tmp_path / "fresh.zarr"):
+        plan_cache(path, rows([("new", ["new"])]), INFO)
+    assert files(tmp_path / "c.zarr") == files(tmp_path / "fresh.zarr")
+
+
+def foreign_file(path: Path) -> None:
+    path.write_text("mine")
+
+
+def foreign_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.txt").write_text("mine")
+
+
+def foreign_group(path: Path) -> None:
+    zarr.create_group(path, attributes={"mine": 1}).create_array("x", shape=(3,), dtype="f4")
+
+
+def foreign_array(path: Path) -> None:
+    zarr.create_array(path, shape=(3,), dtype="f4")
+
+
+def newer_format(path: Path) -> None:
+    zarr.create_group(path, attributes={ATTRIBUTE: {"format_version": 99, "state": "planning"}})
+
+
+def damaged_cache(path: Path) -> None:
+    path.mkdir()
+    (path / "zarr.json").write_text('{"zarr_format": 3, "node_ty')
+
+
+@pytest.mark.parametrize(
+    "make", [foreign_file, foreign_folder, foreign_group, foreign_array, newer_format, damaged_cache]
+)
+def test_what_is_no_unfinished_plan_is_refused_and_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "c.zarr"
+    make(path)
+    before = files(tmp_path)
+    with pytest.raises(CacheError, match=r"c\.zarr"):
+        plan_cache(path, rows([("a", ["x"])]), INFO)
+    assert files(tmp_path) == before
+
+
+def test_a_planned_cache_is_not_planned_again(tmp_path: Path) -> None:
+    plan_cache(tmp_path / "c.zarr", rows([("a", ["x"])]), INFO)
+    with pytest.raises(CacheError, match="planned already"):
+        plan_cache(tmp_path / "c.zarr", rows([("b", ["y"])]), INFO)
+
+
+def test_wrong_settings_are_refused_before_anything_is_read_or_written(tmp_path: Path) -> None:
+    def unread() -> Iterator[ManifestRow]:
+        raise AssertionError("read")
+        yield
+
+    elsewhere = SourceInfo(**vars(INFO.source) | {"image_root": str(tmp_path / "absent")})
+    with pytest.raises(CacheError, match=r"absent: no such folder: pass --image-root"):
+        plan_cache(tmp_path / "c.zarr", unread(), CacheInfo(**vars(INFO) | {"source": elsewhere}))
+    with pytest.raises(CacheError, match=r"must be a multiple of the batch size"):
+        plan_cache(tmp_path / "c.zarr", unread(), INFO, chunk_rows=3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_named_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        CacheError, match=r"c\.zarr: cannot be written \(.*\): make it writable or choose another -o"
+    ):
+        plan_cache(tmp_path / "file" / "c.zarr", rows([("a", ["x"])]), INFO)

@@ -1,0 +1,58 @@
+"""Ragged text: what was appended comes back, however it falls into chunks."""
+
+from pathlib import Path
+
+import clipglot.cache.ragged as ragged
+import pytest
+import zarr
+from clipglot.cache.ragged import RaggedReader, RaggedWriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zarr.storage import LocalStore, MemoryStore
+
+unicode = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)  # Cs: halves of surrogate pairs
+SCRIPTS = ["", "cat", "кошка", "猫が座る", "고양이", "قطة", "बिल्ली", "🐈‍⬛👩🏽‍🚀", "\0", "e\u0301", "\ufeff", "a\nb\t"]
+
+
+def stored(group: zarr.Group, batches: list[list[str]]) -> RaggedReader:
+    writer = RaggedWriter(group, "text")
+    for batch in batches:
+        writer.append([text.encode() for text in batch])
+    writer.close()
+    return RaggedReader(group, "text")
+
+
+@pytest.mark.parametrize("chunk_bytes", [8, 24, 2**24])
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(st.lists(unicode | st.sampled_from(SCRIPTS), max_size=9), max_size=4), data=st.data())
+def test_any_texts_come_back_whatever_the_batches_and_chunks(
+    chunk_bytes: int, batches: list[list[str]], data: st.DataObject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ragged, "CHUNK_BYTES", chunk_bytes)
+    reader, texts = stored(zarr.group(MemoryStore()), batches), [text for batch in batches for text in batch]
+    assert len(reader) == len(texts)
+    assert reader.read() == texts
+    start = data.draw(st.integers(0, len(texts)))
+    stop = data.draw(st.integers(0, len(texts) + 2))
+    assert reader.read(start, stop) == texts[start:stop]
+
+
+@pytest.mark.parametrize("texts", [[], [""] * 50, ["\0" * 50]], ids=["none", "empty", "zeros"])
+def test_chunks_of_zeros_are_written_and_not_left_out(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An absent chunk means a lost one."""
+    monkeypatch.setattr(ragged, "CHUNK_BYTES", 64)
+    group = zarr.group(LocalStore(tmp_path))
+    assert stored(group, [texts]).read() == texts
+    for name in ("bytes", "offsets"):
+        (num_chunks,) = group[f"text/{name}"].cdata_shape
+        assert len(list((tmp_path / "text" / name / "c").glob("*"))) == num_chunks
+
+
+def test_chunks_have_the_size_that_the_format_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ragged, "CHUNK_BYTES", 64)
+    group = zarr.group(LocalStore(tmp_path))
+    stored(group, [["x" * 100], ["y" * 31]])
+    assert [group[f"text/{name}"].chunks for name in ("bytes", "offsets")] == [(64,), (3,)]
+    assert group["text/bytes"].shape == (131,)
