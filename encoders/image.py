@@ -121,7 +121,10 @@ def _tower(
         model=model,
         pretrained=pretrained,
         vision_cfg=config["vision_cfg"],
-        preprocess={k: preprocess[k] for k in _PREPROCESS_KEYS if k in preprocess},
+        # Lists for tuples, as JSON gives them back: a tower and its export have equal preprocessing.
+        preprocess={
+            k: list(v) if isinstance(v := preprocess[k], tuple) else v for k in _PREPROCESS_KEYS if k in preprocess
+        },
         dim=config["embed_dim"],
         quick_gelu=bool(config.get("quick_gelu", False)),
         weights_sha256=hash_tensors(visual.state_dict()),
