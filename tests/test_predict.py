@@ -1,0 +1,75 @@
+"""`clipglot predict`: which text describes a picture best."""
+
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from clipglot.encoders.clip import MergedClip, load_merged
+from clipglot.encoders.errors import EncoderError
+from clipglot.evals.errors import EvalError
+from clipglot.evals.merged import predict
+from PIL import Image
+
+TEXTS = ["красный шум", "синий шум", "[b]текст[/b] :cat:"]
+
+
+@pytest.fixture(scope="module")
+def clip(merged: Path) -> MergedClip:
+    return load_merged(merged)
+
+
+@pytest.fixture
+def picture(manifest: Path) -> Path:
+    return manifest.parent / "images" / "0000.png"
+
+
+def test_order_and_probabilities_are_those_of_open_clip(clip: MergedClip, merged: Path, picture: Path) -> None:
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{merged}")
+    with torch.inference_mode():
+        image = model.eval().encode_image(preprocess(Image.open(picture))[None], normalize=True)
+        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{merged}")(TEXTS), normalize=True)
+        expected = (model.logit_scale.exp() * image @ text.T).softmax(-1)[0].numpy()
+    (prediction,) = predict(clip, [picture], TEXTS)
+    order = np.argsort(-expected)
+    assert prediction.texts == [TEXTS[i] for i in order]
+    np.testing.assert_allclose(prediction.probabilities, expected[order], rtol=1e-4)
+    assert sum(prediction.probabilities) == pytest.approx(1)
+
+
+def test_each_picture_gets_its_own_answer_in_the_order_given(clip: MergedClip, manifest: Path) -> None:
+    pictures = [manifest.parent / "images" / f"{i:04}.png" for i in (3, 0)]
+    together = predict(clip, pictures, TEXTS)
+    assert [p.image for p in together] == [str(p) for p in pictures]
+    assert together == [predict(clip, [p], TEXTS)[0] for p in pictures]
+
+
+def test_a_link_is_followed_wherever_it_leads(clip: MergedClip, picture: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.png"
+    link.symlink_to(picture)
+    assert predict(clip, [link], TEXTS)[0].cosines == predict(clip, [picture], TEXTS)[0].cosines
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no picture", b"\x89PNG\r\n\x1a\n broken"])
+def test_what_is_no_picture_is_named(clip: MergedClip, content: bytes | None, tmp_path: Path) -> None:
+    bad = tmp_path / "кот.png"
+    if content is not None:
+        bad.write_bytes(content)
+    with pytest.raises(EvalError, match=r"кот\.png: .*leave it out"):
+        predict(clip, [bad], TEXTS)
+
+
+def test_a_folder_is_no_picture(clip: MergedClip, tmp_path: Path) -> None:
+    with pytest.raises(EvalError, match=tmp_path.name):
+        predict(clip, [tmp_path], TEXTS)
+
+
+def test_without_texts_there_is_nothing_to_choose_from(clip: MergedClip, picture: Path) -> None:
+    with pytest.raises(EvalError, match="pass --text"):
+        predict(clip, [picture], [])
+
+
+def test_a_folder_that_is_no_merged_clip_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="make a merged CLIP with `clipglot export RUN"):
+        load_merged(tmp_path)
