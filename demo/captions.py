@@ -31,9 +31,7 @@ def caption(scene: Scene, language: Language, rng: random.Random, *, complete: b
     'на чёрном фоне слева маленькая синяя звезда'
     """
     grammar = GRAMMARS[language]
-    tells_size, tells_place, tells_background = (
-        complete or rng.random() < share for share in (0.6, 0.6, 0.4)
-    )
+    tells_size, tells_place, tells_background = (complete or rng.random() < share for share in (0.4, 0.5, 0.3))
     phrases = [grammar.inflect(group, tells_size) for group in scene.groups]
     places = _SIDES.get(scene.layout, (scene.layout,))
     if len(phrases) == 1:
@@ -41,9 +39,7 @@ def caption(scene: Scene, language: Language, rng: random.Random, *, complete: b
         templates = grammar.placed if is_clause else grammar.alone
     else:
         is_clause = tells_place
-        templates = (
-            rng.choice((grammar.related, grammar.related, grammar.apart)) if is_clause else grammar.together
-        )
+        templates = rng.choice((grammar.related, grammar.related, grammar.apart)) if is_clause else grammar.together
         if templates is not grammar.apart and rng.random() < 0.5:
             phrases, places = phrases[::-1], places[::-1]
     template = rng.choice(templates)

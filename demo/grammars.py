@@ -177,9 +177,7 @@ def _chinese(group: Group, tells_size: bool) -> SimpleNamespace:
     # The size stands at the noun: before the colour it would read as its shade (大红, bright red).
     thing = ({"small": "小", "large": "大"}[group.size] if group.size and tells_size else "") + noun
     count = f"{'一两三四五'[group.count - 1]}{measure}"
-    return SimpleNamespace(
-        text=f"{count}{colour}的{thing}", bare=f"{count if group.count > 1 else ''}{colour}{thing}"
-    )
+    return SimpleNamespace(text=f"{count}{colour}的{thing}", bare=f"{count if group.count > 1 else ''}{colour}{thing}")
 
 
 _ZH_COLOURS = {

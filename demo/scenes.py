@@ -172,7 +172,7 @@ def draw(scene: Scene, size: int = 64) -> Image.Image:
 def _sample(rng: random.Random, *, first: Sequence[Pair], second: Sequence[Pair]) -> Scene:
     """Sample a scene with one group out of `first`, and the other, should there be two, out of `second`."""
     pair = rng.choice(first)
-    kind = rng.choices(("lone", "several", "two groups"), weights=(3, 2, 5))[0]
+    kind = rng.choices(("lone", "several", "two groups"), weights=(4, 2, 4))[0]
     if kind == "lone":
         return _lone(rng, pair)
     if kind == "several":
