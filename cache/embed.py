@@ -17,6 +17,7 @@ from .errors import CacheError
 from .files import sweep_partial
 from .format import ATTRIBUTE, EMB, NORM, STATUS, Status
 from .pictures import MAX_PIXELS, Geometry
+from .ragged import open_array
 from .store import Cache
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -153,7 +154,7 @@ def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
     write_from = time.perf_counter()
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
-        cache.root[EMB][0, chunk.rows] = chunk.emb
-        cache.root[NORM][0, chunk.rows] = chunk.norm
-        cache.root[STATUS][chunk.rows] = chunk.status
+        open_array(cache.root, EMB)[0, chunk.rows] = chunk.emb
+        open_array(cache.root, NORM)[0, chunk.rows] = chunk.norm
+        open_array(cache.root, STATUS)[chunk.rows] = chunk.status
     report.write_s += time.perf_counter() - write_from

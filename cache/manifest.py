@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .errors import CacheError
 
@@ -89,7 +89,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**24)
     # TSV in the wild does not quote: a lone quotation mark in a caption must not swallow the next lines.
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
     # Bytes that are no UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:

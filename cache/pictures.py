@@ -61,8 +61,8 @@ class Geometry:
         """
         size = preprocess["size"]
         height, width = (size, size) if isinstance(size, int) else size[-2:]
-        resize_mode = preprocess.get("resize_mode") or "shortest"
-        interpolation = preprocess.get("interpolation") or "bicubic"
+        resize_mode: Any = preprocess.get("resize_mode") or "shortest"
+        interpolation: Any = preprocess.get("interpolation") or "bicubic"
         if interpolation == "random":  # open_clip's name for "any in training"; at inference it means bicubic
             interpolation = "bicubic"
         if resize_mode not in ("shortest", "longest", "squash") or interpolation not in (
@@ -138,7 +138,7 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
-            picture = Image.open(file, formats=FORMATS)
+            picture: Image.Image = Image.open(file, formats=FORMATS)
             _require_size(picture, geometry, max_pixels)
             picture.load()  # the first frame of an animation
             picture = ImageOps.exif_transpose(picture)

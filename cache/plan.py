@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from .errors import CacheError
 from .files import PARTIAL, DurableLocalStore
 from .format import ATTRIBUTE, CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEXT, CacheInfo, plan_chunk_rows
 from .manifest import ManifestRow
 from .pictures import require_image_root
-from .ragged import RaggedReader, RaggedWriter, StreamedArray, create_array
+from .ragged import RaggedReader, RaggedWriter, StreamedArray, create_array, open_array
 from .store import Cache
 
 ROWS_AT_A_TIME = 8192
@@ -186,16 +187,17 @@ def _encoded(caption: str, dropped: dict[str, int]) -> bytes | None:
 
 def _sort_captions(root: zarr.Group) -> None:
     """Bring the captions of one picture together, stably, where the manifest had them apart."""
-    owners = np.asarray(root[CAPTION_IMAGE][:])
+    owners = np.asarray(open_array(root, CAPTION_IMAGE)[:])
     order = np.argsort(owners, kind="stable")
     # All captions in memory, but as two arrays: objects of Python would take three times as much.
-    raw, offsets = memoryview(np.asarray(root[f"{TEXT}/bytes"][:])), np.asarray(root[f"{TEXT}/offsets"][:])
+    raw: NDArray[np.uint8] = np.asarray(open_array(root, f"{TEXT}/bytes")[:])
+    offsets = np.asarray(open_array(root, f"{TEXT}/offsets")[:])
     for name in (TEXT, CAPTION_IMAGE):
         del root[name]
     writer = RaggedWriter(root, TEXT)
     for start in range(0, len(order), ROWS_AT_A_TIME):
         batch = order[start : start + ROWS_AT_A_TIME]
-        writer.append([bytes(raw[a:b]) for a, b in zip(offsets[batch], offsets[batch + 1], strict=True)])
+        writer.append([raw[a:b].tobytes() for a, b in zip(offsets[batch], offsets[batch + 1], strict=True)])
     writer.close()
     sorted_owners = StreamedArray(root, CAPTION_IMAGE, "int64")
     sorted_owners.append(owners[order])

@@ -28,6 +28,18 @@ def create_array(
     )
 
 
+def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of the group.
+
+    Raises:
+        KeyError, TypeError: there is none of that name.
+    """
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise TypeError(f"{name} is a group, expected an array")
+    return found
+
+
 class StreamedArray:
     """A one-dimensional array of unknown length, appended to and written in whole chunks.
 
@@ -95,7 +107,7 @@ class RaggedReader:
     """Reads rows of a ragged array; only the chunks that hold them are touched."""
 
     def __init__(self, group: zarr.Group, name: str) -> None:
-        self._bytes, self._offsets = group[f"{name}/bytes"], group[f"{name}/offsets"]
+        self._bytes, self._offsets = open_array(group, f"{name}/bytes"), open_array(group, f"{name}/offsets")
 
     def __len__(self) -> int:
         return int(self._offsets.shape[0]) - 1

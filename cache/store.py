@@ -25,7 +25,7 @@ from .format import (
     CacheInfo,
     Status,
 )
-from .ragged import RaggedReader
+from .ragged import RaggedReader, open_array
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
 ROWS_AT_A_TIME = 8192
@@ -195,12 +195,9 @@ class Cache:
             CacheError: its metadata is absent or damaged.
         """
         try:
-            found = self.root[name]
+            return open_array(self.root, name)
         except UNREADABLE_METADATA as error:
             raise CacheError(f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {REMAKE}") from error
-        if not isinstance(found, zarr.Array):
-            raise CacheError(f"{self.path}: {name} is no array: {REMAKE}")
-        return found
 
     def _read(self, name: str, selection: tuple[Any, ...]) -> NDArray[Any]:
         with self._whole(name):

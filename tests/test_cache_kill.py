@@ -1,46 +1,128 @@
 """Killed or stopped at any moment, a pass leaves nothing half-written, nothing running and nothing in memory."""
 
+import json
 import os
 import random
+import re
+import select
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from clipglot.cache.store import Cache
 from drawn import draw_pictures
 
-SHARED_MEMORY = Path("/dev/shm")
+SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "workers": 2, "device": "cpu"}
+
+# Runs one `clipglot` command after another, each in a process and session of its own. They are forked from here
+# after the imports, because importing torch takes longer than all that is tested.
+LAUNCHER = """
+import json, os, sys
+import clipglot.distill.caching
+from clipglot.cli.main import main
+for line in sys.stdin:
+    arguments, messages = json.loads(line)
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        for descriptor in (1, 2):
+            os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+        main(arguments)
+    print(pid, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@dataclass
+class Pass:
+    """A `clipglot cache` that is running."""
+
+    pid: int
+    messages: Path
+    answers: IO[str]
+    memory: set[Path] = field(default_factory=set)
+
+    def wait(self) -> int:
+        """Its exit code; negative is a signal."""
+        assert select.select([self.answers], [], [], 60)[0], self.messages.read_text()
+        return int(self.answers.readline())
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert session(self.pid), self.messages.read_text()
+            time.sleep(0.002)
+        self.memory |= named_memory(self.pid)
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[subprocess.Popen[str]]:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdin=pipe, stdout=pipe, text=True) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 400 pictures: 50 chunks of 8."""
-    return draw_pictures(tmp_path_factory.mktemp("many"), 400)
+    """The manifest of 240 pictures: 30 chunks of 8."""
+    return draw_pictures(tmp_path_factory.mktemp("many"), 240)
 
 
 @pytest.fixture(scope="module")
-def command(pictures: Path, tiny_clip: Path) -> list[str]:
-    """A pass over them, less the output."""
-    options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--chunk-rows", "8", "--workers", "2"]
-    return [sys.executable, "-m", "clipglot", "cache", str(pictures), *options, "--device", "cpu", "-o"]
+def undisturbed(pictures: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that an undisturbed pass makes."""
+    cache = tmp_path_factory.mktemp("undisturbed") / "cache.zarr"
+    make_cache(pictures, cache, **SETTINGS)
+    return cache
+
+
+@pytest.fixture
+def running(launcher: subprocess.Popen[str], pictures: Path, tiny_clip: Path, tmp_path: Path) -> Any:
+    """`with running(cache) as a_pass`: start `clipglot cache`; nothing of it may outlive the block."""
+
+    @contextmanager
+    def run(cache: Path) -> Iterator[Pass]:
+        options = [str(part) for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", value)]
+        arguments = ["cache", str(pictures), "-o", str(cache), "--model", f"local-dir:{tiny_clip}", *options]
+        messages = tmp_path / "messages"
+        messages.unlink(missing_ok=True)
+        assert launcher.stdin is not None
+        assert launcher.stdout is not None
+        launcher.stdin.write(json.dumps([arguments, str(messages)]) + "\n")
+        launcher.stdin.flush()
+        a_pass = Pass(int(launcher.stdout.readline()), messages, launcher.stdout)
+        try:
+            yield a_pass
+            deadline = time.monotonic() + 20
+            while session(a_pass.pid) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert session(a_pass.pid) == {}
+            assert not [path for path in a_pass.memory if path.exists()]
+        finally:
+            for leftover in session(a_pass.pid):
+                os.kill(leftover, signal.SIGKILL)
+
+    return run
+
+
+def named_memory(leader: int) -> set[Path]:
+    """The files of /dev/shm that a session holds."""
+    found = set()
+    for pid in session(leader):
+        with suppress(OSError):  # it ended meanwhile
+            found |= set(re.findall(r"/dev/shm/\S+", Path(f"/proc/{pid}/maps").read_text()))
+    return set(map(Path, found))
 
 
 def num_done(cache: Path) -> int:
     folder = cache / "images" / "status" / "c"
     return sum(file.name.isdigit() for file in folder.iterdir()) if folder.is_dir() else 0
-
-
-def until(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited too long"
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
 
 
 def session(leader: int) -> dict[int, str]:
@@ -58,88 +140,53 @@ def session(leader: int) -> dict[int, str]:
     return found
 
 
-@contextmanager
-def running(command: list[str], cache: Path) -> Iterator[subprocess.Popen[str]]:
-    """A pass in a session of its own; nothing of it may outlive the block."""
-    pipe = subprocess.PIPE
-    before = set(SHARED_MEMORY.glob("*"))
-    process = subprocess.Popen([*command, str(cache)], start_new_session=True, stdout=pipe, stderr=pipe, text=True)
-    try:
-        yield process
-        deadline = time.monotonic() + 20
-        while session(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert session(process.pid) == {}
-        left = set(SHARED_MEMORY.glob("psm_*")) | set(SHARED_MEMORY.glob("sem.*"))
-        assert left <= before
-    finally:
-        for leftover in session(process.pid):
-            os.kill(leftover, signal.SIGKILL)
-        process.communicate()
-
-
-def finish(command: list[str], cache: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*command, str(cache)], capture_output=True, text=True, check=True)
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Every file of the cache that an undisturbed pass makes."""
-    cache = tmp_path_factory.mktemp("undisturbed") / "cache.zarr"
-    finish(command, cache)
-    return files(cache)
-
-
-@pytest.mark.slow
 def test_a_pass_killed_at_random_moments_gives_the_same_files(
-    command: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache, moments = tmp_path / "cache.zarr", random.Random(0)
-    for at_least in (0, 9, 21, 33):  # chunks done when the killer wakes up
-        with running(command, cache) as process:
-            until(lambda wanted=at_least: cache.exists() if not wanted else num_done(cache) >= wanted, process)
+    for at_least in (0, 6, 13, 21):  # chunks done when the killer wakes up
+        with running(cache) as a_pass:
+            a_pass.until(lambda wanted=at_least: num_done(cache) >= wanted if wanted else cache.exists())
             time.sleep(moments.uniform(0, 0.05))
-            process.kill()
-            process.wait()
-    assert finish(command, cache).returncode == 0
+            os.kill(a_pass.pid, signal.SIGKILL)
+            assert a_pass.wait() == -signal.SIGKILL
+    make_cache(pictures, cache, **SETTINGS)
     assert Cache(cache).verify() == []
-    assert files(cache) == undisturbed
+    assert files(cache) == files(undisturbed)
 
 
-@pytest.mark.slow
 def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
-    command: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache.zarr"
-    with running(command, cache) as process:
-        until(lambda: num_done(cache) >= 5, process)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the pass and its workers
-        _, messages = process.communicate(timeout=20)
-    assert process.returncode not in (0, -signal.SIGINT)
+    with running(cache) as a_pass:
+        a_pass.until(lambda: num_done(cache) >= 5)
+        os.killpg(a_pass.pid, signal.SIGINT)  # as a terminal does: to the pass and its workers
+        assert a_pass.wait() != 0
+    messages = a_pass.messages.read_text()
     assert "Traceback" not in messages
     assert len(messages.splitlines()) < 5
-    assert 5 <= num_done(cache) < 50
-    finish(command, cache)
-    assert files(cache) == undisturbed
+    assert 5 <= num_done(cache) < 30
+    make_cache(pictures, cache, **SETTINGS)
+    assert files(cache) == files(undisturbed)
 
 
-@pytest.mark.slow
 def test_a_killed_worker_is_one_clear_error_and_the_pass_goes_on_later(
-    command: list[str], undisturbed: dict[str, bytes], tmp_path: Path
+    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache.zarr"
-    with running(command, cache) as process:
-        until(lambda: num_done(cache) >= 5, process)
-        children = [pid for pid, line in session(process.pid).items() if "forkserver" in line]
-        os.kill(max(children), signal.SIGKILL)  # the forkserver came first; its forks bear its name
-        _, messages = process.communicate(timeout=20)
-    assert process.returncode == 1
+    with running(cache) as a_pass:
+        a_pass.until(lambda: num_done(cache) >= 5)
+        workers = [pid for pid, command in session(a_pass.pid).items() if "forkserver" in command]
+        os.kill(max(workers), signal.SIGKILL)  # the lowest id is the server that the workers were forked from
+        assert a_pass.wait() == 1
+    messages = a_pass.messages.read_text()
     assert "Error: a decoding process died near row" in messages
     assert "run the same command again to resume" in messages
     assert "Traceback" not in messages
-    finish(command, cache)
-    assert files(cache) == undisturbed
+    make_cache(pictures, cache, **SETTINGS)
+    assert files(cache) == files(undisturbed)

@@ -215,7 +215,5 @@ def test_wrong_settings_are_refused_before_anything_is_read_or_written(tmp_path:
 
 def test_an_output_that_cannot_be_written_is_named_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(
-        CacheError, match=r"c\.zarr: cannot be written \(.*\): make it writable or choose another -o"
-    ):
+    with pytest.raises(CacheError, match=r"c\.zarr: cannot be written \(.*\): make it writable or choose another -o"):
         plan_cache(tmp_path / "file" / "c.zarr", rows([("a", ["x"])]), INFO)
