@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 from ..cache.format import EXPLANATION, Status
 from ..cache.store import Cache
 from ..distill.settings import CacheSettings
 from .options import settings_options
-from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say
+from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table
 
 cache_argument = click.argument("cache", type=click.Path(path_type=Path))
 
@@ -26,7 +25,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     SOURCE is a .jsonl, .csv or .tsv file with a picture's path and its caption or captions in each row.
 
     \b
-    clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained laion2b_s34b_b79k
+    clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
         from ..distill.caching import cache_pictures
@@ -35,7 +34,9 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
         def show(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, note="")
+                for task in progress.tasks:  # the stage before is done, whatever its total was
+                    progress.update(task.id, total=task.completed)
+                tasks[stage] = progress.add_task(stage, total=total, note="")
             progress.update(tasks[stage], completed=done, total=total)
 
         result = cache_pictures(settings, show)
@@ -88,9 +89,9 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
                 "captions": f"{info.num_captions:,}"
                 + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
                 "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
-                f"{opened.num_chunks} chunks of {info.chunk_rows:,} rows",
+                f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
                 "image tower": encoder,
-                "its weights": f"sha256 {info.encoder.weights_sha256}",
+                "its sha256": info.encoder.weights_sha256,
                 "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
                 "precision": info.encoder.precision,
                 "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
@@ -99,18 +100,19 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
             },
         )
     )
-    table = Table("status", "pictures", "share", "meaning", box=None, pad_edge=False)
+    shares = table("status", "pictures", "share", "meaning", numbers=("pictures", "share"))
     for status, count in counts.items():
         share = f"{count / len(opened):.2%}"
-        table.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=None if status == 1 else "yellow")
+        style = None if status == Status.EMBEDDED else "yellow"
+        shares.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=style)
     output.print()
-    output.print(table)
+    output.print(shares)
     if listed:
-        table = Table("row", "status", "picture", box=None, pad_edge=False)
+        failed = table("row", "status", "picture", numbers=("row",))
         for failure in listed:
-            table.add_row(str(failure.row), failure.status.label, failure.key)
+            failed.add_row(str(failure.row), failure.status.label, failure.key)
         output.print()
-        output.print(table)
+        output.print(failed)
         num_failed = len(opened) - counts.get(Status.EMBEDDED, 0)
         if num_failed > len(listed):
             say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")
@@ -123,7 +125,7 @@ def verify(cache: Path, as_json: bool) -> None:
     """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
     with friendly_errors(), progress_bar() as progress:
         opened = Cache(cache)
-        task = progress.add_task("verify", note="")
+        task = progress.add_task("verify", total=None, note="")
         faults = opened.verify(lambda done, total: progress.update(task, completed=done, total=total))
     if as_json:
         print_json({"cache": str(cache), "state": opened.info.state, "faults": faults})

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import click
-from rich.table import Table
 
-from .render import friendly_errors, json_option, output, percent, print_json
+from .render import friendly_errors, json_option, output, percent, print_json, table
 
 
 @click.group()
@@ -31,14 +30,10 @@ def retrieval(merged: Path, cache: Path, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
-    table = Table("direction", "R@1", "R@5", "R@10", "median rank", "queries", "candidates", box=None, pad_edge=False)
+    columns = ("direction", "R@1", "R@5", "R@10", "median rank", "queries", "candidates")
+    rows = table(*columns, numbers=columns[1:])
     for direction, ranks in (("text → image", report.text_to_image), ("image → text", report.image_to_text)):
         recalls = (percent(r) for r in (ranks.r_at_1, ranks.r_at_5, ranks.r_at_10))
-        table.add_row(
-            direction,
-            *recalls,
-            f"{ranks.median_rank:g}",
-            f"{ranks.num_queries:,}",
-            f"{ranks.num_candidates:,}",
-        )
-    output.print(table)
+        counts = f"{ranks.num_queries:,}", f"{ranks.num_candidates:,}"
+        rows.add_row(direction, *recalls, f"{ranks.median_rank:,.1f}", *counts)
+    output.print(rows)

@@ -4,11 +4,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from ..distill.settings import ExportSettings
 from .options import settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, say
+from .render import friendly_errors, json_option, output, percent, print_json, say, table
 
 
 @click.command()
@@ -60,10 +59,10 @@ def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_j
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])
         return
-    table = Table("picture", "text", "probability", "cosine", box=None, pad_edge=False)
+    answers = table("picture", "text", "probability", "cosine", numbers=("probability", "cosine"))
     for prediction in predictions:
         scores = zip(prediction.texts, prediction.probabilities, prediction.cosines, strict=True)
         for place, (text, probability, cosine) in enumerate(scores):
             name = prediction.image if place == 0 else ""
-            table.add_row(name, text, percent(probability), f"{cosine:.3f}", style="bold" if place == 0 else None)
-    output.print(table)
+            answers.add_row(name, text, percent(probability), f"{cosine:.3f}", style="bold" if place == 0 else None)
+    output.print(answers)

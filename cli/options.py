@@ -45,9 +45,10 @@ def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command]
             type=click.Path(exists=True, dir_okay=False, path_type=Path),
             help="TOML file with any of these settings; flags win",
         )
+        decorated: Command = command
         for decorator in reversed([*decorators, config]):
-            command = decorator(command)
-        return command
+            decorated = decorator(decorated)
+        return decorated
 
     return decorate
 

@@ -2,7 +2,7 @@
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,12 +74,20 @@ def progress_bar() -> Iterator[Progress]:
 
 def facts(title: str, rows: dict[str, Any]) -> Table:
     """A two-column table of names and values."""
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    result = Table(title=title, title_justify="left", title_style="", show_header=False, box=None, pad_edge=False)
+    result.add_column(style="bold")
+    result.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, str(value))
-    return table
+        result.add_row(name, str(value))
+    return result
+
+
+def table(*columns: str, numbers: Collection[str] = ()) -> Table:
+    """A table without lines; the columns in `numbers` are flush right, and long texts fold instead of being cut."""
+    result = Table(box=None, pad_edge=False)
+    for column in columns:
+        result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    return result
 
 
 def percent(share: float) -> str:

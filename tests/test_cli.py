@@ -1,0 +1,282 @@
+"""The command line: every command and option, settings and their precedence, errors, and what goes to which stream."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from clipglot import __version__
+from clipglot.cli.main import COMMANDS, main
+from clipglot.distill.run import Run
+
+# Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
+CONTRACT = {
+    "clipglot": "--version",
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --limit --batch-size "
+    "--workers --chunk-rows --max-pixels --precision --device --config --json",
+    "inspect": "CACHE --failures --json",
+    "verify": "CACHE --json",
+    "tokenizer": "CACHE --output --vocab-size --json",
+    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --epochs "
+    "--batch-size --lr --warmup --weight-decay --beta2 --grad-clip --temperature --max-logit-scale --precision "
+    "--device --seed --log-every --checkpoint-every --config --resume --json",
+    "export": "RUN --output --model --pretrained --config --json",
+    "predict": "MERGED IMAGES --text --json",
+    "eval": "",
+    "eval retrieval": "MERGED CACHE --json",
+    "demo": "--output --language --pictures --epochs --seed --config --json",
+}
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    yield " ".join(path) or "clipglot", command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from walk(child, (*path, name))
+
+
+TREE = dict(walk(main))
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def small(cache: Path, output: Path) -> list[object]:
+    """Arguments of a training run of a moment."""
+    sizes = "--width 16 --heads 2 --layers 1 --vocab-size 300 --context-length 16 --batch-size 8 --device cpu"
+    return ["train", cache, "-o", output, *sizes.split()]
+
+
+def test_commands_and_options_are_a_contract() -> None:
+    names = {
+        path: " ".join(p.opts[-1] if isinstance(p, click.Option) else (p.name or "").upper() for p in command.params)
+        for path, command in TREE.items()
+    }
+    assert names == CONTRACT
+
+
+@pytest.mark.parametrize("path", TREE)
+def test_every_command_and_option_has_help_that_fits_a_terminal(path: str) -> None:
+    command = TREE[path]
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.opts
+        else:
+            assert (parameter.name or "").upper() in command.help
+    result = run(*([] if path == "clipglot" else path.split()), "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "\b" not in result.output
+    assert "\\b" not in result.output
+
+
+def test_the_list_of_commands_is_that_of_the_modules() -> None:
+    result = run("--help")
+    assert [line.split()[0] for line in result.output.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)
+    assert __version__ in run("--version").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["cache", "--help"], ["nonsense"]])
+def test_help_answers_without_importing_the_heavy_libraries(arguments: list[str]) -> None:
+    heavy = ["torch", "open_clip", "timm", "transformers", "tokenizers"] + ["zarr"] * (arguments[0] != "cache")
+    script = (
+        "import sys\nfrom clipglot.cli.main import main\n"
+        f"main({arguments}, standalone_mode=False) if {arguments} != ['nonsense'] else None\n"
+        f"assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_python_dash_m_runs_the_command_line() -> None:
+    command = [sys.executable, "-m", "clipglot", "--version"]
+    assert __version__ in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text('epochs = 3\nlr = 1\nwarmup = 0\nlog-every = 2\nprecision = "fp32"\n')
+    result = run(*small(tiny_cache, tmp_path / "run"), "--config", config, "--epochs", 1, "--warmup", 0.05)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert (settings["epochs"], settings["warmup"]) == (1, 0.05)  # flags, also with the default's value
+    assert (settings["lr"], settings["log_every"]) == (1.0, 2)  # file
+    assert settings["seed"] == 0  # default
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch = 3", "unknown setting 'epoch'; known are batch_size"),
+        ("cache = 'x'", "unknown setting 'cache'"),
+        ("epochs = 1.5", "epochs: 1.5 is no int"),
+        ("epochs = '3'", "epochs: '3' is no int"),
+        ("epochs = true", "epochs: True is no int"),
+        ("lr = 'fast'", "lr: 'fast' is no int or float"),
+        ("val = ['a', 'b']", "val: ['a', 'b'] is no str"),
+        ("precision = 'fp8'", "precision: 'fp8' is not one of"),
+        ("epochs = 0", "--epochs 0: must be at least 1"),
+        ("epochs = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_bad_usage_and_says_why(content: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(content)
+    result = run("train", "c.zarr", "-o", tmp_path / "run", "--config", config)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_lists_in_the_file_are_repeated_flags(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    config = tmp_path / "cache.toml"
+    config.write_text(f'model = "local-dir:{tiny_clip}"\ntext_field = ["text", "image"]\nworkers = 1\nlimit = 2\n')
+    result = run("cache", manifest, "-o", tmp_path / "c.zarr", "--config", config, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["source"]["text_fields"] == ["text", "image"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "c.zarr"], "Missing option '--output'"),
+        (["train", "c.zarr", "-o", "r", "--epochs", "many"], "'many' is not a valid integer"),
+        (["train", "c.zarr", "-o", "r", "--width", "10", "--heads", "3"], "--width 10 is not a multiple of --heads 3"),
+        (["cache", "p.jsonl", "-o", "c.zarr"], "Missing option '--model'"),
+        (["predict", "merged", "cat.jpg"], "Missing option '--text'"),
+        (["predict", "merged", "--text", "cat"], "Missing argument 'IMAGES"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_bad_usage_exits_2(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cache", "no.jsonl", "-o", "c.zarr", "--model", "ViT-B-33"],
+        ["inspect", "no.zarr"],
+        ["verify", "no.zarr"],
+        ["tokenizer", "no.zarr", "-o", "t"],
+        ["train", "no.zarr", "-o", "run"],
+        ["export", "no-run", "-o", "merged"],
+        ["predict", "no-merged", "cat.jpg", "--text", "cat"],
+        ["eval", "retrieval", "no-merged", "no.zarr"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_users_mistake_is_one_message_and_exit_1(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)  # no traceback
+    assert result.stderr.startswith("Error: ")
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_disk_refuses_is_a_message_and_no_traceback(tiny_cache: Path) -> None:
+    result = run("tokenizer", tiny_cache, "-o", "/sys/tokenizer", "--vocab-size", 300)
+    assert result.exit_code == 1
+    assert "/sys" in result.stderr
+
+
+def test_json_is_one_document_on_stdout_and_nothing_else(
+    tiny_cache: Path, tiny_run: Path, tiny_clip: Path, merged: Path, manifest: Path, tmp_path: Path
+) -> None:
+    picture = manifest.parent / "images" / "0000.png"
+    model = ["--model", f"local-dir:{tiny_clip}", "--limit", 2, "--workers", 1]
+    expected: dict[str, tuple[list[object], Any]] = {
+        "num_pictures": (["cache", manifest, "-o", tmp_path / "c.zarr", *model], 2),
+        "failures": (["inspect", tiny_cache], []),
+        "faults": (["verify", tiny_cache], []),
+        "vocab_size": (["tokenizer", tiny_cache, "-o", tmp_path / "t", "--vocab-size", 300], 300),
+        "complete": ([*small(tiny_cache, tmp_path / "run"), "--epochs", 1], True),
+        "num_probes": (["export", tiny_run, "-o", tmp_path / "merged"], 8),
+    }
+    for key, (arguments, value) in expected.items():
+        result = run(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)[key] == value
+    retrieval = json.loads(run("eval", "retrieval", merged, tiny_cache, "--json").stdout)
+    assert retrieval["text_to_image"]["num_candidates"] == 40
+    (prediction,) = json.loads(run("predict", merged, picture, "--text", "шум", "--json").stdout)
+    assert (prediction["texts"], prediction["image"]) == (["шум"], str(picture))
+
+
+def test_stdout_of_a_real_process_holds_json_alone(merged: Path, manifest: Path) -> None:
+    arguments = ["predict", merged, manifest.parent / "images" / "0000.png", "--text", "красный", "--json"]
+    command = [sys.executable, "-m", "clipglot", *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(done.stdout)[0]["texts"] == ["красный"]
+    assert done.stderr == b""
+
+
+def test_tables_show_what_json_holds(merged: Path, tiny_cache: Path, manifest: Path, tiny_run: Path) -> None:
+    retrieval = run("eval", "retrieval", merged, tiny_cache).output
+    recall = json.loads(run("eval", "retrieval", merged, tiny_cache, "--json").stdout)["text_to_image"]["r_at_10"]
+    assert f"{recall:.1%}" in retrieval
+    inspected = run("inspect", tiny_cache).output
+    for part in ("sealed", "40", "local-dir:", "embedded", "100.00%"):
+        assert part in inspected
+    assert "every checksum holds" in run("verify", tiny_cache).output
+    validation = Run(tiny_run).last_validation()
+    assert validation is not None
+    assert validation["r_at_10"] == pytest.approx(recall, abs=0.05)
+
+
+def test_names_and_texts_are_printed_as_they_are(merged: Path, manifest: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "[red]a[b] :cat: 1.png"
+    odd.write_bytes((manifest.parent / "images" / "0000.png").read_bytes())
+    result = run("predict", merged, odd, "--text", "[/i] :dog:", "--text", "шум " * 60)
+    assert result.exit_code == 0, result.output
+    assert odd.name in result.output
+    assert "[/i] :dog:" in result.output
+    assert "шум " * 59 in result.output  # not cut where there is no terminal
+
+
+def test_a_table_fits_a_terminal_of_80_columns(tiny_cache: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "clipglot", "inspect", str(tiny_cache)]
+    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"COLUMNS": "80", "TERM": "xterm"}):
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # so Linux says that the other side of a pseudo-terminal was closed
+            while block := os.read(ours, 65536):
+                shown += block
+    os.close(ours)
+    lines = click.unstyle(shown.decode()).splitlines()
+    assert "embedded" in lines[-1]
+    assert max(map(len, lines)) <= 80
+
+
+def test_interrupted_training_exits_130_and_says_how_to_go_on(tiny_cache: Path, tmp_path: Path) -> None:
+    arguments = [*small(tiny_cache, tmp_path / "run"), "--epochs", 10**6, "--log-every", 1]
+    command = [sys.executable, "-m", "clipglot", *map(str, arguments)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "go on with --resume" in stderr
+    assert stdout == ""
