@@ -1,0 +1,58 @@
+"""The wheel: what it holds, and that it runs where nothing of the checkout is in sight."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import clipglot
+import pytest
+
+ROOT = Path(clipglot.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the checkout, so that building leaves nothing in it."""
+    source, out = tmp_path_factory.mktemp("packaging") / "source", tmp_path_factory.mktemp("wheel")
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(source)]
+    subprocess.run(build, check=True, capture_output=True)
+    (file,) = out.glob("*.whl")
+    return file
+
+
+def test_the_wheel_holds_the_modules_their_data_and_nothing_else(wheel: Path) -> None:
+    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    folders = [file.parent for file in ROOT.glob("*/__init__.py")]
+    modules = {f"clipglot/{file.relative_to(ROOT)}" for folder in folders for file in folder.glob("*.py")}
+    weights = {f"clipglot/{file.relative_to(ROOT)}" for file in (ROOT / "demo" / "english_clip").glob("*")}
+    assert held == {"clipglot/__init__.py", "clipglot/__main__.py", "clipglot/py.typed"} | modules | weights
+    assert not any("test" in name for name in held)
+
+
+def test_the_installed_wheel_runs_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", "--quiet"]
+    subprocess.run([*install, "--target", str(tmp_path / "site"), str(wheel)], check=True, capture_output=True)
+    code = "import clipglot, clipglot.cli.main as m; print(clipglot.__file__); m.main(['--help'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert done.stdout.startswith(str(tmp_path / "site" / "clipglot" / "__init__.py"))
+    assert "Usage:" in done.stdout
+    assert (tmp_path / "site" / "bin" / "clipglot").is_file()
+
+
+def test_every_folder_is_listed_and_the_version_is_the_packages(wheel: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {f"clipglot.{file.parent.name}" for file in ROOT.glob("*/__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == {"clipglot", *folders}
+    assert wheel.name == f"clipglot-{clipglot.__version__}-py3-none-any.whl"
