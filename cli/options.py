@@ -39,14 +39,13 @@ def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command]
 
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         command.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
-        decorators = [_parameter(field, hint, field.name in arguments) for field, hint in _hints(settings)]
-        config = click.option(
-            "--config",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="TOML file with any of these settings; flags win",
-        )
+        decorators: list[Callable[[Command], Command]] = [
+            _parameter(field, hint, field.name in arguments) for field, hint in _hints(settings)
+        ]
+        toml = click.Path(exists=True, dir_okay=False, path_type=Path)
+        decorators.append(click.option("--config", type=toml, help="TOML file with any of these settings; flags win"))
         decorated: Command = command
-        for decorator in reversed([*decorators, config]):
+        for decorator in reversed(decorators):
             decorated = decorator(decorated)
         return decorated
 
