@@ -45,7 +45,12 @@ def write_whole(path: Path, data: Any) -> None:
 
 @contextmanager
 def whole_directory(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to fill; it takes the name `path` only when the block ends well."""
+    """Yield a temporary sibling of `path` to fill; it takes the name `path` only when the block ends well.
+
+    What an earlier, killed attempt at the same name left behind goes first.
+    """
+    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):
+        shutil.rmtree(left, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     partial.mkdir(parents=True)
     try:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ..cache.files import whole_directory, write_whole
@@ -20,13 +21,20 @@ def load_final(run: Run) -> tuple[TextTower, float]:
     if not (run.final / "config.json").exists():
         run.provenance()  # raises first if there is no run at all
         raise DistillError(f"{run.path} has not finished: go on with `clipglot train … -o {run.path} --resume`")
-    config = json.loads((run.final / "config.json").read_text())
-    tower = TextTower(TextConfig(**config["text"]))
-    tower.load_state_dict(load_file(run.final / "text.safetensors"))
+    try:
+        config = json.loads((run.final / "config.json").read_text())
+        tower = TextTower(TextConfig(**config["text"]))
+        tower.load_state_dict(load_file(run.final / "text.safetensors"))
+    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise DistillError(
+            f"{run.final} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
+            "which writes it again from the last checkpoint"
+        ) from error
     return tower.eval(), config["logit_scale"]
 
 
 def write_final(run: Run, tower: TextTower, logit_scale: float) -> None:
+    """Write the tower of a finished run; one that is there already stays as it is."""
     if run.final.exists():
         return
     with whole_directory(run.final) as folder:

@@ -16,7 +16,7 @@ class InfoNCE(nn.Module):
     Pictures whose captions read the same are no negatives of each other: their pairs leave both softmaxes.
 
     >>> loss = InfoNCE(temperature=0.07, max_logit_scale=100.0)
-    >>> round(float(loss.logit_scale.exp()), 2)
+    >>> round(loss.logit_scale.exp().item(), 2)
     14.29
     """
 

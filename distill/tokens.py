@@ -26,9 +26,9 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, captions: NDArray[np.int64]) -> list[list[int]]:
+    def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int32]]:
         """The ids of some captions, unpadded."""
-        return [self.ids[self.offsets[i] : self.offsets[i + 1]].tolist() for i in captions]
+        return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in captions]
 
 
 def tokenize(

@@ -1,7 +1,7 @@
 """The scratch text tower: open_clip's TextTransformer, causal, pooled at EOS, with our own forward over its modules.
 
-open_clip's forward takes only sequences of the full context length. Ours takes short ones: a causal tower pooled at
-EOS never looks at what follows, so the features are the same (`tests/test_text_tower.py` holds them together).
+open_clip's forward takes only sequences padded to the full context length. Ours computes no pad: a causal tower pooled
+at EOS never looks at what follows, so the features are the same (`tests/test_text_tower.py` holds them together).
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 
 from .errors import EncoderError
+from .packing import PackedCaptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +65,35 @@ class TextTower(nn.Module):
         )
 
     def forward(self, captions: Sequence[Sequence[int]]) -> Tensor:
-        """Raw features `[B, D]` of token ids, ragged and unpadded.
-
-        Padded to the longest of the batch; pads follow EOS, where causal attention does not look.
-        """
+        """Raw features `[B, D]` of token ids, ragged and unpadded, in the order given."""
         text = self.text
-        device = text.positional_embedding.device
-        length = max(map(len, captions))
-        ids = torch.tensor([[*c, *[self.config.pad_id] * (length - len(c))] for c in captions], device=device)  # [B, L]
-        x = text.token_embedding(ids) + text.positional_embedding[:length]  # [B, L, W]
-        x = text.transformer(x, attn_mask=text.attn_mask[:length, :length])
-        # As upstream: the first EOS pools, also when a caption spells the token out.
-        eos = (ids == self.config.eos_id).int().argmax(dim=1)
-        pooled = text.ln_final(x[torch.arange(len(captions), device=device), eos])  # [B, W]
-        features: Tensor = pooled @ text.text_projection
-        return features
+        packed = PackedCaptions.of(captions, self.config.eos_id, text.positional_embedding.device)
+        x = text.token_embedding(packed.ids) + text.positional_embedding[packed.positions]  # [T, W]
+        *blocks, last_block = text.transformer.resblocks
+        for block in blocks:
+            x = x + self._attend(block.attn, block.ln_1(x), packed)
+            x = x + block.mlp(block.ln_2(x))
+        # Only EOS is pooled, so the last block has to answer for it alone.
+        x = x[packed.last] + self._attend(last_block.attn, last_block.ln_1(x), packed, only_last=True)  # [B, W]
+        x = x + last_block.mlp(last_block.ln_2(x))
+        features: Tensor = text.ln_final(x) @ text.text_projection
+        return features[packed.restore]
+
+    def _attend(
+        self, attn: nn.MultiheadAttention, x: Tensor, packed: PackedCaptions, *, only_last: bool = False
+    ) -> Tensor:
+        """Causal attention within each caption: `[T, W]` to `[T, W]`, or to `[B, W]` for each caption's last token."""
+        heads, width = self.config.heads, self.config.width
+        to_q, to_kv = attn.in_proj_weight.split((width, 2 * width))
+        bias_q, bias_kv = attn.in_proj_bias.split((width, 2 * width))
+        q = F.linear(x[packed.last] if only_last else x, to_q, bias_q)
+        k, v = F.linear(x, to_kv, bias_kv).chunk(2, dim=-1)
+        queries = q.split(packed.caption_sizes if only_last else packed.token_sizes)
+        keys, values = k.split(packed.token_sizes), v.split(packed.token_sizes)
+        outputs = []
+        for (length, count), *qkv in zip(packed.lengths, queries, keys, values, strict=True):
+            q_, k_, v_ = (t.view(count, -1, heads, width // heads).transpose(1, 2) for t in qkv)  # [count, H, L, W/H]
+            # A caption's last token sees all of it: no mask is needed there.
+            attended = F.scaled_dot_product_attention(q_, k_, v_, is_causal=not only_last and length > 1)
+            outputs.append(attended.transpose(1, 2).reshape(-1, width))
+        return F.linear(torch.cat(outputs), attn.out_proj.weight, attn.out_proj.bias)
