@@ -170,7 +170,7 @@ def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
         assert a_pass.wait() != 0
     messages = a_pass.messages.read_text()
     assert "Traceback" not in messages
-    assert len(messages.splitlines()) < 5
+    assert len(messages.splitlines()) < 5, messages
     assert 5 <= num_done(cache) < 30
     make_cache(pictures, cache, **SETTINGS)
     assert files(cache) == files(undisturbed)
