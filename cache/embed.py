@@ -3,6 +3,7 @@
 The batches of a chunk depend on its rows alone, so a resumed pass writes the same bytes as an undisturbed one.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -102,10 +103,20 @@ def embed_missing(
 
 
 def seal(cache: Cache) -> None:
-    """Count what became of the pictures and mark the cache complete."""
+    """Count what became of the pictures and mark the cache complete.
+
+    Raises:
+        CacheError: not one picture could be embedded; all of them are tried again by the next pass.
+    """
     assert not cache.missing_chunks()
     sweep_partial(cache.path)
     counts = {status.label: count for status, count in cache.count_status().items()}
+    if Status.EMBEDDED.label not in counts:
+        shutil.rmtree(cache.path / STATUS / "c")
+        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        raise CacheError(
+            f"{cache.path}: not one picture could be embedded ({found}): check --image-root and run the command again"
+        )
     cache.info = replace(cache.info, state="sealed", counts=counts)
     cache.root.attrs[ATTRIBUTE] = cache.info.to_attributes()
 

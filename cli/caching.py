@@ -39,7 +39,11 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
                 tasks[stage] = progress.add_task(stage, total=total, note="")
             progress.update(tasks[stage], completed=done, total=total)
 
-        result = cache_pictures(settings, show)
+        try:
+            result = cache_pictures(settings, show)
+        except KeyboardInterrupt:
+            click.echo("stopped: run the same command again to resume", err=True)
+            raise SystemExit(130) from None
     report = result.report
     if as_json:
         print_json(

@@ -45,7 +45,7 @@ class Grammar:
 
 def _english(group: Group, tells_size: bool) -> SimpleNamespace:
     many = group.count > 1
-    words = [group.size] if group.size and tells_size else []
+    words: list[str] = [group.size] if group.size and tells_size else []
     words += [group.colour, _EN_PLURALS.get(group.shape, f"{group.shape}s") if many else group.shape]
     determiner = _EN_NUMERALS[group.count] if many else "an" if words[0][0] in "aeiou" else "a"
     return SimpleNamespace(

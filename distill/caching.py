@@ -119,6 +119,7 @@ def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSe
         for name in ("sha256", "image_field", "text_fields", "limit")
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
+    differences.append(("precision", planned.encoder.precision, settings.precision))
     if settings.chunk_rows is not None:
         differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))
     for name, before, now in differences:

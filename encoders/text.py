@@ -84,12 +84,12 @@ class TextTower(nn.Module):
     ) -> Tensor:
         """Causal attention within each caption: `[T, W]` to `[T, W]`, or to `[B, W]` for each caption's last token."""
         heads, width = self.config.heads, self.config.width
-        to_q, to_kv = attn.in_proj_weight.split((width, 2 * width))
-        bias_q, bias_kv = attn.in_proj_bias.split((width, 2 * width))
+        to_q, to_kv = torch.split(attn.in_proj_weight, (width, 2 * width))
+        bias_q, bias_kv = torch.split(attn.in_proj_bias, (width, 2 * width))
         q = F.linear(x[packed.last] if only_last else x, to_q, bias_q)
         k, v = F.linear(x, to_kv, bias_kv).chunk(2, dim=-1)
-        queries = q.split(packed.caption_sizes if only_last else packed.token_sizes)
-        keys, values = k.split(packed.token_sizes), v.split(packed.token_sizes)
+        queries = torch.split(q, packed.caption_sizes if only_last else packed.token_sizes)
+        keys, values = torch.split(k, packed.token_sizes), torch.split(v, packed.token_sizes)
         outputs = []
         for (length, count), *qkv in zip(packed.lengths, queries, keys, values, strict=True):
             q_, k_, v_ = (t.view(count, -1, heads, width // heads).transpose(1, 2) for t in qkv)  # [count, H, L, W/H]

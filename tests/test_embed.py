@@ -208,3 +208,12 @@ def test_a_decoder_needs_an_image_root(tiny_cache: Path, make_cache: Callable[..
     undo(cache, 0)
     with pytest.raises(CacheError, match="absent: no such folder: pass --image-root"):
         embed_missing(Cache(cache, read_only=False), lambda x: x, image_root=tmp_path / "absent", workers=1)
+
+
+def test_a_wrong_image_root_is_said_and_can_be_mended(
+    manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(CacheError, match=r"not one picture could be embedded \(40 missing\): check --image-root"):
+        make_cache(manifest, tmp_path / "cache.zarr", image_root=tmp_path / "elsewhere")
+    assert make_cache(manifest, tmp_path / "cache.zarr").cache.info.counts == {"embedded": 40}

@@ -11,7 +11,7 @@ import pytest
 from drawn import draw_pictures
 
 README = Path(__file__).parents[1] / "README.md"
-SMALL = "--width 32 --layers 1 --heads 2 --vocab-size 300 --epochs 2 --batch-size 8".split()
+SMALL = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300", "--epochs", "2", "--batch-size", "8"]
 
 
 def blocks(language: str) -> list[str]:
