@@ -1,0 +1,38 @@
+"""The demo, small: every stage runs and its report holds together. What it reaches at full size is in benchmarks/."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+from click.testing import CliRunner
+from clipglot.cli.main import main
+from clipglot.demo.run import ENGLISH_CLIP
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["ru", "zh"])
+def test_the_demo_does_the_whole_job(tmp_path: Path, language: str) -> None:
+    small = ["--pictures", "600", "--epochs", "6", "--language", language, "-o", str(tmp_path / "demo")]
+    result = CliRunner().invoke(main, ["demo", *small, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    english, foreign, new = report["scores"]
+    assert (english["prompts"], foreign["prompts"], new["prompts"]) == ("en", language, language)
+    assert english["accuracy"] > 0.8  # the shipped tower knows combinations that it never saw
+    assert foreign["accuracy"] < 0.2  # and no other language
+    assert new["r_at_10"] > 2 * report["chance"]["r_at_10"]  # six epochs of 600 pictures are a beginning
+    assert report["uncached_s"] == pytest.approx(6 * report["pass_s"] + report["train_s"])
+    open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'demo' / 'merged'}")
+
+
+def test_the_demo_overwrites_nothing(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    result = CliRunner().invoke(main, ["demo", "-o", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "is not empty" in result.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_shipped_clip_is_small_enough_to_ship() -> None:
+    assert sum(file.stat().st_size for file in ENGLISH_CLIP.iterdir()) < 8 * 2**20
