@@ -1,7 +1,11 @@
 """Real things, small: pictures on disk, a tiny open_clip model with random weights, a cache of both."""
 
-import json
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
+
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +15,6 @@ import pytest
 import torch
 from drawn import draw_pictures
 from safetensors.torch import save_file
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
