@@ -1,12 +1,13 @@
 """Files that are whole or absent: every write goes to a temporary name, is synced, then replaces the target."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from .errors import CacheError
 
 PARTIAL = ".partial"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
 
 
 def _sync(path: Path) -> None:
@@ -62,6 +64,62 @@ def whole_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one writer; it is created, and goes again if nothing came into it.
+
+    The lock is the kernel's, on the folder itself: it ends with the process, however that dies. Filesystems without
+    such locks do without.
+
+    Raises:
+        CacheError: another process holds it, it is no folder, or it cannot be created.
+    """
+    require_folder_or_nothing(folder)
+    existed = folder.exists()
+    with _explained(folder):
+        descriptor = _open_locked(folder)
+    try:
+        yield
+    finally:
+        if not existed:
+            with suppress(OSError):  # it has been filled, as it should
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _open_locked(folder: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise CacheError(
+                f"{folder}: another clipglot command is writing it: wait for it to end, or choose another -o"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)  # its last holder took the empty folder away meanwhile
+
+
+def require_folder_or_nothing(path: Path) -> None:
+    """Raise if something that is no folder stands at `path`.
+
+    Raises:
+        CacheError: a file, or a symlink to nothing.
+    """
+    if path.is_symlink() and not path.exists():
+        raise CacheError(f"{path} is a symlink to {path.readlink()}, which is absent: choose another -o")
+    if path.exists() and not path.is_dir():
+        raise CacheError(f"{path} is a file: choose another -o")
 
 
 def sweep_partial(root: Path) -> int:

@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .files import PARTIAL, DurableLocalStore
+from .files import PARTIAL, DurableLocalStore, require_folder_or_nothing
 from .format import ATTRIBUTE, CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEXT, CacheInfo, plan_chunk_rows
 from .manifest import ManifestRow
 from .pictures import require_image_root
@@ -28,10 +28,9 @@ def is_planned(path: Path) -> bool:
     Raises:
         CacheError: something else stands there, which planning must not replace.
     """
+    require_folder_or_nothing(path)
     if not path.exists():
         return False
-    if not path.is_dir():
-        raise CacheError(f"{path} is a file: choose another -o")
     if (path / "zarr.json").exists():
         return Cache(path).info.state != "planning"
     if not all(entry.name.endswith(PARTIAL) for entry in path.iterdir()):

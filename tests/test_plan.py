@@ -160,6 +160,10 @@ def foreign_file(path: Path) -> None:
     path.write_text("mine")
 
 
+def dangling_symlink(path: Path) -> None:
+    path.symlink_to("absent")
+
+
 def foreign_folder(path: Path) -> None:
     path.mkdir()
     (path / "thesis.txt").write_text("mine")
@@ -183,7 +187,8 @@ def damaged_cache(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [foreign_file, foreign_folder, foreign_group, foreign_array, newer_format, damaged_cache]
+    "make",
+    [foreign_file, dangling_symlink, foreign_folder, foreign_group, foreign_array, newer_format, damaged_cache],
 )
 def test_what_is_no_unfinished_plan_is_refused_and_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "c.zarr"

@@ -1,0 +1,66 @@
+"""One writer a folder; what killed writers left goes, and nothing else does."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.files import locked
+from clipglot.cache.plan import is_planned
+
+HOLDER = """
+import sys
+from pathlib import Path
+from clipglot.cache.files import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(tmp_path: Path) -> None:
+    folder, pipe = tmp_path / "new" / "cache.zarr", subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdin=pipe, stdout=pipe, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(CacheError, match=r"cache\.zarr: another clipglot command is writing it: wait"),
+            locked(folder),
+        ):
+            pass
+        holder.send_signal(signal.SIGKILL)
+    with locked(folder):
+        assert not is_planned(folder)
+
+
+def test_a_folder_stays_only_if_it_was_there_or_was_filled(tmp_path: Path) -> None:
+    old, empty, filled = (tmp_path / name for name in ("old", "empty", "filled"))
+    old.mkdir()
+    for folder in (old, empty, filled):
+        with locked(folder):
+            if folder == filled:
+                (folder / "file").touch()
+    assert sorted(tmp_path.iterdir()) == [filled, old]
+
+
+@pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_filesystem_without_locks_does_without(code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path / "run"), locked(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()
+
+
+def test_what_is_no_folder_is_not_locked(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("absent")
+    for name, message in {"file": "is a file", "link": "is a symlink to absent", "file/x": "cannot be written"}.items():
+        with pytest.raises(CacheError, match=message), locked(tmp_path / name):
+            pass
