@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -51,8 +52,10 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
     What an earlier, killed attempt at the same name left behind goes first.
     """
-    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):
-        shutil.rmtree(left, ignore_errors=True)
+    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    for left in path.parent.iterdir() if path.parent.is_dir() else ():
+        if partial_name.fullmatch(left.name):
+            shutil.rmtree(left, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     partial.mkdir(parents=True)
     try:
@@ -123,11 +126,17 @@ def require_folder_or_nothing(path: Path) -> None:
 
 
 def sweep_partial(root: Path) -> int:
-    """Delete what killed writers left below `root`; returns how many files went."""
-    left = list(root.rglob(f"*{PARTIAL}"))
-    for path in left:
-        path.unlink(missing_ok=True)
-    return len(left)
+    """Delete what killed writers left below `root`; returns how many files and folders went."""
+    num = 0
+    for path in list(root.rglob(f"*{PARTIAL}")):
+        if not os.path.lexists(path):
+            continue  # it went with its folder
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        num += 1
+    return num
 
 
 def sha256_file(path: Path) -> str:

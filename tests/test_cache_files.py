@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import locked
+from clipglot.cache.files import locked, sweep_partial, whole_directory
 from clipglot.cache.plan import is_planned
 
 HOLDER = """
@@ -64,3 +64,27 @@ def test_what_is_no_folder_is_not_locked(tmp_path: Path) -> None:
     for name, message in {"file": "is a file", "link": "is a symlink to absent", "file/x": "cannot be written"}.items():
         with pytest.raises(CacheError, match=message), locked(tmp_path / name):
             pass
+
+
+def test_partial_files_folders_and_symlinks_are_swept(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "run"
+    for folder in (outside, root / ".tokenizer.01.partial", root / "deep"):
+        folder.mkdir(parents=True)
+        (folder / "vocab.json").touch()
+        (folder / ".vocab.json.01.partial").touch()
+    (root / ".link.01.partial").symlink_to(outside)
+    assert sweep_partial(root) == 3
+    assert sorted(path.name for path in root.rglob("*")) == ["deep", "vocab.json"]
+    assert len(list(outside.iterdir())) == 2
+
+
+@pytest.mark.parametrize("name", ["merged", "merged[v2]", "m*"])
+def test_a_whole_directory_removes_its_own_leftovers_alone(name: str, tmp_path: Path) -> None:
+    digits = "0123456789abcdef" * 2
+    mine, other = tmp_path / f".{name}.{digits}.partial", tmp_path / f".{name}.v2.{digits}.partial"
+    third = tmp_path / f".merged2.{digits}.partial"
+    for folder in (mine, other, third):
+        folder.mkdir()
+    with whole_directory(tmp_path / name) as partial:
+        (partial / "file").touch()
+    assert set(tmp_path.iterdir()) == {tmp_path / name, other, third}
