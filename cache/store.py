@@ -1,6 +1,5 @@
 """Reading a cache: its metadata, rows and integrity. Writing goes through `plan` and `embed`."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,9 +45,11 @@ class Failure:
 class Cache:
     """An existing cache. N pictures, M captions, V views, D features.
 
-    >>> cache = Cache(Path("cache.zarr"))  # doctest: +SKIP
-    >>> cache.image_emb().shape            # doctest: +SKIP
-    (6000, 512)
+    ::
+
+        cache = Cache(Path("cache.zarr"))
+        cache.image_emb().shape  # (6000, 512)
+        cache.captions(0, 5)  # the first five
     """
 
     def __init__(self, path: Path, *, read_only: bool = True) -> None:
@@ -59,11 +60,16 @@ class Cache:
         """
         if not path.exists():
             raise CacheError(f"{path}: no such cache: make one with `clipglot cache SOURCE -o {path} …`")
+        if not path.is_dir():
+            raise CacheError(f"{path} is a file, expected a cache")
+        if not (path / "zarr.json").exists():
+            holds = "holds a run" if (path / "run.json").exists() else "has no zarr.json"
+            raise CacheError(f"{path} {holds}, expected a cache")
         try:
             self.root = zarr.open_group(DurableLocalStore(path, read_only=read_only), mode="r" if read_only else "r+")
             attributes = dict(self.root.attrs)
         except UNREADABLE_METADATA as error:
-            raise CacheError(f"{path} is no Zarr group, or its zarr.json is damaged ({error})") from error
+            raise CacheError(f"{path} is no cache, or its zarr.json is damaged ({error})") from error
         self.path = path
         self.info = CacheInfo.from_attributes(attributes, str(path))
 
@@ -104,6 +110,25 @@ class Cache:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""
         return self._read(EMB, (view, slice(None)))
 
+    def emb_rows(self, rows: NDArray[np.int64], view: int = 0) -> NDArray[np.float16]:
+        """Embeddings of some rows, in the order given, `[len(rows), D] float16`; only their chunks are read.
+
+        Raises:
+            IndexError: a row that is not in the cache.
+        """
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, the cache has {len(self)}")
+        emb = np.empty((len(rows), self.info.encoder.dim), np.float16)
+        order = np.argsort(rows, kind="stable")
+        chunks, starts = np.unique(rows[order] // self.info.chunk_rows, return_index=True)
+        with self._whole(EMB):
+            array = self._array(EMB)
+            for chunk, wanted in zip(chunks.tolist(), np.split(order, starts[1:]), strict=False):
+                held = self.chunk_slice(chunk)
+                emb[wanted] = np.asarray(array[view, held])[rows[wanted] - held.start]
+        return emb
+
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`."""
         return self._read(NORM, (view, slice(None)))
@@ -125,17 +150,17 @@ class Cache:
         return self._ragged(KEY, start, stop)
 
     def failures(self) -> Iterator[Failure]:
-        """Every picture that was not embedded, in row order."""
+        """Every picture that was tried and not embedded, in row order."""
         status = self.status()
         for start in range(0, len(self), ROWS_AT_A_TIME):
-            failed = np.flatnonzero(status[start : start + ROWS_AT_A_TIME] != Status.EMBEDDED).tolist()
+            failed = np.flatnonzero(status[start : start + ROWS_AT_A_TIME] > Status.EMBEDDED).tolist()
             keys = self.keys(start, start + ROWS_AT_A_TIME) if failed else []
             for i in failed:
                 yield Failure(start + i, keys[i], Status(int(status[start + i])))
 
     def count_status(self) -> dict[Status, int]:
         """How many pictures have each status."""
-        counts = Counter(self.status().tolist())
+        counts = np.bincount(self.status(), minlength=max(Status) + 1).tolist()
         return {status: counts[status] for status in Status if counts[status]}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:

@@ -117,7 +117,7 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
             failed.add_row(str(failure.row), failure.status.label, failure.key)
         output.print()
         output.print(failed)
-        num_failed = len(opened) - counts.get(Status.EMBEDDED, 0)
+        num_failed = sum(count for status, count in counts.items() if status > Status.EMBEDDED)
         if num_failed > len(listed):
             say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")
 

@@ -145,16 +145,22 @@ def test_a_cache_of_another_format_says_which_and_what_to_do(copied: Path) -> No
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff"])
 def test_a_folder_with_a_damaged_zarr_json_is_one_clear_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text(content, errors="surrogateescape")
-    with pytest.raises(CacheError, match=r"is no Zarr group, or its zarr\.json is damaged"):
+    with pytest.raises(CacheError, match=r"is no cache, or its zarr\.json is damaged"):
         Cache(tmp_path)
 
 
-def test_what_is_not_there_or_a_file_is_no_cache(tmp_path: Path) -> None:
+def test_what_is_no_cache_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no such cache: make one with"):
         Cache(tmp_path / "absent.zarr")
     (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="is no Zarr group"):
+    with pytest.raises(CacheError, match="file is a file, expected a cache"):
         Cache(tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(CacheError, match=r"run has no zarr\.json, expected a cache"):
+        Cache(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(CacheError, match="run holds a run, expected a cache"):
+        Cache(tmp_path / "run")
 
 
 def test_one_flipped_byte_among_many_chunks_is_found_where_it_is(
