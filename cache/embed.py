@@ -17,7 +17,7 @@ from .decoding import DecodedBlock, block_decoder
 from .errors import CacheError
 from .files import sweep_partial
 from .format import ATTRIBUTE, EMB, NORM, STATUS, Status
-from .pictures import MAX_PIXELS, Geometry
+from .pictures import Geometry
 from .ragged import open_array
 from .store import Cache
 
@@ -60,7 +60,6 @@ def embed_missing(
     *,
     image_root: Path,
     workers: int,
-    max_pixels: int = MAX_PIXELS,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
     """Embed the chunks that are missing, then seal the cache.
@@ -70,7 +69,6 @@ def embed_missing(
         encode: the frozen tower.
         image_root: keys are relative to it; nothing outside is read.
         workers: decoding processes.
-        max_pixels: larger pictures cost their row.
         on_progress: called after each batch with the pictures done in this pass.
 
     Raises:
@@ -81,7 +79,11 @@ def embed_missing(
     if missing:
         geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
         with block_decoder(
-            image_root, geometry, block_rows=cache.info.batch_size, workers=workers, max_pixels=max_pixels
+            image_root,
+            geometry,
+            block_rows=cache.info.batch_size,
+            workers=workers,
+            max_pixels=cache.info.max_pixels,
         ) as decoder:
             chunk: _Chunk | None = None
             waited_from = time.perf_counter()

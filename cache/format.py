@@ -20,6 +20,7 @@ PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/of
 
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
 MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
+MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB as RGB
 
 State = Literal["planning", "planned", "sealed"]
 
@@ -93,6 +94,7 @@ class CacheInfo:
     num_captions: int = 0
     chunk_rows: int = 0
     batch_size: int = 0
+    max_pixels: int = MAX_PIXELS
     counts: dict[str, int] = field(default_factory=dict)
     dropped_captions: dict[str, int] = field(default_factory=dict)
     libraries: dict[str, str] = field(default_factory=dict)

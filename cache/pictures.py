@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .errors import CacheError
-from .format import Status
+from .format import MAX_PIXELS, Status
 
 Image.init()  # registers every format; `formats=` below fails on a name that is not registered yet
 # What photographs and drawings come in. Formats whose decoder runs other programs (EPS) stay out.
@@ -27,7 +27,6 @@ FORMATS = tuple(
     for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
     if name in Image.OPEN
 )
-MAX_PIXELS = 100_000_000  # 300 MB as RGB
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
 

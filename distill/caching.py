@@ -71,6 +71,7 @@ def cache_pictures(
             encoder=encoder,
             source=source,
             batch_size=settings.batch_size,
+            max_pixels=settings.max_pixels,
             libraries={name: version(name) for name in _LIBRARIES},
         )
         plan_cache(
@@ -119,6 +120,7 @@ def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSe
         for name in ("sha256", "image_field", "text_fields", "limit")
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
+    differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))
     differences.append(("precision", planned.encoder.precision, settings.precision))
     if settings.chunk_rows is not None:
         differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))

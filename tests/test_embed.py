@@ -70,6 +70,7 @@ def test_resuming_embeds_the_missing_chunks_alone_and_gives_the_same_bytes(
         ({"limit": 7}, "limit was None, now 7"),
         ({"batch_size": 4}, "batch_size was 8, now 4"),
         ({"chunk_rows": 16}, "chunk_rows was 8, now 16"),
+        ({"max_pixels": 999}, "max_pixels was 100000000, now 999"),
     ],
 )
 def test_other_settings_are_refused_by_name_on_resuming(
@@ -77,6 +78,27 @@ def test_other_settings_are_refused_by_name_on_resuming(
 ) -> None:
     with pytest.raises(DistillError, match=message):
         make_cache(manifest, tiny_cache, **changed)
+
+
+def test_a_resumed_pass_allows_the_pixels_that_were_planned(
+    tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    with Image.open(manifest.parent / "images/0000.png") as picture:
+        limit = picture.width * picture.height - 1
+    with pytest.raises(CacheError, match="not one picture could be embedded"):
+        make_cache(manifest, tmp_path / "cache.zarr", max_pixels=limit)
+    cache = Cache(tmp_path / "cache.zarr", read_only=False)
+    assert cache.info.max_pixels == limit
+    with pytest.raises(CacheError, match=r"\(40 too large\)"):
+        embed_missing(cache, lambda x: x[:, 0, 0, :1].repeat(16, 1), image_root=manifest.parent, workers=1)
+
+
+def test_a_cache_without_max_pixels_was_made_with_the_default(tiny_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    metadata = json.loads((cache / "zarr.json").read_text())
+    del metadata["attributes"]["clipglot"]["max_pixels"]
+    (cache / "zarr.json").write_text(json.dumps(metadata))
+    assert Cache(cache).info.max_pixels == 100_000_000
 
 
 def test_a_changed_manifest_or_another_tower_is_refused_on_resuming(
