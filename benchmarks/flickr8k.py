@@ -54,7 +54,7 @@ def main() -> None:
     opponent, alpha = tfidf_ridge(Cache(work / "train.zarr"), Cache(work / "val.zarr"), args.language)
     ridge_s = time.perf_counter() - started
 
-    chance = opponent.chance_at_10
+    chance = 10 / opponent.num_candidates
     print(f"| {args.language}, {ours.num_candidates:,} pictures, text→image | R@1 | R@5 | R@10 | × chance @10 | s |")
     print("|---|---|---|---|---|---|")
     print(f"| chance | {chance / 10:.1%} | {chance / 2:.1%} | {chance:.1%} | 1 | |")

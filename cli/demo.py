@@ -40,7 +40,11 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
                 tasks[stage] = progress.add_task(stage, total=total, note="")
             progress.update(tasks[stage], completed=done, total=total)
 
-        report = run_demo(settings, folder, show)
+        try:
+            report = run_demo(settings, folder, show)
+        except KeyboardInterrupt:
+            click.echo("stopped: the demo begins anew each time", err=True)
+            raise SystemExit(130) from None
     if as_json:
         print_json(asdict(report) | {"folder": str(report.folder), "uncached_s": report.uncached_s})
         return

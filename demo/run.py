@@ -21,7 +21,7 @@ from ..evals.retrieval import retrieve
 from ..evals.zeroshot import zero_shot_accuracy
 from .captions import Language, caption, class_prompt
 from .scenes import HELD_OUT, PAIRS, Scene, classification_scenes, draw, held_out_scenes, training_scenes
-from .settings import DemoSettings
+from .settings import BATCH_SIZE, DemoSettings
 
 ENGLISH_CLIP = Path(__file__).parent / "english_clip"
 NUM_HELD_OUT = 500  # pictures to retrieve
@@ -126,13 +126,14 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
             heads=3,
             context_length=48,
             vocab_size=2_000,
-            batch_size=256,
+            batch_size=BATCH_SIZE,
             epochs=settings.epochs,
             lr=1e-3,
             seed=settings.seed,
             device="cpu",
         )
-        train(recipe, on_progress=lambda step, num_steps, metrics: progress(step, num_steps))
+        if not train(recipe, on_progress=lambda step, num_steps, metrics: progress(step, num_steps)).complete:
+            raise KeyboardInterrupt
 
     with stage("export"):
         export_run(ExportSettings(run=folder / "run", output=folder / "merged"))

@@ -4,6 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..distill.errors import DistillError
+
+BATCH_SIZE = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
@@ -14,3 +18,11 @@ class DemoSettings:
     pictures: Annotated[int, "pictures to train on"] = 8_000
     epochs: Annotated[int, "times that every picture is shown"] = 12
     seed: Annotated[int, "of drawings, captions and training"] = 0
+
+    def __post_init__(self) -> None:
+        if self.pictures < BATCH_SIZE:
+            raise DistillError(f"--pictures {self.pictures}: must be at least one batch of {BATCH_SIZE}")
+        if self.epochs < 1:
+            raise DistillError(f"--epochs {self.epochs}: must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise DistillError(f"--seed {self.seed}: must lie between 0 and 2^63")

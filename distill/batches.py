@@ -1,5 +1,6 @@
 """Which pairs make up each step: fixed by (seed, epoch, batch) alone, so that a run resumes anywhere exactly."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,17 +67,18 @@ class BatchPlan:
         return Batch(self._rows[chosen], captions[chosen])
 
     def _shuffle(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rng = np.random.Generator(np.random.Philox(key=[self._seed, epoch]))
+        rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
         order = rng.permutation(len(self._rows))
         captions = self._captions[self._first + rng.integers(self._count)]
         return order, captions
 
 
-def group_equal_captions(captions: list[str]) -> NDArray[np.int64]:
-    """A number for each distinct text, `[M]`: equal captions of different pictures are no negatives of each other.
+def group_equal_captions(tokens: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:
+    """A number for each distinct row of ids, `[M]`: equal captions of different pictures are no negatives.
 
-    >>> group_equal_captions(["a cat", "a dog", "a cat"]).tolist()
+    >>> cat, dog = np.array([1, 7, 2], np.int32), np.array([1, 8, 2], np.int32)
+    >>> group_equal_captions([cat, dog, cat]).tolist()
     [0, 1, 0]
     """
-    numbers: dict[str, int] = {}
-    return np.fromiter((numbers.setdefault(text, len(numbers)) for text in captions), np.int64, len(captions))
+    numbers: dict[bytes, int] = {}
+    return np.fromiter((numbers.setdefault(ids.tobytes(), len(numbers)) for ids in tokens), np.int64, len(tokens))

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Literal
 
-import torch
-
 from ..cache.embed import PassReport, embed_missing
 from ..cache.files import sha256_file
 from ..cache.format import CacheInfo, SourceInfo
@@ -14,6 +12,7 @@ from ..cache.manifest import read_manifest
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
 from ..encoders.image import load_image_tower
+from .device import resolve_device
 from .errors import DistillError
 from .provenance import encoder_info, require_same_encoder
 from .settings import CacheSettings
@@ -88,26 +87,9 @@ def cache_pictures(
         tower.encode,
         image_root=settings.resolved_image_root,
         workers=settings.resolved_workers,
-        max_pixels=settings.max_pixels,
         on_progress=lambda done, report: on_progress("embed", done, total),
     )
     return CacheResult(cache=cache, report=report, resumed=resumed)
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU.
-
-    Raises:
-        DistillError: no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError) as error:
-        raise DistillError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
-    return resolved
 
 
 def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSettings) -> None:

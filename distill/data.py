@@ -11,6 +11,7 @@ from ..cache.format import Status
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer
 from .batches import group_equal_captions
+from .errors import DistillError
 from .tokens import TokenTable, tokenize
 
 
@@ -22,7 +23,7 @@ class TrainData:
         image_emb: `[N, D] float16` on the device; rows that were not embedded are zero and in no pair.
         tokens: of all captions.
         caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
-        caption_group: `[M]`, equal where captions read the same.
+        caption_group: `[M]`, equal where captions have the same tokens, and so the same embedding.
     """
 
     image_emb: Tensor
@@ -36,13 +37,19 @@ def load_data(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, de
 
     Raises:
         CacheError: the cache is damaged.
+        DistillError: it has no caption of an embedded picture.
     """
-    captions = cache.captions()
     embedded = cache.status() == Status.EMBEDDED
     caption_image = cache.caption_image()
+    usable = np.where(embedded[caption_image], caption_image, -1)
+    if not (usable >= 0).any():
+        raise DistillError(
+            f"{cache.path} has no caption of an embedded picture: cache again with the --text-field of the captions"
+        )
+    tokens = tokenize(tokenizer, cache.captions(), context_length)
     return TrainData(
         image_emb=torch.from_numpy(cache.image_emb()).to(device),
-        tokens=tokenize(tokenizer, captions, context_length),
-        caption_image=np.where(embedded[caption_image], caption_image, -1),
-        caption_group=group_equal_captions(captions),
+        tokens=tokens,
+        caption_image=usable,
+        caption_group=group_equal_captions(tokens.take(np.arange(len(tokens)))),
     )

@@ -32,7 +32,18 @@ def run_provenance(cache: Cache) -> dict[str, Any]:
         "source": asdict(info.source),
         "num_pictures": info.num_pictures,
         "num_captions": info.num_captions,
+        "counts": info.counts,
     }
+
+
+def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that says what was trained on, less where it lay: equal means the same data."""
+    encoder, source = dict(provenance["encoder"]), dict(provenance["source"])
+    for name in ("model", "pretrained"):
+        del encoder[name]
+    for name in ("path", "image_root"):
+        del source[name]
+    return {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
 
 
 def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -7,19 +7,24 @@
 
 import io
 import json
+import os
+import pickle
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..cache.files import PARTIAL, sweep_partial, write_whole
+from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
+from ..encoders.tokenizer import CaptionTokenizer
 from .errors import DistillError
+from .provenance import content_of
 from .settings import TrainSettings
 
 KEEP_CHECKPOINTS = 2
-# Settings that may differ when a run goes on: they change where and how it runs, not what it computes.
-FREE_ON_RESUME = {"output", "log_every", "checkpoint_every", "device"}
+# Settings that may differ when a run goes on: they change where and how it runs, not what it computes. Paths are free
+# because files move; what is in the cache is compared by its provenance, and the tokenizer is kept in the run.
+FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "checkpoint_every", "device", "precision"}
 
 
 class Run:
@@ -31,8 +36,13 @@ class Run:
         self._description = path / "run.json"
         self._metrics, self._checkpoints = path / "metrics.jsonl", path / "checkpoints"
 
-    def begin(self, settings: TrainSettings, provenance: dict[str, Any], *, resume: bool) -> None:
-        """Write settings and provenance, before the first step; a run that is there already must be the same one.
+    def require_ready(self, settings: TrainSettings, description: dict[str, Any], *, resume: bool) -> None:
+        """Check that a run may begin here, or that the one that is here is the same; writes nothing.
+
+        Args:
+            settings: of the run.
+            description: provenance and precision, as they are now.
+            resume: whether the user asked to go on.
 
         Raises:
             DistillError: something else stands there, or a run with other settings or another cache.
@@ -40,34 +50,56 @@ class Run:
         if self._description.exists():
             if not resume:
                 raise DistillError(f"{self.path} holds a run already: pass --resume to go on, or choose another -o")
-            self._require_same(settings, provenance)
-        elif self.path.exists() and not self._is_debris():
+            self._require_same(settings, description)
+        elif os.path.lexists(self.path) and not self._is_debris():
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
+
+    def begin(
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: CaptionTokenizer, *, resume: bool
+    ) -> None:
+        """Write settings, provenance and tokenizer, before the first step.
+
+        Raises:
+            DistillError: as `require_ready`, which is asked again now that the folder is ours alone.
+        """
+        self.require_ready(settings, description, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        write_json(self._description, {"settings": _to_json(settings), "provenance": provenance})
-        self._checkpoints.mkdir(exist_ok=True)
         sweep_partial(self.path)
+        write_json(self._description, {"settings": _to_json(settings)} | description)
+        self._checkpoints.mkdir(exist_ok=True)
+        if not self.tokenizer.exists():
+            with whole_directory(self.tokenizer) as folder:
+                tokenizer.save(folder)
 
     def provenance(self) -> dict[str, Any]:
         """Where the targets came from: the encoder and counts of the cache.
 
         Raises:
-            DistillError: no run here.
+            DistillError: no run here, or a damaged one.
         """
         if not self._description.exists():
             raise DistillError(f"{self.path}: no run there: make one with `clipglot train CACHE -o {self.path}`")
-        result: dict[str, Any] = json.loads(self._description.read_text())["provenance"]
+        result: dict[str, Any] = self._describe()["provenance"]
         return result
 
-    def _require_same(self, settings: TrainSettings, provenance: dict[str, Any]) -> None:
-        begun, now = json.loads(self._description.read_text())["settings"], _to_json(settings)
+    def _describe(self) -> dict[str, Any]:
+        try:
+            description: dict[str, Any] = json.loads(self._description.read_text(encoding="utf-8"))
+            return {key: description[key] for key in ("settings", "provenance", "computed_in")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DistillError(f"{self._description} is damaged ({error}): choose another -o and train anew") from error
+
+    def _require_same(self, settings: TrainSettings, description: dict[str, Any]) -> None:
+        then, now = self._describe(), _to_json(settings)
+        begun = then["settings"] | {"computed in": then["computed_in"]}
+        now |= {"computed in": description["computed_in"]}
         for name in sorted((begun.keys() | now.keys()) - FREE_ON_RESUME):
             if begun.get(name) != now.get(name):
                 raise DistillError(
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
                     "resume with the same settings, or choose another -o"
                 )
-        if self.provenance() != provenance:
+        if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
                 f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o"
             )
@@ -81,11 +113,21 @@ class Run:
             old.unlink()
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, on the CPU; None if there is none yet."""
+        """The newest checkpoint, on the CPU; None if there is none yet.
+
+        Raises:
+            DistillError: the newest one is damaged.
+        """
         files = self._sorted_checkpoints()
         if not files:
             return None
-        state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
+        try:
+            state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+            before = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
+            raise DistillError(
+                f"{files[-1]} is damaged ({str(error).splitlines()[0]}): delete it to {before}"
+            ) from error
         return state
 
     def log(self, metrics: dict[str, Any]) -> None:

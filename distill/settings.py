@@ -16,7 +16,7 @@ Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is
 
 def num_usable_cores() -> int:
     """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require(condition: bool, message: str) -> None:
@@ -91,7 +91,7 @@ class TrainSettings:
     device: Device = "auto"
     seed: Annotated[int, "fixes initial weights, batches and choice of captions"] = 0
     log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
-    checkpoint_every: Annotated[int, "steps between checkpoints"] = 500
+    checkpoint_every: Annotated[int, "steps between checkpoints; five minutes after the last one is due too"] = 500
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "width", "layers", "heads", "epochs", "log_every", "checkpoint_every"):
@@ -109,7 +109,7 @@ class TrainSettings:
             1 <= 1 / max(self.temperature, 1e-9) <= self.max_logit_scale,
             f"--temperature {self.temperature}: 1 / temperature must lie between 1 and {self.max_logit_scale:g}",
         )
-        _require(self.seed >= 0, f"--seed {self.seed}: must not be negative")
+        _require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")
 
 
 @dataclass(frozen=True, kw_only=True)

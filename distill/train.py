@@ -1,35 +1,33 @@
 """`clipglot train`: teach a text tower to find its cached picture. No picture is opened, no loader runs.
 
-Reads top to bottom: the data in memory, the student, then the loop.
+Everything that can be wrong is found out before the run folder is touched; then the loop, which a signal stops after
+the step it is in.
 """
 
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from ..cache.files import whole_directory
+from ..cache.files import locked
 from ..cache.store import Cache
-from ..encoders.text import TextConfig, TextTower
+from ..encoders.text import TextConfig
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .batches import BatchPlan
-from .caching import resolve_device
-from .data import load_data
-from .errors import DistillError
+from .data import TrainData, load_data
+from .device import resolve_device, resolve_precision
 from .final import write_final
-from .infonce import InfoNCE
-from .optimizer import learning_rate, make_optimizer
+from .optimizer import learning_rate
 from .provenance import require_same_encoder, run_provenance
 from .run import Run
 from .settings import TrainSettings
+from .student import Student, require_finite
 from .validation import validate
+
+CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called after each step with the steps done, their number, and the step's metrics (or a validation's)."""
@@ -50,6 +48,19 @@ class TrainResult:
         return self.step == self.num_steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Setup:
+    """What the loop runs on."""
+
+    run: Run
+    tokenizer: CaptionTokenizer
+    data: TrainData
+    val_data: TrainData | None
+    plan: BatchPlan
+    student: Student
+    description: dict[str, Any]
+
+
 def train(
     settings: TrainSettings,
     *,
@@ -60,28 +71,35 @@ def train(
 
     Args:
         settings: of the run; a resumed run takes the same.
-        resume: go on from the newest checkpoint; the result equals that of an uninterrupted run.
+        resume: go on from the newest checkpoint; on one machine the result equals that of an uninterrupted run.
         on_progress: called after each step and each validation.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
-    # Set-up: cache, run folder, tokenizer, data.
+    setup = _prepare(settings, resume)
+    with locked(settings.output):
+        setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
+        return _learn(settings, setup, on_progress)
+
+
+def _prepare(settings: TrainSettings, resume: bool) -> _Setup:
+    """Open, check and load everything; writes nothing."""
     run, cache = Run(settings.output), Cache(settings.cache).require_sealed()
-    provenance = run_provenance(cache)
     val_cache = Cache(settings.val).require_sealed() if settings.val else None
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
-    run.begin(settings, provenance, resume=resume)
     device = resolve_device(settings.device)
-    tokenizer = _tokenizer(run, settings, cache)
+    precision = resolve_precision(settings.precision, device)
+    description = {"provenance": run_provenance(cache), "computed_in": precision}
+    run.require_ready(settings, description, resume=resume)
+    if run.tokenizer.exists():
+        tokenizer = CaptionTokenizer.load(run.tokenizer)
+    elif settings.tokenizer:
+        tokenizer = CaptionTokenizer.load(settings.tokenizer)
+    else:
+        tokenizer = train_bpe(cache.captions(), settings.vocab_size)
     data = load_data(cache, tokenizer, settings.context_length, device)
-    val_data = load_data(val_cache, tokenizer, settings.context_length, device) if val_cache else None
-    plan = BatchPlan(data.caption_image, batch_size=settings.batch_size, seed=settings.seed)
-    num_steps = settings.epochs * len(plan)
-
-    # The student, its loss and its optimizer.
-    torch.manual_seed(settings.seed)
     config = TextConfig(
         embed_dim=cache.info.encoder.dim,
         vocab_size=tokenizer.vocab_size,
@@ -93,92 +111,65 @@ def train(
         eos_id=tokenizer.eos_id,
         quick_gelu=cache.info.encoder.quick_gelu,
     )
-    tower = TextTower(config).to(device)
-    loss_fn = InfoNCE(temperature=settings.temperature, max_logit_scale=settings.max_logit_scale).to(device)
-    optimizer = make_optimizer([tower, loss_fn], settings)
-    use_bf16 = settings.precision == "bf16" or (settings.precision == "auto" and device.type == "cuda")
-    autocast = torch.autocast(device.type, torch.bfloat16) if use_bf16 else nullcontext()
+    return _Setup(
+        run=run,
+        tokenizer=tokenizer,
+        data=data,
+        val_data=load_data(val_cache, tokenizer, settings.context_length, device) if val_cache else None,
+        plan=BatchPlan(data.caption_image, batch_size=settings.batch_size, seed=settings.seed),
+        student=Student(config, settings, device, precision),
+        description=description,
+    )
 
-    step = 0
+
+def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> TrainResult:
+    """The loop, from the newest checkpoint to the last step or a signal."""
+    run, plan, student = setup.run, setup.plan, setup.student
+    num_steps, step = settings.epochs * len(plan), 0
     if checkpoint := run.load_checkpoint():
-        tower.load_state_dict(checkpoint["tower"])
-        loss_fn.load_state_dict(checkpoint["loss"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        student.load(checkpoint)
         step = checkpoint["step"]
     run.rewind_metrics(step)
     validation = run.last_validation()
+    saved_at = time.perf_counter()
 
-    def save() -> None:
-        state = {
-            "tower": tower.state_dict(),
-            "loss": loss_fn.state_dict(),
-            "optimizer": optimizer.state_dict(),
-        }
-        run.save_checkpoint(step, state)
-
-    # The loop.
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     with _stop_on_signal() as stop:
         while step < num_steps and not stop.is_set():
             started = time.perf_counter()
             epoch, index = divmod(step, len(plan))
             batch = plan.batch(epoch, index)
-            captions = data.tokens.take(batch.captions)
-            rows = torch.from_numpy(batch.rows).to(device)
-            group = torch.from_numpy(data.caption_group[batch.captions]).to(device)
-            image_emb = data.image_emb[rows].float()  # [B, D]
             data_s = time.perf_counter() - started
-
             lr = learning_rate(step, num_steps, settings)
-            for parameter_group in optimizer.param_groups:
-                parameter_group["lr"] = lr
-            with autocast:
-                text_emb = F.normalize(tower(captions).float(), dim=-1)  # [B, D]
-            loss = loss_fn(image_emb, text_emb, group)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(parameters, settings.grad_clip or float("inf"))
-            optimizer.step()
-            loss_fn.clamp_()
+            result = student.step(setup.data, batch, lr)
             step += 1
 
             metrics: dict[str, Any] = {"step": step, "epoch": epoch}
             if step % settings.log_every == 0 or step == num_steps:
+                require_finite(result, step)
                 metrics |= {
-                    "loss": loss.item(),
+                    "loss": result.loss.item(),
                     "lr": lr,
-                    "logit_scale": loss_fn.logit_scale.exp().item(),
-                    "grad_norm": grad_norm.item(),
+                    "logit_scale": student.logit_scale,
+                    "grad_norm": result.grad_norm.item(),
                 }
-                if not np.isfinite(metrics["loss"]):
-                    raise DistillError(f"the loss is {metrics['loss']} at step {step}: lower --lr or raise --warmup")
                 step_s = time.perf_counter() - started
-                timing = {"pairs_per_s": settings.batch_size / step_s, "data_s": data_s, "step_s": step_s}
-                metrics |= timing
+                metrics |= {"pairs_per_s": settings.batch_size / step_s, "data_s": data_s, "step_s": step_s}
                 run.log(metrics)
             on_progress(step, num_steps, metrics)
 
-            if val_data is not None and index + 1 == len(plan):
-                validation = {"step": step, "epoch": epoch} | validate(tower, val_data)
+            if setup.val_data is not None and index + 1 == len(plan):
+                validation = {"step": step, "epoch": epoch} | validate(student.tower, setup.val_data)
                 run.log(validation)
                 on_progress(step, num_steps, validation)
-            if step % settings.checkpoint_every == 0 or step == num_steps:
-                save()
-        if step < num_steps:
-            save()
+
+            due = step % settings.checkpoint_every == 0 or time.perf_counter() - saved_at > CHECKPOINT_S
+            if due or step == num_steps or stop.is_set():
+                require_finite(result, step)
+                run.save_checkpoint(step, student.state())
+                saved_at = time.perf_counter()
     if step == num_steps:
-        write_final(run, tower, loss_fn.logit_scale.exp().item())
+        write_final(run, student.tower, student.logit_scale)
     return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)
-
-
-def _tokenizer(run: Run, settings: TrainSettings, cache: Cache) -> CaptionTokenizer:
-    """The run's tokenizer: kept from before, else given, else trained on the cache's captions; copied into the run."""
-    if not run.tokenizer.exists():
-        given = CaptionTokenizer.load(settings.tokenizer) if settings.tokenizer else None
-        tokenizer = given or train_bpe(cache.captions(), settings.vocab_size)
-        with whole_directory(run.tokenizer) as folder:
-            tokenizer.save(folder)
-    return CaptionTokenizer.load(run.tokenizer)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +18,7 @@ from clipglot.distill.optimizer import make_optimizer
 from clipglot.distill.run import Run
 from clipglot.distill.settings import TrainSettings
 from clipglot.distill.train import train
+from clipglot.encoders.errors import EncoderError
 from drawn import draw_pictures
 from logs import TIMING, logged
 from torch import nn
@@ -113,8 +115,6 @@ def _swap_cache_of_run(run: Path, cache: Path) -> None:
 def test_a_validation_cache_of_another_tower_is_refused(
     tiny_cache: Path, tmp_path: Path, make_cache: Any, tiny_clip: Path
 ) -> None:
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     other = tmp_path / "other_clip"
@@ -166,3 +166,64 @@ def test_bf16_trains_close_to_fp32(tiny_cache: Path, tmp_path: Path) -> None:
         train(settings(tiny_cache, tmp_path / precision, precision=precision))
     fp32, bf16 = ([line["loss"] for line in logged(tmp_path / p)] for p in ("fp32", "bf16"))
     assert bf16 == pytest.approx(fp32, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"batch_size": 64}, "exceeds the 40"),
+        ({"tokenizer": Path("nowhere")}, "no tokenizer.json"),
+        ({"vocab_size": 10}, "--vocab-size 10"),
+        ({"device": "cuda:77"}, "not usable here"),
+    ],
+)
+def test_a_refused_command_leaves_nothing_in_the_way(
+    tiny_cache: Path, tmp_path: Path, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((DistillError, EncoderError), match=message):
+        train(settings(tiny_cache, tmp_path / "run", **wrong))
+    assert not (tmp_path / "run").exists()
+    assert train(settings(tiny_cache, tmp_path / "run", epochs=1)).complete
+
+
+def test_a_start_that_was_killed_goes_on(tiny_cache: Path, tmp_path: Path) -> None:
+    begun = settings(tiny_cache, tmp_path / "run", epochs=1)
+    left = tmp_path / "run" / f".tokenizer.{'0' * 32}.partial"
+    left.mkdir(parents=True)
+    (left / "tokenizer.json").touch()
+    assert train(begun).complete
+    assert not left.exists()
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tiny_cache: Path, tmp_path: Path) -> None:
+    straight = settings(tiny_cache, tmp_path / "straight", checkpoint_every=5)
+    train(straight)
+    broken = replace(straight, output=tmp_path / "broken")
+    train(broken, on_progress=stop_at(12))
+    newest = tmp_path / "broken" / "checkpoints" / "step-000000012.pt"
+    newest.write_bytes(newest.read_bytes()[:500])
+    with pytest.raises(DistillError, match=r"step-000000012.pt is damaged .*: delete it to go on from step-000000010"):
+        train(broken, resume=True)
+    newest.unlink()
+    assert train(broken, resume=True).complete
+    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
+
+
+def test_a_validation_cache_without_captions_is_refused_before_the_first_step(
+    tiny_cache: Path, tmp_path: Path, make_cache: Any
+) -> None:
+    manifest = draw_pictures(tmp_path, 10)
+    lines = [json.loads(line) | {"text": []} for line in manifest.read_text(encoding="utf-8").splitlines()]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    make_cache(manifest, tmp_path / "val.zarr")
+    with pytest.raises(DistillError, match=r"val.zarr has no caption of an embedded picture.*--text-field"):
+        train(settings(tiny_cache, tmp_path / "run", val=tmp_path / "val.zarr"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_where_its_cache_has_moved_to(tiny_cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_cache, tmp_path / "here.zarr")
+    begun = settings(tmp_path / "here.zarr", tmp_path / "run")
+    train(begun, on_progress=stop_at(5))
+    (tmp_path / "here.zarr").rename(tmp_path / "there.zarr")
+    assert train(replace(begun, cache=tmp_path / "there.zarr"), resume=True).complete
