@@ -22,7 +22,7 @@ def load_final(run: Run) -> tuple[TextTower, float]:
         run.provenance()  # raises first if there is no run at all
         raise DistillError(f"{run.path} has not finished: go on with `clipglot train … -o {run.path} --resume`")
     try:
-        config = json.loads((run.final / "config.json").read_text())
+        config = json.loads((run.final / "config.json").read_text(encoding="utf-8"))
         tower = TextTower(TextConfig(**config["text"]))
         tower.load_state_dict(load_file(run.final / "text.safetensors"))
     except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
