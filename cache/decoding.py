@@ -3,6 +3,7 @@
 import mmap
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
@@ -57,7 +58,7 @@ class _SharedMemory:
 
     @classmethod
     def create(cls, shape: tuple[int, ...]) -> "_SharedMemory":
-        descriptor = os.memfd_create("clipglot")
+        descriptor = _open_nameless()
         os.ftruncate(descriptor, int(np.prod(shape)))
         return cls(descriptor, shape)
 
@@ -68,6 +69,14 @@ class _SharedMemory:
     def __reduce__(self) -> Any:
         """How a worker gets it while it starts: by its own copy of the descriptor."""
         return _inherit, (DupFd(self.descriptor), self.shape)
+
+
+def _open_nameless() -> int:
+    """A descriptor of a new file without a name: in memory on Linux, in the temporary folder elsewhere."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("clipglot")
+    with tempfile.TemporaryFile(prefix="clipglot") as file:
+        return os.dup(file.fileno())
 
 
 def _inherit(duplicate: Any, shape: tuple[int, ...]) -> _SharedMemory:
@@ -139,10 +148,7 @@ class BlockDecoder:
             try:
                 status, decode_s = future.result()
             except BrokenProcessPool as error:
-                raise CacheError(
-                    f"a decoding process died near row {start}, perhaps for want of memory: "
-                    "run the same command again to resume, with fewer --workers"
-                ) from error
+                raise _worker_died(start) from error
             yield DecodedBlock(start, self._slots[slot, :rows], np.frombuffer(status, np.uint8), decode_s)
             self._free.append(slot)
 
@@ -151,10 +157,15 @@ class BlockDecoder:
         try:
             future = self._pool.submit(_decode_block, slot, keys)
         except BrokenProcessPool as error:
-            raise CacheError(
-                f"a decoding process died near row {start}: run the same command again to resume"
-            ) from error
+            raise _worker_died(start) from error
         self._in_flight.append((slot, start, len(keys), future))
+
+
+def _worker_died(start: int) -> CacheError:
+    return CacheError(
+        f"a decoding process died near row {start}, perhaps for want of memory: "
+        "run the same command again to resume, with fewer --workers"
+    )
 
 
 @contextmanager
