@@ -6,6 +6,8 @@ The batches of a chunk depend on its rows alone, so a resumed pass writes the sa
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +29,18 @@ Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 @dataclass(kw_only=True)
 class PassReport:
-    """What a pass did and where its time went (seconds; `decode_s` is summed over the workers)."""
+    """What a pass did and where its time went.
+
+    Attributes:
+        num_pictures: pictures that this pass tried.
+        num_embedded: of these, the embedded ones.
+        wall_s: seconds from start to end.
+        decode_s: seconds spent decoding, summed over the workers.
+        wait_s: seconds the pass waited for decoded pictures.
+        tower_s: seconds in the tower.
+        write_s: seconds spent writing, in a thread beside the tower.
+        write_wait_s: seconds the pass waited for that thread.
+    """
 
     num_pictures: int = 0
     num_embedded: int = 0
@@ -36,16 +49,22 @@ class PassReport:
     wait_s: float = 0.0
     tower_s: float = 0.0
     write_s: float = 0.0
+    write_wait_s: float = 0.0
 
     @property
     def bottleneck(self) -> str:
-        """The stage that the others waited for."""
-        return "decoding" if self.wait_s > self.tower_s else "the tower"
+        """The stage that the others waited for.
+
+        >>> PassReport(wait_s=1, tower_s=5, write_s=9, write_wait_s=2).bottleneck
+        'the tower'
+        """
+        stages = {"the tower": self.tower_s, "decoding": self.wait_s, "writing": self.write_wait_s}
+        return max(stages, key=stages.__getitem__)
 
 
 @dataclass(slots=True)
 class _Chunk:
-    """The chunk being filled: one a pass, `[R, D]` in memory."""
+    """A chunk of a pass. Two are in memory: one is filled while the one before is written."""
 
     index: int
     rows: slice
@@ -64,6 +83,9 @@ def embed_missing(
 ) -> PassReport:
     """Embed the chunks that are missing, then seal the cache.
 
+    A script that calls this needs `if __name__ == "__main__":` around its own work, because the decoding processes
+    import the main module.
+
     Args:
         cache: a planned cache, open for writing.
         encode: the frozen tower.
@@ -72,19 +94,22 @@ def embed_missing(
         on_progress: called after each batch with the pictures done in this pass.
 
     Raises:
-        CacheError: the tower's output has another width than planned, or a decoding process died.
+        CacheError: the tower's output has another width than planned, a decoding process died, or no room to write.
     """
     report, started = PassReport(), time.perf_counter()
     missing = cache.missing_chunks()
     if missing:
         geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
-        with block_decoder(
-            image_root,
-            geometry,
-            block_rows=cache.info.batch_size,
-            workers=workers,
-            max_pixels=cache.info.max_pixels,
-        ) as decoder:
+        with (
+            block_decoder(
+                image_root,
+                geometry,
+                block_rows=cache.info.batch_size,
+                workers=workers,
+                max_pixels=cache.info.max_pixels,
+            ) as decoder,
+            _chunk_writer(cache, report) as writer,
+        ):
             chunk: _Chunk | None = None
             waited_from = time.perf_counter()
             for block in decoder.decode(_blocks(cache, missing)):
@@ -93,8 +118,9 @@ def embed_missing(
                     chunk = _begin(cache, block.start)
                 _embed_block(block, chunk, encode, report)
                 if block.start + len(block.status) == chunk.rows.stop:
-                    _write(cache, chunk, report)
+                    writer.submit(chunk)
                     chunk = None
+                writer.raise_early()
                 report.wall_s = time.perf_counter() - started
                 on_progress(report.num_pictures, report)
                 waited_from = time.perf_counter()
@@ -160,6 +186,43 @@ def _embed_block(block: DecodedBlock, chunk: _Chunk, encode: Encode, report: Pas
     chunk.emb[rows], chunk.norm[rows], chunk.status[rows] = unit, np.where(good, norm, 0), status
     report.num_pictures += len(status)
     report.num_embedded += int(good.sum())
+
+
+class _ChunkWriter:
+    """Writes chunks in order in a thread of its own, so that the tower does not wait for the disk."""
+
+    def __init__(self, cache: Cache, report: PassReport, thread: ThreadPoolExecutor) -> None:
+        self._cache, self._report, self._thread = cache, report, thread
+        self._writing: Future[None] | None = None
+
+    def submit(self, chunk: _Chunk) -> None:
+        """Start to write a chunk when the one before is on disk."""
+        self.join()
+        self._writing = self._thread.submit(_write, self._cache, chunk, self._report)
+
+    def raise_early(self) -> None:
+        """Raise the error of a write that failed, rather than after another chunk has been embedded."""
+        if self._writing is not None and self._writing.done():
+            self.join()
+
+    def join(self) -> None:
+        """Wait until what was submitted is on disk; raises what the write raised."""
+        if self._writing is not None:
+            waited_from = time.perf_counter()
+            try:
+                self._writing.result()
+            finally:
+                self._report.write_wait_s += time.perf_counter() - waited_from
+            self._writing = None
+
+
+@contextmanager
+def _chunk_writer(cache: Cache, report: PassReport) -> Iterator[_ChunkWriter]:
+    """A `_ChunkWriter` whose chunks are on disk at the end of the block, also when that is an error or Ctrl-C."""
+    with ThreadPoolExecutor(1, thread_name_prefix="chunk-writer") as thread:
+        writer = _ChunkWriter(cache, report, thread)
+        yield writer
+        writer.join()
 
 
 def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:

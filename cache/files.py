@@ -1,5 +1,6 @@
 """Files that are whole or absent: every write goes to a temporary name, is synced, then replaces the target."""
 
+import asyncio
 import errno
 import fcntl
 import hashlib
@@ -153,7 +154,7 @@ class DurableLocalStore(LocalStore):
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write one chunk or metadata file, whole or not at all."""
-        self.set_sync(key, value)  # inline, not in a thread: callers wait for their one large chunk anyway
+        await asyncio.to_thread(self.set_sync, key, value)  # inline, an fsync would hold up the reads on zarr's loop
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """The same for zarr's synchronous path (zarr >= 3.1.6)."""

@@ -1,8 +1,12 @@
 """The pass, end to end on the tiny tower: rows, resuming, refusals, and pictures that cost their row."""
 
 import json
+import os
 import resource
 import shutil
+import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,8 @@ import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
-from clipglot.cache.embed import embed_missing
+from clipglot.cache import embed
+from clipglot.cache.embed import PassReport, embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.store import Cache
@@ -211,6 +216,82 @@ def test_a_full_disk_is_one_clear_error_and_the_pass_goes_on_later(
     assert Cache(tmp_path / "cache.zarr").info.state == "planned"
     make_cache(manifest, tmp_path / "cache.zarr", chunk_rows=65_536)
     assert np.array_equal(Cache(tmp_path / "cache.zarr").image_emb(), Cache(tiny_cache).image_emb())
+
+
+def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
+    tiny_cache: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, *range(5))
+    embedded, write, ahead = threading.Semaphore(0), embed._write, []
+    num_embedded = 0
+
+    def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nonlocal num_embedded
+        num_embedded += 1
+        embedded.release()
+        return np.ones((len(pixels), 16), np.float32)
+
+    def slow_write(cache: Cache, chunk: Any, report: PassReport) -> None:
+        for _ in range(2 if chunk.index == 0 else chunk.index < 4):
+            assert embedded.acquire(timeout=30)  # the tower goes on meanwhile ...
+        time.sleep(0.05)
+        ahead.append(num_embedded - chunk.index - 1)  # ... but not for ever
+        write(cache, chunk, report)
+
+    monkeypatch.setattr(embed, "_write", slow_write)
+    report = embed_missing(Cache(cache, read_only=False), encode, image_root=manifest.parent, workers=1)
+    assert ahead == [1, 1, 1, 1, 0]
+    assert report.write_wait_s > 0.05
+    assert Cache(cache).missing_chunks() == []
+
+
+def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
+    tiny_cache: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, *range(5))
+
+    def fail(cache: Cache, chunk: Any, report: PassReport) -> None:
+        raise CacheError("disk full")
+
+    def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        encoded.append(len(pixels))
+        return np.ones((len(pixels), 16), np.float32)
+
+    encoded: list[int] = []
+    monkeypatch.setattr(embed, "_write", fail)
+    with pytest.raises(CacheError, match="disk full"):
+        embed_missing(Cache(cache, read_only=False), encode, image_root=manifest.parent, workers=1)
+    assert len(encoded) <= 2
+    assert Cache(cache).missing_chunks() == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "stage"),
+    [
+        ({"wait_s": 3, "tower_s": 2, "write_s": 9, "write_wait_s": 1}, "decoding"),
+        ({"wait_s": 1, "tower_s": 3, "write_s": 9, "write_wait_s": 2}, "the tower"),
+        ({"wait_s": 1, "tower_s": 2, "write_s": 9, "write_wait_s": 3}, "writing"),
+    ],
+)
+def test_the_bottleneck_is_what_the_pass_waited_for(seconds: dict[str, float], stage: str) -> None:
+    assert PassReport(**seconds).bottleneck == stage
+
+
+def test_without_memfd_pixels_go_through_a_nameless_file(
+    tiny_cache: Path,
+    manifest: Path,
+    make_cache: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    make_cache(manifest, tmp_path / "cache.zarr")
+    assert files(tmp_path / "cache.zarr") == files(tiny_cache)
+    assert not [path for path in (tmp_path / "temporary").iterdir() if "clipglot" in path.name]
 
 
 def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path) -> None:
