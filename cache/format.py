@@ -69,6 +69,13 @@ class EncoderInfo:
     precision: str
     quick_gelu: bool
 
+    def difference(self, other: "EncoderInfo") -> str | None:
+        """The first field by which two towers embed differently, None if they are one (docs/decisions/006)."""
+        for name in ("weights_sha256", "preprocess", "quick_gelu"):
+            if _as_json(getattr(self, name)) != _as_json(getattr(other, name)):
+                return name
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
@@ -134,6 +141,13 @@ class CacheInfo:
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(f"{where} has damaged metadata ({error}): cache again") from error
         return info
+
+
+def _as_json(value: Any) -> Any:
+    """Tuples as lists, as JSON gives them back."""
+    if isinstance(value, Mapping):
+        return {k: _as_json(v) for k, v in value.items()}
+    return [_as_json(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def plan_chunk_rows(num_pictures: int, dim: int, batch_size: int) -> int:

@@ -1,7 +1,7 @@
 """Measuring a merged CLIP: retrieval on a cache, and which text describes a picture best."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +33,15 @@ def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
     """
     info = cache.require_sealed().info.encoder
     tower = clip.image_tower
-    for name in ("weights_sha256", "quick_gelu"):
-        cached, merged = getattr(info, name), getattr(tower, name)
-        if cached != merged:
-            raise EvalError(
-                f"{cache.path} was made by {info.model} ({name} {cached}), the image tower of {clip.folder} is another "
-                f"({name} {merged}): cache the pictures with --model local-dir:{clip.folder}"
-            )
+    merged = replace(
+        info, weights_sha256=tower.weights_sha256, preprocess=tower.preprocess, quick_gelu=tower.quick_gelu
+    )
+    name = info.difference(merged)
+    if name:
+        raise EvalError(
+            f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.folder} "
+            f"is another ({name} {getattr(merged, name)}): cache the pictures with --model local-dir:{clip.folder}"
+        )
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     row_of = np.full(len(cache), -1)
     row_of[embedded] = np.arange(len(embedded))
