@@ -6,8 +6,8 @@ from importlib.metadata import version
 from typing import Literal
 
 from ..cache.embed import PassReport, embed_missing
-from ..cache.files import sha256_file
-from ..cache.format import CacheInfo, SourceInfo
+from ..cache.files import locked, sha256_file
+from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.manifest import read_manifest
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
@@ -44,9 +44,9 @@ def cache_pictures(
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     source = SourceInfo(
-        path=str(settings.source),
+        path=str(settings.source.absolute()),  # so that it holds in every working directory
         sha256=sha256_file(settings.source) if settings.source.is_file() else "",
-        image_root=str(settings.resolved_image_root),
+        image_root=str(settings.resolved_image_root.absolute()),
         image_field=settings.image_field,
         text_fields=list(settings.text_field),
         limit=settings.limit,
@@ -57,39 +57,40 @@ def cache_pictures(
         device=resolve_device(settings.device),
         precision=settings.precision,
     )
-    encoder = encoder_info(tower)
-    resumed = is_planned(settings.output)
-    if resumed:
+    with locked(settings.output):
+        resumed = _plan(settings, source, encoder_info(tower), lambda done: on_progress("plan", done, None))
+        cache = Cache(settings.output, read_only=False)
+        total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in cache.missing_chunks())
+        report = embed_missing(
+            cache,
+            tower.encode,
+            image_root=settings.resolved_image_root,
+            workers=settings.resolved_workers,
+            on_progress=lambda done, report: on_progress("embed", done, total),
+        )
+    return CacheResult(cache=cache, report=report, resumed=resumed)
+
+
+def _plan(
+    settings: CacheSettings, source: SourceInfo, encoder: EncoderInfo, on_progress: Callable[[int], None]
+) -> bool:
+    """Plan the cache unless it is planned already; returns whether it was, with these very settings."""
+    if is_planned(settings.output):
         existing = Cache(settings.output).info
         require_same_encoder(existing.encoder, encoder, f"the tower given for {settings.output}")
         _require_same_plan(existing, source, settings)
-    else:
-        rows = read_manifest(settings.source, image_field=settings.image_field, text_fields=settings.text_field)
-        info = CacheInfo(
-            state="planning",
-            encoder=encoder,
-            source=source,
-            batch_size=settings.batch_size,
-            max_pixels=settings.max_pixels,
-            libraries={name: version(name) for name in _LIBRARIES},
-        )
-        plan_cache(
-            settings.output,
-            rows,
-            info,
-            chunk_rows=settings.chunk_rows,
-            on_progress=lambda done: on_progress("plan", done, None),
-        )
-    cache = Cache(settings.output, read_only=False)
-    total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in cache.missing_chunks())
-    report = embed_missing(
-        cache,
-        tower.encode,
-        image_root=settings.resolved_image_root,
-        workers=settings.resolved_workers,
-        on_progress=lambda done, report: on_progress("embed", done, total),
+        return True
+    rows = read_manifest(settings.source, image_field=settings.image_field, text_fields=settings.text_field)
+    info = CacheInfo(
+        state="planning",
+        encoder=encoder,
+        source=source,
+        batch_size=settings.batch_size,
+        max_pixels=settings.max_pixels,
+        libraries={name: version(name) for name in _LIBRARIES},
     )
-    return CacheResult(cache=cache, report=report, resumed=resumed)
+    plan_cache(settings.output, rows, info, chunk_rows=settings.chunk_rows, on_progress=on_progress)
+    return False
 
 
 def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSettings) -> None:

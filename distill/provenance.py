@@ -6,15 +6,20 @@ from typing import Any
 
 from ..cache.format import EncoderInfo
 from ..cache.store import Cache
-from ..encoders.image import ImageTower
+from ..encoders.image import ImageTower, weights_file
 from .errors import DistillError
+
+LOCAL = "local-dir:"
 
 
 def encoder_info(tower: ImageTower) -> EncoderInfo:
-    """The record of a tower that a cache keeps."""
+    """The record of a tower that a cache keeps; it holds in every working directory, so files have absolute paths."""
+    model, file = tower.model, weights_file(tower.model, tower.pretrained)
+    if model.startswith(LOCAL):
+        model = f"{LOCAL}{Path(model.removeprefix(LOCAL)).absolute()}"
     return EncoderInfo(
-        model=tower.model,
-        pretrained=tower.pretrained,
+        model=model,
+        pretrained=str(file.absolute()) if file else tower.pretrained,
         weights_sha256=tower.weights_sha256,
         preprocess=tower.preprocess,
         dim=tower.dim,
@@ -27,7 +32,7 @@ def run_provenance(cache: Cache) -> dict[str, Any]:
     """What a run keeps of the cache that it trains on."""
     info = cache.info
     return {
-        "cache": str(cache.path),
+        "cache": str(cache.path.absolute()),
         "encoder": asdict(info.encoder),
         "source": asdict(info.source),
         "num_pictures": info.num_pictures,
@@ -47,12 +52,15 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's provenance that goes out with an export: identities and counts, no paths of this machine."""
+    """The part of a run's provenance that goes out with an export: identities and counts, no paths of this machine.
+
+    What is a path shows in its form, not on the disk: files move.
+    """
     encoder = dict(provenance["encoder"])
-    for name in ("model", "pretrained"):
-        prefix, _, rest = (encoder[name] or "").rpartition(":")
-        if "/" in rest and (prefix == "local-dir" or Path(rest).exists()):
-            encoder[name] = f"{prefix}:{Path(rest).name}" if prefix else Path(rest).name
+    if encoder["model"].startswith(LOCAL):  # in timm/NAME, hf-hub:ORG/NAME and ViT-B/32 the slash is part of a name
+        encoder["model"] = LOCAL + Path(encoder["model"].removeprefix(LOCAL)).name
+    if encoder["pretrained"]:  # a tag has no slash
+        encoder["pretrained"] = Path(encoder["pretrained"]).name
     source = {"name": Path(provenance["source"]["path"]).name, "sha256": provenance["source"]["sha256"]}
     counts = {name: provenance[name] for name in ("num_pictures", "num_captions")}
     return {"encoder": encoder, "source": source} | counts
@@ -64,20 +72,13 @@ def require_same_encoder(ours: EncoderInfo, found: EncoderInfo, what: str) -> No
     Raises:
         DistillError: names both and the first thing that differs.
     """
-    for name in ("weights_sha256", "preprocess", "quick_gelu"):
+    name = ours.difference(found)
+    if name:
         expected, actual = getattr(ours, name), getattr(found, name)
-        if _plain(expected) != _plain(actual):
-            raise DistillError(
-                f"{what} is {_describe(found)}, expected {_describe(ours)}: {name} is {actual!r}, expected {expected!r}"
-            )
+        raise DistillError(
+            f"{what} is {_describe(found)}, expected {_describe(ours)}: {name} is {actual!r}, expected {expected!r}"
+        )
 
 
 def _describe(encoder: EncoderInfo) -> str:
     return f"{encoder.model}{f' / {encoder.pretrained}' if encoder.pretrained else ''} ({encoder.weights_sha256[:12]}…)"
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value

@@ -104,6 +104,15 @@ def load_image_tower(
     return replace(tower, visual=tower.visual.to(device), precision=precision)
 
 
+def weights_file(model: str, pretrained: str | None) -> Path | None:
+    """The file that `pretrained` names; None for a tag, which wins over a file of that name as in open_clip."""
+    if pretrained is None:
+        return None
+    if not model.startswith(TIMM_PREFIX) and get_pretrained_cfg(model.replace("/", "-"), pretrained):
+        return None
+    return file if (file := Path(pretrained)).is_file() else None
+
+
 def tower_of_clip(clip: Any, config: dict[str, Any], *, model: str, pretrained: str | None = None) -> ImageTower:
     """The image tower of a loaded open_clip model."""
     return _tower(clip.visual, config, clip.visual.preprocess_cfg, model, pretrained)
