@@ -1,5 +1,6 @@
 """`clipglot export`: merge the frozen image tower and the trained text tower into one CLIP that open_clip loads."""
 
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +56,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
     Raises:
         CacheError, EncoderError, DistillError: a wrong tower is refused by name.
     """
-    if settings.output.exists():
+    if os.path.lexists(settings.output):
         raise DistillError(f"{settings.output} exists: choose another -o")
     run = Run(settings.run)
     provenance = run.provenance()
@@ -65,7 +66,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
     image_tower = load_image_tower(settings.model or trained_on.model, pretrained)
     require_same_encoder(trained_on, encoder_info(image_tower), f"the image tower for {settings.run}")
-    num_probes, min_cosine, why = _probe(image_tower, provenance, trained_on.precision)
+    num_probes, min_cosine, why = _probe(image_tower, provenance)
 
     record = public_provenance(provenance) | {
         "clipglot": version("clipglot"),
@@ -80,36 +81,43 @@ def export_run(settings: ExportSettings) -> ExportResult:
     return ExportResult(folder=settings.output, num_probes=num_probes, min_cosine=min_cosine, why_no_probes=why)
 
 
-def _probe(tower: ImageTower, provenance: dict[str, Any], precision: str) -> tuple[int, float | None, str | None]:
+def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | None, str | None]:
     """Embed a few cached pictures again, where cache and pictures can still be read.
 
     Raises:
         DistillError: the tower does not give what the cache holds.
     """
+    path = Path(provenance["cache"])
     try:
-        cache = Cache(Path(provenance["cache"]))
-    except CacheError as error:
+        if not path.exists():
+            return 0, None, f"there is no cache at {path} any more"
+        cache = Cache(path)
+        info = cache.info
+        if info.encoder.difference(EncoderInfo(**provenance["encoder"])) or (
+            info.source.sha256 != provenance["source"]["sha256"]
+        ):
+            return 0, None, f"another cache stands at {path}"
+        root = Path(info.source.image_root)
+        if not root.is_dir():
+            return 0, None, f"the pictures are not below {root} any more"
+        embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
+        rows = embedded[np.linspace(0, len(embedded) - 1, min(NUM_PROBES, len(embedded))).astype(int)]
+        keys = [cache.keys(row, row + 1)[0] for row in rows.tolist()]
+        image_emb = cache.emb_rows(rows).astype(np.float64)
+    except (CacheError, OSError) as error:
         return 0, None, str(error)
-    root = Path(cache.info.source.image_root)
-    embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
-    if not len(embedded) or not root.is_dir():
-        return 0, None, f"the pictures are not below {root} any more"
-    rows = embedded[np.linspace(0, len(embedded) - 1, min(NUM_PROBES, len(embedded))).astype(int)]
-    geometry, image_emb = Geometry.from_preprocess(tower.preprocess), cache.image_emb()
-    cosines, reason = [], None
-    for row in rows.tolist():
-        key = cache.keys(row, row + 1)[0]
+    geometry, cosines, reason = Geometry.from_preprocess(tower.preprocess), [], f"{path} holds no embedded picture"
+    for key, cached in zip(keys, image_emb, strict=True):
         try:
             with open_below(root.resolve(), key) as file:
                 features = tower.encode(decode(file, geometry)[None])[0].astype(np.float64)
         except RejectedPictureError as rejected:
             reason = f"{key}: {rejected.status.label}"
             continue
-        cached = image_emb[row].astype(np.float64)
         cosines.append(float(features @ cached / np.linalg.norm(features) / np.linalg.norm(cached)))
-        if cosines[-1] < MIN_COSINE[precision]:
+        if cosines[-1] < MIN_COSINE[info.encoder.precision]:
             raise DistillError(
-                f"{key} embeds to another vector than {cache.path} holds for it (cosine {cosines[-1]:.4f}): "
+                f"{key} embeds to another vector than {path} holds for it (cosine {cosines[-1]:.4f}): "
                 "the picture changed after caching, or the cache is damaged: run `clipglot verify`"
             )
     return (len(cosines), min(cosines), None) if cosines else (0, None, reason)

@@ -145,7 +145,8 @@ def test_a_tower_that_moved_is_found_where_the_user_says(tiny_run: Path, tiny_cl
 
 def test_what_stands_at_the_output_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    for output in (tmp_path, tmp_path / "mine"):
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for output in (tmp_path, tmp_path / "mine", tmp_path / "link"):
         with pytest.raises(DistillError, match="exists: choose another -o"):
             export_run(ExportSettings(run=tiny_run, output=output))
     assert (tmp_path / "mine").read_text() == "precious"
@@ -182,8 +183,42 @@ def test_export_needs_neither_pictures_nor_cache_and_says_what_it_could_not_chec
     assert (result.num_probes, result.why_no_probes) == (0, f"the pictures are not below {pictures} any more")
     shutil.rmtree(cache)
     result = export_run(ExportSettings(run=settings.run, output=tmp_path / "without_cache"))
+    assert result.why_no_probes == f"there is no cache at {cache} any more"
+
+
+@pytest.mark.parametrize("other", ["tower", "width", "source", "damaged", "run"])
+def test_what_else_stands_at_the_caches_path_only_means_no_probes(
+    other: str,
+    own_run: tuple[Path, Path, ExportSettings],
+    other_clip: Path,
+    tiny_run: Path,
+    make_cache: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    pictures, cache, settings = own_run
+    reason = f"another cache stands at {cache}"
+    if other == "damaged":
+        chunk = next(file for file in (cache / "images/emb/c").rglob("*") if file.is_file())
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+        reason = f"damaged chunk {chunk.relative_to(cache)}"
+    else:
+        shutil.rmtree(cache)
+    if other == "tower":
+        make_cache(pictures / "pairs.jsonl", cache, model=f"local-dir:{other_clip}")
+    elif other == "width":
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+        weights = str(tmp_path / "vit.safetensors")
+        make_cache(pictures / "pairs.jsonl", cache, model="timm/test_vit", pretrained=weights)
+    elif other == "source":
+        make_cache(draw_pictures(tmp_path / "others", 11), cache, image_root=pictures, limit=10)
+    elif other == "run":
+        shutil.copytree(tiny_run, cache)
+        reason = f"{cache} holds a run, expected a cache"
+    result = export_run(settings)
+    assert result.num_probes == 0
     assert result.why_no_probes is not None
-    assert "no such cache" in result.why_no_probes
+    assert reason in result.why_no_probes
 
 
 def test_a_picture_that_changed_after_caching_stops_the_export(own_run: tuple[Path, Path, ExportSettings]) -> None:
