@@ -88,8 +88,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         if not existed:
-            with suppress(OSError):  # it has been filled, as it should
-                folder.rmdir()
+            with suppress(OSError):  # it has been filled, as it should, or is another's by now
+                if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                    folder.rmdir()
         os.close(descriptor)
 
 

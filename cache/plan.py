@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -73,7 +74,8 @@ def plan_cache(
 ) -> CacheInfo:
     """Lay out a cache: keys, captions and empty embedding arrays.
 
-    A plan that is cut short leaves the state "planning" behind and is simply planned anew.
+    A plan that is cut short leaves the state "planning" behind and is simply planned anew; one that fails leaves
+    nothing.
 
     Args:
         path: where the cache goes; absent, or left by an interrupted plan.
@@ -94,6 +96,22 @@ def plan_cache(
     if chunk_rows is not None and chunk_rows % info.batch_size:
         raise CacheError(f"chunk rows ({chunk_rows}) must be a multiple of the batch size ({info.batch_size})")
     require_image_root(Path(info.source.image_root))
+    try:
+        return _lay_out(path, rows, info, chunk_rows, on_progress)
+    except CacheError:
+        with suppress(OSError):  # an unfinished plan is no harm
+            _clear(path)
+            path.rmdir()
+        raise
+
+
+def _lay_out(
+    path: Path,
+    rows: Iterable[ManifestRow],
+    info: CacheInfo,
+    chunk_rows: int | None,
+    on_progress: Callable[[int], None],
+) -> CacheInfo:
     if path.exists():
         _clear(path)
     # Metadata and attributes in one write: a kill leaves a folder that is recognised as an unfinished plan.
@@ -137,7 +155,6 @@ def plan_cache(
     for writer in (keys, texts, owners):
         writer.close()
     if not len(pictures):
-        shutil.rmtree(path, ignore_errors=True)
         raise CacheError(f"{info.source.path}: no pictures in it")
     if not ascending:
         _sort_captions(root)

@@ -12,6 +12,7 @@ import pytest
 import zarr
 from clipglot.cache import plan
 from clipglot.cache.errors import CacheError
+from clipglot.cache.files import locked
 from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
 from clipglot.cache.manifest import ManifestRow
 from clipglot.cache.plan import is_planned, plan_cache
@@ -100,6 +101,16 @@ def test_pictures_without_captions_are_planned_too(tmp_path: Path) -> None:
 def test_a_manifest_without_pictures_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"m\.jsonl: no pictures in it"):
         plan_cache(tmp_path / "c.zarr", rows([]), INFO)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_manifest_that_fails_after_many_rows_leaves_nothing(tmp_path: Path) -> None:
+    def bad() -> Iterator[ManifestRow]:
+        yield from rows((str(i), ["x"]) for i in range(plan.ROWS_AT_A_TIME + 1))
+        raise CacheError("line 8194: no JSON")
+
+    with locked(tmp_path / "c.zarr"), pytest.raises(CacheError, match="line 8194"):
+        plan_cache(tmp_path / "c.zarr", bad(), INFO)
     assert list(tmp_path.iterdir()) == []
 
 
