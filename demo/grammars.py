@@ -137,6 +137,7 @@ _RU_SIZES = {
     "small": ("маленьк", "ий ая ое ого ой им ой ие их ими"),
     "large": ("больш", "ой ая ое ого ой им ой ие их ими"),
 }
+# Two nouns of each of the rarer genders: no colour may meet all of one gender in pairs that are held out of training.
 # Gender; nominative, genitive and instrumental singular; genitive and instrumental plural.
 _RU_NOUNS = {
     "circle": "m круг круга кругом кругов кругами",
@@ -146,7 +147,7 @@ _RU_NOUNS = {
     "heart": "n сердце сердца сердцем сердец сердцами",
     "cross": "m крест креста крестом крестов крестами",
     "ring": "n кольцо кольца кольцом колец кольцами",
-    "crescent": "m полумесяц полумесяца полумесяцем полумесяцев полумесяцами",
+    "crescent": "f луна луны луной лун лунами",
 }
 _RU_NUMERALS = {2: "два двух двумя", 3: "три трёх тремя", 4: "четыре четырёх четырьмя", 5: "пять пяти пятью"}
 

@@ -16,7 +16,7 @@ class DemoSettings:
     output: Annotated[Path | None, "folder to keep everything in (default: a temporary one, deleted at the end)"] = None
     language: Annotated[Literal["ru", "zh", "ko", "en"], "language that the text tower learns"] = "ru"
     pictures: Annotated[int, "pictures to train on"] = 8_000
-    epochs: Annotated[int, "times that every picture is shown"] = 12
+    epochs: Annotated[int, "times that every picture is shown"] = 14
     seed: Annotated[int, "of drawings, captions and training"] = 0
 
     def __post_init__(self) -> None:
