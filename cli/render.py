@@ -29,7 +29,8 @@ if not output.is_terminal:
     output.width = 10_000  # a file has no edge to wrap at
 status = Console(stderr=True)
 # What the machine refuses, whatever the program does: the message names the path.
-_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # what stands at the path
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 

@@ -1,5 +1,6 @@
 """The command line: every command and option, settings and their precedence, errors, and what goes to which stream."""
 
+import errno
 import json
 import os
 import pty
@@ -17,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from clipglot import __version__
 from clipglot.cli.main import COMMANDS, main
+from clipglot.cli.render import friendly_errors
 from clipglot.distill.run import Run
 
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
@@ -96,10 +98,13 @@ def test_help_answers_without_importing_the_heavy_libraries(arguments: list[str]
     heavy = ["torch", "open_clip", "timm", "transformers", "tokenizers"] + ["zarr"] * (arguments[0] != "cache")
     script = (
         "import sys\nfrom clipglot.cli.main import main\n"
-        f"main({arguments}, standalone_mode=False) if {arguments} != ['nonsense'] else None\n"
-        f"assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)"
+        f"try:\n    main({arguments})\nexcept SystemExit as end:\n    code = end.code\n"
+        f"assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)\n"
+        "sys.exit(code)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == (2 if arguments == ["nonsense"] else 0), process.stderr
+    assert ("No such command 'nonsense'" in process.stderr) == (arguments == ["nonsense"])
 
 
 def test_python_dash_m_runs_the_command_line() -> None:
@@ -197,6 +202,21 @@ def test_what_the_disk_refuses_is_a_message_and_no_traceback(tiny_cache: Path) -
     result = run("tokenizer", tiny_cache, "-o", "/sys/tokenizer", "--vocab-size", 300)
     assert result.exit_code == 1
     assert "/sys" in result.stderr
+
+
+@pytest.mark.parametrize("code", ["ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "EIO", "ELOOP", "ENOSPC", "EACCES"])
+def test_what_the_machine_refuses_names_the_path(code: str) -> None:
+    with pytest.raises(click.ClickException, match=r"that/path"), friendly_errors():
+        raise OSError(getattr(errno, code), "refused", "that/path")
+
+
+def test_a_file_where_a_folder_should_be_is_a_message_and_no_traceback(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "merged", tmp_path / ("m" * 300)):
+        result = run("export", tiny_run, "-o", output)
+        assert result.exit_code == 1
+        assert isinstance(result.exception, SystemExit)
+        assert result.stderr.startswith("Error: ")
 
 
 def test_json_is_one_document_on_stdout_and_nothing_else(
