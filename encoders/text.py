@@ -84,8 +84,8 @@ class TextTower(nn.Module):
     ) -> Tensor:
         """Causal attention within each caption: `[T, W]` to `[T, W]`, or to `[B, W]` for each caption's last token."""
         heads, width = self.config.heads, self.config.width
-        to_q, to_kv = torch.split(attn.in_proj_weight, (width, 2 * width))
-        bias_q, bias_kv = torch.split(attn.in_proj_bias, (width, 2 * width))
+        to_q, to_kv = torch.split(attn.in_proj_weight, [width, 2 * width])
+        bias_q, bias_kv = torch.split(attn.in_proj_bias, [width, 2 * width])
         q = F.linear(x[packed.last] if only_last else x, to_q, bias_q)
         k, v = F.linear(x, to_kv, bias_kv).chunk(2, dim=-1)
         queries = torch.split(q, packed.caption_sizes if only_last else packed.token_sizes)
