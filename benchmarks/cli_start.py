@@ -1,6 +1,6 @@
 """How long `clipglot --help` and a command's help take, beside an empty Python and an import of torch.
 
-    scripts/bench cli_start [--runs 15]
+scripts/bench cli_start [--runs 15]
 """
 
 import argparse

@@ -8,6 +8,7 @@ already in the work folder is made anew.
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -32,14 +33,14 @@ def main() -> None:
     args = parser.parse_args()
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
-    data, work = args.data, args.work
+    data, work = shlex.quote(str(args.data)), shlex.quote(str(args.work))
     tower = f"--model timm/deit_tiny_patch16_224 --pretrained {data}/deit_tiny/model.safetensors"
     commands: list[tuple[str, float]] = []
 
     def run(command: str) -> str:
         started = time.perf_counter()
-        done = subprocess.run(["clipglot", *command.split()], check=True, capture_output=True, text=True)
-        commands.append((command.replace(str(data), "DATA").replace(str(work), "WORK"), time.perf_counter() - started))
+        done = subprocess.run(["clipglot", *shlex.split(command)], check=True, capture_output=True, text=True)
+        commands.append((command.replace(data, "DATA").replace(work, "WORK"), time.perf_counter() - started))
         return done.stdout
 
     for split in ("train", "val"):
@@ -51,7 +52,7 @@ def main() -> None:
     ours = Ranks(**measured)
 
     started = time.perf_counter()
-    opponent, alpha = tfidf_ridge(Cache(work / "train.zarr"), Cache(work / "val.zarr"), args.language)
+    opponent, alpha = tfidf_ridge(Cache(args.work / "train.zarr"), Cache(args.work / "val.zarr"), args.language)
     ridge_s = time.perf_counter() - started
 
     chance = 10 / opponent.num_candidates
