@@ -59,7 +59,9 @@ class Pass:
         while not condition():
             assert session(self.pid), self.messages.read_text()
             time.sleep(0.002)
+        os.killpg(self.pid, signal.SIGSTOP)  # on a slow machine the pass would be over before the look at it is
         self.memory |= set(shared_memory(session(self.pid)))
+        os.killpg(self.pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +172,11 @@ def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
     cache = tmp_path / "cache.zarr"
     with running(cache) as a_pass:
         a_pass.until(lambda: num_done(cache) >= 5)
+        os.killpg(a_pass.pid, signal.SIGSTOP)
         (memory,) = a_pass.memory  # one for all, else the check that nobody holds it later would check nothing
         assert shared_memory(session(a_pass.pid))[memory] == 1 + SETTINGS["workers"]
         os.killpg(a_pass.pid, signal.SIGINT)  # as a terminal does: to the pass and its workers
+        os.killpg(a_pass.pid, signal.SIGCONT)
         assert a_pass.wait() != 0
     messages = a_pass.messages.read_text()
     assert "Traceback" not in messages
