@@ -150,21 +150,21 @@ def tokenized(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
 def contrastive_loss(image_emb: Tensor, text_emb: Tensor, scale: Tensor, tokens: Tensor) -> Tensor:
     """CLIP's loss over a batch, in which a caption that two pictures share is no negative of either."""
     logits = scale * image_emb @ text_emb.T
-    same = (tokens[:, None] == tokens[None]).all(-1) & ~torch.eye(len(tokens), dtype=torch.bool)
-    logits = logits.masked_fill(same, -math.inf)
     diagonal = torch.arange(len(tokens))
+    same = (tokens[:, None] == tokens[None]).all(-1) & (diagonal[:, None] != diagonal)
+    logits = logits.masked_fill(same, -math.inf)
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
 
 def train(model: torch.nn.Module, pictures: Tensor, tokens: Tensor, settings: Settings) -> None:
     """Fit both towers to pictures [N, 64, 64, 3] and their captions [N, C, CONTEXT_LENGTH]."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "resblocks" not in name]
+    inside = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name}
+    others = [p for name, p in model.named_parameters() if name not in inside]
     decayed = {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay}
     kept = {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}
     optimizers = [
         (torch.optim.AdamW([decayed, kept], betas=(0.9, 0.98), fused=True), settings.lr),
-        (Muon(matrices, lr=settings.matrix_lr, weight_decay=settings.weight_decay), settings.matrix_lr),
+        (Muon(list(inside.values()), lr=settings.matrix_lr, weight_decay=settings.weight_decay), settings.matrix_lr),
     ]
     begun = time.perf_counter()
     for step in range(settings.steps):
@@ -192,8 +192,8 @@ def write(folder: Path, model: torch.nn.Module, tokenizer: Tokenizer, config: di
     """Write the folder that open_clip's `local-dir:` loads."""
     folder.mkdir(parents=True, exist_ok=True)
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "shortest"}
-    document = {"model_cfg": config, "preprocess_cfg": preprocess}
-    (folder / "open_clip_config.json").write_text(json.dumps(document, indent=2) + "\n")
+    document = json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2)
+    (folder / "open_clip_config.json").write_text(document + "\n")
     halves = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
     save_file(halves, folder / "open_clip_model.safetensors")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -228,8 +228,7 @@ def measure(folder: Path) -> dict[str, float]:
     queries = [caption(scene, "en", random.Random(i), complete=True) for i, scene in enumerate(scenes)]
     similarity = model.encode_text(tokenizer(queries), normalize=True) @ embed(scenes).T
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)
-    batch = torch.randn(64, 3, 64, 64)
-    model.encode_image(batch)
+    model.encode_image(batch := torch.randn(64, 3, 64, 64))
     begun = time.perf_counter()
     for _ in range(20):
         model.encode_image(batch)
