@@ -43,9 +43,11 @@ def cache_pictures(
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
+    if not settings.source.is_file():
+        raise DistillError(f"{settings.source}: no such file")
     source = SourceInfo(
         path=str(settings.source.absolute()),  # so that it holds in every working directory
-        sha256=sha256_file(settings.source) if settings.source.is_file() else "",
+        sha256=sha256_file(settings.source),
         image_root=str(settings.resolved_image_root.absolute()),
         image_field=settings.image_field,
         text_fields=list(settings.text_field),
