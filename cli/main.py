@@ -48,7 +48,7 @@ def main() -> None:
     pictures + captions → cache → train → export → one CLIP that open_clip loads
     """
     # Before torch is imported. Threads that wait actively take the cores from decoding workers and from whatever else
-    # runs: on two shared cores a training step took 18 times as long (benchmarks/threads_cpu_2026-11.md).
+    # runs: on two shared cores a training step took twice as long (benchmarks/threads_cpu_2026-11.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A fork after tokenizing would otherwise print a warning of the Rust library on every worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
