@@ -16,6 +16,7 @@ from .errors import DistillError
 from .infonce import InfoNCE
 from .optimizer import make_optimizer
 from .settings import TrainSettings
+from .targets import Targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Student:
         group = torch.from_numpy(data.caption_group[batch.captions]).to(device)
         with self._autocast:
             text_emb = F.normalize(self.tower(data.tokens.take(batch.captions)).float(), dim=-1)  # [B, D]
-        loss = self.loss(image_emb, text_emb, group)
+        loss = self.loss(text_emb, Targets(image_emb=image_emb, own=slice(0, len(image_emb)), caption_group=group))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)

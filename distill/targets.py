@@ -1,0 +1,71 @@
+"""What the captions of a step are held against, and how a loss walks over it in blocks.
+
+B captions and pictures of a step, b captions of this process, M further pictures, D features.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# Logits of one block: what the loss holds at a time, whatever B is. 16 MB on the CPU, where they should stay near the
+# caches; 256 MB on a GPU, where each kernel should have enough to do.
+CPU_LOGITS, CUDA_LOGITS = 2**22, 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bank:
+    """Pictures beyond the batch that every caption is held against, too.
+
+    Attributes:
+        emb: `[M, D]`, unit norm, constants, on the device.
+        bias: `[M] float32`, 0, or -inf where a picture is no negative of any caption; None where all are negatives.
+        masked: `[2, P]`, a caption of this process and a picture of the bank that is no negative of it; ascending in
+            the second, on the host.
+    """
+
+    emb: Tensor
+    bias: Tensor | None
+    masked: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Targets:
+    """The pictures of a step.
+
+    Attributes:
+        image_emb: `[B, D]`, unit norm, constants: of the whole batch, on every process.
+        own: where in the batch the pairs of this process are.
+        caption_group: `[B]`, equal where captions read the same; None where no two do.
+        bank: further negatives of the text→image softmax.
+    """
+
+    image_emb: Tensor
+    own: slice
+    caption_group: Tensor | None = None
+    bank: Bank | None = None
+
+    def mask_(self, logits: Tensor, block: slice) -> Tensor:
+        """Set the logits `[r, B]` of pairs that are no negatives to -inf: equal captions of other pictures.
+
+        Args:
+            logits: of a block of this process's captions against the batch.
+            block: which of them.
+        """
+        if self.caption_group is None:
+            return logits
+        start = self.own.start + block.start
+        same = self.caption_group[start : start + len(logits), None] == self.caption_group
+        same[:, start:].fill_diagonal_(False)
+        return logits.masked_fill_(same, -math.inf)
+
+
+def blocks(length: int, others: int, device: torch.device) -> Iterator[slice]:
+    """Cut `length` so that a block of it against `others` stays small enough."""
+    rows = max(1, (CUDA_LOGITS if device.type == "cuda" else CPU_LOGITS) // others)
+    for start in range(0, length, rows):
+        yield slice(start, min(start + rows, length))
