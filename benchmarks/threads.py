@@ -40,7 +40,7 @@ def step_ms() -> float:
     times = []
     for _ in range(STEPS):
         started = time.perf_counter()
-        tower(captions).square().mean().backward()
+        tower.encode(captions).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.perf_counter() - started)

@@ -17,6 +17,7 @@ from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
 from ..cache.store import Cache
 from ..encoders.image import ImageTower, load_image_tower
 from ..encoders.merge import write_merged
+from ..encoders.text import TextTower
 from ..encoders.tokenizer import CaptionTokenizer
 from .card import model_card
 from .errors import DistillError
@@ -125,7 +126,7 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
 
 @torch.inference_mode()
 def _require_same_outputs(
-    folder: Path, image_tower: ImageTower, text_tower: torch.nn.Module, tokenizer: CaptionTokenizer
+    folder: Path, image_tower: ImageTower, text_tower: TextTower, tokenizer: CaptionTokenizer
 ) -> None:
     """Load the folder as a user will and compare both towers with what was merged."""
     clip = open_clip.create_model(f"local-dir:{folder}").eval()
@@ -134,7 +135,7 @@ def _require_same_outputs(
     same_image = np.array_equal(clip.encode_image(image).numpy(), image_tower.encode(pixels))
     captions = ["", "clipglot ✓ клип 클립 图文"]
     ids = open_clip.get_tokenizer(f"local-dir:{folder}")(captions)
-    ours = text_tower(tokenizer.encode(captions, ids.shape[1]))
+    ours = text_tower.encode(tokenizer.encode(captions, ids.shape[1]))
     if not same_image or not torch.allclose(clip.encode_text(ids), ours, rtol=1e-4, atol=1e-5):
         raise DistillError(
             f"open_clip {version('open_clip_torch')} loads the export with other "

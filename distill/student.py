@@ -56,7 +56,7 @@ class Student:
         image_emb = data.image_emb[torch.from_numpy(batch.rows).to(device)].float()  # [B, D], constants
         group = torch.from_numpy(data.caption_group[batch.captions]).to(device)
         with self._autocast:
-            text_emb = F.normalize(self.tower(data.tokens.take(batch.captions)).float(), dim=-1)  # [B, D]
+            text_emb = F.normalize(self.tower.encode(data.tokens.take(batch.captions)).float(), dim=-1)  # [B, D]
         loss = self.loss(text_emb, Targets(image_emb=image_emb, own=slice(0, len(image_emb)), caption_group=group))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -19,7 +19,9 @@ CAPTIONS_AT_A_TIME = 1024
 def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.int64]) -> NDArray[np.float32]:
     """Text embeddings `[len(captions), D] float32`, unit norm, in the order given."""
     blocks = [
-        F.normalize(tower(tokens.take(captions[start : start + CAPTIONS_AT_A_TIME])).float(), dim=-1).cpu().numpy()
+        F.normalize(tower.encode(tokens.take(captions[start : start + CAPTIONS_AT_A_TIME])).float(), dim=-1)
+        .cpu()
+        .numpy()
         for start in range(0, len(captions), CAPTIONS_AT_A_TIME)
     ]
     result: NDArray[np.float32] = np.concatenate(blocks)

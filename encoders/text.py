@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import EncoderError
 from .packing import PackedCaptions
@@ -46,7 +49,12 @@ class TextTower(nn.Module):
     """The student. B captions, L tokens, W width, D features.
 
     Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
+
+    Attributes:
+        grad_checkpointing: keep no activations inside a block but the last; backward computes them again.
     """
+
+    grad_checkpointing = False
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -64,20 +72,41 @@ class TextTower(nn.Module):
             act_layer=QuickGELU if config.quick_gelu else nn.GELU,
         )
 
-    def forward(self, captions: Sequence[Sequence[int]]) -> Tensor:
-        """Raw features `[B, D]` of token ids, ragged and unpadded, in the order given."""
+    def encode(self, captions: Sequence[Sequence[int] | NDArray[Any]]) -> Tensor:
+        """Raw features `[B, D]` of token ids, ragged and unpadded, in the order given: pack, move, forward.
+
+        Raises:
+            EncoderError: a caption without EOS.
+        """
+        lengths = np.fromiter(map(len, captions), np.int64, len(captions))
+        ids = np.concatenate([np.asarray(caption, np.int64) for caption in captions])
+        features: Tensor = self(self.pack(ids, lengths).to(self.text.positional_embedding.device))
+        return features
+
+    def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions:
+        """Captions as `forward` takes them, on the host; see `PackedCaptions.of`."""
+        return PackedCaptions.of(ids, lengths, self.config.eos_id)
+
+    def forward(self, packed: PackedCaptions) -> Tensor:
+        """Raw features `[B, D]` of packed captions on this tower's device, in the order given."""
         text = self.text
-        packed = PackedCaptions.of(captions, self.config.eos_id, text.positional_embedding.device)
         x = text.token_embedding(packed.ids) + text.positional_embedding[packed.positions]  # [T, W]
         *blocks, last_block = text.transformer.resblocks
         for block in blocks:
-            x = x + self._attend(block.attn, block.ln_1(x), packed)
-            x = x + block.mlp(block.ln_2(x))
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(self._block, block, x, packed, use_reentrant=False)
+            else:
+                x = self._block(block, x, packed)
         # Only EOS is pooled, so the last block has to answer for it alone.
         x = x[packed.last] + self._attend(last_block.attn, last_block.ln_1(x), packed, only_last=True)  # [B, W]
         x = x + last_block.mlp(last_block.ln_2(x))
         features: Tensor = text.ln_final(x) @ text.text_projection
         return features[packed.restore]
+
+    def _block(self, block: Any, x: Tensor, packed: PackedCaptions) -> Tensor:
+        x = x + self._attend(block.attn, block.ln_1(x), packed)
+        mlp: Tensor = block.mlp(block.ln_2(x))
+        return x + mlp
 
     def _attend(
         self, attn: nn.MultiheadAttention, x: Tensor, packed: PackedCaptions, *, only_last: bool = False

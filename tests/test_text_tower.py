@@ -1,5 +1,6 @@
 """The scratch text tower: our forward on short, ragged captions is open_clip's on padded ones."""
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -57,9 +58,9 @@ def test_short_captions_give_the_features_and_gradients_of_padded_ones(
 ) -> None:
     tower = make_tower(quick_gelu=quick_gelu)
     clip = upstream(tower)
-    torch.testing.assert_close(tower(captions), clip.encode_text(padded(captions)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tower.encode(captions), clip.encode_text(padded(captions)), rtol=1e-5, atol=1e-5)
     tower, clip = tower.double(), clip.double()  # where rounding leaves no room for a real difference
-    ours, theirs = tower(captions), clip.encode_text(padded(captions))
+    ours, theirs = tower.encode(captions), clip.encode_text(padded(captions))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
     weights = torch.randn_like(ours)
     (ours * weights).sum().backward()
@@ -70,17 +71,17 @@ def test_short_captions_give_the_features_and_gradients_of_padded_ones(
 
 def test_quick_gelu_changes_the_features() -> None:
     plain, quick = make_tower(), make_tower(quick_gelu=True)
-    assert not torch.allclose(plain(CAPTIONS), quick(CAPTIONS), atol=1e-4)
+    assert not torch.allclose(plain.encode(CAPTIONS), quick.encode(CAPTIONS), atol=1e-4)
 
 
 def test_a_caption_does_not_see_its_neighbours_in_the_batch() -> None:
     tower = make_tower()
-    torch.testing.assert_close(tower(CAPTIONS)[0], tower(CAPTIONS[:1])[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tower.encode(CAPTIONS)[0], tower.encode(CAPTIONS[:1])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_what_stands_after_eos_does_not_count() -> None:
     tower = make_tower()
-    assert torch.equal(tower([[BOS, 5, EOS, 6, 7, EOS]]), tower([[BOS, 5, EOS, 8, 9, EOS]]))
+    assert torch.equal(tower.encode([[BOS, 5, EOS, 6, 7, EOS]]), tower.encode([[BOS, 5, EOS, 8, 9, EOS]]))
 
 
 def test_parameters_have_the_names_that_open_clip_loads() -> None:
@@ -102,3 +103,26 @@ def test_heads_must_divide_the_width() -> None:
             eos_id=2,
             quick_gelu=False,
         )
+
+
+def test_packed_ahead_on_the_host_is_the_same() -> None:
+    tower = make_tower()
+    lengths = np.array([len(caption) for caption in CAPTIONS])
+    packed = tower.pack(np.concatenate(CAPTIONS).astype(np.uint16), lengths)
+    assert (packed.num_captions, packed.num_tokens) == (len(CAPTIONS), sum(lengths) - 3)  # three stood after an EOS
+    assert torch.equal(tower(packed.to("cpu")), tower.encode(CAPTIONS))
+
+
+@pytest.mark.parametrize("captions", [[[BOS, EOS], [BOS, 5], [BOS, EOS]], [[BOS, EOS], []]], ids=["cut", "nothing"])
+def test_a_caption_without_eos_is_named(captions: list[list[int]]) -> None:
+    with pytest.raises(EncoderError, match=r"caption 1 of \d has no end-of-text token \(2\)"):
+        make_tower().encode(captions)
+
+
+def test_checkpointed_gradients_are_the_plain_ones() -> None:
+    plain, checkpointed = make_tower(), make_tower()
+    checkpointed.grad_checkpointing = True
+    for tower in (plain, checkpointed):
+        tower.encode(CAPTIONS).square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter.grad, checkpointed.get_parameter(name).grad), name
