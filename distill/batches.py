@@ -1,6 +1,9 @@
-"""Which pairs make up each step: fixed by (seed, epoch, batch) alone, so that a run resumes anywhere exactly."""
+"""Which pairs make up each step: fixed by (seed, epoch, batch) alone, so that a run resumes anywhere exactly.
 
-from collections.abc import Sequence
+No order is ever held: 20 bytes a picture are all that this takes, whatever the number of epochs.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -8,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import DistillError
+from .permutation import Permutation, Positions, Stream, choose, keys
+from .pools import PooledOrder, Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,48 +34,51 @@ class BatchPlan:
     (1, (2,))
     """
 
-    def __init__(self, caption_image: NDArray[np.int64], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, caption_image: NDArray[np.int64], *, batch_size: int, seed: int, pooling: Pooling | None = None
+    ) -> None:
         """Plan over captions, given the row of each caption's picture.
 
         Args:
             caption_image: `[M]`, ascending; captions of pictures that must not be used are left out by giving -1.
             batch_size: B.
             seed: of the whole run.
+            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once.
 
         Raises:
             DistillError: fewer pictures with captions than a batch takes.
         """
-        captions = np.flatnonzero(caption_image >= 0)
-        self._captions = captions
-        # Pictures that have captions, and for each where its captions begin and how many they are.
-        self._rows, self._first, self._count = np.unique(caption_image[captions], return_index=True, return_counts=True)
-        self._batch_size, self._seed = batch_size, seed
-        if len(self._rows) < batch_size:
+        begins, ends = (
+            np.flatnonzero(np.diff(caption_image, prepend=-2)),
+            np.flatnonzero(np.diff(caption_image, append=-2)),
+        )
+        usable = caption_image[begins] >= 0
+        # The pictures that have captions, and for each where its captions begin and how many they are.
+        self._first = begins[usable]
+        self._count = (ends[usable] - self._first + 1).astype(np.uint32)
+        self.rows = caption_image[self._first]
+        self._batch_size, self._seed, self._pooling = batch_size, seed, pooling
+        if len(self.rows) < batch_size:
             raise DistillError(
-                f"--batch-size {batch_size} exceeds the {len(self._rows)} embedded pictures with captions: lower it"
+                f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: lower it"
             )
-        self._epoch = lru_cache(maxsize=2)(self._shuffle)
+        self._order = lru_cache(maxsize=2)(self._shuffle)
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return len(self._rows) // self._batch_size
-
-    @property
-    def num_pictures(self) -> int:
-        """Pictures that are embedded and have a caption."""
-        return len(self._rows)
+        return len(self.rows) // self._batch_size
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Batch `index` of an epoch."""
-        order, captions = self._epoch(epoch)
-        chosen = order[index * self._batch_size : (index + 1) * self._batch_size]
-        return Batch(self._rows[chosen], captions[chosen])
+        chosen = self._order(epoch)(np.arange(index * self._batch_size, (index + 1) * self._batch_size))
+        (key,) = keys(1, self._seed, epoch, Stream.CAPTIONS)
+        captions = self._first[chosen] + choose(chosen, self._count[chosen], key)
+        return Batch(self.rows[chosen], captions)
 
-    def _shuffle(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, epoch], np.uint64)))
-        order = rng.permutation(len(self._rows))
-        captions = self._captions[self._first + rng.integers(self._count)]
-        return order, captions
+    def _shuffle(self, epoch: int) -> Callable[[Positions], Positions]:
+        if self._pooling is None:
+            return Permutation(len(self.rows), self._seed, epoch, Stream.PICTURES)
+        return PooledOrder(self.rows, self._pooling, self._seed, epoch)
 
 
 def group_equal_captions(tokens: Sequence[NDArray[np.int32]]) -> NDArray[np.int64]:

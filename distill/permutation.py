@@ -5,10 +5,25 @@ mixing is (Luby & Rackoff 1988, doi:10.1137/0217022). Numbers past the end are s
 (cycle walking: Black & Rogaway 2002, doi:10.1007/3-540-45760-7_9, section 3).
 """
 
+from enum import IntEnum
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 NUM_ROUNDS = 8
+
+Positions = NDArray[np.int64]
+
+
+class Stream(IntEnum):
+    """What a seed is used for: each use draws from numbers of its own."""
+
+    PICTURES = 0
+    CAPTIONS = 1
+    CHUNKS = 2
+    POOL = 3
+    NEGATIVES = 4
 
 
 def keys(count: int, *seed: int) -> NDArray[np.uint64]:
@@ -17,14 +32,14 @@ def keys(count: int, *seed: int) -> NDArray[np.uint64]:
 
 
 def mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
-    """64 well mixed bits of each value: the finaliser of splitmix64 (Steele et al. 2014, doi:10.1145/2660193.2660195)."""
+    """64 mixed bits of each value: splitmix64's finaliser (Steele et al. 2014, doi:10.1145/2660193.2660195)."""
     mixed = values + key
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def choose(values: NDArray[np.int64], count: NDArray[np.int64], key: np.uint64) -> NDArray[np.int64]:
+def choose(values: Positions, count: NDArray[np.integer[Any]], key: np.uint64) -> Positions:
     """For each value a number from 0 to its `count` - 1, at random but always the same."""
     high = mix(values.astype(np.uint64), key) >> np.uint64(32)
     return (high * count.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
@@ -49,7 +64,7 @@ class Permutation:
     def __len__(self) -> int:
         return self._n
 
-    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    def __call__(self, positions: Positions) -> Positions:
         """What stands at some positions, each from 0 to n-1."""
         values = self._network(positions.astype(np.uint64))
         beyond = np.flatnonzero(values >= self._n)

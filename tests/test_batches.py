@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from clipglot.distill.batches import BatchPlan, group_equal_captions
 from clipglot.distill.errors import DistillError
+from clipglot.distill.pools import PooledOrder, Pooling
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,3 +60,30 @@ def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
 def test_captions_of_equal_tokens_share_a_group() -> None:
     cat, dog = np.array([1, 7, 2], np.int32), np.array([1, 7, 7, 2], np.int32)
     assert group_equal_captions([cat, dog, cat.copy(), dog.copy()]).tolist() == [0, 1, 0, 1]
+
+
+poolings = st.builds(Pooling, chunk_rows=st.integers(1, 9), pool_chunks=st.integers(1, 4))
+
+
+@given(st.sets(st.integers(0, 60), min_size=1), poolings, st.integers(0, 2**32), st.integers(0, 9))
+def test_a_pooled_order_shows_each_row_once_and_few_chunks_at_a_time(
+    rows: set[int], pooling: Pooling, seed: int, epoch: int
+) -> None:
+    usable = np.array(sorted(rows))
+    order = PooledOrder(usable, pooling, seed, epoch)
+    whole = order(np.arange(len(usable)))
+    assert np.array_equal(np.sort(whole), np.arange(len(usable)))
+    assert np.array_equal(order(np.arange(len(usable))[::3]), whole[::3])
+    # Chunks come and go: in between, no more are under way than a pool has.
+    chunks = usable[whole] // pooling.chunk_rows
+    firsts, lasts = ({c: np.flatnonzero(chunks == c)[i] for c in set(chunks.tolist())} for i in (0, -1))
+    for position in range(len(chunks)):
+        assert sum(firsts[c] <= position <= lasts[c] for c in firsts) <= pooling.pool_chunks
+
+
+def test_a_pooled_plan_covers_an_epoch_too() -> None:
+    caption_image = np.where(np.arange(300) % 7 == 0, -1, np.arange(300))
+    plan = BatchPlan(caption_image, batch_size=8, seed=1, pooling=Pooling(chunk_rows=32, pool_chunks=2))
+    rows = np.concatenate([plan.batch(0, index).rows for index in range(len(plan))])
+    assert len(set(rows.tolist())) == len(rows) == len(plan) * 8
+    assert (rows % 7 != 0).all()

@@ -1,0 +1,67 @@
+"""The order of an epoch where only whole chunks can be read fast, as from an object store.
+
+Chunks are shuffled, as many as a buffer holds form a pool, and the rows of a pool are shuffled. One pool is read while
+the one before it is trained on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .permutation import Permutation, Positions, Stream
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pooling:
+    """How to pool.
+
+    Attributes:
+        chunk_rows: rows of a chunk of the cache.
+        pool_chunks: chunks of a pool.
+    """
+
+    chunk_rows: int
+    pool_chunks: int
+
+
+class PooledOrder:
+    """An epoch's order of n rows, any part of which is known without the rest.
+
+    >>> order = PooledOrder(np.arange(10), Pooling(chunk_rows=2, pool_chunks=2), 0, 0)
+    >>> sorted(order(np.arange(10)).tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    def __init__(self, rows: NDArray[np.int64], pooling: Pooling, seed: int, epoch: int) -> None:
+        """Shuffle chunks and cut them into pools.
+
+        Args:
+            rows: `[n]`, ascending: those to be put in order.
+            pooling: sizes.
+            seed: of the run.
+            epoch: of the order.
+        """
+        num_chunks = -(-int(rows[-1] + 1) // pooling.chunk_rows)
+        edges = np.searchsorted(rows, np.arange(num_chunks + 1) * pooling.chunk_rows)
+        chunks = Permutation(num_chunks, seed, epoch, Stream.CHUNKS)(np.arange(num_chunks))
+        self._first = edges[chunks]  # of each chunk, in the epoch's order
+        self._ends = np.cumsum(edges[chunks + 1] - edges[chunks])
+        pool_ends = np.append(self._ends[pooling.pool_chunks - 1 : -1 : pooling.pool_chunks], len(rows))
+        self._pool_edges = np.concatenate([[0], pool_ends])
+        self._seed = (seed, epoch, Stream.POOL)
+
+    def __call__(self, positions: Positions) -> Positions:
+        """Indices into `rows` of what stands at some positions, each from 0 to n-1."""
+        found = np.empty_like(positions)
+        pools = np.searchsorted(self._pool_edges, positions, "right") - 1
+        for pool in np.unique(pools).tolist():
+            start, end = self._pool_edges[pool : pool + 2].tolist()
+            here = pools == pool
+            shuffled = start + Permutation(end - start, *self._seed, pool)(positions[here] - start)
+            chunk = np.searchsorted(self._ends, shuffled, "right")
+            found[here] = self._first[chunk] + shuffled - np.where(chunk > 0, self._ends[chunk - 1], 0)
+        return found
+
+    def __len__(self) -> int:
+        return int(self._pool_edges[-1])

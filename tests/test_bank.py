@@ -1,0 +1,55 @@
+"""Negatives beyond the batch: drawn fairly, never the caption's own picture nor one that it describes as well."""
+
+import numpy as np
+from clipglot.distill.bank import BankPlan, SharedCaptions
+from clipglot.distill.batches import Batch
+from hypothesis import given
+from hypothesis import strategies as st
+
+# For each picture the groups of its captions, and whether it can be used.
+pictures = st.lists(
+    st.tuples(st.lists(st.integers(0, 12), min_size=1, max_size=3), st.booleans()), min_size=3, max_size=30
+)
+
+
+@given(pictures, st.one_of(st.none(), st.integers(1, 40)), st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 9))
+def test_a_draw_masks_exactly_what_is_no_negative(
+    pictures: list[tuple[list[int], bool]], size: int | None, seed: int, epoch: int, index: int
+) -> None:
+    image = np.array([i if usable else -1 for i, (groups, usable) in enumerate(pictures) for _ in groups])
+    group = np.array([g for groups, _ in pictures for g in groups])
+    rows = np.array([i for i, (_, usable) in enumerate(pictures) if usable], np.int64)
+    if len(rows) < 2:
+        return
+    captions = np.flatnonzero(np.isin(image, rows[:2]))[[0, -1]]
+    batch = Batch(image[captions], captions)
+    plan = BankPlan(rows, SharedCaptions(group, image), size=size, seed=seed)
+    draw = plan.draw(epoch, index, batch, group[captions])
+
+    assert len(draw.rows) == len(set(draw.rows.tolist())) == min(size or len(rows), len(rows))
+    assert set(draw.rows.tolist()) <= set(rows.tolist())
+    assert set(draw.rows[draw.excluded].tolist()) == set(draw.rows.tolist()) & set(batch.rows.tolist())
+    expected = {
+        (i, row)
+        for i, g in enumerate(group[captions].tolist())
+        for row in draw.rows.tolist()
+        if g in pictures[row][0] and len({r for r in rows.tolist() if g in pictures[r][0]}) > 1
+    }
+    assert set(zip(draw.masked[0].tolist(), draw.rows[draw.masked[1]].tolist(), strict=True)) == expected
+    assert (np.diff(draw.masked[1]) >= 0).all()
+    again = BankPlan(rows, SharedCaptions(group, image), size=size, seed=seed).draw(
+        epoch, index, batch, group[captions]
+    )
+    assert np.array_equal(again.rows, draw.rows)
+
+
+def test_in_time_every_picture_is_drawn_equally_often() -> None:
+    rows = np.arange(50) * 2
+    none = SharedCaptions(np.arange(50), rows)
+    plan = BankPlan(rows, none, size=20, seed=0)
+    batch = Batch(rows[:2], np.array([0, 1]))
+    counts = np.zeros(100)
+    for epoch in range(20):
+        for index in range(5):  # five windows of 20 go twice round 50 pictures
+            counts[plan.draw(epoch, index, batch, np.array([0, 1])).rows] += 1
+    assert set(counts[::2].tolist()) == {40.0}
