@@ -62,39 +62,43 @@ class BankPlan:
     The order and its inverse are held, 16 bytes a picture: a window of a hundred thousand then costs next to nothing.
     """
 
-    def __init__(self, rows: Ints, shared: SharedCaptions, *, size: int | None, seed: int) -> None:
+    def __init__(self, rows: Ints, shared: SharedCaptions, *, size: int, seed: int) -> None:
         """Draw from some pictures.
 
         Args:
             rows: `[n]`, ascending: the usable ones.
             shared: who carries whose captions.
-            size: pictures of a draw, at most n; None takes all.
+            size: pictures of a draw; n are all of them.
             seed: of the run.
         """
         self._rows, self._shared, self._seed = rows, shared, seed
-        self._size = len(rows) if size is None else min(size, len(rows))
+        self._size = size
         self._order = lru_cache(maxsize=1)(self._shuffle)
 
     def draw(self, epoch: int, index: int, batch: Batch, groups: Ints) -> Draw:
         """The pictures for batch `index` of an epoch, whose captions belong to `groups [B]`."""
         order, place_of = self._order(epoch)
         start = index * self._size % len(order)
-        chosen = np.concatenate([order[start : start + self._size], order[: max(0, start + self._size - len(order))]])
 
         def places(rows: Ints) -> Ints:
             return (place_of[np.searchsorted(self._rows, rows)] - start) % len(order)
 
         excluded = places(batch.rows)
         which, carriers = self._shared.pictures_of(groups)
-        masked = np.stack([which, places(carriers)])[:, np.argsort(places(carriers), kind="stable")]
+        masked = np.stack([which, places(carriers)])
+        masked = masked[:, np.argsort(masked[1], kind="stable")]
+        if self._size == len(order):  # millions, in the order that they have
+            rows = self._rows
+        else:
+            rows = self._rows[np.take(order, np.arange(start, start + self._size), mode="wrap")]
         return Draw(
-            rows=self._rows[chosen],
+            rows=rows,
             excluded=excluded[excluded < self._size],
             masked=masked[:, masked[1] < self._size],
         )
 
     def _shuffle(self, epoch: int) -> tuple[Ints, Ints]:
-        if self._size == len(self._rows):  # all of them, in whatever order
+        if self._size == len(self._rows):
             return np.arange(self._size), np.arange(self._size)
         rng = np.random.default_rng([self._seed, epoch, Stream.NEGATIVES])
         order = rng.permutation(len(self._rows))

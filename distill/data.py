@@ -1,55 +1,161 @@
-"""What training and validation run on: embeddings on the device, captions as ids, and who belongs to whom."""
+"""What training and validation run on: where embeddings are read, captions as ids, and who belongs to whom.
 
+N pictures, M captions, D features.
+"""
+
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ..cache.format import Status
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer
 from .batches import group_equal_captions
 from .errors import DistillError
-from .tokens import TokenTable, tokenize
+from .images import Buffered, ImageSource, OnDevice, OnHost
+from .pools import Pooling
+from .settings import TrainSettings
+from .tokens import TokenTable, open_tokens
+
+SHARE_OF_MEMORY = 0.5  # of what is free on the device that embeddings may take by themselves
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """What a run trains or validates on. N pictures, M captions, D features.
+    """What a run trains on.
 
     Attributes:
-        image_emb: `[N, D] float16` on the device; rows that were not embedded are zero and in no pair.
+        images: where embeddings `[N, D] float16` are read.
         tokens: of all captions.
         caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
         caption_group: `[M]`, equal where captions have the same tokens, and so the same embedding.
     """
 
-    image_emb: Tensor
+    images: ImageSource
     tokens: TokenTable
     caption_image: NDArray[np.int64]
     caption_group: NDArray[np.int64]
 
 
-def load_data(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, device: torch.device) -> TrainData:
-    """Bring a cache's embeddings to the device and its captions into token ids.
+@dataclass(frozen=True, kw_only=True)
+class ValidationData:
+    """What a run is measured on: n embedded pictures and their m captions.
+
+    Attributes:
+        image_emb: `[n, D] float32`.
+        tokens: of all captions of the cache.
+        captions: `[m]`, which of them have an embedded picture.
+        owners: `[m]`, the place in `image_emb` of each one's picture.
+    """
+
+    image_emb: NDArray[np.float32]
+    tokens: TokenTable
+    captions: NDArray[np.int64]
+    owners: NDArray[np.int64]
+
+
+def load_data(
+    cache: Cache,
+    images: ImageSource,
+    tokenizer: CaptionTokenizer,
+    settings: TrainSettings,
+    beside: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TrainData:
+    """Bring a cache's captions into token ids, and find out which of them can be used.
+
+    Args:
+        cache: sealed.
+        images: its embeddings.
+        tokenizer: of the run.
+        settings: of the run.
+        beside: folder for the ids of this cache, used if it cannot be written.
+        on_progress: called while captions are tokenized.
 
     Raises:
         CacheError: the cache is damaged.
         DistillError: it has no caption of an embedded picture.
     """
+    caption_image = _usable(cache, cache.status() == Status.EMBEDDED)
+    tokens = _open_tokens(cache, tokenizer, settings, beside, on_progress)
+    return TrainData(
+        images=images,
+        tokens=tokens,
+        caption_image=caption_image,
+        caption_group=group_equal_captions(tokens),
+    )
+
+
+def load_validation(
+    cache: Cache,
+    tokenizer: CaptionTokenizer,
+    settings: TrainSettings,
+    beside: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ValidationData:
+    """Bring a held-out cache into memory.
+
+    Raises:
+        CacheError, DistillError: as `load_data`.
+    """
     embedded = cache.status() == Status.EMBEDDED
+    caption_image = _usable(cache, embedded)
+    captions = np.flatnonzero(caption_image >= 0)
+    place = np.cumsum(embedded) - 1
+    return ValidationData(
+        image_emb=cache.image_emb()[embedded].astype(np.float32),
+        tokens=_open_tokens(cache, tokenizer, settings, beside, on_progress),
+        captions=captions,
+        owners=place[caption_image[captions]],
+    )
+
+
+def open_images(cache: Cache, settings: TrainSettings, device: torch.device) -> ImageSource:
+    """Where to read embeddings: `--embeddings`, or the nearest place that holds them."""
+    info, where = cache.info, settings.embeddings
+    if where == "auto":
+        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * _free_bytes(device) else "mapped"
+    if where == "device":
+        return OnDevice(torch.from_numpy(cache.image_emb()).to(device))
+    if where == "mapped":
+        rows = cache.mapped_emb()
+        rows.check()
+        return OnHost(rows.take, device)
+    pool_bytes = settings.buffer_gb * 1e9 / 2  # one pool is trained on while the next is read
+    pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
+    pooling = Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
+    return Buffered(cache.chunk_emb, info.encoder.dim, pooling, device)
+
+
+def _open_tokens(
+    cache: Cache,
+    tokenizer: CaptionTokenizer,
+    settings: TrainSettings,
+    beside: Path,
+    on_progress: Callable[[int, int], None],
+) -> TokenTable:
+    workers = settings.resolved_workers
+    return open_tokens(cache, tokenizer, settings.context_length, beside, workers=workers, on_progress=on_progress)
+
+
+def _usable(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The row of each caption's picture, -1 where it was not embedded."""
     caption_image = cache.caption_image()
     usable = np.where(embedded[caption_image], caption_image, -1)
     if not (usable >= 0).any():
         raise DistillError(
             f"{cache.path} has no caption of an embedded picture: cache again with the --text-field of the captions"
         )
-    tokens = tokenize(tokenizer, cache.captions(), context_length)
-    return TrainData(
-        image_emb=torch.from_numpy(cache.image_emb()).to(device),
-        tokens=tokens,
-        caption_image=usable,
-        caption_group=group_equal_captions(tokens.take(np.arange(len(tokens)))),
-    )
+    return usable
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that the device has left."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

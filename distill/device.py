@@ -4,17 +4,20 @@ from typing import Literal
 
 import torch
 
+from . import parallel
 from .errors import DistillError
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is the first GPU, else the CPU.
+    """`auto` is this process's GPU (the first, if it is alone), else the CPU.
 
     Raises:
         DistillError: no such device.
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", parallel.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
@@ -23,8 +26,13 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
-def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Literal["fp32", "bf16"]:
+def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
     """`auto` is bf16 on a GPU and fp32 elsewhere."""
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
+
+
+def resolve_compile(compile_: Literal["auto", "on", "off"], device: torch.device) -> bool:
+    """`auto` compiles on a GPU, where it pays."""
+    return compile_ == "on" or (compile_ == "auto" and device.type == "cuda")

@@ -61,7 +61,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
         raise DistillError(f"{settings.output} exists: choose another -o")
     run = Run(settings.run)
     provenance = run.provenance()
-    text_tower, logit_scale = load_final(run)
+    text_tower, logit_scale, logit_bias = load_final(run)
     tokenizer = CaptionTokenizer.load(run.tokenizer)
     trained_on = EncoderInfo(**provenance["encoder"])
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
@@ -75,7 +75,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(settings.output) as folder:
-        write_merged(folder, image_tower, text_tower, logit_scale, tokenizer, record)
+        write_merged(folder, image_tower, text_tower, logit_scale, logit_bias, tokenizer, record)
         card = model_card(record, run.last_validation(), text_tower.config, settings.output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_same_outputs(folder, image_tower, text_tower, tokenizer)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -12,8 +13,16 @@ from .errors import DistillError
 from .run import Run, write_json
 
 
-def load_final(run: Run) -> tuple[TextTower, float]:
-    """The trained tower of a finished run, in evaluation mode on the CPU, and its logit scale.
+class Final(NamedTuple):
+    """What a run ends with; `logit_bias` only after a sigmoid loss."""
+
+    tower: TextTower
+    logit_scale: float
+    logit_bias: float | None
+
+
+def load_final(run: Run) -> Final:
+    """The trained tower of a finished run, in evaluation mode on the CPU.
 
     Raises:
         DistillError: the run has not finished.
@@ -30,14 +39,15 @@ def load_final(run: Run) -> tuple[TextTower, float]:
             f"{run.final} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
             "which writes it again from the last checkpoint"
         ) from error
-    return tower.eval(), config["logit_scale"]
+    return Final(tower.eval(), config["logit_scale"], config["logit_bias"])
 
 
-def write_final(run: Run, tower: TextTower, logit_scale: float) -> None:
+def write_final(run: Run, final: Final) -> None:
     """Write the tower of a finished run; one that is there already stays as it is."""
     if run.final.exists():
         return
     with whole_directory(run.final) as folder:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tower.state_dict().items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in final.tower.state_dict().items()}
         write_whole(folder / "text.safetensors", save(tensors))
-        write_json(folder / "config.json", {"text": asdict(tower.config), "logit_scale": logit_scale})
+        scores = {"logit_scale": final.logit_scale, "logit_bias": final.logit_bias}
+        write_json(folder / "config.json", {"text": asdict(final.tower.config)} | scores)

@@ -20,7 +20,10 @@ def make_optimizer(modules: Iterable[nn.Module], settings: TrainSettings) -> tor
 
 
 def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then half a cosine to zero. The first step already learns, the last one still does.
+    """The rate of a step: linear warm-up, then the schedule. The first step already learns, the last one still does.
+
+    `cosine` falls to zero over all that is left, `constant` stays, and `wsd` stays and then falls over the last
+    `--cooldown` share of the steps as 1 - sqrt (Hägele et al. 2024, arXiv:2405.18392, section 3).
 
     >>> s = TrainSettings(cache="c", output="o", lr=1.0, warmup=0.5)
     >>> [round(learning_rate(step, 4, s), 2) for step in range(4)]
@@ -29,5 +32,11 @@ def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:
     warmup_steps = round(settings.warmup * num_steps)
     if step < warmup_steps:
         return settings.lr * (step + 1) / warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    if settings.schedule == "wsd":
+        cooldown_steps = min(round(settings.cooldown * num_steps), num_steps - warmup_steps)
+        fallen = step - (num_steps - cooldown_steps)
+        return settings.lr * (1 - math.sqrt(fallen / cooldown_steps)) if fallen > 0 else settings.lr
     progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
     return settings.lr * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,15 +1,103 @@
-"""Several processes of one run, as `torchrun` starts them: who we are, and what is summed over all.
+"""Several processes of one run, as `torchrun` starts them: who we are, what we share, and what is summed over all.
 
-Alone, everything here is a no-op, so that callers need not know.
+Alone, everything here is a no-op, so that callers need not know. The batch is cut into equal shares, one a process.
 """
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import DistillError
+
+PATIENCE = timedelta(hours=2)  # others wait while the first process tokenizes millions of captions
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """Join the processes that `torchrun` started, for the time of the block.
+
+    On GPUs, tensors travel by NCCL; what lies on the host travels by gloo, everywhere.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """The number of this process on its machine, and so of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def num_processes() -> int:
     """Processes of this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process in the run."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes the run and speaks to the user."""
+    return rank() == 0
+
+
+def wait_for_all() -> None:
+    """Return once every process is here."""
+    any_of(False)
+
+
+def share_of(count: int) -> slice:
+    """The part that this process has of `count` things in a row.
+
+    Raises:
+        DistillError: they cannot be shared equally.
+    """
+    if not dist.is_initialized():
+        return slice(0, count)
+    size, rest = divmod(count, num_processes())
+    if rest:
+        raise DistillError(
+            f"--batch-size {count} cannot be shared by {num_processes()} processes: make it a multiple of them"
+        )
+    return slice(rank() * size, (rank() + 1) * size)
+
+
+def gather(share: Tensor) -> Tensor:
+    """Equal shares `[b, …]` of all processes, in order: `[B, …]`. No gradient flows."""
+    if not dist.is_initialized():
+        return share
+    shares = [torch.empty_like(share) for _ in range(num_processes())]
+    dist.all_gather(shares, share.contiguous())
+    return torch.cat(shares)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A picklable value of every process, in order."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * num_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process."""
+    return bool(reduce_max_(torch.tensor(int(flag))).item())
 
 
 def reduce_sum_(tensor: Tensor) -> Tensor:

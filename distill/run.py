@@ -24,7 +24,10 @@ from .settings import TrainSettings
 KEEP_CHECKPOINTS = 2
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes. Paths are free
 # because files move; what is in the cache is compared by its provenance, and the tokenizer is kept in the run.
-FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "checkpoint_every", "device", "precision"}
+FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", "checkpoint_every", "profile"}
+# These are resolved into what a run is computed in, or change memory and speed alone.
+FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
+FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
 
 
 class Run:
@@ -80,6 +83,15 @@ class Run:
         if not self._description.exists():
             raise DistillError(f"{self.path}: no run there: make one with `clipglot train CACHE -o {self.path}`")
         result: dict[str, Any] = self._describe()["provenance"]
+        return result
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings, as they were written.
+
+        Raises:
+            DistillError: the run's description is damaged.
+        """
+        result: dict[str, Any] = self._describe()["settings"]
         return result
 
     def _describe(self) -> dict[str, Any]:

@@ -1,22 +1,32 @@
-"""The student: a text tower, its loss and its optimizer, and one step of learning."""
+"""The student: a text tower, its loss and its optimizer, and one step of learning.
 
-from contextlib import nullcontext
+b captions of this process, D features.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..encoders.packing import Packed
 from ..encoders.text import TextConfig, TextTower
-from .batches import Batch
-from .data import TrainData
+from . import parallel
+from .contrastive import ContrastiveLoss
+from .device import Precision, resolve_compile
 from .errors import DistillError
 from .infonce import InfoNCE
 from .optimizer import make_optimizer
 from .settings import TrainSettings
+from .siglip import SigLIP
 from .targets import Targets
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,59 +45,128 @@ class Student:
         config: TextConfig,
         settings: TrainSettings,
         device: torch.device,
-        precision: Literal["fp32", "bf16"],
+        precision: Precision,
     ) -> None:
         torch.manual_seed(settings.seed)
+        compiled = resolve_compile(settings.compile, device)
         self.tower = TextTower(config).to(device)
-        self.loss = InfoNCE(temperature=settings.temperature, max_logit_scale=settings.max_logit_scale).to(device)
+        self.tower.grad_checkpointing = settings.grad_checkpointing
+        self.loss = make_loss(settings, compiled=compiled).to(device)
         self.optimizer = make_optimizer([self.tower, self.loss], settings)
+        self._average = (
+            AveragedModel(self.tower, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._grad_clip = settings.grad_clip or float("inf")
-        self._autocast = torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        self._autocast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "fp32" else nullcontext()
+        if compiled:
+            self.tower.compile_rows()
+        self._parallel = None
+        if parallel.num_processes() > 1:
+            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
+
+    @property
+    def evaluated(self) -> TextTower:
+        """The tower that is validated and exported: the averaged one if there is an average."""
+        tower: TextTower = self.tower if self._average is None else self._average.module
+        return tower
 
     @property
     def logit_scale(self) -> float:
         """The factor on cosines: 1 / temperature."""
         return float(self.loss.logit_scale.exp().item())
 
-    def step(self, data: TrainData, batch: Batch, lr: float) -> StepResult:
-        """Learn from one batch: forward, backward, clip, update."""
-        device = data.image_emb.device
-        image_emb = data.image_emb[torch.from_numpy(batch.rows).to(device)].float()  # [B, D], constants
-        group = torch.from_numpy(data.caption_group[batch.captions]).to(device)
-        with self._autocast:
-            text_emb = F.normalize(self.tower.encode(data.tokens.take(batch.captions)).float(), dim=-1)  # [B, D]
-        loss = self.loss(text_emb, Targets(image_emb=image_emb, own=slice(0, len(image_emb)), caption_group=group))
+    @property
+    def logit_bias(self) -> float | None:
+        """What is added to scaled cosines, in losses that do."""
+        return None if self.loss.logit_bias is None else float(self.loss.logit_bias.item())
+
+    def step(self, packed: list[Packed], targets: Targets, lr: float) -> StepResult:
+        """Learn from one batch: forward, loss, backward, clip, update.
+
+        With several micro-batches, captions are embedded twice: first all without gradient, for the loss; then one
+        micro-batch after the other with it, given the loss's gradient at its embeddings (Gao et al. 2021,
+        arXiv:2101.06983, section 3). The gradient is that of the whole batch, the memory that of a micro-batch.
+
+        Args:
+            packed: the captions of this process, in micro-batches on the device.
+            targets: their pictures.
+            lr: learning rate.
+        """
+        at_once = len(packed) == 1
+        with torch.set_grad_enabled(at_once):
+            embedded = [self._embed(self.tower if not at_once else self._parallel or self.tower, p) for p in packed]
+        text_emb = torch.cat(embedded).detach().requires_grad_()  # [b, D]
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self.loss(text_emb, targets)
+        self._scaler.scale(loss).backward()
+        assert text_emb.grad is not None
+        # Processes average their gradients, the loss's is already a part of the sum.
+        grads = (text_emb.grad * parallel.num_processes()).split([len(e) for e in embedded])
+        for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
+            with self._unreduced() if i + 1 < len(packed) else nullcontext():
+                again = embedded[0] if at_once else self._embed(self._parallel or self.tower, micro_batch)
+                again.backward(grad)
+        return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
+
+    def _embed(self, tower: torch.nn.Module, packed: Packed) -> Tensor:
+        """Text embeddings `[m, D] float32` of a micro-batch, unit norm."""
+        with self._autocast:
+            features = tower(packed)
+        return F.normalize(features.float(), dim=-1)
+
+    def _unreduced(self) -> AbstractContextManager[None]:
+        """Gradients of all but the last micro-batch stay in this process."""
+        return self._parallel.no_sync() if self._parallel else nullcontext()  # type: ignore[no-any-return]
+
+    def _update(self, lr: float) -> Tensor:
+        """Clip and descend; gives the gradient's norm before clipping."""
+        self._scaler.unscale_(self.optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)
-        for parameter_group in self.optimizer.param_groups:
-            parameter_group["lr"] = lr
-        self.optimizer.step()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         self.loss.clamp_()
-        return StepResult(loss=loss.detach(), grad_norm=grad_norm)
+        if self._average is not None:
+            self._average.update_parameters(self.tower)
+        return grad_norm
+
+    def require_finite(self, result: StepResult, step: int) -> None:
+        """Stop a run that has diverged, before it is logged or saved.
+
+        Raises:
+            DistillError: the loss or the gradient of this step is NaN or infinite.
+        """
+        measured = {"loss": result.loss.item()}
+        if not self._scaler.is_enabled():  # which leaves out the steps whose float16 gradients overflow
+            measured["gradient's norm"] = result.grad_norm.item()
+        for name, value in measured.items():
+            if not math.isfinite(value):
+                raise DistillError(f"the {name} is {value} at step {step}: lower --lr or raise --warmup")
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on; batches follow from the step's number."""
-        return {
+        state: dict[str, Any] = {
             "tower": self.tower.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
+        return state | ({"average": self._average.state_dict()} if self._average is not None else {})
 
     def load(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         self.tower.load_state_dict(state["tower"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
 
 
-def require_finite(result: StepResult, step: int) -> None:
-    """Stop a run that has diverged, before it is logged or saved.
-
-    Raises:
-        DistillError: the loss or the gradient of this step is NaN or infinite.
-    """
-    for name, value in (("loss", result.loss.item()), ("gradient's norm", result.grad_norm.item())):
-        if not np.isfinite(value):
-            raise DistillError(f"the {name} is {value} at step {step}: lower --lr or raise --warmup")
+def make_loss(settings: TrainSettings, *, compiled: bool = False) -> ContrastiveLoss:
+    """The loss that a run asks for."""
+    bounds = {"temperature": settings.resolved_temperature, "max_logit_scale": settings.max_logit_scale}
+    return SigLIP(**bounds) if settings.loss == "siglip" else InfoNCE(**bounds, compiled=compiled)

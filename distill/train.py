@@ -8,23 +8,28 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from ..cache.files import locked
 from ..cache.store import Cache
 from ..encoders.text import TextConfig
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
-from .batches import BatchPlan
-from .data import TrainData, load_data
+from . import parallel
+from .data import ValidationData, load_data, load_validation, open_images
 from .device import resolve_device, resolve_precision
-from .final import write_final
+from .feeding import Feed
+from .final import Final, write_final
+from .log import Log, require_loggers
 from .optimizer import learning_rate
+from .profiling import profiled
 from .provenance import require_same_encoder, run_provenance
 from .run import Run
 from .settings import TrainSettings
-from .student import Student, require_finite
+from .student import Student
 from .validation import validate
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
@@ -54,10 +59,10 @@ class _Setup:
 
     run: Run
     tokenizer: CaptionTokenizer
-    data: TrainData
-    val_data: TrainData | None
-    plan: BatchPlan
+    feed: Feed
+    val_data: ValidationData | None
     student: Student
+    device: torch.device
     description: dict[str, Any]
 
 
@@ -69,6 +74,8 @@ def train(
 ) -> TrainResult:
     """Train a text tower from scratch on a sealed cache.
 
+    Started by `torchrun`, every process calls this and learns from its share of each batch; the first one writes.
+
     Args:
         settings: of the run; a resumed run takes the same.
         resume: go on from the newest checkpoint; on one machine the result equals that of an uninterrupted run.
@@ -77,21 +84,37 @@ def train(
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
-    setup = _prepare(settings, resume)
-    with locked(settings.output):
-        setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
-        return _learn(settings, setup, on_progress)
+    device = resolve_device(settings.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    with parallel.joined(device):
+        if not parallel.is_first():
+            parallel.wait_for_all()  # until tokenizer and tokens are there to be read
+            return _learn(settings, _prepare(settings, device, resume=True), on_progress)
+        setup = _prepare(settings, device, resume)
+        with locked(settings.output):
+            setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
+            parallel.wait_for_all()
+            return _learn(settings, setup, on_progress)
 
 
-def _prepare(settings: TrainSettings, resume: bool) -> _Setup:
-    """Open, check and load everything; writes nothing."""
+def _prepare(settings: TrainSettings, device: torch.device, resume: bool) -> _Setup:
+    """Open, check and load everything; writes nothing but tokens."""
+    require_loggers(settings)
     run, cache = Run(settings.output), Cache(settings.cache).require_sealed()
     val_cache = Cache(settings.val).require_sealed() if settings.val else None
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
-    device = resolve_device(settings.device)
     precision = resolve_precision(settings.precision, device)
-    description = {"provenance": run_provenance(cache), "computed_in": precision}
+    images = open_images(cache, settings, device)
+    description = {
+        "provenance": run_provenance(cache),
+        "computed_in": {
+            "precision": precision,
+            "tf32": settings.tf32 and device.type == "cuda",
+            "pool_chunks": images.pooling.pool_chunks if images.pooling else None,
+        },
+    }
     run.require_ready(settings, description, resume=resume)
     if run.tokenizer.exists():
         tokenizer = CaptionTokenizer.load(run.tokenizer)
@@ -99,7 +122,7 @@ def _prepare(settings: TrainSettings, resume: bool) -> _Setup:
         tokenizer = CaptionTokenizer.load(settings.tokenizer)
     else:
         tokenizer = train_bpe(cache.captions(), settings.vocab_size)
-    data = load_data(cache, tokenizer, settings.context_length, device)
+    data = load_data(cache, images, tokenizer, settings, run.tokens / "train")
     config = TextConfig(
         embed_dim=cache.info.encoder.dim,
         vocab_size=tokenizer.vocab_size,
@@ -111,41 +134,49 @@ def _prepare(settings: TrainSettings, resume: bool) -> _Setup:
         eos_id=tokenizer.eos_id,
         quick_gelu=cache.info.encoder.quick_gelu,
     )
+    student = Student(config, settings, device, precision)
     return _Setup(
         run=run,
         tokenizer=tokenizer,
-        data=data,
-        val_data=load_data(val_cache, tokenizer, settings.context_length, device) if val_cache else None,
-        plan=BatchPlan(data.caption_image, batch_size=settings.batch_size, seed=settings.seed),
-        student=Student(config, settings, device, precision),
+        feed=Feed(settings, data, student.tower, device),
+        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / "val") if val_cache else None,
+        student=student,
+        device=device,
         description=description,
     )
 
 
 def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> TrainResult:
     """The loop, from the newest checkpoint to the last step or a signal."""
-    run, plan, student = setup.run, setup.plan, setup.student
-    num_steps, step = settings.epochs * len(plan), 0
+    run, feed, student = setup.run, setup.feed, setup.student
+    num_steps, step = settings.epochs * feed.steps_per_epoch, 0
     if checkpoint := run.load_checkpoint():
         student.load(checkpoint)
         step = checkpoint["step"]
-    run.rewind_metrics(step)
+    parallel.wait_for_all()  # before anything is written anew
     validation = run.last_validation()
     saved_at = time.perf_counter()
 
-    with _stop_on_signal() as stop:
-        while step < num_steps and not stop.is_set():
-            started = time.perf_counter()
-            epoch, index = divmod(step, len(plan))
-            batch = plan.batch(epoch, index)
+    with (
+        _stop_on_signal() as stop,
+        Log(run, settings, step) as log,
+        profiled(run.path, settings.profile) as profile,
+        closing(feed.steps(step, num_steps)) as steps,
+    ):
+        started = time.perf_counter()
+        for fed in steps:
             data_s = time.perf_counter() - started
+            packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
-            result = student.step(setup.data, batch, lr)
+            result = student.step(packed, feed.targets(fed), lr)
+            epoch, index = divmod(step, feed.steps_per_epoch)
             step += 1
+            profile()
 
             metrics: dict[str, Any] = {"step": step, "epoch": epoch}
-            if step % settings.log_every == 0 or step == num_steps:
-                require_finite(result, step)
+            at_mark = step % settings.log_every == 0 or step == num_steps
+            if at_mark:
+                student.require_finite(result, step)
                 metrics |= {
                     "loss": result.loss.item(),
                     "lr": lr,
@@ -154,21 +185,27 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
                 }
                 step_s = time.perf_counter() - started
                 metrics |= {"pairs_per_s": settings.batch_size / step_s, "data_s": data_s, "step_s": step_s}
-                run.log(metrics)
+                log.write(metrics)
             on_progress(step, num_steps, metrics)
 
-            if setup.val_data is not None and index + 1 == len(plan):
-                validation = {"step": step, "epoch": epoch} | validate(student.tower, setup.val_data)
-                run.log(validation)
+            if setup.val_data is not None and index + 1 == feed.steps_per_epoch:
+                validation = {"step": step, "epoch": epoch} | validate(student.evaluated, setup.val_data)
+                log.write(validation)
                 on_progress(step, num_steps, validation)
 
+            # Processes stop after the same step; to ask the others at each one would cost time.
+            stopped = stop.is_set() if parallel.num_processes() == 1 else at_mark and parallel.any_of(stop.is_set())
             due = step % settings.checkpoint_every == 0 or time.perf_counter() - saved_at > CHECKPOINT_S
-            if due or step == num_steps or stop.is_set():
-                require_finite(result, step)
-                run.save_checkpoint(step, student.state())
+            if due or step == num_steps or stopped:
+                student.require_finite(result, step)
+                if parallel.is_first():
+                    run.save_checkpoint(step, student.state())
                 saved_at = time.perf_counter()
-    if step == num_steps:
-        write_final(run, student.tower, student.logit_scale)
+            if stopped:
+                break
+            started = time.perf_counter()
+    if step == num_steps and parallel.is_first():
+        write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
     return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from ..encoders.text import TextTower
 from ..evals.retrieval import alignment, retrieve, uniformity
-from .data import TrainData
+from . import parallel
+from .data import ValidationData
 from .tokens import TokenTable
 
 CAPTIONS_AT_A_TIME = 1024
@@ -28,23 +29,22 @@ def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.in
     return result
 
 
-def validate(tower: TextTower, data: TrainData) -> dict[str, Any]:
-    """Recall of every caption against every embedded picture, with alignment and uniformity."""
+def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
+    """Recall of every caption against every embedded picture, with alignment and uniformity.
+
+    Each process embeds its part of the captions, and every process knows the result.
+    """
     tower.eval()
-    captions = np.flatnonzero(data.caption_image >= 0)
-    text_emb = embed_captions(tower, data.tokens, captions)
+    parts = np.array_split(data.captions, parallel.num_processes())
+    own = embed_captions(tower, data.tokens, parts[parallel.rank()])
     tower.train()
-    image_emb = data.image_emb.float().cpu().numpy()
-    embedded = np.flatnonzero(image_emb.any(axis=1))
-    row_of = np.zeros(len(image_emb), np.int64)
-    row_of[embedded] = np.arange(len(embedded))
-    owners = data.caption_image[captions]
-    ranks = retrieve(text_emb, image_emb[embedded], row_of[owners]).text_to_image
+    text_emb = np.concatenate(parallel.gather_objects(own))
+    ranks = retrieve(text_emb, data.image_emb, data.owners).text_to_image
     return {
         "r_at_1": ranks.r_at_1,
         "r_at_5": ranks.r_at_5,
         "r_at_10": ranks.r_at_10,
         "median_rank": ranks.median_rank,
-        "alignment": alignment(text_emb, image_emb[owners]),
+        "alignment": alignment(text_emb, data.image_emb[data.owners]),
         "uniformity": uniformity(text_emb),
     }

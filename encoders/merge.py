@@ -21,6 +21,7 @@ def write_merged(
     image_tower: ImageTower,
     text_tower: TextTower,
     logit_scale: float,
+    logit_bias: float | None,
     tokenizer: CaptionTokenizer,
     provenance: dict[str, Any],
 ) -> None:
@@ -31,12 +32,15 @@ def write_merged(
         image_tower: its tensors are written as they are.
         text_tower: the student.
         logit_scale: the factor on cosines (not its logarithm).
+        logit_bias: what is added to scaled cosines, of a sigmoid loss.
         tokenizer: the one that the student was trained with.
         provenance: kept in the config under `clipglot`, where open_clip does not look.
     """
     tensors: dict[str, Tensor] = {f"visual.{k}": v for k, v in image_tower.visual.state_dict().items()}
     tensors |= text_tower.state_dict()
     tensors["logit_scale"] = torch.tensor(math.log(logit_scale))
+    if logit_bias is not None:
+        tensors["logit_bias"] = torch.tensor(logit_bias)
     # Not save_file: it makes files that only their owner may read.
     (folder / WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
     config = {
@@ -46,6 +50,8 @@ def write_merged(
             "vision_cfg": image_tower.vision_cfg,
             "text_cfg": text_tower.config.to_open_clip(),
             "custom_text": True,
+            # open_clip makes room for a bias only where it is told how it began.
+            **({} if logit_bias is None else {"init_logit_bias": logit_bias}),
         },
         "preprocess_cfg": image_tower.preprocess,
         "clipglot": provenance,

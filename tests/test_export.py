@@ -91,7 +91,7 @@ def test_open_clip_alone_gives_the_outputs_that_were_merged(
     assert np.array_equal(theirs["pixels"], tower.normalize(pixels).numpy())
     assert np.array_equal(theirs["image"], tower.encode(pixels))
 
-    text_tower, logit_scale = load_final(run)
+    text_tower, logit_scale, _ = load_final(run)
     ids = CaptionTokenizer.load(run.tokenizer).encode(CAPTIONS, theirs["ids"].shape[1])
     for ours, row in zip(ids, theirs["ids"].tolist(), strict=True):
         assert ours + [0] * (len(row) - len(ours)) == row

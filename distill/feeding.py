@@ -1,0 +1,176 @@
+"""Feeding: everything that a step needs from the host, made by a thread ahead of the step.
+
+B pairs of a step, b of this process, D features.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..encoders.packing import Packed
+from ..encoders.text import TextTower
+from . import parallel
+from .bank import BankPlan, Draw, SharedCaptions
+from .batches import BatchPlan
+from .data import TrainData
+from .errors import DistillError
+from .images import OnDevice
+from .settings import TrainSettings
+from .targets import Bank, Targets
+
+AHEAD = 2  # steps made before they are asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fed:
+    """One step's input, on the host but for what is on the device for good.
+
+    Attributes:
+        packed: the captions of this process, in micro-batches.
+        images: what the source has read: of this process's pictures, or of all B if they are on the device.
+        own: which of the batch's pairs are this process's.
+        group: `[B]`, equal where captions read the same; None where no two do.
+        draw: negatives beyond the batch, if any.
+        drawn: what the source has read of them.
+        made_s: seconds that it took.
+    """
+
+    packed: list[Packed]
+    images: Tensor
+    own: slice
+    group: Tensor | None
+    draw: Draw | None
+    drawn: Tensor | None
+    made_s: float
+
+
+class Feed:
+    """The steps of a run, ready to be computed."""
+
+    def __init__(self, settings: TrainSettings, data: TrainData, tower: TextTower, device: torch.device) -> None:
+        """Plan batches and negatives.
+
+        Raises:
+            DistillError: a batch that the data or the processes cannot give.
+        """
+        self._data, self._tower, self._device = data, tower, device
+        self.plan = BatchPlan(
+            data.caption_image, batch_size=settings.batch_size, seed=settings.seed, pooling=data.images.pooling
+        )
+        self._own = parallel.share_of(settings.batch_size)
+        self._micro_batch = settings.micro_batch or settings.batch_size
+        self._lookahead = 0
+        if data.images.pooling:
+            pool_rows = data.images.pooling.pool_chunks * data.images.pooling.chunk_rows
+            self._lookahead = max(1, pool_rows // settings.batch_size)
+        self._bank, self._all = None, None
+        if settings.num_negatives:
+            rows = self.plan.rows
+            size = int(min(settings.num_negatives, len(rows)))
+            shared = SharedCaptions(data.caption_group, data.caption_image)
+            self._bank = BankPlan(rows, shared, size=size, seed=settings.seed)
+            if size == len(rows):
+                if not isinstance(data.images, OnDevice):
+                    raise DistillError(
+                        f"--negatives {settings.negatives} holds every caption against all embeddings, which do not fit "
+                        "the device: pass a smaller number, or --embeddings device"
+                    )
+                self._all = data.images.subset(rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return len(self.plan)
+
+    def steps(self, start: int, stop: int) -> Iterator[Fed]:
+        """The input of steps `start` to `stop`, each made while those before are computed."""
+        yield from ahead(self._make, range(start, stop))
+
+    def targets(self, fed: Fed) -> Targets:
+        """What the loss of a step needs, on the device; every process must ask."""
+        images = self._data.images
+        image_emb = images.to_device(fed.images)
+        if not images.on_device:
+            image_emb = parallel.gather(image_emb)
+        group = None if fed.group is None else fed.group.to(self._device, non_blocking=True)
+        return Targets(image_emb=image_emb.float(), own=fed.own, caption_group=group, bank=self._bank_of(fed))
+
+    def _bank_of(self, fed: Fed) -> Bank | None:
+        if fed.draw is None:
+            return None
+        emb = self._all if fed.drawn is None else self._data.images.to_device(fed.drawn)
+        assert emb is not None
+        bias = None
+        if len(fed.draw.excluded):
+            bias = torch.zeros(len(emb), device=self._device)
+            bias[torch.from_numpy(fed.draw.excluded).to(self._device)] = -torch.inf
+        here = (fed.draw.masked[0] >= fed.own.start) & (fed.draw.masked[0] < fed.own.stop)
+        return Bank(emb=emb, bias=bias, masked=fed.draw.masked[:, here] - [[fed.own.start], [0]])
+
+    def _make(self, step: int) -> Fed:
+        started = time.perf_counter()
+        data, own = self._data, self._own
+        epoch, index = divmod(step, len(self.plan))
+        batch = self.plan.batch(epoch, index)
+        if self._lookahead:
+            data.images.expect(self.plan.batch(*divmod(step + self._lookahead, len(self.plan))).rows)
+        captions, group = batch.captions[own], data.caption_group[batch.captions]
+        draw = self._bank.draw(epoch, index, batch, group) if self._bank else None
+        packed = [
+            self._tower.pack(*data.tokens.gather(captions[i : i + self._micro_batch]))
+            for i in range(0, len(captions), self._micro_batch)
+        ]
+        fed = Fed(
+            packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
+            images=data.images.read(batch.rows if data.images.on_device else batch.rows[own]),
+            own=own,
+            group=torch.from_numpy(group) if len(np.unique(group)) < len(group) else None,
+            draw=draw,
+            drawn=data.images.read(draw.rows) if draw and self._all is None else None,
+            made_s=time.perf_counter() - started,
+        )
+        return fed
+
+
+T = TypeVar("T")
+
+
+def ahead(make: Callable[[int], T], numbers: range, depth: int = AHEAD) -> Iterator[T]:
+    """Yield `make(number)` for each number, made by a thread up to `depth` ahead; its errors are raised here."""
+    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: tuple[T | None, BaseException | None]) -> None:
+        while not stopped.is_set():
+            try:
+                return made.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for number in numbers:
+                if stopped.is_set():
+                    return
+                put((make(number), None))
+        except BaseException as error:
+            put((None, error))
+
+    thread = threading.Thread(target=work, name="feed", daemon=True)
+    thread.start()
+    try:
+        for _ in numbers:
+            item, error = made.get()
+            if error:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,133 @@
+"""Where a run reads its targets: on the device, from mapped chunk files, or whole chunks through a buffer.
+
+Reading has two halves: `read` is host work, done ahead by the feeding thread; `to_device` is what is left to the step.
+N pictures, D features.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .pools import Pooling
+
+Rows = NDArray[np.int64]
+READ_THREADS = 4
+
+
+class ImageSource(Protocol):
+    """The embeddings of a cache.
+
+    Attributes:
+        on_device: whether all of them are there, so that every process can read a whole batch at no cost.
+        pooling: how rows must be shuffled for this source; None where any row is as near as any other.
+    """
+
+    on_device: bool
+    pooling: Pooling | None
+
+    def read(self, rows: Rows) -> Tensor:
+        """Whatever of some rows can be brought from the host ahead of the step."""
+        ...
+
+    def to_device(self, read: Tensor) -> Tensor:
+        """The embeddings `[b, D]` on the device, given what was read."""
+        ...
+
+    def expect(self, rows: Rows) -> None:
+        """Begin to read rows that will be asked for later."""
+
+
+class OnDevice:
+    """All embeddings on the device."""
+
+    on_device, pooling = True, None
+
+    def __init__(self, image_emb: Tensor) -> None:
+        """Hold `[N, D]`."""
+        self._image_emb = image_emb
+
+    def read(self, rows: Rows) -> Tensor:
+        """The rows' numbers."""
+        return torch.from_numpy(rows)
+
+    def to_device(self, read: Tensor) -> Tensor:
+        """Index on the device."""
+        return self._image_emb[read.to(self._image_emb.device, non_blocking=True)]
+
+    def expect(self, rows: Rows) -> None:
+        """Nothing is nearer than it is."""
+
+    def subset(self, rows: Rows) -> Tensor:
+        """Distinct, ascending rows for the whole run; no copy where that is all of them."""
+        return self._image_emb if len(rows) == len(self._image_emb) else self.to_device(self.read(rows))
+
+
+class OnHost:
+    """Embeddings that any row of can be read at once, as from mapped chunk files."""
+
+    on_device, pooling = False, None
+
+    def __init__(self, take: Callable[[Rows], NDArray[np.float16]], device: torch.device) -> None:
+        """Read with `take`, which gives `[len(rows), D]`."""
+        self._take, self._device = take, device
+
+    def read(self, rows: Rows) -> Tensor:
+        """The embeddings, in memory that the device can fetch from."""
+        read = torch.from_numpy(self._take(rows))
+        return read.pin_memory() if self._device.type == "cuda" else read
+
+    def to_device(self, read: Tensor) -> Tensor:
+        """Move without waiting."""
+        return read.to(self._device, non_blocking=True)
+
+    def expect(self, rows: Rows) -> None:
+        """The system reads ahead as it likes."""
+
+
+class Buffered(OnHost):
+    """Embeddings of which whole chunks are read, as from an object store: two pools of them are held at most."""
+
+    def __init__(
+        self, read_chunk: Callable[[int], NDArray[np.float16]], dim: int, pooling: Pooling, device: torch.device
+    ) -> None:
+        """Read chunk by chunk.
+
+        Args:
+            read_chunk: gives the rows `[R, D]` of a chunk.
+            dim: D.
+            pooling: sizes of chunks and pools.
+            device: where the embeddings are needed.
+        """
+        super().__init__(self._take_from_chunks, device)
+        self.pooling: Pooling = pooling  # type: ignore[assignment]
+        self._read_chunk, self._dim = read_chunk, dim
+        self._chunks: OrderedDict[int, Future[NDArray[np.float16]]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(READ_THREADS, "chunks")
+
+    def expect(self, rows: Rows) -> None:
+        """Begin to read the rows' chunks."""
+        for chunk in np.unique(rows // self.pooling.chunk_rows).tolist():
+            self._chunk(chunk)
+
+    def _take_from_chunks(self, rows: Rows) -> NDArray[np.float16]:
+        taken = np.empty((len(rows), self._dim), np.float16)
+        chunks, within = np.divmod(rows, self.pooling.chunk_rows)
+        for chunk in np.unique(chunks).tolist():
+            here = chunks == chunk
+            taken[here] = self._chunk(chunk).result()[within[here]]
+        return taken
+
+    def _chunk(self, chunk: int) -> Future[NDArray[np.float16]]:
+        """A chunk that is here or on its way; those that were not asked for the longest make room."""
+        if chunk not in self._chunks:
+            while len(self._chunks) >= 2 * self.pooling.pool_chunks:
+                self._chunks.popitem(last=False)[1].cancel()
+            self._chunks[chunk] = self._threads.submit(self._read_chunk, chunk)
+        self._chunks.move_to_end(chunk)
+        return self._chunks[chunk]
