@@ -27,22 +27,22 @@ class PackedRows(Packed):
         ids: `[R, L] int64`; the pad's where a slot is unused.
         positions: `[R, L] int64`, of each token in its caption; 0 where unused.
         caption: `[R, L] int32`, which caption a token belongs to; -1 where unused.
-        eos: `[B] int64`, the slot of each caption's EOS in the flattened rows, in the order given.
+        last: `[B] int64`, the slot in the flattened rows where each caption ends, in the order given.
         num_tokens: T, after cutting.
     """
 
     ids: Tensor
     positions: Tensor
     caption: Tensor
-    eos: Tensor
+    last: Tensor
     num_tokens: int
 
     @classmethod
-    def of(cls, ids: NDArray[Any], lengths: Ints, eos_id: int, *, pad_id: int, row_length: int = BLOCK) -> Self:
-        """Pack captions; each is cut after its first EOS. Arguments and errors as of `PackedCaptions.of`.
+    def of(cls, ids: NDArray[Any], lengths: Ints, eos_id: int | None, *, pad_id: int, row_length: int = BLOCK) -> Self:
+        """Pack captions; arguments and errors as of `PackedCaptions.of`.
 
         >>> rows = PackedRows.of(np.array([1, 7, 2, 1, 2, 1, 9, 2]), np.array([3, 2, 3]), 2, pad_id=0, row_length=5)
-        >>> rows.ids.tolist(), rows.caption.tolist(), rows.eos.tolist()
+        >>> rows.ids.tolist(), rows.caption.tolist(), rows.last.tolist()
         ([[1, 7, 2, 1, 2], [1, 9, 2, 0, 0]], [[0, 0, 0, 1, 1], [2, 2, 2, -1, -1]], [2, 4, 7])
         """
         given, lengths = spans_to_eos(ids, lengths, eos_id)
@@ -61,14 +61,14 @@ class PackedRows(Packed):
             ids=spread(ids[given[caption] + positions], pad_id, np.int64),
             positions=spread(positions, 0, np.int64),
             caption=spread(caption, -1, np.int32),
-            eos=torch.from_numpy(starts + lengths - 1),
+            last=torch.from_numpy(starts + lengths - 1),
             num_tokens=len(caption),
         )
 
     @property
     def num_captions(self) -> int:
         """B."""
-        return len(self.eos)
+        return len(self.last)
 
 
 def row_length(context_length: int) -> int:

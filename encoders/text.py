@@ -112,15 +112,15 @@ class TextTower(nn.Module):
         """Raw features `[B, D]` of packed captions on this tower's device, in the order given."""
         if isinstance(packed, PackedRows):
             rows = self._compiled_rows if self._compiled_rows and self.training else self._rows
-            return rows(packed.ids, packed.positions, packed.caption, packed.eos)
+            return rows(packed.ids, packed.positions, packed.caption, packed.last)
         attend = (varlen if self.attention == "varlen" else by_length)(packed, self.config.heads)
         return self._features(packed.ids, packed.positions, packed.last, attend)[packed.restore]
 
-    def _rows(self, ids: Tensor, positions: Tensor, caption: Tensor, eos: Tensor) -> Tensor:
+    def _rows(self, ids: Tensor, positions: Tensor, caption: Tensor, last: Tensor) -> Tensor:
         # Without a compiler flex_attention holds all scores: the mask is better there.
         flex = self.attention == "flex" or (self.attention == "auto" and ids.is_cuda and torch.compiler.is_compiling())
         attend = in_rows(caption, self.config.heads, flex=flex)
-        return self._features(ids.flatten(), positions.flatten(), eos, attend)
+        return self._features(ids.flatten(), positions.flatten(), last, attend)
 
     def _features(self, ids: Tensor, positions: Tensor, last: Tensor, attend: Attend) -> Tensor:
         text = self.text

@@ -44,8 +44,8 @@ def test_every_token_has_one_slot(lengths: list[int]) -> None:
     assert rows.ids[used].tolist() == ids.tolist()
     assert rows.caption[used].tolist() == np.repeat(np.arange(len(lengths)), lengths).tolist()
     assert rows.positions[used].tolist() == [i for length in lengths for i in range(length)]
-    assert (rows.ids.flatten()[rows.eos] == EOS).all()
-    assert (rows.caption.flatten()[rows.eos] == torch.arange(len(lengths))).all()
+    assert (rows.ids.flatten()[rows.last] == EOS).all()
+    assert (rows.caption.flatten()[rows.last] == torch.arange(len(lengths))).all()
     assert not rows.positions[~used].any()
     assert (rows.ids[~used] == PAD).all()
 
