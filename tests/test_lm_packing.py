@@ -23,18 +23,15 @@ SMALL: dict[str, Any] = {
 MT5 = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
 
 
-def make_model(family: str) -> Any:
+FAMILIES = {"bert": "Bert", "roberta": "Roberta", "xlm-roberta": "XLMRoberta"}
+
+
+def make_model(family: str, attention: str = "sdpa") -> Any:
     torch.manual_seed(0)
-    match family:
-        case "bert":
-            model = transformers.BertModel(transformers.BertConfig(**SMALL), add_pooling_layer=False)
-        case "roberta":
-            model = transformers.RobertaModel(transformers.RobertaConfig(**SMALL), add_pooling_layer=False)
-        case "xlm-roberta":
-            model = transformers.XLMRobertaModel(transformers.XLMRobertaConfig(**SMALL), add_pooling_layer=False)
-        case _:
-            model = transformers.MT5EncoderModel(transformers.MT5Config(**MT5))
-    return model.train()
+    if family == "mt5":
+        return transformers.MT5EncoderModel(transformers.MT5Config(**MT5)).train()
+    config = getattr(transformers, f"{FAMILIES[family]}Config")(**SMALL, attn_implementation=attention)
+    return getattr(transformers, f"{FAMILIES[family]}Model")(config, add_pooling_layer=False).train()
 
 
 def captions(lengths: list[int]) -> list[list[int]]:
@@ -53,9 +50,7 @@ def embed(model: Any, batch: list[list[int]]) -> tuple[torch.Tensor, torch.Tenso
 def test_packed_hidden_states_and_gradients_are_those_of_each_caption(
     family: str, attention: str, lengths: list[int]
 ) -> None:
-    model = make_model(family)
-    if family != "mt5":
-        model.config._attn_implementation = attention
+    model = make_model(family, attention)
     batch = captions(lengths)
     alone = [model(input_ids=torch.tensor([caption])).last_hidden_state[0] for caption in batch]
     torch.testing.assert_close(embed(model, batch)[0], torch.cat(alone), rtol=1e-5, atol=2e-6)
