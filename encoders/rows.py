@@ -1,9 +1,9 @@
 """Rows: captions packed whole into rows of one fixed length, for CUDA, where a static shape pays.
 
 Next-fit in the order given fills .90 to .97 of the slots, and the number of rows hardly changes from batch to batch.
-It is rounded up to a multiple of a sixteenth of the next power of two, so that there are eight sizes an octave, at
-most an eighth of the rows is unused, and a compiled forward sees one or two shapes in a run: 255 to 262 rows become
-256 or 288. R rows of L slots, B captions, T tokens.
+For a compiled forward it is rounded up to a multiple of a sixteenth of the next power of two and of 8, so that it sees
+one or two shapes in a run and at most an eighth of the rows, or seven, are unused: 250 to 270 rows become 256 or 288.
+R rows of L slots, B captions, T tokens.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,25 @@ class PackedRows(Packed):
     num_tokens: int
 
     @classmethod
-    def of(cls, ids: NDArray[Any], lengths: Ints, eos_id: int | None, *, pad_id: int, row_length: int = BLOCK) -> Self:
+    def of(
+        cls,
+        ids: NDArray[Any],
+        lengths: Ints,
+        eos_id: int | None,
+        *,
+        pad_id: int,
+        row_length: int = BLOCK,
+        few_shapes: bool = False,
+    ) -> Self:
         """Pack captions; arguments and errors as of `PackedCaptions.of`.
+
+        Args:
+            ids: as there.
+            lengths: as there; none above `row_length`.
+            eos_id: as there.
+            pad_id: what unused slots hold.
+            row_length: L.
+            few_shapes: add unused rows, for a compiled forward.
 
         >>> rows = PackedRows.of(np.array([1, 7, 2, 1, 2, 1, 9, 2]), np.array([3, 2, 3]), 2, pad_id=0, row_length=5)
         >>> rows.ids.tolist(), rows.caption.tolist(), rows.last.tolist()
@@ -47,7 +64,9 @@ class PackedRows(Packed):
         """
         given, lengths = spans_to_eos(ids, lengths, eos_id)
         starts, row = next_fit(lengths, row_length)  # slots
-        num_rows = round_up_rows(int(row[-1]) + 1)
+        num_rows = int(row[-1]) + 1
+        if few_shapes:
+            num_rows = round_up_rows(num_rows)
         caption = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)  # [T]
         positions = np.arange(len(caption)) - (np.cumsum(lengths) - lengths)[caption]
         slots = starts[caption] + positions
@@ -77,12 +96,12 @@ def row_length(context_length: int) -> int:
 
 
 def round_up_rows(num_rows: int) -> int:
-    """The number of rows to compute.
+    """The number of rows to compute, of few.
 
-    >>> [round_up_rows(n) for n in (1, 16, 17, 255, 256, 257)]
-    [1, 16, 18, 256, 256, 288]
+    >>> [round_up_rows(n) for n in (1, 9, 100, 250, 256, 257)]
+    [8, 16, 104, 256, 256, 288]
     """
-    quantum = max(1, (1 << (num_rows - 1).bit_length()) // 16)
+    quantum = max(8, (1 << (num_rows - 1).bit_length()) // 16)
     return -(-num_rows // quantum) * quantum
 
 

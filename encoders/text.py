@@ -57,11 +57,11 @@ class TextTower(nn.Module):
     Attributes:
         attention: by length, in rows with a mask or by flex_attention, or by FlashAttention's varlen. "auto" goes by
             length, on CUDA in rows: with a mask, or with flex_attention where the rows are compiled.
-        grad_checkpointing: keep no activations inside a block but the last; backward computes them again.
+        grad_checkpointing: hold less memory; what is inside all blocks but the last is computed again in backward.
     """
 
     attention: Attention = "auto"
-    grad_checkpointing = False
+    grad_checkpointing: bool = False
     _compiled_rows: Callable[..., Tensor] | None = None
 
     def __init__(self, config: TextConfig) -> None:
@@ -95,12 +95,20 @@ class TextTower(nn.Module):
         """Captions as `forward` takes them, on the host; arguments and errors as of `PackedCaptions.of`."""
         config, on_cuda = self.config, self.text.positional_embedding.is_cuda
         if self.attention in ("rows", "flex") or (self.attention == "auto" and on_cuda):
-            length = row_length(config.context_length)
-            return PackedRows.of(ids, lengths, config.eos_id, pad_id=config.pad_id, row_length=length)
+            return PackedRows.of(
+                ids,
+                lengths,
+                config.eos_id,
+                pad_id=config.pad_id,
+                row_length=row_length(config.context_length),
+                few_shapes=self._compiled_rows is not None,
+            )
         return PackedCaptions.of(ids, lengths, config.eos_id)
 
     def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
-        """Compile the training forward over rows; each new number of rows or captions compiles once more.
+        """Compile the training forward over rows, and pack for it from now on.
+
+        Each new number of rows or captions compiles once more; torch stops at eight.
 
         Args:
             backend: as of `torch.compile`.

@@ -1,5 +1,7 @@
 """Rows of whole captions: what goes where, nothing leaks, and one compiled shape or two serve a run."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from towers import CAPTIONS, EOS, PAD, joined, make_tower, random_captions
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    """The compiler counts the shapes of all towers together, up to a limit."""
+    yield
+    torch._dynamo.reset()
+
 
 LENGTHS = st.lists(st.integers(1, 128), min_size=1, max_size=300)
 
@@ -27,7 +37,7 @@ def test_next_fit_keeps_order_and_captions_whole(lengths: list[int]) -> None:
 @given(st.integers(1, 100_000))
 def test_few_numbers_of_rows_waste_little(num_rows: int) -> None:
     rounded = round_up_rows(num_rows)
-    assert num_rows <= rounded <= num_rows * 9 / 8
+    assert num_rows <= rounded <= max(num_rows * 9 / 8, num_rows + 7)
     assert round_up_rows(rounded) == rounded
 
 
@@ -35,11 +45,11 @@ def test_rows_are_as_long_as_the_longest_caption_needs() -> None:
     assert [row_length(n) for n in (12, 77, 128, 129, 256)] == [128, 128, 128, 256, 256]
 
 
-@given(LENGTHS)
-def test_every_token_has_one_slot(lengths: list[int]) -> None:
+@given(LENGTHS, st.booleans())
+def test_every_token_has_one_slot(lengths: list[int], few_shapes: bool) -> None:
     ids = np.arange(3, 3 + sum(lengths))
     ids[np.cumsum(lengths) - 1] = EOS
-    rows = PackedRows.of(ids, np.array(lengths), EOS, pad_id=PAD)
+    rows = PackedRows.of(ids, np.array(lengths), EOS, pad_id=PAD, few_shapes=few_shapes)
     used = rows.caption >= 0
     assert rows.ids[used].tolist() == ids.tolist()
     assert rows.caption[used].tolist() == np.repeat(np.arange(len(lengths)), lengths).tolist()
@@ -52,7 +62,7 @@ def test_every_token_has_one_slot(lengths: list[int]) -> None:
 
 def test_unused_slots_reach_no_feature_and_no_gradient() -> None:
     tower = make_tower()
-    packed = PackedRows.of(*joined(CAPTIONS * 4), EOS, pad_id=PAD)
+    packed = PackedRows.of(*joined(CAPTIONS * 4), EOS, pad_id=PAD, few_shapes=True)
     assert (packed.caption < 0).any()
     features = tower(packed)
     features.square().sum().backward()
@@ -124,6 +134,8 @@ def test_validation_compiles_nothing() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("attention", ["rows", "flex", "auto", "varlen"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -138,7 +150,8 @@ def test_on_cuda_every_form_is_the_plain_one(attention: Attention, bf16: bool, c
     captions = [*random_captions(np.random.default_rng(0), 300, 77, 20), [1, *[5] * (context_length - 2), 2]]
     expected = plain.encode(captions)
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        features = fast.encode(captions).float()
+        packed = fast.pack(*joined(captions)).pin_memory()
+        features = fast(packed.to("cuda", non_blocking=True)).float()
     # bf16: 0.4 % an operation, three layers; fp32: sums in another order.
     rtol, atol = (0.05, 0.05) if bf16 else (1e-4, 1e-4)
     torch.testing.assert_close(features, expected, rtol=rtol, atol=atol)
