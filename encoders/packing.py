@@ -55,13 +55,13 @@ class PackedCaptions(Packed):
     lengths: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, ids: NDArray[Any], lengths: Ints, eos_id: int) -> Self:
+    def of(cls, ids: NDArray[Any], lengths: Ints, eos_id: int | None) -> Self:
         """Pack captions; each is cut after its first EOS, which is where it is pooled.
 
         Args:
             ids: `[T]` of any integer type, all captions joined.
             lengths: `[B]`, tokens of each.
-            eos_id: the token that ends a caption.
+            eos_id: the token that ends a caption; None keeps captions as they are.
 
         Raises:
             EncoderError: a caption without EOS.
@@ -108,8 +108,8 @@ class PackedCaptions(Packed):
         return [count for _, count in self.lengths]
 
 
-def spans_to_eos(ids: NDArray[Any], lengths: Ints, eos_id: int) -> tuple[Ints, Ints]:
-    """Where each caption starts in `ids`, and its tokens up to its first EOS: `[B]` and `[B]`.
+def spans_to_eos(ids: NDArray[Any], lengths: Ints, eos_id: int | None) -> tuple[Ints, Ints]:
+    """Where each caption starts in `ids`, and its tokens up to its first EOS, or all of them: `[B]` and `[B]`.
 
     As upstream, the first EOS pools, also when a caption spells the token out.
 
@@ -118,6 +118,8 @@ def spans_to_eos(ids: NDArray[Any], lengths: Ints, eos_id: int) -> tuple[Ints, I
     """
     ends = np.cumsum(lengths)
     starts = ends - lengths
+    if eos_id is None:
+        return starts, lengths
     eos = np.append(np.flatnonzero(ids == eos_id), len(ids))
     first = eos[np.searchsorted(eos, starts)]
     if (first >= ends).any():

@@ -4,9 +4,9 @@ open_clip's forward takes only sequences padded to the full context length. Ours
 at EOS never looks at what follows, so the features are the same (`tests/test_text_tower.py` holds them together).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,8 +16,12 @@ from open_clip.transformer import QuickGELU, TextTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
 from .packing import PackedCaptions
+from .rows import PackedRows, row_length
+
+Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +50,19 @@ class TextConfig:
 
 
 class TextTower(nn.Module):
-    """The student. B captions, L tokens, W width, D features.
+    """The student. B captions, S tokens or slots, W width, D features.
 
     Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
 
     Attributes:
-        grad_checkpointing: keep no activations inside a block but the last; backward computes them again.
+        attention: by length, in rows with a mask or by flex_attention, or by FlashAttention's varlen. "auto" goes by
+            length, on CUDA in rows: with a mask, or with flex_attention where the rows are compiled.
+        grad_checkpointing: hold less memory; what is inside all blocks but the last is computed again in backward.
     """
 
-    grad_checkpointing = False
+    attention: Attention = "auto"
+    grad_checkpointing: bool = False
+    _compiled_rows: Callable[..., Tensor] | None = None
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
@@ -83,46 +91,66 @@ class TextTower(nn.Module):
         features: Tensor = self(self.pack(ids, lengths).to(self.text.positional_embedding.device))
         return features
 
-    def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions:
-        """Captions as `forward` takes them, on the host; see `PackedCaptions.of`."""
-        return PackedCaptions.of(ids, lengths, self.config.eos_id)
+    def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
+        """Captions as `forward` takes them, on the host; arguments and errors as of `PackedCaptions.of`."""
+        config, on_cuda = self.config, self.text.positional_embedding.is_cuda
+        if self.attention in ("rows", "flex") or (self.attention == "auto" and on_cuda):
+            return PackedRows.of(
+                ids,
+                lengths,
+                config.eos_id,
+                pad_id=config.pad_id,
+                row_length=row_length(config.context_length),
+                few_shapes=self._compiled_rows is not None,
+            )
+        return PackedCaptions.of(ids, lengths, config.eos_id)
 
-    def forward(self, packed: PackedCaptions) -> Tensor:
+    def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
+        """Compile the training forward over rows, and pack for it from now on.
+
+        Each new number of rows or captions compiles once more; torch stops at eight.
+
+        Args:
+            backend: as of `torch.compile`.
+            mode: as of `torch.compile`.
+        """
+        self._compiled_rows = torch.compile(self._rows, dynamic=False, fullgraph=True, backend=backend, mode=mode)
+
+    def forward(self, packed: PackedCaptions | PackedRows) -> Tensor:
         """Raw features `[B, D]` of packed captions on this tower's device, in the order given."""
+        if isinstance(packed, PackedRows):
+            rows = self._compiled_rows if self._compiled_rows and self.training else self._rows
+            return rows(packed.ids, packed.positions, packed.caption, packed.last)
+        attend = (varlen if self.attention == "varlen" else by_length)(packed, self.config.heads)
+        return self._features(packed.ids, packed.positions, packed.last, attend)[packed.restore]
+
+    def _rows(self, ids: Tensor, positions: Tensor, caption: Tensor, last: Tensor) -> Tensor:
+        # Without a compiler flex_attention holds all scores: the mask is better there.
+        flex = self.attention == "flex" or (self.attention == "auto" and ids.is_cuda and torch.compiler.is_compiling())
+        attend = in_rows(caption, self.config.heads, flex=flex)
+        return self._features(ids.flatten(), positions.flatten(), last, attend)
+
+    def _features(self, ids: Tensor, positions: Tensor, last: Tensor, attend: Attend) -> Tensor:
         text = self.text
-        x = text.token_embedding(packed.ids) + text.positional_embedding[packed.positions]  # [T, W]
+        x = text.token_embedding(ids) + text.positional_embedding[positions]  # [S, W]
         *blocks, last_block = text.transformer.resblocks
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(self._block, block, x, packed, use_reentrant=False)
+                x = checkpoint(_block, block, x, attend, use_reentrant=False)
             else:
-                x = self._block(block, x, packed)
+                x = _block(block, x, attend)
         # Only EOS is pooled, so the last block has to answer for it alone.
-        x = x[packed.last] + self._attend(last_block.attn, last_block.ln_1(x), packed, only_last=True)  # [B, W]
-        x = x + last_block.mlp(last_block.ln_2(x))
+        x = _block(last_block, x, attend, last)  # [B, W]
         features: Tensor = text.ln_final(x) @ text.text_projection
-        return features[packed.restore]
+        return features
 
-    def _block(self, block: Any, x: Tensor, packed: PackedCaptions) -> Tensor:
-        x = x + self._attend(block.attn, block.ln_1(x), packed)
-        mlp: Tensor = block.mlp(block.ln_2(x))
-        return x + mlp
 
-    def _attend(
-        self, attn: nn.MultiheadAttention, x: Tensor, packed: PackedCaptions, *, only_last: bool = False
-    ) -> Tensor:
-        """Causal attention within each caption: `[T, W]` to `[T, W]`, or to `[B, W]` for each caption's last token."""
-        heads, width = self.config.heads, self.config.width
-        to_q, to_kv = torch.split(attn.in_proj_weight, [width, 2 * width])
-        bias_q, bias_kv = torch.split(attn.in_proj_bias, [width, 2 * width])
-        q = F.linear(x[packed.last] if only_last else x, to_q, bias_q)
-        k, v = F.linear(x, to_kv, bias_kv).chunk(2, dim=-1)
-        queries = torch.split(q, packed.caption_sizes if only_last else packed.token_sizes)
-        keys, values = torch.split(k, packed.token_sizes), torch.split(v, packed.token_sizes)
-        outputs = []
-        for (length, count), *qkv in zip(packed.lengths, queries, keys, values, strict=True):
-            q_, k_, v_ = (t.view(count, -1, heads, width // heads).transpose(1, 2) for t in qkv)  # [count, H, L, W/H]
-            # A caption's last token sees all of it: no mask is needed there.
-            attended = F.scaled_dot_product_attention(q_, k_, v_, is_causal=not only_last and length > 1)
-            outputs.append(attended.transpose(1, 2).reshape(-1, width))
-        return F.linear(torch.cat(outputs), attn.out_proj.weight, attn.out_proj.bias)
+def _block(block: Any, x: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
+    """A residual block over tokens `[S, W]`, or over the last token of each caption `[B, W]`."""
+    attn = block.attn
+    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = qkv.chunk(3, dim=-1)
+    attended = attend(q, k, v, last)
+    x = (x if last is None else x[last]) + F.linear(attended, attn.out_proj.weight, attn.out_proj.bias)
+    mlp: Tensor = block.mlp(block.ln_2(x))
+    return x + mlp

@@ -1,0 +1,149 @@
+"""A training step of the text tower, padded as open_clip does it, trimmed, in rows, and by length, on the CPU.
+
+    scripts/bench packing [--rounds 3] [--batch-size 64] [--layers 12] [--precisions fp32 bf16]
+
+The step is forward and backward of ViT-B/32's text tower, without an optimizer. The forms take turns on the same
+captions; their features are compared before they are timed. Prints a Markdown table: pairs/s of the padded step, and
+how many times as many the others do, the median of all rounds with the lowest and the highest. bf16 wants a processor
+that has it: one without takes minutes a step.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from clipglot.encoders.text import Attention, TextConfig, TextTower
+from torch import Tensor
+
+VOCAB_SIZE, BOS, EOS, CONTEXT = 49_408, 49_406, 49_407, 77
+# Words of a caption (mean, deviation; log-normal) and tokens a word. A caption has two tokens more, BOS and EOS.
+CAPTIONS = {
+    # What people type: four words of 1.5 tokens, as in languages that a vocabulary splits: 4 × 1.5 + 2 = 8.
+    "search queries": (4.0, 2.0, 1.5),
+    # MS COCO: sentences of 10.5 words on average, common ones, a token each: 10.5 + 2 = 12.5.
+    "COCO": (10.5, 2.4, 1.0),
+    # Between CC3M (10.3 ± 4.5 words) and CC12M (20.2 ± 16.3; arXiv 2102.08981, table 2): 13 × 1.25 + 2 = 18, cut at 77.
+    "alt text": (13.0, 13.0, 1.25),
+}
+Step = Callable[[TextTower, list[list[int]]], Tensor]
+
+
+def draw(kind: str, num: int, rng: np.random.Generator) -> list[list[int]]:
+    """Captions of random tokens, as long as such captions are."""
+    mean, deviation, tokens_a_word = CAPTIONS[kind]
+    sigma = np.sqrt(np.log1p((deviation / mean) ** 2))
+    words = np.maximum(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, num), 1)
+    lengths = np.minimum(np.rint(words * tokens_a_word).astype(int), CONTEXT - 2)
+    return [[BOS, *rng.integers(0, BOS, length).tolist(), EOS] for length in lengths]
+
+
+def pad(captions: list[list[int]], length: int) -> Tensor:
+    """Ids `[B, length]`, filled up with zeros."""
+    return torch.tensor([caption + [0] * (length - len(caption)) for caption in captions])
+
+
+def padded(tower: TextTower, captions: list[list[int]]) -> Tensor:
+    """The peer: open_clip's own forward."""
+    features: Tensor = tower.text(pad(captions, CONTEXT))
+    return features
+
+
+def trimmed(tower: TextTower, captions: list[list[int]]) -> Tensor:
+    """The same, padded to the longest caption of the batch only."""
+    text, lengths = tower.text, torch.tensor([len(caption) for caption in captions])
+    longest = int(lengths.max())
+    x = text.token_embedding(pad(captions, longest)) + text.positional_embedding[:longest]
+    x = text.ln_final(text.transformer(x, attn_mask=text.attn_mask[:longest, :longest]))
+    features: Tensor = x[torch.arange(len(captions)), lengths - 1] @ text.text_projection
+    return features
+
+
+def packed(attention: Attention) -> Step:
+    """Ours, packing included."""
+
+    def step(tower: TextTower, captions: list[list[int]]) -> Tensor:
+        tower.attention = attention
+        return tower.encode(captions)
+
+    return step
+
+
+STEPS: dict[str, Step] = {
+    "padded": padded,
+    "trimmed": trimmed,
+    "in rows": packed("rows"),
+    "by length": packed("lengths"),
+}
+
+
+def step_s(step: Step, tower: TextTower, captions: list[list[int]], weights: Tensor, precision: str) -> float:
+    """Seconds of forward and backward."""
+    tower.zero_grad(set_to_none=True)
+    started = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16) if precision == "bf16" else nullcontext():
+        features = step(tower, captions)
+    (features.float() * weights).sum().backward()
+    return time.perf_counter() - started
+
+
+@torch.inference_mode()
+def require_same_features(tower: TextTower) -> None:
+    """Stop unless every form gives what open_clip gives."""
+    captions = draw("alt text", 8, np.random.default_rng(0))
+    for step in STEPS.values():
+        torch.testing.assert_close(step(tower, captions), padded(tower, captions), rtol=1e-4, atol=1e-4)
+
+
+def main() -> None:
+    """Measure every kind of caption in each precision and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    config = TextConfig(
+        embed_dim=512,
+        vocab_size=VOCAB_SIZE,
+        context_length=CONTEXT,
+        width=512,
+        heads=8,
+        layers=args.layers,
+        pad_id=0,
+        eos_id=EOS,
+        quick_gelu=False,
+    )
+    tower = TextTower(config)
+    require_same_features(tower)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.layers} layers, B={args.batch_size}\n")
+    print("| captions | tokens | precision | padded, pairs/s | trimmed, × | in rows, × | by length, × |")
+    print("|---|---|---|---|---|---|---|")
+    weights = torch.randn(args.batch_size, config.embed_dim)
+    for kind in CAPTIONS:
+        for precision in args.precisions:
+            rng = np.random.default_rng(0)
+            warm_up = draw(kind, args.batch_size, rng)
+            for name, step in STEPS.items():
+                if name != "padded":  # its shapes are the same each time, and it takes long
+                    step_s(step, tower, warm_up, weights, precision)
+            times: dict[str, list[float]] = {name: [] for name in STEPS}
+            tokens = []
+            for _ in range(args.rounds):
+                captions = draw(kind, args.batch_size, rng)
+                tokens += map(len, captions)
+                for name, step in STEPS.items():
+                    times[name].append(step_s(step, tower, captions, weights, precision))
+            ratios = [sorted(np.divide(times["padded"], times[name])) for name in STEPS if name != "padded"]
+            cells = [f"{statistics.median(r):.1f} ({r[0]:.1f} to {r[-1]:.1f})" for r in ratios]
+            speed = args.batch_size / statistics.median(times["padded"])
+            row = [kind, f"{np.mean(tokens):.1f}", precision, f"{speed:.1f}", *cells]
+            print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
