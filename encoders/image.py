@@ -7,7 +7,9 @@ and plain open_clip can rebuild it.
 import hashlib
 import pickle
 import textwrap
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +29,9 @@ from .errors import EncoderError
 TIMM_PREFIX = "timm/"
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What of torch may round float32 to TF32.
+_ROUNDERS: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+_ROUNDERS_LOCK = threading.RLock()
 _PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
@@ -74,12 +79,31 @@ class ImageTower:
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Raw features `[B, D] float32` (not normalized) of pixels `[B, height, width, 3] uint8`."""
         dtype = _AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        exact = nullcontext() if dtype else exact_float32()
+        with exact, torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             features = self.visual(self.normalize(pixels))
         if isinstance(features, tuple):  # towers with output_tokens give (pooled, tokens)
             features = features[0]
         result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 in float32 inside the block, then put torch's switches back.
+
+    cuDNN rounds what it convolves to TF32 by default, to 10 bits of 23: a ViT's patches would differ from the CPU's in
+    the fourth digit. The switches are the process's, so one thread at a time holds them.
+    """
+    with _ROUNDERS_LOCK:
+        before = [rounder.fp32_precision for rounder in _ROUNDERS]
+        try:
+            for rounder in _ROUNDERS:
+                rounder.fp32_precision = "ieee"
+            yield
+        finally:
+            for rounder, precision in zip(_ROUNDERS, before, strict=True):
+                rounder.fp32_precision = precision
 
 
 def load_image_tower(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import timm
 import torch
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.image import ImageTower, hash_tensors, load_image_tower
+from clipglot.encoders.image import ImageTower, exact_float32, hash_tensors, load_image_tower
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -137,6 +138,30 @@ def test_half_precision_changes_rounding_alone(tiny_clip: Path) -> None:
     assert not np.array_equal(a, b)
     assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(a)
     assert full.weights_sha256 == half.weights_sha256
+
+
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_float32_is_exact_inside_the_block_alone(before: str) -> None:
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    found = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = before
+        set_to = conv.fp32_precision, matmul.fp32_precision
+        with suppress(ZeroDivisionError), exact_float32():
+            with exact_float32():
+                assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+            assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+            raise ZeroDivisionError
+        assert (conv.fp32_precision, matmul.fp32_precision) == set_to
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float32_on_a_gpu_is_the_cpus(tiny_clip: Path) -> None:
+    cpu, cuda = (load_image_tower(f"local-dir:{tiny_clip}", None, device=device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda.encode(pixels_for(cpu, 16)), cpu.encode(pixels_for(cpu, 16)), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
