@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import open_clip
@@ -184,6 +185,23 @@ def test_what_is_not_there_is_named_with_a_remedy(model: str, pretrained: str | 
     with pytest.raises(EncoderError, match=message) as error:
         load_image_tower(model, pretrained)
     assert "None" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained"),
+    [("timm/test_vit", None), ("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32", "openai")],  # hub, hub, web server
+)
+def test_weights_that_cannot_be_fetched_are_asked_for_as_a_file(
+    model: str, pretrained: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)  # the network; the hub is offline already
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(EncoderError, match=r"not on this machine and cannot be fetched \(.+\): pass --pretrained FILE"):
+        load_image_tower(model, pretrained)
 
 
 def test_weights_of_another_model_are_refused_in_a_few_lines(
