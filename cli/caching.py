@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..cache.format import EXPLANATION, Status
+from ..cache.plan import is_planned
 from ..cache.store import Cache
 from ..distill.settings import CacheSettings
 from .options import settings_options
@@ -28,8 +29,6 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
-        from ..distill.caching import cache_pictures
-
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int | None) -> None:
@@ -40,9 +39,11 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             progress.update(tasks[stage], completed=done, total=total)
 
         try:
+            from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
+
             result = cache_pictures(settings, show)
         except KeyboardInterrupt:
-            click.echo("stopped: run the same command again to resume", err=True)
+            click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
             raise SystemExit(130) from None
     report = result.report
     if as_json:
@@ -61,6 +62,15 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         say(f"{settings.output} is complete already: {counts.get('embedded', 0):,} pictures embedded")
     if counts.get("embedded", 0) < len(result.cache):
         say(f"what failed and why: clipglot inspect {settings.output}")
+
+
+def _kept(path: Path) -> str:
+    """What an interrupted pass leaves behind."""
+    if not is_planned(path):
+        return "no picture was embedded yet"
+    cache = Cache(path)
+    num_done = cache.num_chunks - len(cache.missing_chunks())
+    return f"{num_done:,} of {cache.num_chunks:,} chunks are embedded and kept"
 
 
 @click.command()

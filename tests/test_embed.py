@@ -325,6 +325,23 @@ def test_a_wrong_image_root_is_said_and_can_be_mended(
     assert make_cache(manifest, tmp_path / "cache.zarr").cache.info.counts == {"embedded": 40}
 
 
+def test_control_c_before_the_first_picture_says_what_is_kept(
+    tiny_cache: Path, manifest: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, 1)
+    monkeypatch.setattr("clipglot.distill.caching.load_image_tower", interrupted)
+    for output, kept in ((cache, "4 of 5 chunks are embedded and kept"), (tmp_path / "new.zarr", "no picture was")):
+        command = ["cache", str(manifest), "-o", str(output), "--model", f"local-dir:{tiny_clip}"]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 130
+        assert f"stopped: {kept}" in result.stderr
+        assert result.stderr.endswith("; run the same command again to resume\n")
+
+
 def test_a_resumed_pass_records_where_the_pictures_are_now(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
