@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 from clipglot import __version__
 from clipglot.cli.main import COMMANDS, main
-from clipglot.cli.render import friendly_errors
+from clipglot.cli.render import friendly_errors, progress_bar
 from clipglot.distill.run import Run
+from rich.console import Console
 
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
@@ -278,6 +280,18 @@ def test_a_table_fits_a_terminal_of_80_columns(tiny_cache: Path) -> None:
     lines = click.unstyle(shown.decode()).splitlines()
     assert "embedded" in lines[-1]
     assert max(map(len, lines)) <= 80
+
+
+def test_a_stage_without_a_total_shows_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    monkeypatch.setattr("clipglot.cli.render.status", Console(file=shown, force_terminal=True, width=100))
+    with progress_bar() as progress:
+        progress.add_task("draw", total=3, note="")
+        progress.add_task("export", total=None, note="")
+    lines = click.unstyle(shown.getvalue()).splitlines()
+    assert any("draw" in line and "0/3" in line for line in lines)
+    assert any("export" in line for line in lines)
+    assert "0/?" not in shown.getvalue()
 
 
 def test_interrupted_training_exits_130_and_says_how_to_go_on(tiny_cache: Path, tmp_path: Path) -> None:
