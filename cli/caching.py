@@ -11,6 +11,7 @@ from ..cache.format import EXPLANATION, Status
 from ..cache.plan import is_planned
 from ..cache.store import Cache
 from ..distill.settings import CacheSettings
+from .folders import require_kind
 from .options import settings_options
 from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table
 
@@ -80,6 +81,7 @@ def _kept(path: Path) -> str:
 def inspect(cache: Path, failures: int, as_json: bool) -> None:
     """Show what is in CACHE, what failed and why."""
     with friendly_errors():
+        require_kind(cache, "cache")
         opened = Cache(cache)
         if opened.info.state == "planning":
             raise click.ClickException(f"{cache} was being planned when it stopped: run its `clipglot cache` again")
@@ -138,6 +140,7 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
 def verify(cache: Path, as_json: bool) -> None:
     """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
     with friendly_errors(), progress_bar() as progress:
+        require_kind(cache, "cache")
         opened = Cache(cache)
         task = progress.add_task("verify", total=None, note="")
         faults = opened.verify(lambda done, total: progress.update(task, completed=done, total=total))

@@ -200,6 +200,34 @@ def test_a_users_mistake_is_one_message_and_exit_1(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect CACHE",
+        "verify CACHE",
+        "tokenizer CACHE -o OUT",
+        "train CACHE -o OUT",
+        "train good.zarr --val CACHE -o OUT",
+        "export RUN -o OUT",
+        "predict MERGED cat.jpg --text cat",
+        "eval retrieval MERGED good.zarr",
+        "eval retrieval good CACHE",
+    ],
+)
+def test_a_folder_of_another_kind_is_named_with_the_command_that_takes_it(
+    command: str, tiny_cache: Path, tiny_run: Path, merged: Path
+) -> None:
+    kinds = {"CACHE": ("cache", tiny_cache), "RUN": ("run", tiny_run), "MERGED": ("merged CLIP", merged)}
+    takes = {"cache": "clipglot train", "run": "clipglot export", "merged CLIP": "clipglot predict"}
+    ((place, (expected, _)),) = [(place, kind) for place, kind in kinds.items() if place in command.split()]
+    for kind, path in kinds.values():
+        if kind != expected:
+            result = run(*(path if word == place else word for word in command.split()))
+            assert result.exit_code == 1
+            assert result.stderr.startswith(f"Error: {path} is a {kind}, expected a {expected}: ")
+            assert takes[kind] in result.stderr
+
+
 def test_what_the_disk_refuses_is_a_message_and_no_traceback(tiny_cache: Path) -> None:
     result = run("tokenizer", tiny_cache, "-o", "/sys/tokenizer", "--vocab-size", 300)
     assert result.exit_code == 1
