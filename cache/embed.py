@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .decoding import DecodedBlock, block_decoder
 from .errors import CacheError
 from .files import sweep_partial
-from .format import ATTRIBUTE, EMB, NORM, STATUS, Status
+from .format import ATTRIBUTE, EMB, NORM, STATUS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
 from .store import Cache
@@ -145,8 +145,13 @@ def seal(cache: Cache) -> None:
         raise CacheError(
             f"{cache.path}: not one picture could be embedded ({found}): check --image-root and run the command again"
         )
-    cache.info = replace(cache.info, state="sealed", counts=counts)
-    cache.root.attrs[ATTRIBUTE] = cache.info.to_attributes()
+    write_info(cache, replace(cache.info, state="sealed", counts=counts))
+
+
+def write_info(cache: Cache, info: CacheInfo) -> None:
+    """Replace the metadata of a cache that is open for writing."""
+    cache.info = info
+    cache.root.attrs[ATTRIBUTE] = info.to_attributes()
 
 
 def _blocks(cache: Cache, chunks: list[int]) -> Iterator[tuple[int, list[str]]]:

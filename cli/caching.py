@@ -8,8 +8,10 @@ from typing import Any
 import click
 
 from ..cache.format import EXPLANATION, Status
+from ..cache.plan import is_planned
 from ..cache.store import Cache
 from ..distill.settings import CacheSettings
+from .folders import require_kind
 from .options import settings_options
 from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table
 
@@ -28,8 +30,6 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
-        from ..distill.caching import cache_pictures
-
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int | None) -> None:
@@ -40,9 +40,11 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             progress.update(tasks[stage], completed=done, total=total)
 
         try:
+            from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
+
             result = cache_pictures(settings, show)
         except KeyboardInterrupt:
-            click.echo("stopped: run the same command again to resume", err=True)
+            click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
             raise SystemExit(130) from None
     report = result.report
     if as_json:
@@ -63,6 +65,15 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         say(f"what failed and why: clipglot inspect {settings.output}")
 
 
+def _kept(path: Path) -> str:
+    """What an interrupted pass leaves behind."""
+    if not is_planned(path):
+        return "no picture was embedded yet"
+    cache = Cache(path)
+    num_done = cache.num_chunks - len(cache.missing_chunks())
+    return f"{num_done:,} of {cache.num_chunks:,} chunks are embedded and kept"
+
+
 @click.command()
 @cache_argument
 @click.option("--failures", type=int, default=10, show_default=True, help="failed pictures to list; -1 lists all")
@@ -70,6 +81,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 def inspect(cache: Path, failures: int, as_json: bool) -> None:
     """Show what is in CACHE, what failed and why."""
     with friendly_errors():
+        require_kind(cache, "cache")
         opened = Cache(cache)
         if opened.info.state == "planning":
             raise click.ClickException(f"{cache} was being planned when it stopped: run its `clipglot cache` again")
@@ -128,6 +140,7 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
 def verify(cache: Path, as_json: bool) -> None:
     """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
     with friendly_errors(), progress_bar() as progress:
+        require_kind(cache, "cache")
         opened = Cache(cache)
         task = progress.add_task("verify", total=None, note="")
         faults = opened.verify(lambda done, total: progress.update(task, completed=done, total=total))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from .folders import require_kind
 from .render import friendly_errors, json_option, output, percent, print_json, table
 
 
@@ -22,6 +23,8 @@ def retrieval(merged: Path, cache: Path, as_json: bool) -> None:
     CACHE must come from the same image tower; no picture is opened.
     """
     with friendly_errors():
+        require_kind(merged, "merged CLIP")
+        require_kind(cache, "cache")
         from ..cache.store import Cache
         from ..encoders.clip import load_merged
         from ..evals.merged import eval_retrieval

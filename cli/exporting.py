@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from ..distill.settings import ExportSettings
+from .folders import require_kind
 from .options import settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, say, table
 
@@ -23,6 +24,7 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     clipglot export run -o merged
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
+        require_kind(settings.run, "run")
         from ..distill.export import export_run
 
         result = export_run(settings)
@@ -52,6 +54,7 @@ def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_j
     clipglot predict merged cat.jpg --text "кошка" --text "собака"
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
+        require_kind(merged, "merged CLIP")
         from ..encoders.clip import load_merged
         from ..evals.merged import predict as run_prediction
 

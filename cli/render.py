@@ -12,11 +12,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ..cache.errors import CacheError
 from ..distill.errors import DistillError
@@ -58,13 +60,20 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))
 
 
+class _Count(MofNCompleteColumn):
+    """Done and total; nothing for a stage that counts nothing."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total or task.completed else Text()
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A bar on standard error; silent where that is not a terminal."""
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        _Count(),
         TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from ..distill.settings import TrainSettings
+from .folders import require_kind
 from .options import settings_options
 from .render import friendly_errors, json_option, percent, print_json, progress_bar, say
 
@@ -25,6 +26,7 @@ from .render import friendly_errors, json_option, percent, print_json, progress_
 def tokenizer(cache: Path, folder: Path, vocab_size: int, as_json: bool) -> None:
     """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
     with friendly_errors():
+        require_kind(cache, "cache")
         from ..distill.tokens import write_tokenizer
 
         report = write_tokenizer(cache, folder, vocab_size)
@@ -50,6 +52,8 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     clipglot train train.zarr -o run --val val.zarr --epochs 30
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
+        for given in filter(None, (settings.cache, settings.val)):
+            require_kind(given, "cache")
         from ..distill.train import train as run_training
 
         task = progress.add_task("train", note="", total=None)

@@ -1,14 +1,15 @@
 """`clipglot cache`: tower, plan, pass and seal, resumed by running it again."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal
 
-from ..cache.embed import PassReport, embed_missing
+from ..cache.embed import PassReport, embed_missing, write_info
 from ..cache.files import locked, sha256_file
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.manifest import read_manifest
+from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
 from ..encoders.image import load_image_tower
@@ -62,6 +63,9 @@ def cache_pictures(
     with locked(settings.output):
         resumed = _plan(settings, source, encoder_info(tower), lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
+        if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
+            require_image_root(settings.resolved_image_root)
+            write_info(cache, replace(cache.info, source=source))
         total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in cache.missing_chunks())
         report = embed_missing(
             cache,

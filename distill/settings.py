@@ -47,7 +47,7 @@ class CacheSettings:
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
-    chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB of embeddings)"] = None
+    chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB, less in small caches)"] = None
     max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
     device: Device = "auto"

@@ -5,9 +5,9 @@ and plain open_clip can rebuild it.
 """
 
 import hashlib
-import pickle
-import textwrap
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,14 +19,17 @@ import torch
 from numpy.typing import NDArray
 from open_clip.pretrained import get_pretrained_cfg
 from open_clip.timm_model import TimmModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .errors import EncoderError
+from .weights import not_loaded
 
 TIMM_PREFIX = "timm/"
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# What of torch may round float32 to TF32.
+_ROUNDERS: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+_ROUNDERS_LOCK = threading.RLock()
 _PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
 
 
@@ -74,12 +77,31 @@ class ImageTower:
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Raw features `[B, D] float32` (not normalized) of pixels `[B, height, width, 3] uint8`."""
         dtype = _AUTOCAST.get(self.precision)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+        exact = nullcontext() if dtype else exact_float32()
+        with exact, torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             features = self.visual(self.normalize(pixels))
         if isinstance(features, tuple):  # towers with output_tokens give (pooled, tokens)
             features = features[0]
         result: NDArray[np.float32] = features.float().cpu().numpy()
         return result
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 in float32 inside the block, then put torch's switches back.
+
+    cuDNN rounds what it convolves to TF32 by default, to 10 bits of 23: a ViT's patches would differ from the CPU's in
+    the fourth digit. The switches are the process's, so one thread at a time holds them.
+    """
+    with _ROUNDERS_LOCK:
+        before = [rounder.fp32_precision for rounder in _ROUNDERS]
+        try:
+            for rounder in _ROUNDERS:
+                rounder.fp32_precision = "ieee"
+            yield
+        finally:
+            for rounder, precision in zip(_ROUNDERS, before, strict=True):
+                rounder.fp32_precision = precision
 
 
 def load_image_tower(
@@ -182,26 +204,9 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
             require_pretrained=True,
         )
     except Exception as error:  # wrong keys, damaged file, download failed: one message says which
-        raise _not_loaded(model, pretrained, error) from error
+        raise not_loaded(model, pretrained, error) from error
     config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
     return clip, config
-
-
-def _not_loaded(model: str, weights: str | None, error: Exception) -> EncoderError:
-    """Say which weights did not load and what to do; upstream's messages run over hundreds of keys."""
-    if isinstance(error.__cause__, pickle.UnpicklingError):  # timm names pickled code as the reason, whatever it was
-        error = error.__cause__
-    text = str(error)
-    reason = textwrap.shorten(text if " " in text else repr(error), 300, placeholder=" …")
-    if isinstance(error, pickle.UnpicklingError) and "unsupported global" in text.lower():
-        reason = "it holds more than tensors and could run any code: save its tensors as safetensors where you trust it"
-    elif isinstance(
-        error, SafetensorError | pickle.UnpicklingError | KeyError | EOFError
-    ):  # torch.load raises KeyErrors
-        reason = f"the file is damaged, or holds no weights ({reason}): fetch it again"
-    elif "loading state_dict" in reason:
-        reason = f"these weights belong to another model ({reason}): pass the file that was saved from this one"
-    return EncoderError(f"--model {model}{f' --pretrained {weights}' if weights else ''}: {reason}")
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -229,7 +234,7 @@ def _load_timm(model: str, weights: str | None) -> tuple[nn.Module, dict[str, An
         # With the classifier that the weights were trained with: only then does timm load strictly.
         source = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # unknown tag, wrong keys, damaged file, download failed: one message says which
-        raise _not_loaded(model, weights, error) from error
+        raise not_loaded(model, weights, error) from error
     pool, cfg = getattr(source, "global_pool", None), source.pretrained_cfg
     if not isinstance(pool, str) or not pool:
         raise EncoderError(f"--model {model}: not a ViT with a pooled output ({type(source).__name__})")

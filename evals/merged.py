@@ -71,7 +71,8 @@ def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> l
             with open_below(path.parent, path.name) as file:
                 features = clip.image_tower.encode(decode(file, geometry)[None])[0]
         except RejectedPictureError as rejected:
-            raise EvalError(f"{image}: {rejected.status.label}: leave it out, or pass a picture") from rejected
+            reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
+            raise EvalError(f"{image}: {reason}: leave it out, or pass a picture") from rejected
         cosines = text_emb @ (features / np.linalg.norm(features))
         logits = clip.logit_scale * cosines.astype(np.float64)
         probabilities = np.exp(logits - logits.max())

@@ -182,6 +182,7 @@ def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
     assert "Traceback" not in messages
     assert len(messages.splitlines()) < 5, messages
     assert 5 <= num_done(cache) < 30
+    assert f"stopped: {num_done(cache)} of " in messages
     make_cache(pictures, cache, **SETTINGS)
     assert files(cache) == files(undisturbed)
 

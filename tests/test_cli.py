@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 from clipglot import __version__
 from clipglot.cli.main import COMMANDS, main
-from clipglot.cli.render import friendly_errors
+from clipglot.cli.render import friendly_errors, progress_bar
 from clipglot.distill.run import Run
+from rich.console import Console
 
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
@@ -198,6 +200,34 @@ def test_a_users_mistake_is_one_message_and_exit_1(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect CACHE",
+        "verify CACHE",
+        "tokenizer CACHE -o OUT",
+        "train CACHE -o OUT",
+        "train good.zarr --val CACHE -o OUT",
+        "export RUN -o OUT",
+        "predict MERGED cat.jpg --text cat",
+        "eval retrieval MERGED good.zarr",
+        "eval retrieval good CACHE",
+    ],
+)
+def test_a_folder_of_another_kind_is_named_with_the_command_that_takes_it(
+    command: str, tiny_cache: Path, tiny_run: Path, merged: Path
+) -> None:
+    kinds = {"CACHE": ("cache", tiny_cache), "RUN": ("run", tiny_run), "MERGED": ("merged CLIP", merged)}
+    takes = {"cache": "clipglot train", "run": "clipglot export", "merged CLIP": "clipglot predict"}
+    ((place, (expected, _)),) = [(place, kind) for place, kind in kinds.items() if place in command.split()]
+    for kind, path in kinds.values():
+        if kind != expected:
+            result = run(*(path if word == place else word for word in command.split()))
+            assert result.exit_code == 1
+            assert result.stderr.startswith(f"Error: {path} is a {kind}, expected a {expected}: ")
+            assert takes[kind] in result.stderr
+
+
 def test_what_the_disk_refuses_is_a_message_and_no_traceback(tiny_cache: Path) -> None:
     result = run("tokenizer", tiny_cache, "-o", "/sys/tokenizer", "--vocab-size", 300)
     assert result.exit_code == 1
@@ -278,6 +308,18 @@ def test_a_table_fits_a_terminal_of_80_columns(tiny_cache: Path) -> None:
     lines = click.unstyle(shown.decode()).splitlines()
     assert "embedded" in lines[-1]
     assert max(map(len, lines)) <= 80
+
+
+def test_a_stage_without_a_total_shows_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = StringIO()
+    monkeypatch.setattr("clipglot.cli.render.status", Console(file=shown, force_terminal=True, width=100))
+    with progress_bar() as progress:
+        progress.add_task("draw", total=3, note="")
+        progress.add_task("export", total=None, note="")
+    lines = click.unstyle(shown.getvalue()).splitlines()
+    assert any("draw" in line and "0/3" in line for line in lines)
+    assert any("export" in line for line in lines)
+    assert "0/?" not in shown.getvalue()
 
 
 def test_interrupted_training_exits_130_and_says_how_to_go_on(tiny_cache: Path, tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ from clipglot.cache.format import Status
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
+from clipglot.distill.export import export_run
+from clipglot.distill.provenance import content_of, run_provenance
+from clipglot.distill.settings import ExportSettings
 from drawn import draw_pictures
 from numpy.typing import NDArray
 from PIL import Image
@@ -320,3 +323,40 @@ def test_a_wrong_image_root_is_said_and_can_be_mended(
     with pytest.raises(CacheError, match=r"not one picture could be embedded \(40 missing\): check --image-root"):
         make_cache(manifest, tmp_path / "cache.zarr", image_root=tmp_path / "elsewhere")
     assert make_cache(manifest, tmp_path / "cache.zarr").cache.info.counts == {"embedded": 40}
+
+
+def test_control_c_before_the_first_picture_says_what_is_kept(
+    tiny_cache: Path, manifest: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    undo(cache, 1)
+    monkeypatch.setattr("clipglot.distill.caching.load_image_tower", interrupted)
+    for output, kept in ((cache, "4 of 5 chunks are embedded and kept"), (tmp_path / "new.zarr", "no picture was")):
+        command = ["cache", str(manifest), "-o", str(output), "--model", f"local-dir:{tiny_clip}"]
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 130
+        assert f"stopped: {kept}" in result.stderr
+        assert result.stderr.endswith("; run the same command again to resume\n")
+
+
+def test_a_resumed_pass_records_where_the_pictures_are_now(
+    make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    before = draw_pictures(tmp_path / "before", 20).parent
+    cache, run = tmp_path / "cache.zarr", tmp_path / "run"
+    make_cache(before / "pairs.jsonl", cache)
+    make_run(cache, run, epochs=1)
+    content = content_of(run_provenance(Cache(cache)))
+    after = before.rename(tmp_path / "after")
+    undo(cache, 1)
+    with pytest.raises(CacheError, match="absent: no such folder: pass --image-root"):
+        make_cache(after / "pairs.jsonl", cache, image_root=tmp_path / "absent")
+    assert Cache(cache).info.source.image_root == str(before)
+    make_cache(after / "pairs.jsonl", cache)
+    source = Cache(cache).info.source
+    assert (source.image_root, source.path) == (str(after), str(after / "pairs.jsonl"))
+    assert export_run(ExportSettings(run=run, output=tmp_path / "merged")).num_probes == 8
+    assert content_of(run_provenance(Cache(cache))) == content

@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 import open_clip
@@ -11,7 +13,7 @@ import pytest
 import timm
 import torch
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.image import ImageTower, hash_tensors, load_image_tower
+from clipglot.encoders.image import ImageTower, exact_float32, hash_tensors, load_image_tower
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -139,6 +141,30 @@ def test_half_precision_changes_rounding_alone(tiny_clip: Path) -> None:
     assert full.weights_sha256 == half.weights_sha256
 
 
+@pytest.mark.parametrize("before", ["tf32", "ieee", "none"])
+def test_float32_is_exact_inside_the_block_alone(before: str) -> None:
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    found = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = before
+        set_to = conv.fp32_precision, matmul.fp32_precision
+        with suppress(ZeroDivisionError), exact_float32():
+            with exact_float32():
+                assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+            assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+            raise ZeroDivisionError
+        assert (conv.fp32_precision, matmul.fp32_precision) == set_to
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_float32_on_a_gpu_is_the_cpus(tiny_clip: Path) -> None:
+    cpu, cuda = (load_image_tower(f"local-dir:{tiny_clip}", None, device=device) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda.encode(pixels_for(cpu, 16)), cpu.encode(pixels_for(cpu, 16)), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
     [
@@ -159,6 +185,23 @@ def test_what_is_not_there_is_named_with_a_remedy(model: str, pretrained: str | 
     with pytest.raises(EncoderError, match=message) as error:
         load_image_tower(model, pretrained)
     assert "None" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained"),
+    [("timm/test_vit", None), ("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32", "openai")],  # hub, hub, web server
+)
+def test_weights_that_cannot_be_fetched_are_asked_for_as_a_file(
+    model: str, pretrained: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)  # the network; the hub is offline already
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(EncoderError, match=r"not on this machine and cannot be fetched \(.+\): pass --pretrained FILE"):
+        load_image_tower(model, pretrained)
 
 
 def test_weights_of_another_model_are_refused_in_a_few_lines(
