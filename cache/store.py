@@ -24,13 +24,11 @@ from .format import (
     CacheInfo,
     Status,
 )
-from .ragged import RaggedReader, open_array
+from .mapped import MappedRows
+from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedReader, open_array
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
 ROWS_AT_A_TIME = 8192
-# What zarr raises on files that it cannot make sense of; it has no error of its own for them.
-UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
-UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +126,14 @@ class Cache:
                 held = self.chunk_slice(chunk)
                 emb[wanted] = np.asarray(array[view, held])[rows[wanted] - held.start]
         return emb
+
+    def mapped(self, name: str, view: int = 0) -> MappedRows:
+        """The rows of an array, one view of it, mapped from the chunk files of a sealed cache; `check` them before use.
+
+        Raises:
+            CacheError: a chunk is absent or of the wrong size.
+        """
+        return MappedRows(self._array(name), self.path / name, view=view, remedy=lambda index: _remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`."""
