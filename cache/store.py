@@ -21,11 +21,13 @@ from .format import (
     PLANNED_ARRAYS,
     STATUS,
     TEXT,
+    TOKENS,
     CacheInfo,
     Status,
 )
 from .mapped import MappedRows
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedReader, open_array
+from .tokens import find_token_faults
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
 ROWS_AT_A_TIME = 8192
@@ -170,7 +172,7 @@ class Cache:
         return {status: counts[status] for status in Status if counts[status]}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Read every stored chunk and check it against its checksum, then the counts against each other.
+        """Read every stored chunk, tokens too, and check it against its checksum, then the counts against each other.
 
         Returns:
             One line a fault, naming the chunk's file and what to do; empty when the cache is whole.
@@ -194,6 +196,7 @@ class Cache:
                     faults.append(f"{_chunk_name(array, index)}: {fault}: {_remedy([(name, index)])}")
                 done += 1
                 on_progress(done, total)
+        faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
         return faults or list(self._count_faults(arrays))
 
     def _count_faults(self, arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:

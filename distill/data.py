@@ -1,6 +1,7 @@
 """What training and validation run on: embeddings on the device, captions as ids, and who belongs to whom."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer
 from .batches import group_equal_captions
 from .errors import DistillError
-from .tokens import TokenTable, tokenize
+from .tokens import TokenTable, open_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,17 @@ class TrainData:
     caption_group: NDArray[np.int64]
 
 
-def load_data(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, device: torch.device) -> TrainData:
+def load_data(
+    cache: Cache, tokenizer: CaptionTokenizer, context_length: int, device: torch.device, beside: Path
+) -> TrainData:
     """Bring a cache's embeddings to the device and its captions into token ids.
+
+    Args:
+        cache: sealed.
+        tokenizer: of the run.
+        context_length: most ids of a caption.
+        device: of the embeddings.
+        beside: folder for the ids of this cache, used if it cannot be written.
 
     Raises:
         CacheError: the cache is damaged.
@@ -46,10 +56,10 @@ def load_data(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, de
         raise DistillError(
             f"{cache.path} has no caption of an embedded picture: cache again with the --text-field of the captions"
         )
-    tokens = tokenize(tokenizer, cache.captions(), context_length)
+    tokens = open_tokens(cache, tokenizer, context_length, beside)
     return TrainData(
         image_emb=torch.from_numpy(cache.image_emb()).to(device),
         tokens=tokens,
         caption_image=usable,
-        caption_group=group_equal_captions(tokens.take(np.arange(len(tokens)))),
+        caption_group=group_equal_captions(tokens),
     )

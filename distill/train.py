@@ -99,7 +99,7 @@ def _prepare(settings: TrainSettings, resume: bool) -> _Setup:
         tokenizer = CaptionTokenizer.load(settings.tokenizer)
     else:
         tokenizer = train_bpe(cache.captions(), settings.vocab_size)
-    data = load_data(cache, tokenizer, settings.context_length, device)
+    data = load_data(cache, tokenizer, settings.context_length, device, run.tokens / "train")
     config = TextConfig(
         embed_dim=cache.info.encoder.dim,
         vocab_size=tokenizer.vocab_size,
@@ -115,7 +115,9 @@ def _prepare(settings: TrainSettings, resume: bool) -> _Setup:
         run=run,
         tokenizer=tokenizer,
         data=data,
-        val_data=load_data(val_cache, tokenizer, settings.context_length, device) if val_cache else None,
+        val_data=load_data(val_cache, tokenizer, settings.context_length, device, run.tokens / "val")
+        if val_cache
+        else None,
         plan=BatchPlan(data.caption_image, batch_size=settings.batch_size, seed=settings.seed),
         student=Student(config, settings, device, precision),
         description=description,

@@ -1,5 +1,6 @@
 """Tokenizers: byte-level BPE trained on captions, and encoding exactly as open_clip does at inference."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -69,6 +70,12 @@ class CaptionTokenizer:
         """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
         return [e.ids for e in self._tokenizer.encode_batch_fast([_clean(caption) for caption in captions])]
+
+    def fingerprint(self, context_length: int) -> str:
+        """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
+        self._tokenizer.no_truncation()  # `encode` sets it
+        decisive = [self._tokenizer.to_str(), CLEANING, context_length]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""

@@ -1,6 +1,7 @@
 """Tokenizers: every script round-trips, and open_clip and transformers read the same ids from the saved files."""
 
 import json
+import re
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -101,6 +102,14 @@ plain_texts = st.deferred(lambda: st.text(st.sampled_from(plain_characters())))
 def test_cleaning_is_that_of_open_clip(parts: list[str]) -> None:
     text = "".join(parts)
     assert _clean(text) == clean(text)
+
+
+def test_the_fingerprint_changes_with_all_that_decides_the_ids(tokenizer: CaptionTokenizer, folder: Path) -> None:
+    found = tokenizer.fingerprint(CONTEXT)
+    tokenizer.encode(CAPTIONS, 5)
+    assert tokenizer.fingerprint(CONTEXT) == found == CaptionTokenizer.load(folder).fingerprint(CONTEXT)
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    assert len({found, tokenizer.fingerprint(CONTEXT + 1), train_bpe(CAPTIONS, 290).fingerprint(CONTEXT)}) == 3
 
 
 def test_ids_are_those_of_open_clip_less_padding(tokenizer: CaptionTokenizer, folder: Path) -> None:
