@@ -2,17 +2,14 @@
 
 import mmap
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from .errors import CacheError
 from .format import Status
 from .pictures import Geometry, RejectedPictureError, decode, open_below, require_image_root
+from .processes import worker_pool
 
 SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
 
@@ -121,14 +119,8 @@ class BlockDecoder:
         self._slots = self._memory.view()
         self._free = list(range(shape[0]))
         self._in_flight: deque[tuple[int, int, int, Future[tuple[bytes, float]]]] = deque()
-        context = get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        self._pool = ProcessPoolExecutor(
-            workers,
-            mp_context=context,
-            initializer=_start_worker,
-            initargs=(geometry, root.resolve(), max_pixels, self._memory),
-        )
+        known = (geometry, root.resolve(), max_pixels, self._memory)
+        self._pool = worker_pool(workers, __name__, _start_worker, *known)
 
     def close(self) -> None:
         """Stop the workers; the memory goes with the last view of it."""
@@ -180,17 +172,7 @@ def block_decoder(root: Path, geometry: Geometry, **options: Any) -> Iterator[Bl
 
 def _start_worker(geometry: Geometry, root: Path, max_pixels: int, memory: _SharedMemory) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
-    threading.Thread(target=_die_with_parent, daemon=True).start()
     _worker = _Worker(geometry, root, max_pixels, memory.view())
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot stop its workers; without this they would wait for work for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _decode_block(slot: int, keys: list[str]) -> tuple[bytes, float]:

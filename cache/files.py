@@ -48,13 +48,13 @@ def write_whole(path: Path, data: Any) -> None:
 
 
 @contextmanager
-def whole_directory(path: Path) -> Iterator[Path]:
+def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to fill; it takes the name `path` only when the block ends well.
 
-    What an earlier, killed attempt at the same name left behind goes first.
+    What an earlier, killed attempt at the same name left behind goes first, unless another process may be at it now.
     """
     partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
-    for left in path.parent.iterdir() if path.parent.is_dir() else ():
+    for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():
         if partial_name.fullmatch(left.name):
             shutil.rmtree(left, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
@@ -71,21 +71,25 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold `folder` for one writer; it is created, and goes again if nothing came into it.
 
     The lock is the kernel's, on the folder itself: it ends with the process, however that dies. Filesystems without
-    such locks do without.
+    such locks do without; what is yielded says whether there is one.
+
+    Args:
+        folder: to hold.
+        wait: for a process that holds it, rather than raise.
 
     Raises:
         CacheError: another process holds it, it is no folder, or it cannot be created.
     """
     require_folder_or_nothing(folder)
     existed = folder.exists()
-    with _explained(folder):
-        descriptor = _open_locked(folder)
+    with explained(folder):
+        descriptor, alone = _open_locked(folder, wait)
     try:
-        yield
+        yield alone
     finally:
         if not existed:
             with suppress(OSError):  # it has been filled, as it should, or is another's by now
@@ -94,12 +98,13 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _open_locked(folder: Path) -> int:
+def _open_locked(folder: Path, wait: bool) -> tuple[int, bool]:
     while True:
+        alone = True
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(descriptor)
             raise CacheError(
@@ -109,9 +114,10 @@ def _open_locked(folder: Path) -> int:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
                 raise
+            alone = False
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
+                return descriptor, alone
         os.close(descriptor)  # its last holder took the empty folder away meanwhile
 
 
@@ -161,19 +167,19 @@ class DurableLocalStore(LocalStore):
         """The same for zarr's synchronous path (zarr >= 3.1.6)."""
         self._check_writable()
         path = self.root / key
-        with _explained(path):
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, value.as_buffer_like())
 
     async def _open(self, *, mode: Any = None) -> None:
         if not self.read_only:
-            with _explained(self.root):
+            with explained(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
         await super()._open(mode=mode)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn a full disk or a read-only folder into an error that says what to do."""
     try:
         yield

@@ -15,6 +15,7 @@ ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
+TOKENS = "tokens"
 EMBEDDED_ARRAYS = (EMB, NORM, STATUS)  # filled by the pass, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 

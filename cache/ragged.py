@@ -11,6 +11,10 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 
 from .format import CHUNK_BYTES
 
+# What zarr raises on files that it cannot make sense of; it has no error of its own for them.
+UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
+UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
+
 
 def create_array(
     group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str

@@ -21,16 +21,16 @@ from .format import (
     PLANNED_ARRAYS,
     STATUS,
     TEXT,
+    TOKENS,
     CacheInfo,
     Status,
 )
-from .ragged import RaggedReader, open_array
+from .mapped import MappedRows
+from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedReader, open_array
+from .tokens import find_token_faults
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
 ROWS_AT_A_TIME = 8192
-# What zarr raises on files that it cannot make sense of; it has no error of its own for them.
-UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
-UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,14 @@ class Cache:
                 emb[wanted] = np.asarray(array[view, held])[rows[wanted] - held.start]
         return emb
 
+    def mapped(self, name: str, view: int = 0) -> MappedRows:
+        """The rows of an array, one view of it, mapped from the chunk files of a sealed cache; `check` them before use.
+
+        Raises:
+            CacheError: a chunk is absent or of the wrong size.
+        """
+        return MappedRows(self._array(name), self.path / name, view=view, remedy=lambda index: _remedy([(name, index)]))
+
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`."""
         return self._read(NORM, (view, slice(None)))
@@ -164,7 +172,7 @@ class Cache:
         return {status: counts[status] for status in Status if counts[status]}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Read every stored chunk and check it against its checksum, then the counts against each other.
+        """Read every stored chunk, tokens too, and check it against its checksum, then the counts against each other.
 
         Returns:
             One line a fault, naming the chunk's file and what to do; empty when the cache is whole.
@@ -188,6 +196,7 @@ class Cache:
                     faults.append(f"{_chunk_name(array, index)}: {fault}: {_remedy([(name, index)])}")
                 done += 1
                 on_progress(done, total)
+        faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
         return faults or list(self._count_faults(arrays))
 
     def _count_faults(self, arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:

@@ -63,15 +63,20 @@ def _parameter(field: Field[Any], hint: Any, positional: bool) -> Callable[[Comm
     click_type, multiple = _click_type(type_)
     if positional:
         return click.argument(field.name, type=click_type)
-    flags = [f"--{field.name.replace('_', '-')}", field.name]
+    flag = field.name.replace("_", "-")
+    flags = [f"--{flag}/--no-{flag}" if type_ is bool else f"--{flag}", field.name]
     if field.name == "output":
         flags.insert(0, "-o")
     if field.default is MISSING:
         help_ += "  [required]"
     elif field.default not in (None, ()) and "(default" not in help_:
         shown = ", ".join(field.default) if multiple else field.default
+        if type_ is bool:
+            shown = flag if field.default else f"no-{flag}"
         help_ += f"  [default: {shown}]"
     # No default here: what is not given must be told from what is given with the default's value.
+    if type_ is bool:
+        return click.option(*flags, default=None, help=help_)
     return click.option(*flags, type=click_type, multiple=multiple, help=help_, metavar=_metavar(type_))
 
 
@@ -128,7 +133,7 @@ def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) 
 
 def _from_toml(click_type: Any, value: Any) -> Any:
     """What the flag would make of the value; a string is no number and a number no string."""
-    expected = {int: (int,), float: (int, float)}.get(click_type, (str,))
-    if not isinstance(value, expected) or isinstance(value, bool):
+    expected = {int: (int,), float: (int, float), bool: (bool,)}.get(click_type, (str,))
+    if not isinstance(value, expected) or (isinstance(value, bool) and click_type is not bool):
         raise click.BadParameter(f"{value!r} is no {' or '.join(kind.__name__ for kind in expected)}")
     return click.types.convert_type(click_type)(str(value), None, None)

@@ -1,5 +1,6 @@
 """`clipglot tokenizer` and `train`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,21 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
         task = progress.add_task("train", note="", total=None)
         notes = {"loss": "", "recall": ""}
 
+        def show_preparing(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
         def show(step: int, total: int, metrics: dict[str, Any]) -> None:
             if "loss" in metrics:
                 notes["loss"] = f"loss {metrics['loss']:.3f}, {metrics['pairs_per_s']:,.0f} pairs/s"
             if "r_at_10" in metrics:
                 notes["recall"] = f", R@10 {percent(metrics['r_at_10'])}"
-            progress.update(task, completed=step, total=total, note=notes["loss"] + notes["recall"])
+            progress.update(
+                task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
+            )
 
-        result = run_training(settings, resume=resume, on_progress=show)
+        result = run_training(settings, resume=resume, on_prepare=show_preparing, on_progress=show)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process speaks for all
     if as_json:
         print_json(
             {

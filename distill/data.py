@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..cache.format import Status
+from ..cache.format import EMB, Status
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer
 from .batches import group_equal_captions
@@ -115,21 +115,34 @@ def load_validation(
     )
 
 
-def open_images(cache: Cache, settings: TrainSettings, device: torch.device) -> ImageSource:
-    """Where to read embeddings: `--embeddings`, or the nearest place that holds them."""
+def open_images(
+    cache: Cache,
+    settings: TrainSettings,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> ImageSource:
+    """Where to read embeddings: `--embeddings`, or the nearest place that holds them.
+
+    Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
+
+    Raises:
+        CacheError: a chunk is absent or damaged.
+    """
     info, where = cache.info, settings.embeddings
     if where == "auto":
         where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * _free_bytes(device) else "mapped"
-    if where == "device":
-        return OnDevice(torch.from_numpy(cache.image_emb()).to(device))
-    if where == "mapped":
-        rows = cache.mapped_emb()
-        rows.check()
-        return OnHost(rows.take, device)
+    if where != "chunks":
+        rows = cache.mapped(EMB).check(on_progress)
+        return OnDevice(torch.from_numpy(rows.read()).to(device)) if where == "device" else OnHost(rows.take, device)
     pool_bytes = settings.buffer_gb * 1e9 / 2  # one pool is trained on while the next is read
     pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
     pooling = Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
-    return Buffered(cache.chunk_emb, info.encoder.dim, pooling, device)
+
+    def read_chunk(chunk: int) -> NDArray[np.float16]:
+        held = cache.chunk_slice(chunk)
+        return cache.emb_rows(np.arange(held.start, held.stop))
+
+    return Buffered(read_chunk, info.encoder.dim, pooling, device)
 
 
 def _open_tokens(

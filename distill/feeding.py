@@ -5,8 +5,8 @@ B pairs of a step, b of this process, D features.
 
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -39,16 +39,14 @@ class Fed:
         group: `[B]`, equal where captions read the same; None where no two do.
         draw: negatives beyond the batch, if any.
         drawn: what the source has read of them.
-        made_s: seconds that it took.
     """
 
-    packed: list[Packed]
+    packed: Sequence[Packed]
     images: Tensor
     own: slice
     group: Tensor | None
     draw: Draw | None
     drawn: Tensor | None
-    made_s: float
 
 
 class Feed:
@@ -79,8 +77,8 @@ class Feed:
             if size == len(rows):
                 if not isinstance(data.images, OnDevice):
                     raise DistillError(
-                        f"--negatives {settings.negatives} holds every caption against all embeddings, which do not fit "
-                        "the device: pass a smaller number, or --embeddings device"
+                        f"--negatives {settings.negatives} holds every caption against all embeddings, which are not "
+                        "on the device: pass a smaller number, or --embeddings device"
                     )
                 self._all = data.images.subset(rows)
 
@@ -89,15 +87,15 @@ class Feed:
         """Batches of an epoch."""
         return len(self.plan)
 
-    def steps(self, start: int, stop: int) -> Iterator[Fed]:
+    def steps(self, start: int, stop: int) -> Generator[Fed, None, None]:
         """The input of steps `start` to `stop`, each made while those before are computed."""
-        yield from ahead(self._make, range(start, stop))
+        return ahead(self._make, range(start, stop))
 
     def targets(self, fed: Fed) -> Targets:
         """What the loss of a step needs, on the device; every process must ask."""
         images = self._data.images
         image_emb = images.to_device(fed.images)
-        if not images.on_device:
+        if not isinstance(images, OnDevice):
             image_emb = parallel.gather(image_emb)
         group = None if fed.group is None else fed.group.to(self._device, non_blocking=True)
         return Targets(image_emb=image_emb.float(), own=fed.own, caption_group=group, bank=self._bank_of(fed))
@@ -115,7 +113,6 @@ class Feed:
         return Bank(emb=emb, bias=bias, masked=fed.draw.masked[:, here] - [[fed.own.start], [0]])
 
     def _make(self, step: int) -> Fed:
-        started = time.perf_counter()
         data, own = self._data, self._own
         epoch, index = divmod(step, len(self.plan))
         batch = self.plan.batch(epoch, index)
@@ -127,32 +124,29 @@ class Feed:
             self._tower.pack(*data.tokens.gather(captions[i : i + self._micro_batch]))
             for i in range(0, len(captions), self._micro_batch)
         ]
-        fed = Fed(
+        return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
-            images=data.images.read(batch.rows if data.images.on_device else batch.rows[own]),
+            images=data.images.read(batch.rows if isinstance(data.images, OnDevice) else batch.rows[own]),
             own=own,
             group=torch.from_numpy(group) if len(np.unique(group)) < len(group) else None,
             draw=draw,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
-            made_s=time.perf_counter() - started,
         )
-        return fed
 
 
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], numbers: range, depth: int = AHEAD) -> Iterator[T]:
+def ahead(make: Callable[[int], T], numbers: range, depth: int = AHEAD) -> Generator[T, None, None]:
     """Yield `make(number)` for each number, made by a thread up to `depth` ahead; its errors are raised here."""
     made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()
 
     def put(item: tuple[T | None, BaseException | None]) -> None:
         while not stopped.is_set():
-            try:
-                return made.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+            with suppress(queue.Full):
+                made.put(item, timeout=0.1)
+                return
 
     def work() -> None:
         try:

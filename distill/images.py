@@ -4,10 +4,10 @@ Reading has two halves: `read` is host work, done ahead by the feeding thread; `
 N pictures, D features.
 """
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,33 +20,29 @@ Rows = NDArray[np.int64]
 READ_THREADS = 4
 
 
-class ImageSource(Protocol):
+class ImageSource(ABC):
     """The embeddings of a cache.
 
     Attributes:
-        on_device: whether all of them are there, so that every process can read a whole batch at no cost.
         pooling: how rows must be shuffled for this source; None where any row is as near as any other.
     """
 
-    on_device: bool
-    pooling: Pooling | None
+    pooling: Pooling | None = None
 
+    @abstractmethod
     def read(self, rows: Rows) -> Tensor:
         """Whatever of some rows can be brought from the host ahead of the step."""
-        ...
 
+    @abstractmethod
     def to_device(self, read: Tensor) -> Tensor:
         """The embeddings `[b, D]` on the device, given what was read."""
-        ...
 
-    def expect(self, rows: Rows) -> None:
+    def expect(self, rows: Rows) -> None:  # noqa: B027 (most sources have nothing to do)
         """Begin to read rows that will be asked for later."""
 
 
-class OnDevice:
+class OnDevice(ImageSource):
     """All embeddings on the device."""
-
-    on_device, pooling = True, None
 
     def __init__(self, image_emb: Tensor) -> None:
         """Hold `[N, D]`."""
@@ -60,18 +56,13 @@ class OnDevice:
         """Index on the device."""
         return self._image_emb[read.to(self._image_emb.device, non_blocking=True)]
 
-    def expect(self, rows: Rows) -> None:
-        """Nothing is nearer than it is."""
-
     def subset(self, rows: Rows) -> Tensor:
         """Distinct, ascending rows for the whole run; no copy where that is all of them."""
         return self._image_emb if len(rows) == len(self._image_emb) else self.to_device(self.read(rows))
 
 
-class OnHost:
+class OnHost(ImageSource):
     """Embeddings that any row of can be read at once, as from mapped chunk files."""
-
-    on_device, pooling = False, None
 
     def __init__(self, take: Callable[[Rows], NDArray[np.float16]], device: torch.device) -> None:
         """Read with `take`, which gives `[len(rows), D]`."""
@@ -85,9 +76,6 @@ class OnHost:
     def to_device(self, read: Tensor) -> Tensor:
         """Move without waiting."""
         return read.to(self._device, non_blocking=True)
-
-    def expect(self, rows: Rows) -> None:
-        """The system reads ahead as it likes."""
 
 
 class Buffered(OnHost):
@@ -105,19 +93,19 @@ class Buffered(OnHost):
             device: where the embeddings are needed.
         """
         super().__init__(self._take_from_chunks, device)
-        self.pooling: Pooling = pooling  # type: ignore[assignment]
-        self._read_chunk, self._dim = read_chunk, dim
+        self.pooling = pooling
+        self._sizes, self._read_chunk, self._dim = pooling, read_chunk, dim
         self._chunks: OrderedDict[int, Future[NDArray[np.float16]]] = OrderedDict()
         self._threads = ThreadPoolExecutor(READ_THREADS, "chunks")
 
     def expect(self, rows: Rows) -> None:
         """Begin to read the rows' chunks."""
-        for chunk in np.unique(rows // self.pooling.chunk_rows).tolist():
+        for chunk in np.unique(rows // self._sizes.chunk_rows).tolist():
             self._chunk(chunk)
 
     def _take_from_chunks(self, rows: Rows) -> NDArray[np.float16]:
         taken = np.empty((len(rows), self._dim), np.float16)
-        chunks, within = np.divmod(rows, self.pooling.chunk_rows)
+        chunks, within = np.divmod(rows, self._sizes.chunk_rows)
         for chunk in np.unique(chunks).tolist():
             here = chunks == chunk
             taken[here] = self._chunk(chunk).result()[within[here]]
@@ -126,7 +114,7 @@ class Buffered(OnHost):
     def _chunk(self, chunk: int) -> Future[NDArray[np.float16]]:
         """A chunk that is here or on its way; those that were not asked for the longest make room."""
         if chunk not in self._chunks:
-            while len(self._chunks) >= 2 * self.pooling.pool_chunks:
+            while len(self._chunks) >= 2 * self._sizes.pool_chunks:
                 self._chunks.popitem(last=False)[1].cancel()
             self._chunks[chunk] = self._threads.submit(self._read_chunk, chunk)
         self._chunks.move_to_end(chunk)

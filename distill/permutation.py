@@ -28,7 +28,7 @@ class Stream(IntEnum):
 
 def keys(count: int, *seed: int) -> NDArray[np.uint64]:
     """Independent 64-bit keys from whole numbers that are not negative."""
-    return np.random.SeedSequence(seed).generate_state(count, np.uint64)
+    return np.random.SeedSequence(seed).generate_state(count, np.uint64).astype(np.uint64)
 
 
 def mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:

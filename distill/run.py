@@ -2,7 +2,8 @@
 
     run/run.json  metrics.jsonl  tokenizer/  checkpoints/step-*.pt  final/
 
-`run.json` holds the resolved settings and the provenance of the cache, in one file so that neither is ever alone.
+`run.json` holds the resolved settings and the provenance of the cache, in one file so that neither is ever alone. Token
+ids lie in `tokens/` if the cache cannot be written.
 """
 
 import io
@@ -35,7 +36,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tokenizer, self.final = path / "tokenizer", path / "final"
+        self.tokenizer, self.tokens, self.final = path / "tokenizer", path / "tokens", path / "final"
         self._description = path / "run.json"
         self._metrics, self._checkpoints = path / "metrics.jsonl", path / "checkpoints"
 
@@ -162,8 +163,10 @@ class Run:
         write_whole(self._metrics, "".join(kept).encode())
 
     def _is_debris(self) -> bool:
-        """Whether the folder is empty, or holds only what a killed start left."""
-        return self.path.is_dir() and all(file.name.endswith(PARTIAL) for file in self.path.iterdir())
+        """Whether the folder is empty, or holds only what comes before a run begins, or what a killed start left."""
+        return self.path.is_dir() and all(
+            file == self.tokens or file.name.endswith(PARTIAL) for file in self.path.iterdir()
+        )
 
     def _sorted_checkpoints(self) -> list[Path]:
         return sorted(self._checkpoints.glob("step-*.pt"))

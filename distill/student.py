@@ -4,9 +4,10 @@ b captions of this process, D features.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,10 @@ class Student:
         self.tower.grad_checkpointing = settings.grad_checkpointing
         self.loss = make_loss(settings, compiled=compiled).to(device)
         self.optimizer = make_optimizer([self.tower, self.loss], settings)
-        self._average = (
-            AveragedModel(self.tower, multi_avg_fn=get_ema_multi_avg_fn(settings.ema)) if settings.ema else None
-        )
+        self._average = None
+        if settings.ema:
+            average = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(self.tower, multi_avg_fn=average)
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._grad_clip = settings.grad_clip or float("inf")
@@ -69,8 +71,7 @@ class Student:
     @property
     def evaluated(self) -> TextTower:
         """The tower that is validated and exported: the averaged one if there is an average."""
-        tower: TextTower = self.tower if self._average is None else self._average.module
-        return tower
+        return self.tower if self._average is None else cast(TextTower, self._average.module)
 
     @property
     def logit_scale(self) -> float:
@@ -82,7 +83,7 @@ class Student:
         """What is added to scaled cosines, in losses that do."""
         return None if self.loss.logit_bias is None else float(self.loss.logit_bias.item())
 
-    def step(self, packed: list[Packed], targets: Targets, lr: float) -> StepResult:
+    def step(self, packed: Sequence[Packed], targets: Targets, lr: float) -> StepResult:
         """Learn from one batch: forward, loss, backward, clip, update.
 
         With several micro-batches, captions are embedded twice: first all without gradient, for the loss; then one
@@ -103,11 +104,11 @@ class Student:
         self._scaler.scale(loss).backward()
         assert text_emb.grad is not None
         # Processes average their gradients, the loss's is already a part of the sum.
-        grads = (text_emb.grad * parallel.num_processes()).split([len(e) for e in embedded])
+        grads = torch.split(text_emb.grad * parallel.num_processes(), [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
                 again = embedded[0] if at_once else self._embed(self._parallel or self.tower, micro_batch)
-                again.backward(grad)
+                torch.autograd.backward(again, grad)
         return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
 
     def _embed(self, tower: torch.nn.Module, packed: Packed) -> Tensor:
@@ -118,7 +119,7 @@ class Student:
 
     def _unreduced(self) -> AbstractContextManager[None]:
         """Gradients of all but the last micro-batch stay in this process."""
-        return self._parallel.no_sync() if self._parallel else nullcontext()  # type: ignore[no-any-return]
+        return self._parallel.no_sync() if self._parallel else nullcontext()
 
     def _update(self, lr: float) -> Tensor:
         """Clip and descend; gives the gradient's norm before clipping."""

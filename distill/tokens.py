@@ -1,52 +1,165 @@
-"""Captions as token ids, ragged: tokenized once, before the first step."""
+"""Captions as token ids, ragged: tokenized once for a cache and a tokenizer, and mapped from then on."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache import tokens as stored
 from ..cache.files import whole_directory
+from ..cache.format import TOKENS
+from ..cache.mapped import MappedRows
+from ..cache.processes import worker_pool
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .errors import DistillError
+from .settings import num_usable_cores
 
-CAPTIONS_AT_A_TIME = 4096
+CAPTIONS_AT_A_TIME = 2**14  # reading a few would decode the whole 16 MB chunk that holds them
+MANY_CAPTIONS = 300_000  # from here on processes make up for their start, which imports torch
+BLOCKS_AHEAD = 2  # that may wait, tokenized, for the disk
+
+Block = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Ids of a run of captions, one after the other, and the length of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenTable:
-    """Ids of M captions: caption i is `ids[offsets[i]:offsets[i + 1]]`."""
+    """Ids of M captions, in memory or mapped: caption i is `ids[offsets[i]:offsets[i + 1]]`."""
 
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    ids: NDArray[Any] | MappedRows
+    offsets: NDArray[np.int64] | MappedRows
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int32]]:
-        """The ids of some captions, unpadded."""
-        return [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in captions]
+    def gather(self, captions: NDArray[np.int64]) -> Block:
+        """The ids of some captions, one after the other, and the length of each.
+
+        >>> table = TokenTable(np.array([1, 7, 2, 1, 2]), np.array([0, 3, 5]))
+        >>> ids, lengths = table.gather(np.array([1, 0]))
+        >>> ids.tolist(), lengths.tolist()
+        ([1, 2, 1, 7, 2], [2, 3])
+        """
+        starts = self.offsets.take(captions)
+        lengths = self.offsets.take(captions + 1) - starts
+        before = np.cumsum(lengths) - lengths
+        positions = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+        return self.ids.take(positions).astype(np.int64), lengths
+
+    def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """The ids of some captions, apart and unpadded."""
+        ids, lengths = self.gather(captions)
+        return [ids[a:b] for a, b in pairwise([0, *np.cumsum(lengths).tolist()])]
 
 
-def tokenize(
+def open_tokens(
+    cache: Cache,
     tokenizer: CaptionTokenizer,
-    captions: Sequence[str],
     context_length: int,
+    beside: Path,
+    *,
+    workers: int | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TokenTable:
-    """Tokenize captions, block by block; each has at most `context_length` ids."""
-    blocks: list[NDArray[np.int32]] = []
-    lengths: list[int] = []
-    for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
-        encoded = tokenizer.encode(captions[start : start + CAPTIONS_AT_A_TIME], context_length)
-        lengths += map(len, encoded)
-        blocks.append(np.fromiter((i for ids in encoded for i in ids), np.int32))
-        on_progress(start + len(encoded), len(captions))
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    return TokenTable(np.concatenate(blocks or [np.zeros(0, np.int32)]), offsets)
+    """The ids of all captions of a cache, tokenized now unless they were before.
+
+    Args:
+        cache: that holds the captions, and from now on their ids.
+        tokenizer: whose ids.
+        context_length: most ids of a caption.
+        beside: folder that holds the ids of a cache that cannot be written; of this cache alone.
+        workers: processes that tokenize many captions; by default one a core.
+        on_progress: called with captions done and all captions while they are tokenized.
+
+    Raises:
+        CacheError: damaged captions or tokens, or no room to write.
+        DistillError: a tokenizing process died.
+    """
+    key = tokenizer.fingerprint(context_length)
+    inside = cache.path / TOKENS
+    group = next((place / key for place in (inside, beside) if (place / key).exists()), None)
+    if group is None:
+        group = (inside if stored.can_write(inside) else beside) / key
+        dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
+        workers = workers or num_usable_cores()
+        with closing(_tokenized(cache, tokenizer, context_length, workers, on_progress)) as blocks:
+            stored.write_tokens(group, dtype, blocks)
+    tokens = stored.map_tokens(group, cache.info.num_captions)
+    return TokenTable(tokens.ids, tokens.offsets)
+
+
+def _encode(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> Block:
+    encoded = tokenizer.encode(captions, context_length)
+    lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    return np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum())), lengths
+
+
+def _tokenized(
+    cache: Cache,
+    tokenizer: CaptionTokenizer,
+    context_length: int,
+    workers: int,
+    on_progress: Callable[[int, int], None],
+) -> Generator[Block, None, None]:
+    """Blocks of all captions, in order; memory does not grow with their number."""
+    total = cache.info.num_captions
+    runs = [(start, min(start + CAPTIONS_AT_A_TIME, total)) for start in range(0, total, CAPTIONS_AT_A_TIME)]
+    blocks: Iterator[Block]
+    if workers == 1 or total < MANY_CAPTIONS:
+        blocks = (_encode_run(cache, tokenizer, context_length, run) for run in runs)
+    else:
+        blocks = _in_processes(cache, tokenizer, context_length, runs, min(workers, len(runs)))
+    done = 0
+    for ids, lengths in blocks:
+        yield ids, lengths
+        done += len(lengths)
+        on_progress(done, total)
+
+
+def _encode_run(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, run: tuple[int, int]) -> Block:
+    return _encode(tokenizer, cache.captions(*run), context_length)
+
+
+def _in_processes(
+    cache: Cache, tokenizer: CaptionTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
+) -> Iterator[Block]:
+    pool = worker_pool(workers, __name__, _start_worker, cache.path, tokenizer, context_length)
+    in_flight = deque[Future[Block]]()
+    try:
+        for run in runs:
+            in_flight.append(pool.submit(_encode_in_worker, run))
+            if len(in_flight) == workers + BLOCKS_AHEAD:
+                yield in_flight.popleft().result()
+        while in_flight:
+            yield in_flight.popleft().result()
+    except BrokenProcessPool as error:
+        raise DistillError(
+            f"{cache.path}: a tokenizing process died, perhaps for want of memory: run the same command again"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: tuple[Cache, CaptionTokenizer, int] | None = None
+
+
+def _start_worker(cache: Path, tokenizer: CaptionTokenizer, context_length: int) -> None:
+    global _worker
+    _worker = Cache(cache), tokenizer, context_length
+
+
+def _encode_in_worker(run: tuple[int, int]) -> Block:
+    assert _worker is not None
+    return _encode_run(*_worker, run)
 
 
 def write_tokenizer(cache: Path, folder: Path, vocab_size: int) -> dict[str, Any]:
@@ -63,7 +176,7 @@ def write_tokenizer(cache: Path, folder: Path, vocab_size: int) -> dict[str, Any
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(folder) as partial:
         tokenizer.save(partial)
-    lengths = np.diff(tokenize(tokenizer, captions, 10**6).offsets)
+    _, lengths = _encode(tokenizer, captions, 10**6)
     return {
         "tokenizer": str(folder),
         "vocab_size": tokenizer.vocab_size,

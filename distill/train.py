@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,8 @@ CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps
 
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called after each step with the steps done, their number, and the step's metrics (or a validation's)."""
+OnPrepare = Callable[[str, int, int], None]
+"""Called before the first step with what is being prepared, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ def train(
     settings: TrainSettings,
     *,
     resume: bool = False,
+    on_prepare: OnPrepare = lambda what, done, total: None,
     on_progress: OnProgress = lambda step, total, metrics: None,
 ) -> TrainResult:
     """Train a text tower from scratch on a sealed cache.
@@ -79,6 +83,7 @@ def train(
     Args:
         settings: of the run; a resumed run takes the same.
         resume: go on from the newest checkpoint; on one machine the result equals that of an uninterrupted run.
+        on_prepare: called while embeddings are checked and captions tokenized.
         on_progress: called after each step and each validation.
 
     Raises:
@@ -90,15 +95,15 @@ def train(
     with parallel.joined(device):
         if not parallel.is_first():
             parallel.wait_for_all()  # until tokenizer and tokens are there to be read
-            return _learn(settings, _prepare(settings, device, resume=True), on_progress)
-        setup = _prepare(settings, device, resume)
+            return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress)
+        setup = _prepare(settings, device, resume, on_prepare)
         with locked(settings.output):
             setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
             parallel.wait_for_all()
             return _learn(settings, setup, on_progress)
 
 
-def _prepare(settings: TrainSettings, device: torch.device, resume: bool) -> _Setup:
+def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> _Setup:
     """Open, check and load everything; writes nothing but tokens."""
     require_loggers(settings)
     run, cache = Run(settings.output), Cache(settings.cache).require_sealed()
@@ -106,7 +111,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool) -> _Se
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
     precision = resolve_precision(settings.precision, device)
-    images = open_images(cache, settings, device)
+    images = open_images(cache, settings, device, partial(on_prepare, "check"))
     description = {
         "provenance": run_provenance(cache),
         "computed_in": {
@@ -122,7 +127,8 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool) -> _Se
         tokenizer = CaptionTokenizer.load(settings.tokenizer)
     else:
         tokenizer = train_bpe(cache.captions(), settings.vocab_size)
-    data = load_data(cache, images, tokenizer, settings, run.tokens / "train")
+    tokenizing = partial(on_prepare, "tokenize")
+    data = load_data(cache, images, tokenizer, settings, run.tokens / "train", tokenizing)
     config = TextConfig(
         embed_dim=cache.info.encoder.dim,
         vocab_size=tokenizer.vocab_size,
@@ -139,7 +145,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool) -> _Se
         run=run,
         tokenizer=tokenizer,
         feed=Feed(settings, data, student.tower, device),
-        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / "val") if val_cache else None,
+        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / "val", tokenizing) if val_cache else None,
         student=student,
         device=device,
         description=description,

@@ -1,6 +1,8 @@
 """Tokenizers: byte-level BPE trained on captions, and encoding exactly as open_clip does at inference."""
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +14,29 @@ from .errors import EncoderError
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
-_clean = get_clean_fn("whitespace")  # what open_clip's HFTokenizer applies before tokenizing
+CLEANING = "whitespace"  # what open_clip's HFTokenizer applies before tokenizing: ftfy, html and whitespace
+_open_clip_clean = get_clean_fn(CLEANING)
+
+# ftfy and html.unescape, which cost as much as tokenizing, leave texts of these characters alone: there is no entity
+# without `&`; none of the characters is rewritten, by itself or by NFC beside others; and every pattern of ftfy.badness
+# needs one that is not here. Other texts are only slower.
+_PLAIN = re.compile(
+    "["
+    " -%'-~"  # ASCII but for `&`
+    "ß-öø-ÿ"  # small letters of western Europe; capitals beside them can be mojibake
+    "ЁЄІЇА-яёєіїў"  # Cyrillic without Ђ and ґ, which ftfy knows from mojibake
+    "\u05d0-\u05ea"  # Hebrew
+    "\u0621-\u063a\u0641-\u064a"  # Arabic without marks
+    "、。ぁ-ゖゝ-ゟァ-ヿ"  # Kana
+    "\u4e00-\u9fff"  # Han
+    "가-힣"  # Hangul syllables
+    "]*"
+)
+
+
+def _clean(caption: str) -> str:
+    """What open_clip's cleaning makes of a caption."""
+    return " ".join(caption.split()) if _PLAIN.fullmatch(caption) else str(_open_clip_clean(caption))
 
 
 class CaptionTokenizer:
@@ -46,6 +70,12 @@ class CaptionTokenizer:
         """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
         return [e.ids for e in self._tokenizer.encode_batch_fast([_clean(caption) for caption in captions])]
+
+    def fingerprint(self, context_length: int) -> str:
+        """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
+        self._tokenizer.no_truncation()  # `encode` sets it
+        decisive = [self._tokenizer.to_str(), CLEANING, context_length]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens."""

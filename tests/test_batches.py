@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from clipglot.distill import batches
 from clipglot.distill.batches import BatchPlan, group_equal_captions
 from clipglot.distill.errors import DistillError
 from clipglot.distill.pools import PooledOrder, Pooling
+from clipglot.distill.tokens import TokenTable
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,9 +59,13 @@ def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
     assert seen == set(range(320))
 
 
-def test_captions_of_equal_tokens_share_a_group() -> None:
-    cat, dog = np.array([1, 7, 2], np.int32), np.array([1, 7, 7, 2], np.int32)
-    assert group_equal_captions([cat, dog, cat.copy(), dog.copy()]).tolist() == [0, 1, 0, 1]
+@given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=60), st.integers(1, 7))
+def test_captions_of_equal_tokens_share_a_group(rows: list[list[int]], at_a_time: int) -> None:
+    ids, lengths = np.array([i for row in rows for i in row], np.uint16), [len(row) for row in rows]
+    table = TokenTable(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "CAPTIONS_AT_A_TIME", at_a_time)
+        assert group_equal_captions(table).tolist() == [rows.index(row) for row in rows]
 
 
 poolings = st.builds(Pooling, chunk_rows=st.integers(1, 9), pool_chunks=st.integers(1, 4))

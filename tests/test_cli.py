@@ -32,8 +32,10 @@ CONTRACT = {
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --vocab-size --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --epochs "
-    "--batch-size --lr --warmup --weight-decay --beta2 --grad-clip --temperature --max-logit-scale --precision "
-    "--device --seed --log-every --checkpoint-every --config --resume --json",
+    "--batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --negatives "
+    "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
+    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
+    "--json",
     "export": "RUN --output --model --pretrained --config --json",
     "predict": "MERGED IMAGES --text --json",
     "eval": "",

@@ -32,7 +32,9 @@ from PIL import Image
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All of a cache but tokens, which a run on it may have added."""
+    found = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("tokens/")}
 
 
 def undo(cache: Path, *chunks: int) -> None:

@@ -1,6 +1,7 @@
 """Tokenizers: every script round-trips, and open_clip and transformers read the same ids from the saved files."""
 
 import json
+import re
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import open_clip
 import pytest
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, train_bpe
+from clipglot.encoders.tokenizer import _PLAIN as PLAIN
+from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, _clean, train_bpe
+from ftfy.badness import is_bad
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import get_clean_fn
@@ -72,6 +75,41 @@ def test_every_text_round_trips_after_cleaning_and_nfc(text: str) -> None:
     ids = tokenizer.encode([text], 10**6)[0]
     assert tokenizer.decode(ids) == unicodedata.normalize("NFC", clean(text))
     assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
+
+
+@cache
+def plain_characters() -> str:
+    return "".join(c for c in map(chr, range(0x11000)) if PLAIN.fullmatch(c))
+
+
+def test_characters_that_skip_cleaning_are_left_alone_by_it_one_by_one_and_in_pairs() -> None:
+    plain = plain_characters()
+    assert "cat кошка 猫 ねこ 고양이 Straße قط".translate(str.maketrans("", "", plain)) == ""
+    assert unicodedata.normalize("NFC", plain) == plain
+    assert not any(map(unicodedata.combining, plain))
+    assert [c for c in plain.replace(" ", "") if clean(c) != c] == []
+    letters = [c for c in plain if not "\u4e00" <= c <= "\ud7a3"]  # beside Han and Hangul, which no pattern knows
+    pairs = "".join(a + b for a in letters for b in letters)
+    assert not is_bad(pairs)
+    assert unicodedata.normalize("NFC", pairs) == pairs
+
+
+MOJIBAKE = ["ГўВЂВ™ a", "вЂ", "Ã©", "&amp;lt;", "，", "“", "\u3000", "\x1b[0m", "Ґ", "e\u0301", "\n", "Â "]
+plain_texts = st.deferred(lambda: st.text(st.sampled_from(plain_characters())))
+
+
+@given(st.lists(plain_texts | st.sampled_from(MOJIBAKE) | st.text(), max_size=5))
+def test_cleaning_is_that_of_open_clip(parts: list[str]) -> None:
+    text = "".join(parts)
+    assert _clean(text) == clean(text)
+
+
+def test_the_fingerprint_changes_with_all_that_decides_the_ids(tokenizer: CaptionTokenizer, folder: Path) -> None:
+    found = tokenizer.fingerprint(CONTEXT)
+    tokenizer.encode(CAPTIONS, 5)
+    assert tokenizer.fingerprint(CONTEXT) == found == CaptionTokenizer.load(folder).fingerprint(CONTEXT)
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    assert len({found, tokenizer.fingerprint(CONTEXT + 1), train_bpe(CAPTIONS, 290).fingerprint(CONTEXT)}) == 3
 
 
 def test_ids_are_those_of_open_clip_less_padding(tokenizer: CaptionTokenizer, folder: Path) -> None:
