@@ -64,7 +64,10 @@ class Student:
         self._autocast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "fp32" else nullcontext()
         if compiled:
             self.tower.compile_rows()
-        self._parallel = None
+        self._parallel: DistributedDataParallel | None = None
+
+    def connect(self) -> None:
+        """Learn together with the other processes from now on; every process must call this."""
         if parallel.num_processes() > 1:
             self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
 

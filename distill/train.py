@@ -159,7 +159,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
     if checkpoint := run.load_checkpoint():
         student.load(checkpoint)
         step = checkpoint["step"]
-    parallel.wait_for_all()  # before anything is written anew
+    student.connect()  # everyone has read the checkpoint before anything is written anew
     validation = run.last_validation()
     saved_at = time.perf_counter()
 

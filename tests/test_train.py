@@ -1,10 +1,8 @@
 """Training on a tiny cache: it learns, it resumes exactly, it refuses what does not fit."""
 
 import json
-import os
 import shutil
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,28 +14,12 @@ from clipglot.distill.errors import DistillError
 from clipglot.distill.final import load_final
 from clipglot.distill.optimizer import make_optimizer
 from clipglot.distill.run import Run
-from clipglot.distill.settings import TrainSettings
 from clipglot.distill.train import train
 from clipglot.encoders.errors import EncoderError
 from drawn import draw_pictures
 from logs import TIMING, logged
+from runs import settings, stop_at
 from torch import nn
-
-
-def settings(cache: Path, run: Path, **changes: Any) -> TrainSettings:
-    small: dict[str, Any] = {"width": 32, "layers": 1, "heads": 2, "vocab_size": 300, "context_length": 16}
-    pace: dict[str, Any] = {"epochs": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 7, "device": "cpu"}
-    return TrainSettings(cache=cache, output=run, **small | pace | changes)
-
-
-def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int, int, dict[str, Any]], None]:
-    """A listener that sends this process a signal, as Ctrl-C does, after some step."""
-
-    def listen(done: int, total: int, metrics: dict[str, Any]) -> None:
-        if done == step and "r_at_1" not in metrics:
-            os.kill(os.getpid(), number)
-
-    return listen
 
 
 def test_it_learns_which_caption_belongs_to_which_colour(tiny_cache: Path, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""Runs on a tiny cache: their settings, and how to stop them."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clipglot.distill.settings import TrainSettings
+
+
+def settings(cache: Path, run: Path, **changes: Any) -> TrainSettings:
+    small: dict[str, Any] = {"width": 32, "layers": 1, "heads": 2, "vocab_size": 300, "context_length": 16}
+    pace: dict[str, Any] = {"epochs": 4, "batch_size": 8, "log_every": 1, "checkpoint_every": 7, "device": "cpu"}
+    return TrainSettings(cache=cache, output=run, **small | pace | changes)
+
+
+def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int, int, dict[str, Any]], None]:
+    """A listener that sends this process a signal, as Ctrl-C does, after some step."""
+
+    def listen(done: int, total: int, metrics: dict[str, Any]) -> None:
+        if done == step and "r_at_1" not in metrics:
+            os.kill(os.getpid(), number)
+
+    return listen

@@ -1,0 +1,103 @@
+"""Several processes give the run of one."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clipglot.distill.final import load_final
+from clipglot.distill.run import Run
+from clipglot.distill.train import train
+from logs import logged
+from runs import settings, stop_at
+
+SHAPE = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300", "--context-length", "16"]
+PACE = ["--epochs", "4", "--batch-size", "8", "--log-every", "1", "--checkpoint-every", "7", "--device", "cpu"]
+
+
+def torchrun(num_processes: int, cache: Path, run: Path, *more: str) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), "--master-port", str(port)]
+    job = ["-m", "clipglot", "train", str(cache), "-o", str(run), *SHAPE, *PACE, *more]
+    return [sys.executable, *launcher, *job]
+
+
+def run_in(num_processes: int, cache: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = torchrun(num_processes, cache, run, *more)
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+
+
+def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
+    for one, other in zip(logged(ours), logged(theirs), strict=True):
+        assert one == pytest.approx(other, rel=2e-3)
+    expected = load_final(Run(theirs)).tower.state_dict()
+    for name, tensor in load_final(Run(ours)).tower.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=5e-3, atol=5e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(settings(tiny_cache, run, val=tiny_cache))
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [[], ["--embeddings", "mapped", "--micro-batch", "3"]], ids=["on the device", "mapped, in micro-batches"]
+)
+def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alone: Path, how: list[str]) -> None:
+    printed = run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--json", *how)
+    assert json.loads(printed.stdout)["complete"]  # one document: the first process speaks for both
+    assert_equal_but_for_rounding(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_a_bank_and_a_sigmoid_are_shared_too(tiny_cache: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any]
+    for changes in ({"negatives": "20"}, {"loss": "siglip"}):
+        ((name, value),) = changes.items()
+        train(settings(tiny_cache, tmp_path / f"alone-{name}", **changes))
+        run_in(2, tiny_cache, tmp_path / f"both-{name}", f"--{name}", value)
+        assert_equal_but_for_rounding(tmp_path / f"both-{name}", tmp_path / f"alone-{name}")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(tiny_cache: Path, tmp_path: Path, alone: Path) -> None:
+    begun = settings(tiny_cache, tmp_path / "run", val=tiny_cache)
+    assert train(begun, on_progress=stop_at(6)).step == 6
+    run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--resume")
+    assert_equal_but_for_rounding(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_both_processes_stop_after_the_same_step_and_one_goes_on(tiny_cache: Path, tmp_path: Path) -> None:
+    slow = ["--epochs", "4000", "--log-every", "5"]
+    with subprocess.Popen(torchrun(2, tiny_cache, tmp_path / "run", *slow), stderr=subprocess.PIPE, text=True) as job:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while job.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3):
+            time.sleep(0.01)
+        job.send_signal(signal.SIGTERM)
+        assert job.stderr is not None
+        said = job.stderr.read()
+    state = Run(tmp_path / "run").load_checkpoint()
+    assert state is not None, said
+    assert state["step"] % 5 == 0
+    assert [line["step"] for line in logged(tmp_path / "run")][-1] == state["step"]
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_ends_every_process(tiny_cache: Path, tmp_path: Path) -> None:
+    failed = subprocess.run(
+        torchrun(2, tiny_cache, tmp_path / "run", "--batch-size", "7"), capture_output=True, text=True, timeout=120
+    )
+    assert failed.returncode != 0
+    assert "--batch-size 7 cannot be shared by 2 processes" in failed.stderr
