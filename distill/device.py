@@ -34,5 +34,11 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device
 
 
 def resolve_compile(compile_: Literal["auto", "on", "off"], device: torch.device) -> bool:
-    """`auto` compiles on a GPU, where it pays."""
-    return compile_ == "on" or (compile_ == "auto" and device.type == "cuda")
+    """`auto` compiles on a GPU.
+
+    Raises:
+        DistillError: asked for elsewhere; captions by length come in too many shapes, and there is nothing to gain.
+    """
+    if compile_ == "on" and device.type != "cuda":
+        raise DistillError(f"--compile on: only a GPU gains from it, this is {device.type}: leave it out")
+    return compile_ != "off" and device.type == "cuda"

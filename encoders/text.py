@@ -108,12 +108,14 @@ class TextTower(nn.Module):
     def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
         """Compile the training forward over rows, and pack for it from now on.
 
-        Each new number of rows or captions compiles once more; torch stops at eight.
+        Each new number of rows or captions compiles once more, with gradient and without.
 
         Args:
             backend: as of `torch.compile`.
             mode: as of `torch.compile`.
         """
+        # Two numbers of rows, a last micro-batch of its own, gradient on and off: as many as torch allows by default.
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
         self._compiled_rows = torch.compile(self._rows, dynamic=False, fullgraph=True, backend=backend, mode=mode)
 
     def forward(self, packed: PackedCaptions | PackedRows) -> Tensor:

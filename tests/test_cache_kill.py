@@ -174,7 +174,7 @@ def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
         a_pass.until(lambda: num_done(cache) >= 5)
         os.killpg(a_pass.pid, signal.SIGSTOP)
         (memory,) = a_pass.memory  # one for all, else the check that nobody holds it later would check nothing
-        assert shared_memory(session(a_pass.pid))[memory] == 1 + SETTINGS["workers"]
+        assert shared_memory(session(a_pass.pid))[memory] > 1  # the pass and those workers that have begun
         os.killpg(a_pass.pid, signal.SIGINT)  # as a terminal does: to the pass and its workers
         os.killpg(a_pass.pid, signal.SIGCONT)
         assert a_pass.wait() != 0

@@ -118,12 +118,12 @@ def test_python_dash_m_runs_the_command_line() -> None:
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tmp_path: Path) -> None:
     config = tmp_path / "train.toml"
-    config.write_text('epochs = 3\nlr = 1\nwarmup = 0\nlog-every = 2\nprecision = "fp32"\n')
+    config.write_text('epochs = 3\nlr = 1\nwarmup = 0\nlog-every = 2\nprecision = "fp32"\ntf32 = false\n')
     result = run(*small(tiny_cache, tmp_path / "run"), "--config", config, "--epochs", 1, "--warmup", 0.05)
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
     assert (settings["epochs"], settings["warmup"]) == (1, 0.05)  # flags, also with the default's value
-    assert (settings["lr"], settings["log_every"]) == (1.0, 2)  # file
+    assert (settings["lr"], settings["log_every"], settings["tf32"]) == (1.0, 2, False)  # file
     assert settings["seed"] == 0  # default
 
 
@@ -135,6 +135,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tm
         ("epochs = 1.5", "epochs: 1.5 is no int"),
         ("epochs = '3'", "epochs: '3' is no int"),
         ("epochs = true", "epochs: True is no int"),
+        ("tf32 = 'no'", "tf32: 'no' is no bool"),
         ("lr = 'fast'", "lr: 'fast' is no int or float"),
         ("val = ['a', 'b']", "val: ['a', 'b'] is no str"),
         ("precision = 'fp8'", "precision: 'fp8' is not one of"),

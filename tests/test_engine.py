@@ -239,6 +239,12 @@ def test_settings_that_cannot_be(wrong: dict[str, Any], message: str, tmp_path: 
         settings(tmp_path, tmp_path / "run", **wrong)
 
 
+def test_compiling_is_refused_where_it_gains_nothing(tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="--compile on: only a GPU"):
+        train(settings(tiny_cache, tmp_path / "run", compile="on"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_metrics_go_to_tensorboard(tiny_cache: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
 import timm
 import torch
@@ -98,6 +99,15 @@ def test_open_clip_alone_gives_the_outputs_that_were_merged(
     with torch.inference_mode():
         np.testing.assert_allclose(theirs["text"], text_tower.encode(ids).numpy(), rtol=1e-4, atol=1e-5)
     assert theirs["logit_scale"] == pytest.approx(logit_scale)
+
+
+def test_a_sigmoid_loss_exports_its_bias(tiny_cache: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tiny_cache, tmp_path / "run", loss="siglip")
+    folder = export_run(ExportSettings(run=run, output=tmp_path / "merged")).folder
+    clip, final = open_clip.create_model(f"local-dir:{folder}"), load_final(Run(run))
+    assert clip.logit_bias.item() == pytest.approx(final.logit_bias)
+    assert clip.logit_bias.item() != -10.0  # it learned
+    assert clip.logit_scale.exp().item() == pytest.approx(final.logit_scale)
 
 
 def test_a_merged_image_tower_is_the_tower_of_the_cache(merged: Path, timm_merged: Path, tiny_cache: Path) -> None:
