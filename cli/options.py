@@ -88,8 +88,8 @@ def _click_type(type_: Any) -> tuple[Any, bool]:
     if origin is tuple:
         return _click_type(args[0])[0], True
     if origin in (Union, types.UnionType):
-        (inner,) = [a for a in args if a is not type(None)]
-        return _click_type(inner)
+        inner = [a for a in args if a is not type(None)]
+        return _click_type(str if str in inner else inner[0])  # a flag's text may be a number, too
     return (click.Path(path_type=Path) if type_ is Path else type_), False
 
 
@@ -121,7 +121,10 @@ def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) 
         name = key.replace("-", "_")
         if name not in known:
             raise click.UsageError(f"{config}: unknown setting {key!r}; known are {', '.join(sorted(known))}")
-        click_type, multiple = _click_type(get_args(known[name])[0])
+        hint = get_args(known[name])[0]
+        click_type, multiple = _click_type(hint)
+        if hint == str | int and type(value) is int:
+            value = str(value)
         items = value if multiple and isinstance(value, list) else [value]
         try:
             converted = tuple(_from_toml(click_type, item) for item in items)

@@ -32,7 +32,7 @@ class Draw:
 
 
 class SharedCaptions:
-    """The pictures of each caption that several pictures carry."""
+    """The pictures of each caption that several pictures carry: none of them is its negative."""
 
     def __init__(self, caption_group: Ints, caption_image: Ints) -> None:
         """Collect them.
@@ -41,19 +41,37 @@ class SharedCaptions:
             caption_group: `[M]`, equal where captions read the same.
             caption_image: `[M]`, the row of each caption's picture, -1 where it is not used.
         """
+        num_rows = int(caption_image.max(initial=0)) + 1
         usable = caption_image >= 0
-        pairs = np.unique(np.stack([caption_group[usable], caption_image[usable]], 1), axis=0)
-        counts = np.bincount(pairs[:, 0], minlength=int(caption_group.max(initial=-1)) + 1)
-        shared = counts[pairs[:, 0]] > 1
-        self._rows = pairs[shared, 1]
-        self._start = np.concatenate([[0], np.cumsum(np.where(counts > 1, counts, 0))])
+        carried = np.unique(caption_group[usable] * num_rows + caption_image[usable])  # one number a pair, to sort fast
+        groups, counts = np.unique(carried // num_rows, return_counts=True)
+        shared = counts > 1
+        self._groups, self._counts = groups[shared], counts[shared]
+        self._starts = np.cumsum(self._counts) - self._counts
+        self._rows = carried[np.repeat(shared, counts)] % num_rows
 
     def pictures_of(self, groups: Ints) -> tuple[Ints, Ints]:
         """Which of the groups `[b]` are shared, and by which rows: indices into `groups` `[P]`, and rows `[P]`."""
-        start, count = self._start[groups], self._start[groups + 1] - self._start[groups]
+        if not len(self._groups):
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        place = np.minimum(np.searchsorted(self._groups, groups), len(self._groups) - 1)
+        count = np.where(self._groups[place] == groups, self._counts[place], 0)
         which = np.repeat(np.arange(len(groups)), count)
         within = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
-        return which, self._rows[np.repeat(start, count) + within]
+        return which, self._rows[np.repeat(self._starts[place], count) + within]
+
+    def within(self, rows: Ints, groups: Ints) -> Ints:
+        """Captions of a batch and other pictures of it that carry the same, `[2, P]`, ascending in the first.
+
+        Args:
+            rows: `[B]`, distinct: the pictures of the batch.
+            groups: `[B]`, the group of the caption that stands for each.
+        """
+        which, carriers = self.pictures_of(groups)
+        order = np.argsort(rows)
+        place = order[np.minimum(np.searchsorted(rows, carriers, sorter=order), len(rows) - 1)]
+        other = (rows[place] == carriers) & (place != which)
+        return np.stack([which[other], place[other]])
 
 
 class BankPlan:

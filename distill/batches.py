@@ -76,6 +76,23 @@ class BatchPlan:
         captions = self._first[chosen] + choose(chosen, self._count[chosen], key)
         return Batch(self.rows[chosen], captions)
 
+    def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[int]:
+        """Chunks of the cache that a pooled batch reads from, and those of the pool after it.
+
+        Args:
+            epoch: of the batch.
+            index: of the batch.
+            is_last: whether no epoch follows.
+        """
+        order = self._order(epoch)
+        assert isinstance(order, PooledOrder)
+        chunks, goes_on = order.chunks_near(index * self._batch_size, (index + 1) * self._batch_size)
+        if not goes_on and not is_last:
+            following = self._order(epoch + 1)
+            assert isinstance(following, PooledOrder)
+            chunks += following.first_chunks()
+        return chunks
+
     def _shuffle(self, epoch: int) -> Callable[[Positions], Positions]:
         if self._pooling is None:
             return Permutation(len(self.rows), self._seed, epoch, Stream.PICTURES)

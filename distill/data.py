@@ -5,16 +5,20 @@ N pictures, M captions, D features.
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ..cache.format import EMB, Status
+from ..cache.mapped import MappedRows
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer
+from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
 from .images import Buffered, ImageSource, OnDevice, OnHost
@@ -133,8 +137,10 @@ def open_images(
         where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * _free_bytes(device) else "mapped"
     if where != "chunks":
         rows = cache.mapped(EMB).check(on_progress)
-        return OnDevice(torch.from_numpy(rows.read()).to(device)) if where == "device" else OnHost(rows.take, device)
-    pool_bytes = settings.buffer_gb * 1e9 / 2  # one pool is trained on while the next is read
+        return (
+            OnHost(rows.take, device) if where == "mapped" else OnDevice(_copy_to_device(rows, info.chunk_rows, device))
+        )
+    pool_bytes = settings.buffer_gb * 1e9 / 3  # a batch may lie in two pools while the next is read
     pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
     pooling = Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
 
@@ -156,6 +162,14 @@ def _open_tokens(
     return open_tokens(cache, tokenizer, settings.context_length, beside, workers=workers, on_progress=on_progress)
 
 
+def _copy_to_device(rows: MappedRows, chunk_rows: int, device: torch.device) -> Tensor:
+    """All rows, by way of a chunk of host memory at a time."""
+    image_emb = torch.empty(rows.shape, dtype=torch.float16, device=device)
+    for start in range(0, len(rows), chunk_rows):
+        image_emb[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
+    return image_emb
+
+
 def _usable(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
     """The row of each caption's picture, -1 where it was not embedded."""
     caption_image = cache.caption_image()
@@ -168,7 +182,14 @@ def _usable(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that the device has left."""
+    """Memory that the device has left for this process: on the CPU what could be freed, shared with the others here."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration):
+        meminfo = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in meminfo if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # "max" is no number: there is no limit
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free // parallel.num_local_processes()

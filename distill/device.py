@@ -20,6 +20,10 @@ def resolve_device(device: str) -> torch.device:
         return torch.device("cuda", parallel.local_rank()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         resolved = torch.device(device)
+        if device == "cuda":
+            resolved = torch.device("cuda", parallel.local_rank())
+        elif resolved.type == "cuda" and parallel.num_local_processes() > 1:
+            raise DistillError(f"--device {device}: every process takes a GPU of its own: pass cuda, or auto")
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
         raise DistillError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders.packing import Packed
@@ -36,7 +37,7 @@ class Fed:
         packed: the captions of this process, in micro-batches.
         images: what the source has read: of this process's pictures, or of all B if they are on the device.
         own: which of the batch's pairs are this process's.
-        group: `[B]`, equal where captions read the same; None where no two do.
+        masked: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
         draw: negatives beyond the batch, if any.
         drawn: what the source has read of them.
     """
@@ -44,7 +45,7 @@ class Fed:
     packed: Sequence[Packed]
     images: Tensor
     own: slice
-    group: Tensor | None
+    masked: NDArray[np.int64]
     draw: Draw | None
     drawn: Tensor | None
 
@@ -64,16 +65,17 @@ class Feed:
         )
         self._own = parallel.share_of(settings.batch_size)
         self._micro_batch = settings.micro_batch or settings.batch_size
-        self._lookahead = 0
-        if data.images.pooling:
-            pool_rows = data.images.pooling.pool_chunks * data.images.pooling.chunk_rows
-            self._lookahead = max(1, pool_rows // settings.batch_size)
+        self._shared = SharedCaptions(data.caption_group, data.caption_image)
+        self._num_epochs = settings.epochs
         self._bank, self._all = None, None
         if settings.num_negatives:
             rows = self.plan.rows
             size = int(min(settings.num_negatives, len(rows)))
-            shared = SharedCaptions(data.caption_group, data.caption_image)
-            self._bank = BankPlan(rows, shared, size=size, seed=settings.seed)
+            self._bank = BankPlan(rows, self._shared, size=size, seed=settings.seed)
+            if data.images.pooling:
+                raise DistillError(
+                    "--negatives come from everywhere in the cache, --embeddings chunks reads it in order"
+                )
             if size == len(rows):
                 if not isinstance(data.images, OnDevice):
                     raise DistillError(
@@ -81,6 +83,10 @@ class Feed:
                         "on the device: pass a smaller number, or --embeddings device"
                     )
                 self._all = data.images.subset(rows)
+
+    def close(self) -> None:
+        """End all reading."""
+        self._data.images.close()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -97,8 +103,7 @@ class Feed:
         image_emb = images.to_device(fed.images)
         if not isinstance(images, OnDevice):
             image_emb = parallel.gather(image_emb)
-        group = None if fed.group is None else fed.group.to(self._device, non_blocking=True)
-        return Targets(image_emb=image_emb.float(), own=fed.own, caption_group=group, bank=self._bank_of(fed))
+        return Targets(image_emb=image_emb.float(), own=fed.own, masked=fed.masked, bank=self._bank_of(fed))
 
     def _bank_of(self, fed: Fed) -> Bank | None:
         if fed.draw is None:
@@ -109,15 +114,20 @@ class Feed:
         if len(fed.draw.excluded):
             bias = torch.zeros(len(emb), device=self._device)
             bias[torch.from_numpy(fed.draw.excluded).to(self._device)] = -torch.inf
-        here = (fed.draw.masked[0] >= fed.own.start) & (fed.draw.masked[0] < fed.own.stop)
-        return Bank(emb=emb, bias=bias, masked=fed.draw.masked[:, here] - [[fed.own.start], [0]])
+        return Bank(emb=emb, bias=bias, masked=self._of_own_captions(fed.draw.masked))
+
+    def _of_own_captions(self, masked: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs `[2, P]` whose caption is this process's, counted from its first."""
+        here = (masked[0] >= self._own.start) & (masked[0] < self._own.stop)
+        result: NDArray[np.int64] = masked[:, here] - [[self._own.start], [0]]
+        return result
 
     def _make(self, step: int) -> Fed:
         data, own = self._data, self._own
         epoch, index = divmod(step, len(self.plan))
         batch = self.plan.batch(epoch, index)
-        if self._lookahead:
-            data.images.expect(self.plan.batch(*divmod(step + self._lookahead, len(self.plan))).rows)
+        if data.images.pooling:
+            data.images.hold(self.plan.chunks_near(epoch, index, is_last=epoch + 1 == self._num_epochs))
         captions, group = batch.captions[own], data.caption_group[batch.captions]
         draw = self._bank.draw(epoch, index, batch, group) if self._bank else None
         packed = [
@@ -128,7 +138,7 @@ class Feed:
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
             images=data.images.read(batch.rows if isinstance(data.images, OnDevice) else batch.rows[own]),
             own=own,
-            group=torch.from_numpy(group) if len(np.unique(group)) < len(group) else None,
+            masked=self._of_own_captions(self._shared.within(batch.rows, group)),
             draw=draw,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
         )

@@ -39,7 +39,7 @@ def load_final(run: Run) -> Final:
             f"{run.final} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
             "which writes it again from the last checkpoint"
         ) from error
-    return Final(tower.eval(), config["logit_scale"], config["logit_bias"])
+    return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
 
 
 def write_final(run: Run, final: Final) -> None:

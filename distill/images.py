@@ -5,8 +5,7 @@ N pictures, D features.
 """
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -37,8 +36,11 @@ class ImageSource(ABC):
     def to_device(self, read: Tensor) -> Tensor:
         """The embeddings `[b, D]` on the device, given what was read."""
 
-    def expect(self, rows: Rows) -> None:  # noqa: B027 (most sources have nothing to do)
-        """Begin to read rows that will be asked for later."""
+    def hold(self, chunks: Collection[int]) -> None:  # noqa: B027 (most sources have nothing to do)
+        """Have some chunks of the cache at hand, and no others; where there is a pooling, before they are read from."""
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of threads and memory."""
 
 
 class OnDevice(ImageSource):
@@ -49,8 +51,9 @@ class OnDevice(ImageSource):
         self._image_emb = image_emb
 
     def read(self, rows: Rows) -> Tensor:
-        """The rows' numbers."""
-        return torch.from_numpy(rows)
+        """The rows' numbers, in memory that the device can fetch from."""
+        read = torch.from_numpy(rows)
+        return read.pin_memory() if self._image_emb.is_cuda else read
 
     def to_device(self, read: Tensor) -> Tensor:
         """Index on the device."""
@@ -79,7 +82,7 @@ class OnHost(ImageSource):
 
 
 class Buffered(OnHost):
-    """Embeddings of which whole chunks are read, as from an object store: two pools of them are held at most."""
+    """Embeddings of which whole chunks are read, as from an object store; those that were asked for are held."""
 
     def __init__(
         self, read_chunk: Callable[[int], NDArray[np.float16]], dim: int, pooling: Pooling, device: torch.device
@@ -94,28 +97,26 @@ class Buffered(OnHost):
         """
         super().__init__(self._take_from_chunks, device)
         self.pooling = pooling
-        self._sizes, self._read_chunk, self._dim = pooling, read_chunk, dim
-        self._chunks: OrderedDict[int, Future[NDArray[np.float16]]] = OrderedDict()
+        self._chunk_rows, self._read_chunk, self._dim = pooling.chunk_rows, read_chunk, dim
+        self._chunks: dict[int, Future[NDArray[np.float16]]] = {}
         self._threads = ThreadPoolExecutor(READ_THREADS, "chunks")
 
-    def expect(self, rows: Rows) -> None:
-        """Begin to read the rows' chunks."""
-        for chunk in np.unique(rows // self._sizes.chunk_rows).tolist():
-            self._chunk(chunk)
+    def hold(self, chunks: Collection[int]) -> None:
+        """Begin to read what is not here, and let go of all else."""
+        for chunk in self._chunks.keys() - set(chunks):
+            self._chunks.pop(chunk).cancel()
+        for chunk in chunks:
+            if chunk not in self._chunks:
+                self._chunks[chunk] = self._threads.submit(self._read_chunk, chunk)
+
+    def close(self) -> None:
+        """Let the threads go; what has not begun to be read is not read."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _take_from_chunks(self, rows: Rows) -> NDArray[np.float16]:
         taken = np.empty((len(rows), self._dim), np.float16)
-        chunks, within = np.divmod(rows, self._sizes.chunk_rows)
+        chunks, within = np.divmod(rows, self._chunk_rows)
         for chunk in np.unique(chunks).tolist():
             here = chunks == chunk
-            taken[here] = self._chunk(chunk).result()[within[here]]
+            taken[here] = self._chunks[chunk].result()[within[here]]
         return taken
-
-    def _chunk(self, chunk: int) -> Future[NDArray[np.float16]]:
-        """A chunk that is here or on its way; those that were not asked for the longest make room."""
-        if chunk not in self._chunks:
-            while len(self._chunks) >= 2 * self._sizes.pool_chunks:
-                self._chunks.popitem(last=False)[1].cancel()
-            self._chunks[chunk] = self._threads.submit(self._read_chunk, chunk)
-        self._chunks.move_to_end(chunk)
-        return self._chunks[chunk]

@@ -1,5 +1,6 @@
 """Where a run's metrics go: always metrics.jsonl, and what `--log-to` names."""
 
+import hashlib
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
@@ -30,9 +31,14 @@ class Log:
         if "wandb" in self._settings.log_to:
             import wandb
 
-            folder = str(self._run.path)
+            path = self._run.path
             self._wandb = wandb.init(
-                project="clipglot", name=self._run.path.name, dir=folder, config=self._run.settings()
+                project="clipglot",
+                name=path.name,
+                id=hashlib.sha256(str(path.absolute()).encode()).hexdigest()[:16],  # a resumed run goes on there
+                resume="allow",
+                dir=str(path),
+                config=self._run.settings(),
             )
         return self
 

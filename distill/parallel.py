@@ -30,15 +30,18 @@ def joined(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: others may wait in a collective, and the launcher ends them
 
 
 def local_rank() -> int:
     """The number of this process on its machine, and so of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def num_local_processes() -> int:
+    """Processes of this run on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def num_processes() -> int:

@@ -45,6 +45,7 @@ class PooledOrder:
         num_chunks = -(-int(rows[-1] + 1) // pooling.chunk_rows)
         edges = np.searchsorted(rows, np.arange(num_chunks + 1) * pooling.chunk_rows)
         chunks = Permutation(num_chunks, seed, epoch, Stream.CHUNKS)(np.arange(num_chunks))
+        self._chunks, self._pool_chunks = chunks, pooling.pool_chunks
         self._first = edges[chunks]  # of each chunk, in the epoch's order
         self._ends = np.cumsum(edges[chunks + 1] - edges[chunks])
         pool_ends = np.append(self._ends[pooling.pool_chunks - 1 : -1 : pooling.pool_chunks], len(rows))
@@ -63,5 +64,13 @@ class PooledOrder:
             found[here] = self._first[chunk] + shuffled - np.where(chunk > 0, self._ends[chunk - 1], 0)
         return found
 
-    def __len__(self) -> int:
-        return int(self._pool_edges[-1])
+    def chunks_near(self, start: int, stop: int) -> tuple[list[int], bool]:
+        """Chunks of the pools that hold positions `start` to `stop`, and of one more; whether there was one more."""
+        first, last = (np.searchsorted(self._pool_edges, [start, stop - 1], "right") - 1).tolist()
+        chunks = self._chunks[first * self._pool_chunks : (last + 2) * self._pool_chunks]
+        return chunks.tolist(), (last + 1) * self._pool_chunks < len(self._chunks)
+
+    def first_chunks(self) -> list[int]:
+        """Chunks of the first pool."""
+        result: list[int] = self._chunks[: self._pool_chunks].tolist()
+        return result

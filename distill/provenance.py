@@ -1,5 +1,7 @@
 """What ties a cache, a run and an export together: the encoder's identity, carried along and checked."""
 
+import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,12 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
     for name in ("path", "image_root"):
         del source[name]
     return {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
+
+
+def content_id(cache: Cache) -> str:
+    """A short name for what is in a cache, wherever it lies."""
+    content = json.dumps(content_of(run_provenance(cache)), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:

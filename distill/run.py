@@ -8,6 +8,7 @@ ids lie in `tokens/` if the cache cannot be written.
 
 import io
 import json
+import math
 import os
 import pickle
 from dataclasses import asdict
@@ -145,8 +146,10 @@ class Run:
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
+        # Steps whose float16 gradients overflow have no norm, and JSON has no infinity.
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(numbers) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a line torn by a kill is left out."""

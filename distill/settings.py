@@ -96,7 +96,7 @@ class TrainSettings:
     grad_clip: Annotated[float, "most norm of the gradient; 0 switches clipping off"] = 1.0
     loss: Annotated[Literal["infonce", "siglip"], "contrastive loss: softmax (CLIP) or sigmoid (SigLIP)"] = "infonce"
     negatives: Annotated[
-        str, "cached pictures beyond the batch that every caption is held against: a number, or all"
+        str | int, "cached pictures beyond the batch that every caption is held against: a number, or all"
     ] = "0"
     temperature: Annotated[
         float | None, "initial temperature of the loss; it is learned (default: 0.07, and 0.1 for siglip)"
@@ -122,7 +122,7 @@ class TrainSettings:
     log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
     log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], "where metrics go, too; may be given twice"] = ()
     profile: Annotated[int, "steps to profile with torch's profiler, after the first ten; the trace is in profile/"] = 0
-    checkpoint_every: Annotated[int, "steps between checkpoints; five minutes after the last one is due too"] = 500
+    checkpoint_every: Annotated[int, "steps between checkpoints; five minutes after the last one is due too"] = 10_000
 
     def __post_init__(self) -> None:
         names = ("vocab_size", "width", "layers", "heads", "epochs", "log_every", "checkpoint_every")
@@ -130,7 +130,7 @@ class TrainSettings:
         _require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         _require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         _require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
-        _require(self.lr > 0, f"--lr {self.lr}: must be positive")
+        _require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
         _require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: is a share of the steps, 0 to 1")
         _require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         _require(0 < self.beta2 < 1, f"--beta2 {self.beta2}: must lie between 0 and 1")
@@ -140,7 +140,8 @@ class TrainSettings:
         _require(self.buffer_gb > 0, f"--buffer-gb {self.buffer_gb}: must be positive")
         _require(self.profile >= 0, f"--profile {self.profile}: is a number of steps")
         _require(
-            self.negatives == "all" or self.negatives.isdecimal(), f"--negatives {self.negatives}: is a number, or all"
+            self.negatives == "all" or str(self.negatives).isdecimal(),
+            f"--negatives {self.negatives}: is a number, or all",
         )
         _require(
             self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce"
@@ -154,7 +155,8 @@ class TrainSettings:
     @property
     def resolved_temperature(self) -> float:
         """The initial temperature: CLIP's or SigLIP's where none is given."""
-        return self.temperature or (0.1 if self.loss == "siglip" else 0.07)
+        default = 0.1 if self.loss == "siglip" else 0.07
+        return default if self.temperature is None else self.temperature
 
     @property
     def num_negatives(self) -> float:

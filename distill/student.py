@@ -27,6 +27,7 @@ from .settings import TrainSettings
 from .siglip import SigLIP
 from .targets import Targets
 
+SMALLEST_SCALE = 2.0**-10  # of float16 gradients: halved at each overflow, from 2^16
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -69,6 +70,8 @@ class Student:
     def connect(self) -> None:
         """Learn together with the other processes from now on; every process must call this."""
         if parallel.num_processes() > 1:
+            # Its splitting of compiled graphs at bucket boundaries cannot take flex_attention apart.
+            torch._dynamo.config.optimize_ddp = False
             self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
 
     @property
@@ -98,9 +101,9 @@ class Student:
             targets: their pictures.
             lr: learning rate.
         """
-        at_once = len(packed) == 1
+        at_once, learning = len(packed) == 1, self._parallel or self.tower
         with torch.set_grad_enabled(at_once):
-            embedded = [self._embed(self.tower if not at_once else self._parallel or self.tower, p) for p in packed]
+            embedded = [self._embed(learning if at_once else self.tower, micro_batch) for micro_batch in packed]
         text_emb = torch.cat(embedded).detach().requires_grad_()  # [b, D]
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(text_emb, targets)
@@ -110,7 +113,7 @@ class Student:
         grads = torch.split(text_emb.grad * parallel.num_processes(), [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
-                again = embedded[0] if at_once else self._embed(self._parallel or self.tower, micro_batch)
+                again = embedded[0] if at_once else self._embed(learning, micro_batch)
                 torch.autograd.backward(again, grad)
         return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
 
@@ -146,6 +149,10 @@ class Student:
         measured = {"loss": result.loss.item()}
         if not self._scaler.is_enabled():  # which leaves out the steps whose float16 gradients overflow
             measured["gradient's norm"] = result.grad_norm.item()
+        elif self._scaler.get_scale() < SMALLEST_SCALE:
+            raise DistillError(
+                f"float16 gradients overflow at every step up to {step}: lower --lr, or --precision bf16"
+            )
         for name, value in measured.items():
             if not math.isfinite(value):
                 raise DistillError(f"the {name} is {value} at step {step}: lower --lr or raise --warmup")

@@ -3,9 +3,8 @@
 B captions and pictures of a step, b captions of this process, M further pictures, D features.
 """
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -24,8 +23,8 @@ class Bank:
     Attributes:
         emb: `[M, D]`, unit norm, constants, on the device.
         bias: `[M] float32`, 0, or -inf where a picture is no negative of any caption; None where all are negatives.
-        masked: `[2, P]`, a caption of this process and a picture of the bank that is no negative of it; ascending in
-            the second, on the host.
+        masked: `[2, P]`, a caption of this process and a picture of the bank that carries the same; ascending in the
+            second, on the host.
     """
 
     emb: Tensor
@@ -40,28 +39,28 @@ class Targets:
     Attributes:
         image_emb: `[B, D]`, unit norm, constants: of the whole batch, on every process.
         own: where in the batch the pairs of this process are.
-        caption_group: `[B]`, equal where captions read the same; None where no two do.
+        masked: `[2, P]`, a caption of this process and another picture of the batch that carries the same; ascending in
+            the first, on the host.
         bank: further negatives of the text→image softmax.
     """
 
     image_emb: Tensor
     own: slice
-    caption_group: Tensor | None = None
+    masked: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     bank: Bank | None = None
 
     def mask_(self, logits: Tensor, block: slice) -> Tensor:
-        """Set the logits `[r, B]` of pairs that are no negatives to -inf: equal captions of other pictures.
+        """Set the logits `[r, B]` of pairs that are no negatives to -inf.
 
         Args:
             logits: of a block of this process's captions against the batch.
             block: which of them.
         """
-        if self.caption_group is None:
-            return logits
-        start = self.own.start + block.start
-        same = self.caption_group[start : start + len(logits), None] == self.caption_group
-        same[:, start:].fill_diagonal_(False)
-        return logits.masked_fill_(same, -math.inf)
+        start, end = self.masked[0].searchsorted([block.start, block.stop])
+        if end > start:
+            rows, columns = torch.from_numpy(self.masked[:, start:end]).to(logits.device)
+            logits[rows - block.start, columns] = -torch.inf
+        return logits
 
 
 def blocks(length: int, others: int, device: torch.device) -> Iterator[slice]:

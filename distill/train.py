@@ -22,18 +22,22 @@ from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images
 from .device import resolve_device, resolve_precision
+from .errors import DistillError
 from .feeding import Feed
 from .final import Final, write_final
 from .log import Log, require_loggers
 from .optimizer import learning_rate
+from .pace import Pace
 from .profiling import profiled
-from .provenance import require_same_encoder, run_provenance
+from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
 from .settings import TrainSettings
 from .student import Student
 from .validation import validate
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
+
+STEPS_PER_QUESTION = 10
 
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called after each step with the steps done, their number, and the step's metrics (or a validation's)."""
@@ -93,6 +97,7 @@ def train(
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
     with parallel.joined(device):
+        parallel.share_of(settings.batch_size)  # or fail at once, in every process
         if not parallel.is_first():
             parallel.wait_for_all()  # until tokenizer and tokens are there to be read
             return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress)
@@ -128,7 +133,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     else:
         tokenizer = train_bpe(cache.captions(), settings.vocab_size)
     tokenizing = partial(on_prepare, "tokenize")
-    data = load_data(cache, images, tokenizer, settings, run.tokens / "train", tokenizing)
+    data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
     config = TextConfig(
         embed_dim=cache.info.encoder.dim,
         vocab_size=tokenizer.vocab_size,
@@ -145,7 +150,9 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
         run=run,
         tokenizer=tokenizer,
         feed=Feed(settings, data, student.tower, device),
-        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / "val", tokenizing) if val_cache else None,
+        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / content_id(val_cache), tokenizing)
+        if val_cache
+        else None,
         student=student,
         device=device,
         description=description,
@@ -159,19 +166,21 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
     if checkpoint := run.load_checkpoint():
         student.load(checkpoint)
         step = checkpoint["step"]
+    if len(set(parallel.gather_objects(step))) > 1:
+        raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")
     student.connect()  # everyone has read the checkpoint before anything is written anew
     validation = run.last_validation()
     saved_at = time.perf_counter()
 
     with (
         _stop_on_signal() as stop,
+        closing(feed),
         Log(run, settings, step) as log,
         profiled(run.path, settings.profile) as profile,
         closing(feed.steps(step, num_steps)) as steps,
     ):
-        started = time.perf_counter()
-        for fed in steps:
-            data_s = time.perf_counter() - started
+        pace = Pace(settings.batch_size)
+        for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
             result = student.step(packed, feed.targets(fed), lr)
@@ -189,27 +198,29 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
                     "logit_scale": student.logit_scale,
                     "grad_norm": result.grad_norm.item(),
                 }
-                step_s = time.perf_counter() - started
-                metrics |= {"pairs_per_s": settings.batch_size / step_s, "data_s": data_s, "step_s": step_s}
+                metrics |= pace.mark()
                 log.write(metrics)
             on_progress(step, num_steps, metrics)
 
             if setup.val_data is not None and index + 1 == feed.steps_per_epoch:
-                validation = {"step": step, "epoch": epoch} | validate(student.evaluated, setup.val_data)
+                student.require_finite(result, step)
+                with pace.not_counted():
+                    validation = {"step": step, "epoch": epoch} | validate(student.evaluated, setup.val_data)
                 log.write(validation)
                 on_progress(step, num_steps, validation)
 
-            # Processes stop after the same step; to ask the others at each one would cost time.
-            stopped = stop.is_set() if parallel.num_processes() == 1 else at_mark and parallel.any_of(stop.is_set())
+            # Processes stop after the same step; on GPUs, where steps are short, not each is worth asking.
+            asks = setup.device.type == "cpu" or step % STEPS_PER_QUESTION == 0 or step == num_steps
+            stopped = asks and parallel.any_of(stop.is_set())
             due = step % settings.checkpoint_every == 0 or time.perf_counter() - saved_at > CHECKPOINT_S
             if due or step == num_steps or stopped:
                 student.require_finite(result, step)
                 if parallel.is_first():
-                    run.save_checkpoint(step, student.state())
+                    with pace.not_counted():
+                        run.save_checkpoint(step, student.state())
                 saved_at = time.perf_counter()
             if stopped:
                 break
-            started = time.perf_counter()
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
     return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)

@@ -25,7 +25,7 @@ def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.in
         .numpy()
         for start in range(0, len(captions), CAPTIONS_AT_A_TIME)
     ]
-    result: NDArray[np.float32] = np.concatenate(blocks)
+    result: NDArray[np.float32] = np.concatenate([np.zeros((0, tower.config.embed_dim), np.float32), *blocks])
     return result
 
 

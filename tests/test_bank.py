@@ -44,6 +44,18 @@ def test_a_draw_masks_exactly_what_is_no_negative(
     assert np.array_equal(again.rows, draw.rows)
 
 
+@given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=2, max_size=20))
+def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: list[list[int]]) -> None:
+    image = np.array([i for i, groups in enumerate(carried) for _ in groups])
+    group = np.array([g for groups in carried for g in groups])
+    rows = np.random.default_rng(0).permutation(len(carried))
+    mine = np.array([carried[row][0] for row in rows])
+    found = SharedCaptions(group, image).within(rows, mine)
+    expected = [(i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and i != j]
+    assert sorted(zip(*found.tolist(), strict=True)) == expected
+    assert (np.diff(found[0]) >= 0).all()
+
+
 def test_in_time_every_picture_is_drawn_equally_often() -> None:
     rows = np.arange(50) * 2
     none = SharedCaptions(np.arange(50), rows)

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from clipglot.cache.store import Cache
 from clipglot.distill import images
+from clipglot.distill.batches import BatchPlan
 from clipglot.distill.data import load_data, open_images
 from clipglot.distill.errors import DistillError
 from clipglot.distill.feeding import Feed, ahead
@@ -86,9 +89,10 @@ def test_sources_read_the_same_rows(tiny_cache: Path, tmp_path: Path) -> None:
     found = {}
     for where in ("device", "mapped", "chunks"):
         source = open_images(cache, settings(tiny_cache, tmp_path, embeddings=where, buffer_gb=1e-9), CPU)
-        source.expect(rows)
+        source.hold(range(cache.num_chunks))
         found[where] = source
         assert torch.equal(source.to_device(source.read(rows)), expected)
+        source.close()
     assert [type(source) for source in found.values()] == [OnDevice, OnHost, Buffered]
 
 
@@ -100,19 +104,33 @@ def test_embeddings_are_mapped_where_they_do_not_fit(
     assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnHost)
 
 
-def test_a_buffer_holds_two_pools_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pool_chunks", "batch_size"), [(1, 5), (2, 16), (3, 40), (2, 100)])
+def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int, batch_size: int) -> None:
     reads: list[int] = []
 
     def read_chunk(chunk: int) -> Any:
         reads.append(chunk)
-        return np.full((4, 2), chunk, np.float16)
+        return np.arange(16 * chunk, 16 * chunk + 16, dtype=np.float16)[:, None]
 
-    source = Buffered(read_chunk, 2, images.Pooling(chunk_rows=4, pool_chunks=2), CPU)
-    for first in range(0, 40, 4):
-        source.expect(np.arange(first, first + 4))
-        assert source.read(np.array([first + 1]))[0, 0] == first // 4
-        assert len(source._chunks) <= 4
-    assert sorted(reads) == list(range(10))  # none is read twice
+    pooling = images.Pooling(chunk_rows=16, pool_chunks=pool_chunks)
+    usable = np.where(np.arange(512) % 16 < 6, np.arange(512), -1)
+    plan = BatchPlan(usable, batch_size=batch_size, seed=0, pooling=pooling)
+    source = Buffered(read_chunk, 1, pooling, CPU)
+    pools_of_a_batch = 1 + -(-batch_size // (6 * pool_chunks))  # six usable rows a chunk
+    for epoch in range(2):
+        for index in range(len(plan)):
+            source.hold(plan.chunks_near(epoch, index, is_last=epoch == 1))
+            rows = plan.batch(epoch, index).rows
+            assert source.read(rows)[:, 0].tolist() == rows.tolist()
+            assert len(source._chunks) <= (pools_of_a_batch + 1) * pool_chunks
+    source.close()
+    assert max(map(reads.count, reads)) <= 2  # once an epoch
+
+
+def test_no_thread_of_a_run_is_left(tiny_cache: Path, tmp_path: Path) -> None:
+    train(settings(tiny_cache, tmp_path / "run", embeddings="chunks"))
+    time.sleep(0.1)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(("feed", "chunks"))]
 
 
 @pytest.mark.parametrize("where", ["device", "mapped"])
@@ -133,8 +151,8 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
     student = Student(_config(tokenizer, cache), given, CPU, "fp32")
     feed = Feed(given, data, student.tower, CPU)
-    assert any(captions.count(c) > 1 for c in captions), "no caption is shared, so nothing is masked"
-    for step, fed in enumerate(feed.steps(3, 5), start=3):
+    num_masked = 0
+    for step, fed in enumerate(feed.steps(0, 10)):
         batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
         assert fed.draw is not None
         candidates = [*batch.rows.tolist(), *(r for r in fed.draw.rows.tolist() if r not in batch.rows)]
@@ -144,16 +162,17 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
         carries = {row: {captions[i] for i in np.flatnonzero(owners == row)} for row in candidates}
         texts = [captions[i] for i in batch.captions]
         logits = student.logit_scale * text_emb @ image_emb[candidates].T
-        # Within the batch the caption that stands for a picture counts, beyond it any caption that it carries.
-        for i, text in enumerate(texts):
-            for j, row in enumerate(candidates):
-                same = text == texts[j] if j < len(texts) else text in carries[row]
-                if same and i != j:
-                    logits[i, j] = -torch.inf
+        masked = [
+            (i, j) for i, text in enumerate(texts) for j, r in enumerate(candidates) if text in carries[r] and i != j
+        ]
+        num_masked += sum(j < len(texts) for _, j in masked)
+        for i, j in masked:
+            logits[i, j] = -torch.inf
         own = torch.arange(len(texts))
         expected = (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(texts)].T, own)) / 2
         loss = student.loss(text_emb, feed.targets(fed))
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert num_masked, "no caption was shared within a batch"
 
 
 def _config(tokenizer: CaptionTokenizer, cache: Cache) -> TextConfig:
@@ -232,11 +251,18 @@ def test_schedules() -> None:
         ({"cooldown": 2.0}, "--cooldown 2.0"),
         ({"buffer_gb": 0.0}, "--buffer-gb 0.0"),
         ({"temperature": 2.0}, "--temperature 2.0"),
+        ({"temperature": 0.0}, "--temperature 0.0"),
+        ({"lr": float("inf")}, "--lr inf"),
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DistillError, match=message):
         settings(tmp_path, tmp_path / "run", **wrong)
+
+
+def test_negatives_need_an_order_that_reads_everywhere(tiny_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="--embeddings chunks reads it in order"):
+        train(settings(tiny_cache, tmp_path / "run", negatives="5", embeddings="chunks"))
 
 
 def test_compiling_is_refused_where_it_gains_nothing(tiny_cache: Path, tmp_path: Path) -> None:
