@@ -79,7 +79,7 @@ def test_a_run_goes_on_in_another_number_of_processes(tiny_cache: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_both_processes_stop_after_the_same_step_and_one_goes_on(tiny_cache: Path, tmp_path: Path) -> None:
+def test_both_processes_stop_after_the_same_step(tiny_cache: Path, tmp_path: Path) -> None:
     slow = ["--epochs", "4000", "--log-every", "5"]
     with subprocess.Popen(torchrun(2, tiny_cache, tmp_path / "run", *slow), stderr=subprocess.PIPE, text=True) as job:
         metrics = tmp_path / "run" / "metrics.jsonl"
@@ -90,8 +90,8 @@ def test_both_processes_stop_after_the_same_step_and_one_goes_on(tiny_cache: Pat
         said = job.stderr.read()
     state = Run(tmp_path / "run").load_checkpoint()
     assert state is not None, said
-    assert state["step"] % 5 == 0
-    assert [line["step"] for line in logged(tmp_path / "run")][-1] == state["step"]
+    assert f"stopped and saved at step {state['step']} of 20000" in said
+    assert 0 <= state["step"] - logged(tmp_path / "run")[-1]["step"] < 5
 
 
 @pytest.mark.slow
