@@ -130,7 +130,7 @@ def open_images(
     """
     info, where = cache.info, settings.embeddings
     if where == "auto":
-        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * _free_bytes(device) else "mapped"
+        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
     if where != "chunks":
         rows = cache.mapped(EMB).check(on_progress)
         return OnDevice(torch.from_numpy(rows.read()).to(device)) if where == "device" else OnHost(rows.take, device)
@@ -167,7 +167,7 @@ def _usable(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
     return usable
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that the device has left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
