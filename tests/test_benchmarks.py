@@ -1,0 +1,27 @@
+"""The benchmark scripts run from their command to their table, at sizes that say nothing about speed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def table(script: str, *arguments: object) -> list[list[str]]:
+    """The cells of every line of the printed table, its head first."""
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.slow
+def test_the_losses_agree_with_their_peers() -> None:
+    _, *lines = table("loss.py", "--batch-size", 256, "--dim", 32, "--rounds", 1, "--threads", 1)
+    assert [line[0] for line in lines] == ["InfoNCE", "SigLIP"]
+    for line in lines:
+        differences = [float(word) for word in line[-1].replace(",", "").split() if word[0].isdigit()]
+        assert len(differences) == 3
+        assert max(differences) < 1e-4
