@@ -25,3 +25,9 @@ def test_the_losses_agree_with_their_peers() -> None:
         differences = [float(word) for word in line[-1].replace(",", "").split() if word[0].isdigit()]
         assert len(differences) == 3
         assert max(differences) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_step_script_holds_the_step_to_the_tower() -> None:
+    _, *lines = table("step.py", "--steps", 1, "--layers", 1, "--batch-size", 4)
+    assert [line[2] for line in lines if line[0] == "step"] == ["tower alone"]
