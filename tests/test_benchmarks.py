@@ -1,5 +1,6 @@
 """The benchmark scripts run from their command to their table, at sizes that say nothing about speed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,26 @@ def table(script: str, *arguments: object) -> list[list[str]]:
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_but_for_what_needs_a_gpu(tmp_path: Path) -> None:
+    _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == [line[0] for line in lines]
+    assert [row["what"] for row in rows if row["note"].startswith("failed")] == ["varlen"]
+    speeds = {row["what"]: row["pairs_per_s"] for row in rows if row["pairs_per_s"]}
+    held = [row for row in rows if row["pairs_per_s"] and row["to"]]
+    assert len(held) >= 10
+    for row in held:
+        assert row["ratio"] == pytest.approx(row["pairs_per_s"] / speeds[row["to"]])
+
+
+@pytest.mark.slow
+def test_a_spent_budget_is_said_in_the_rows_that_it_costs() -> None:
+    _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--budget-s", 0)
+    assert len(lines) == 10
+    assert all("left out: 0 s" in line[-1] for line in lines)
 
 
 @pytest.mark.slow
