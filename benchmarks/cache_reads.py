@@ -15,13 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
-from clipglot.cache.embed import seal
-from clipglot.cache.format import EMB, NORM, STATUS, CacheInfo, EncoderInfo, SourceInfo, Status
-from clipglot.cache.manifest import ManifestRow
-from clipglot.cache.plan import plan_cache
-from clipglot.cache.ragged import open_array
+from clipglot.cache.format import EMB
 from clipglot.cache.store import Cache
+from clipglot.distill.synthetic import copy_to_npy, write_random_cache
 from numpy.typing import NDArray
 
 RANDOM_ROWS = 4096
@@ -42,28 +38,10 @@ def main() -> None:
 
 
 def write_both(folder: Path, num_rows: int, dim: int) -> tuple[Cache, Path]:
-    """A sealed cache, written chunk by chunk as a pass writes it, and an .npy: the same random unit rows."""
-    encoder = EncoderInfo(
-        model="random", pretrained=None, weights_sha256="", preprocess={}, dim=dim, precision="fp32", quick_gelu=False
-    )
-    source = SourceInfo(path="random", sha256="", image_root=str(folder), image_field="image", text_fields=["text"])
-    info = CacheInfo(state="planned", encoder=encoder, source=source, batch_size=64)
-    plan_cache(folder / "cache.zarr", (ManifestRow(i, f"{i}.jpg", []) for i in range(num_rows)), info)
-    cache = Cache(folder / "cache.zarr", read_only=False)
-    flat = np.lib.format.open_memmap(folder / "rows.npy", "w+", np.float16, (num_rows, dim))
-    rng = np.random.default_rng(0)
-    for chunk in range(cache.num_chunks):
-        rows = cache.chunk_slice(chunk)
-        raw = rng.standard_normal((rows.stop - rows.start, dim), np.float32)
-        norm = np.linalg.norm(raw, axis=1)
-        flat[rows] = raw / norm[:, None]
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            open_array(cache.root, EMB)[0, rows] = flat[rows]
-            open_array(cache.root, NORM)[0, rows] = norm
-            open_array(cache.root, STATUS)[rows] = np.full(len(norm), Status.EMBEDDED, np.uint8)
-    flat.flush()
-    seal(cache)
-    return cache, folder / "rows.npy"
+    """A sealed cache and an .npy of the same random unit rows."""
+    cache, npy = write_random_cache(folder / "cache.zarr", ([] for _ in range(num_rows)), dim), folder / "rows.npy"
+    copy_to_npy(cache.mapped(EMB), npy, num_rows, cache.info.chunk_rows)
+    return cache, npy
 
 
 def measure(cache: Cache, npy: Path, rounds: int) -> None:

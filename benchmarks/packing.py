@@ -16,14 +16,14 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from clipglot.distill.synthetic import QUERIES, draw_lengths
 from clipglot.encoders.text import Attention, TextConfig, TextTower
 from torch import Tensor
 
 VOCAB_SIZE, BOS, EOS, CONTEXT = 49_408, 49_406, 49_407, 77
 # Words of a caption (mean, deviation; log-normal) and tokens a word. A caption has two tokens more, BOS and EOS.
 CAPTIONS = {
-    # What people type: four words of 1.5 tokens, as in languages that a vocabulary splits: 4 × 1.5 + 2 = 8.
-    "search queries": (4.0, 2.0, 1.5),
+    "search queries": QUERIES,
     # MS COCO: sentences of 10.5 words on average, common ones, a token each: 10.5 + 2 = 12.5.
     "COCO": (10.5, 2.4, 1.0),
     # Between CC3M (10.3 ± 4.5 words) and CC12M (20.2 ± 16.3; arXiv 2102.08981, table 2): 13 × 1.25 + 2 = 18, cut at 77.
@@ -35,10 +35,8 @@ Step = Callable[[TextTower, list[list[int]]], Tensor]
 def draw(kind: str, num: int, rng: np.random.Generator) -> list[list[int]]:
     """Captions of random tokens, as long as such captions are."""
     mean, deviation, tokens_a_word = CAPTIONS[kind]
-    sigma = np.sqrt(np.log1p((deviation / mean) ** 2))
-    words = np.maximum(rng.lognormal(np.log(mean) - sigma**2 / 2, sigma, num), 1)
-    lengths = np.minimum(np.rint(words * tokens_a_word).astype(int), CONTEXT - 2)
-    return [[BOS, *rng.integers(0, BOS, length).tolist(), EOS] for length in lengths]
+    lengths = draw_lengths(num, rng, mean=mean, deviation=deviation, tokens_a_word=tokens_a_word, most=CONTEXT)
+    return [[BOS, *rng.integers(0, BOS, length - 2).tolist(), EOS] for length in lengths]
 
 
 def pad(captions: list[list[int]], length: int) -> Tensor:

@@ -15,6 +15,7 @@ COMMANDS = {
     "export": ("exporting", "export", "Merge both towers into one CLIP."),
     "predict": ("exporting", "predict", "Which text describes a picture best?"),
     "eval": ("evaluating", "evaluate", "Measure a merged CLIP."),
+    "bench": ("benching", "bench", "Measure what this machine reaches."),
     "demo": ("demo", "demo", "Do the whole job on pictures that it draws itself."),
 }
 

@@ -62,7 +62,7 @@ def _parameter(field: Field[Any], hint: Any, positional: bool) -> Callable[[Comm
     type_, help_ = get_args(hint)[:2]
     click_type, multiple = _click_type(type_)
     if positional:
-        return click.argument(field.name, type=click_type)
+        return click.argument(field.name, type=click_type, required=field.default is MISSING)
     flag = field.name.replace("_", "-")
     flags = [f"--{flag}/--no-{flag}" if type_ is bool else f"--{flag}", field.name]
     if field.name == "output":

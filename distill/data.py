@@ -134,12 +134,12 @@ def open_images(
     """
     info, where = cache.info, settings.embeddings
     if where == "auto":
-        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * _free_bytes(device) else "mapped"
+        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
     if where != "chunks":
         rows = cache.mapped(EMB).check(on_progress)
-        return (
-            OnHost(rows.take, device) if where == "mapped" else OnDevice(_copy_to_device(rows, info.chunk_rows, device))
-        )
+        if where == "mapped":
+            return OnHost(rows.take, device)
+        return OnDevice(_copy_to_device(rows, info.chunk_rows, device))
     pool_bytes = settings.buffer_gb * 1e9 / 3  # a batch may lie in two pools while the next is read
     pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
     pooling = Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
@@ -181,7 +181,7 @@ def _usable(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
     return usable
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Memory that the device has left for this process: on the CPU what could be freed, shared with the others here."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

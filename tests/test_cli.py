@@ -40,6 +40,8 @@ CONTRACT = {
     "predict": "MERGED IMAGES --text --json",
     "eval": "",
     "eval retrieval": "MERGED CACHE --json",
+    "bench": "CACHE --vocab-size --context-length --width --layers --heads --batch-size --steps --precision --compile "
+    "--device --config --json",
     "demo": "--output --language --pictures --epochs --seed --config --json",
 }
 
@@ -188,6 +190,7 @@ def test_bad_usage_exits_2(arguments: list[str], message: str) -> None:
         ["export", "no-run", "-o", "merged"],
         ["predict", "no-merged", "cat.jpg", "--text", "cat"],
         ["eval", "retrieval", "no-merged", "no.zarr"],
+        ["bench", "no.zarr"],
     ],
     ids=lambda arguments: arguments[0],
 )
@@ -213,6 +216,7 @@ def test_a_users_mistake_is_one_message_and_exit_1(
         "train good.zarr --val CACHE -o OUT",
         "export RUN -o OUT",
         "predict MERGED cat.jpg --text cat",
+        "bench CACHE",
         "eval retrieval MERGED good.zarr",
         "eval retrieval good CACHE",
     ],

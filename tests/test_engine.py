@@ -100,7 +100,7 @@ def test_embeddings_are_mapped_where_they_do_not_fit(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnDevice)
-    monkeypatch.setattr("clipglot.distill.data._free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
     assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnHost)
 
 

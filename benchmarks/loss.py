@@ -1,0 +1,171 @@
+"""InfoNCE and SigLIP in blocks beside open_clip's ClipLoss and SigLipLoss: time, peak memory, and how far they differ.
+
+    scripts/bench loss [--batch-size 16384] [--dim 512] [--rounds 5] [--threads 2]
+
+Forward and backward on the CPU, gradients for captions and temperature alone, as with a frozen picture tower. Each loss
+runs in a process of its own and they take turns; the first round is left out. Peak memory is what the process's maximal
+resident set (ru_maxrss) rose to above its level just before the first call, when inputs and library were there.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TEMPERATURE = 0.07
+PAIRS = {"InfoNCE": ("infonce", "ClipLoss"), "SigLIP": ("siglip", "SigLipLoss")}
+SMALL = 64  # pairs of the call that brings up threads and libraries before memory is looked at
+
+
+def main() -> None:
+    """Measure both losses beside their peers and print the table."""
+    if sys.argv[1:2] == ["--serve"]:
+        serve(sys.argv[2], Path(sys.argv[3]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=16_384)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+    print(f"B={args.batch_size:,}, D={args.dim}, float32, {args.threads} threads, {args.rounds} rounds\n")
+    print("| loss | time / open_clip's | min .. max | memory / open_clip's | ours | open_clip's | differ by at most |")
+    print("|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(prefix="clipglot-loss-") as folder:
+        write_inputs(Path(folder), args.batch_size, args.dim)
+        for name, losses in PAIRS.items():
+            print(row(name, losses, Path(folder), args.rounds, args.threads), flush=True)
+
+
+def write_inputs(folder: Path, num: int, dim: int) -> None:
+    """Unit embeddings `[num, dim]` of captions and of pictures, which are near their own caption's."""
+    rng = np.random.default_rng(0)
+    text = rng.standard_normal((num, dim), np.float32)
+    for name, emb in {"text": text, "image": text + 2 * rng.standard_normal((num, dim), np.float32)}.items():
+        np.save(folder / name, emb / np.linalg.norm(emb, axis=1, keepdims=True))
+
+
+def row(name: str, losses: tuple[str, str], folder: Path, rounds: int, threads: int) -> str:
+    """Time two losses in turns, each in its process, and compare what they leave."""
+    # Threads of the one that waits must not take the cores of the other.
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, "--serve", loss, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for loss in losses
+    ]
+    try:
+        times = [[ask(process)["seconds"] for process in processes] for _ in range(rounds + 1)]
+        peaks = [ask(process, "end")["peak_bytes"] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    ours, theirs = (np.load(folder / f"{loss}.npz") for loss in losses)
+    ratios = [our_s / their_s for our_s, their_s in times[1:]]
+    our_s, their_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    differences = {
+        "loss": abs(ours["loss"] - theirs["loss"]) / abs(theirs["loss"]),
+        "gradient": np.abs(ours["grad"] - theirs["grad"]).max() / np.abs(theirs["grad"]).max(),
+        "temperature's": abs(ours["grad_scale"] - theirs["grad_scale"]) / abs(theirs["grad_scale"]),
+    }
+    cells = [
+        name,
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f} .. {max(ratios):.2f}",
+        f"{peaks[0] / peaks[1]:.3f}" if peaks[1] else "",  # so small a batch needs no page more
+        f"{our_s:.2f} s, {peaks[0] / 1e9:.3f} GB",
+        f"{their_s:.2f} s, {peaks[1] / 1e9:.3f} GB",
+        ", ".join(f"{what} {difference:.0e}" for what, difference in differences.items()) + " (relative)",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def ask(process: "subprocess.Popen[str]", what: str = "call") -> dict[str, float]:
+    """Send a line to a serving process and read its answer."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{what}\n")
+    process.stdin.flush()
+    answer: dict[str, float] = json.loads(process.stdout.readline())
+    return answer
+
+
+def serve(name: str, folder: Path) -> None:
+    """Call a loss for every line that comes in; at the last one leave what it gave, and tell the peak of memory."""
+    import torch  # here, so that the process that asks stays small: a child's maximal resident set begins at its
+
+    def call(num: int | None) -> tuple[Any, Any, Any]:
+        captions = text[:num].requires_grad_()
+        loss, log_scale = compute(image[:num], captions)
+        loss.backward()
+        return loss, captions.grad, log_scale.grad
+
+    text, image = (torch.from_numpy(np.load(folder / f"{side}.npy")) for side in ("text", "image"))
+    compute = losses()[name]
+    call(SMALL)
+    before = peak_bytes()
+    given = None
+    for line in sys.stdin:
+        if line == "end\n":
+            break
+        given = None  # its gradient, too, belongs to a call
+        started = time.perf_counter()
+        given = call(None)
+        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+    peak = peak_bytes() - before
+    assert given is not None
+    loss, grad, grad_scale = (value.detach().numpy() for value in given)
+    np.savez(folder / f"{name}.npz", loss=loss, grad=grad, grad_scale=grad_scale)
+    print(json.dumps({"peak_bytes": peak}), flush=True)
+
+
+def peak_bytes() -> int:
+    """The process's maximal resident set."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def losses() -> dict[str, Callable[[Any, Any], tuple[Any, Any]]]:
+    """Loss and logarithm of the logit scale, which is a leaf, given pictures and captions."""
+    import torch
+    from clipglot.distill.infonce import InfoNCE
+    from clipglot.distill.siglip import SigLIP
+    from clipglot.distill.targets import Targets
+    from open_clip.loss import ClipLoss, SigLipLoss
+
+    def ours(kind: type[InfoNCE] | type[SigLIP]) -> Callable[[Any, Any], tuple[Any, Any]]:
+        def compute(image: Any, text: Any) -> tuple[Any, Any]:
+            loss = kind(temperature=TEMPERATURE, max_logit_scale=100.0)
+            return loss(text, Targets(image_emb=image, own=slice(0, len(text)))), loss.logit_scale
+
+        return compute
+
+    def clip(image: Any, text: Any) -> tuple[Any, Any]:
+        log_scale = torch.tensor(1 / TEMPERATURE).log().requires_grad_()
+        return ClipLoss()(image, text, log_scale.exp()), log_scale
+
+    def siglip(image: Any, text: Any) -> tuple[Any, Any]:
+        log_scale = torch.tensor(1 / TEMPERATURE).log().requires_grad_()
+        bias = torch.tensor(-10.0, requires_grad=True)
+        return SigLipLoss()(image, text, log_scale.exp(), bias), log_scale
+
+    return {"infonce": ours(InfoNCE), "siglip": ours(SigLIP), "ClipLoss": clip, "SigLipLoss": siglip}
+
+
+if __name__ == "__main__":
+    main()

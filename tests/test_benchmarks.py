@@ -1,0 +1,54 @@
+"""The benchmark scripts run from their command to their table, at sizes that say nothing about speed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def table(script: str, *arguments: object) -> list[list[str]]:
+    """The cells of every line of the printed table, its head first."""
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_but_for_what_needs_a_gpu(tmp_path: Path) -> None:
+    _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == [line[0] for line in lines]
+    assert [row["what"] for row in rows if row["note"].startswith("failed")] == ["varlen"]
+    speeds = {row["what"]: row["pairs_per_s"] for row in rows if row["pairs_per_s"]}
+    held = [row for row in rows if row["pairs_per_s"] and row["to"]]
+    assert len(held) >= 10
+    for row in held:
+        assert row["ratio"] == pytest.approx(row["pairs_per_s"] / speeds[row["to"]])
+
+
+@pytest.mark.slow
+def test_a_spent_budget_is_said_in_the_rows_that_it_costs() -> None:
+    _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--budget-s", 0)
+    assert len(lines) == 10
+    assert all("left out: 0 s" in line[-1] for line in lines)
+
+
+@pytest.mark.slow
+def test_the_losses_agree_with_their_peers() -> None:
+    _, *lines = table("loss.py", "--batch-size", 256, "--dim", 32, "--rounds", 1, "--threads", 1)
+    assert [line[0] for line in lines] == ["InfoNCE", "SigLIP"]
+    for line in lines:
+        differences = [float(word) for word in line[-1].replace(",", "").split() if word[0].isdigit()]
+        assert len(differences) == 3
+        assert max(differences) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_step_script_holds_the_step_to_the_tower() -> None:
+    _, *lines = table("step.py", "--steps", 1, "--layers", 1, "--batch-size", 4)
+    assert [line[2] for line in lines if line[0] == "step"] == ["tower alone"]
