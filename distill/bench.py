@@ -15,12 +15,12 @@ import torch
 
 from ..cache.format import EMB, Status
 from ..cache.store import Cache
-from ..encoders.text import TextConfig
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .batches import group_equal_captions
 from .data import TrainData, free_bytes, open_images
 from .device import resolve_compile, resolve_device
 from .settings import BenchSettings, TrainSettings
+from .student import tower_config
 from .synthetic import copy_to_npy, query_texts, write_random_cache
 from .timing import Steps, in_turns, matmul_flops_s
 from .tokens import TokenTable
@@ -136,17 +136,7 @@ def bench(
             texts = query_texts(max(8 * training.batch_size, 2**14), np.random.default_rng(0))
             cache = write_random_cache(Path(folder) / "cache.zarr", ([text] for text in texts), DIM)
         data, tokenizer = load_bench_data(cache, training, device)
-        config = TextConfig(
-            embed_dim=cache.info.encoder.dim,
-            vocab_size=settings.vocab_size,
-            context_length=settings.context_length,
-            width=settings.width,
-            heads=settings.heads,
-            layers=settings.layers,
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
-            quick_gelu=cache.info.encoder.quick_gelu,
-        )
+        config = tower_config(training, cache.info.encoder, tokenizer, vocab_size=settings.vocab_size)
         reads = _reads(cache, Path(folder) / "rows.npy")
         with Steps(training, data, config, round_steps=round_steps) as steps:
             return _measure(steps, reads, rounds, resolve_compile(settings.compile, device), on_progress)

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ..cache.format import EncoderInfo
 from ..encoders.packing import Packed
 from ..encoders.text import TextConfig, TextTower
+from ..encoders.tokenizer import CaptionTokenizer
 from . import parallel
 from .contrastive import ContrastiveLoss
 from .device import Precision, resolve_compile
@@ -179,6 +181,30 @@ class Student:
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+
+
+def tower_config(
+    settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer, *, vocab_size: int | None = None
+) -> TextConfig:
+    """The text tower that a run asks for, given what it is to match.
+
+    Args:
+        settings: of the run.
+        encoder: of the cache.
+        tokenizer: of the run.
+        vocab_size: rows of its vocabulary, where they shall be more than the tokenizer's.
+    """
+    return TextConfig(
+        embed_dim=encoder.dim,
+        vocab_size=vocab_size or tokenizer.vocab_size,
+        context_length=settings.context_length,
+        width=settings.width,
+        heads=settings.heads,
+        layers=settings.layers,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+        quick_gelu=encoder.quick_gelu,
+    )
 
 
 def make_loss(settings: TrainSettings, *, compiled: bool = False) -> ContrastiveLoss:

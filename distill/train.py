@@ -17,7 +17,6 @@ import torch
 
 from ..cache.files import locked
 from ..cache.store import Cache
-from ..encoders.text import TextConfig
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images
@@ -32,7 +31,7 @@ from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
 from .settings import TrainSettings
-from .student import Student
+from .student import Student, tower_config
 from .validation import validate
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
@@ -134,17 +133,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
         tokenizer = train_bpe(cache.captions(), settings.vocab_size)
     tokenizing = partial(on_prepare, "tokenize")
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
-    config = TextConfig(
-        embed_dim=cache.info.encoder.dim,
-        vocab_size=tokenizer.vocab_size,
-        context_length=settings.context_length,
-        width=settings.width,
-        heads=settings.heads,
-        layers=settings.layers,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        quick_gelu=cache.info.encoder.quick_gelu,
-    )
+    config = tower_config(settings, cache.info.encoder, tokenizer)
     student = Student(config, settings, device, precision)
     return _Setup(
         run=run,
