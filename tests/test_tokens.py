@@ -27,6 +27,7 @@ from clipglot.cache.tokens import write_tokens
 from clipglot.cli.main import main
 from clipglot.distill import tokens
 from clipglot.distill.errors import DistillError
+from clipglot.distill.provenance import content_id
 from clipglot.distill.tokens import TokenTable, open_tokens
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 
@@ -147,12 +148,11 @@ def test_a_cache_that_cannot_be_written_has_its_tokens_beside_the_run(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     run = make_run(cache.path, tmp_path / "run", val=cache.path, epochs=1)
-    for name in ("train", "val"):
-        (group,) = (run / "tokens" / name).glob("*/zarr.json")
+    (group,) = (run / "tokens" / content_id(cache)).glob("*/zarr.json")  # training and validation share it
     assert not list((cache.path / "tokens").glob("*/zarr.json"))
     monkeypatch.setattr(tokens, "_encode", no_tokenizing)
     learned = CaptionTokenizer.load(run / "tokenizer")
-    assert len(open_tokens(cache, learned, 24, run / "tokens/train")) == cache.info.num_captions
+    assert len(open_tokens(cache, learned, 24, run / "tokens" / content_id(cache))) == cache.info.num_captions
     assert group.parent.name == learned.fingerprint(24)
 
 
