@@ -134,7 +134,8 @@ class TextTower(nn.Module):
 
     def _features(self, ids: Tensor, positions: Tensor, last: Tensor, attend: Attend) -> Tensor:
         text = self.text
-        x = text.token_embedding(ids) + text.positional_embedding[positions]  # [S, W]
+        # Not by indexing: on the CPU its gradient is added up by several threads in no fixed order.
+        x = text.token_embedding(ids) + F.embedding(positions, text.positional_embedding)  # [S, W]
         *blocks, last_block = text.transformer.resblocks
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
