@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoders.packing import runs
 from .batches import Batch
 from .permutation import Stream
 
@@ -56,9 +57,7 @@ class SharedCaptions:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = np.minimum(np.searchsorted(self._groups, groups), len(self._groups) - 1)
         count = np.where(self._groups[place] == groups, self._counts[place], 0)
-        which = np.repeat(np.arange(len(groups)), count)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(count) - count, count)
-        return which, self._rows[np.repeat(self._starts[place], count) + within]
+        return np.repeat(np.arange(len(groups)), count), self._rows[runs(self._starts[place], count)]
 
     def within(self, rows: Ints, groups: Ints) -> Ints:
         """Captions of a batch and other pictures of it that carry the same, `[2, P]`, ascending in the first.
@@ -68,6 +67,8 @@ class SharedCaptions:
             groups: `[B]`, the group of the caption that stands for each.
         """
         which, carriers = self.pictures_of(groups)
+        if not len(which):  # as with most captions: nothing to look up, and no batch to sort
+            return np.zeros((2, 0), np.int64)
         order = np.argsort(rows)
         place = order[np.minimum(np.searchsorted(rows, carriers, sorter=order), len(rows) - 1)]
         other = (rows[place] == carriers) & (place != which)

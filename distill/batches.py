@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ..encoders.packing import runs
 from .errors import DistillError
 from .permutation import Permutation, Positions, Stream, choose, keys
 from .pools import PooledOrder, Pooling
@@ -114,7 +115,7 @@ def group_equal_captions(tokens: TokenTable) -> NDArray[np.int64]:
         block = slice(start, min(start + CAPTIONS_AT_A_TIME, len(tokens)))
         ids, lengths = tokens.gather(np.arange(block.start, block.stop))
         ends = np.cumsum(lengths)
-        within = np.arange(len(ids)) - np.repeat(ends - lengths, lengths)
+        within = runs(0, lengths)
         for i in range(2):
             factors = np.random.Generator(np.random.Philox(i)).integers(0, 2**64, lengths.max(initial=0), np.uint64)
             # Sums that wrap around; + 1, so that a longer caption differs from its beginning.

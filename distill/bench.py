@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from .settings import BenchSettings, TrainSettings
 from .student import tower_config
 from .synthetic import copy_to_npy, query_texts, write_random_cache
 from .timing import Steps, in_turns, matmul_flops_s
-from .tokens import TokenTable
+from .tokens import tokenize
 
 CPU_BATCH, CUDA_BATCH = 64, 4096
 CUDA_ROUND = 10  # steps between two looks at the device, as --log-every has it
@@ -151,9 +150,7 @@ def load_bench_data(cache: Cache, training: TrainSettings, device: torch.device)
     """
     captions = cache.captions(0, MOST_CAPTIONS)
     tokenizer = train_bpe(captions, training.vocab_size)
-    encoded = tokenizer.encode(captions, training.context_length)
-    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded], dtype=np.int64)])
-    tokens = TokenTable(np.fromiter(chain.from_iterable(encoded), np.int64, int(offsets[-1])), offsets)
+    tokens = tokenize(tokenizer, captions, training.context_length)
     owners = cache.caption_image()[: len(captions)]
     data = TrainData(
         images=open_images(cache, training, device),

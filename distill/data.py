@@ -132,23 +132,30 @@ def open_images(
     Raises:
         CacheError: a chunk is absent or damaged.
     """
-    info, where = cache.info, settings.embeddings
+    info, where, pooling = cache.info, settings.embeddings, pooling_of(cache, settings)
     if where == "auto":
         where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
-    if where != "chunks":
+    if pooling is None:
         rows = cache.mapped(EMB).check(on_progress)
         if where == "mapped":
             return OnHost(rows.take, device)
         return OnDevice(_copy_to_device(rows, info.chunk_rows, device))
-    pool_bytes = settings.buffer_gb * 1e9 / 3  # a batch may lie in two pools while the next is read
-    pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
-    pooling = Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
 
     def read_chunk(chunk: int) -> NDArray[np.float16]:
         held = cache.chunk_slice(chunk)
         return cache.emb_rows(np.arange(held.start, held.stop))
 
     return Buffered(read_chunk, info.encoder.dim, pooling, device)
+
+
+def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
+    """How `--embeddings chunks` shuffles, within `--buffer-gb`; None where any row can be read."""
+    if settings.embeddings != "chunks":
+        return None
+    info = cache.info
+    pool_bytes = settings.buffer_gb * 1e9 / 3  # a batch may lie in two pools while the next is read
+    pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
+    return Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
 
 
 def _open_tokens(
@@ -158,8 +165,8 @@ def _open_tokens(
     beside: Path,
     on_progress: Callable[[int, int], None],
 ) -> TokenTable:
-    workers = settings.resolved_workers
-    return open_tokens(cache, tokenizer, settings.context_length, beside, workers=workers, on_progress=on_progress)
+    length, workers = settings.context_length, settings.workers
+    return open_tokens(cache, tokenizer, length, beside, workers=workers, on_progress=on_progress)
 
 
 def _copy_to_device(rows: MappedRows, chunk_rows: int, device: torch.device) -> Tensor:

@@ -37,6 +37,12 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device
     return precision
 
 
+def set_matmul_precision(device: torch.device, *, tf32: bool) -> None:
+    """Multiply float32 matrices as TF32 on a GPU, or exactly; holds for the whole process."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
+
+
 def resolve_compile(compile_: Literal["auto", "on", "off"], device: torch.device) -> bool:
     """`auto` compiles on a GPU.
 

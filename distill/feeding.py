@@ -36,7 +36,6 @@ class Fed:
     Attributes:
         packed: the captions of this process, in micro-batches.
         images: what the source has read: of this process's pictures, or of all B if they are on the device.
-        own: which of the batch's pairs are this process's.
         masked: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
         draw: negatives beyond the batch, if any.
         drawn: what the source has read of them.
@@ -44,7 +43,6 @@ class Fed:
 
     packed: Sequence[Packed]
     images: Tensor
-    own: slice
     masked: NDArray[np.int64]
     draw: Draw | None
     drawn: Tensor | None
@@ -71,7 +69,6 @@ class Feed:
         if settings.num_negatives:
             rows = self.plan.rows
             size = int(min(settings.num_negatives, len(rows)))
-            self._bank = BankPlan(rows, self._shared, size=size, seed=settings.seed)
             if data.images.pooling:
                 raise DistillError(
                     "--negatives come from everywhere in the cache, --embeddings chunks reads it in order"
@@ -83,6 +80,7 @@ class Feed:
                         "on the device: pass a smaller number, or --embeddings device"
                     )
                 self._all = data.images.subset(rows)
+            self._bank = BankPlan(rows, self._shared, size=size, seed=settings.seed)
 
     def close(self) -> None:
         """End all reading."""
@@ -103,7 +101,7 @@ class Feed:
         image_emb = images.to_device(fed.images)
         if not isinstance(images, OnDevice):
             image_emb = parallel.gather(image_emb)
-        return Targets(image_emb=image_emb.float(), own=fed.own, masked=fed.masked, bank=self._bank_of(fed))
+        return Targets(image_emb=image_emb.float(), own=self._own, masked=fed.masked, bank=self._bank_of(fed))
 
     def _bank_of(self, fed: Fed) -> Bank | None:
         if fed.draw is None:
@@ -137,7 +135,6 @@ class Feed:
         return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
             images=data.images.read(batch.rows if isinstance(data.images, OnDevice) else batch.rows[own]),
-            own=own,
             masked=self._of_own_captions(self._shared.within(batch.rows, group)),
             draw=draw,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,

@@ -29,7 +29,7 @@ SMALLEST = math.exp(-SHIFT)  # a smaller sum may have lost what lies below e^-87
 class InfoNCE(ContrastiveLoss):
     """Cross-entropy of each caption against the batch's pictures and of each picture against the batch's captions.
 
-    Pictures whose captions read the same are no negatives of each other: their pairs leave both softmaxes.
+    A picture is no negative of a caption that it carries itself: such pairs leave both softmaxes.
 
     >>> loss = InfoNCE(temperature=0.07, max_logit_scale=100.0)
     >>> round(loss.logit_scale.exp().item(), 2)

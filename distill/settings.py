@@ -163,11 +163,6 @@ class TrainSettings:
         """Cached pictures beyond the batch; infinity stands for all."""
         return math.inf if self.negatives == "all" else int(self.negatives)
 
-    @property
-    def resolved_workers(self) -> int:
-        """The number of tokenizing processes."""
-        return self.workers or num_usable_cores()
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:

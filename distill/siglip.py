@@ -20,7 +20,7 @@ from .targets import Targets, blocks
 class SigLIP(ContrastiveLoss):
     """Binary cross-entropy of all pairs, summed over the pictures and averaged over the captions.
 
-    Pictures whose captions read the same are no negatives of each other: their pairs do not count.
+    A picture is no negative of a caption that it carries itself: such pairs do not count.
     """
 
     def __init__(self, *, temperature: float, max_logit_scale: float) -> None:

@@ -16,7 +16,7 @@ from ..encoders.packing import Packed, PackedCaptions
 from ..encoders.rows import PackedRows
 from ..encoders.text import Attention, TextConfig
 from .data import TrainData
-from .device import Precision, resolve_device, resolve_precision
+from .device import Precision, resolve_device, resolve_precision, set_matmul_precision
 from .feeding import AHEAD, Feed
 from .settings import TrainSettings
 from .student import AUTOCAST, Student
@@ -57,8 +57,7 @@ class Steps:
             attention: the form to compute in.
         """
         self.device = resolve_device(training.device)
-        if self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high" if training.tf32 else "highest")
+        set_matmul_precision(self.device, tf32=training.tf32)
         self.precision: Precision = resolve_precision(training.precision, self.device)
         self.student = Student(config, training, self.device, self.precision)
         self.student.tower.attention = attention

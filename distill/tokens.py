@@ -19,6 +19,7 @@ from ..cache.format import TOKENS
 from ..cache.mapped import MappedRows
 from ..cache.processes import worker_pool
 from ..cache.store import Cache
+from ..encoders.packing import runs
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .errors import DistillError
 from .settings import num_usable_cores
@@ -51,9 +52,7 @@ class TokenTable:
         """
         starts = self.offsets.take(captions)
         lengths = self.offsets.take(captions + 1) - starts
-        before = np.cumsum(lengths) - lengths
-        positions = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
-        return self.ids.take(positions).astype(np.int64), lengths
+        return self.ids.take(runs(starts, lengths)).astype(np.int64), lengths
 
     def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The ids of some captions, apart and unpadded."""
@@ -95,6 +94,12 @@ def open_tokens(
             stored.write_tokens(group, dtype, blocks)
     tokens = stored.map_tokens(group, cache.info.num_captions)
     return TokenTable(tokens.ids, tokens.offsets)
+
+
+def tokenize(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
+    """Ids of captions in memory, each at most `context_length`."""
+    ids, lengths = _encode(tokenizer, captions, context_length)
+    return TokenTable(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def _encode(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> Block:

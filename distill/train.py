@@ -19,8 +19,8 @@ from ..cache.files import locked
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from . import parallel
-from .data import ValidationData, load_data, load_validation, open_images
-from .device import resolve_device, resolve_precision
+from .data import ValidationData, load_data, load_validation, open_images, pooling_of
+from .device import resolve_device, resolve_precision, set_matmul_precision
 from .errors import DistillError
 from .feeding import Feed
 from .final import Final, write_final
@@ -93,8 +93,7 @@ def train(
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     device = resolve_device(settings.device)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if settings.tf32 else "highest")
+    set_matmul_precision(device, tf32=settings.tf32)
     with parallel.joined(device):
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
         if not parallel.is_first():
@@ -115,13 +114,13 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
     precision = resolve_precision(settings.precision, device)
-    images = open_images(cache, settings, device, partial(on_prepare, "check"))
+    pooling = pooling_of(cache, settings)
     description = {
         "provenance": run_provenance(cache),
         "computed_in": {
             "precision": precision,
             "tf32": settings.tf32 and device.type == "cuda",
-            "pool_chunks": images.pooling.pool_chunks if images.pooling else None,
+            "pool_chunks": pooling.pool_chunks if pooling else None,
         },
     }
     run.require_ready(settings, description, resume=resume)
@@ -131,6 +130,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
         tokenizer = CaptionTokenizer.load(settings.tokenizer)
     else:
         tokenizer = train_bpe(cache.captions(), settings.vocab_size)
+    images = open_images(cache, settings, device, partial(on_prepare, "check"))
     tokenizing = partial(on_prepare, "tokenize")
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
     config = tower_config(settings, cache.info.encoder, tokenizer)

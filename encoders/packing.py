@@ -74,11 +74,10 @@ class PackedCaptions(Packed):
         order = np.argsort(lengths, kind="stable")
         lengths = lengths[order]
         ends = np.cumsum(lengths)
-        positions = np.arange(ends[-1]) - np.repeat(ends - lengths, lengths)
         distinct, counts = np.unique(lengths, return_counts=True)
         arrays = {
-            "ids": ids[np.repeat(starts[order], lengths) + positions].astype(np.int64),
-            "positions": positions,
+            "ids": ids[runs(starts[order], lengths)].astype(np.int64),
+            "positions": runs(0, lengths),
             "last": ends - 1,
             "restore": np.argsort(order),
         }
@@ -106,6 +105,17 @@ class PackedCaptions(Packed):
     def caption_sizes(self) -> list[int]:
         """Captions of each length, for `Tensor.split`."""
         return [count for _, count in self.lengths]
+
+
+def runs(starts: Ints | int, lengths: Ints) -> Ints:
+    """The numbers of runs, one run after the other: from each start, as many as its length says.
+
+    >>> runs(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    before = np.cumsum(lengths) - lengths
+    result: Ints = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    return result
 
 
 def spans_to_eos(ids: NDArray[Any], lengths: Ints, eos_id: int | None) -> tuple[Ints, Ints]:
