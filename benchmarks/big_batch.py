@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clipglot.distill.settings import TrainSettings
 from clipglot.distill.student import Student
 from clipglot.distill.targets import Targets
+from clipglot.distill.train_settings import TrainSettings
 from clipglot.encoders.text import TextConfig
 
 CPU = torch.device("cpu")

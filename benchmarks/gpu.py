@@ -27,13 +27,14 @@ import torch.nn.functional as F
 from clipglot.cache.format import EMB
 from clipglot.distill.batches import group_equal_captions
 from clipglot.distill.bench import machine
+from clipglot.distill.bench_settings import BenchSettings
 from clipglot.distill.data import TrainData
 from clipglot.distill.device import resolve_device
 from clipglot.distill.images import OnDevice, OnHost
-from clipglot.distill.settings import BenchSettings, TrainSettings
 from clipglot.distill.synthetic import query_tokens, write_random_cache
 from clipglot.distill.timing import Steps, in_turns, matmul_flops_s
 from clipglot.distill.tokens import TokenTable
+from clipglot.distill.train_settings import TrainSettings
 from clipglot.encoders.text import Attention, TextConfig
 from torch import Tensor
 

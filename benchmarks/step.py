@@ -10,7 +10,7 @@ of the medians, and the lowest and highest of a round.
 import argparse
 
 from clipglot.distill.bench import bench
-from clipglot.distill.settings import BenchSettings
+from clipglot.distill.bench_settings import BenchSettings
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..distill.settings import BenchSettings
+from ..distill.bench_settings import BenchSettings
 from .folders import require_kind
 from .options import settings_options
 from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, table

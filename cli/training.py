@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..distill.settings import TrainSettings
+from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .options import settings_options
 from .render import friendly_errors, json_option, percent, print_json, progress_bar, say

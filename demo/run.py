@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from ..distill.caching import CacheResult, cache_pictures
 from ..distill.export import export_run
-from ..distill.settings import CacheSettings, ExportSettings, TrainSettings
+from ..distill.settings import CacheSettings, ExportSettings
 from ..distill.train import train
+from ..distill.train_settings import TrainSettings
 from ..encoders.clip import MergedClip, load_merged
 from ..evals.retrieval import retrieve
 from ..evals.zeroshot import zero_shot_accuracy

@@ -16,13 +16,14 @@ from ..cache.format import EMB, Status
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .batches import group_equal_captions
+from .bench_settings import BenchSettings
 from .data import TrainData, free_bytes, open_images
 from .device import resolve_compile, resolve_device
-from .settings import BenchSettings, TrainSettings
 from .student import tower_config
 from .synthetic import copy_to_npy, query_texts, write_random_cache
 from .timing import Steps, in_turns, matmul_flops_s
 from .tokens import tokenize
+from .train_settings import TrainSettings
 
 CPU_BATCH, CUDA_BATCH = 64, 4096
 CUDA_ROUND = 10  # steps between two looks at the device, as --log-every has it

@@ -23,8 +23,8 @@ from .batches import group_equal_captions
 from .errors import DistillError
 from .images import Buffered, ImageSource, OnDevice, OnHost
 from .pools import Pooling
-from .settings import TrainSettings
 from .tokens import TokenTable, open_tokens
+from .train_settings import TrainSettings
 
 SHARE_OF_MEMORY = 0.5  # of what is free on the device that embeddings may take by themselves
 

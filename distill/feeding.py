@@ -23,8 +23,8 @@ from .batches import BatchPlan
 from .data import TrainData
 from .errors import DistillError
 from .images import OnDevice
-from .settings import TrainSettings
 from .targets import Bank, Targets
+from .train_settings import TrainSettings
 
 AHEAD = 2  # steps made before they are asked for
 

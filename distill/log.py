@@ -8,7 +8,7 @@ from typing import Any, Self
 from . import parallel
 from .errors import DistillError
 from .run import Run
-from .settings import TrainSettings
+from .train_settings import TrainSettings
 
 
 class Log:

@@ -21,7 +21,7 @@ from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
 from ..encoders.tokenizer import CaptionTokenizer
 from .errors import DistillError
 from .provenance import content_of
-from .settings import TrainSettings
+from .train_settings import TrainSettings
 
 KEEP_CHECKPOINTS = 2
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes. Paths are free

@@ -25,9 +25,9 @@ from .device import Precision, resolve_compile
 from .errors import DistillError
 from .infonce import InfoNCE
 from .optimizer import make_optimizer
-from .settings import TrainSettings
 from .siglip import SigLIP
 from .targets import Targets
+from .train_settings import TrainSettings
 
 SMALLEST_SCALE = 2.0**-10  # of float16 gradients: halved at each overflow, from 2^16
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

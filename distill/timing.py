@@ -18,9 +18,9 @@ from ..encoders.text import Attention, TextConfig
 from .data import TrainData
 from .device import Precision, resolve_device, resolve_precision, set_matmul_precision
 from .feeding import AHEAD, Feed
-from .settings import TrainSettings
 from .student import AUTOCAST, Student
 from .targets import Targets
+from .train_settings import TrainSettings
 
 WARM_UP = 2  # rounds: they compile, and make the optimizer's state
 FEEDS = 8  # steps that are fed when the feed alone is timed

@@ -30,8 +30,8 @@ from .pace import Pace
 from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
-from .settings import TrainSettings
 from .student import Student, tower_config
+from .train_settings import TrainSettings
 from .validation import validate
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were

@@ -90,8 +90,8 @@ def tiny_cache(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory:
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     """`make_run(cache, output, **settings)`: train a tiny text tower for a moment; returns the run folder."""
-    from clipglot.distill.settings import TrainSettings
     from clipglot.distill.train import train
+    from clipglot.distill.train_settings import TrainSettings
 
     def make(cache: Path, output: Path, **settings: Any) -> Path:
         small = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 300, "context_length": 24, "batch_size": 8}

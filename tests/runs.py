@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clipglot.distill.settings import TrainSettings
+from clipglot.distill.train_settings import TrainSettings
 
 
 def settings(cache: Path, run: Path, **changes: Any) -> TrainSettings:

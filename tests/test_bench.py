@@ -14,8 +14,8 @@ from clipglot.cache.format import EMB
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from clipglot.distill.bench import bench
+from clipglot.distill.bench_settings import BenchSettings
 from clipglot.distill.errors import DistillError
-from clipglot.distill.settings import BenchSettings
 from clipglot.distill.synthetic import copy_to_npy, query_texts, query_tokens, write_random_cache
 from clipglot.distill.timing import tower_flops
 from clipglot.encoders.text import TextConfig, TextTower

@@ -22,9 +22,9 @@ from clipglot.distill.final import load_final
 from clipglot.distill.images import Buffered, OnDevice, OnHost
 from clipglot.distill.optimizer import learning_rate
 from clipglot.distill.run import Run
-from clipglot.distill.settings import TrainSettings
 from clipglot.distill.student import Student
 from clipglot.distill.train import train
+from clipglot.distill.train_settings import TrainSettings
 from clipglot.encoders.text import TextConfig
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from logs import logged
