@@ -126,6 +126,10 @@ class Run:
         for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
+    def has_checkpoint(self) -> bool:
+        """Whether a run would go on from where it was, and not begin."""
+        return bool(self._sorted_checkpoints())
+
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint, on the CPU; None if there is none yet.
 
@@ -161,8 +165,8 @@ class Run:
         return next((line for line in reversed(self.metrics()) if "r_at_1" in line), None)
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        """Drop what was logged after `step`, or all of it before the first: a resumed run logs it again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if 0 < step >= line["step"]]
         write_whole(self._metrics, "".join(kept).encode())
 
     def _is_debris(self) -> bool:

@@ -17,6 +17,7 @@ import torch
 
 from ..cache.files import locked
 from ..cache.store import Cache
+from ..encoders.bag import write_bag
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images, pooling_of
@@ -33,6 +34,7 @@ from .run import Run
 from .student import Student, tower_config
 from .train_settings import TrainSettings
 from .validation import validate
+from .warm_start import fit_bag
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 
@@ -135,6 +137,10 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
     config = tower_config(settings, cache.info.encoder, tokenizer)
     student = Student(config, settings, device, precision)
+    if settings.warm_start == "ridge" and not run.has_checkpoint():
+        fitting = partial(on_prepare, "warm start")
+        bag = fit_bag(cache, data.tokens, data.caption_image, config, tokenizer.bos_id, device, fitting)
+        write_bag(student.tower, bag.weights, bag.bias, tokenizer.bos_id)
     return _Setup(
         run=run,
         tokenizer=tokenizer,
@@ -168,6 +174,10 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
         profiled(run.path, settings.profile) as profile,
         closing(feed.steps(step, num_steps)) as steps,
     ):
+        if step == 0 and settings.warm_start != "none" and setup.val_data is not None:
+            validation = {"step": 0, "epoch": 0} | validate(student.tower, setup.val_data)
+            log.write(validation)
+            on_progress(0, num_steps, validation)
         pace = Pace(settings.batch_size)
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]

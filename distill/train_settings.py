@@ -21,6 +21,9 @@ class TrainSettings:
     width: Annotated[int, "width of the text tower"] = 512
     layers: Annotated[int, "layers of the text tower"] = 6
     heads: Annotated[int, "attention heads of the text tower"] = 8
+    warm_start: Annotated[
+        Literal["none", "ridge"], "begin as a bag of tokens fitted in closed form; wants a small --lr, about 2e-4"
+    ] = "none"
     epochs: Annotated[int, "times that every picture is shown"] = 30
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
     lr: Annotated[float, "peak learning rate"] = 1e-3
