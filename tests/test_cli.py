@@ -27,7 +27,8 @@ from rich.console import Console
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --limit --batch-size "
-    "--workers --chunk-rows --max-pixels --precision --device --config --json",
+    "--workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
+    "--augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --vocab-size --json",
