@@ -70,8 +70,8 @@ def crop_box(size: tuple[int, int], aspect: float, least: float, chance: NDArray
         least: smallest share of the area.
         chance: `[2 * NUM_ATTEMPTS + 2]`, from 0 to 1.
 
-    >>> crop_box((100, 50), 1.0, 0.3, np.full(22, 0.5))
-    (21, 0, 78, 50)
+    >>> crop_box((100, 80), 1.0, 0.3, np.full(22, 0.5))
+    (14, 4, 86, 76)
     """
     width, height = size
     areas = width * height * (least + (1 - least) * chance[:NUM_ATTEMPTS])

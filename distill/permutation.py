@@ -24,6 +24,7 @@ class Stream(IntEnum):
     CHUNKS = 2
     POOL = 3
     NEGATIVES = 4
+    VIEWS = 5
 
 
 def keys(count: int, *seed: int) -> NDArray[np.uint64]:

@@ -22,6 +22,10 @@ class TrainSettings:
     layers: Annotated[int, "layers of the text tower"] = 6
     heads: Annotated[int, "attention heads of the text tower"] = 8
     epochs: Annotated[int, "times that every picture is shown"] = 30
+    views: Annotated[
+        str | int,
+        "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",
+    ] = "all"
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
     lr: Annotated[float, "peak learning rate"] = 1e-3
     schedule: Annotated[
@@ -80,6 +84,10 @@ class TrainSettings:
         require(
             self.negatives == "all" or str(self.negatives).isdecimal(),
             f"--negatives {self.negatives}: is a number, or all",
+        )
+        require(
+            self.views == "all" or (str(self.views).isdecimal() and int(self.views) >= 1),
+            f"--views {self.views}: is a number from 1 on, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
         require(
