@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .decoding import DecodedBlock, Views, block_decoder
 from .errors import CacheError
 from .files import sweep_partial
-from .format import ATTRIBUTE, EMB, NORM, STATUS, CacheInfo, Status
+from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
 from .store import Cache
@@ -157,10 +157,7 @@ def seal(cache: Cache, num_views: int = 1) -> None:
     """
     num_views = max(num_views, cache.info.num_views)
     assert not missing_views(cache, num_views)
-    if cache.info.state == "sealed":  # runs may be writing their tokens
-        sweep_partial(cache.path / "images")
-    else:
-        sweep_partial(cache.path)
+    sweep_partial(cache.path, keep=TOKENS)  # while views are added, runs may be writing there
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
         shutil.rmtree(cache.path / STATUS / "c")

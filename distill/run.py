@@ -114,10 +114,11 @@ class Run:
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
                     "resume with the same settings, or choose another -o"
                 )
-        before, views = then["provenance"].get("num_views", 1), description["provenance"]["num_views"]
-        if before != views:
+        before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
+        if before != found:
             raise DistillError(
-                f"{self.path} was begun on {before} stored views a picture, now there are {views}: pass --views {before}"
+                f"{self.path} was begun on {before} stored views a picture, now there are {found}: "
+                f"pass --views {before}"
             )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
