@@ -21,6 +21,7 @@ from .files import sweep_partial
 from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
+from .remedy import REMAKE
 from .store import Cache
 from .views import Missing, known_status, missing_views
 
@@ -110,10 +111,13 @@ def embed_missing(
         on_progress: called after each batch with the pictures done in this pass.
 
     Raises:
-        CacheError: the tower's output has another width than planned, a decoding process died, or no room to write.
+        CacheError: the tower's output has another width than planned, a decoding process died, no room to write, or the
+            cache does not say how its views are made.
     """
     report, started = PassReport(), time.perf_counter()
     num_views = max(num_views, cache.info.num_views)
+    if num_views > 1 and cache.info.augmentation is None:
+        raise CacheError(f"{cache.path} has no record of how its views are made (zarr.json, augmentation): {REMAKE}")
     missing = missing_views(cache, num_views)
     if missing:
         geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)

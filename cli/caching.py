@@ -56,7 +56,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             {"cache": str(settings.output), "resumed": result.resumed} | asdict(report) | _contents(result.cache)
         )
         return
-    counts = result.cache.info.counts
+    counts, repeats = result.cache.info.counts, count_repeats(result.cache)
     if report.num_pictures:
         views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
         say(
@@ -66,6 +66,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         )
     else:
         say(f"{settings.output} is complete already: {counts.get('embedded', 0):,} pictures embedded")
+    if repeats:
+        say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
         say(f"what failed and why: clipglot inspect {settings.output}")
 

@@ -3,15 +3,17 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from clipglot.cache import augment
 from clipglot.cache.augment import augmented, crop_box
-from clipglot.cache.embed import embed_missing
+from clipglot.cache.embed import embed_missing, write_info
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Augmentation, Status
 from clipglot.cache.pictures import Geometry, decode
@@ -25,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 
 VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.4, "augment_flip": 0.5, "augment_seed": 7}
 GEOMETRY = {
@@ -67,6 +70,18 @@ def test_a_crop_lies_in_the_picture_and_has_its_share_and_shape(
     if min(wide, high) > 50 and 0.8 * aspect < width / height < 1.25 * aspect:  # rounding is small, and a crop fits
         assert wide * high >= 0.95 * least * width * height
         assert 0.72 * aspect < wide / high < 1.37 * aspect
+
+
+@pytest.mark.parametrize(("size", "least"), [((500, 375), 0.5), ((300, 100), 0.3), ((100, 300), 0.9)])
+def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], least: float) -> None:
+    torch.manual_seed(0)
+    picture, rng = Image.new("RGB", size), np.random.default_rng(0)
+    theirs = [RandomResizedCrop.get_params(picture, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    ours = [crop_box(size, 1.0, least, rng.random(2 * augment.NUM_ATTEMPTS + 2)) for _ in range(4000)]
+    top, left, high, wide = np.array(theirs).T
+    for mine, other in zip(np.array(ours).T, (left, top, left + wide, top + high), strict=True):
+        at = [5, 25, 50, 75, 95]
+        assert np.abs(np.percentile(mine, at) - np.percentile(other, at)).max() < 0.03 * max(size)
 
 
 @pytest.mark.parametrize("mode", GEOMETRY)
@@ -242,7 +257,11 @@ def test_a_picture_that_is_gone_repeats_its_plain_view_and_one_that_came_back_st
     make_cache(manifest, cache)
     hidden.rename(tmp_path / "images/0003.png")
     (tmp_path / "images/0009.png").unlink()
-    make_cache(manifest, cache, **VIEWS)
+    model = ["--model", Cache(cache).info.encoder.model, "--batch-size", "8", "--workers", "1"]
+    options = [*model, "--views", "3", "--augment-scale", "0.4"]
+    said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
+    assert "16 pictures in 3 views" in said.stdout
+    assert "2 further views repeat the plain one" in said.stdout
     opened = Cache(cache)
     assert opened.status()[[3, 9]].tolist() == [Status.MISSING, Status.EMBEDDED]
     for view in (1, 2):
@@ -273,6 +292,9 @@ def test_features_without_a_direction_cost_the_view_and_not_the_row(
         cache = Path(shutil.copytree(tiny_cache, tmp_path / f"{len(steps)}.zarr"))
         shutil.rmtree(cache / "images/status/c")
         opened = Cache(cache, read_only=False)
+        with pytest.raises(CacheError, match="no record of how its views are made"):
+            embed_missing(opened, encode, image_root=manifest.parent, workers=1, num_views=3)
+        write_info(opened, replace(opened.info, augmentation=Augmentation()))
         for num_views in steps:
             make_room(opened, num_views)
             embed_missing(opened, encode, image_root=manifest.parent, workers=1, num_views=num_views)
