@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cache.format import EMB, Status
 from ..cache.mapped import MappedRows
 from ..cache.store import Cache
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
@@ -66,7 +66,7 @@ class ValidationData:
 def load_data(
     cache: Cache,
     images: ImageSource,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -97,7 +97,7 @@ def load_data(
 
 def load_validation(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -160,7 +160,7 @@ def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
 
 def _open_tokens(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None],

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders.packing import Packed
-from ..encoders.text import TextTower
+from ..encoders.tower import StudentTower
 from . import parallel
 from .bank import BankPlan, Draw, SharedCaptions
 from .batches import BatchPlan
@@ -51,7 +51,7 @@ class Fed:
 class Feed:
     """The steps of a run, ready to be computed."""
 
-    def __init__(self, settings: TrainSettings, data: TrainData, tower: TextTower, device: torch.device) -> None:
+    def __init__(self, settings: TrainSettings, data: TrainData, tower: StudentTower, device: torch.device) -> None:
         """Plan batches and negatives.
 
         Raises:

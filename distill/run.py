@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.lm_tokenizer import AnyTokenizer
 from .errors import DistillError
 from .provenance import content_of
 from .train_settings import TrainSettings
@@ -60,7 +60,7 @@ class Run:
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
 
     def begin(
-        self, settings: TrainSettings, description: dict[str, Any], tokenizer: CaptionTokenizer, *, resume: bool
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: AnyTokenizer, *, resume: bool
     ) -> None:
         """Write settings, provenance and tokenizer, before the first step.
 
@@ -181,4 +181,5 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _to_json(settings: TrainSettings) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # as JSON gives them back

@@ -15,10 +15,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..cache.format import EncoderInfo
 from ..encoders.packing import Packed
-from ..encoders.text import TextConfig, TextTower
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.tower import StudentTower
 from . import parallel
 from .contrastive import ContrastiveLoss
 from .device import Precision, resolve_compile
@@ -46,17 +44,16 @@ class Student:
 
     def __init__(
         self,
-        config: TextConfig,
+        tower: StudentTower,
         settings: TrainSettings,
         device: torch.device,
         precision: Precision,
     ) -> None:
-        torch.manual_seed(settings.seed)
         compiled = resolve_compile(settings.compile, device)
-        self.tower = TextTower(config).to(device)
+        self.tower = tower.to(device).train()
         self.tower.grad_checkpointing = settings.grad_checkpointing
         self.loss = make_loss(settings, compiled=compiled).to(device)
-        self.optimizer = make_optimizer([self.tower, self.loss], settings)
+        self.optimizer = make_optimizer(self.tower, self.loss, settings)
         self._average = None
         if settings.ema:
             average = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
@@ -77,9 +74,9 @@ class Student:
             self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
 
     @property
-    def evaluated(self) -> TextTower:
+    def evaluated(self) -> StudentTower:
         """The tower that is validated and exported: the averaged one if there is an average."""
-        return self.tower if self._average is None else cast(TextTower, self._average.module)
+        return self.tower if self._average is None else cast(StudentTower, self._average.module)
 
     @property
     def logit_scale(self) -> float:
@@ -138,7 +135,7 @@ class Student:
         if grad_norm.is_cuda or not grad_norm <= self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.loss.clamp_()
@@ -181,30 +178,6 @@ class Student:
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-
-
-def tower_config(
-    settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer, *, vocab_size: int | None = None
-) -> TextConfig:
-    """The text tower that a run asks for, given what it is to match.
-
-    Args:
-        settings: of the run.
-        encoder: of the cache.
-        tokenizer: of the run.
-        vocab_size: rows of its vocabulary, where they shall be more than the tokenizer's.
-    """
-    return TextConfig(
-        embed_dim=encoder.dim,
-        vocab_size=vocab_size or tokenizer.vocab_size,
-        context_length=settings.context_length,
-        width=settings.width,
-        heads=settings.heads,
-        layers=settings.layers,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        quick_gelu=encoder.quick_gelu,
-    )
 
 
 def make_loss(settings: TrainSettings, *, compiled: bool = False) -> ContrastiveLoss:

@@ -17,7 +17,7 @@ import torch
 
 from ..cache.files import locked
 from ..cache.store import Cache
-from ..encoders.tokenizer import CaptionTokenizer, train_bpe
+from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images, pooling_of
 from .device import resolve_device, resolve_precision, set_matmul_precision
@@ -30,7 +30,8 @@ from .pace import Pace
 from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
-from .student import Student, tower_config
+from .student import Student
+from .towers import make_tower, open_tokenizer
 from .train_settings import TrainSettings
 from .validation import validate
 
@@ -64,7 +65,7 @@ class _Setup:
     """What the loop runs on."""
 
     run: Run
-    tokenizer: CaptionTokenizer
+    tokenizer: AnyTokenizer
     feed: Feed
     val_data: ValidationData | None
     student: Student
@@ -124,17 +125,11 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
         },
     }
     run.require_ready(settings, description, resume=resume)
-    if run.tokenizer.exists():
-        tokenizer = CaptionTokenizer.load(run.tokenizer)
-    elif settings.tokenizer:
-        tokenizer = CaptionTokenizer.load(settings.tokenizer)
-    else:
-        tokenizer = train_bpe(cache.captions(), settings.vocab_size)
+    tokenizer = open_tokenizer(settings, run.tokenizer, cache.captions)
     images = open_images(cache, settings, device, partial(on_prepare, "check"))
     tokenizing = partial(on_prepare, "tokenize")
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
-    config = tower_config(settings, cache.info.encoder, tokenizer)
-    student = Student(config, settings, device, precision)
+    student = Student(make_tower(settings, cache.info.encoder, tokenizer), settings, device, precision)
     return _Setup(
         run=run,
         tokenizer=tokenizer,

@@ -1,11 +1,13 @@
 """The settings of `clipglot train`; see `settings` for how such classes are made."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 from .settings import Device, require, require_at_least_one
+
+LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +20,30 @@ class TrainSettings:
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
     vocab_size: Annotated[int, "tokens of that BPE"] = 16_384
     context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
-    width: Annotated[int, "width of the text tower"] = 512
-    layers: Annotated[int, "layers of the text tower"] = 6
-    heads: Annotated[int, "attention heads of the text tower"] = 8
+    text: Annotated[
+        str, "text tower: scratch, or the folder or hub repository of a language model that transformers loads"
+    ] = "scratch"
+    width: Annotated[int, "width of a scratch tower"] = 512
+    layers: Annotated[int, "layers of a scratch tower"] = 6
+    heads: Annotated[int, "attention heads of a scratch tower"] = 8
+    pooler: Annotated[
+        Literal["mean", "cls", "eos"], "what a language model's tokens become: their mean, the first, or the last"
+    ] = "mean"
+    head: Annotated[Literal["linear", "mlp"], "what brings a language model's width to the pictures'"] = "linear"
+    train_layers: Annotated[
+        int | None, "last layers of a language model that are trained; 0 trains the head alone (default: all)"
+    ] = None
+    freeze_embeddings: Annotated[bool, "keep a language model's word embeddings as they are"] = False
+    lora_rank: Annotated[int, "train low-rank changes of a language model's matrices (LoRA); 0 trains them whole"] = 0
+    lora_alpha: Annotated[float | None, "these changes are scaled by alpha / rank (default: twice the rank)"] = None
+    lora_targets: Annotated[
+        tuple[str, ...], "linear layers that they belong to, e.g. query; may be given more than once (default: all)"
+    ] = ()
+    lm_lr: Annotated[float, "peak learning rate of a language model's own parameters"] = 1e-4
+    layer_decay: Annotated[float, "factor on that rate for every layer further from the head"] = 1.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
-    lr: Annotated[float, "peak learning rate"] = 1e-3
+    lr: Annotated[float, "peak learning rate: of a scratch tower, of heads, of LoRA"] = 1e-3
     schedule: Annotated[
         Literal["cosine", "constant", "wsd"], "the rate after warm-up: wsd is constant with a cooldown"
     ] = "cosine"
@@ -69,6 +89,7 @@ class TrainSettings:
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
         require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
+        self._require_text_tower()
         require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: is a share of the steps, 0 to 1")
         require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         require(0 < self.beta2 < 1, f"--beta2 {self.beta2}: must lie between 0 and 1")
@@ -87,6 +108,31 @@ class TrainSettings:
             f"--temperature {self.temperature}: 1 / temperature must lie between 1 and {self.max_logit_scale:g}",
         )
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")
+
+    def _require_text_tower(self) -> None:
+        if self.text == "scratch":
+            for field in fields(self):
+                given = field.name in LM_ALONE and getattr(self, field.name) != field.default
+                flag = field.name.replace("_", "-")
+                require(not given, f"--{flag} belongs to a language model: pass its --text, too")
+        layers = self.train_layers
+        require(layers is None or layers >= 0, f"--train-layers {layers}: is a number of layers")
+        require(self.lora_rank >= 0, f"--lora-rank {self.lora_rank}: must not be negative")
+        require(
+            self.lora_rank > 0 or (self.lora_alpha is None and not self.lora_targets),
+            "--lora-alpha and --lora-targets describe LoRA: pass --lora-rank, too",
+        )
+        require(
+            self.lora_rank == 0 or (self.train_layers is None and not self.freeze_embeddings),
+            "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
+        )
+        require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
+        require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")
+
+    @property
+    def resolved_lora_alpha(self) -> float:
+        """The scale of LoRA times its rank."""
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
     @property
     def resolved_temperature(self) -> float:

@@ -25,7 +25,7 @@ from clipglot.distill.run import Run
 from clipglot.distill.student import Student
 from clipglot.distill.train import train
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text import TextConfig
+from clipglot.encoders.text import TextConfig, TextTower
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from logs import logged
 from runs import settings, stop_at
@@ -149,7 +149,7 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
     captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
     tokenizer = train_bpe(captions, 300)
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
-    student = Student(_config(tokenizer, cache), given, CPU, "fp32")
+    student = Student(TextTower(_config(tokenizer, cache)), given, CPU, "fp32")
     feed = Feed(given, data, student.tower, CPU)
     num_masked = 0
     for step, fed in enumerate(feed.steps(0, 10)):
