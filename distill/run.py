@@ -126,6 +126,10 @@ class Run:
         for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return bool(self._sorted_checkpoints())
+
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint, on the CPU; None if there is none yet.
 

@@ -34,6 +34,7 @@ from .student import Student
 from .towers import make_tower, open_tokenizer
 from .train_settings import TrainSettings
 from .validation import validate
+from .warm_start import fit_head
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 
@@ -129,7 +130,10 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     images = open_images(cache, settings, device, partial(on_prepare, "check"))
     tokenizing = partial(on_prepare, "tokenize")
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
-    student = Student(make_tower(settings, cache.info.encoder, tokenizer), settings, device, precision)
+    tower = make_tower(settings, cache.info.encoder, tokenizer).to(device)
+    if settings.warm_start == "ridge" and not run.has_checkpoint():
+        fit_head(tower, cache, data, settings, partial(on_prepare, "fit the head"))
+    student = Student(tower, settings, device, precision)
     return _Setup(
         run=run,
         tokenizer=tokenizer,
@@ -164,6 +168,10 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
         closing(feed.steps(step, num_steps)) as steps,
     ):
         pace = Pace(settings.batch_size)
+        if settings.warm_start != "none" and setup.val_data is not None and validation is None:
+            validation = {"step": 0, "epoch": 0} | validate(student.evaluated, setup.val_data)
+            log.write(validation)
+            on_progress(0, num_steps, validation)
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)

@@ -41,6 +41,10 @@ class TrainSettings:
     ] = ()
     lm_lr: Annotated[float, "peak learning rate of a language model's own parameters"] = 1e-4
     layer_decay: Annotated[float, "factor on that rate for every layer further from the head"] = 1.0
+    warm_start: Annotated[
+        Literal["none", "ridge"],
+        "ridge fits a language model's linear head in closed form before the first step, so that epoch zero retrieves",
+    ] = "none"
     epochs: Annotated[int, "times that every picture is shown"] = 30
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
     lr: Annotated[float, "peak learning rate: of a scratch tower, of heads, of LoRA"] = 1e-3
@@ -125,6 +129,10 @@ class TrainSettings:
         require(
             self.lora_rank == 0 or (self.train_layers is None and not self.freeze_embeddings),
             "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
+        )
+        require(
+            self.warm_start == "none" or (self.text != "scratch" and self.head == "linear"),
+            f"--warm-start {self.warm_start} fits the linear head of a language model: pass --text, --head linear",
         )
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
         require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")

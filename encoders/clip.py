@@ -22,7 +22,7 @@ from .lm_tokenizer import LMTokenizer
 from .merge import CONFIG, WEIGHTS
 
 TEXTS_AT_A_TIME = 256
-NO_TEXT = {"width": 8, "heads": 1, "layers": 0}  # for open_clip to build beside the picture side
+NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # for open_clip to build beside the picture side
 
 
 @dataclass(frozen=True, kw_only=True)

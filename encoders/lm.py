@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ class LMConfig(TowerConfig):
     """The shape of a tower around a language model.
 
     Attributes:
-        name: the folder or hub repository that the model came from.
+        name: the hub repository that the model came from, or the last part of its folder.
         model: its transformers config, as plain values.
         pooler: how a caption's tokens become one vector.
         head: what brings that to D features; without bias, as open_clip's heads are.
@@ -62,6 +63,7 @@ class LMConfig(TowerConfig):
         """open_clip's `text_cfg`; `hf_model_name` is where its loader asks transformers for the model's config."""
         return {
             "hf_model_name": self.name,
+            "hf_model_pretrained": False,  # the weights come with the rest
             "hf_tokenizer_name": self.name,
             "hf_proj_type": self.head,
             "hf_pooler_type": OPEN_CLIP_POOLERS.get(self.pooler, self.pooler),
@@ -225,8 +227,9 @@ def load_lm(
         raise EncoderError(f"--context-length {context_length}: {name} takes at most {longest} tokens")
     plain = {k: v for k, v in model.config.to_diff_dict().items() if not k.startswith("_")}
     plain["model_type"] = model.config.model_type
+    known_as = Path(name).name if Path(name).is_dir() else name  # where a folder lies is nobody else's business
     shape = LMConfig(
-        embed_dim=embed_dim, name=name, model=plain, pooler=pooler, head=head, context_length=context_length
+        embed_dim=embed_dim, name=known_as, model=plain, pooler=pooler, head=head, context_length=context_length
     )
     return LMTower(shape, model)
 

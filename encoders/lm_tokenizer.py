@@ -31,7 +31,10 @@ class LMTokenizer:
             tokenizer = AutoTokenizer.from_pretrained(str(name))
         except Exception as error:  # of many types
             reason = str(error).strip().splitlines()[0]
-            raise EncoderError(f"{name}: no tokenizer that transformers loads ({reason})") from error
+            raise EncoderError(
+                f"{name}: no tokenizer that transformers loads ({reason}): pass the folder (config.json, "
+                "model.safetensors, tokenizer.json) or the hub repository of a language model"
+            ) from error
         if not tokenizer.is_fast:
             raise EncoderError(f"{name}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
         return cls(tokenizer)
