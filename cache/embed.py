@@ -137,10 +137,10 @@ def seal(cache: Cache) -> None:
         CacheError: not one picture could be embedded; all of them are tried again by the next pass.
     """
     assert not cache.missing_chunks()
-    sweep_partial(cache.path)
+    sweep_partial(cache.folder)
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
-        shutil.rmtree(cache.path / STATUS / "c")
+        shutil.rmtree(cache.folder / STATUS / "c")
         found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         raise CacheError(
             f"{cache.path}: not one picture could be embedded ({found}): check --image-root and run the command again"

@@ -13,9 +13,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import click
 
+from ..cache.location import Url, to_location
 from ..distill.errors import DistillError
 
 Command = Callable[..., Any]
+
+
+class LocalPath(click.Path):
+    """A path; a URL would name an odd folder below the working directory, so it is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check, then do as click does."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL, expected a local path", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command], Command]:
@@ -89,13 +100,15 @@ def _click_type(type_: Any) -> tuple[Any, bool]:
         return _click_type(args[0])[0], True
     if origin in (Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
+        if Url in inner:
+            return to_location, False
         return _click_type(str if str in inner else inner[0])  # a flag's text may be a number, too
-    return (click.Path(path_type=Path) if type_ is Path else type_), False
+    return (LocalPath(path_type=Path) if type_ is Path else type_), False
 
 
 def _metavar(type_: Any) -> str | None:
     text = str(type_)
-    return "PATH" if "Path" in text else None
+    return "PATH|URL" if "Url" in text else "PATH" if "Path" in text else None
 
 
 def _merge(

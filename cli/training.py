@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..cache.location import Location, to_location
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .options import settings_options
@@ -13,7 +14,7 @@ from .render import friendly_errors, json_option, percent, print_json, progress_
 
 
 @click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=to_location)
 @click.option(
     "-o",
     "--output",
@@ -24,7 +25,7 @@ from .render import friendly_errors, json_option, percent, print_json, progress_
 )
 @click.option("--vocab-size", type=int, default=16_384, show_default=True, help="most tokens, special ones included")
 @json_option
-def tokenizer(cache: Path, folder: Path, vocab_size: int, as_json: bool) -> None:
+def tokenizer(cache: Location, folder: Path, vocab_size: int, as_json: bool) -> None:
     """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
     with friendly_errors():
         require_kind(cache, "cache")
@@ -53,8 +54,9 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     clipglot train train.zarr -o run --val val.zarr --epochs 30
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
-        for given in filter(None, (settings.cache, settings.val)):
-            require_kind(given, "cache")
+        require_kind(settings.cache, "cache")
+        if settings.val:
+            require_kind(settings.val, "cache")
         from ..distill.train import train as run_training
 
         task = progress.add_task("train", note="", total=None)

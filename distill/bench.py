@@ -135,9 +135,9 @@ def bench(
         else:
             texts = query_texts(max(8 * training.batch_size, 2**14), np.random.default_rng(0))
             cache = write_random_cache(Path(folder) / "cache.zarr", ([text] for text in texts), DIM)
+        reads = _reads(cache, Path(folder) / "rows.npy")
         data, tokenizer = load_bench_data(cache, training, device)
         config = scratch_config(training, cache.info.encoder, tokenizer, vocab_size=settings.vocab_size)
-        reads = _reads(cache, Path(folder) / "rows.npy")
         with Steps(training, data, config, round_steps=round_steps) as steps:
             return _measure(steps, reads, rounds, resolve_compile(settings.compile, device), on_progress)
 

@@ -5,6 +5,7 @@ N pictures, M captions, D features.
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.format import EMB, Status
+from ..cache.location import Url
 from ..cache.mapped import MappedRows
 from ..cache.store import Cache
 from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
-from .images import Buffered, ImageSource, OnDevice, OnHost
+from .images import READ_THREADS, Buffered, ImageSource, OnDevice, OnHost
 from .pools import Pooling
 from .tokens import TokenTable, open_tokens
 from .train_settings import TrainSettings
@@ -130,22 +132,31 @@ def open_images(
     Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
 
     Raises:
-        CacheError: a chunk is absent or damaged.
+        CacheError: a chunk is absent or damaged, or a cache at a URL is to be mapped.
+        DistillError: it lies at a URL, and does not fit where `auto` would hold it.
     """
     info, where, pooling = cache.info, settings.embeddings, pooling_of(cache, settings)
     if where == "auto":
-        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
-    if pooling is None:
-        rows = cache.mapped(EMB).check(on_progress)
-        if where == "mapped":
-            return OnHost(rows.take, device)
-        return OnDevice(_copy_to_device(rows, info.chunk_rows, device))
+        fits = 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device)
+        where = "device" if fits else "mapped"
+        if not fits and isinstance(cache.path, Url):  # another order is another run, so it is not chosen in silence
+            raise DistillError(
+                f"{cache.path}: its embeddings would take more than half of what is free on {device}: pass "
+                "--embeddings chunks to read them in shuffled order, or device to hold them there all the same"
+            )
 
     def read_chunk(chunk: int) -> NDArray[np.float16]:
         held = cache.chunk_slice(chunk)
         return cache.emb_rows(np.arange(held.start, held.stop))
 
-    return Buffered(read_chunk, info.encoder.dim, pooling, device)
+    if pooling is not None:
+        return Buffered(read_chunk, info.encoder.dim, pooling, device)
+    if where == "device" and isinstance(cache.path, Url):
+        return OnDevice(_read_to_device(cache, read_chunk, device, on_progress))
+    rows = cache.mapped(EMB).check(on_progress)
+    if where == "mapped":
+        return OnHost(rows.take, device)
+    return OnDevice(_copy_to_device(rows, info.chunk_rows, device))
 
 
 def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
@@ -174,6 +185,28 @@ def _copy_to_device(rows: MappedRows, chunk_rows: int, device: torch.device) -> 
     image_emb = torch.empty(rows.shape, dtype=torch.float16, device=device)
     for start in range(0, len(rows), chunk_rows):
         image_emb[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
+    return image_emb
+
+
+def _read_to_device(
+    cache: Cache,
+    read_chunk: Callable[[int], NDArray[np.float16]],
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> Tensor:
+    """All rows of a cache that cannot be mapped; host memory holds as many chunks as threads read."""
+    image_emb = torch.empty((len(cache), cache.info.encoder.dim), dtype=torch.float16, device=device)
+
+    def copy(chunk: int) -> None:
+        image_emb[cache.chunk_slice(chunk)].copy_(torch.from_numpy(read_chunk(chunk)))
+
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        try:
+            for done, _ in enumerate(threads.map(copy, range(cache.num_chunks)), 1):
+                on_progress(done, cache.num_chunks)
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     return image_emb
 
 

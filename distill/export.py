@@ -12,6 +12,7 @@ import torch
 from ..cache.errors import CacheError
 from ..cache.files import whole_directory
 from ..cache.format import EncoderInfo, Status
+from ..cache.location import to_location
 from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
 from ..cache.store import Cache
 from ..encoders.clip import load_merged
@@ -91,9 +92,9 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
     Raises:
         DistillError: the tower does not give what the cache holds.
     """
-    path = Path(provenance["cache"])
+    path = to_location(provenance["cache"])
     try:
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             return 0, None, f"there is no cache at {path} any more"
         cache = Cache(path)
         info = cache.info

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..cache import tokens as stored
 from ..cache.files import whole_directory
 from ..cache.format import TOKENS
+from ..cache.location import Location
 from ..cache.mapped import MappedRows
 from ..cache.processes import worker_pool
 from ..cache.store import Cache
@@ -76,7 +77,7 @@ def open_tokens(
         cache: that holds the captions, and from now on their ids.
         tokenizer: whose ids.
         context_length: most ids of a caption.
-        beside: folder that holds the ids of a cache that cannot be written; of this cache alone.
+        beside: folder for the ids of a cache that cannot be written, or lies at a URL; of this cache alone.
         workers: processes that tokenize many captions; by default one a core.
         on_progress: called with captions done and all captions while they are tokenized.
 
@@ -85,10 +86,10 @@ def open_tokens(
         DistillError: a tokenizing process died.
     """
     key = tokenizer.fingerprint(context_length)
-    inside = cache.path / TOKENS
-    group = next((place / key for place in (inside, beside) if (place / key).exists()), None)
+    inside = [cache.path / TOKENS] if isinstance(cache.path, Path) else []
+    group = next((place / key for place in (*inside, beside) if (place / key).exists()), None)
     if group is None:
-        group = (inside if stored.can_write(inside) else beside) / key
+        group = next(filter(stored.can_write, inside), beside) / key
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         workers = workers or num_usable_cores()
         with closing(_tokenized(cache, tokenizer, context_length, workers, on_progress)) as blocks:
@@ -158,7 +159,7 @@ def _in_processes(
 _worker: tuple[Cache, AnyTokenizer, int] | None = None
 
 
-def _start_worker(cache: Path, tokenizer: AnyTokenizer, context_length: int) -> None:
+def _start_worker(cache: Location, tokenizer: AnyTokenizer, context_length: int) -> None:
     global _worker
     _worker = Cache(cache), tokenizer, context_length
 
@@ -168,7 +169,7 @@ def _encode_in_worker(run: tuple[int, int]) -> Block:
     return _encode_run(*_worker, run)
 
 
-def write_tokenizer(cache: Path, folder: Path, vocab_size: int) -> dict[str, Any]:
+def write_tokenizer(cache: Location, folder: Path, vocab_size: int) -> dict[str, Any]:
     """`clipglot tokenizer`: train a BPE on a cache's captions and write it; returns what `--json` prints.
 
     Raises:

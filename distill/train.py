@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ..cache.errors import CacheError
 from ..cache.files import locked
 from ..cache.store import Cache
 from ..encoders.lm_tokenizer import AnyTokenizer
@@ -158,9 +159,16 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
         raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")
     student.connect()  # everyone has read the checkpoint before anything is written anew
     validation = run.last_validation()
-    saved_at = time.perf_counter()
+    began_at, saved_at = step, time.perf_counter()
+
+    def save_what_was_learned() -> int:
+        if step > began_at and parallel.is_first():
+            student.require_finite(result, step)
+            run.save_checkpoint(step, student.state())
+        return step
 
     with (
+        _resumable(save_what_was_learned),
         _stop_on_signal() as stop,
         closing(feed),
         Log(run, settings, step) as log,
@@ -216,6 +224,15 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
     return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)
+
+
+@contextmanager
+def _resumable(save: Callable[[], int]) -> Iterator[None]:
+    """Save the run if a chunk of the cache turns out damaged or out of reach only when its turn comes."""
+    try:
+        yield
+    except CacheError as error:
+        raise CacheError(f"{error}. The run stands at step {save()}: then go on with --resume") from error
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..cache.location import Location
 from .settings import Device, require, require_at_least_one
 
 LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
@@ -14,9 +15,9 @@ LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", 
 class TrainSettings:
     """`clipglot train`: teach a text tower to match the cached pictures."""
 
-    cache: Annotated[Path, "cache to train from"]
+    cache: Annotated[Location, "cache to train from: a local path, or a URL such as s3://bucket/train.zarr"]
     output: Annotated[Path, "folder of the run"]
-    val: Annotated[Path | None, "cache of held-out pictures: recall is measured on it after every epoch"] = None
+    val: Annotated[Location | None, "cache of held-out pictures: recall is measured on it after every epoch"] = None
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
     vocab_size: Annotated[int, "tokens of that BPE"] = 16_384
     context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
@@ -69,8 +70,8 @@ class TrainSettings:
     grad_checkpointing: Annotated[bool, "compute activations twice instead of keeping them"] = False
     embeddings: Annotated[
         Literal["auto", "device", "mapped", "chunks"],
-        "where they are read: on the device, from mapped chunk files, or whole chunks in shuffled order (for stores "
-        "where single rows are far); auto takes the nearest that holds them",
+        "where they are read: on the device, from mapped chunk files, or whole chunks in shuffled order (for URLs and "
+        "what exceeds memory); auto takes the nearest that holds them",
     ] = "auto"
     buffer_gb: Annotated[float, "host memory for the buffer of --embeddings chunks, in GB"] = 4.0
     precision: Annotated[

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from clipglot.cache.errors import CacheError
 from clipglot.cache.store import Cache
 from clipglot.distill import images
 from clipglot.distill.batches import BatchPlan
@@ -319,6 +320,33 @@ def test_feeding_stops_when_nobody_asks_any_more() -> None:
     next(steps)
     steps.close()
     assert len(made) <= 5
+
+
+def test_a_chunk_that_is_found_damaged_late_costs_no_step(tiny_cache: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
+    chunk = cache / "images/emb/c/0/1/0"
+    whole = chunk.read_bytes()
+    chunk_gb = len(whole) / 1e9
+    straight = settings(cache, tmp_path / "straight", embeddings="chunks", buffer_gb=3 * chunk_gb, batch_size=4)
+    train(straight)
+    assert sum(line["epoch"] == 0 for line in logged(tmp_path / "straight")) == 10
+
+    broken = replace(straight, output=tmp_path / "broken")
+    steps: list[int] = []
+
+    def damage(done: int, total: int, metrics: dict[str, Any]) -> None:
+        steps.append(done)
+        if done == 10:
+            chunk.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+
+    with pytest.raises(CacheError, match=r"damaged chunk images/emb/c/0/1/0 .*: delete .* at step (\d+): .* --resume"):
+        train(broken, on_progress=damage)
+    state = Run(broken.output).load_checkpoint()
+    assert state is not None
+    assert state["step"] == max(steps) >= 10
+    chunk.write_bytes(whole)
+    assert train(broken, resume=True).complete
+    assert_same_run(tmp_path / "broken", tmp_path / "straight")
 
 
 def test_a_damaged_chunk_is_named_before_the_first_step(tiny_cache: Path, tmp_path: Path) -> None:
