@@ -245,6 +245,9 @@ def test_schedules() -> None:
     ("wrong", "message"),
     [
         ({"negatives": "many"}, "--negatives many: is a number, or all"),
+        ({"alignment": -1.0}, "--alignment -1.0"),
+        ({"loss": "similarity", "similarity": 0.5}, "--similarity is a term beside another"),
+        ({"teacher_temperature": 0.0}, "--teacher-temperature 0.0"),
         ({"negatives": "5", "loss": "siglip"}, "--negatives belong to the softmax"),
         ({"ema": 1.0}, "--ema 1.0"),
         ({"micro_batch": 0}, "--micro-batch 0"),
