@@ -23,6 +23,7 @@ from .device import Precision, resolve_compile
 from .errors import DistillError
 from .losses import Objective
 from .optimizer import make_optimizer
+from .permutation import Stream, keys
 from .targets import Targets
 from .train_settings import TrainSettings
 
@@ -49,9 +50,10 @@ class Student:
         precision: Precision,
     ) -> None:
         torch.manual_seed(settings.seed)
+        self._seed = settings.seed
         compiled = resolve_compile(settings.compile, device)
         self.tower = TextTower(config).to(device)
-        self.tower.grad_checkpointing = settings.grad_checkpointing
+        self.tower.grad_checkpointing, self.tower.dropout = settings.grad_checkpointing, settings.dropout
         self.loss = Objective(settings, compiled=compiled).to(device)
         self.optimizer = make_optimizer([self.tower, self.loss], settings)
         self._average = None
@@ -88,7 +90,7 @@ class Student:
         """What is added to scaled cosines, in losses that do."""
         return None if self.loss.logit_bias is None else float(self.loss.logit_bias.item())
 
-    def step(self, packed: Sequence[Packed], targets: Targets, lr: float) -> StepResult:
+    def step(self, packed: Sequence[Packed], targets: Targets, lr: float, *, number: int = 0) -> StepResult:
         """Learn from one batch: forward, loss, backward, clip, update.
 
         With several micro-batches, captions are embedded twice: first all without gradient, for the loss; then one
@@ -99,10 +101,12 @@ class Student:
             packed: the captions of this process, in micro-batches on the device.
             targets: their pictures.
             lr: learning rate.
+            number: of the step in the run, which fixes what dropout drops.
         """
         at_once, learning = len(packed) == 1, self._parallel or self.tower
         with torch.set_grad_enabled(at_once):
-            embedded = [self._embed(learning if at_once else self.tower, micro_batch) for micro_batch in packed]
+            first = learning if at_once else self.tower
+            embedded = [self._embed(first, part, (number, i)) for i, part in enumerate(packed)]
         features = torch.cat(embedded).detach().requires_grad_()  # [b, D]
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(features, targets)
@@ -112,12 +116,14 @@ class Student:
         grads = torch.split(features.grad * parallel.num_processes(), [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
-                again = embedded[0] if at_once else self._embed(learning, micro_batch)
+                again = embedded[0] if at_once else self._embed(learning, micro_batch, (number, i))
                 torch.autograd.backward(again, grad)
         return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
 
-    def _embed(self, tower: torch.nn.Module, packed: Packed) -> Tensor:
-        """Features `[m, D] float32` of a micro-batch, as the tower gives them."""
+    def _embed(self, tower: torch.nn.Module, packed: Packed, place: tuple[int, int]) -> Tensor:
+        """Features `[m, D] float32` of a micro-batch, as the tower gives them; the same each time at one place."""
+        (seed,) = keys(1, self._seed, *place, parallel.rank(), Stream.DROPOUT)
+        torch.manual_seed(int(seed))
         with self._autocast:
             features: Tensor = tower(packed)
         return features.float()

@@ -21,6 +21,8 @@ class TrainSettings:
     width: Annotated[int, "width of the text tower"] = 512
     layers: Annotated[int, "layers of the text tower"] = 6
     heads: Annotated[int, "attention heads of the text tower"] = 8
+    dropout: Annotated[float, "share of the tower's values that are zeroed in training, 0 to 1"] = 0.0
+    token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
     lr: Annotated[float, "peak learning rate"] = 1e-3
@@ -77,6 +79,9 @@ class TrainSettings:
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
+        for name in ("dropout", "token_dropout"):
+            share = getattr(self, name)
+            require(0 <= share < 1, f"--{name.replace('_', '-')} {share}: is a share, 0 or more and below 1")
         require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
         require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: is a share of the steps, 0 to 1")
         require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
