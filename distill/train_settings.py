@@ -42,6 +42,9 @@ class TrainSettings:
     similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
     alignment: Annotated[float, "weight of the squared distance to the picture beside the loss"] = 0.0
     uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
+    simcse: Annotated[
+        float, "weight of a term in which captions, embedded twice with other --dropout, find themselves"
+    ] = 0.0
     teacher_temperature: Annotated[float, "of the softmax over the picture's similarities, where these are used"] = 0.05
     negatives: Annotated[
         str | int, "cached pictures beyond the batch that every caption is held against: a number, or all"
@@ -96,11 +99,15 @@ class TrainSettings:
             f"--negatives {self.negatives}: is a number, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
-        for name in ("similarity", "alignment", "uniformity"):
+        for name in ("similarity", "alignment", "uniformity", "simcse"):
             weight = getattr(self, name)
             require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")
         require(
             not (self.similarity and self.loss == "similarity"), "--similarity is a term beside another --loss: drop it"
+        )
+        require(
+            not self.simcse or self.dropout > 0 or self.token_dropout > 0,
+            f"--simcse {self.simcse}: both views of a caption would be the same: pass --dropout too, e.g. 0.1",
         )
         require(
             0 < self.teacher_temperature < math.inf,
@@ -117,6 +124,11 @@ class TrainSettings:
         """The initial temperature: CLIP's or SigLIP's where none is given, and where none is learned CLIP's last."""
         default = {"siglip": 0.1, "cosine": 0.01, "mse": 0.01}.get(self.loss, 0.07)
         return default if self.temperature is None else self.temperature
+
+    @property
+    def num_views(self) -> int:
+        """Times that each caption of a step is embedded."""
+        return 2 if self.simcse else 1
 
     @property
     def num_negatives(self) -> float:

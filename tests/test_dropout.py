@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from clipglot.cache.store import Cache
 from clipglot.distill.data import load_data, open_images
 from clipglot.distill.errors import DistillError
@@ -149,7 +150,23 @@ def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path
     feed.close()
 
 
-@pytest.mark.parametrize("changes", [{}, {"micro_batch": 3, "ema": 0.5}], ids=["at once", "in micro-batches"])
+@pytest.mark.parametrize("dropped", [{"dropout": 0.3}, {"token_dropout": 0.5}], ids=str)
+def test_the_two_views_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
+    cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped)
+    tokenizer = train_bpe(cache.captions(), 300)
+    student = Student(tower_config(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    feed = Feed(given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU)
+    for fed in feed.steps(0, 3):
+        assert [part.num_captions for part in fed.packed] == [5, 5, 5, 1]
+        features = torch.cat([student._embed(student.tower, part, (0, i)) for i, part in enumerate(fed.packed)])
+        first, second = F.normalize(features, dim=-1).chunk(2)
+        cosine = first @ second.T
+        assert (cosine.diagonal() < 0.999).any()
+        assert cosine.diagonal().mean() > cosine.mean()
+    feed.close()
+
+
+@pytest.mark.parametrize("changes", [{}, {"micro_batch": 3, "ema": 0.5}, {"simcse": 0.2}], ids=str)
 def test_a_run_with_dropout_resumes_exactly(tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", dropout=0.2, token_dropout=0.3, val=tiny_cache, **changes)
     train(straight)
