@@ -38,7 +38,7 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     )
 
 
-def make_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTokenizer) -> StudentTower:
+def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTokenizer) -> StudentTower:
     """The text tower that a run begins with, on the CPU; its random weights follow from the seed.
 
     Args:
@@ -51,13 +51,16 @@ def make_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyToke
     """
     torch.manual_seed(settings.seed)
     if isinstance(tokenizer, CaptionTokenizer):
-        return TextTower(scratch_config(settings, encoder, tokenizer))
+        scratch = TextTower(scratch_config(settings, encoder, tokenizer))
+        scratch.dropout = settings.dropout or 0.0
+        return scratch
     tower = load_lm(
         settings.text,
         encoder.dim,
         pooler=settings.pooler,
         head=settings.head,
         context_length=settings.context_length,
+        dropout=settings.dropout,
     )
     _prepare(tower, settings)
     return tower

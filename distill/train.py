@@ -32,7 +32,7 @@ from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
 from .student import Student
-from .towers import make_tower, open_tokenizer
+from .towers import build_tower, open_tokenizer
 from .train_settings import TrainSettings
 from .validation import validate
 from .warm_start import fit_head
@@ -131,7 +131,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     images = open_images(cache, settings, device, partial(on_prepare, "check"))
     tokenizing = partial(on_prepare, "tokenize")
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
-    tower = make_tower(settings, cache.info.encoder, tokenizer).to(device)
+    tower = build_tower(settings, cache.info.encoder, tokenizer).to(device)
     if settings.warm_start == "ridge" and not run.has_checkpoint():
         fit_head(tower, cache, data, settings, partial(on_prepare, "fit the head"))
     student = Student(tower, settings, device, precision)
@@ -183,7 +183,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
-            result = student.step(packed, feed.targets(fed), lr)
+            result = student.step(packed, feed.targets(fed), lr, number=step)
             epoch, index = divmod(step, feed.steps_per_epoch)
             step += 1
             profile()

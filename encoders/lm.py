@@ -30,6 +30,9 @@ Head = Literal["linear", "mlp"]
 
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).
 OPEN_CLIP_FAMILIES = ("bert", "roberta", "xlm-roberta", "mt5", "m2m_100")
+# What the families' configs call their dropout.
+DROPOUTS = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout", "attention_dropout"]
+DROPOUTS += ["activation_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"]
 OPEN_CLIP_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 
 
@@ -196,7 +199,13 @@ class LMTower(StudentTower):
 
 
 def load_lm(
-    name: str, embed_dim: int, *, pooler: Pooler = "mean", head: Head = "linear", context_length: int = 77
+    name: str,
+    embed_dim: int,
+    *,
+    pooler: Pooler = "mean",
+    head: Head = "linear",
+    context_length: int = 77,
+    dropout: float | None = None,
 ) -> LMTower:
     """A tower around the pretrained model of a folder or a hub repository, with a new head.
 
@@ -206,6 +215,7 @@ def load_lm(
         pooler: as of `LMConfig`.
         head: as of `LMConfig`.
         context_length: most tokens of a caption.
+        dropout: of the model; None leaves that as its config has it.
 
     Raises:
         EncoderError: no model there, one that takes fewer tokens, or one that cannot be pooled so.
@@ -213,6 +223,9 @@ def load_lm(
     with _quiet():
         try:
             config = AutoConfig.from_pretrained(name)
+            for key in DROPOUTS if dropout is not None else ():
+                if hasattr(config, key):
+                    setattr(config, key, dropout)
             model = _build(config, name)
         except Exception as error:  # missing file, unknown family, hub error, damaged weights: each with its own type
             reason = str(error).strip().splitlines()[0]

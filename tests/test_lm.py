@@ -18,7 +18,7 @@ from clipglot.distill.final import load_final
 from clipglot.distill.optimizer import make_optimizer
 from clipglot.distill.run import Run
 from clipglot.distill.settings import ExportSettings
-from clipglot.distill.towers import make_tower
+from clipglot.distill.towers import build_tower
 from clipglot.distill.train import train
 from clipglot.encoders.clip import load_merged
 from clipglot.encoders.errors import EncoderError
@@ -103,7 +103,7 @@ def test_frozen_parts_are_bit_identical_after_training(
     lm_settings: Any, tiny_cache: Path, freezing: dict[str, Any], trained: tuple[str, ...]
 ) -> None:
     given = replace(lm_settings, weight_decay=0.1, **freezing)
-    before = make_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
+    before = build_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
     assert isinstance(before, LMTower)
     train(given)
     after = dict(load_final(Run(given.output)).tower.named_parameters())
@@ -117,8 +117,8 @@ def test_frozen_parts_are_bit_identical_after_training(
 def test_lora_trains_little_and_is_merged_into_the_same_features(lm_settings: Any, tiny_cache: Path) -> None:
     given = replace(lm_settings, lora_rank=2)
     tokenizer = LMTokenizer.load(given.text)
-    plain = make_tower(replace(given, lora_rank=0), Cache(tiny_cache).info.encoder, tokenizer)
-    tower = make_tower(given, Cache(tiny_cache).info.encoder, tokenizer)
+    plain = build_tower(replace(given, lora_rank=0), Cache(tiny_cache).info.encoder, tokenizer)
+    tower = build_tower(given, Cache(tiny_cache).info.encoder, tokenizer)
     assert isinstance(tower, LMTower)
     ids = tokenizer.encode(CAPTIONS, CONTEXT)
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def test_lora_trains_little_and_is_merged_into_the_same_features(lm_settings: An
 
 def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> None:
     given = replace(lm_settings, lora_rank=2, lora_targets=("query", "value"), lr=1e-2)
-    before = make_tower(
+    before = build_tower(
         replace(given, lora_rank=0, lora_targets=()), Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text)
     )
     assert isinstance(before, LMTower)
@@ -150,7 +150,7 @@ def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> 
 
 def test_rates_fall_with_the_distance_from_the_head(lm_settings: Any, tiny_cache: Path) -> None:
     given = replace(lm_settings, lr=1e-2, lm_lr=1e-3, layer_decay=0.5)
-    tower = make_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
+    tower = build_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
     optimizer = make_optimizer(tower, torch.nn.Module(), given)
     share = {id(p): group["share"] for group in optimizer.param_groups for p in group["params"]}
     shares = {name: share[id(p)] for name, p in tower.named_parameters()}
