@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,10 @@ from ..cache.location import Location, to_location
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .options import settings_options
-from .render import friendly_errors, json_option, percent, print_json, progress_bar, say
+from .render import friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from ..distill.findings import Finding
 
 
 @click.command()
@@ -74,7 +77,12 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
             )
 
-        result = run_training(settings, resume=resume, on_prepare=show_preparing, on_progress=show)
+        def show_finding(finding: "Finding") -> None:
+            warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
+
+        result = run_training(
+            settings, resume=resume, on_prepare=show_preparing, on_progress=show, on_finding=show_finding
+        )
     if os.environ.get("RANK", "0") != "0":
         return  # the first process speaks for all
     if as_json:
@@ -85,6 +93,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 "step": result.step,
                 "num_steps": result.num_steps,
                 "validation": result.validation,
+                "findings": [finding.to_json() for finding in result.findings],
             }
         )
     elif result.complete:

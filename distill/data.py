@@ -57,12 +57,14 @@ class ValidationData:
         tokens: of all captions of the cache.
         captions: `[m]`, which of them have an embedded picture.
         owners: `[m]`, the place in `image_emb` of each one's picture.
+        groups: `[m]`, equal where captions have the same tokens.
     """
 
     image_emb: NDArray[np.float32]
     tokens: TokenTable
     captions: NDArray[np.int64]
     owners: NDArray[np.int64]
+    groups: NDArray[np.int64]
 
 
 def load_data(
@@ -113,11 +115,13 @@ def load_validation(
     caption_image = _usable(cache, embedded)
     captions = np.flatnonzero(caption_image >= 0)
     place = np.cumsum(embedded) - 1
+    tokens = _open_tokens(cache, tokenizer, settings, beside, on_progress)
     return ValidationData(
         image_emb=cache.image_emb()[embedded].astype(np.float32),
-        tokens=_open_tokens(cache, tokenizer, settings, beside, on_progress),
+        tokens=tokens,
         captions=captions,
         owners=place[caption_image[captions]],
+        groups=group_equal_captions(tokens)[captions],
     )
 
 

@@ -22,12 +22,15 @@ from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images, pooling_of
 from .device import resolve_device, resolve_precision, set_matmul_precision
+from .diagnosis import Diagnosis
 from .errors import DistillError
 from .feeding import Feed
 from .final import Final, write_final
+from .findings import Finding
 from .log import Log, require_loggers
 from .optimizer import learning_rate
 from .pace import Pace
+from .pairs import PairFigures, count_pairs, sample_pairs
 from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
@@ -40,11 +43,14 @@ from .warm_start import fit_head
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 
 STEPS_PER_QUESTION = 10
+SAMPLES = 10  # times that a run without validation is measured on some of its own pairs
 
 OnProgress = Callable[[int, int, dict[str, Any]], None]
 """Called after each step with the steps done, their number, and the step's metrics (or a validation's)."""
 OnPrepare = Callable[[str, int, int], None]
 """Called before the first step with what is being prepared, how much of it is done, and how much there is."""
+OnFinding = Callable[[Finding], None]
+"""Called when the diagnosis finds something, once for each kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +61,7 @@ class TrainResult:
     step: int
     num_steps: int
     validation: dict[str, Any] | None
+    findings: list[Finding]
 
     @property
     def complete(self) -> bool:
@@ -70,6 +77,8 @@ class _Setup:
     tokenizer: AnyTokenizer
     feed: Feed
     val_data: ValidationData | None
+    sample: ValidationData | None
+    pairs: PairFigures
     student: Student
     device: torch.device
     description: dict[str, Any]
@@ -81,6 +90,7 @@ def train(
     resume: bool = False,
     on_prepare: OnPrepare = lambda what, done, total: None,
     on_progress: OnProgress = lambda step, total, metrics: None,
+    on_finding: OnFinding = lambda finding: None,
 ) -> TrainResult:
     """Train a text tower from scratch on a sealed cache.
 
@@ -91,6 +101,7 @@ def train(
         resume: go on from the newest checkpoint; on one machine the result equals that of an uninterrupted run.
         on_prepare: called while embeddings are checked and captions tokenized.
         on_progress: called after each step and each validation.
+        on_finding: called in the first process when something keeps the run from learning, or shows that it does not.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -101,12 +112,12 @@ def train(
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
         if not parallel.is_first():
             parallel.wait_for_all()  # until tokenizer and tokens are there to be read
-            return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress)
+            return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress, on_finding)
         setup = _prepare(settings, device, resume, on_prepare)
         with locked(settings.output):
             setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
             parallel.wait_for_all()
-            return _learn(settings, setup, on_progress)
+            return _learn(settings, setup, on_progress, on_finding)
 
 
 def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> _Setup:
@@ -142,13 +153,15 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
         val_data=load_validation(val_cache, tokenizer, settings, run.tokens / content_id(val_cache), tokenizing)
         if val_cache
         else None,
+        sample=None if val_cache else sample_pairs(cache, data),
+        pairs=count_pairs(cache, data, tokenizer, settings.context_length),
         student=student,
         device=device,
         description=description,
     )
 
 
-def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> TrainResult:
+def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_finding: OnFinding) -> TrainResult:
     """The loop, from the newest checkpoint to the last step or a signal."""
     run, feed, student = setup.run, setup.feed, setup.student
     num_steps, step = settings.epochs * feed.steps_per_epoch, 0
@@ -175,6 +188,15 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
         profiled(run.path, settings.profile) as profile,
         closing(feed.steps(step, num_steps)) as steps,
     ):
+        diagnosis = Diagnosis(settings, num_steps, setup.pairs, run.metrics())
+
+        def tell(findings: list[Finding]) -> None:
+            for finding in findings:
+                log.tell(finding)
+                if parallel.is_first():
+                    on_finding(finding)
+
+        tell(diagnosis.of_pairs())
         pace = Pace(settings.batch_size)
         if settings.warm_start != "none" and setup.val_data is not None and validation is None:
             validation = {"step": 0, "epoch": 0} | validate(student.evaluated, setup.val_data)
@@ -200,6 +222,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
                 }
                 metrics |= pace.mark()
                 log.write(metrics)
+                tell(diagnosis.of_step(metrics))
             on_progress(step, num_steps, metrics)
 
             if setup.val_data is not None and index + 1 == feed.steps_per_epoch:
@@ -207,7 +230,15 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
                 with pace.not_counted():
                     validation = {"step": step, "epoch": epoch} | validate(student.evaluated, setup.val_data)
                 log.write(validation)
+                tell(diagnosis.of_recall(validation, setup.val_data, step, held_out=True))
                 on_progress(step, num_steps, validation)
+            # By the run, not by the epoch: an epoch may be eight pairs or a hundred million.
+            if setup.sample is not None and step * SAMPLES // num_steps > (step - 1) * SAMPLES // num_steps:
+                student.require_finite(result, step)
+                with pace.not_counted():
+                    measured = validate(student.evaluated, setup.sample)
+                log.write({"step": step, "epoch": epoch} | {f"sample_{name}": v for name, v in measured.items()})
+                tell(diagnosis.of_recall(measured, setup.sample, step, held_out=False))
 
             # Processes stop after the same step; on GPUs, where steps are short, not each is worth asking.
             asks = setup.device.type == "cpu" or step % STEPS_PER_QUESTION == 0 or step == num_steps
@@ -223,7 +254,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
                 break
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
-    return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)
+    return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation, findings=diagnosis.findings)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from ..encoders.tower import StudentTower
+from ..evals.geometry import anisotropy, effective_rank
 from ..evals.retrieval import alignment, retrieve, uniformity
 from . import parallel
 from .data import ValidationData
@@ -30,7 +31,7 @@ def embed_captions(tower: StudentTower, tokens: TokenTable, captions: NDArray[np
 
 
 def validate(tower: StudentTower, data: ValidationData) -> dict[str, Any]:
-    """Recall of every caption against every embedded picture, with alignment and uniformity.
+    """Recall of every caption against every embedded picture, and how the captions' embeddings lie.
 
     Each process embeds its part of the captions, and every process knows the result.
     """
@@ -47,4 +48,6 @@ def validate(tower: StudentTower, data: ValidationData) -> dict[str, Any]:
         "median_rank": ranks.median_rank,
         "alignment": alignment(text_emb, data.image_emb[data.owners]),
         "uniformity": uniformity(text_emb),
+        "anisotropy": anisotropy(text_emb, data.groups),
+        "effective_rank": effective_rank(text_emb),
     }

@@ -146,7 +146,7 @@ def test_settings_name_the_flag_that_is_wrong(wrong: dict[str, Any], tmp_path: P
 def test_bf16_trains_close_to_fp32(tiny_cache: Path, tmp_path: Path) -> None:
     for precision in ("fp32", "bf16"):
         train(settings(tiny_cache, tmp_path / precision, precision=precision))
-    fp32, bf16 = ([line["loss"] for line in logged(tmp_path / p)] for p in ("fp32", "bf16"))
+    fp32, bf16 = ([line["loss"] for line in logged(tmp_path / p) if "loss" in line] for p in ("fp32", "bf16"))
     assert bf16 == pytest.approx(fp32, rel=0.05)
 
 
