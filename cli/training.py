@@ -92,13 +92,17 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 "complete": result.complete,
                 "step": result.step,
                 "num_steps": result.num_steps,
+                "num_trained": result.num_trained,
+                "num_parameters": result.num_parameters,
                 "validation": result.validation,
                 "findings": [finding.to_json() for finding in result.findings],
             }
         )
     elif result.complete:
         recall = f": {_recall(result.validation)}" if result.validation else ""
-        say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
+        share = percent(result.num_trained / result.num_parameters)
+        trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
+        say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
         say(f"next: clipglot export {settings.output} -o merged")
     if not result.complete:
         click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: go on with --resume", err=True)

@@ -4,8 +4,6 @@ Everything that can be wrong is found out before the run folder is touched; then
 the step it is in.
 """
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -34,6 +32,7 @@ from .pairs import PairFigures, count_pairs, sample_pairs
 from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
+from .stopping import stop_on_signal
 from .student import Student
 from .towers import build_tower, open_tokenizer
 from .train_settings import TrainSettings
@@ -55,11 +54,23 @@ OnFinding = Callable[[Finding], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended: complete, or stopped by a signal after a checkpoint."""
+    """How a run ended: complete, or stopped by a signal after a checkpoint.
+
+    Attributes:
+        run: its folder.
+        step: the last one.
+        num_steps: of the whole run.
+        num_trained: parameters of the tower that are trained.
+        num_parameters: all of its parameters.
+        validation: the last one, if there was any.
+        findings: what kept the run from learning, or shows that it did not.
+    """
 
     run: Run
     step: int
     num_steps: int
+    num_trained: int
+    num_parameters: int
     validation: dict[str, Any] | None
     findings: list[Finding]
 
@@ -182,7 +193,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
 
     with (
         _resumable(save_what_was_learned),
-        _stop_on_signal() as stop,
+        stop_on_signal() as stop,
         closing(feed),
         Log(run, settings, step) as log,
         profiled(run.path, settings.profile) as profile,
@@ -254,7 +265,16 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
                 break
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
-    return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation, findings=diagnosis.findings)
+    trained, parameters = student.num_parameters
+    return TrainResult(
+        run=run,
+        step=step,
+        num_steps=num_steps,
+        num_trained=trained,
+        num_parameters=parameters,
+        validation=validation,
+        findings=diagnosis.findings,
+    )
 
 
 @contextmanager
@@ -264,26 +284,3 @@ def _resumable(save: Callable[[], int]) -> Iterator[None]:
         yield
     except CacheError as error:
         raise CacheError(f"{error}. The run stands at step {save()}: then go on with --resume") from error
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT (Ctrl-C) and SIGTERM (a scheduler's preemption) set; a second signal acts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, frame: object) -> None:
-        stop.set()
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
