@@ -21,7 +21,10 @@ def open_clip_tokenizer() -> CaptionTokenizer:
     )
     tokenizer.normalizer = normalizers.Sequence(
         # Python's `lower` knows the sigma that ends a word, the Rust one does not.
-        [normalizers.Replace(Regex(r"(?<=\p{L})Σ(?!\p{L})"), "ς"), normalizers.Lowercase()]
+        [
+            normalizers.Replace(Regex(r"(?<=[\p{Lu}\p{Ll}\p{Lt}])Σ(?![\p{Lu}\p{Ll}\p{Lt}])"), "ς"),
+            normalizers.Lowercase(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
