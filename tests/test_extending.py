@@ -183,10 +183,12 @@ def test_rows_that_two_vocabularies_share() -> None:
     assert all(theirs.id_to_token(pairs[id_]) == ours.id_to_token(id_) for id_ in named)
 
 
+ASSIGNED = st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cn", "Cs", "Co"]))
 FINAL_SIGMA = "ΟΔΟΣ ΣΑΣ, 猫Σ Σ I'LL Don'T <START_OF_TEXT> <end_of_text>"
 
 
-@given(st.text() | st.text(st.sampled_from("aAÉéΣσΟİıß'’стЖ12½²_-! \u0301\u200d猫🐈が"), max_size=20))
+# What Unicode has not assigned is a letter to one of the libraries and none to another.
+@given(ASSIGNED | st.text(st.sampled_from("aAÉéΣσΟİıß'’стЖ12½²_-! \u0301\u200d猫🐈が"), max_size=20))
 @example(FINAL_SIGMA)
 def test_open_clips_bpe_gives_the_ids_of_open_clip(text: str) -> None:
     assume("Σ" not in text or text == FINAL_SIGMA)  # beside marks and apostrophes Python looks farther for a letter
@@ -205,8 +207,8 @@ def test_open_clips_bpe_is_read_back() -> None:
 
 
 def test_what_cannot_be_extended_is_refused() -> None:
-    with pytest.raises(EncoderError, match=r"--vocab-size 300: the tokenizer has \d+ tokens already"):
-        extend(OLD["ours"], OTHER, 300)
+    with pytest.raises(EncoderError, match=r"--vocab-size 259: the tokenizer has \d+ tokens already"):
+        extend(OLD["ours"], OTHER, 259)
     special = {"<pad>": 0, "<bos>": 1, "<eos>": 2}
     with pytest.raises(EncoderError, match="a WordLevel tokenizer cannot be extended"):
         extend(CaptionTokenizer(Tokenizer(models.WordLevel(special, "<pad>"))), OTHER, 400)
