@@ -1,12 +1,10 @@
-"""`clipglot tokenizer` and `train`."""
+"""`clipglot train`."""
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cache.location import Location, to_location
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .options import settings_options
@@ -14,34 +12,6 @@ from .render import friendly_errors, json_option, percent, print_json, progress_
 
 if TYPE_CHECKING:
     from ..distill.findings import Finding
-
-
-@click.command()
-@click.argument("cache", type=to_location)
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="folder to write; must not exist  [required]",
-)
-@click.option("--vocab-size", type=int, default=16_384, show_default=True, help="most tokens, special ones included")
-@json_option
-def tokenizer(cache: Location, folder: Path, vocab_size: int, as_json: bool) -> None:
-    """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
-    with friendly_errors():
-        require_kind(cache, "cache")
-        from ..distill.tokens import write_tokenizer
-
-        report = write_tokenizer(cache, folder, vocab_size)
-    if as_json:
-        print_json(report)
-    else:
-        say(
-            f"{folder}: {report['vocab_size']:,} tokens from {report['num_captions']:,} captions, "
-            f"{report['tokens_per_caption']:.1f} tokens a caption (BOS and EOS included), longest {report['longest']}"
-        )
 
 
 @click.command()
