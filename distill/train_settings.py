@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from ..cache.location import Location
 from .settings import Device, require, require_at_least_one
 
+SCRATCH_ALONE = ("width", "layers", "heads")
 LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
 
 
@@ -22,7 +23,9 @@ class TrainSettings:
     vocab_size: Annotated[int, "tokens of that BPE"] = 16_384
     context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
     text: Annotated[
-        str, "text tower: scratch, or the folder or hub repository of a language model that transformers loads"
+        str,
+        "text tower: scratch; clip, the one of the CLIP that made the cache; the folder of an earlier run; or folder "
+        "or hub repository of a language model that transformers loads",
     ] = "scratch"
     width: Annotated[int, "width of a scratch tower"] = 512
     layers: Annotated[int, "layers of a scratch tower"] = 6
@@ -151,11 +154,13 @@ class TrainSettings:
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")
 
     def _require_text_tower(self) -> None:
-        if self.text == "scratch":
-            for field in fields(self):
-                given = field.name in LM_ALONE and getattr(self, field.name) != field.default
-                flag = field.name.replace("_", "-")
-                require(not given, f"--{flag} belongs to a language model: pass its --text, too")
+        if self.text in ("scratch", "clip"):
+            self.require_no_language_model()
+        given = self._given(SCRATCH_ALONE)
+        require(
+            self.text == "scratch" or not given,
+            f"--{given} is of a scratch tower: {self.text} has a shape of its own: drop it",
+        )
         layers = self.train_layers
         require(layers is None or layers >= 0, f"--train-layers {layers}: is a number of layers")
         require(self.lora_rank >= 0, f"--lora-rank {self.lora_rank}: must not be negative")
@@ -173,6 +178,20 @@ class TrainSettings:
         )
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
         require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")
+
+    def require_no_language_model(self) -> None:
+        """Refuse settings that only a language model has.
+
+        Raises:
+            DistillError: one of them is given.
+        """
+        given = self._given(LM_ALONE)
+        require(not given, f"--{given} belongs to a language model: pass its --text, too")
+
+    def _given(self, names: tuple[str, ...]) -> str:
+        """The flag of the first of some settings that is not its default, or nothing."""
+        changed = (f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default)
+        return next(changed, "").replace("_", "-")
 
     @property
     def resolved_lora_alpha(self) -> float:

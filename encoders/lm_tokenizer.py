@@ -39,6 +39,14 @@ class LMTokenizer:
             raise EncoderError(f"{name}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
         return cls(tokenizer)
 
+    @property
+    def backend(self) -> Any:
+        """The tokenizer of the tokenizers library underneath, which neither cuts nor pads."""
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()  # which `encode` sets
+        backend.no_padding()
+        return backend
+
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
         """Ids of each caption with the model's special tokens, at most `context_length`, unpadded."""
         if not captions:
@@ -56,9 +64,7 @@ class LMTokenizer:
 
     def fingerprint(self, context_length: int) -> str:
         """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
-        backend = self._tokenizer.backend_tokenizer
-        backend.no_truncation()  # which `encode` sets
-        decisive = [backend.to_str(), CLEANING, context_length]
+        decisive = [self.backend.to_str(), CLEANING, context_length]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -68,9 +74,7 @@ class LMTokenizer:
     def save(self, folder: Path) -> None:
         """Write the files that open_clip (`local-dir:`) and transformers load."""
         folder.mkdir(parents=True, exist_ok=True)
-        backend = self._tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
+        assert self.backend  # as it is saved
         self._tokenizer.save_pretrained(str(folder))
 
 

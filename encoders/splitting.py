@@ -19,6 +19,10 @@ MAX_UNKNOWN, MAX_PIECES = 0.05, 0.5
 MIN_SHARE = 0.05  # of the characters, from which on a script matters
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
+OTHER_TOKENIZER = (
+    "choose a model whose tokenizer knows the language (`clipglot tokenizer CACHE --inspect FOLDER` compares)"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScriptSplit:
@@ -113,14 +117,18 @@ def split_badly(tokenizer: Tokenizer, captions: Sequence[str], name: str = "the 
     Returns:
         One sentence with scripts, figures and the remedy, or None.
     """
-    complaints = [complaint for split in split_by_script(tokenizer, captions) if (complaint := _complaint(split))]
+    complaints = bad_splits(tokenizer, captions)
     if not complaints:
         return None
     return (
-        f"{name} splits these captions badly: {'; '.join(complaints)}: choose a model whose tokenizer knows the "
-        "language (`clipglot tokenizer CACHE --inspect FOLDER` compares), or add tokens with "
+        f"{name} splits these captions badly: {complaints}: {OTHER_TOKENIZER}, or add tokens with "
         "`clipglot tokenizer CACHE -o DIR --extend FOLDER`"
     )
+
+
+def bad_splits(tokenizer: Tokenizer, captions: Sequence[str]) -> str:
+    """What `split_badly` complains of, script by script; empty if nothing is wrong."""
+    return "; ".join(filter(None, map(_complaint, split_by_script(tokenizer, captions))))
 
 
 def _complaint(split: ScriptSplit) -> str | None:

@@ -44,7 +44,8 @@ def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def lm_settings(lms: dict[str, Path], tiny_cache: Path, tmp_path: Path) -> Any:
     """The settings of a run with the tiny BERT."""
     base = settings(tiny_cache, tmp_path / "run")
-    return replace(base, text=str(lms["bert"]), context_length=CONTEXT, lm_lr=1e-3)
+    shape = {"width": 512, "layers": 6, "heads": 8}  # the defaults: a language model has its own
+    return replace(base, text=str(lms["bert"]), context_length=CONTEXT, lm_lr=1e-3, **shape)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
