@@ -125,7 +125,7 @@ def test_what_cannot_be_begun_with_is_refused(
     with pytest.raises(EncoderError, match=r"has rows for 64 tokens, its tokenizer knows 49,408"):
         load_clip_text(f"local-dir:{tiny_clip}", None)
     other = save_clip(tmp_path / "other", no_causal_mask=True)
-    with pytest.raises(EncoderError, match=r"is not a causal transformer pooled at its end"):
+    with pytest.raises(EncoderError, match=r"is not a causal transformer pooled at the text's end"):
         load_clip_text(other, None)
     tower, old = load_clip_text(clip_name, None)
     with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
