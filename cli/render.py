@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cache.errors import CacheError
-from ..distill.errors import DistillError
+from ..distill.errors import DistillError, LoneError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 
@@ -46,6 +46,9 @@ def friendly_errors() -> Iterator[None]:
         if error.errno not in _REFUSALS:
             raise
         raise click.ClickException(str(error)) from error
+    except LoneError as error:
+        click.echo(f"Error: {error}", err=True)  # beside the first process's, if that has one
+        raise SystemExit(1) from error
     except (CacheError, EncoderError, DistillError, EvalError) as error:
         raise click.ClickException(str(error)) from error
 

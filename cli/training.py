@@ -1,6 +1,5 @@
 """`clipglot tokenizer` and `train`."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import click
 from ..cache.location import Location, to_location
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
+from .main import is_first_process
 from .options import settings_options
 from .render import friendly_errors, json_option, percent, print_json, progress_bar, say
 
@@ -75,8 +75,8 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
             )
 
         result = run_training(settings, resume=resume, on_prepare=show_preparing, on_progress=show)
-    if os.environ.get("RANK", "0") != "0":
-        return  # the first process speaks for all
+    if not is_first_process():
+        return
     if as_json:
         print_json(
             {

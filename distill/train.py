@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images, pooling_of
 from .device import resolve_device, resolve_precision, set_matmul_precision
-from .errors import DistillError
+from .errors import DistillError, LoneError
 from .feeding import Feed
 from .final import Final, write_final
 from .log import Log, require_loggers
@@ -97,14 +97,26 @@ def train(
     set_matmul_precision(device, tf32=settings.tf32)
     with parallel.joined(device):
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
-        if not parallel.is_first():
-            parallel.wait_for_all()  # until tokenizer and tokens are there to be read
-            return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress)
-        setup = _prepare(settings, device, resume, on_prepare)
-        with locked(settings.output):
-            setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
-            parallel.wait_for_all()
-            return _learn(settings, setup, on_progress)
+        with ExitStack() as held:
+
+            def begin() -> _Setup:
+                setup = _prepare(settings, device, resume, on_prepare)
+                held.enter_context(locked(settings.output))
+                setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
+                return setup
+
+            if parallel.is_first():
+                setup = parallel.all_or_none(begin)
+                parallel.all_or_none(lambda: None)
+            else:
+                parallel.all_or_none(lambda: None)  # until tokenizer and tokens are there to be read
+                setup = parallel.all_or_none(lambda: _prepare(settings, device, True, on_prepare))
+            try:
+                return _learn(settings, setup, on_progress)
+            except (CacheError, DistillError, OSError) as error:
+                if parallel.is_first():
+                    raise
+                raise LoneError(f"process {parallel.rank()}: {error}") from error
 
 
 def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> _Setup:
