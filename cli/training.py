@@ -41,14 +41,30 @@ def tokenizer(cache: Location, folder: Path, vocab_size: int, as_json: bool) -> 
         )
 
 
+def _settings_of_the_run(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """With --resume, what the run was begun with."""
+    if not options["resume"]:
+        return {}
+    from ..distill.run import Run
+
+    with friendly_errors():
+        return Run(merged["output"]).settings_to_resume()
+
+
 @click.command()
-@settings_options(TrainSettings, "cache")
-@click.option("--resume", is_flag=True, help="go on from the newest checkpoint")
+@settings_options(TrainSettings, "cache", known=_settings_of_the_run)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="go on from the newest checkpoint, with the run's own settings where none are given; one that would make it "
+    "another run is refused",
+)
 @json_option
 def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     """Train a text tower on the pictures and captions of CACHE; no picture is opened.
 
-    Ctrl-C saves a checkpoint; --resume goes on exactly where it stopped.
+    Ctrl-C saves a checkpoint; with --resume the run goes on exactly where it
+    stopped: clipglot train CACHE -o RUN --resume is enough.
 
     \b
     clipglot train train.zarr -o run --val val.zarr --epochs 30

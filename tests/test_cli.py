@@ -129,6 +129,30 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tm
     assert settings["seed"] == 0  # default
 
 
+def test_resume_takes_what_is_not_given_from_the_run(tiny_cache: Path, tmp_path: Path) -> None:
+    toml, output = tmp_path / "train.toml", tmp_path / "run"
+    toml.write_text(f'val = "{tiny_cache}"\nlog-every = 2\nema = 0.5\n')
+    given = [*small(tiny_cache, output), "--epochs", 2, "--lr", 0.01, "--log-to", "tensorboard", "--config", toml]
+    assert run(*given).exit_code == 0
+    begun = json.loads((output / "run.json").read_text())["settings"]
+    toml.write_text("log-every = 5\n")
+    resumed = run("train", tiny_cache, "-o", output, "--resume", "--config", toml, "--checkpoint-every", 3)
+    assert resumed.exit_code == 0, resumed.output
+    now = json.loads((output / "run.json").read_text())["settings"]
+    assert now == begun | {"log_every": 5, "checkpoint_every": 3}  # the file and the flag win over the run
+    for different in (["--lr", 0.1], ["--ema", 0]):  # a default's value, too, is given
+        refused = run("train", tiny_cache, "-o", output, "--resume", *different)
+        assert refused.exit_code == 1
+        assert f"was begun with {different[0][2:]} = " in refused.stderr
+
+
+def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache: Path, tmp_path: Path) -> None:
+    assert run(*small(tiny_cache, tmp_path / "run"), "--epochs", 1, "--resume").exit_code == 0
+    (tmp_path / "run" / "run.json").write_text("{")
+    refused = run("train", tiny_cache, "-o", tmp_path / "run", "--resume")
+    assert (refused.exit_code, "run.json is damaged" in refused.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
