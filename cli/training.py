@@ -1,7 +1,7 @@
 """`clipglot tokenizer` and `train`."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,7 +10,10 @@ from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .main import is_first_process
 from .options import settings_options
-from .render import friendly_errors, json_option, percent, print_json, progress_bar, say
+from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say
+
+if TYPE_CHECKING:
+    from ..distill.train import TrainResult
 
 
 @click.command()
@@ -21,7 +24,7 @@ from .render import friendly_errors, json_option, percent, print_json, progress_
     "folder",
     type=click.Path(path_type=Path),
     required=True,
-    help="folder to write; must not exist  [required]",
+    help="folder to write; must not exist",
 )
 @click.option("--vocab-size", type=int, default=16_384, show_default=True, help="most tokens, special ones included")
 @json_option
@@ -69,6 +72,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     \b
     clipglot train train.zarr -o run --val val.zarr --epochs 30
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
+    plain = PlainProgress()
     with friendly_errors(), progress_bar() as progress:
         require_kind(settings.cache, "cache")
         if settings.val:
@@ -89,27 +93,59 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
             progress.update(
                 task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
             )
+            if is_first_process() and not as_json and len(metrics) > 2:  # less is no line of metrics.jsonl
+                line = f"step {step:,} of {total:,}: {notes['loss']}{notes['recall']}"
+                plain.show(line, at_once="r_at_10" in metrics)
 
         result = run_training(settings, resume=resume, on_prepare=show_preparing, on_progress=show)
     if not is_first_process():
         return
+    trace, traced = _trace(settings, result)
     if as_json:
         print_json(
             {
                 "run": str(settings.output),
                 "complete": result.complete,
+                "began_at": result.began_at,
                 "step": result.step,
                 "num_steps": result.num_steps,
+                "vocab_size": result.vocab_size,
+                "trace": trace,
                 "validation": result.validation,
             }
         )
     elif result.complete:
         recall = f": {_recall(result.validation)}" if result.validation else ""
-        say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
+        if result.began_at == result.num_steps:
+            say(f"{settings.output} was finished already, after {result.num_steps:,} steps: nothing was done{recall}")
+        else:
+            say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
+        if settings.tokenizer is None and result.vocab_size < settings.vocab_size:
+            asked = f"--vocab-size {settings.vocab_size:,}"
+            say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")
+        if traced:
+            say(traced)
         say(f"next: clipglot export {settings.output} -o merged")
     if not result.complete:
         click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: go on with --resume", err=True)
         raise SystemExit(130)
+
+
+def _trace(settings: TrainSettings, result: "TrainResult") -> tuple[str | None, str]:
+    """Where the profiler's trace is, if it was asked for and written, and a line about it."""
+    from ..distill.profiling import WARM_UP, trace_file
+
+    if not settings.profile:
+        return None, ""
+    num_recorded = min(settings.profile, result.step - result.began_at - WARM_UP)
+    if num_recorded < 1:
+        done = result.step - result.began_at
+        return None, f"profile: nothing recorded in {done} steps: the first {WARM_UP} are warm-up"
+    trace = str(trace_file(settings.output))
+    return (
+        trace,
+        f"profile: {num_recorded} of {settings.profile} steps in {trace}, for ui.perfetto.dev or chrome://tracing",
+    )
 
 
 def _recall(validation: dict[str, Any]) -> str:

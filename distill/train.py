@@ -47,11 +47,22 @@ OnPrepare = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended: complete, or stopped by a signal after a checkpoint."""
+    """How a run ended: complete, or stopped by a signal after a checkpoint.
+
+    Attributes:
+        run: its folder.
+        began_at: the step that it began at: 0, or that of the checkpoint from which it went on.
+        step: the step that it ended at.
+        num_steps: of the whole run.
+        vocab_size: tokens of its tokenizer.
+        validation: the last one, if any.
+    """
 
     run: Run
+    began_at: int
     step: int
     num_steps: int
+    vocab_size: int
     validation: dict[str, Any] | None
 
     @property
@@ -232,7 +243,14 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress) -> T
                 break
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
-    return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation)
+    return TrainResult(
+        run=run,
+        began_at=began_at,
+        step=step,
+        num_steps=num_steps,
+        vocab_size=setup.tokenizer.vocab_size,
+        validation=validation,
+    )
 
 
 @contextmanager
