@@ -60,6 +60,11 @@ def say(line: str) -> None:
     click.echo(line)
 
 
+def warn(line: str) -> None:
+    """One line on standard error, above a bar that may be running there."""
+    status.print(Text(line, style="yellow"), soft_wrap=True)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output, nothing else there."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -10,9 +10,10 @@ from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .main import is_first_process
 from .options import settings_options
-from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say
+from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
+    from ..distill.findings import Finding
     from ..distill.train import TrainResult
 
 
@@ -94,10 +95,15 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
             )
             if is_first_process() and not as_json and len(metrics) > 2:  # less is no line of metrics.jsonl
-                line = f"step {step:,} of {total:,}: {notes['loss']}{notes['recall']}"
-                plain.show(line, at_once="r_at_10" in metrics)
+                note = (notes["loss"] + notes["recall"]).removeprefix(", ")
+                plain.show(f"step {step:,} of {total:,}: {note}", at_once="r_at_10" in metrics)
 
-        result = run_training(settings, resume=resume, on_prepare=show_preparing, on_progress=show)
+        def show_finding(finding: "Finding") -> None:
+            warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
+
+        result = run_training(
+            settings, resume=resume, on_prepare=show_preparing, on_progress=show, on_finding=show_finding
+        )
     if not is_first_process():
         return
     trace, traced = _trace(settings, result)
@@ -112,6 +118,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 "vocab_size": result.vocab_size,
                 "trace": trace,
                 "validation": result.validation,
+                "findings": [finding.to_json() for finding in result.findings],
             }
         )
     elif result.complete:
@@ -120,7 +127,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
             say(f"{settings.output} was finished already, after {result.num_steps:,} steps: nothing was done{recall}")
         else:
             say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
-        if settings.tokenizer is None and result.vocab_size < settings.vocab_size:
+        if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
             say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")
         if traced:

@@ -20,7 +20,7 @@ from ..cache.format import EMB, Status
 from ..cache.location import Url
 from ..cache.mapped import MappedRows
 from ..cache.store import Cache
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
@@ -59,18 +59,20 @@ class ValidationData:
         tokens: of all captions of the cache.
         captions: `[m]`, which of them have an embedded picture.
         owners: `[m]`, the place in `image_emb` of each one's picture.
+        groups: `[m]`, equal where captions have the same tokens.
     """
 
     image_emb: NDArray[np.float32]
     tokens: TokenTable
     captions: NDArray[np.int64]
     owners: NDArray[np.int64]
+    groups: NDArray[np.int64]
 
 
 def load_data(
     cache: Cache,
     images: ImageSource,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -101,7 +103,7 @@ def load_data(
 
 def load_validation(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -115,11 +117,13 @@ def load_validation(
     caption_image = _usable(cache, embedded)
     captions = np.flatnonzero(caption_image >= 0)
     place = np.cumsum(embedded) - 1
+    tokens = _open_tokens(cache, tokenizer, settings, beside, on_progress)
     return ValidationData(
         image_emb=cache.image_emb()[embedded].astype(np.float32),
-        tokens=_open_tokens(cache, tokenizer, settings, beside, on_progress),
+        tokens=tokens,
         captions=captions,
         owners=place[caption_image[captions]],
+        groups=group_equal_captions(tokens)[captions],
     )
 
 
@@ -184,7 +188,7 @@ def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
 
 def _open_tokens(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None],

@@ -19,7 +19,7 @@ import torch
 
 from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
 from ..cache.location import Url, to_location
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.lm_tokenizer import AnyTokenizer
 from .errors import DistillError
 from .provenance import content_of
 from .train_settings import TrainSettings
@@ -61,7 +61,7 @@ class Run:
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
 
     def begin(
-        self, settings: TrainSettings, description: dict[str, Any], tokenizer: CaptionTokenizer, *, resume: bool
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: AnyTokenizer, *, resume: bool
     ) -> None:
         """Write settings, provenance and tokenizer, before the first step.
 
@@ -137,6 +137,10 @@ class Run:
         for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return bool(self._sorted_checkpoints())
+
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint, on the CPU; None if there is none yet.
 
@@ -200,4 +204,5 @@ def _from_json(hint: Any, value: Any) -> Any:
 
 
 def _to_json(settings: TrainSettings) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # as JSON gives them back

@@ -20,8 +20,9 @@ from ..cache.location import Location
 from ..cache.mapped import MappedRows
 from ..cache.processes import worker_pool
 from ..cache.store import Cache
+from ..encoders.lm_tokenizer import AnyTokenizer
 from ..encoders.packing import runs
-from ..encoders.tokenizer import CaptionTokenizer, train_bpe
+from ..encoders.tokenizer import train_bpe
 from .errors import DistillError
 from .settings import num_usable_cores
 
@@ -63,7 +64,7 @@ class TokenTable:
 
 def open_tokens(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     context_length: int,
     beside: Path,
     *,
@@ -97,13 +98,13 @@ def open_tokens(
     return TokenTable(tokens.ids, tokens.offsets)
 
 
-def tokenize(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
+def tokenize(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
     """Ids of captions in memory, each at most `context_length`."""
     ids, lengths = _encode(tokenizer, captions, context_length)
     return TokenTable(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _encode(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> Block:
+def _encode(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: int) -> Block:
     encoded = tokenizer.encode(captions, context_length)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     return np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum())), lengths
@@ -111,7 +112,7 @@ def _encode(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length
 
 def _tokenized(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     context_length: int,
     workers: int,
     on_progress: Callable[[int, int], None],
@@ -131,12 +132,12 @@ def _tokenized(
         on_progress(done, total)
 
 
-def _encode_run(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, run: tuple[int, int]) -> Block:
+def _encode_run(cache: Cache, tokenizer: AnyTokenizer, context_length: int, run: tuple[int, int]) -> Block:
     return _encode(tokenizer, cache.captions(*run), context_length)
 
 
 def _in_processes(
-    cache: Cache, tokenizer: CaptionTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
+    cache: Cache, tokenizer: AnyTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
 ) -> Iterator[Block]:
     pool = worker_pool(workers, __name__, _start_worker, cache.path, tokenizer, context_length)
     in_flight = deque[Future[Block]]()
@@ -155,10 +156,10 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Cache, CaptionTokenizer, int] | None = None
+_worker: tuple[Cache, AnyTokenizer, int] | None = None
 
 
-def _start_worker(cache: Location, tokenizer: CaptionTokenizer, context_length: int) -> None:
+def _start_worker(cache: Location, tokenizer: AnyTokenizer, context_length: int) -> None:
     global _worker
     _worker = Cache(cache), tokenizer, context_length
 

@@ -34,7 +34,7 @@ _PLAIN = re.compile(
 )
 
 
-def _clean(caption: str) -> str:
+def clean(caption: str) -> str:
     """What open_clip's cleaning makes of a caption."""
     return " ".join(caption.split()) if _PLAIN.fullmatch(caption) else str(_open_clip_clean(caption))
 
@@ -69,7 +69,7 @@ class CaptionTokenizer:
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
         """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
-        return [e.ids for e in self._tokenizer.encode_batch_fast([_clean(caption) for caption in captions])]
+        return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
 
     def fingerprint(self, context_length: int) -> str:
         """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
@@ -140,7 +140,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((_clean(caption) for caption in captions), trainer)
+    tokenizer.train_from_iterator((clean(caption) for caption in captions), trainer)
     bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", pair=f"{BOS} $A {EOS} {BOS} $B {EOS}", special_tokens=[bos, eos]

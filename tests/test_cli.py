@@ -32,8 +32,9 @@ CONTRACT = {
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --vocab-size --json",
-    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --epochs "
-    "--batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --negatives "
+    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --dropout "
+    "--token-dropout --epochs --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
+    "--loss --similarity --alignment --uniformity --simcse --teacher-temperature --negatives "
     "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
     "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
     "--json",
@@ -157,7 +158,7 @@ def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epoch = 3", "unknown setting 'epoch'; known are batch_size"),
+        ("epoch = 3", "unknown setting 'epoch'; known are alignment"),
         ("cache = 'x'", "unknown setting 'cache'"),
         ("epochs = 1.5", "epochs: 1.5 is no int"),
         ("epochs = '3'", "epochs: '3' is no int"),

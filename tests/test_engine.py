@@ -26,7 +26,7 @@ from clipglot.distill.run import Run
 from clipglot.distill.student import Student
 from clipglot.distill.train import train
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text import TextConfig
+from clipglot.encoders.text import TextConfig, TextTower
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from logs import logged
 from runs import settings, stop_at
@@ -150,7 +150,7 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
     captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
     tokenizer = train_bpe(captions, 300)
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
-    student = Student(_config(tokenizer, cache), given, CPU, "fp32")
+    student = Student(TextTower(_config(tokenizer, cache)), given, CPU, "fp32")
     feed = Feed(given, data, student.tower, CPU)
     num_masked = 0
     for step, fed in enumerate(feed.steps(0, 10)):
@@ -246,6 +246,12 @@ def test_schedules() -> None:
     ("wrong", "message"),
     [
         ({"negatives": "many"}, "--negatives many: is a number, or all"),
+        ({"dropout": 1.0}, "--dropout 1.0: is a share"),
+        ({"token_dropout": -0.1}, "--token-dropout -0.1: is a share"),
+        ({"simcse": 0.1}, "--simcse 0.1: both views of a caption would be the same"),
+        ({"alignment": -1.0}, "--alignment -1.0"),
+        ({"loss": "similarity", "similarity": 0.5}, "--similarity is a term beside another"),
+        ({"teacher_temperature": 0.0}, "--teacher-temperature 0.0"),
         ({"negatives": "5", "loss": "siglip"}, "--negatives belong to the softmax"),
         ({"ema": 1.0}, "--ema 1.0"),
         ({"micro_batch": 0}, "--micro-batch 0"),
