@@ -1,11 +1,9 @@
-"""`clipglot tokenizer` and `train`."""
+"""`clipglot train`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..cache.location import Location, to_location
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .main import is_first_process
@@ -15,34 +13,6 @@ from .render import PlainProgress, friendly_errors, json_option, percent, print_
 if TYPE_CHECKING:
     from ..distill.findings import Finding
     from ..distill.train import TrainResult
-
-
-@click.command()
-@click.argument("cache", type=to_location)
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="folder to write; must not exist",
-)
-@click.option("--vocab-size", type=int, default=16_384, show_default=True, help="most tokens, special ones included")
-@json_option
-def tokenizer(cache: Location, folder: Path, vocab_size: int, as_json: bool) -> None:
-    """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
-    with friendly_errors():
-        require_kind(cache, "cache")
-        from ..distill.tokens import write_tokenizer
-
-        report = write_tokenizer(cache, folder, vocab_size)
-    if as_json:
-        print_json(report)
-    else:
-        say(
-            f"{folder}: {report['vocab_size']:,} tokens from {report['num_captions']:,} captions, "
-            f"{report['tokens_per_caption']:.1f} tokens a caption (BOS and EOS included), longest {report['longest']}"
-        )
 
 
 def _settings_of_the_run(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -117,6 +87,8 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 "num_steps": result.num_steps,
                 "vocab_size": result.vocab_size,
                 "trace": trace,
+                "num_trained": result.num_trained,
+                "num_parameters": result.num_parameters,
                 "validation": result.validation,
                 "findings": [finding.to_json() for finding in result.findings],
             }
@@ -126,7 +98,9 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
         if result.began_at == result.num_steps:
             say(f"{settings.output} was finished already, after {result.num_steps:,} steps: nothing was done{recall}")
         else:
-            say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
+            share = percent(result.num_trained / result.num_parameters)
+            trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
+            say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
         if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
             say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")

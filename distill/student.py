@@ -78,6 +78,12 @@ class Student:
         return self.tower if self._average is None else cast(StudentTower, self._average.module)
 
     @property
+    def num_parameters(self) -> tuple[int, int]:
+        """How many numbers of the tower are trained, and how many there are."""
+        parameters = list(self.tower.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+
+    @property
     def logit_scale(self) -> float:
         """The factor on cosines: 1 / temperature."""
         return float(self.loss.logit_scale.exp().item())

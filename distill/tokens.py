@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache import tokens as stored
-from ..cache.files import whole_directory
 from ..cache.format import TOKENS
 from ..cache.location import Location
 from ..cache.mapped import MappedRows
@@ -22,7 +21,6 @@ from ..cache.processes import worker_pool
 from ..cache.store import Cache
 from ..encoders.lm_tokenizer import AnyTokenizer
 from ..encoders.packing import runs
-from ..encoders.tokenizer import train_bpe
 from .errors import DistillError
 from .settings import num_usable_cores
 
@@ -167,27 +165,3 @@ def _start_worker(cache: Location, tokenizer: AnyTokenizer, context_length: int)
 def _encode_in_worker(run: tuple[int, int]) -> Block:
     assert _worker is not None
     return _encode_run(*_worker, run)
-
-
-def write_tokenizer(cache: Location, folder: Path, vocab_size: int) -> dict[str, Any]:
-    """`clipglot tokenizer`: train a BPE on a cache's captions and write it; returns what `--json` prints.
-
-    Raises:
-        CacheError, EncoderError: no cache, or too small a vocabulary.
-        DistillError: the folder exists.
-    """
-    if folder.exists():
-        raise DistillError(f"{folder} exists: choose another -o")
-    captions = Cache(cache).captions()
-    tokenizer = train_bpe(captions, vocab_size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(folder) as partial:
-        tokenizer.save(partial)
-    _, lengths = _encode(tokenizer, captions, 10**6)
-    return {
-        "tokenizer": str(folder),
-        "vocab_size": tokenizer.vocab_size,
-        "num_captions": len(captions),
-        "tokens_per_caption": float(lengths.mean()) if len(lengths) else 0.0,
-        "longest": int(lengths.max(initial=0)),
-    }

@@ -61,6 +61,8 @@ class TrainResult:
         began_at: the step that it began at: 0, or that of the checkpoint from which it went on.
         step: the step that it ended at.
         num_steps: of the whole run.
+        num_trained: parameters of the tower that are trained.
+        num_parameters: all of its parameters.
         vocab_size: tokens of its tokenizer.
         validation: the last one, if any.
         findings: what was said about a run that does not learn.
@@ -70,6 +72,8 @@ class TrainResult:
     began_at: int
     step: int
     num_steps: int
+    num_trained: int
+    num_parameters: int
     vocab_size: int
     validation: dict[str, Any] | None
     findings: list[Finding]
@@ -277,11 +281,14 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
                 break
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
+    trained, parameters = student.num_parameters
     return TrainResult(
         run=run,
         began_at=began_at,
         step=step,
         num_steps=num_steps,
+        num_trained=trained,
+        num_parameters=parameters,
         vocab_size=setup.tokenizer.vocab_size,
         validation=validation,
         findings=diagnosis.findings,

@@ -31,10 +31,11 @@ CONTRACT = {
     "--workers --chunk-rows --max-pixels --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
-    "tokenizer": "CACHE --output --vocab-size --json",
-    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --dropout "
-    "--token-dropout --epochs --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
-    "--loss --similarity --alignment --uniformity --simcse --teacher-temperature --negatives "
+    "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
+    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
+    "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
+    "--warm-start --dropout --token-dropout --epochs --batch-size --lr --schedule --warmup --cooldown --weight-decay "
+    "--beta2 --grad-clip --loss --similarity --alignment --uniformity --simcse --teacher-temperature --negatives "
     "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
     "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
     "--json",
@@ -196,6 +197,9 @@ def test_lists_in_the_file_are_repeated_flags(manifest: Path, tiny_clip: Path, t
         (["cache", "p.jsonl", "-o", "c.zarr"], "Missing option '--model'"),
         (["predict", "merged", "cat.jpg"], "Missing option '--text'"),
         (["predict", "merged", "--text", "cat"], "Missing argument 'IMAGES"),
+        (["tokenizer", "c.zarr"], "pass --output DIR to write a tokenizer, or --inspect FOLDER"),
+        (["tokenizer", "c.zarr", "-o", "t", "--kind", "bpe", "--extend", "x"], "what is extended keeps its kind"),
+        (["tokenizer", "c.zarr", "--inspect", "x", "--vocab-size", "9"], "--vocab-size makes a tokenizer, --inspect"),
         (["fly"], "No such command 'fly'"),
     ],
 )
