@@ -68,7 +68,7 @@ class RemoteStore(FsspecStore):
             AbsentObjectError: a chunk is absent, or the whole cache.
             CacheError: the store refuses, or cannot be reached.
         """
-        if key in self._recent:
+        if byte_range is None and key in self._recent:
             self._recent.move_to_end(key)
             return self._recent[key]
         try:
@@ -113,7 +113,7 @@ def _explained(url: Url, key: str) -> Iterator[None]:
                 remedy = f"set {S3_CREDENTIALS}"
         elif url.scheme in S3:
             remedy += ", and AWS_ENDPOINT_URL if the endpoint is not Amazon's"
-        raise CacheError(f"{url}/{key} cannot be read ({error or type(error).__name__}): {remedy}") from error
+        raise CacheError(f"{url}/{key} cannot be read ({str(error) or type(error).__name__}): {remedy}") from error
 
 
 def open_store(location: Location, *, read_only: bool) -> DurableLocalStore | RemoteStore:

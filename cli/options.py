@@ -1,7 +1,7 @@
 """Click options from a settings dataclass: one definition for the library, the TOML file and the flags.
 
 A field `name: Annotated[type, "help"] = default` becomes `--name`; fields given as arguments become positional.
-Precedence: flags, then `--config FILE.toml`, then the field's default.
+Precedence: flags, then `--config FILE.toml`, then what the command itself knows, then the field's default.
 """
 
 import tomllib
@@ -29,12 +29,17 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
-def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command], Command]:
+def settings_options(
+    settings: type[Any],
+    *arguments: str,
+    known: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda merged, options: {},
+) -> Callable[[Command], Command]:
     """Decorate a click command with the options of a settings dataclass; it receives one instance as `settings`.
 
     Args:
         settings: the dataclass.
         arguments: names of fields that are positional, in order.
+        known: values of fields that were not given, from those that were and from the command's other options.
     """
 
     def decorate(function: Command) -> Command:
@@ -43,7 +48,7 @@ def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command]
             given = {name: values.pop(name) for name in list(values) if name in names}
             merged = _merge(settings, arguments, given, values.pop("config"))
             try:
-                resolved = settings(**merged)
+                resolved = settings(**known(merged, values) | merged)
             except DistillError as error:  # a value that cannot be is bad usage
                 raise click.UsageError(str(error)) from error
             return function(settings=resolved, **values)

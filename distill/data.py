@@ -3,6 +3,7 @@
 N pictures, M captions, D features.
 """
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from .pools import Pooling
 from .tokens import TokenTable, open_tokens
 from .train_settings import TrainSettings
 
+NUM_POOLS = 3  # in the buffer: a batch may lie in two while the next is read
 SHARE_OF_MEMORY = 0.5  # of what is free on the device that embeddings may take by themselves
 
 
@@ -164,12 +166,23 @@ def open_images(
 
 
 def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
-    """How `--embeddings chunks` shuffles, within `--buffer-gb`; None where any row can be read."""
+    """How `--embeddings chunks` shuffles, within `--buffer-gb`; None where any row can be read.
+
+    Raises:
+        DistillError: not one chunk fits.
+    """
     if settings.embeddings != "chunks":
         return None
     info = cache.info
-    pool_bytes = settings.buffer_gb * 1e9 / 3  # a batch may lie in two pools while the next is read
-    pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
+    pool_bytes = settings.buffer_gb * 1e9 / NUM_POOLS
+    chunk_bytes = 2 * info.chunk_rows * info.encoder.dim
+    pool_chunks = int(pool_bytes / chunk_bytes)
+    if pool_chunks < 1:
+        least = math.ceil(NUM_POOLS * chunk_bytes / 1e9 * 1e6) / 1e6
+        raise DistillError(
+            f"--buffer-gb {settings.buffer_gb:g}: the buffer must hold {NUM_POOLS} chunks of {cache.path}, "
+            f"{chunk_bytes / 1e6:.3g} MB each: pass at least {least}"
+        )
     return Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
 
 

@@ -13,11 +13,12 @@ import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
+from ..cache.location import Url, to_location
 from ..encoders.lm_tokenizer import AnyTokenizer
 from .errors import DistillError
 from .provenance import content_of
@@ -87,6 +88,16 @@ class Run:
         result: dict[str, Any] = self._describe()["provenance"]
         return result
 
+    def settings_to_resume(self) -> dict[str, Any]:
+        """The settings that it was begun with, as values of TrainSettings's fields; nothing where no run is.
+
+        Raises:
+            DistillError: the run's description is damaged.
+        """
+        hints = get_type_hints(TrainSettings)
+        begun = self._describe()["settings"] if self._description.exists() else {}
+        return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
+
     def settings(self) -> dict[str, Any]:
         """The resolved settings, as they were written.
 
@@ -111,7 +122,7 @@ class Run:
             if begun.get(name) != now.get(name):
                 raise DistillError(
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
-                    "resume with the same settings, or choose another -o"
+                    "leave it out to resume with the settings of the run, or choose another -o"
                 )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
@@ -182,6 +193,14 @@ class Run:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    """A setting's value, given its type and its form in run.json."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, str) and (Url in kinds or Path in kinds):
+        return to_location(value) if Url in kinds else Path(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _to_json(settings: TrainSettings) -> dict[str, Any]:

@@ -1,10 +1,28 @@
-"""Stopping a run between two steps, when somebody or a scheduler asks for it."""
+"""How a run ends before its last step, and keeps what it learned: by a signal, or for want of a chunk."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from ..cache.errors import CacheError
+
+
+@contextmanager
+def resumable(save: Callable[[], int]) -> Iterator[None]:
+    """Save the run if a chunk of the cache turns out damaged or out of reach only when its turn comes.
+
+    Args:
+        save: keeps what was learned and returns the step.
+
+    Raises:
+        CacheError: the same, and how to go on.
+    """
+    try:
+        yield
+    except CacheError as error:
+        raise CacheError(f"{error}. The run stands at step {save()}: then go on with --resume") from error
 
 
 @contextmanager

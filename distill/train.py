@@ -5,8 +5,8 @@ the step it is in.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images, pooling_of
 from .device import resolve_device, resolve_precision, set_matmul_precision
 from .diagnosis import Diagnosis
-from .errors import DistillError
+from .errors import DistillError, LoneError
 from .feeding import Feed
 from .final import Final, write_final
 from .findings import Finding
@@ -32,7 +32,7 @@ from .pairs import PairFigures, count_pairs, sample_pairs
 from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
-from .stopping import stop_on_signal
+from .stopping import resumable, stop_on_signal
 from .student import Student
 from .towers import build_tower, open_tokenizer
 from .train_settings import TrainSettings
@@ -58,19 +58,23 @@ class TrainResult:
 
     Attributes:
         run: its folder.
-        step: the last one.
+        began_at: the step that it began at: 0, or that of the checkpoint from which it went on.
+        step: the step that it ended at.
         num_steps: of the whole run.
         num_trained: parameters of the tower that are trained.
         num_parameters: all of its parameters.
-        validation: the last one, if there was any.
-        findings: what kept the run from learning, or shows that it did not.
+        vocab_size: tokens of its tokenizer.
+        validation: the last one, if any.
+        findings: what was said about a run that does not learn.
     """
 
     run: Run
+    began_at: int
     step: int
     num_steps: int
     num_trained: int
     num_parameters: int
+    vocab_size: int
     validation: dict[str, Any] | None
     findings: list[Finding]
 
@@ -121,14 +125,26 @@ def train(
     set_matmul_precision(device, tf32=settings.tf32)
     with parallel.joined(device):
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
-        if not parallel.is_first():
-            parallel.wait_for_all()  # until tokenizer and tokens are there to be read
-            return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress, on_finding)
-        setup = _prepare(settings, device, resume, on_prepare)
-        with locked(settings.output):
-            setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
-            parallel.wait_for_all()
-            return _learn(settings, setup, on_progress, on_finding)
+        with ExitStack() as held:
+
+            def begin() -> _Setup:
+                setup = _prepare(settings, device, resume, on_prepare)
+                held.enter_context(locked(settings.output))
+                setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
+                return setup
+
+            if parallel.is_first():
+                setup = parallel.all_or_none(begin)
+                parallel.all_or_none(lambda: None)
+            else:
+                parallel.all_or_none(lambda: None)  # until tokenizer and tokens are there to be read
+                setup = parallel.all_or_none(lambda: _prepare(settings, device, True, on_prepare))
+            try:
+                return _learn(settings, setup, on_progress, on_finding)
+            except (CacheError, DistillError, OSError) as error:
+                if parallel.is_first():
+                    raise
+                raise LoneError(f"process {parallel.rank()}: {error}") from error
 
 
 def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> _Setup:
@@ -192,7 +208,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
         return step
 
     with (
-        _resumable(save_what_was_learned),
+        resumable(save_what_was_learned),
         stop_on_signal() as stop,
         closing(feed),
         Log(run, settings, step) as log,
@@ -268,19 +284,12 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
     trained, parameters = student.num_parameters
     return TrainResult(
         run=run,
+        began_at=began_at,
         step=step,
         num_steps=num_steps,
         num_trained=trained,
         num_parameters=parameters,
+        vocab_size=setup.tokenizer.vocab_size,
         validation=validation,
         findings=diagnosis.findings,
     )
-
-
-@contextmanager
-def _resumable(save: Callable[[], int]) -> Iterator[None]:
-    """Save the run if a chunk of the cache turns out damaged or out of reach only when its turn comes."""
-    try:
-        yield
-    except CacheError as error:
-        raise CacheError(f"{error}. The run stands at step {save()}: then go on with --resume") from error

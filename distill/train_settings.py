@@ -125,6 +125,14 @@ class TrainSettings:
         require(0 < self.beta2 < 1, f"--beta2 {self.beta2}: must lie between 0 and 1")
         require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must not be negative")
         require(0 <= self.cooldown <= 1, f"--cooldown {self.cooldown}: is a share of the steps, 0 to 1")
+        require(
+            self.schedule != "wsd" or self.warmup + self.cooldown <= 1 + 1e-9,
+            f"--warmup {self.warmup} and --cooldown {self.cooldown}: are shares of the same steps, at most 1 together",
+        )
+        require(
+            (self.micro_batch or 0) <= self.batch_size,
+            f"--micro-batch {self.micro_batch}: is a part of --batch-size {self.batch_size}",
+        )
         require(0 <= self.ema < 1, f"--ema {self.ema}: is a decay below 1, e.g. 0.999")
         require(self.buffer_gb > 0, f"--buffer-gb {self.buffer_gb}: must be positive")
         require(self.profile >= 0, f"--profile {self.profile}: is a number of steps")
