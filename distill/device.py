@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 
 from . import parallel
-from .errors import DistillError
+from .errors import DistillError, LoneError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -26,7 +26,9 @@ def resolve_device(device: str) -> torch.device:
             raise DistillError(f"--device {device}: every process takes a GPU of its own: pass cuda, or auto")
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise DistillError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+        # Where there are GPUs, this may be the one process that they do not suffice for.
+        kind = LoneError if torch.cuda.is_available() else DistillError
+        raise kind(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
     return resolved
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..encoders.packing import Packed, PackedCaptions
 from ..encoders.rows import PackedRows
-from ..encoders.text import Attention, TextConfig
+from ..encoders.text import Attention, TextConfig, TextTower
 from .data import TrainData
 from .device import Precision, resolve_device, resolve_precision, set_matmul_precision
 from .feeding import AHEAD, Feed
@@ -59,8 +59,10 @@ class Steps:
         self.device = resolve_device(training.device)
         set_matmul_precision(self.device, tf32=training.tf32)
         self.precision: Precision = resolve_precision(training.precision, self.device)
-        self.student = Student(config, training, self.device, self.precision)
-        self.student.tower.attention = attention
+        torch.manual_seed(training.seed)
+        tower = TextTower(config)
+        tower.attention = attention
+        self.student = Student(tower, training, self.device, self.precision)
         self.feed = Feed(training, data, self.student.tower, self.device)
         self.batch_size, self.round_steps = training.batch_size, round_steps
         self.wait_s = self.num_tokens = self.flops = 0.0
