@@ -105,7 +105,7 @@ class Feed:
         image_emb = images.to_device(fed.images)
         if not isinstance(images, OnDevice):
             image_emb = parallel.gather(image_emb)
-        return Targets(image_emb=image_emb.float(), own=self._own, masked=fed.masked, bank=self._bank_of(fed))
+        return Targets(image_emb=image_emb.float(), own=self._own, equal=fed.masked, bank=self._bank_of(fed))
 
     def _bank_of(self, fed: Fed) -> Bank | None:
         if fed.draw is None:

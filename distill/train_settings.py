@@ -39,6 +39,9 @@ class TrainSettings:
         "softmax (CLIP) or sigmoid (SigLIP) over the batch; the picture's similarities to the batch as soft targets; "
         "or regression on the picture's embedding, by direction or with the length",
     ] = "infonce"
+    label_smoothing: Annotated[
+        float, "share of each target of infonce that is spread evenly over all it is held against"
+    ] = 0.0
     similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
     alignment: Annotated[float, "weight of the squared distance to the picture beside the loss"] = 0.0
     uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
@@ -82,7 +85,7 @@ class TrainSettings:
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
-        for name in ("dropout", "token_dropout"):
+        for name in ("dropout", "token_dropout", "label_smoothing"):
             share = getattr(self, name)
             require(0 <= share < 1, f"--{name.replace('_', '-')} {share}: is a share, 0 or more and below 1")
         require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
@@ -99,6 +102,7 @@ class TrainSettings:
             f"--negatives {self.negatives}: is a number, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
+        require(self.loss == "infonce" or not self.label_smoothing, "--label-smoothing belongs to --loss infonce")
         for name in ("similarity", "alignment", "uniformity", "simcse"):
             weight = getattr(self, name)
             require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")

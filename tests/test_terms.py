@@ -43,7 +43,7 @@ def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: fl
     image_emb, text_emb = unit(len(groups), 16, 0), unit(len(groups), 16, 1).requires_grad_()
     same = same_groups(groups)
     loss_fn = Similarity(temperature=0.1, max_logit_scale=100, teacher_temperature=teacher_temperature).double()
-    loss = loss_fn(text_emb, targets(image_emb, masked=same.nonzero().T.numpy()))
+    loss = loss_fn(text_emb, targets(image_emb, equal=same.nonzero().T.numpy()))
     expected = plain_similarity(text_emb, image_emb, loss_fn.logit_scale.exp(), teacher_temperature, same)
     require_equal(loss, expected, text_emb, loss_fn.logit_scale)
 
@@ -60,7 +60,7 @@ def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
     text_emb = unit(4, 8, 1)
     text_emb[2, 3] = torch.nan
     same = same_groups([0, 1, 0, 1]).nonzero().T.numpy()
-    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), masked=same), 0.1).isnan()
+    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), equal=same), 0.1).isnan()
     assert uniformity(text_emb, targets(unit(4, 8, 0))).isnan()
 
 
@@ -88,7 +88,7 @@ def test_uniformity(batch_size: int) -> None:
 def test_views_of_captions(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
     same = same_groups(groups)
-    term = contrast_views(first, second, targets(unit(len(groups), 16, 0), masked=same.nonzero().T.numpy()))
+    term = contrast_views(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
     logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
 
