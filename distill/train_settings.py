@@ -24,7 +24,11 @@ class TrainSettings:
     dropout: Annotated[float, "share of the tower's values that are zeroed in training, 0 to 1"] = 0.0
     token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
-    batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
+    batch_size: Annotated[int, "pictures of a step"] = 512
+    captions_per_picture: Annotated[int, "most captions of each picture in a step, drawn to it together"] = 1
+    equal_captions: Annotated[
+        Literal["ignore", "positive"], "other pictures of a step that carry a caption, too: left out, or right as well"
+    ] = "ignore"
     lr: Annotated[float, "peak learning rate"] = 1e-3
     schedule: Annotated[
         Literal["cosine", "constant", "wsd"], "the rate after warm-up: wsd is constant with a cooldown"
@@ -81,7 +85,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         names = ("vocab_size", "width", "layers", "heads", "epochs", "log_every", "checkpoint_every")
-        require_at_least_one(self, *names, "micro_batch", "workers")
+        require_at_least_one(self, *names, "captions_per_picture", "micro_batch", "workers")
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
@@ -108,6 +112,14 @@ class TrainSettings:
             require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")
         require(
             not (self.similarity and self.loss == "similarity"), "--similarity is a term beside another --loss: drop it"
+        )
+        require(
+            self.captions_per_picture == 1 or not (self.simcse or self.uniformity),
+            "--simcse and --uniformity hold captions against each other: drop --captions-per-picture",
+        )
+        require(
+            self.equal_captions == "ignore" or self.loss in ("infonce", "siglip"),
+            f"--equal-captions {self.equal_captions}: --loss {self.loss} has no right and wrong pictures: drop it",
         )
         require(
             not self.simcse or self.dropout > 0 or self.token_dropout > 0,

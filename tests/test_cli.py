@@ -32,11 +32,11 @@ CONTRACT = {
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --vocab-size --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --dropout "
-    "--token-dropout --epochs --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
-    "--loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-temperature --negatives "
-    "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
-    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
-    "--json",
+    "--token-dropout --epochs --batch-size --captions-per-picture --equal-captions --lr --schedule --warmup "
+    "--cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing --similarity --alignment --uniformity "
+    "--simcse --teacher-temperature --negatives --temperature --max-logit-scale --ema --micro-batch "
+    "--grad-checkpointing --embeddings --buffer-gb --precision --tf32 --compile --device --workers --seed "
+    "--log-every --log-to --profile --checkpoint-every --config --resume --json",
     "export": "RUN --output --model --pretrained --config --json",
     "predict": "MERGED IMAGES --text --json",
     "eval": "",
