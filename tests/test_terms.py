@@ -74,6 +74,21 @@ def test_regression() -> None:
     require_equal(loss, 16 * F.mse_loss(long, image_emb), long)
 
 
+def test_each_picture_counts_once_however_many_captions_it_has() -> None:
+    picture = np.array([0, 0, 0, 1, 2, 2])
+    image_emb, free = unit(3, 8, 0), (2 * unit(6, 8, 1)).requires_grad_()
+    text_emb, one_each = F.normalize(free, dim=-1), image_emb[picture]
+    pictures, shares = targets(image_emb, picture=picture), torch.tensor([3, 3, 3, 1, 2, 2]).double().reciprocal() / 3
+    scale = torch.tensor(10.0).double()
+    given, wanted = (scale * text_emb @ image_emb.T).log_softmax(1), (one_each @ image_emb.T / 0.1).softmax(1)
+    divergence = F.kl_div(given, wanted, reduction="none").sum(1)
+    squared = (free - one_each).square().sum(1)
+    require_equal(match_similarities(text_emb, scale.log(), pictures, 0.1), (divergence * shares).sum(), free)
+    require_equal(alignment(text_emb, pictures), (2 * (1 - text_emb.mul(one_each).sum(1)) * shares).sum(), free)
+    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(free, pictures)
+    require_equal(loss, (squared * shares).sum(), free)
+
+
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_uniformity(batch_size: int) -> None:
     free = (3 * unit(batch_size, 16, 1)).requires_grad_()
