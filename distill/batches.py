@@ -19,10 +19,24 @@ from .tokens import CAPTIONS_AT_A_TIME, TokenTable
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pairs: `rows [B]` of pictures, each at most once, and `captions [B]`, one of its captions each."""
+    """B pictures and captions of each.
+
+    Attributes:
+        rows: `[B]`, of pictures, each at most once.
+        captions: `[n]`, those of the first picture first.
+        picture: `[n]`, the place in `rows` of each caption's picture, ascending; None where each has one caption.
+    """
 
     rows: NDArray[np.int64]
     captions: NDArray[np.int64]
+    picture: NDArray[np.int64] | None = None
+
+    def captions_of(self, pictures: slice) -> slice:
+        """Which captions are of some pictures in a row."""
+        if self.picture is None:
+            return pictures
+        start, stop = self.picture.searchsorted([pictures.start, pictures.stop]).tolist()
+        return slice(start, stop)
 
 
 class BatchPlan:
@@ -37,7 +51,13 @@ class BatchPlan:
     """
 
     def __init__(
-        self, caption_image: NDArray[np.int64], *, batch_size: int, seed: int, pooling: Pooling | None = None
+        self,
+        caption_image: NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int,
+        captions_per_picture: int = 1,
+        pooling: Pooling | None = None,
     ) -> None:
         """Plan over captions, given the row of each caption's picture.
 
@@ -45,6 +65,7 @@ class BatchPlan:
             caption_image: `[M]`, ascending; captions of pictures that must not be used are left out by giving -1.
             batch_size: B.
             seed: of the whole run.
+            captions_per_picture: most captions of a picture in a batch; those with fewer repeat none.
             pooling: how to shuffle where rows cannot be read one by one; by default all rows at once.
 
         Raises:
@@ -60,6 +81,7 @@ class BatchPlan:
         self._count = (ends[usable] - self._first + 1).astype(np.uint32)
         self.rows = caption_image[self._first]
         self._batch_size, self._seed, self._pooling = batch_size, seed, pooling
+        self._most = captions_per_picture
         if len(self.rows) < batch_size:
             raise DistillError(
                 f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: lower it"
@@ -74,8 +96,15 @@ class BatchPlan:
         """Batch `index` of an epoch."""
         chosen = self._order(epoch)(np.arange(index * self._batch_size, (index + 1) * self._batch_size))
         (key,) = keys(1, self._seed, epoch, Stream.CAPTIONS)
-        captions = self._first[chosen] + choose(chosen, self._count[chosen], key)
-        return Batch(self.rows[chosen], captions)
+        first, count = self._first[chosen], self._count[chosen].astype(np.int64)
+        begin = choose(chosen, count, key)
+        if self._most == 1:
+            return Batch(self.rows[chosen], first + begin)
+        taken = np.minimum(count, self._most)
+        picture = np.repeat(np.arange(len(chosen)), taken)
+        # From a random one on, and from the first again: each caption is shown as often as its neighbours.
+        nth = runs(begin, taken) % count[picture]
+        return Batch(self.rows[chosen], first[picture] + nth, picture)
 
     def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[int]:
         """Chunks of the cache that a pooled batch reads from, and those of the pool after it.
