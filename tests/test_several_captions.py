@@ -12,7 +12,8 @@ from clipglot.cache.store import Cache
 from clipglot.distill.data import load_data, open_images
 from clipglot.distill.errors import DistillError
 from clipglot.distill.feeding import Feed
-from clipglot.distill.student import Student, tower_config
+from clipglot.distill.student import Student
+from clipglot.distill.towers import build_tower
 from clipglot.distill.train import train
 from clipglot.encoders.tokenizer import train_bpe
 from dense import plain_infonce
@@ -34,7 +35,7 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
     )
     captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
     tokenizer = train_bpe(captions, 300)
-    student = Student(tower_config(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
     feed = Feed(given, data, student.tower, CPU)
     num_shared = 0
@@ -75,7 +76,9 @@ def test_micro_batches_change_nothing_but_rounding_and_runs_resume_exactly(
     train(whole)
     straight = replace(whole, output=tmp_path / "straight", micro_batch=5)
     train(straight)
-    ours, theirs = ([line["loss"] for line in logged(tmp_path / name)] for name in ("straight", "whole"))
+    ours, theirs = (
+        [line["loss"] for line in logged(tmp_path / name) if "loss" in line] for name in ("straight", "whole")
+    )
     assert ours == pytest.approx(theirs, rel=2e-3)
     broken = replace(straight, output=tmp_path / "broken")
     assert not train(broken, on_progress=stop_at(9)).complete
