@@ -82,7 +82,12 @@ def make_loss(settings: TrainSettings, *, compiled: bool = False) -> Loss:
     temperature, max_logit_scale = settings.resolved_temperature, settings.max_logit_scale
     match settings.loss:
         case "infonce":
-            return InfoNCE(temperature=temperature, max_logit_scale=max_logit_scale, compiled=compiled)
+            return InfoNCE(
+                temperature=temperature,
+                max_logit_scale=max_logit_scale,
+                label_smoothing=settings.label_smoothing,
+                compiled=compiled,
+            )
         case "siglip":
             return SigLIP(temperature=temperature, max_logit_scale=max_logit_scale)
         case "similarity":

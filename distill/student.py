@@ -70,7 +70,8 @@ class Student:
         if parallel.num_processes() > 1:
             # Its splitting of compiled graphs at bucket boundaries cannot take flex_attention apart.
             torch._dynamo.config.optimize_ddp = False
-            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
+            # Buffers never change, and processes with more micro-batches than others would not send them at one time.
+            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     @property
     def evaluated(self) -> StudentTower:

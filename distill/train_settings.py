@@ -58,7 +58,11 @@ class TrainSettings:
         str | int,
         "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",
     ] = "all"
-    batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
+    batch_size: Annotated[int, "pictures of a step"] = 512
+    captions_per_picture: Annotated[int, "most captions of each picture in a step, drawn to it together"] = 1
+    equal_captions: Annotated[
+        Literal["ignore", "positive"], "other pictures of a step that carry a caption, too: left out, or right as well"
+    ] = "ignore"
     lr: Annotated[float, "peak learning rate: of a scratch tower, of heads, of LoRA"] = 1e-3
     schedule: Annotated[
         Literal["cosine", "constant", "wsd"], "the rate after warm-up: wsd is constant with a cooldown"
@@ -73,6 +77,9 @@ class TrainSettings:
         "softmax (CLIP) or sigmoid (SigLIP) over the batch; the picture's similarities to the batch as soft targets; "
         "or regression on the picture's embedding, by direction or with the length",
     ] = "infonce"
+    label_smoothing: Annotated[
+        float, "share of each target of infonce that is spread evenly over all it is held against"
+    ] = 0.0
     similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
     alignment: Annotated[float, "weight of the squared distance to the picture beside the loss"] = 0.0
     uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
@@ -112,11 +119,11 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         names = ("vocab_size", "width", "layers", "heads", "epochs", "log_every", "checkpoint_every")
-        require_at_least_one(self, *names, "micro_batch", "workers")
+        require_at_least_one(self, *names, "captions_per_picture", "micro_batch", "workers")
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
-        for name in ("dropout", "token_dropout"):
+        for name in ("dropout", "token_dropout", "label_smoothing"):
             share = getattr(self, name)
             require(
                 share is None or 0 <= share < 1,
@@ -149,11 +156,20 @@ class TrainSettings:
             f"--views {self.views}: is a number from 1 on, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
+        require(self.loss == "infonce" or not self.label_smoothing, "--label-smoothing belongs to --loss infonce")
         for name in ("similarity", "alignment", "uniformity", "simcse"):
             weight = getattr(self, name)
             require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")
         require(
             not (self.similarity and self.loss == "similarity"), "--similarity is a term beside another --loss: drop it"
+        )
+        require(
+            self.captions_per_picture == 1 or not (self.simcse or self.uniformity),
+            "--simcse and --uniformity hold captions against each other: drop --captions-per-picture",
+        )
+        require(
+            self.equal_captions == "ignore" or self.loss in ("infonce", "siglip"),
+            f"--equal-captions {self.equal_captions}: --loss {self.loss} has no right and wrong pictures: drop it",
         )
         require(
             not self.simcse or self.text != "scratch" or bool(self.dropout) or self.token_dropout > 0,

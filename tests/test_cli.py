@@ -35,10 +35,10 @@ CONTRACT = {
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
     "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
-    "--warm-start --dropout --token-dropout --epochs --views --batch-size --lr --schedule --warmup --cooldown "
-    "--weight-decay --beta2 --grad-clip --loss --similarity --alignment --uniformity --simcse --teacher-temperature "
-    "--negatives "
-    "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
+    "--warm-start --dropout --token-dropout --epochs --views --batch-size --captions-per-picture "
+    "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
+    "--similarity --alignment --uniformity --simcse --teacher-temperature --negatives --temperature --max-logit-scale "
+    "--ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
     "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
     "--json",
     "export": "RUN --output --model --pretrained --config --json",

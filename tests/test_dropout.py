@@ -98,6 +98,22 @@ def test_what_is_computed_twice_drops_the_same(attention: Attention, how: str) -
     torch._dynamo.reset()
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_on_cuda_a_compiled_tower_drops_the_same_with_gradient_and_without(grad_checkpointing: bool) -> None:
+    tower = make_tower(context_length=77, width=64).cuda()
+    tower.dropout, tower.grad_checkpointing = 0.3, grad_checkpointing
+    tower.compile_rows()
+    with torch.autocast("cuda", torch.bfloat16):
+        features = encode(tower, 3)
+        torch.testing.assert_close(encode(tower, 3, grad=False), features, rtol=0.02, atol=0.02)
+        assert not torch.allclose(encode(tower, 4), features, atol=0.1)
+    torch._dynamo.reset()
+
+
 @given(
     st.lists(st.lists(st.integers(3, 9), max_size=6), min_size=1, max_size=12),
     st.sampled_from([0.0, 0.3, 0.9, 0.999]),

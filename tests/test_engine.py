@@ -250,6 +250,8 @@ def test_schedules() -> None:
         ({"negatives": "many"}, "--negatives many: is a number, or all"),
         ({"dropout": 1.0}, "--dropout 1.0: is a share"),
         ({"token_dropout": -0.1}, "--token-dropout -0.1: is a share"),
+        ({"label_smoothing": 1.0}, "--label-smoothing 1.0"),
+        ({"label_smoothing": 0.1, "loss": "siglip"}, "--label-smoothing belongs to"),
         ({"simcse": 0.1}, "--simcse 0.1: both passes of a caption would be the same"),
         ({"alignment": -1.0}, "--alignment -1.0"),
         ({"loss": "similarity", "similarity": 0.5}, "--similarity is a term beside another"),

@@ -67,8 +67,9 @@ def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alo
 @pytest.mark.parametrize(
     "changes",
     [
-        {"negatives": "20"},
+        {"negatives": "20", "label_smoothing": 0.1},
         {"loss": "siglip"},
+        {"captions_per_picture": 3, "equal_captions": "positive", "label_smoothing": 0.1, "micro_batch": 8},
         {"loss": "similarity", "uniformity": 0.5, "simcse": 0.5, "token_dropout": 0.3},
         {"loss": "mse", "alignment": 0.5, "similarity": 0.5, "token_dropout": 0.3},
     ],

@@ -43,7 +43,7 @@ def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: fl
     image_emb, text_emb = unit(len(groups), 16, 0), unit(len(groups), 16, 1).requires_grad_()
     same = same_groups(groups)
     loss_fn = Similarity(temperature=0.1, max_logit_scale=100, teacher_temperature=teacher_temperature).double()
-    loss = loss_fn(text_emb, targets(image_emb, masked=same.nonzero().T.numpy()))
+    loss = loss_fn(text_emb, targets(image_emb, equal=same.nonzero().T.numpy()))
     expected = plain_similarity(text_emb, image_emb, loss_fn.logit_scale.exp(), teacher_temperature, same)
     require_equal(loss, expected, text_emb, loss_fn.logit_scale)
 
@@ -60,7 +60,7 @@ def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
     text_emb = unit(4, 8, 1)
     text_emb[2, 3] = torch.nan
     same = same_groups([0, 1, 0, 1]).nonzero().T.numpy()
-    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), masked=same), 0.1).isnan()
+    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), equal=same), 0.1).isnan()
     assert uniformity(text_emb, targets(unit(4, 8, 0))).isnan()
 
 
@@ -72,6 +72,21 @@ def test_regression() -> None:
     require_equal(2 * loss, alignment(text_emb, targets(image_emb)), long)
     loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(long, targets(image_emb))
     require_equal(loss, 16 * F.mse_loss(long, image_emb), long)
+
+
+def test_each_picture_counts_once_however_many_captions_it_has() -> None:
+    picture = np.array([0, 0, 0, 1, 2, 2])
+    image_emb, free = unit(3, 8, 0), (2 * unit(6, 8, 1)).requires_grad_()
+    text_emb, one_each = F.normalize(free, dim=-1), image_emb[picture]
+    pictures, shares = targets(image_emb, picture=picture), torch.tensor([3, 3, 3, 1, 2, 2]).double().reciprocal() / 3
+    scale = torch.tensor(10.0).double()
+    given, wanted = (scale * text_emb @ image_emb.T).log_softmax(1), (one_each @ image_emb.T / 0.1).softmax(1)
+    divergence = F.kl_div(given, wanted, reduction="none").sum(1)
+    squared = (free - one_each).square().sum(1)
+    require_equal(match_similarities(text_emb, scale.log(), pictures, 0.1), (divergence * shares).sum(), free)
+    require_equal(alignment(text_emb, pictures), (2 * (1 - text_emb.mul(one_each).sum(1)) * shares).sum(), free)
+    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(free, pictures)
+    require_equal(loss, (squared * shares).sum(), free)
 
 
 @pytest.mark.parametrize("batch_size", [2, 7])
@@ -88,7 +103,7 @@ def test_uniformity(batch_size: int) -> None:
 def test_passes_of_captions(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
     same = same_groups(groups)
-    term = contrast_passes(first, second, targets(unit(len(groups), 16, 0), masked=same.nonzero().T.numpy()))
+    term = contrast_passes(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
     logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
 

@@ -61,6 +61,8 @@ def test_each_picture_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
     plan = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
     draws = [drawn(plan, epoch) for epoch in range(12)]
     assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
+    several = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_picture=2)
+    assert drawn(several, 5) == draws[5]
     assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=8, seed=4, num_views=4), 5) != draws[5]
     table = np.array([[draw[row] for row in range(400)] for draw in draws])  # [epochs, N]
     for view in range(4):
