@@ -34,10 +34,10 @@ for line in sys.stdin:
     pid = os.fork()
     if not pid:
         os.setsid()
+        print(os.getpid(), flush=True)  # not before it can be seen by its session
         for descriptor in (1, 2):
             os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
         main(arguments)
-    print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
