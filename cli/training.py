@@ -1,9 +1,10 @@
 """`clipglot train`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ..distill.recipes import Recipe, settings_of
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
 from .main import is_first_process
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from ..distill.train import TrainResult
 
 
-def _settings_of_the_run(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """With --resume, what the run was begun with."""
+def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """With --resume, what the run was begun with; else what the recipe says."""
+    recipe = options.pop("recipe")
     if not options["resume"]:
-        return {}
+        return settings_of(recipe, merged) if recipe else {}
     from ..distill.run import Run
 
     with friendly_errors():
@@ -26,7 +28,12 @@ def _settings_of_the_run(merged: dict[str, Any], options: dict[str, Any]) -> dic
 
 
 @click.command()
-@settings_options(TrainSettings, "cache", known=_settings_of_the_run)
+@settings_options(TrainSettings, "cache", known=_known)
+@click.option(
+    "--recipe",
+    type=click.Choice(get_args(Recipe)),
+    help="settings found by measurement, where none are given: few or many pictures, a language model whole or by LoRA",
+)
 @click.option(
     "--resume",
     is_flag=True,
@@ -41,7 +48,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     stopped: clipglot train CACHE -o RUN --resume is enough.
 
     \b
-    clipglot train train.zarr -o run --val val.zarr --epochs 30
+    clipglot train train.zarr -o run --val val.zarr --recipe few
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     plain = PlainProgress()
     with friendly_errors(), progress_bar() as progress:

@@ -1,5 +1,6 @@
 """Where to compute, and in what precision."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from . import parallel
 from .errors import DistillError, LoneError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -37,6 +39,11 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """What a tower computes in; may be entered again and again."""
+    return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
 def set_matmul_precision(device: torch.device, *, tf32: bool) -> None:

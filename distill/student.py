@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..encoders.packing import Packed
 from ..encoders.tower import StudentTower
 from . import parallel
-from .device import Precision, resolve_compile
+from .device import Precision, autocast, resolve_compile
 from .errors import DistillError
 from .losses import Objective
 from .optimizer import make_optimizer
@@ -26,7 +26,6 @@ from .targets import Targets
 from .train_settings import TrainSettings
 
 SMALLEST_SCALE = 2.0**-10  # of float16 gradients: halved at each overflow, from 2^16
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +59,7 @@ class Student:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._grad_clip = settings.grad_clip or float("inf")
-        self._autocast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "fp32" else nullcontext()
+        self._autocast = autocast(precision, device)
         if compiled:
             self.tower.compile_rows()
         self._parallel: DistributedDataParallel | None = None

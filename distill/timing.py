@@ -5,7 +5,6 @@ B captions of a step, T tokens, D features, W width, L layers.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Self, TypeVar
 
 import torch
@@ -16,9 +15,9 @@ from ..encoders.packing import Packed, PackedCaptions
 from ..encoders.rows import PackedRows
 from ..encoders.text import Attention, TextConfig, TextTower
 from .data import TrainData
-from .device import Precision, resolve_device, resolve_precision, set_matmul_precision
+from .device import AUTOCAST, Precision, autocast, resolve_device, resolve_precision, set_matmul_precision
 from .feeding import AHEAD, Feed
-from .student import AUTOCAST, Student
+from .student import Student
 from .targets import Targets
 from .train_settings import TrainSettings
 
@@ -120,11 +119,11 @@ class Steps:
             inputs: together B captions.
             forward: gives features of one of them.
         """
-        autocast = torch.autocast(self.device.type, AUTOCAST[self.precision]) if self.precision != "fp32" else None
+        computing = autocast(self.precision, self.device)
         self.student.optimizer.zero_grad(set_to_none=True)
         start = 0
         for part in inputs:
-            with autocast or nullcontext():
+            with computing:
                 features = forward(part)
             torch.autograd.backward(features.float(), self._text_emb[start : start + len(features)])
             start += len(features)

@@ -1,6 +1,7 @@
 """Warm starts: what a text tower knows before the first step."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import product
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..encoders.lm import LMTower
 from ..encoders.tower import StudentTower
 from ..evals.retrieval import retrieve
 from .data import TrainData
+from .device import autocast, resolve_precision
 from .ridge import PairSums
 from .train_settings import TrainSettings
 
@@ -47,7 +49,8 @@ def fit_head(
     proj = tower.text["proj"]
     assert isinstance(proj, nn.Linear), "and of other heads"
     captions, rows = _sample(cache, data, settings.seed)
-    features = _pooled(tower, data, captions, on_progress)
+    computing = autocast(resolve_precision(settings.precision, tower.device), tower.device)
+    features = _pooled(tower, data, captions, computing, on_progress)
     wanted, place = np.unique(rows, return_inverse=True)
     image_emb = torch.from_numpy(cache.emb_rows(wanted).astype(np.float32))
     split = max(1, int((1 - HELD_OUT) * len(wanted)))
@@ -79,14 +82,19 @@ def _sample(cache: Cache, data: TrainData, seed: int) -> tuple[NDArray[np.int64]
 
 @torch.inference_mode()
 def _pooled(
-    tower: LMTower, data: TrainData, captions: NDArray[np.int64], on_progress: Callable[[int, int], None]
+    tower: LMTower,
+    data: TrainData,
+    captions: NDArray[np.int64],
+    computing: AbstractContextManager[object],
+    on_progress: Callable[[int, int], None],
 ) -> Tensor:
     """What the head is given, `[len(captions), W] float32` on the CPU."""
     was_training, blocks = tower.training, []
     tower.eval()
     for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
         packed = tower.pack(*data.tokens.gather(captions[start : start + CAPTIONS_AT_A_TIME]))
-        blocks.append(tower.pooled(packed.to(tower.device)).float().cpu())
+        with computing:
+            blocks.append(tower.pooled(packed.to(tower.device)).float().cpu())
         on_progress(min(start + CAPTIONS_AT_A_TIME, len(captions)), len(captions))
     tower.train(was_training)
     return torch.cat(blocks)

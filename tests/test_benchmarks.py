@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -18,6 +20,19 @@ def table(script: str, *arguments: object) -> list[list[str]]:
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_closed_form_opponent_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from opponent import ridge
+    from scipy.sparse import random as random_sparse
+
+    x = random_sparse(80, 30, density=0.2, rng=np.random.default_rng(0), format="csr")
+    y = np.random.default_rng(1).normal(size=(80, 5)) + 3
+    theirs = Ridge(alpha=0.5).fit(x.toarray(), y)
+    weights, intercept = ridge(x, y, 0.5, tolerance=1e-10)
+    np.testing.assert_allclose(weights.T, theirs.coef_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(intercept, theirs.intercept_, rtol=1e-8)
 
 
 @pytest.mark.slow

@@ -39,8 +39,8 @@ CONTRACT = {
     "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
     "--similarity --alignment --uniformity --simcse --teacher-temperature --negatives --temperature --max-logit-scale "
     "--ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
-    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
-    "--json",
+    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --recipe "
+    "--resume --json",
     "export": "RUN --output --model --pretrained --config --json",
     "predict": "MERGED IMAGES --text --json",
     "eval": "",
