@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .format import EMBEDDED_ARRAYS, STATUS, CacheInfo
+from .format import EMB, EMBEDDED_ARRAYS, NORM, STATUS, CacheInfo
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
 from .stores import UPLOAD_AGAIN, AbsentObjectError, RemoteStore, open_store
@@ -59,7 +59,7 @@ class CheckedGroup:
             )
         return self.path
 
-    def _array(self, name: str) -> zarr.Array[Any]:
+    def array(self, name: str) -> zarr.Array[Any]:
         """One of the cache's arrays.
 
         Raises:
@@ -74,9 +74,11 @@ class CheckedGroup:
                 f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self._remedy([])}"
             ) from error
 
-    def _read(self, name: str, selection: tuple[Any, ...]) -> NDArray[Any]:
-        with self._whole(name):
-            return np.asarray(self._array(name)[selection])
+    def _read(
+        self, name: str, selection: tuple[Any, ...], only: Collection[tuple[int, ...]] | None = None
+    ) -> NDArray[Any]:
+        with self._whole(name, only=only):
+            return np.asarray(self.array(name)[selection])
 
     @contextmanager
     def _whole(self, *names: str, only: Collection[tuple[int, ...]] | None = None) -> Iterator[None]:
@@ -89,7 +91,7 @@ class CheckedGroup:
         Raises:
             CacheError: with the chunk's file and what to do.
         """
-        arrays = {name: self._array(name) for name in names}
+        arrays = {name: self.array(name) for name in names}
         chunks = [(n, i) for n, a in arrays.items() for i in (chunk_indices(a) if only is None else only)]
         absent = [(n, i) for n, i in chunks if self._chunk_absent(arrays[n], i)]
         if absent:
@@ -102,12 +104,21 @@ class CheckedGroup:
             damaged = ", ".join(chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
             raise CacheError(f"{self.path}: damaged chunk {damaged} ({error}): {self._remedy(faults)}") from error
 
+    def stored_numbers(self, folder: str) -> set[int]:
+        """The last numbers of the chunks that lie directly in a folder; none where there is no such folder."""
+        return {int(name) for name in self._store.names(folder) if name.isdigit()}
+
+    def _pending(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
+        """Whether a pass may still have to write a chunk: its own before sealing, then those of views to come."""
+        if self.info.state != "sealed":
+            return array.path in EMBEDDED_ARRAYS
+        return array.path in (EMB, NORM) and index[0] >= self.info.num_views
+
     def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
-        """Whether a chunk that must be there is not on disk. Before sealing, the pass's own chunks need not be."""
+        """Whether a chunk that must be there is not on disk."""
         if isinstance(self.path, Url):
             return False  # to ask would be a request for each; reading it tells
-        pending = self.info.state != "sealed" and array.path in EMBEDDED_ARRAYS
-        return not pending and not (self.path / chunk_name(array, index)).is_file()
+        return not self._pending(array, index) and not (self.path / chunk_name(array, index)).is_file()
 
     def _chunk_fault(self, array: zarr.Array[Any], index: tuple[int, ...]) -> str | None:
         """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
@@ -116,18 +127,28 @@ class CheckedGroup:
         try:
             array.blocks[index]
         except AbsentObjectError:
-            return "absent"
+            return None if self._pending(array, index) else "absent"
         except UNREADABLE_CHUNK as error:
             return f"damaged ({error})"
         return None
 
     def _remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
-        """What to do about lost chunks: embeddings can be made again alone, as a chunk without status is not done."""
+        """What to do about lost chunks, given as array and index: those of a pass can be made again alone.
+
+        A chunk without status is not done, and a further view of one not without its norm.
+        """
         if isinstance(self.path, Url):
             return UPLOAD_AGAIN
         if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
             return REMAKE
-        files = sorted({f"{STATUS}/c/{index[0] if name == STATUS else index[1]}" for name, index in chunks})
+        files = sorted(
+            {
+                f"{NORM}/c/{index[0]}/{index[1]}"
+                if name in (EMB, NORM) and index[0]
+                else f"{STATUS}/c/{index[0] if name == STATUS else index[1]}"
+                for name, index in chunks
+            }
+        )
         return f"delete {' '.join(files)} and run its `clipglot cache` command again to embed these rows anew"
 
 

@@ -79,27 +79,27 @@ class Cache(CheckedGroup):
 
     def missing_chunks(self) -> list[int]:
         """The chunks that no pass has finished, ascending. Status is written last, so it alone tells."""
-        done = {int(name) for name in self._store.names(f"{STATUS}/c") if name.isdigit()}
+        done = self.stored_numbers(f"{STATUS}/c")
         return [chunk for chunk in range(self.num_chunks) if chunk not in done]
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""
-        return self._read(EMB, (view, slice(None)))
+        return self._read(EMB, (self._stored(view), slice(None)))
 
     def emb_rows(self, rows: NDArray[np.int64], view: int = 0) -> NDArray[np.float16]:
         """Embeddings of some rows, in the order given, `[len(rows), D] float16`; only their chunks are read.
 
         Raises:
-            IndexError: a row that is not in the cache.
+            IndexError: a row or view that is not in the cache.
         """
-        rows = np.asarray(rows, np.int64)
+        rows, view = np.asarray(rows, np.int64), self._stored(view)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, the cache has {len(self)}")
         emb = np.empty((len(rows), self.info.encoder.dim), np.float16)
         order = np.argsort(rows, kind="stable")
         chunks, starts = np.unique(rows[order] // self.info.chunk_rows, return_index=True)
         with self._whole(EMB, only=[(view, chunk, 0) for chunk in chunks.tolist()]):
-            array = self._array(EMB)
+            array = self.array(EMB)
             for chunk, wanted in zip(chunks.tolist(), np.split(order, starts[1:]), strict=False):
                 held = self.chunk_slice(chunk)
                 emb[wanted] = np.asarray(array[view, held])[rows[wanted] - held.start]
@@ -111,16 +111,18 @@ class Cache(CheckedGroup):
         Raises:
             CacheError: a chunk is absent or of the wrong size, or the cache lies at a URL.
         """
-        folder = self.folder / name
-        return MappedRows(self._array(name), folder, view=view, remedy=lambda index: self._remedy([(name, index)]))
+        found = self.array(name), self.folder / name
+        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self._remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
-        """The lengths that were divided out, `[N] float32`."""
-        return self._read(NORM, (view, slice(None)))
+        """The lengths that were divided out, `[N] float32`; 0 where a further view repeats the plain one."""
+        return self._read(NORM, (self._stored(view), slice(None)))
 
-    def status(self) -> NDArray[np.uint8]:
-        """What became of each picture, `[N] uint8`; see `Status`."""
-        return self._read(STATUS, (slice(None),))
+    def status(self, chunk: int | None = None) -> NDArray[np.uint8]:
+        """What became of each picture, or of each in a chunk, `[N] uint8`; see `Status`."""
+        if chunk is None:
+            return self._read(STATUS, (slice(None),))
+        return self._read(STATUS, (self.chunk_slice(chunk),), only=[(chunk,)])
 
     def caption_image(self) -> NDArray[np.int64]:
         """The row of each caption's picture, `[M] int64`, ascending."""
@@ -162,7 +164,7 @@ class Cache(CheckedGroup):
         faults, arrays = [], {}
         for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *self._remote_tokens()):
             try:
-                arrays[name] = self._array(name)
+                arrays[name] = self.array(name)
             except CacheError as error:
                 faults.append(str(error))
         total, done = sum(len(chunk_indices(array)) for array in arrays.values()), 0
@@ -188,8 +190,8 @@ class Cache(CheckedGroup):
         """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
         remake, info, N, M = self._remedy([]), self.info, self.info.num_pictures, self.info.num_captions
         shapes = {
-            EMB: (info.num_views, N, info.encoder.dim),
-            NORM: (info.num_views, N),
+            EMB: (max(info.num_views, arrays[EMB].shape[0]), N, info.encoder.dim),  # more views may be under way
+            NORM: (max(info.num_views, arrays[NORM].shape[0]), N),
             STATUS: (N,),
             f"{KEY}/offsets": (N + 1,),
             f"{TEXT}/offsets": (M + 1,),
@@ -206,6 +208,11 @@ class Cache(CheckedGroup):
         owners = self.caption_image()
         if len(owners) and (owners[0] < 0 or owners[-1] >= N or bool((np.diff(owners) < 0).any())):
             yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {remake}"
+
+    def _stored(self, view: int) -> int:
+        if not 0 <= view < self.info.num_views:
+            raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
+        return view
 
     def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
         with self._whole(f"{name}/bytes", f"{name}/offsets"):

@@ -25,7 +25,7 @@ from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
 from .images import READ_THREADS, Buffered, ImageSource, OnDevice, OnHost
-from .pools import Pooling
+from .pools import Chunk, Pooling
 from .tokens import TokenTable, open_tokens
 from .train_settings import TrainSettings
 
@@ -133,17 +133,23 @@ def open_images(
     device: torch.device,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImageSource:
-    """Where to read embeddings: `--embeddings`, or the nearest place that holds them.
+    """Where to read embeddings, of the views of `--views`: `--embeddings`, or the nearest place that holds them.
 
     Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
 
     Raises:
         CacheError: a chunk is absent or damaged, or a cache at a URL is to be mapped.
-        DistillError: it lies at a URL, and does not fit where `auto` would hold it.
+        DistillError: it has fewer views, or lies at a URL and does not fit where `auto` would hold it.
     """
-    info, where, pooling = cache.info, settings.embeddings, pooling_of(cache, settings)
+    info, where, pooling, num_views = (
+        cache.info,
+        settings.embeddings,
+        pooling_of(cache, settings),
+        views_of(cache, settings),
+    )
     if where == "auto":
-        fits = 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device)
+        needed = 2 * num_views * len(cache) * info.encoder.dim
+        fits = needed <= SHARE_OF_MEMORY * free_bytes(device)
         where = "device" if fits else "mapped"
         if not fits and isinstance(cache.path, Url):  # another order is another run, so it is not chosen in silence
             raise DistillError(
@@ -151,18 +157,35 @@ def open_images(
                 "--embeddings chunks to read them in shuffled order, or device to hold them there all the same"
             )
 
-    def read_chunk(chunk: int) -> NDArray[np.float16]:
-        held = cache.chunk_slice(chunk)
-        return cache.emb_rows(np.arange(held.start, held.stop))
+    def read_chunk(chunk: Chunk) -> NDArray[np.float16]:
+        view, number = chunk
+        held = cache.chunk_slice(number)
+        return cache.emb_rows(np.arange(held.start, held.stop), view)
 
     if pooling is not None:
-        return Buffered(read_chunk, info.encoder.dim, pooling, device)
+        return Buffered(read_chunk, info.encoder.dim, pooling, device, num_views)
     if where == "device" and isinstance(cache.path, Url):
-        return OnDevice(_read_to_device(cache, read_chunk, device, on_progress))
-    rows = cache.mapped(EMB).check(on_progress)
+        return OnDevice(_read_to_device(cache, read_chunk, num_views, device, on_progress))
+    views = _map_views(cache, num_views, on_progress)
     if where == "mapped":
-        return OnHost(rows.take, device)
-    return OnDevice(_copy_to_device(rows, info.chunk_rows, device))
+        return OnHost([rows.take for rows in views], device)
+    return OnDevice(_copy_to_device(views, info.chunk_rows, device))
+
+
+def views_of(cache: Cache, settings: TrainSettings) -> int:
+    """How many views of a picture a run draws from.
+
+    Raises:
+        DistillError: the cache has fewer.
+    """
+    stored = cache.info.num_views
+    if settings.views == "all":
+        return stored
+    if int(settings.views) > stored:
+        raise DistillError(
+            f"--views {settings.views}: {cache.path} has {stored}: run its `clipglot cache` command again with --views"
+        )
+    return int(settings.views)
 
 
 def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
@@ -197,30 +220,43 @@ def _open_tokens(
     return open_tokens(cache, tokenizer, length, beside, workers=workers, on_progress=on_progress)
 
 
-def _copy_to_device(rows: MappedRows, chunk_rows: int, device: torch.device) -> Tensor:
-    """All rows, by way of a chunk of host memory at a time."""
-    image_emb = torch.empty(rows.shape, dtype=torch.float16, device=device)
-    for start in range(0, len(rows), chunk_rows):
-        image_emb[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
+def _map_views(cache: Cache, num_views: int, on_progress: Callable[[int, int], None]) -> list[MappedRows]:
+    """The rows of some views, mapped and checked."""
+    views = [cache.mapped(EMB, view) for view in range(num_views)]
+    for view, rows in enumerate(views):
+        before, total = view * cache.num_chunks, num_views * cache.num_chunks
+        rows.check(lambda done, _, before=before, total=total: on_progress(before + done, total))  # type: ignore[misc]
+    return views
+
+
+def _copy_to_device(views: list[MappedRows], chunk_rows: int, device: torch.device) -> Tensor:
+    """All rows of some views, `[V, N, D]`, by way of a chunk of host memory at a time."""
+    image_emb = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
+    for held, rows in zip(image_emb, views, strict=True):
+        for start in range(0, len(rows), chunk_rows):
+            held[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
     return image_emb
 
 
 def _read_to_device(
     cache: Cache,
-    read_chunk: Callable[[int], NDArray[np.float16]],
+    read_chunk: Callable[[Chunk], NDArray[np.float16]],
+    num_views: int,
     device: torch.device,
     on_progress: Callable[[int, int], None],
 ) -> Tensor:
-    """All rows of a cache that cannot be mapped; host memory holds as many chunks as threads read."""
-    image_emb = torch.empty((len(cache), cache.info.encoder.dim), dtype=torch.float16, device=device)
+    """All rows of some views, `[V, N, D]`, where none can be mapped; the host holds as many chunks as threads read."""
+    image_emb = torch.empty((num_views, len(cache), cache.info.encoder.dim), dtype=torch.float16, device=device)
+    chunks = [(view, number) for view in range(num_views) for number in range(cache.num_chunks)]
 
-    def copy(chunk: int) -> None:
-        image_emb[cache.chunk_slice(chunk)].copy_(torch.from_numpy(read_chunk(chunk)))
+    def copy(chunk: Chunk) -> None:
+        view, number = chunk
+        image_emb[view, cache.chunk_slice(number)].copy_(torch.from_numpy(read_chunk(chunk)))
 
     with ThreadPoolExecutor(READ_THREADS) as threads:
         try:
-            for done, _ in enumerate(threads.map(copy, range(cache.num_chunks)), 1):
-                on_progress(done, cache.num_chunks)
+            for done, _ in enumerate(threads.map(copy, chunks), 1):
+                on_progress(done, len(chunks))
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise

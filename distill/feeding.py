@@ -37,7 +37,7 @@ class Fed:
     """One step's input, on the host but for what is on the device for good.
 
     Attributes:
-        packed: the captions of this process, in micro-batches; with two views all of them twice.
+        packed: the captions of this process, in micro-batches; with two passes all of them twice.
         images: what the source has read: of this process's pictures, or of all B if they are on the device.
         picture: `[b]`, where in the batch the picture of each caption is; None where each has one.
         equal: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
@@ -67,11 +67,12 @@ class Feed:
             data.caption_image,
             batch_size=settings.batch_size,
             seed=settings.seed,
+            num_views=data.images.num_views,
             captions_per_picture=settings.captions_per_picture,
             pooling=data.images.pooling,
         )
         self._own = parallel.share_of(settings.batch_size)
-        self._num_views, self._micro_batch = settings.num_views, settings.micro_batch
+        self._num_passes, self._micro_batch = settings.num_passes, settings.micro_batch
         self._equal_are_positive = settings.equal_captions == "positive"
         self._shared = SharedCaptions(data.caption_group, data.caption_image)
         self._num_epochs, self._seed, self._token_dropout = settings.epochs, settings.seed, settings.token_dropout
@@ -140,13 +141,14 @@ class Feed:
         here, group = batch.captions_of(own), data.caption_group[batch.captions]
         captions = batch.captions[here]
         draw = self._bank.draw(epoch, index, batch, group) if self._bank else None
-        shown = np.concatenate([captions + view * len(data.tokens) for view in range(self._num_views)])
+        shown = np.concatenate([captions + again * len(data.tokens) for again in range(self._num_passes)])
         size = self._micro_batch or len(shown)
         parts = [shown[i : i + size] for i in range(0, len(shown), size)]
         packed = [self._tower.pack(*self._tokens_of(part, epoch, index)) for part in parts]
+        of = slice(None) if isinstance(data.images, OnDevice) else own
         return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
-            images=data.images.read(batch.rows if isinstance(data.images, OnDevice) else batch.rows[own]),
+            images=data.images.read(batch.rows[of], batch.views[of]),
             picture=None if batch.picture is None else batch.picture[here],
             equal=_of_captions(self._shared.within(batch.rows, group, batch.picture), here),
             draw=replace(draw, masked=_of_captions(draw.masked, here)) if draw else None,
@@ -154,7 +156,7 @@ class Feed:
         )
 
     def _tokens_of(self, shown: NDArray[np.int64], epoch: int, index: int) -> Block:
-        """Ids of captions and their lengths, as batch `index` of an epoch shows them; numbers past M: second views."""
+        """Ids of captions and their lengths, as batch `index` of an epoch shows them; numbers past M: second passes."""
         ids, lengths = self._data.tokens.gather(shown % len(self._data.tokens))
         if not self._token_dropout:
             return ids, lengths

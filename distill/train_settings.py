@@ -54,6 +54,10 @@ class TrainSettings:
     ] = None
     token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
+    views: Annotated[
+        str | int,
+        "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",
+    ] = "all"
     batch_size: Annotated[int, "pictures of a step"] = 512
     captions_per_picture: Annotated[int, "most captions of each picture in a step, drawn to it together"] = 1
     equal_captions: Annotated[
@@ -147,6 +151,10 @@ class TrainSettings:
             self.negatives == "all" or str(self.negatives).isdecimal(),
             f"--negatives {self.negatives}: is a number, or all",
         )
+        require(
+            self.views == "all" or (str(self.views).isdecimal() and int(self.views) >= 1),
+            f"--views {self.views}: is a number from 1 on, or all",
+        )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
         require(self.loss == "infonce" or not self.label_smoothing, "--label-smoothing belongs to --loss infonce")
         for name in ("similarity", "alignment", "uniformity", "simcse"):
@@ -165,7 +173,7 @@ class TrainSettings:
         )
         require(
             not self.simcse or self.text != "scratch" or bool(self.dropout) or self.token_dropout > 0,
-            f"--simcse {self.simcse}: both views of a caption would be the same: pass --dropout too, e.g. 0.1",
+            f"--simcse {self.simcse}: both passes of a caption would be the same: pass --dropout too, e.g. 0.1",
         )
         require(
             0 < self.teacher_temperature < math.inf,
@@ -229,7 +237,7 @@ class TrainSettings:
         return default if self.temperature is None else self.temperature
 
     @property
-    def num_views(self) -> int:
+    def num_passes(self) -> int:
         """Times that each caption of a step is embedded."""
         return 2 if self.simcse else 1
 

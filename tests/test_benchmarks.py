@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,3 +69,16 @@ def test_the_losses_agree_with_their_peers() -> None:
 def test_the_step_script_holds_the_step_to_the_tower() -> None:
     _, *lines = table("step.py", "--steps", 1, "--layers", 1, "--batch-size", 4)
     assert [line[2] for line in lines if line[0] == "step"] == ["tower alone"]
+
+
+@pytest.mark.slow
+def test_runs_on_one_view_and_on_several_stand_beside_each_other(
+    make_cache: Callable[..., Any], manifest: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    make_cache(manifest, tmp_path / "views.zarr", views=2)
+    small = "--width 16 --heads 2 --layers 1 --vocab-size 300 --context-length 24 --batch-size 8 --device cpu"
+    where = ("--train", tmp_path / "views.zarr", "--val", tiny_cache, "--work", tmp_path)
+    head, *lines = table("views.py", *where, "--epochs", 2, "--seeds", 0, "--settings", small)
+    assert head[0] == "40 pictures, 2 stored views"
+    assert [line[:2] for line in lines] == [["--views 1", "2"], ["--views all", "2"]]
+    assert lines[0][2:] != lines[1][2:]

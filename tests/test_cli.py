@@ -28,13 +28,14 @@ from rich.console import Console
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --limit --batch-size "
-    "--workers --chunk-rows --max-pixels --precision --device --config --json",
+    "--workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
+    "--augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
     "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
-    "--warm-start --dropout --token-dropout --epochs --batch-size --captions-per-picture "
+    "--warm-start --dropout --token-dropout --epochs --views --batch-size --captions-per-picture "
     "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
     "--similarity --alignment --uniformity --simcse --teacher-temperature --negatives --temperature --max-logit-scale "
     "--ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "

@@ -168,7 +168,7 @@ def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path
 
 
 @pytest.mark.parametrize("dropped", [{"dropout": 0.3}, {"token_dropout": 0.5}], ids=str)
-def test_the_two_views_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
+def test_the_two_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
     cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped)
     tokenizer = train_bpe(cache.captions(), 300)
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")

@@ -11,7 +11,7 @@ from clipglot.distill.alignment import alignment, uniformity
 from clipglot.distill.cosine import Cosine
 from clipglot.distill.losses import Objective
 from clipglot.distill.mse import SquaredDistance
-from clipglot.distill.simcse import contrast_views
+from clipglot.distill.simcse import contrast_passes
 from clipglot.distill.similarity import Similarity, match_similarities
 from clipglot.evals import retrieval
 from dense import gradients, same_groups, targets, unit
@@ -100,20 +100,20 @@ def test_uniformity(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("groups", GROUPS[1:])
-def test_views_of_captions(groups: list[int]) -> None:
+def test_passes_of_captions(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
     same = same_groups(groups)
-    term = contrast_views(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
+    term = contrast_passes(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
     logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
 
 
-def test_the_second_view_is_for_its_term_alone() -> None:
+def test_the_second_pass_is_for_its_term_alone() -> None:
     given = settings(Path(), Path(), simcse=0.5, alignment=0.25, dropout=0.1)
     first, second = unit(6, 8, 1).requires_grad_(), unit(6, 8, 2).requires_grad_()
     pictures, objective = targets(unit(6, 8, 0)), Objective(given).double()
     expected = objective.main(first, pictures) + 0.25 * alignment(first, pictures)
-    expected = expected + 0.5 * contrast_views(first, second, pictures)
+    expected = expected + 0.5 * contrast_passes(first, second, pictures)
     loss = objective(torch.cat([3 * first, 2 * second]), pictures)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
 
