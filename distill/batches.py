@@ -13,20 +13,36 @@ from numpy.typing import NDArray
 from ..encoders.packing import runs
 from .errors import DistillError
 from .permutation import Permutation, Positions, Stream, choose, keys
-from .pools import PooledOrder, Pooling
+from .pools import Chunk, PooledOrder, Pooling
 from .tokens import CAPTIONS_AT_A_TIME, TokenTable
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pairs: `rows [B]` of pictures, each at most once, and `captions [B]`, one of its captions each."""
+    """B pictures and captions of each.
+
+    Attributes:
+        rows: `[B]`, of pictures, each at most once.
+        captions: `[n]`, those of the first picture first.
+        views: `[B]`, which view of each picture.
+        picture: `[n]`, the place in `rows` of each caption's picture, ascending; None where each has one caption.
+    """
 
     rows: NDArray[np.int64]
     captions: NDArray[np.int64]
+    views: NDArray[np.int64]
+    picture: NDArray[np.int64] | None = None
+
+    def captions_of(self, pictures: slice) -> slice:
+        """Which captions are of some pictures in a row."""
+        if self.picture is None:
+            return pictures
+        start, stop = self.picture.searchsorted([pictures.start, pictures.stop]).tolist()
+        return slice(start, stop)
 
 
 class BatchPlan:
-    """The batches of a run. Every epoch is a fresh order of the pictures with a fresh choice of captions.
+    """The batches of a run. Every epoch is a fresh order of the pictures with a fresh choice of captions and views.
 
     What does not fill a batch at the end of an epoch is left out of that epoch: a smaller batch would be an easier
     contrastive task, with gradients of another scale.
@@ -37,7 +53,14 @@ class BatchPlan:
     """
 
     def __init__(
-        self, caption_image: NDArray[np.int64], *, batch_size: int, seed: int, pooling: Pooling | None = None
+        self,
+        caption_image: NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int,
+        num_views: int = 1,
+        captions_per_picture: int = 1,
+        pooling: Pooling | None = None,
     ) -> None:
         """Plan over captions, given the row of each caption's picture.
 
@@ -45,7 +68,10 @@ class BatchPlan:
             caption_image: `[M]`, ascending; captions of pictures that must not be used are left out by giving -1.
             batch_size: B.
             seed: of the whole run.
-            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once.
+            num_views: of a picture, to choose from.
+            captions_per_picture: most captions of a picture in a batch; those with fewer repeat none.
+            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once. All pictures of
+                a chunk then have the same view in an epoch, so that no more is read than without views.
 
         Raises:
             DistillError: fewer pictures with captions than a batch takes.
@@ -60,6 +86,7 @@ class BatchPlan:
         self._count = (ends[usable] - self._first + 1).astype(np.uint32)
         self.rows = caption_image[self._first]
         self._batch_size, self._seed, self._pooling = batch_size, seed, pooling
+        self._num_views, self._most = num_views, captions_per_picture
         if len(self.rows) < batch_size:
             raise DistillError(
                 f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: lower it"
@@ -74,11 +101,19 @@ class BatchPlan:
         """Batch `index` of an epoch."""
         chosen = self._order(epoch)(np.arange(index * self._batch_size, (index + 1) * self._batch_size))
         (key,) = keys(1, self._seed, epoch, Stream.CAPTIONS)
-        captions = self._first[chosen] + choose(chosen, self._count[chosen], key)
-        return Batch(self.rows[chosen], captions)
+        rows, first, count = self.rows[chosen], self._first[chosen], self._count[chosen].astype(np.int64)
+        views = self._views(epoch, rows // self._pooling.chunk_rows if self._pooling else rows)
+        begin = choose(chosen, count, key)
+        if self._most == 1:
+            return Batch(rows, first + begin, views)
+        taken = np.minimum(count, self._most)
+        picture = np.repeat(np.arange(len(chosen)), taken)
+        # From a random one on, and from the first again: each caption is shown as often as its neighbours.
+        nth = runs(begin, taken) % count[picture]
+        return Batch(rows, first[picture] + nth, views, picture)
 
-    def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[int]:
-        """Chunks of the cache that a pooled batch reads from, and those of the pool after it.
+    def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[Chunk]:
+        """Chunks of the cache, with their views, that a pooled batch reads from, and those of the pool after it.
 
         Args:
             epoch: of the batch.
@@ -88,11 +123,20 @@ class BatchPlan:
         order = self._order(epoch)
         assert isinstance(order, PooledOrder)
         chunks, goes_on = order.chunks_near(index * self._batch_size, (index + 1) * self._batch_size)
+        near = self._with_views(epoch, chunks)
         if not goes_on and not is_last:
             following = self._order(epoch + 1)
             assert isinstance(following, PooledOrder)
-            chunks += following.first_chunks()
-        return chunks
+            near += self._with_views(epoch + 1, following.first_chunks())
+        return near
+
+    def _views(self, epoch: int, drawing: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A view for each of the pictures or chunks that draw one."""
+        (key,) = keys(1, self._seed, epoch, Stream.VIEWS)
+        return choose(drawing, np.full(len(drawing), self._num_views), key)
+
+    def _with_views(self, epoch: int, chunks: list[int]) -> list[Chunk]:
+        return list(zip(self._views(epoch, np.array(chunks, np.int64)).tolist(), chunks, strict=True))
 
     def _shuffle(self, epoch: int) -> Callable[[Positions], Positions]:
         if self._pooling is None:

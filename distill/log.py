@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from . import parallel
 from .errors import DistillError
+from .findings import Finding
 from .run import Run
 from .train_settings import TrainSettings
 
@@ -57,6 +58,17 @@ class Log:
                 self._writer.add_scalar(name, value, metrics["step"])
         if self._wandb:
             self._wandb.log(named, step=metrics["step"])
+
+    def tell(self, finding: Finding) -> None:
+        """Append what the diagnosis has found."""
+        if not parallel.is_first():
+            return
+        self._run.log(finding.to_json())
+        said = f"{finding.message}: {finding.advice}"
+        if self._writer:
+            self._writer.add_text(finding.kind, said, finding.step)
+        if self._wandb:
+            self._wandb.alert(title=finding.kind, text=said)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,51 +1,109 @@
-"""Ridge regression in closed form, from features of captions to the embeddings of their pictures.
+"""Ridge regression from captions onto pictures, in closed form: memory does not grow with the number of pairs.
 
-What the solvers need is small whatever the number of captions: sums over them, or one pass over them a round. F
-features, M captions, D dimensions of an embedding.
+From sums over pairs where features are few and dense (`PairSums`), by rounds of products where they are many and sparse
+(`ridge_by_rounds`). W features of a caption, D of a picture, n pairs, N pictures.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .errors import DistillError
-
-Gram = Tensor | Callable[[Tensor], Tensor]
-"""`[F, F]`, the features' products summed over captions, or a function that multiplies it by `[F, D]`."""
-
 MOST_ROUNDS = 200
 
 
-def ridge(gram: Gram, moment: Tensor, alpha: float, *, start: Tensor | None = None, tolerance: float = 1e-4) -> Tensor:
-    """The weights `[F, D]` that minimise ‖X·W - Y‖² + alpha·‖W‖² (Hoerl and Kennard 1970, equation 2.1).
+@dataclass
+class PairSums:
+    """What a regression needs of its pairs, in float64.
 
-    A matrix is factorised; a function is asked in rounds of conjugate gradients, for all D columns at once (Hestenes
-    and Stiefel 1952, section 3).
+    Attributes:
+        gram: `[W, W]`, of the captions' features.
+        cross: `[W, D]`, of them with the pictures'.
+        text: `[W]`, sum of the captions' features.
+        image: `[D]`, sum of the pictures'.
+        image_gram: `[D, D]`, of the pictures'.
+        num_pairs: n.
+    """
+
+    width: int
+    dim: int
+    num_pairs: int = 0
+    gram: Tensor = field(init=False)
+    cross: Tensor = field(init=False)
+    text: Tensor = field(init=False)
+    image: Tensor = field(init=False)
+    image_gram: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        shapes = {
+            "gram": (self.width, self.width),
+            "cross": (self.width, self.dim),
+            "text": (self.width,),
+            "image": (self.dim,),
+            "image_gram": (self.dim, self.dim),
+        }
+        for name, shape in shapes.items():
+            setattr(self, name, torch.zeros(shape, dtype=torch.float64))
+
+    def add(self, text: Tensor, image_emb: Tensor) -> None:
+        """Count pairs: features `[b, W]` of captions and embeddings `[b, D]` of their pictures."""
+        x, y = text.double().cpu(), image_emb.double().cpu()
+        self.gram += x.T @ x
+        self.cross += x.T @ y
+        self.image_gram += y.T @ y
+        self.text += x.sum(0)
+        self.image += y.sum(0)
+        self.num_pairs += len(x)
+
+    def weights(self, alpha: float, shrinkage: float | None = None) -> Tensor:
+        """The map `[W, D]` from a caption's features to the vector that it looks for pictures with.
+
+        It is the ridge regression onto the pictures less their mean, without intercept. By cosine that finds what
+        points the same way; with `shrinkage` it finds what the prediction makes most likely under a normal
+        distribution of what it leaves unexplained (the linear discriminant: Hastie et al., Elements of Statistical
+        Learning, section 4.3), whose covariance is taken to be that of the pictures, shrunk towards a sphere.
+
+        Args:
+            alpha: the penalty, in units of the mean square of a feature times n.
+            shrinkage: of the covariance, in units of its mean variance; None looks by cosine.
+        """
+        mean = self.image / self.num_pairs
+        cross = self.cross - torch.outer(self.text, mean)
+        penalty = alpha * self.gram.diagonal().mean()
+        solved: Tensor = torch.linalg.solve(self.gram + penalty * torch.eye(self.width, dtype=torch.float64), cross)
+        if shrinkage is None:
+            return solved
+        covariance = self.image_gram / self.num_pairs - torch.outer(mean, mean)
+        sphere = shrinkage * covariance.diagonal().mean() * torch.eye(self.dim, dtype=torch.float64)
+        whitened: Tensor = torch.linalg.solve(covariance + sphere, solved.T).T
+        return whitened
+
+
+def ridge_by_rounds(
+    gram: Callable[[Tensor], Tensor],
+    moment: Tensor,
+    alpha: float,
+    *,
+    start: Tensor | None = None,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """The weights `[W, D]` that minimise ‖X·weights - Y‖² + alpha·‖weights‖² (Hoerl and Kennard 1970, equation 2.1).
+
+    By conjugate gradients, for all D columns at once (Hestenes and Stiefel 1952, section 3).
 
     Args:
-        gram: XᵀX of the features X `[M, F]`.
-        moment: XᵀY of the targets Y `[M, D]`, `[F, D]`.
+        gram: multiplies `[W, D]` by XᵀX of the features X `[n, W]`.
+        moment: XᵀY of the targets Y `[n, D]`, `[W, D]`.
         alpha: the penalty, above 0.
         start: where the rounds begin, e.g. the solution for another penalty.
         tolerance: of the residual's norm, relative to the moment's in each column, at which the rounds end.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [3.0]])
-    >>> ridge(x.T @ x, x.T @ y, 1.0).round(decimals=3).flatten().tolist()
+    >>> ridge_by_rounds(lambda weights: x.T @ (x @ weights), x.T @ y, 1.0).round(decimals=3).flatten().tolist()
     [1.0, 1.0]
     """
-    if callable(gram):
-        start = torch.zeros_like(moment) if start is None else start
-        return _conjugate_gradients(gram, moment, alpha, start, tolerance)
-    penalized = gram + alpha * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    return torch.cholesky_solve(moment, torch.linalg.cholesky(penalized))
-
-
-def _conjugate_gradients(
-    gram: Callable[[Tensor], Tensor], moment: Tensor, alpha: float, start: Tensor, tolerance: float
-) -> Tensor:
-    weights = start.clone()
+    weights = torch.zeros_like(moment) if start is None else start.clone()
     residual = moment - gram(weights) - alpha * weights
     direction, left = residual.clone(), residual.square().sum(0)  # [F, D], [D]
     tiny = torch.finfo(moment.dtype).tiny
@@ -60,53 +118,6 @@ def _conjugate_gradients(
         left, before = residual.square().sum(0), left
         direction = residual + left / before.clamp(min=tiny) * direction
     return weights
-
-
-@dataclass(kw_only=True)
-class Moments:
-    """Sums over captions with dense features, from which `ridge` solves with an intercept.
-
-    >>> moments = Moments.zeros(2, 1)
-    >>> moments.add(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [3.0]]))
-    >>> weights, intercept = moments.solve(1.0)
-    >>> weights.round(decimals=3).flatten().tolist(), intercept.round(decimals=3).tolist()
-    ([0.0, 0.667], [1.667])
-    """
-
-    count: int
-    gram: Tensor
-    moment: Tensor
-    feature_sum: Tensor
-    target_sum: Tensor
-
-    @classmethod
-    def zeros(cls, num_features: int, dim: int, device: torch.device | str = "cpu") -> "Moments":
-        """Of no caption; kept in float64, for they are differences of large sums in the end."""
-        sizes = (num_features, num_features), (num_features, dim), (num_features,), (dim,)
-        gram, moment, features, targets = (torch.zeros(s, dtype=torch.float64, device=device) for s in sizes)
-        return cls(count=0, gram=gram, moment=moment, feature_sum=features, target_sum=targets)
-
-    def add(self, features: Tensor, targets: Tensor) -> None:
-        """Count in some captions: features `[m, F]` and targets `[m, D]`."""
-        features, targets = features.to(self.gram), targets.to(self.gram)
-        self.count += len(features)
-        self.gram.addmm_(features.T, features)
-        self.moment.addmm_(features.T, targets)
-        self.feature_sum += features.sum(0)
-        self.target_sum += targets.sum(0)
-
-    def solve(self, alpha: float) -> tuple[Tensor, Tensor]:
-        """Weights `[F, D]` and the intercept `[D]`, which is not penalised.
-
-        Raises:
-            DistillError: no caption was counted in.
-        """
-        if not self.count:
-            raise DistillError("a regression over no captions: cache captions with --text-field")
-        feature_mean, target_mean = self.feature_sum / self.count, self.target_sum / self.count
-        gram = self.gram - self.count * torch.outer(feature_mean, feature_mean)
-        weights = ridge(gram, self.moment - self.count * torch.outer(feature_mean, target_mean), alpha)
-        return weights, target_mean - feature_mean @ weights
 
 
 def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:

@@ -13,12 +13,13 @@ import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
-from ..encoders.tokenizer import CaptionTokenizer
+from ..cache.location import Url, to_location
+from ..encoders.lm_tokenizer import AnyTokenizer
 from .errors import DistillError
 from .provenance import content_of
 from .train_settings import TrainSettings
@@ -30,6 +31,7 @@ FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", 
 # These are resolved into what a run is computed in, or change memory and speed alone.
 FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
 FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
+FREE_ON_RESUME |= {"views"}  # their number is in the provenance, whatever the cache has by now
 
 
 class Run:
@@ -60,7 +62,7 @@ class Run:
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
 
     def begin(
-        self, settings: TrainSettings, description: dict[str, Any], tokenizer: CaptionTokenizer, *, resume: bool
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: AnyTokenizer, *, resume: bool
     ) -> None:
         """Write settings, provenance and tokenizer, before the first step.
 
@@ -87,6 +89,16 @@ class Run:
         result: dict[str, Any] = self._describe()["provenance"]
         return result
 
+    def settings_to_resume(self) -> dict[str, Any]:
+        """The settings that it was begun with, as values of TrainSettings's fields; nothing where no run is.
+
+        Raises:
+            DistillError: the run's description is damaged.
+        """
+        hints = get_type_hints(TrainSettings)
+        begun = self._describe()["settings"] if self._description.exists() else {}
+        return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
+
     def settings(self) -> dict[str, Any]:
         """The resolved settings, as they were written.
 
@@ -111,8 +123,14 @@ class Run:
             if begun.get(name) != now.get(name):
                 raise DistillError(
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
-                    "resume with the same settings, or choose another -o"
+                    "leave it out to resume with the settings of the run, or choose another -o"
                 )
+        before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
+        if before != found:
+            raise DistillError(
+                f"{self.path} was begun on {before} stored views a picture, now there are {found}: "
+                f"pass --views {before}"
+            )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
                 f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o"
@@ -127,7 +145,7 @@ class Run:
             old.unlink()
 
     def has_checkpoint(self) -> bool:
-        """Whether a run would go on from where it was, and not begin."""
+        """Whether there is one to go on from."""
         return bool(self._sorted_checkpoints())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
@@ -165,8 +183,8 @@ class Run:
         return next((line for line in reversed(self.metrics()) if "r_at_1" in line), None)
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`, or all of it before the first: a resumed run logs it again."""
-        kept = [json.dumps(line) + "\n" for line in self.metrics() if 0 < step >= line["step"]]
+        """Drop what was logged after `step`: a resumed run logs it again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         write_whole(self._metrics, "".join(kept).encode())
 
     def _is_debris(self) -> bool:
@@ -184,5 +202,14 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def _from_json(hint: Any, value: Any) -> Any:
+    """A setting's value, given its type and its form in run.json."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, str) and (Url in kinds or Path in kinds):
+        return to_location(value) if Url in kinds else Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _to_json(settings: TrainSettings) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # as JSON gives them back

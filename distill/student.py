@@ -10,27 +10,22 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..cache.format import EncoderInfo
 from ..encoders.packing import Packed
-from ..encoders.text import TextConfig, TextTower
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.tower import StudentTower
 from . import parallel
-from .contrastive import ContrastiveLoss
-from .device import Precision, resolve_compile
+from .device import Precision, autocast, resolve_compile
 from .errors import DistillError
-from .infonce import InfoNCE
+from .losses import Objective
 from .optimizer import make_optimizer
-from .siglip import SigLIP
+from .permutation import Stream, keys
 from .targets import Targets
 from .train_settings import TrainSettings
 
 SMALLEST_SCALE = 2.0**-10  # of float16 gradients: halved at each overflow, from 2^16
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +41,17 @@ class Student:
 
     def __init__(
         self,
-        config: TextConfig,
+        tower: StudentTower,
         settings: TrainSettings,
         device: torch.device,
         precision: Precision,
     ) -> None:
-        torch.manual_seed(settings.seed)
+        self._seed = settings.seed
         compiled = resolve_compile(settings.compile, device)
-        self.tower = TextTower(config).to(device)
+        self.tower = tower.to(device).train()
         self.tower.grad_checkpointing = settings.grad_checkpointing
-        self.loss = make_loss(settings, compiled=compiled).to(device)
-        self.optimizer = make_optimizer([self.tower, self.loss], settings)
+        self.loss = Objective(settings, compiled=compiled).to(device)
+        self.optimizer = make_optimizer(self.tower, self.loss, settings)
         self._average = None
         if settings.ema:
             average = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
@@ -64,7 +59,7 @@ class Student:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._grad_clip = settings.grad_clip or float("inf")
-        self._autocast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "fp32" else nullcontext()
+        self._autocast = autocast(precision, device)
         if compiled:
             self.tower.compile_rows()
         self._parallel: DistributedDataParallel | None = None
@@ -74,12 +69,19 @@ class Student:
         if parallel.num_processes() > 1:
             # Its splitting of compiled graphs at bucket boundaries cannot take flex_attention apart.
             torch._dynamo.config.optimize_ddp = False
-            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
+            # Buffers never change, and processes with more micro-batches than others would not send them at one time.
+            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     @property
-    def evaluated(self) -> TextTower:
+    def evaluated(self) -> StudentTower:
         """The tower that is validated and exported: the averaged one if there is an average."""
-        return self.tower if self._average is None else cast(TextTower, self._average.module)
+        return self.tower if self._average is None else cast(StudentTower, self._average.module)
+
+    @property
+    def num_parameters(self) -> tuple[int, int]:
+        """How many numbers of the tower are trained, and how many there are."""
+        parameters = list(self.tower.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
     @property
     def logit_scale(self) -> float:
@@ -91,7 +93,7 @@ class Student:
         """What is added to scaled cosines, in losses that do."""
         return None if self.loss.logit_bias is None else float(self.loss.logit_bias.item())
 
-    def step(self, packed: Sequence[Packed], targets: Targets, lr: float) -> StepResult:
+    def step(self, packed: Sequence[Packed], targets: Targets, lr: float, *, number: int = 0) -> StepResult:
         """Learn from one batch: forward, loss, backward, clip, update.
 
         With several micro-batches, captions are embedded twice: first all without gradient, for the loss; then one
@@ -102,28 +104,32 @@ class Student:
             packed: the captions of this process, in micro-batches on the device.
             targets: their pictures.
             lr: learning rate.
+            number: of the step in the run, which fixes what dropout drops.
         """
         at_once, learning = len(packed) == 1, self._parallel or self.tower
         with torch.set_grad_enabled(at_once):
-            embedded = [self._embed(learning if at_once else self.tower, micro_batch) for micro_batch in packed]
-        text_emb = torch.cat(embedded).detach().requires_grad_()  # [b, D]
+            first = learning if at_once else self.tower
+            embedded = [self._embed(first, part, (number, i)) for i, part in enumerate(packed)]
+        features = torch.cat(embedded).detach().requires_grad_()  # [b, D]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(text_emb, targets)
+        loss = self.loss(features, targets)
         self._scaler.scale(loss).backward()
-        assert text_emb.grad is not None
+        assert features.grad is not None
         # Processes average their gradients, the loss's is already a part of the sum.
-        grads = torch.split(text_emb.grad * parallel.num_processes(), [len(e) for e in embedded])
+        grads = torch.split(features.grad * parallel.num_processes(), [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
-                again = embedded[0] if at_once else self._embed(learning, micro_batch)
+                again = embedded[0] if at_once else self._embed(learning, micro_batch, (number, i))
                 torch.autograd.backward(again, grad)
         return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
 
-    def _embed(self, tower: torch.nn.Module, packed: Packed) -> Tensor:
-        """Text embeddings `[m, D] float32` of a micro-batch, unit norm."""
+    def _embed(self, tower: torch.nn.Module, packed: Packed, place: tuple[int, int]) -> Tensor:
+        """Features `[m, D] float32` of a micro-batch, as the tower gives them; the same each time at one place."""
+        (seed,) = keys(1, self._seed, *place, parallel.rank(), Stream.DROPOUT)
+        torch.manual_seed(int(seed))
         with self._autocast:
-            features = tower(packed)
-        return F.normalize(features.float(), dim=-1)
+            features: Tensor = tower(packed)
+        return features.float()
 
     def _unreduced(self) -> AbstractContextManager[None]:
         """Gradients of all but the last micro-batch stay in this process."""
@@ -138,7 +144,7 @@ class Student:
         if grad_norm.is_cuda or not grad_norm <= self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.loss.clamp_()
@@ -181,33 +187,3 @@ class Student:
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-
-
-def tower_config(
-    settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer, *, vocab_size: int | None = None
-) -> TextConfig:
-    """The text tower that a run asks for, given what it is to match.
-
-    Args:
-        settings: of the run.
-        encoder: of the cache.
-        tokenizer: of the run.
-        vocab_size: rows of its vocabulary, where they shall be more than the tokenizer's.
-    """
-    return TextConfig(
-        embed_dim=encoder.dim,
-        vocab_size=vocab_size or tokenizer.vocab_size,
-        context_length=settings.context_length,
-        width=settings.width,
-        heads=settings.heads,
-        layers=settings.layers,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        quick_gelu=encoder.quick_gelu,
-    )
-
-
-def make_loss(settings: TrainSettings, *, compiled: bool = False) -> ContrastiveLoss:
-    """The loss that a run asks for."""
-    bounds = {"temperature": settings.resolved_temperature, "max_logit_scale": settings.max_logit_scale}
-    return SigLIP(**bounds) if settings.loss == "siglip" else InfoNCE(**bounds, compiled=compiled)

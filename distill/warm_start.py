@@ -1,175 +1,137 @@
-"""`--warm-start ridge`: the bag of tokens with which a scratch tower begins, fitted in closed form.
-
-Each token gets a weight vector, so that the sum over a caption predicts the embedding of its picture: ridge regression
-on token counts, and a metric for retrieval (`ridge`). Penalty and metric are chosen on held-out pictures, then all
-pictures are used. The tower then has to learn only what a bag of tokens cannot say.
-
-V tokens of the vocabulary, N pictures, M captions, D dimensions.
-"""
+"""Warm starts: what a text tower knows before the first step."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from itertools import product
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..cache.store import Cache
-from ..encoders.packing import runs, spans_to_eos
-from ..encoders.text import TextConfig
+from ..encoders.bag import write_bag
+from ..encoders.lm import LMTower
+from ..encoders.lm_tokenizer import AnyTokenizer, LMTokenizer
+from ..encoders.text import TextTower
+from ..encoders.tower import StudentTower
 from ..evals.retrieval import retrieve
+from .data import TrainData
+from .device import autocast, resolve_precision
 from .errors import DistillError
-from .ridge import retrieval_metric, ridge
-from .tokens import TokenTable
+from .ridge import PairSums
+from .token_bag import fit_bag
+from .train_settings import TrainSettings
 
-MOST_CAPTIONS = 2**18  # more change a bag of tokens little, and its solution takes a pass over them each round
-MOST_HELD_OUT = 1000  # pictures, as in common retrieval sets
-PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0)  # falling: each solution is near the one before
-SHRINKAGES = (0.3, 1.0, 3.0)
-TOLERANCE = 1e-2  # recall changes no more below
-
-Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenBag:
-    """A linear model of token counts.
-
-    Attributes:
-        weights: `[V, D] float32`, 0 for tokens that begin, end and fill captions.
-        bias: `[D] float32`.
-        alpha: the penalty that was chosen.
-        shrinkage: of the metric that was chosen.
-    """
-
-    weights: Tensor
-    bias: Tensor
-    alpha: float
-    shrinkage: float
+MOST_PICTURES = 50_000  # that a head is fitted on
+HELD_OUT = 0.1  # of them, by which its penalty is chosen
+CAPTIONS_AT_A_TIME = 512
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+SHRINKAGES = (None, 3.0, 1.0, 0.3, 0.1)
 
 
-class Bags:
-    """The token counts `[M, V]` of captions, kept as two lists: the tokens of captions, and the captions of tokens."""
-
-    def __init__(self, ids: Rows, lengths: Rows, vocab_size: int, device: torch.device | str = "cpu") -> None:
-        """Of M captions.
-
-        Args:
-            ids: `[T]`, all captions joined.
-            lengths: `[M]`.
-            vocab_size: V.
-            device: where products are computed.
-        """
-        owners = np.repeat(np.arange(len(lengths)), lengths)
-        order = np.argsort(ids, kind="stable")
-        counts = np.bincount(ids, minlength=vocab_size)
-        arrays = ids, np.cumsum(lengths) - lengths, owners[order], np.cumsum(counts) - counts
-        self._ids, self._starts, self._owners, self._token_starts = (torch.from_numpy(a).to(device) for a in arrays)
-        self.num_captions, self.counts = len(lengths), torch.from_numpy(counts).to(device)
-
-    def times(self, weights: Tensor) -> Tensor:
-        """The sum of each caption's token weights: `[V, D]` to `[M, D]`."""
-        return F.embedding_bag(self._ids, weights, self._starts, mode="sum")
-
-    def transposed_times(self, values: Tensor) -> Tensor:
-        """The sum over each token's captions: `[M, D]` to `[V, D]`."""
-        return F.embedding_bag(self._owners, values, self._token_starts, mode="sum")
-
-    def solve(
-        self, targets: Tensor, alpha: float, *, start: Tensor | None = None, tolerance: float = TOLERANCE
-    ) -> tuple[Tensor, Tensor]:
-        """Token weights `[V, D]` and the unpenalised intercept `[D]` of `ridge`.
-
-        Args:
-            targets: `[M, D]`.
-            alpha: the penalty.
-            start: the weights for another penalty.
-            tolerance: as of `ridge`.
-        """
-        mean, target_mean = self.counts.to(targets.dtype) / self.num_captions, targets.mean(0)
-
-        def gram(weights: Tensor) -> Tensor:
-            return self.transposed_times(self.times(weights)) - self.num_captions * torch.outer(mean, mean @ weights)
-
-        weights = ridge(gram, self.transposed_times(targets - target_mean), alpha, start=start, tolerance=tolerance)
-        return weights, target_mean - mean @ weights
-
-
-def fit_bag(
+def warm_start(
+    tower: StudentTower,
+    tokenizer: AnyTokenizer,
     cache: Cache,
-    tokens: TokenTable,
-    caption_image: Rows,
-    config: TextConfig,
-    bos_id: int,
-    device: torch.device,
+    data: TrainData,
+    settings: TrainSettings,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> TokenBag:
-    """Fit a bag of tokens to a cache; of a large one whole chunks, evenly spaced.
+) -> None:
+    """Begin in closed form: a scratch tower as a bag of tokens, a language model with a fitted head.
 
     Args:
-        cache: that is trained on.
-        tokens: of its captions.
-        caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
-        config: of the tower that will begin as this bag.
-        bos_id: the token that begins every caption.
-        device: where it is computed.
-        on_progress: called with regressions solved and to solve.
+        tower: on its device; a part of it is overwritten.
+        tokenizer: of the run.
+        cache: sealed.
+        data: of the same cache.
+        settings: of the run.
+        on_progress: called while captions are embedded, or regressions solved.
 
     Raises:
         CacheError: a chunk is absent or damaged.
-        DistillError: fewer than two pictures have captions.
+        DistillError: a tower that has learned already, or too few pairs.
     """
-    rows = _some_pictures(cache, caption_image)
-    if len(rows) < 2:
-        raise DistillError(f"{cache.path} has captions of {len(rows)} pictures: --warm-start ridge needs two or more")
-    captions = np.flatnonzero(np.isin(caption_image, rows))
-    owners = np.searchsorted(rows, caption_image[captions])  # [m], in `rows`
-    image_emb = F.normalize(torch.from_numpy(cache.emb_rows(rows)).to(device).float(), dim=-1)
-
-    def bags(chosen: Rows) -> Bags:
-        ids, lengths = tokens.gather(captions[chosen])
-        starts, lengths = spans_to_eos(ids, lengths, config.eos_id)
-        ids, own = ids[runs(starts, lengths)], np.repeat(np.arange(len(lengths)), lengths)
-        counted = ~np.isin(ids, (config.pad_id, bos_id, config.eos_id))
-        return Bags(ids[counted], np.bincount(own[counted], minlength=len(lengths)), config.vocab_size, device)
-
-    first_held_out = len(rows) - min(MOST_HELD_OUT, -(-len(rows) // 10))
-    fitted, held_out = np.flatnonzero(owners < first_held_out), np.flatnonzero(owners >= first_held_out)
-    fit_on, asked, seen = bags(fitted), bags(held_out), image_emb[:first_held_out]
-    gallery = image_emb[first_held_out:].cpu().numpy()
-    targets = _directions(seen)[torch.from_numpy(owners[fitted]).to(device)]
-    scores: dict[tuple[float, float], float] = {}
-    weights = None
-    for i, alpha in enumerate(PENALTIES):
-        weights, bias = fit_on.solve(targets, alpha, start=weights)
-        predicted = asked.times(weights) + bias
-        for shrinkage in SHRINKAGES:
-            text_emb = F.normalize(predicted @ retrieval_metric(seen, shrinkage), dim=-1).cpu().numpy()
-            ranks = retrieve(text_emb, gallery, owners[held_out] - first_held_out).text_to_image
-            scores[alpha, shrinkage] = ranks.r_at_1 + ranks.r_at_5 + ranks.r_at_10
-        on_progress(i + 1, len(PENALTIES) + 1)
-    alpha, shrinkage = max(product(PENALTIES, SHRINKAGES), key=lambda choice: scores[choice])
-
-    everything = bags(np.arange(len(captions)))
-    weights, bias = everything.solve(_directions(image_emb)[torch.from_numpy(owners).to(device)], alpha)
-    metric = retrieval_metric(image_emb, shrinkage)
-    on_progress(len(PENALTIES) + 1, len(PENALTIES) + 1)
-    return TokenBag(weights=weights @ metric, bias=bias @ metric, alpha=alpha, shrinkage=shrinkage)
+    if not isinstance(tower, TextTower):
+        return fit_head(tower, cache, data, settings, on_progress)
+    if settings.text != "scratch":
+        raise DistillError(f"--warm-start ridge would overwrite what {settings.text} has learned: drop it")
+    assert not isinstance(tokenizer, LMTokenizer), "scratch towers have tokenizers of their own"
+    bag = fit_bag(cache, data, tower.config, tokenizer.bos_id, tower.device, on_progress)
+    write_bag(tower, bag.weights, bag.bias, tokenizer.bos_id)
+    return None
 
 
-def _directions(image_emb: Tensor) -> Tensor:
-    """What is regressed onto, `[N, D]`: the directions of pictures as seen from their mean."""
-    return F.normalize(image_emb - image_emb.mean(0), dim=-1)
+def fit_head(
+    tower: StudentTower,
+    cache: Cache,
+    data: TrainData,
+    settings: TrainSettings,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Fit a language model's linear head by ridge regression, so that the tower retrieves before it has learned.
+
+    Penalty and shrinkage are those with the best recall on pictures held out of the fit; the head is then fitted on all
+    of them, and brought to the size of a random one, for which learning rates are meant.
+
+    Args:
+        tower: a language model with a new linear head, which is overwritten.
+        cache: sealed.
+        data: of the same cache.
+        settings: of the run.
+        on_progress: called while captions are embedded.
+    """
+    assert isinstance(tower, LMTower), "settings refuse a warm start of other towers"
+    proj = tower.text["proj"]
+    assert isinstance(proj, nn.Linear), "and of other heads"
+    captions, rows = _sample(cache, data, settings.seed)
+    computing = autocast(resolve_precision(settings.precision, tower.device), tower.device)
+    features = _pooled(tower, data, captions, computing, on_progress)
+    wanted, place = np.unique(rows, return_inverse=True)
+    image_emb = torch.from_numpy(cache.emb_rows(wanted).astype(np.float32))
+    split = max(1, int((1 - HELD_OUT) * len(wanted)))
+    fitted, held_out = torch.from_numpy(place < split), torch.from_numpy(place >= split)
+    owners = torch.from_numpy(place)
+    sums = PairSums(features.shape[1], image_emb.shape[1])
+    sums.add(features[fitted], image_emb[owners[fitted]])
+
+    def recall(chosen: tuple[float, float | None]) -> float:
+        text_emb = F.normalize(features[held_out] @ sums.weights(*chosen).float(), dim=-1)
+        ranks = retrieve(text_emb.numpy(), image_emb[split:].numpy(), place[place >= split] - split)
+        return ranks.text_to_image.r_at_10
+
+    best = max(product(PENALTIES, SHRINKAGES), key=recall) if held_out.any() else (PENALTIES[2], None)
+    sums.add(features[held_out], image_emb[owners[held_out]])
+    weights = sums.weights(*best).T.float()
+    with torch.no_grad():
+        proj.weight.copy_(weights * (proj.weight.square().mean() / weights.square().mean()).sqrt())
 
 
-def _some_pictures(cache: Cache, caption_image: Rows) -> Rows:
-    """Rows of pictures with captions, ascending: all, or those of chunks that are evenly spaced."""
-    rows = np.unique(caption_image[caption_image >= 0])
-    num_chunks = cache.num_chunks
-    taken = max(1, num_chunks * MOST_CAPTIONS // max(MOST_CAPTIONS, len(caption_image)))
-    chunks = np.unique(np.linspace(0, num_chunks - 1, taken).astype(np.int64))
-    result: Rows = rows[np.isin(rows // cache.info.chunk_rows, chunks)]
-    return result
+def _sample(cache: Cache, data: TrainData, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Captions of embedded pictures and their rows, from whole chunks in random order, so that few chunks are read."""
+    order = np.random.default_rng(seed).permutation(cache.num_chunks)
+    chunks = order[: max(1, MOST_PICTURES // cache.info.chunk_rows)]
+    usable = (data.caption_image >= 0) & np.isin(data.caption_image // cache.info.chunk_rows, chunks)
+    captions = np.flatnonzero(usable)
+    return captions, data.caption_image[captions]
+
+
+@torch.inference_mode()
+def _pooled(
+    tower: LMTower,
+    data: TrainData,
+    captions: NDArray[np.int64],
+    computing: AbstractContextManager[object],
+    on_progress: Callable[[int, int], None],
+) -> Tensor:
+    """What the head is given, `[len(captions), W] float32` on the CPU."""
+    was_training, blocks = tower.training, []
+    tower.eval()
+    for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
+        packed = tower.pack(*data.tokens.gather(captions[start : start + CAPTIONS_AT_A_TIME]))
+        with computing:
+            blocks.append(tower.pooled(packed.to(tower.device)).float().cpu())
+        on_progress(min(start + CAPTIONS_AT_A_TIME, len(captions)), len(captions))
+    tower.train(was_training)
+    return torch.cat(blocks)

@@ -1,96 +1,42 @@
-"""Ridge regression in closed form: the solutions are scikit-learn's, and the metric ranks pictures better."""
-
-from pathlib import Path
+"""The closed form from sums is that of scikit-learn, and its shrunk covariance the linear discriminant's."""
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from clipglot.cache.store import Cache
-from clipglot.distill.errors import DistillError
-from clipglot.distill.ridge import Moments, retrieval_metric, ridge
-from clipglot.distill.tokens import tokenize
-from clipglot.distill.warm_start import Bags
-from clipglot.encoders.tokenizer import train_bpe
-from clipglot.evals.retrieval import retrieve
+from clipglot.distill.ridge import PairSums
+from sklearn.covariance import empirical_covariance
 from sklearn.linear_model import Ridge
 
 
-def counts_and_targets(cache: Path) -> tuple[Bags, torch.Tensor, torch.Tensor]:
-    """Real captions as bags and as a matrix `[M, V]`, and the embeddings `[M, D]` of their pictures."""
-    opened = Cache(cache)
-    tokenizer = train_bpe(opened.captions(), 300)
-    ids, lengths = tokenize(tokenizer, opened.captions(), 24).gather(np.arange(opened.info.num_captions))
-    matrix = torch.zeros(len(lengths), tokenizer.vocab_size, dtype=torch.float64)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    matrix.index_put_((torch.from_numpy(owners), torch.from_numpy(ids)), torch.ones((), dtype=torch.float64), True)
-    targets = torch.from_numpy(opened.image_emb()[opened.caption_image()]).double()
-    return Bags(ids, lengths, tokenizer.vocab_size), matrix, targets
+@pytest.fixture
+def pairs() -> tuple[torch.Tensor, torch.Tensor]:
+    """Features `[90, 7]` and embeddings `[90, 4]` that depend on them."""
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(90, 7, generator=generator, dtype=torch.float64) + 0.3
+    return text, text[:, :4] @ torch.randn(4, 4, generator=generator, dtype=torch.float64) + 2
 
 
-@pytest.mark.parametrize("alpha", [0.5, 20.0])
-def test_both_solvers_give_the_weights_of_scikit_learn(tiny_cache: Path, alpha: float) -> None:
-    bags, matrix, targets = counts_and_targets(tiny_cache)
-    theirs = Ridge(alpha=alpha, solver="cholesky").fit(matrix.numpy(), targets.numpy())
-    moments = Moments.zeros(matrix.shape[1], targets.shape[1])
-    for part in torch.arange(len(matrix)).split(7):
-        moments.add(matrix[part], targets[part])
-    for weights, intercept in (moments.solve(alpha), bags.solve(targets, alpha, tolerance=1e-10)):
-        np.testing.assert_allclose(weights.numpy(), theirs.coef_.T, atol=1e-8)
-        np.testing.assert_allclose(intercept.numpy(), theirs.intercept_, atol=1e-8)
+def sums_of(text: torch.Tensor, image_emb: torch.Tensor) -> PairSums:
+    sums = PairSums(text.shape[1], image_emb.shape[1])
+    for block in (slice(0, 40), slice(40, 41), slice(41, 90)):
+        sums.add(text[block], image_emb[block])
+    return sums
 
 
-def test_bags_multiply_as_their_matrix(tiny_cache: Path) -> None:
-    bags, matrix, targets = counts_and_targets(tiny_cache)
-    weights = torch.randn(matrix.shape[1], 3, dtype=torch.float64)
-    torch.testing.assert_close(bags.times(weights), matrix @ weights)
-    torch.testing.assert_close(bags.transposed_times(targets), matrix.T @ targets)
-    torch.testing.assert_close(bags.counts.double(), matrix.sum(0))
+@pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
+def test_weights_are_those_of_scikit_learn(pairs: tuple[torch.Tensor, torch.Tensor], alpha: float) -> None:
+    text, image_emb = pairs
+    penalty = alpha * float(text.square().sum(0).mean())
+    theirs = Ridge(alpha=penalty, fit_intercept=False).fit(text.numpy(), (image_emb - image_emb.mean(0)).numpy())
+    np.testing.assert_allclose(sums_of(text, image_emb).weights(alpha).T.numpy(), theirs.coef_, rtol=1e-9, atol=1e-12)
 
 
-def test_rounds_that_begin_at_the_solution_stay_there() -> None:
-    torch.manual_seed(0)
-    features, targets = torch.randn(30, 8, dtype=torch.float64), torch.randn(30, 2, dtype=torch.float64)
-    gram, moment = features.T @ features, features.T @ targets
-    solved, asked = ridge(gram, moment, 3.0), []
-
-    def multiply(weights: torch.Tensor) -> torch.Tensor:
-        asked.append(weights)
-        return gram @ weights
-
-    assert torch.equal(ridge(multiply, moment, 3.0, start=solved), solved)
-    assert len(asked) == 1
-
-
-def test_a_target_that_is_nothing_has_no_weights() -> None:
-    torch.manual_seed(0)
-    gram = torch.eye(4) + 0.1
-    moment = torch.tensor([[0.0, 1.0]]).repeat(4, 1)
-    weights = ridge(lambda w: gram @ w, moment, 1.0)
-    assert torch.equal(weights[:, 0], torch.zeros(4))
-    torch.testing.assert_close(weights, ridge(gram, moment, 1.0))
-
-
-def test_the_metric_finds_pictures_that_plain_cosines_miss() -> None:
-    torch.manual_seed(0)
-    predicted = torch.randn(400, 16)
-    unsaid = torch.randn(400, 16) * torch.tensor([4.0] * 4 + [1.0] * 12)  # most of it in four directions
-    image_emb = predicted + unsaid
-    image_emb = F.normalize(image_emb, dim=-1)
-
-    def recall(text_emb: torch.Tensor) -> float:
-        text_emb = F.normalize(text_emb, dim=-1)
-        return retrieve(text_emb.numpy(), image_emb.numpy(), np.arange(400)).text_to_image.r_at_10
-
-    plain = recall(predicted)
-    assert recall(predicted @ retrieval_metric(image_emb, 0.3)) > 1.1 * plain
-    assert recall(predicted @ retrieval_metric(image_emb, 1e5)) == pytest.approx(plain, abs=0.01)
-
-
-def test_equal_pictures_have_a_metric_all_the_same() -> None:
-    assert torch.isfinite(retrieval_metric(torch.ones(5, 3), 1.0)).all()
-
-
-def test_a_regression_over_nothing_is_refused() -> None:
-    with pytest.raises(DistillError, match="no captions"):
-        Moments.zeros(3, 2).solve(1.0)
+def test_shrinkage_brings_the_prediction_into_the_metric_of_the_pictures(
+    pairs: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    text, image_emb = pairs
+    sums, shrinkage = sums_of(text, image_emb), 0.7
+    covariance = empirical_covariance(image_emb.numpy())
+    covariance += shrinkage * np.diag(covariance).mean() * np.eye(4)
+    expected = sums.weights(0.1).numpy() @ np.linalg.inv(covariance)
+    np.testing.assert_allclose(sums.weights(0.1, shrinkage).numpy(), expected, rtol=1e-9, atol=1e-12)

@@ -9,13 +9,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.cache.store import Cache
-from clipglot.distill import warm_start
+from clipglot.distill import token_bag
+from clipglot.distill.batches import group_equal_captions
+from clipglot.distill.data import TrainData
 from clipglot.distill.errors import DistillError
 from clipglot.distill.final import load_final
+from clipglot.distill.images import OnDevice
 from clipglot.distill.run import Run
+from clipglot.distill.token_bag import PENALTIES, SHRINKAGES, TokenBag, fit_bag
 from clipglot.distill.tokens import TokenTable, tokenize
 from clipglot.distill.train import train
-from clipglot.distill.warm_start import PENALTIES, SHRINKAGES, TokenBag, fit_bag
 from clipglot.encoders.text import TextConfig
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from clipglot.evals.retrieval import retrieve
@@ -37,7 +40,13 @@ def fitted(cache: Cache, caption_image: Any) -> tuple[TokenBag, TokenTable, Capt
         eos_id=tokenizer.eos_id,
         quick_gelu=False,
     )
-    return fit_bag(cache, tokens, caption_image, config, tokenizer.bos_id, torch.device("cpu")), tokens, tokenizer
+    data = TrainData(
+        images=OnDevice(torch.from_numpy(cache.image_emb())),
+        tokens=tokens,
+        caption_image=caption_image,
+        caption_group=group_equal_captions(tokens),
+    )
+    return fit_bag(cache, data, config, tokenizer.bos_id, torch.device("cpu")), tokens, tokenizer
 
 
 def test_a_run_retrieves_before_its_first_step_as_the_closed_form_does(tiny_cache: Path, tmp_path: Path) -> None:
@@ -65,7 +74,7 @@ def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path) -> None
         train(broken, on_progress=stop_at(step))
         assert train(broken, resume=True).complete
         assert logged(broken.output) == logged(straight.output)
-        ours, theirs = (load_final(Run(path))[0].state_dict() for path in (broken.output, straight.output))
+        ours, theirs = (load_final(Run(path)).tower.state_dict() for path in (broken.output, straight.output))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -96,7 +105,7 @@ def test_pictures_that_were_not_embedded_count_for_nothing(tiny_cache: Path) -> 
 def test_a_large_cache_is_sampled_in_whole_chunks(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tiny_cache)
     read: list[Any] = []
-    monkeypatch.setattr(warm_start, "MOST_CAPTIONS", cache.info.num_captions // 2)
+    monkeypatch.setattr(token_bag, "MOST_CAPTIONS", cache.info.num_captions // 2)
     monkeypatch.setattr(Cache, "emb_rows", lambda self, rows, view=0: (read.append(rows), self.image_emb()[rows])[1])
     bag, _, tokenizer = fitted(cache, cache.caption_image())
     (rows,) = read
@@ -104,3 +113,12 @@ def test_a_large_cache_is_sampled_in_whole_chunks(tiny_cache: Path, monkeypatch:
     assert 0 < len(rows) < len(cache)
     assert len(rows) % cache.info.chunk_rows == 0
     assert torch.equal(bag.weights[[tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id]], torch.zeros(3, 16))
+
+
+def test_what_a_tower_has_learned_is_not_overwritten(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    given = {"tokenizer": None, "width": 512, "layers": 6, "heads": 8, "vocab_size": 16_384, "context_length": 24}
+    again = settings(tiny_cache, tmp_path / "run", text=str(tiny_run), warm_start="ridge", **given)
+    with pytest.raises(DistillError, match=r"--warm-start ridge would overwrite what .* has learned"):
+        train(again)
+    with pytest.raises(DistillError, match="--warm-start ridge fits a scratch tower"):
+        settings(tiny_cache, tmp_path / "run", text="clip", warm_start="ridge", **given)
