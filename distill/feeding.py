@@ -23,7 +23,10 @@ from .batches import BatchPlan
 from .data import TrainData
 from .errors import DistillError
 from .images import OnDevice
+from .permutation import Stream, keys
 from .targets import Bank, Targets
+from .token_dropout import drop_tokens
+from .tokens import Block
 from .train_settings import TrainSettings
 
 AHEAD = 2  # steps made before they are asked for
@@ -34,7 +37,7 @@ class Fed:
     """One step's input, on the host but for what is on the device for good.
 
     Attributes:
-        packed: the captions of this process, in micro-batches.
+        packed: the captions of this process, in micro-batches; with two views all of them twice.
         images: what the source has read: of this process's pictures, or of all B if they are on the device.
         masked: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
         draw: negatives beyond the batch, if any.
@@ -62,9 +65,10 @@ class Feed:
             data.caption_image, batch_size=settings.batch_size, seed=settings.seed, pooling=data.images.pooling
         )
         self._own = parallel.share_of(settings.batch_size)
-        self._micro_batch = settings.micro_batch or settings.batch_size
+        self._num_views = settings.num_views
+        self._micro_batch = settings.micro_batch or self._num_views * settings.batch_size
         self._shared = SharedCaptions(data.caption_group, data.caption_image)
-        self._num_epochs = settings.epochs
+        self._num_epochs, self._seed, self._token_dropout = settings.epochs, settings.seed, settings.token_dropout
         self._bank, self._all = None, None
         if settings.num_negatives:
             rows = self.plan.rows
@@ -128,10 +132,9 @@ class Feed:
             data.images.hold(self.plan.chunks_near(epoch, index, is_last=epoch + 1 == self._num_epochs))
         captions, group = batch.captions[own], data.caption_group[batch.captions]
         draw = self._bank.draw(epoch, index, batch, group) if self._bank else None
-        packed = [
-            self._tower.pack(*data.tokens.gather(captions[i : i + self._micro_batch]))
-            for i in range(0, len(captions), self._micro_batch)
-        ]
+        shown = np.concatenate([captions + view * len(data.tokens) for view in range(self._num_views)])
+        parts = [shown[i : i + self._micro_batch] for i in range(0, len(shown), self._micro_batch)]
+        packed = [self._tower.pack(*self._tokens_of(part, epoch, index)) for part in parts]
         return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
             images=data.images.read(batch.rows if isinstance(data.images, OnDevice) else batch.rows[own]),
@@ -139,6 +142,14 @@ class Feed:
             draw=draw,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
         )
+
+    def _tokens_of(self, shown: NDArray[np.int64], epoch: int, index: int) -> Block:
+        """Ids of captions and their lengths, as batch `index` of an epoch shows them; numbers past M: second views."""
+        ids, lengths = self._data.tokens.gather(shown % len(self._data.tokens))
+        if not self._token_dropout:
+            return ids, lengths
+        (key,) = keys(1, self._seed, epoch, index, Stream.TOKENS)
+        return drop_tokens(ids, lengths, shown, share=self._token_dropout, key=key)
 
 
 T = TypeVar("T")

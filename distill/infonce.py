@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contrastive import ContrastiveLoss
+from .loss import Loss
 from .negatives import attend_to_negatives
 from .parallel import reduce_max_, reduce_sum_
 from .targets import Targets, blocks
@@ -26,7 +26,7 @@ SHIFT = 70.0
 SMALLEST = math.exp(-SHIFT)  # a smaller sum may have lost what lies below e^-87
 
 
-class InfoNCE(ContrastiveLoss):
+class InfoNCE(Loss):
     """Cross-entropy of each caption against the batch's pictures and of each picture against the batch's captions.
 
     A picture is no negative of a caption that it carries itself: such pairs leave both softmaxes.
@@ -42,7 +42,7 @@ class InfoNCE(ContrastiveLoss):
         self._compiled = compiled
 
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
-        """The mean loss of a batch; see `ContrastiveLoss.forward`."""
+        """The mean loss of a batch; see `Loss.forward`."""
         loss: Tensor = _BlockedInfoNCE.apply(text_emb, self.logit_scale, targets, self._compiled)
         return loss
 

@@ -110,6 +110,12 @@ def reduce_sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def with_sum_of_all(share: Tensor) -> Tensor:
+    """A tensor whose value is the sum over all processes and whose gradient is that of this one's share."""
+    whole = reduce_sum_(share.detach().clone())
+    return share + (whole - share.detach()) if dist.is_initialized() else share
+
+
 def reduce_max_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its largest values over all processes."""
     if dist.is_initialized():

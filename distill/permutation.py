@@ -24,6 +24,8 @@ class Stream(IntEnum):
     CHUNKS = 2
     POOL = 3
     NEGATIVES = 4
+    DROPOUT = 5
+    TOKENS = 6
 
 
 def keys(count: int, *seed: int) -> NDArray[np.uint64]:

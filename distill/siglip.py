@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .contrastive import ContrastiveLoss
+from .loss import Loss
 from .parallel import reduce_sum_
 from .targets import Targets, blocks
 
 
-class SigLIP(ContrastiveLoss):
+class SigLIP(Loss):
     """Binary cross-entropy of all pairs, summed over the pictures and averaged over the captions.
 
     A picture is no negative of a caption that it carries itself: such pairs do not count.
@@ -29,7 +29,7 @@ class SigLIP(ContrastiveLoss):
         self.logit_bias = nn.Parameter(torch.tensor(-10.0))
 
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
-        """The mean loss of a batch; see `ContrastiveLoss.forward`."""
+        """The mean loss of a batch; see `Loss.forward`."""
         loss: Tensor = _BlockedSigmoid.apply(text_emb, self.logit_scale, self.logit_bias, targets)
         return loss
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -20,12 +19,11 @@ from ..encoders.packing import Packed
 from ..encoders.text import TextConfig, TextTower
 from ..encoders.tokenizer import CaptionTokenizer
 from . import parallel
-from .contrastive import ContrastiveLoss
 from .device import Precision, resolve_compile
 from .errors import DistillError
-from .infonce import InfoNCE
+from .losses import Objective
 from .optimizer import make_optimizer
-from .siglip import SigLIP
+from .permutation import Stream, keys
 from .targets import Targets
 from .train_settings import TrainSettings
 
@@ -52,10 +50,11 @@ class Student:
         precision: Precision,
     ) -> None:
         torch.manual_seed(settings.seed)
+        self._seed = settings.seed
         compiled = resolve_compile(settings.compile, device)
         self.tower = TextTower(config).to(device)
-        self.tower.grad_checkpointing = settings.grad_checkpointing
-        self.loss = make_loss(settings, compiled=compiled).to(device)
+        self.tower.grad_checkpointing, self.tower.dropout = settings.grad_checkpointing, settings.dropout
+        self.loss = Objective(settings, compiled=compiled).to(device)
         self.optimizer = make_optimizer([self.tower, self.loss], settings)
         self._average = None
         if settings.ema:
@@ -91,7 +90,7 @@ class Student:
         """What is added to scaled cosines, in losses that do."""
         return None if self.loss.logit_bias is None else float(self.loss.logit_bias.item())
 
-    def step(self, packed: Sequence[Packed], targets: Targets, lr: float) -> StepResult:
+    def step(self, packed: Sequence[Packed], targets: Targets, lr: float, *, number: int = 0) -> StepResult:
         """Learn from one batch: forward, loss, backward, clip, update.
 
         With several micro-batches, captions are embedded twice: first all without gradient, for the loss; then one
@@ -102,28 +101,32 @@ class Student:
             packed: the captions of this process, in micro-batches on the device.
             targets: their pictures.
             lr: learning rate.
+            number: of the step in the run, which fixes what dropout drops.
         """
         at_once, learning = len(packed) == 1, self._parallel or self.tower
         with torch.set_grad_enabled(at_once):
-            embedded = [self._embed(learning if at_once else self.tower, micro_batch) for micro_batch in packed]
-        text_emb = torch.cat(embedded).detach().requires_grad_()  # [b, D]
+            first = learning if at_once else self.tower
+            embedded = [self._embed(first, part, (number, i)) for i, part in enumerate(packed)]
+        features = torch.cat(embedded).detach().requires_grad_()  # [b, D]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(text_emb, targets)
+        loss = self.loss(features, targets)
         self._scaler.scale(loss).backward()
-        assert text_emb.grad is not None
+        assert features.grad is not None
         # Processes average their gradients, the loss's is already a part of the sum.
-        grads = torch.split(text_emb.grad * parallel.num_processes(), [len(e) for e in embedded])
+        grads = torch.split(features.grad * parallel.num_processes(), [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
-                again = embedded[0] if at_once else self._embed(learning, micro_batch)
+                again = embedded[0] if at_once else self._embed(learning, micro_batch, (number, i))
                 torch.autograd.backward(again, grad)
         return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
 
-    def _embed(self, tower: torch.nn.Module, packed: Packed) -> Tensor:
-        """Text embeddings `[m, D] float32` of a micro-batch, unit norm."""
+    def _embed(self, tower: torch.nn.Module, packed: Packed, place: tuple[int, int]) -> Tensor:
+        """Features `[m, D] float32` of a micro-batch, as the tower gives them; the same each time at one place."""
+        (seed,) = keys(1, self._seed, *place, parallel.rank(), Stream.DROPOUT)
+        torch.manual_seed(int(seed))
         with self._autocast:
-            features = tower(packed)
-        return F.normalize(features.float(), dim=-1)
+            features: Tensor = tower(packed)
+        return features.float()
 
     def _unreduced(self) -> AbstractContextManager[None]:
         """Gradients of all but the last micro-batch stay in this process."""
@@ -205,9 +208,3 @@ def tower_config(
         eos_id=tokenizer.eos_id,
         quick_gelu=encoder.quick_gelu,
     )
-
-
-def make_loss(settings: TrainSettings, *, compiled: bool = False) -> ContrastiveLoss:
-    """The loss that a run asks for."""
-    bounds = {"temperature": settings.resolved_temperature, "max_logit_scale": settings.max_logit_scale}
-    return SigLIP(**bounds) if settings.loss == "siglip" else InfoNCE(**bounds, compiled=compiled)

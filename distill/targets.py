@@ -49,6 +49,10 @@ class Targets:
     masked: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     bank: Bank | None = None
 
+    def own_emb(self, dtype: torch.dtype) -> Tensor:
+        """The pictures of this process's captions, `[b, D]`."""
+        return self.image_emb[self.own].to(dtype)
+
     def mask_(self, logits: Tensor, block: slice) -> Tensor:
         """Set the logits `[r, B]` of pairs that are no negatives to -inf.
 

@@ -194,7 +194,7 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
-            result = student.step(packed, feed.targets(fed), lr)
+            result = student.step(packed, feed.targets(fed), lr, number=step)
             epoch, index = divmod(step, feed.steps_per_epoch)
             step += 1
             profile()

@@ -21,6 +21,8 @@ class TrainSettings:
     width: Annotated[int, "width of the text tower"] = 512
     layers: Annotated[int, "layers of the text tower"] = 6
     heads: Annotated[int, "attention heads of the text tower"] = 8
+    dropout: Annotated[float, "share of the tower's values that are zeroed in training, 0 to 1"] = 0.0
+    token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
     lr: Annotated[float, "peak learning rate"] = 1e-3
@@ -32,12 +34,24 @@ class TrainSettings:
     weight_decay: Annotated[float, "AdamW's, on matrices alone"] = 0.1
     beta2: Annotated[float, "AdamW's second moment"] = 0.98
     grad_clip: Annotated[float, "most norm of the gradient; 0 switches clipping off"] = 1.0
-    loss: Annotated[Literal["infonce", "siglip"], "contrastive loss: softmax (CLIP) or sigmoid (SigLIP)"] = "infonce"
+    loss: Annotated[
+        Literal["infonce", "siglip", "similarity", "cosine", "mse"],
+        "softmax (CLIP) or sigmoid (SigLIP) over the batch; the picture's similarities to the batch as soft targets; "
+        "or regression on the picture's embedding, by direction or with the length",
+    ] = "infonce"
+    similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
+    alignment: Annotated[float, "weight of the squared distance to the picture beside the loss"] = 0.0
+    uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
+    simcse: Annotated[
+        float, "weight of a term in which captions, embedded twice with other --dropout, find themselves"
+    ] = 0.0
+    teacher_temperature: Annotated[float, "of the softmax over the picture's similarities, where these are used"] = 0.05
     negatives: Annotated[
         str | int, "cached pictures beyond the batch that every caption is held against: a number, or all"
     ] = "0"
     temperature: Annotated[
-        float | None, "initial temperature of the loss; it is learned (default: 0.07, and 0.1 for siglip)"
+        float | None,
+        "initial temperature; softmax and sigmoid learn it (default: 0.07; 0.1 for siglip, 0.01 for cosine and mse)",
     ] = None
     max_logit_scale: Annotated[float, "upper bound of 1 / temperature"] = 100.0
     ema: Annotated[float, "decay of an average of the weights, which is validated and exported; 0 keeps none"] = 0.0
@@ -68,6 +82,9 @@ class TrainSettings:
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
+        for name in ("dropout", "token_dropout"):
+            share = getattr(self, name)
+            require(0 <= share < 1, f"--{name.replace('_', '-')} {share}: is a share, 0 or more and below 1")
         require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
         require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: is a share of the steps, 0 to 1")
         require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
@@ -82,17 +99,36 @@ class TrainSettings:
             f"--negatives {self.negatives}: is a number, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
+        for name in ("similarity", "alignment", "uniformity", "simcse"):
+            weight = getattr(self, name)
+            require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")
+        require(
+            not (self.similarity and self.loss == "similarity"), "--similarity is a term beside another --loss: drop it"
+        )
+        require(
+            not self.simcse or self.dropout > 0 or self.token_dropout > 0,
+            f"--simcse {self.simcse}: both views of a caption would be the same: pass --dropout too, e.g. 0.1",
+        )
+        require(
+            0 < self.teacher_temperature < math.inf,
+            f"--teacher-temperature {self.teacher_temperature}: must be positive",
+        )
         require(
             1 <= 1 / max(self.resolved_temperature, 1e-9) <= self.max_logit_scale,
-            f"--temperature {self.temperature}: 1 / temperature must lie between 1 and {self.max_logit_scale:g}",
+            f"--temperature {self.resolved_temperature}: 1 / temperature must lie from 1 to {self.max_logit_scale:g}",
         )
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")
 
     @property
     def resolved_temperature(self) -> float:
-        """The initial temperature: CLIP's or SigLIP's where none is given."""
-        default = 0.1 if self.loss == "siglip" else 0.07
+        """The initial temperature: CLIP's or SigLIP's where none is given, and where none is learned CLIP's last."""
+        default = {"siglip": 0.1, "cosine": 0.01, "mse": 0.01}.get(self.loss, 0.07)
         return default if self.temperature is None else self.temperature
+
+    @property
+    def num_views(self) -> int:
+        """Times that each caption of a step is embedded."""
+        return 2 if self.simcse else 1
 
     @property
     def num_negatives(self) -> float:

@@ -57,10 +57,13 @@ class TextTower(nn.Module):
     Attributes:
         attention: by length, in rows with a mask or by flex_attention, or by FlashAttention's varlen. "auto" goes by
             length, on CUDA in rows: with a mask, or with flex_attention where the rows are compiled.
+        dropout: share of the values that training sets to zero, of token embeddings and of what each block adds. It
+            draws from torch's global generators: who forwards twice for one gradient seeds them alike.
         grad_checkpointing: hold less memory; what is inside all blocks but the last is computed again in backward.
     """
 
     attention: Attention = "auto"
+    dropout: float = 0.0
     grad_checkpointing: bool = False
     _compiled_rows: Callable[..., Tensor] | None = None
 
@@ -136,24 +139,31 @@ class TextTower(nn.Module):
         text = self.text
         # Not by indexing: on the CPU its gradient is added up by several threads in no fixed order.
         x = text.token_embedding(ids) + F.embedding(positions, text.positional_embedding)  # [S, W]
+        dropout = self.dropout if self.training else 0.0
+        x = _dropped(x, dropout)
         *blocks, last_block = text.transformer.resblocks
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(_block, block, x, attend, use_reentrant=False)
+                x = checkpoint(_block, block, x, attend, dropout, use_reentrant=False)
             else:
-                x = _block(block, x, attend)
+                x = _block(block, x, attend, dropout)
         # Only EOS is pooled, so the last block has to answer for it alone.
-        x = _block(last_block, x, attend, last)  # [B, W]
+        x = _block(last_block, x, attend, dropout, last)  # [B, W]
         features: Tensor = text.ln_final(x) @ text.text_projection
         return features
 
 
-def _block(block: Any, x: Tensor, attend: Attend, last: Tensor | None = None) -> Tensor:
+def _block(block: Any, x: Tensor, attend: Attend, dropout: float, last: Tensor | None = None) -> Tensor:
     """A residual block over tokens `[S, W]`, or over the last token of each caption `[B, W]`."""
     attn = block.attn
     qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = qkv.chunk(3, dim=-1)
     attended = attend(q, k, v, last)
-    x = (x if last is None else x[last]) + F.linear(attended, attn.out_proj.weight, attn.out_proj.bias)
-    mlp: Tensor = block.mlp(block.ln_2(x))
-    return x + mlp
+    added = F.linear(attended, attn.out_proj.weight, attn.out_proj.bias)
+    x = (x if last is None else x[last]) + _dropped(added, dropout)
+    return x + _dropped(block.mlp(block.ln_2(x)), dropout)
+
+
+def _dropped(x: Tensor, dropout: float) -> Tensor:
+    """Zero a share of the values and scale up the others (Srivastava et al. 2014, JMLR 15, section 4)."""
+    return F.dropout(x, dropout) if dropout else x

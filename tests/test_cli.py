@@ -31,8 +31,9 @@ CONTRACT = {
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --vocab-size --json",
-    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --epochs "
-    "--batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --negatives "
+    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --dropout "
+    "--token-dropout --epochs --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
+    "--loss --similarity --alignment --uniformity --simcse --teacher-temperature --negatives "
     "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
     "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
     "--json",
@@ -132,7 +133,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epoch = 3", "unknown setting 'epoch'; known are batch_size"),
+        ("epoch = 3", "unknown setting 'epoch'; known are alignment"),
         ("cache = 'x'", "unknown setting 'cache'"),
         ("epochs = 1.5", "epochs: 1.5 is no int"),
         ("epochs = '3'", "epochs: '3' is no int"),

@@ -245,6 +245,12 @@ def test_schedules() -> None:
     ("wrong", "message"),
     [
         ({"negatives": "many"}, "--negatives many: is a number, or all"),
+        ({"dropout": 1.0}, "--dropout 1.0: is a share"),
+        ({"token_dropout": -0.1}, "--token-dropout -0.1: is a share"),
+        ({"simcse": 0.1}, "--simcse 0.1: both views of a caption would be the same"),
+        ({"alignment": -1.0}, "--alignment -1.0"),
+        ({"loss": "similarity", "similarity": 0.5}, "--similarity is a term beside another"),
+        ({"teacher_temperature": 0.0}, "--teacher-temperature 0.0"),
         ({"negatives": "5", "loss": "siglip"}, "--negatives belong to the softmax"),
         ({"ema": 1.0}, "--ema 1.0"),
         ({"micro_batch": 0}, "--micro-batch 0"),

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import open_clip
@@ -10,27 +9,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.distill import targets as targets_module
-from clipglot.distill.contrastive import ContrastiveLoss
 from clipglot.distill.infonce import InfoNCE
+from clipglot.distill.loss import Loss
 from clipglot.distill.siglip import SigLIP
-from clipglot.distill.targets import Bank, Targets
+from clipglot.distill.targets import Bank
+from dense import gradients, same_groups, targets, unit
 from torch import Tensor
 
-LOSSES: list[type[ContrastiveLoss]] = [InfoNCE, SigLIP]
+LOSSES: list[type[Loss]] = [InfoNCE, SigLIP]
 
 
 @pytest.fixture(autouse=True, params=[2**22, 12], ids=["one block", "many blocks"])
 def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets_module, "CPU_LOGITS", request.param)
-
-
-def unit(rows: int, dim: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(rows, dim, generator=generator, dtype=torch.float64), dim=-1)
-
-
-def targets(image_emb: Tensor, **more: Any) -> Targets:
-    return Targets(image_emb=image_emb, own=slice(0, len(image_emb)), **more)
 
 
 def plain_infonce(text_emb: Tensor, image_emb: Tensor, scale: Tensor, same: Tensor) -> Tensor:
@@ -45,17 +36,12 @@ def plain_siglip(text_emb: Tensor, image_emb: Tensor, scale: Tensor, bias: Tenso
     return -F.logsigmoid(sign * logits).masked_fill(same, 0).sum() / len(image_emb)
 
 
-def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, of))
-
-
 @pytest.mark.parametrize("loss_class", LOSSES)
 @pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 0, 3, 3], [0] * 7], ids=["distinct", "some equal", "all equal"])
 @pytest.mark.parametrize("temperature", [0.5, 0.01])
-def test_equals_the_plain_form(loss_class: type[ContrastiveLoss], groups: list[int] | None, temperature: float) -> None:
+def test_equals_the_plain_form(loss_class: type[Loss], groups: list[int] | None, temperature: float) -> None:
     image_emb, text_emb = unit(7, 16, 0), unit(7, 16, 1).requires_grad_()
-    ids = torch.arange(7) if groups is None else torch.tensor(groups)
-    same = (ids[:, None] == ids).fill_diagonal_(False)
+    same = same_groups(list(range(7)) if groups is None else groups)
     loss_fn = loss_class(temperature=temperature, max_logit_scale=100).double()
     loss = loss_fn(text_emb, targets(image_emb, masked=same.nonzero().T.numpy()))
     if loss_fn.logit_bias is None:
@@ -69,7 +55,7 @@ def test_equals_the_plain_form(loss_class: type[ContrastiveLoss], groups: list[i
 
 @pytest.mark.parametrize("batch_size", [2, 7, 64])
 @pytest.mark.parametrize("loss_class", LOSSES)
-def test_equals_open_clips_loss_in_float32(loss_class: type[ContrastiveLoss], batch_size: int) -> None:
+def test_equals_open_clips_loss_in_float32(loss_class: type[Loss], batch_size: int) -> None:
     image_emb, text_emb = unit(batch_size, 16, 0).float(), unit(batch_size, 16, 1).float().requires_grad_()
     loss_fn = loss_class(temperature=0.05, max_logit_scale=100)
     theirs = open_clip.ClipLoss() if loss_fn.logit_bias is None else open_clip.loss.SigLipLoss()
@@ -82,7 +68,7 @@ def test_equals_open_clips_loss_in_float32(loss_class: type[ContrastiveLoss], ba
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)
-def test_float16_pictures_and_bfloat16_captions_stay_close(loss_class: type[ContrastiveLoss]) -> None:
+def test_float16_pictures_and_bfloat16_captions_stay_close(loss_class: type[Loss]) -> None:
     """bf16 keeps 8 bits: cosines move by up to 2^-8, logits at scale 20 by 0.08."""
     image_emb, text_emb = unit(9, 16, 0), unit(9, 16, 1)
     loss_fn = loss_class(temperature=0.05, max_logit_scale=100)
@@ -123,7 +109,7 @@ def test_a_batch_of_one_caption_has_nothing_to_learn() -> None:
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)
-def test_the_temperature_stays_in_its_bounds(loss_class: Callable[..., ContrastiveLoss]) -> None:
+def test_the_temperature_stays_in_its_bounds(loss_class: Callable[..., Loss]) -> None:
     loss_fn = loss_class(temperature=0.02, max_logit_scale=100)
     for value, expected in ((9.0, 100.0), (-1.0, 1.0), (math.log(30), 30.0)):
         with torch.no_grad():

@@ -61,13 +61,21 @@ def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alo
 
 
 @pytest.mark.slow
-def test_a_bank_and_a_sigmoid_are_shared_too(tiny_cache: Path, tmp_path: Path) -> None:
-    changes: dict[str, Any]
-    for changes in ({"negatives": "20"}, {"loss": "siglip"}):
-        ((name, value),) = changes.items()
-        train(settings(tiny_cache, tmp_path / f"alone-{name}", **changes))
-        run_in(2, tiny_cache, tmp_path / f"both-{name}", f"--{name}", value)
-        assert_equal_but_for_rounding(tmp_path / f"both-{name}", tmp_path / f"alone-{name}")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"negatives": "20"},
+        {"loss": "siglip"},
+        {"loss": "similarity", "uniformity": 0.5, "simcse": 0.5, "token_dropout": 0.3},
+        {"loss": "mse", "alignment": 0.5, "similarity": 0.5, "token_dropout": 0.3},
+    ],
+    ids=str,
+)
+def test_every_loss_is_shared(tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(settings(tiny_cache, tmp_path / "alone", **changes))
+    flags = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    run_in(2, tiny_cache, tmp_path / "both", *flags)
+    assert_equal_but_for_rounding(tmp_path / "both", tmp_path / "alone")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What the contrastive losses share: a learned temperature within CLIP's bounds."""
+"""What the losses share: a temperature within CLIP's bounds, which a softmax or a sigmoid learns."""
 
 import math
 
@@ -8,14 +8,16 @@ from torch import Tensor, nn
 from .targets import Targets
 
 
-class ContrastiveLoss(nn.Module):
-    """A loss of captions against pictures, both of unit norm, whose cosines are scaled by a learned factor.
+class Loss(nn.Module):
+    """A loss of captions against pictures, both of unit norm.
 
     Attributes:
-        logit_scale: `[]`, the logarithm of the factor.
+        takes_raw: whether the captions come as the tower gives them, before they are brought to unit norm.
+        logit_scale: `[]`, the logarithm of the factor on cosines; losses without logits leave it as it was.
         logit_bias: `[]`, added to the scaled cosines; None in losses that have none.
     """
 
+    takes_raw = False
     logit_bias: nn.Parameter | None
 
     def __init__(self, *, temperature: float, max_logit_scale: float) -> None:
@@ -37,7 +39,7 @@ class ContrastiveLoss(nn.Module):
         parameters are whole on every process.
 
         Args:
-            text_emb: `[b, D] float32`, unit norm.
+            text_emb: `[b, D] float32`, unit norm unless `takes_raw`.
             targets: the pictures of the batch, and which of them are no negatives.
         """
         raise NotImplementedError

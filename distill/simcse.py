@@ -1,0 +1,56 @@
+"""Two views of each caption, which differ by dropout alone, find each other among the captions of the batch.
+
+Gao et al. 2021, arXiv:2104.08821 (SimCSE), section 3, equation 4, in blocks: no B×B matrix is ever held. Unlike
+pictures, captions have a gradient on both sides, so embeddings and gradients travel between processes, memory O(B D).
+
+B captions of a step, b of this process, D features, r captions of a block.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import parallel
+from .targets import Targets, blocks
+
+TEMPERATURE = 0.05  # theirs
+
+
+def contrast_views(text_emb: Tensor, again: Tensor, targets: Targets) -> Tensor:
+    """Cross-entropy of each caption's first view against the second views of all, averaged over the captions.
+
+    A caption is no negative of another that describes its picture too: such pairs leave the softmax.
+
+    Args:
+        text_emb: `[b, D]`, unit norm, the first views; the same number in every process.
+        again: `[b, D]`, unit norm, the second views.
+        targets: the pictures, for which captions are whose.
+    """
+    loss: Tensor = _BlockedViews.apply(text_emb, again, targets)
+    return loss
+
+
+class _BlockedViews(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, text_emb: Tensor, again: Tensor, targets: Targets) -> Tensor:
+        every, scaled = parallel.gather(again), text_emb / TEMPERATURE  # [B, D], [b, D]
+        lse = torch.empty_like(scaled[:, 0])
+        grad, grad_every = torch.empty_like(scaled), torch.zeros_like(every)
+        for block in blocks(len(scaled), len(every), scaled.device):
+            logits = targets.mask_(scaled[block] @ every.T, block)  # [r, B]
+            lse[block] = logits.logsumexp(1)
+            softmax = logits.sub_(lse[block, None]).exp_()
+            torch.mm(softmax, every, out=grad[block])
+            grad_every.addmm_(softmax.T, scaled[block])
+        own_logits = (scaled * again).sum(1)
+        factor = 1 / len(every)
+        grad.sub_(again).mul_(factor / TEMPERATURE)
+        grad_again = parallel.reduce_sum_(grad_every)[targets.own].sub_(scaled).mul_(factor)
+        ctx.save_for_backward(grad, grad_again)
+        return parallel.reduce_sum_((lse - own_logits).sum()) * factor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        grad, grad_again = ctx.saved_tensors
+        return grad * grads[0], grad_again * grads[0], None
