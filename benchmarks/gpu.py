@@ -106,7 +106,7 @@ class Job:
         for block in torch.split(image_emb, BLOCK):
             block.copy_(F.normalize(torch.randn(block.shape, device=device), dim=1))
         self.data = TrainData(
-            images=OnDevice(image_emb),
+            images=OnDevice(image_emb[None]),
             tokens=self.tokens,
             caption_image=np.arange(sizes.pictures),
             caption_group=group_equal_captions(self.tokens),
@@ -200,7 +200,7 @@ class Job:
         with tempfile.TemporaryDirectory(prefix="clipglot-gpu-") as folder:
             cache = write_random_cache(Path(folder) / "cache.zarr", ([] for _ in range(num)), self.sizes.dim)
             data = TrainData(
-                images=OnHost(cache.mapped(EMB).take, self.device),
+                images=OnHost([cache.mapped(EMB).take], self.device),
                 tokens=TokenTable(self.tokens.ids, self.tokens.offsets.take(np.arange(num + 1))),
                 caption_image=np.arange(num),
                 caption_group=self.data.caption_group[:num],

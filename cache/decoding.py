@@ -5,24 +5,29 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from .augment import augmented
 from .errors import CacheError
-from .format import Status
-from .pictures import Geometry, RejectedPictureError, decode, open_below, require_image_root
+from .format import Augmentation, Status
+from .pictures import Geometry, RejectedPictureError, decode_views, open_below, require_image_root
 from .processes import worker_pool
 
 SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
+
+Views = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,15 @@ class DecodedBlock:
 
     Attributes:
         start: the first row.
-        pixels: `[rows, height, width, 3] uint8`; zeros where a picture was rejected. A view of shared memory,
+        views: which of V views these are, ascending.
+        pixels: `[views, rows, height, width, 3] uint8`; zeros where a picture was rejected. A part of shared memory,
             valid until the next block is asked for.
         status: `[rows] uint8`; `Status.EMBEDDED` for pictures that decoded.
         decode_s: seconds the worker spent on the block.
     """
 
     start: int
+    views: Views
     pixels: NDArray[np.uint8]
     status: NDArray[np.uint8]
     decode_s: float
@@ -61,7 +68,7 @@ class _SharedMemory:
         return cls(descriptor, shape)
 
     def view(self) -> NDArray[np.uint8]:
-        """All of it, as `[slots, rows, height, width, 3] uint8`."""
+        """All of it, as `[slots, views, rows, height, width, 3] uint8`."""
         return np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(self.shape)
 
     def __reduce__(self) -> Any:
@@ -88,7 +95,17 @@ class _Worker:
     geometry: Geometry
     root: Path
     max_pixels: int
+    augmentation: Augmentation
     slots: NDArray[np.uint8]
+
+    def renderings(self, row: int, views: Views) -> list[Callable[[Image.Image], Image.Image]]:
+        """What makes each of some views of a picture."""
+        return [
+            partial(augmented, geometry=self.geometry, given=self.augmentation, row=row, view=view)
+            if view
+            else self.geometry.apply
+            for view in views
+        ]
 
 
 _worker: _Worker | None = None
@@ -97,10 +114,20 @@ _worker: _Worker | None = None
 class BlockDecoder:
     """Decodes blocks of pictures in worker processes, in order.
 
-    Memory is `workers + SLOTS_AHEAD` blocks, whatever the number of pictures.
+    Memory is `workers + SLOTS_AHEAD` blocks of all views, whatever the number of pictures.
     """
 
-    def __init__(self, root: Path, geometry: Geometry, *, block_rows: int, workers: int, max_pixels: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        geometry: Geometry,
+        *,
+        block_rows: int,
+        workers: int,
+        max_pixels: int,
+        num_views: int = 1,
+        augmentation: Augmentation | None = None,
+    ) -> None:
         """Start the workers.
 
         Args:
@@ -109,17 +136,19 @@ class BlockDecoder:
             block_rows: most rows in a block.
             workers: number of processes.
             max_pixels: larger pictures are rejected.
+            num_views: most views of a block.
+            augmentation: what makes the views beyond the plain one, where there are any.
 
         Raises:
             CacheError: no image root.
         """
         require_image_root(root)
-        shape = (workers + SLOTS_AHEAD, block_rows, geometry.height, geometry.width, 3)
+        shape = (workers + SLOTS_AHEAD, num_views, block_rows, geometry.height, geometry.width, 3)
         self._memory = _SharedMemory.create(shape)
         self._slots = self._memory.view()
         self._free = list(range(shape[0]))
-        self._in_flight: deque[tuple[int, int, int, Future[tuple[bytes, float]]]] = deque()
-        known = (geometry, root.resolve(), max_pixels, self._memory)
+        self._in_flight: deque[tuple[int, int, int, Views, Future[tuple[bytes, float]]]] = deque()
+        known = (geometry, root.resolve(), max_pixels, augmentation or Augmentation(), self._memory)
         self._pool = worker_pool(workers, __name__, _start_worker, *known)
 
     def close(self) -> None:
@@ -128,29 +157,30 @@ class BlockDecoder:
         del self._slots
         os.close(self._memory.descriptor)
 
-    def decode(self, blocks: Iterable[tuple[int, list[str]]]) -> Iterator[DecodedBlock]:
-        """Decode blocks of (first row, keys), in the order given."""
+    def decode(self, blocks: Iterable[tuple[int, list[str], Views]]) -> Iterator[DecodedBlock]:
+        """Decode blocks of (first row, keys, views), in the order given."""
         waiting = iter(blocks)
         while True:
             while self._free and (block := next(waiting, None)) is not None:
                 self._submit(*block)
             if not self._in_flight:
                 return
-            slot, start, rows, future = self._in_flight.popleft()
+            slot, start, rows, views, future = self._in_flight.popleft()
             try:
                 status, decode_s = future.result()
             except BrokenProcessPool as error:
                 raise _worker_died(start) from error
-            yield DecodedBlock(start, self._slots[slot, :rows], np.frombuffer(status, np.uint8), decode_s)
+            pixels = self._slots[slot, : len(views), :rows]
+            yield DecodedBlock(start, views, pixels, np.frombuffer(status, np.uint8), decode_s)
             self._free.append(slot)
 
-    def _submit(self, start: int, keys: list[str]) -> None:
+    def _submit(self, start: int, keys: list[str], views: Views) -> None:
         slot = self._free.pop()
         try:
-            future = self._pool.submit(_decode_block, slot, keys)
+            future = self._pool.submit(_decode_block, slot, start, keys, views)
         except BrokenProcessPool as error:
             raise _worker_died(start) from error
-        self._in_flight.append((slot, start, len(keys), future))
+        self._in_flight.append((slot, start, len(keys), views, future))
 
 
 def _worker_died(start: int) -> CacheError:
@@ -170,22 +200,26 @@ def block_decoder(root: Path, geometry: Geometry, **options: Any) -> Iterator[Bl
         decoder.close()
 
 
-def _start_worker(geometry: Geometry, root: Path, max_pixels: int, memory: _SharedMemory) -> None:
+def _start_worker(
+    geometry: Geometry, root: Path, max_pixels: int, augmentation: Augmentation, memory: _SharedMemory
+) -> None:
     global _worker
-    _worker = _Worker(geometry, root, max_pixels, memory.view())
+    _worker = _Worker(geometry, root, max_pixels, augmentation, memory.view())
 
 
-def _decode_block(slot: int, keys: list[str]) -> tuple[bytes, float]:
+def _decode_block(slot: int, start: int, keys: list[str], views: Views) -> tuple[bytes, float]:
     """Decode pictures into a slot; returns a status a picture, and the seconds spent."""
     assert _worker is not None
     started = time.perf_counter()
     status = bytearray(len(keys))
     for i, key in enumerate(keys):
+        pixels = _worker.slots[slot, : len(views), i]
         try:
             with open_below(_worker.root, key) as file:
-                _worker.slots[slot, i] = decode(file, _worker.geometry, _worker.max_pixels)
+                renderings = _worker.renderings(start + i, views)
+                pixels[:] = decode_views(file, _worker.geometry, renderings, _worker.max_pixels)
             status[i] = Status.EMBEDDED
         except RejectedPictureError as rejected:
-            _worker.slots[slot, i] = 0
+            pixels[:] = 0
             status[i] = rejected.status
     return bytes(status), time.perf_counter() - started

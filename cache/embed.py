@@ -15,13 +15,15 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from .decoding import DecodedBlock, block_decoder
+from .decoding import DecodedBlock, Views, block_decoder
 from .errors import CacheError
 from .files import sweep_partial
-from .format import ATTRIBUTE, EMB, NORM, STATUS, CacheInfo, Status
+from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
+from .remedy import REMAKE
 from .store import Cache
+from .views import Missing, known_status, missing_views
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
@@ -64,10 +66,20 @@ class PassReport:
 
 @dataclass(slots=True)
 class _Chunk:
-    """A chunk of a pass. Two are in memory: one is filled while the one before is written."""
+    """A chunk of a pass. Two are in memory: one is filled while the one before is written.
+
+    Attributes:
+        index: along the pictures.
+        rows: of the R pictures.
+        views: the v views that are made.
+        emb: `[v, R, D]`.
+        norm: `[v, R]`; 0 in a further view that repeats the plain one.
+        status: `[R]`; without the plain view among `views`, what the cache says.
+    """
 
     index: int
     rows: slice
+    views: Views
     emb: NDArray[np.float16]
     norm: NDArray[np.float32]
     status: NDArray[np.uint8]
@@ -79,9 +91,13 @@ def embed_missing(
     *,
     image_root: Path,
     workers: int,
+    num_views: int = 1,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
     """Embed the chunks that are missing, then seal the cache.
+
+    A picture is decoded once for all views of it that are missing. Each view runs through the tower in batches of its
+    own, so that the plain one gets the bytes that it gets alone.
 
     A script that calls this needs `if __name__ == "__main__":` around its own work, because the decoding processes
     import the main module.
@@ -91,13 +107,18 @@ def embed_missing(
         encode: the frozen tower.
         image_root: keys are relative to it; nothing outside is read.
         workers: decoding processes.
+        num_views: views that the cache shall have; never fewer than it has. There is room for them.
         on_progress: called after each batch with the pictures done in this pass.
 
     Raises:
-        CacheError: the tower's output has another width than planned, a decoding process died, or no room to write.
+        CacheError: the tower's output has another width than planned, a decoding process died, no room to write, or the
+            cache does not say how its views are made.
     """
     report, started = PassReport(), time.perf_counter()
-    missing = cache.missing_chunks()
+    num_views = max(num_views, cache.info.num_views)
+    if num_views > 1 and cache.info.augmentation is None:
+        raise CacheError(f"{cache.path} has no record of how its views are made (zarr.json, augmentation): {REMAKE}")
+    missing = missing_views(cache, num_views)
     if missing:
         geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
         with (
@@ -107,6 +128,8 @@ def embed_missing(
                 block_rows=cache.info.batch_size,
                 workers=workers,
                 max_pixels=cache.info.max_pixels,
+                num_views=max(map(len, missing.values())),
+                augmentation=cache.info.augmentation,
             ) as decoder,
             _chunk_writer(cache, report) as writer,
         ):
@@ -115,8 +138,8 @@ def embed_missing(
             for block in decoder.decode(_blocks(cache, missing)):
                 report.wait_s += time.perf_counter() - waited_from
                 if chunk is None:
-                    chunk = _begin(cache, block.start)
-                _embed_block(block, chunk, encode, report)
+                    chunk = _begin(cache, block.start, block.views)
+                _embed_block(cache, block, chunk, encode, report)
                 if block.start + len(block.status) == chunk.rows.stop:
                     writer.submit(chunk)
                     chunk = None
@@ -124,20 +147,21 @@ def embed_missing(
                 report.wall_s = time.perf_counter() - started
                 on_progress(report.num_pictures, report)
                 waited_from = time.perf_counter()
-    if missing or cache.info.state != "sealed":
-        seal(cache)
+    if missing or cache.info.state != "sealed" or num_views > cache.info.num_views:
+        seal(cache, num_views)
     report.wall_s = time.perf_counter() - started
     return report
 
 
-def seal(cache: Cache) -> None:
-    """Count what became of the pictures and mark the cache complete.
+def seal(cache: Cache, num_views: int = 1) -> None:
+    """Count what became of the pictures and mark the cache complete, with so many views or those it has.
 
     Raises:
-        CacheError: not one picture could be embedded; all of them are tried again by the next pass.
+        CacheError: not one picture could be embedded, or not one for a further view; the next pass tries again.
     """
-    assert not cache.missing_chunks()
-    sweep_partial(cache.path)
+    num_views = max(num_views, cache.info.num_views)
+    assert not missing_views(cache, num_views)
+    sweep_partial(cache.path, keep=TOKENS)  # while views are added, runs may be writing there
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
         shutil.rmtree(cache.path / STATUS / "c")
@@ -145,7 +169,15 @@ def seal(cache: Cache) -> None:
         raise CacheError(
             f"{cache.path}: not one picture could be embedded ({found}): check --image-root and run the command again"
         )
-    write_info(cache, replace(cache.info, state="sealed", counts=counts))
+    norm = open_array(cache.root, NORM)
+    empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
+    for view in empty:
+        shutil.rmtree(cache.path / NORM / "c" / str(view))
+    if empty:
+        raise CacheError(
+            f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
+        )
+    write_info(cache, replace(cache.info, state="sealed", counts=counts, num_views=num_views))
 
 
 def write_info(cache: Cache, info: CacheInfo) -> None:
@@ -154,43 +186,57 @@ def write_info(cache: Cache, info: CacheInfo) -> None:
     cache.root.attrs[ATTRIBUTE] = info.to_attributes()
 
 
-def _blocks(cache: Cache, chunks: list[int]) -> Iterator[tuple[int, list[str]]]:
-    """(first row, keys) of every batch of the given chunks; only one chunk's keys are held."""
-    for chunk in chunks:
+def _blocks(cache: Cache, missing: Missing) -> Iterator[tuple[int, list[str], Views]]:
+    """(first row, keys, views) of every batch of the given chunks; only one chunk's keys are held."""
+    for chunk, views in missing.items():
         rows = cache.chunk_slice(chunk)
         keys = cache.keys(rows.start, rows.stop)
         for offset in range(0, len(keys), cache.info.batch_size):
-            yield rows.start + offset, keys[offset : offset + cache.info.batch_size]
+            yield rows.start + offset, keys[offset : offset + cache.info.batch_size], views
 
 
-def _begin(cache: Cache, start: int) -> _Chunk:
+def _begin(cache: Cache, start: int, views: Views) -> _Chunk:
     index = start // cache.info.chunk_rows
     rows = cache.chunk_slice(index)
     num = rows.stop - rows.start
-    emb = np.zeros((num, cache.info.encoder.dim), np.float16)
-    return _Chunk(index, rows, emb, np.zeros(num, np.float32), np.zeros(num, np.uint8))
+    status = np.zeros(num, np.uint8) if 0 in views else known_status(cache, index)
+    emb = np.zeros((len(views), num, cache.info.encoder.dim), np.float16)
+    return _Chunk(index, rows, views, emb, np.zeros((len(views), num), np.float32), status)
 
 
-def _embed_block(block: DecodedBlock, chunk: _Chunk, encode: Encode, report: PassReport) -> None:
-    """Run the tower on one batch. Rejected pictures go through as zeros, so that the batch's shape is fixed."""
-    tower_from = time.perf_counter()
-    features = encode(block.pixels)  # [B, D]
-    report.tower_s += time.perf_counter() - tower_from
+def _embed_block(cache: Cache, block: DecodedBlock, chunk: _Chunk, encode: Encode, report: PassReport) -> None:
+    """Run the tower on one batch of each view.
+
+    Rejected pictures go through as zeros, so that the batch's shape is fixed. The plain view says what becomes of a
+    picture; a further one that cannot be had repeats it.
+    """
+    rows = slice(block.start - chunk.rows.start, block.start - chunk.rows.start + len(block.status))
+    status = chunk.status[rows]
+    if 0 in chunk.views:
+        status[:] = block.status
     report.decode_s += block.decode_s
-    if features.shape != (len(block.status), chunk.emb.shape[1]):
-        raise CacheError(
-            f"the tower gave features of shape {features.shape}, the cache was planned for "
-            f"({len(block.status)}, {chunk.emb.shape[1]}): use the tower that planned it"
-        )
-    norm = np.linalg.norm(features.astype(np.float64), axis=1)
-    finite = (norm > 0) & (norm <= np.finfo(np.float32).max)  # False for NaN; the norm is stored as float32
-    status = np.where((block.status == Status.EMBEDDED) & ~finite, np.uint8(Status.NOT_FINITE), block.status)
-    good = status == Status.EMBEDDED
-    rows = slice(block.start - chunk.rows.start, block.start - chunk.rows.start + len(status))
-    unit = np.where(good[:, None], features, 0) / np.where(good, norm, 1)[:, None]
-    chunk.emb[rows], chunk.norm[rows], chunk.status[rows] = unit, np.where(good, norm, 0), status
+    for i, view in enumerate(chunk.views):
+        tower_from = time.perf_counter()
+        features = encode(block.pixels[i])  # [B, D]
+        report.tower_s += time.perf_counter() - tower_from
+        if features.shape != (len(status), chunk.emb.shape[-1]):
+            raise CacheError(
+                f"the tower gave features of shape {features.shape}, the cache was planned for "
+                f"({len(status)}, {chunk.emb.shape[-1]}): use the tower that planned it"
+            )
+        norm = np.linalg.norm(features.astype(np.float64), axis=1)
+        finite = (norm > 0) & (norm <= np.finfo(np.float32).max)  # False for NaN; the norm is stored as float32
+        if view == 0:
+            status[(status == Status.EMBEDDED) & ~finite] = Status.NOT_FINITE
+        good = finite & (block.status == Status.EMBEDDED) & (status == Status.EMBEDDED)
+        chunk.emb[i, rows] = np.where(good[:, None], features, 0) / np.where(good, norm, 1)[:, None]
+        chunk.norm[i, rows] = np.where(good, norm, 0)
+        repeats = np.flatnonzero((status == Status.EMBEDDED) & ~good)
+        if len(repeats):
+            plain = chunk.emb[0, rows][repeats] if 0 in chunk.views else cache.emb_rows(block.start + repeats)
+            chunk.emb[i, rows.start + repeats] = plain
     report.num_pictures += len(status)
-    report.num_embedded += int(good.sum())
+    report.num_embedded += int(np.count_nonzero(status == Status.EMBEDDED))
 
 
 class _ChunkWriter:
@@ -231,11 +277,13 @@ def _chunk_writer(cache: Cache, report: PassReport) -> Iterator[_ChunkWriter]:
 
 
 def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
-    """Status goes last: a chunk counts as done only when its embeddings are on disk."""
+    """Status goes last, and norm after emb: a chunk, or a further view of one, is done only when it is on disk."""
     write_from = time.perf_counter()
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
-        open_array(cache.root, EMB)[0, chunk.rows] = chunk.emb
-        open_array(cache.root, NORM)[0, chunk.rows] = chunk.norm
-        open_array(cache.root, STATUS)[chunk.rows] = chunk.status
+        for i, view in enumerate(chunk.views):
+            open_array(cache.root, EMB)[view, chunk.rows] = chunk.emb[i]
+            open_array(cache.root, NORM)[view, chunk.rows] = chunk.norm[i]
+        if 0 in chunk.views:
+            open_array(cache.root, STATUS)[chunk.rows] = chunk.status
     report.write_s += time.perf_counter() - write_from

@@ -133,12 +133,16 @@ def require_folder_or_nothing(path: Path) -> None:
         raise CacheError(f"{path} is a file: choose another -o")
 
 
-def sweep_partial(root: Path) -> int:
-    """Delete what killed writers left below `root`; returns how many files and folders went."""
+def sweep_partial(root: Path, *, keep: str | None = None) -> int:
+    """Delete what killed writers left below `root`, but for a folder `keep` in it, where others may be writing.
+
+    Returns:
+        How many files and folders went.
+    """
     num = 0
     for path in list(root.rglob(f"*{PARTIAL}")):
-        if not os.path.lexists(path):
-            continue  # it went with its folder
+        if not os.path.lexists(path) or path.relative_to(root).parts[0] == keep:
+            continue  # it went with its folder, or stays
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -91,6 +91,28 @@ class SourceInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """How the views beyond the plain one were made.
+
+    Attributes:
+        scale: least share of the picture's area that a random resized crop keeps; 1 crops as the tower does.
+        flip: chance of being mirrored.
+        jitter: most relative change of brightness, contrast and saturation.
+        grayscale: chance of losing all colour.
+        seed: with row and view fixes all of it.
+    """
+
+    scale: float = 0.5
+    flip: float = 0.0
+    jitter: float = 0.0
+    grayscale: float = 0.0
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:g}" for name, value in asdict(self).items())
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheInfo:
     """The metadata of a cache, as kept in the root group's attributes."""
 
@@ -98,6 +120,7 @@ class CacheInfo:
     encoder: EncoderInfo
     source: SourceInfo
     num_views: int = 1
+    augmentation: Augmentation | None = None
     num_pictures: int = 0
     num_captions: int = 0
     chunk_rows: int = 0
@@ -133,7 +156,8 @@ class CacheInfo:
             )
         try:
             encoder, source = EncoderInfo(**found.pop("encoder")), SourceInfo(**found.pop("source"))
-            info = cls(encoder=encoder, source=source, **found)
+            augmentation = Augmentation(**given) if (given := found.pop("augmentation", None)) else None
+            info = cls(encoder=encoder, source=source, augmentation=augmentation, **found)
             if info.state not in get_args(State):
                 raise ValueError(f"state is {info.state!r}")
             sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}

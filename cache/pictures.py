@@ -8,7 +8,7 @@ bit for bit; `tests/test_pictures.py` holds the two together.
 import errno
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -89,15 +89,22 @@ class Geometry:
 
     def apply(self, picture: Image.Image) -> Image.Image:
         """Resize, then crop or pad around the centre to exactly `[height, width]`."""
+        return self.frame(self.resize(picture))
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """The first half of `apply`."""
         # Non-square "shortest" is always bicubic upstream.
         bilinear = self.interpolation == "bilinear" and not (
             self.resize_mode == "shortest" and self.width != self.height
         )
         size = self.resized(*picture.size)
-        if picture.size != size:
-            resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
-            picture = picture.resize(size, resample)
-        pad_width, pad_height = max(0, self.width - size[0]), max(0, self.height - size[1])
+        if picture.size == size:
+            return picture
+        return picture.resize(size, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
+
+    def frame(self, picture: Image.Image) -> Image.Image:
+        """The second half of `apply`: crop or pad."""
+        pad_width, pad_height = max(0, self.width - picture.width), max(0, self.height - picture.height)
         if pad_width or pad_height:
             border = (pad_width // 2, pad_height // 2, (pad_width + 1) // 2, (pad_height + 1) // 2)
             picture = ImageOps.expand(picture, border, (self.fill,) * 3)
@@ -134,6 +141,30 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     Raises:
         RejectedPictureError: it is no picture, damaged or too large.
     """
+    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels)[0]
+    return pixels
+
+
+def decode_views(
+    file: IO[bytes] | Path,
+    geometry: Geometry,
+    views: Sequence[Callable[[Image.Image], Image.Image]],
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Decode one picture once, and render several views of it.
+
+    Args:
+        file: as `decode` takes it.
+        geometry: the tower's resize and crop.
+        views: what makes each of V views, of exactly the geometry's size, from the RGB picture.
+        max_pixels: as `decode` takes it.
+
+    Returns:
+        `[V, height, width, 3] uint8`.
+
+    Raises:
+        RejectedPictureError: as `decode`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
@@ -142,7 +173,8 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
             picture.load()  # the first frame of an animation
             picture = ImageOps.exif_transpose(picture)
             _require_size(picture, geometry, max_pixels)
-            return np.asarray(geometry.apply(to_rgb(picture)), dtype=np.uint8)
+            picture = to_rgb(picture)
+            return np.stack([np.asarray(view(picture), dtype=np.uint8) for view in views])
     except RejectedPictureError:
         raise
     except UnidentifiedImageError:

@@ -27,9 +27,9 @@ from .format import (
 )
 from .mapped import MappedRows
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedReader, open_array
+from .remedy import REMAKE, remedy
 from .tokens import find_token_faults
 
-REMAKE = "delete the cache and run its `clipglot cache` command again"
 ROWS_AT_A_TIME = 8192
 
 
@@ -108,15 +108,15 @@ class Cache:
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""
-        return self._read(EMB, (view, slice(None)))
+        return self._read(EMB, (self._stored(view), slice(None)))
 
     def emb_rows(self, rows: NDArray[np.int64], view: int = 0) -> NDArray[np.float16]:
         """Embeddings of some rows, in the order given, `[len(rows), D] float16`; only their chunks are read.
 
         Raises:
-            IndexError: a row that is not in the cache.
+            IndexError: a row or view that is not in the cache.
         """
-        rows = np.asarray(rows, np.int64)
+        rows, view = np.asarray(rows, np.int64), self._stored(view)
         if len(rows) and not (rows.min() >= 0 and rows.max() < len(self)):
             raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, the cache has {len(self)}")
         emb = np.empty((len(rows), self.info.encoder.dim), np.float16)
@@ -135,11 +135,12 @@ class Cache:
         Raises:
             CacheError: a chunk is absent or of the wrong size.
         """
-        return MappedRows(self._array(name), self.path / name, view=view, remedy=lambda index: _remedy([(name, index)]))
+        found = self._array(name), self.path / name
+        return MappedRows(*found, view=self._stored(view), remedy=lambda index: remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
-        """The lengths that were divided out, `[N] float32`."""
-        return self._read(NORM, (view, slice(None)))
+        """The lengths that were divided out, `[N] float32`; 0 where a further view repeats the plain one."""
+        return self._read(NORM, (self._stored(view), slice(None)))
 
     def status(self) -> NDArray[np.uint8]:
         """What became of each picture, `[N] uint8`; see `Status`."""
@@ -193,7 +194,7 @@ class Cache:
             for index in _chunks(array):
                 fault = self._chunk_fault(array, index)
                 if fault:
-                    faults.append(f"{_chunk_name(array, index)}: {fault}: {_remedy([(name, index)])}")
+                    faults.append(f"{_chunk_name(array, index)}: {fault}: {remedy([(name, index)])}")
                 done += 1
                 on_progress(done, total)
         faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
@@ -203,8 +204,8 @@ class Cache:
         """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
         info, N, M = self.info, self.info.num_pictures, self.info.num_captions
         shapes = {
-            EMB: (info.num_views, N, info.encoder.dim),
-            NORM: (info.num_views, N),
+            EMB: (max(info.num_views, arrays[EMB].shape[0]), N, info.encoder.dim),  # more views may be under way
+            NORM: (max(info.num_views, arrays[NORM].shape[0]), N),
             STATUS: (N,),
             f"{KEY}/offsets": (N + 1,),
             f"{TEXT}/offsets": (M + 1,),
@@ -221,6 +222,11 @@ class Cache:
         owners = self.caption_image()
         if len(owners) and (owners[0] < 0 or owners[-1] >= N or bool((np.diff(owners) < 0).any())):
             yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {REMAKE}"
+
+    def _stored(self, view: int) -> int:
+        if not 0 <= view < self.info.num_views:
+            raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
+        return view
 
     def _array(self, name: str) -> zarr.Array[Any]:
         """One of the cache's arrays.
@@ -252,17 +258,18 @@ class Cache:
         absent = [(n, i) for n, a in arrays.items() for i in _chunks(a) if self._chunk_absent(a, i)]
         if absent:
             name, index = absent[0]
-            raise CacheError(f"{self.path}: {_chunk_name(arrays[name], index)} is absent: {_remedy(absent)}")
+            raise CacheError(f"{self.path}: {_chunk_name(arrays[name], index)} is absent: {remedy(absent)}")
         try:
             yield
         except UNREADABLE_CHUNK as error:
             faults = [(n, i) for n, a in arrays.items() for i in _chunks(a) if self._chunk_fault(a, i)]
             chunks = ", ".join(_chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
-            raise CacheError(f"{self.path}: damaged chunk {chunks} ({error}): {_remedy(faults)}") from error
+            raise CacheError(f"{self.path}: damaged chunk {chunks} ({error}): {remedy(faults)}") from error
 
     def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a chunk that must be there is not. Before sealing, the pass's own chunks need not be."""
         pending = self.info.state != "sealed" and array.path in EMBEDDED_ARRAYS
+        pending |= array.path in (EMB, NORM) and index[0] >= self.info.num_views
         return not pending and not (self.path / _chunk_name(array, index)).is_file()
 
     def _chunk_fault(self, array: zarr.Array[Any], index: tuple[int, ...]) -> str | None:
@@ -283,11 +290,3 @@ def _chunks(array: zarr.Array[Any]) -> list[tuple[int, ...]]:
 
 def _chunk_name(array: zarr.Array[Any], index: tuple[int, ...]) -> str:
     return f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-
-
-def _remedy(chunks: list[tuple[str, tuple[int, ...]]]) -> str:
-    """What to do about lost chunks: embeddings can be made again alone, because a chunk without status is not done."""
-    if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
-        return REMAKE
-    files = sorted({f"{STATUS}/c/{index[0] if name == STATUS else index[1]}" for name, index in chunks})
-    return f"delete {' '.join(files)} and run its `clipglot cache` command again to embed these rows anew"

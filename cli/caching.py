@@ -10,6 +10,7 @@ import click
 from ..cache.format import EXPLANATION, Status
 from ..cache.plan import is_planned
 from ..cache.store import Cache
+from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
 from .folders import require_kind
 from .options import settings_options
@@ -25,6 +26,9 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     """Embed every picture of SOURCE once; run it again to resume.
 
     SOURCE is a .jsonl, .csv or .tsv file with a picture's path and its caption or captions in each row.
+
+    With --views K it keeps K views of each: the plain one, and random crops for training to draw from. Run again with
+    more views, it adds them; the cache stays usable meanwhile.
 
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
@@ -52,15 +56,18 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             {"cache": str(settings.output), "resumed": result.resumed} | asdict(report) | _contents(result.cache)
         )
         return
-    counts = result.cache.info.counts
+    counts, repeats = result.cache.info.counts, count_repeats(result.cache)
     if report.num_pictures:
+        views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
         say(
-            f"{settings.output}: {report.num_pictures:,} pictures in {report.wall_s:.1f} s "
+            f"{settings.output}: {report.num_pictures:,} pictures{views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
             f"{counts.get('embedded', 0):,} of {len(result.cache):,} embedded"
         )
     else:
         say(f"{settings.output} is complete already: {counts.get('embedded', 0):,} pictures embedded")
+    if repeats:
+        say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
         say(f"what failed and why: clipglot inspect {settings.output}")
 
@@ -70,7 +77,7 @@ def _kept(path: Path) -> str:
     if not is_planned(path):
         return "no picture was embedded yet"
     cache = Cache(path)
-    num_done = cache.num_chunks - len(cache.missing_chunks())
+    num_done = cache.num_chunks - len(missing_views(cache, num_begun(cache)))
     return f"{num_done:,} of {cache.num_chunks:,} chunks are embedded and kept"
 
 
@@ -106,6 +113,7 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
                 + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
                 "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
                 f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
+                **_views(opened),
                 "image tower": encoder,
                 "its sha256": info.encoder.weights_sha256,
                 "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
@@ -155,6 +163,19 @@ def verify(cache: Path, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+def _views(cache: Cache) -> dict[str, str]:
+    """What there is to say of views, where there are further ones."""
+    info, begun = cache.info, num_begun(cache)
+    if begun == 1:
+        return {}
+    shown = f"{info.num_views}: the plain one, then augmented: {info.augmentation}"
+    if info.state == "sealed" and (repeats := count_repeats(cache)):
+        shown += f"; {repeats:,} repeat the plain one, their pictures could not be read again"
+    if begun > info.num_views:
+        shown += f"; {begun} are begun, run it again to add them"
+    return {"views": shown}
+
+
 def _contents(cache: Cache) -> dict[str, Any]:
     info = cache.info
     return {
@@ -164,6 +185,7 @@ def _contents(cache: Cache) -> dict[str, Any]:
         "num_captions": info.num_captions,
         "dropped_captions": info.dropped_captions,
         "num_views": info.num_views,
+        "augmentation": asdict(info.augmentation) if info.augmentation else None,
         "dim": info.encoder.dim,
         "chunk_rows": info.chunk_rows,
         "status": {status.label: count for status, count in cache.count_status().items()},

@@ -13,20 +13,21 @@ from numpy.typing import NDArray
 from ..encoders.packing import runs
 from .errors import DistillError
 from .permutation import Permutation, Positions, Stream, choose, keys
-from .pools import PooledOrder, Pooling
+from .pools import Chunk, PooledOrder, Pooling
 from .tokens import CAPTIONS_AT_A_TIME, TokenTable
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pairs: `rows [B]` of pictures, each at most once, and `captions [B]`, one of its captions each."""
+    """B pairs: `rows [B]` of pictures, each at most once, `captions [B]`, one of its captions each, and `views [B]`."""
 
     rows: NDArray[np.int64]
     captions: NDArray[np.int64]
+    views: NDArray[np.int64]
 
 
 class BatchPlan:
-    """The batches of a run. Every epoch is a fresh order of the pictures with a fresh choice of captions.
+    """The batches of a run. Every epoch is a fresh order of the pictures with a fresh choice of captions and views.
 
     What does not fill a batch at the end of an epoch is left out of that epoch: a smaller batch would be an easier
     contrastive task, with gradients of another scale.
@@ -37,7 +38,13 @@ class BatchPlan:
     """
 
     def __init__(
-        self, caption_image: NDArray[np.int64], *, batch_size: int, seed: int, pooling: Pooling | None = None
+        self,
+        caption_image: NDArray[np.int64],
+        *,
+        batch_size: int,
+        seed: int,
+        num_views: int = 1,
+        pooling: Pooling | None = None,
     ) -> None:
         """Plan over captions, given the row of each caption's picture.
 
@@ -45,7 +52,9 @@ class BatchPlan:
             caption_image: `[M]`, ascending; captions of pictures that must not be used are left out by giving -1.
             batch_size: B.
             seed: of the whole run.
-            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once.
+            num_views: of a picture, to choose from.
+            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once. All pictures of
+                a chunk then have the same view in an epoch, so that no more is read than without views.
 
         Raises:
             DistillError: fewer pictures with captions than a batch takes.
@@ -60,6 +69,7 @@ class BatchPlan:
         self._count = (ends[usable] - self._first + 1).astype(np.uint32)
         self.rows = caption_image[self._first]
         self._batch_size, self._seed, self._pooling = batch_size, seed, pooling
+        self._num_views = num_views
         if len(self.rows) < batch_size:
             raise DistillError(
                 f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: lower it"
@@ -75,10 +85,12 @@ class BatchPlan:
         chosen = self._order(epoch)(np.arange(index * self._batch_size, (index + 1) * self._batch_size))
         (key,) = keys(1, self._seed, epoch, Stream.CAPTIONS)
         captions = self._first[chosen] + choose(chosen, self._count[chosen], key)
-        return Batch(self.rows[chosen], captions)
+        rows = self.rows[chosen]
+        views = self._views(epoch, rows // self._pooling.chunk_rows if self._pooling else rows)
+        return Batch(rows, captions, views)
 
-    def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[int]:
-        """Chunks of the cache that a pooled batch reads from, and those of the pool after it.
+    def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[Chunk]:
+        """Chunks of the cache, with their views, that a pooled batch reads from, and those of the pool after it.
 
         Args:
             epoch: of the batch.
@@ -88,11 +100,20 @@ class BatchPlan:
         order = self._order(epoch)
         assert isinstance(order, PooledOrder)
         chunks, goes_on = order.chunks_near(index * self._batch_size, (index + 1) * self._batch_size)
+        near = self._with_views(epoch, chunks)
         if not goes_on and not is_last:
             following = self._order(epoch + 1)
             assert isinstance(following, PooledOrder)
-            chunks += following.first_chunks()
-        return chunks
+            near += self._with_views(epoch + 1, following.first_chunks())
+        return near
+
+    def _views(self, epoch: int, drawing: NDArray[np.int64]) -> NDArray[np.int64]:
+        """A view for each of the pictures or chunks that draw one."""
+        (key,) = keys(1, self._seed, epoch, Stream.VIEWS)
+        return choose(drawing, np.full(len(drawing), self._num_views), key)
+
+    def _with_views(self, epoch: int, chunks: list[int]) -> list[Chunk]:
+        return list(zip(self._views(epoch, np.array(chunks, np.int64)).tolist(), chunks, strict=True))
 
     def _shuffle(self, epoch: int) -> Callable[[Positions], Positions]:
         if self._pooling is None:

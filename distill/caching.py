@@ -12,6 +12,7 @@ from ..cache.manifest import read_manifest
 from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
+from ..cache.views import has_further_views, make_room, missing_views
 from ..encoders.image import load_image_tower
 from .device import resolve_device
 from .errors import DistillError
@@ -35,7 +36,7 @@ def cache_pictures(
     settings: CacheSettings,
     on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
 ) -> CacheResult:
-    """Embed every picture of a manifest, or finish what an earlier pass left.
+    """Embed every picture of a manifest, finish what an earlier pass left, or add views.
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
@@ -66,12 +67,18 @@ def cache_pictures(
         if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
             require_image_root(settings.resolved_image_root)
             write_info(cache, replace(cache.info, source=source))
-        total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in cache.missing_chunks())
+        if settings.views > cache.info.num_views:
+            write_info(cache, replace(cache.info, augmentation=settings.augmentation))
+            make_room(cache, settings.views)
+        num_views = max(settings.views, cache.info.num_views)
+        missing = missing_views(cache, num_views)
+        total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in missing)
         report = embed_missing(
             cache,
             tower.encode,
             image_root=settings.resolved_image_root,
             workers=settings.resolved_workers,
+            num_views=num_views,
             on_progress=lambda done, report: on_progress("embed", done, total),
         )
     return CacheResult(cache=cache, report=report, resumed=resumed)
@@ -82,8 +89,8 @@ def _plan(
 ) -> bool:
     """Plan the cache unless it is planned already; returns whether it was, with these very settings."""
     if is_planned(settings.output):
-        existing = Cache(settings.output).info
-        require_same_encoder(existing.encoder, encoder, f"the tower given for {settings.output}")
+        existing = Cache(settings.output)
+        require_same_encoder(existing.info.encoder, encoder, f"the tower given for {settings.output}")
         _require_same_plan(existing, source, settings)
         return True
     rows = read_manifest(settings.source, image_field=settings.image_field, text_fields=settings.text_field)
@@ -93,17 +100,21 @@ def _plan(
         source=source,
         batch_size=settings.batch_size,
         max_pixels=settings.max_pixels,
+        num_views=settings.views,
+        augmentation=settings.augmentation if settings.views > 1 else None,
         libraries={name: version(name) for name in _LIBRARIES},
     )
     plan_cache(settings.output, rows, info, chunk_rows=settings.chunk_rows, on_progress=on_progress)
     return False
 
 
-def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSettings) -> None:
+def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSettings) -> None:
     """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
 
-    The image root may differ: pictures move, and their keys are relative to it.
+    The image root may differ: pictures move, and their keys are relative to it. Views may be more: they are added, with
+    the augmentation of those that are there.
     """
+    planned = existing.info
     differences = [
         (name, getattr(planned.source, name), getattr(source, name))
         for name in ("sha256", "image_field", "text_fields", "limit")
@@ -111,6 +122,10 @@ def _require_same_plan(planned: CacheInfo, source: SourceInfo, settings: CacheSe
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
     differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))
     differences.append(("precision", planned.encoder.precision, settings.precision))
+    if planned.state != "sealed" and settings.views < planned.num_views:
+        differences.append(("views", planned.num_views, settings.views))
+    if settings.views > 1 and planned.augmentation and (planned.num_views > 1 or has_further_views(existing)):
+        differences.append(("augmentation", str(planned.augmentation), str(settings.augmentation)))
     if settings.chunk_rows is not None:
         differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))
     for name, before, now in differences:

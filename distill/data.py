@@ -22,7 +22,7 @@ from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
 from .images import Buffered, ImageSource, OnDevice, OnHost
-from .pools import Pooling
+from .pools import Chunk, Pooling
 from .tokens import TokenTable, open_tokens
 from .train_settings import TrainSettings
 
@@ -129,27 +129,54 @@ def open_images(
     device: torch.device,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ImageSource:
-    """Where to read embeddings: `--embeddings`, or the nearest place that holds them.
+    """Where to read embeddings, of the views of `--views`: `--embeddings`, or the nearest place that holds them.
 
     Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
 
     Raises:
         CacheError: a chunk is absent or damaged.
+        DistillError: the cache has fewer views.
     """
-    info, where, pooling = cache.info, settings.embeddings, pooling_of(cache, settings)
+    info, where, pooling, num_views = (
+        cache.info,
+        settings.embeddings,
+        pooling_of(cache, settings),
+        views_of(cache, settings),
+    )
     if where == "auto":
-        where = "device" if 2 * len(cache) * info.encoder.dim <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
+        needed = 2 * num_views * len(cache) * info.encoder.dim
+        where = "device" if needed <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
     if pooling is None:
-        rows = cache.mapped(EMB).check(on_progress)
+        views = [cache.mapped(EMB, view) for view in range(num_views)]
+        for view, rows in enumerate(views):
+            before, all_ = view * cache.num_chunks, num_views * cache.num_chunks
+            rows.check(lambda done, _, before=before, all_=all_: on_progress(before + done, all_))  # type: ignore[misc]
         if where == "mapped":
-            return OnHost(rows.take, device)
-        return OnDevice(_copy_to_device(rows, info.chunk_rows, device))
+            return OnHost([rows.take for rows in views], device)
+        return OnDevice(_copy_to_device(views, info.chunk_rows, device))
 
-    def read_chunk(chunk: int) -> NDArray[np.float16]:
-        held = cache.chunk_slice(chunk)
-        return cache.emb_rows(np.arange(held.start, held.stop))
+    def read_chunk(chunk: Chunk) -> NDArray[np.float16]:
+        view, number = chunk
+        held = cache.chunk_slice(number)
+        return cache.emb_rows(np.arange(held.start, held.stop), view)
 
-    return Buffered(read_chunk, info.encoder.dim, pooling, device)
+    return Buffered(read_chunk, info.encoder.dim, pooling, device, num_views)
+
+
+def views_of(cache: Cache, settings: TrainSettings) -> int:
+    """How many views of a picture a run draws from.
+
+    Raises:
+        DistillError: the cache has fewer.
+    """
+    stored = cache.info.num_views
+    if settings.views == "all":
+        return stored
+    if int(settings.views) > stored:
+        raise DistillError(
+            f"--views {settings.views}: {cache.path} has {stored}: run its `clipglot cache` command again with --views"
+        )
+    return int(settings.views)
 
 
 def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
@@ -173,11 +200,12 @@ def _open_tokens(
     return open_tokens(cache, tokenizer, length, beside, workers=workers, on_progress=on_progress)
 
 
-def _copy_to_device(rows: MappedRows, chunk_rows: int, device: torch.device) -> Tensor:
-    """All rows, by way of a chunk of host memory at a time."""
-    image_emb = torch.empty(rows.shape, dtype=torch.float16, device=device)
-    for start in range(0, len(rows), chunk_rows):
-        image_emb[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
+def _copy_to_device(views: list[MappedRows], chunk_rows: int, device: torch.device) -> Tensor:
+    """All rows of some views, `[V, N, D]`, by way of a chunk of host memory at a time."""
+    image_emb = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
+    for held, rows in zip(image_emb, views, strict=True):
+        for start in range(0, len(rows), chunk_rows):
+            held[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
     return image_emb
 
 

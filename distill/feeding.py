@@ -62,7 +62,11 @@ class Feed:
         """
         self._data, self._tower, self._device = data, tower, device
         self.plan = BatchPlan(
-            data.caption_image, batch_size=settings.batch_size, seed=settings.seed, pooling=data.images.pooling
+            data.caption_image,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            num_views=data.images.num_views,
+            pooling=data.images.pooling,
         )
         self._own = parallel.share_of(settings.batch_size)
         self._num_views = settings.num_views
@@ -135,9 +139,10 @@ class Feed:
         shown = np.concatenate([captions + view * len(data.tokens) for view in range(self._num_views)])
         parts = [shown[i : i + self._micro_batch] for i in range(0, len(shown), self._micro_batch)]
         packed = [self._tower.pack(*self._tokens_of(part, epoch, index)) for part in parts]
+        of = slice(None) if isinstance(data.images, OnDevice) else own
         return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
-            images=data.images.read(batch.rows if isinstance(data.images, OnDevice) else batch.rows[own]),
+            images=data.images.read(batch.rows[of], batch.views[of]),
             masked=self._of_own_captions(self._shared.within(batch.rows, group)),
             draw=draw,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,

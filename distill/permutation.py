@@ -26,6 +26,7 @@ class Stream(IntEnum):
     NEGATIVES = 4
     DROPOUT = 5
     TOKENS = 6
+    VIEWS = 7
 
 
 def keys(count: int, *seed: int) -> NDArray[np.uint64]:

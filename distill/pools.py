@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from .permutation import Permutation, Positions, Stream
 
+Chunk = tuple[int, int]
+"""A chunk of the stored embeddings: view, and number along the pictures."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pooling:

@@ -30,8 +30,8 @@ def encoder_info(tower: ImageTower) -> EncoderInfo:
     )
 
 
-def run_provenance(cache: Cache) -> dict[str, Any]:
-    """What a run keeps of the cache that it trains on."""
+def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
+    """What a run keeps of the cache that it trains on, with so many of its views."""
     info = cache.info
     return {
         "cache": str(cache.path.absolute()),
@@ -40,6 +40,8 @@ def run_provenance(cache: Cache) -> dict[str, Any]:
         "num_pictures": info.num_pictures,
         "num_captions": info.num_captions,
         "counts": info.counts,
+        "num_views": num_views,
+        "augmentation": asdict(info.augmentation) if info.augmentation and num_views > 1 else None,
     }
 
 
@@ -50,11 +52,12 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
         del encoder[name]
     for name in ("path", "image_root"):
         del source[name]
-    return {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
+    views = {"num_views": 1, "augmentation": None}  # of a run that was begun before there were more
+    return views | {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
 
 
 def content_id(cache: Cache) -> str:
-    """A short name for what is in a cache, wherever it lies."""
+    """A short name for what is in a cache, wherever it lies; further views do not change it, captions stay."""
     content = json.dumps(content_of(run_provenance(cache)), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -30,6 +30,7 @@ FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", 
 # These are resolved into what a run is computed in, or change memory and speed alone.
 FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
 FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
+FREE_ON_RESUME |= {"views"}  # their number is in the provenance, whatever the cache has by now
 
 
 class Run:
@@ -113,6 +114,12 @@ class Run:
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
                     "resume with the same settings, or choose another -o"
                 )
+        before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
+        if before != found:
+            raise DistillError(
+                f"{self.path} was begun on {before} stored views a picture, now there are {found}: "
+                f"pass --views {before}"
+            )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
                 f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o"

@@ -5,10 +5,11 @@ Kept apart from the code that they configure so that `clipglot train --help` ans
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..cache.format import Augmentation
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -50,14 +51,50 @@ class CacheSettings:
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
     chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB, less in small caches)"] = None
     max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
+    views: Annotated[
+        int, "stored views of a picture: the plain one, then augmented ones; run it again with more to add them"
+    ] = 1
+    augment_scale: Annotated[
+        float, "least share of a picture's area in an augmented view (random resized crop); 1 crops nothing more"
+    ] = 0.5
+    augment_flip: Annotated[
+        float, "chance that such a view is mirrored; captions that name left, right or lettering then fit no more"
+    ] = 0.0
+    augment_jitter: Annotated[float, "most change of its brightness, contrast and saturation, 0 to 1"] = 0.0
+    augment_grayscale: Annotated[float, "chance that it loses its colours; captions that name some fit no more"] = 0.0
+    augment_seed: Annotated[int, "with row and view fixes every augmentation"] = 0
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
     device: Device = "auto"
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels")
+        require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
         require(
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
+        )
+        require(0 < self.augment_scale <= 1, f"--augment-scale {self.augment_scale}: is a share above 0, at most 1")
+        for name in ("flip", "jitter", "grayscale"):
+            value = getattr(self, f"augment_{name}")
+            require(0 <= value <= 1, f"--augment-{name} {value}: must lie between 0 and 1")
+        require(0 <= self.augment_seed < 2**63, f"--augment-seed {self.augment_seed}: must lie between 0 and 2^63")
+        require(
+            self.views > 1 or self.augmentation == Augmentation(),
+            "--augment-… are for the views beyond the plain one: pass --views 2 or more",
+        )
+        require(
+            self.views == 1 or replace(self.augmentation, seed=0) != Augmentation(scale=1),
+            f"--views {self.views} would all be the same: lower --augment-scale, or raise --augment-flip, -jitter, …",
+        )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What makes the views beyond the plain one."""
+        return Augmentation(
+            scale=self.augment_scale,
+            flip=self.augment_flip,
+            jitter=self.augment_jitter,
+            grayscale=self.augment_grayscale,
+            seed=self.augment_seed,
         )
 
     @property

@@ -19,7 +19,7 @@ from ..cache.files import locked
 from ..cache.store import Cache
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from . import parallel
-from .data import ValidationData, load_data, load_validation, open_images, pooling_of
+from .data import ValidationData, load_data, load_validation, open_images, pooling_of, views_of
 from .device import resolve_device, resolve_precision, set_matmul_precision
 from .diagnosis import Diagnosis
 from .errors import DistillError
@@ -127,7 +127,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     precision = resolve_precision(settings.precision, device)
     pooling = pooling_of(cache, settings)
     description = {
-        "provenance": run_provenance(cache),
+        "provenance": run_provenance(cache, views_of(cache, settings)),
         "computed_in": {
             "precision": precision,
             "tf32": settings.tf32 and device.type == "cuda",

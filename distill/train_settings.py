@@ -24,6 +24,10 @@ class TrainSettings:
     dropout: Annotated[float, "share of the tower's values that are zeroed in training, 0 to 1"] = 0.0
     token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
+    views: Annotated[
+        str | int,
+        "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",
+    ] = "all"
     batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
     lr: Annotated[float, "peak learning rate"] = 1e-3
     schedule: Annotated[
@@ -97,6 +101,10 @@ class TrainSettings:
         require(
             self.negatives == "all" or str(self.negatives).isdecimal(),
             f"--negatives {self.negatives}: is a number, or all",
+        )
+        require(
+            self.views == "all" or (str(self.views).isdecimal() and int(self.views) >= 1),
+            f"--views {self.views}: is a number from 1 on, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
         for name in ("similarity", "alignment", "uniformity", "simcse"):

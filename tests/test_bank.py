@@ -23,7 +23,7 @@ def test_a_draw_masks_exactly_what_is_no_negative(
         return
     size = min(size, len(rows))
     captions = np.flatnonzero(np.isin(image, rows[:2]))[[0, -1]]
-    batch = Batch(image[captions], captions)
+    batch = Batch(image[captions], captions, np.zeros_like(captions))
     plan = BankPlan(rows, SharedCaptions(group, image), size=size, seed=seed)
     draw = plan.draw(epoch, index, batch, group[captions])
 
@@ -60,7 +60,7 @@ def test_in_time_every_picture_is_drawn_equally_often() -> None:
     rows = np.arange(50) * 2
     none = SharedCaptions(np.arange(50), rows)
     plan = BankPlan(rows, none, size=20, seed=0)
-    batch = Batch(rows[:2], np.array([0, 1]))
+    batch = Batch(rows[:2], np.array([0, 1]), np.zeros(2, np.int64))
     counts = np.zeros(100)
     for epoch in range(20):
         for index in range(5):  # five windows of 20 go twice round 50 pictures

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -87,11 +88,12 @@ def undisturbed(pictures: Path, make_cache: Callable[..., Any], tmp_path_factory
 
 @pytest.fixture
 def running(launcher: subprocess.Popen[str], pictures: Path, tiny_clip: Path, tmp_path: Path) -> Any:
-    """`with running(cache) as a_pass`: start `clipglot cache`; nothing of it may outlive the block."""
+    """`with running(cache, **more) as a_pass`: start `clipglot cache`; nothing of it may outlive the block."""
 
     @contextmanager
-    def run(cache: Path) -> Iterator[Pass]:
-        options = [str(part) for name, value in SETTINGS.items() for part in (f"--{name.replace('_', '-')}", value)]
+    def run(cache: Path, **more: Any) -> Iterator[Pass]:
+        given = (SETTINGS | more).items()
+        options = [str(part) for name, value in given for part in (f"--{name.replace('_', '-')}", value)]
         arguments = ["cache", str(pictures), "-o", str(cache), "--model", f"local-dir:{tiny_clip}", *options]
         messages = tmp_path / "messages"
         messages.unlink(missing_ok=True)
@@ -127,8 +129,8 @@ def everyone() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
 
 
-def num_done(cache: Path) -> int:
-    folder = cache / "images" / "status" / "c"
+def num_done(cache: Path, array: str = "status/c") -> int:
+    folder = cache / "images" / array
     return sum(file.name.isdigit() for file in folder.iterdir()) if folder.is_dir() else 0
 
 
@@ -202,3 +204,28 @@ def test_a_killed_worker_is_one_clear_error_and_the_pass_goes_on_later(
     assert "Traceback" not in messages
     make_cache(pictures, cache, **SETTINGS)
     assert files(cache) == files(undisturbed)
+
+
+def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_harms_those_there_are(
+    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    views: dict[str, Any] = {"views": 4, "augment_scale": 0.3, "augment_flip": 0.5}
+    at_once, cache = tmp_path / "at_once.zarr", Path(shutil.copytree(undisturbed, tmp_path / "cache.zarr"))
+    make_cache(pictures, at_once, **SETTINGS | views | {"workers": 1})
+    moments = random.Random(0)
+    for at_least in (0, 7, 15, 23):  # chunks of the last view that are done when the killer wakes up
+        with running(cache, **views) as a_pass:
+            room = cache / "images" / "norm" / "zarr.json"
+            a_pass.until(
+                lambda wanted=at_least, room=room: (
+                    num_done(cache, "norm/c/3") >= wanted if wanted else json.loads(room.read_text())["shape"][0] == 4
+                )
+            )
+            time.sleep(moments.uniform(0, 0.05))
+            os.kill(a_pass.pid, signal.SIGKILL)
+            assert a_pass.wait() == -signal.SIGKILL
+        assert Cache(cache).require_sealed().info.num_views == 1
+        assert Cache(cache).verify() == []
+    make_cache(pictures, cache, **SETTINGS | views)
+    assert Cache(cache).verify() == []
+    assert files(cache) == files(at_once)

@@ -89,7 +89,7 @@ def test_sources_read_the_same_rows(tiny_cache: Path, tmp_path: Path) -> None:
     found = {}
     for where in ("device", "mapped", "chunks"):
         source = open_images(cache, settings(tiny_cache, tmp_path, embeddings=where, buffer_gb=1e-9), CPU)
-        source.hold(range(cache.num_chunks))
+        source.hold([(0, chunk) for chunk in range(cache.num_chunks)])
         found[where] = source
         assert torch.equal(source.to_device(source.read(rows)), expected)
         source.close()
@@ -108,9 +108,11 @@ def test_embeddings_are_mapped_where_they_do_not_fit(
 def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int, batch_size: int) -> None:
     reads: list[int] = []
 
-    def read_chunk(chunk: int) -> Any:
-        reads.append(chunk)
-        return np.arange(16 * chunk, 16 * chunk + 16, dtype=np.float16)[:, None]
+    def read_chunk(chunk: Any) -> Any:
+        view, number = chunk
+        assert view == 0
+        reads.append(number)
+        return np.arange(16 * number, 16 * number + 16, dtype=np.float16)[:, None]
 
     pooling = images.Pooling(chunk_rows=16, pool_chunks=pool_chunks)
     usable = np.where(np.arange(512) % 16 < 6, np.arange(512), -1)
