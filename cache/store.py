@@ -20,6 +20,8 @@ from .format import (
     NORM,
     PLANNED_ARRAYS,
     STATUS,
+    TEACHER_ARRAYS,
+    TEACHER_STATUS,
     TEXT,
     TOKENS,
     CacheInfo,
@@ -146,6 +148,10 @@ class Cache:
         """What became of each picture, `[N] uint8`; see `Status`."""
         return self._read(STATUS, (slice(None),))
 
+    def teacher_status(self) -> NDArray[np.uint8]:
+        """What became of each caption's translation, `[M] uint8`; see `TeacherStatus`."""
+        return self._read(TEACHER_STATUS, (slice(None),))
+
     def caption_image(self) -> NDArray[np.int64]:
         """The row of each caption's picture, `[M] int64`, ascending."""
         return self._read(CAPTION_IMAGE, (slice(None),))
@@ -184,7 +190,7 @@ class Cache:
         if self.info.state == "planning":
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
-        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS):
+        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.teacher_fields else ())):
             try:
                 arrays[name] = self._array(name)
             except CacheError as error:

@@ -12,14 +12,16 @@ from ..cache.manifest import read_manifest
 from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
+from ..cache.teacher import embed_teacher
 from ..cache.views import has_further_views, make_room, missing_views
 from ..encoders.image import load_image_tower
+from ..encoders.teacher import load_text_teacher
 from .device import resolve_device
 from .errors import DistillError
 from .provenance import encoder_info, require_same_encoder
 from .settings import CacheSettings
 
-Stage = Literal["plan", "embed"]
+Stage = Literal["plan", "teach", "embed"]
 _LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
 
 
@@ -54,11 +56,14 @@ def cache_pictures(
         image_field=settings.image_field,
         text_fields=list(settings.text_field),
         limit=settings.limit,
+        teacher_fields=list(settings.teacher_field),
     )
+    device = resolve_device(settings.device)
+    teacher = load_text_teacher(settings.model, settings.pretrained, device=device) if settings.teacher_field else None
     tower = load_image_tower(
         settings.model,
         settings.pretrained,
-        device=resolve_device(settings.device),
+        device=device,
         precision=settings.precision,
     )
     with locked(settings.output):
@@ -67,6 +72,9 @@ def cache_pictures(
         if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
             require_image_root(settings.resolved_image_root)
             write_info(cache, replace(cache.info, source=source))
+        if teacher:  # first, so that a sealed cache has all of it
+            _require_same_teacher(cache, teacher.weights_sha256)
+            embed_teacher(cache, teacher.encode, lambda done, total: on_progress("teach", done, total))
         if settings.views > cache.info.num_views:
             write_info(cache, replace(cache.info, augmentation=settings.augmentation))
             make_room(cache, settings.views)
@@ -93,7 +101,12 @@ def _plan(
         require_same_encoder(existing.info.encoder, encoder, f"the tower given for {settings.output}")
         _require_same_plan(existing, source, settings)
         return True
-    rows = read_manifest(settings.source, image_field=settings.image_field, text_fields=settings.text_field)
+    rows = read_manifest(
+        settings.source,
+        image_field=settings.image_field,
+        text_fields=settings.text_field,
+        teacher_fields=settings.teacher_field,
+    )
     info = CacheInfo(
         state="planning",
         encoder=encoder,
@@ -108,6 +121,17 @@ def _plan(
     return False
 
 
+def _require_same_teacher(cache: Cache, found: str) -> None:
+    """Keep the identity of the text tower that teaches, and refuse another."""
+    if cache.info.teacher_sha256 is None:
+        write_info(cache, replace(cache.info, teacher_sha256=found))
+    elif cache.info.teacher_sha256 != found:
+        raise DistillError(
+            f"{cache.path} was taught by a text tower of sha256 {cache.info.teacher_sha256[:12]}…, "
+            f"the one given has {found[:12]}…: give the same --model and --pretrained, or choose another -o"
+        )
+
+
 def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSettings) -> None:
     """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
 
@@ -117,7 +141,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     planned = existing.info
     differences = [
         (name, getattr(planned.source, name), getattr(source, name))
-        for name in ("sha256", "image_field", "text_fields", "limit")
+        for name in ("sha256", "image_field", "text_fields", "teacher_fields", "limit")
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
     differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))

@@ -42,6 +42,7 @@ class Fed:
         masked: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
         draw: negatives beyond the batch, if any.
         drawn: what the source has read of them.
+        teacher: the teacher's embeddings of the captions of this process, if it is asked.
     """
 
     packed: Sequence[Packed]
@@ -49,6 +50,7 @@ class Fed:
     masked: NDArray[np.int64]
     draw: Draw | None
     drawn: Tensor | None
+    teacher: Tensor | None
 
 
 class Feed:
@@ -109,7 +111,13 @@ class Feed:
         image_emb = images.to_device(fed.images)
         if not isinstance(images, OnDevice):
             image_emb = parallel.gather(image_emb)
-        return Targets(image_emb=image_emb.float(), own=self._own, masked=fed.masked, bank=self._bank_of(fed))
+        return Targets(
+            image_emb=image_emb.float(),
+            own=self._own,
+            masked=fed.masked,
+            bank=self._bank_of(fed),
+            teacher_emb=None if fed.teacher is None else fed.teacher.to(self._device, non_blocking=True),
+        )
 
     def _bank_of(self, fed: Fed) -> Bank | None:
         if fed.draw is None:
@@ -146,6 +154,7 @@ class Feed:
             masked=self._of_own_captions(self._shared.within(batch.rows, group)),
             draw=draw,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
+            teacher=data.teacher.read(captions, self._device) if data.teacher else None,
         )
 
     def _tokens_of(self, shown: NDArray[np.int64], epoch: int, index: int) -> Block:

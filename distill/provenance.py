@@ -52,6 +52,8 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
         del encoder[name]
     for name in ("path", "image_root"):
         del source[name]
+    if not source.get("teacher_fields"):
+        source.pop("teacher_fields", None)  # of a run that was begun before there could be any
     views = {"num_views": 1, "augmentation": None}  # of a run that was begun before there were more
     return views | {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
 

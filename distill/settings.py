@@ -46,6 +46,9 @@ class CacheSettings:
     text_field: Annotated[tuple[str, ...], "column with its caption or captions; may be given more than once"] = (
         "text",
     )
+    teacher_field: Annotated[
+        tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
+    ] = ()
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None

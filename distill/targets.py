@@ -42,12 +42,14 @@ class Targets:
         masked: `[2, P]`, a caption of this process and another picture of the batch that carries the same; ascending in
             the first, on the host.
         bank: further negatives of the text→image softmax.
+        teacher_emb: `[b, D]`, the teacher's embeddings of this process's captions, zeros where there is none.
     """
 
     image_emb: Tensor
     own: slice
     masked: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     bank: Bank | None = None
+    teacher_emb: Tensor | None = None
 
     def own_emb(self, dtype: torch.dtype) -> Tensor:
         """The pictures of this process's captions, `[b, D]`."""

@@ -26,15 +26,16 @@ from rich.console import Console
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
     "clipglot": "--version",
-    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --limit --batch-size "
-    "--workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
-    "--augment-seed --precision --device --config --json",
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --limit "
+    "--batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
+    "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --vocab-size --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --dropout "
-    "--token-dropout --epochs --views --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
-    "--loss --similarity --alignment --uniformity --simcse --teacher-temperature --negatives "
+    "--token-dropout --epochs --views --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 "
+    "--grad-clip --loss --similarity --alignment --uniformity --simcse --teacher-weight "
+    "--teacher-temperature --negatives "
     "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
     "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
     "--json",

@@ -1,0 +1,62 @@
+"""The text teacher in training: its embedding of a caption's translation is drawn near, beside the picture or alone.
+
+b captions of this process, D features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..cache.format import TEACHER_EMB
+from ..cache.mapped import MappedRows
+from ..cache.store import Cache
+from ..cache.teacher import TeacherStatus
+from .errors import DistillError
+from .parallel import with_sum_of_all
+from .targets import Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The teacher's embeddings of M captions, mapped; zeros where there is none."""
+
+    emb: MappedRows
+
+    def read(self, captions: NDArray[np.int64], device: torch.device) -> Tensor:
+        """Those of some captions, `[b, D] float16`, in memory that the device can fetch from."""
+        read = torch.from_numpy(self.emb.take(captions))
+        return read.pin_memory() if device.type == "cuda" else read
+
+
+def open_teacher(cache: Cache) -> Teacher:
+    """The teacher's embeddings of a sealed cache, checked against their checksums.
+
+    Raises:
+        CacheError: a chunk is absent or damaged.
+        DistillError: the cache has none, or none of a caption.
+    """
+    remedy = "cache again with the --teacher-field of the captions in the language that the CLIP reads"
+    if not cache.info.source.teacher_fields:
+        raise DistillError(f"--teacher-weight: {cache.path} holds no teacher's embeddings: {remedy}")
+    if not (cache.teacher_status() == TeacherStatus.EMBEDDED).any():
+        raise DistillError(f"--teacher-weight: no caption of {cache.path} has a teacher's embedding: {remedy}")
+    return Teacher(emb=cache.mapped(TEACHER_EMB).check())
+
+
+def follow_teacher(text_emb: Tensor, targets: Targets) -> Tensor:
+    """1 - cosine to the teacher's embedding, averaged over the batch; captions without one add nothing.
+
+    On unit vectors this is half the squared distance, the loss of Carlsson et al. 2022, "Cross-lingual and multilingual
+    CLIP", section 3, less what it asks of the length.
+
+    Args:
+        text_emb: `[b, D] float32`, unit norm.
+        targets: with the teacher's embeddings of these captions.
+    """
+    assert targets.teacher_emb is not None
+    teacher_emb = targets.teacher_emb.to(text_emb.dtype)
+    distance = teacher_emb.any(1).to(text_emb.dtype) - (text_emb * teacher_emb).sum(1)  # [b]
+    return with_sum_of_all(distance.sum() / len(targets.image_emb))
