@@ -91,6 +91,12 @@ class SourceInfo:
     text_fields: list[str]
     limit: int | None = None
     teacher_fields: list[str] = field(default_factory=list)
+    images: bool = True
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether captions have a teacher's embedding beside their picture's."""
+        return self.images and bool(self.teacher_fields)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,13 +27,13 @@ class ManifestRow:
 
 
 def read_manifest(
-    path: Path, *, image_field: str, text_fields: Sequence[str], teacher_fields: Sequence[str] = ()
+    path: Path, *, image_field: str | None, text_fields: Sequence[str], teacher_fields: Sequence[str] = ()
 ) -> Iterator[ManifestRow]:
     """Read a manifest row by row.
 
     Args:
         path: a `.jsonl`, `.ndjson`, `.csv` or `.tsv` file; tables carry a header line.
-        image_field: the column of the picture's path.
+        image_field: the column of the picture's path; None for a manifest without pictures, whose keys are empty.
         text_fields: the columns of captions; in jsonl each may hold a string, a list of strings or null.
         teacher_fields: the columns of their translations, likewise.
 
@@ -48,15 +48,15 @@ def read_manifest(
     records = _json_lines(path) if suffix in (".jsonl", ".ndjson") else _table(path, "," if suffix == ".csv" else "\t")
     for line, record in records:
         where = f"{path}:{line}"
-        for name in (image_field, *text_fields, *teacher_fields):
+        for name in (*([image_field] if image_field else []), *text_fields, *teacher_fields):
             if name not in record:
                 option = "--image-field" if name == image_field else "--text-field"
                 option = "--teacher-field" if name in teacher_fields else option
                 raise CacheError(
                     f"{where}: no field {name!r} (found: {', '.join(map(str, record))}): pass {option} NAME"
                 )
-        key = record[image_field]
-        if not isinstance(key, str) or not key:
+        key = record[image_field] if image_field else ""
+        if not isinstance(key, str) or (image_field and not key):
             raise CacheError(f"{where}: {image_field!r} must be the path of a picture, found {key!r}")
         if not _is_unicode(key):
             raise CacheError(f"{where}: {image_field!r} holds half of a surrogate pair: {key!r}")

@@ -125,7 +125,7 @@ def _lay_out(
     pictures = _Pictures(info.source.limit)
     keys = RaggedWriter(root, KEY)
     texts = RaggedWriter(root, TEXT)
-    teacher = RaggedWriter(root, TEACHER_TEXT) if info.source.teacher_fields else None
+    teacher = RaggedWriter(root, TEACHER_TEXT) if info.source.has_teacher else None
     owners = StreamedArray(root, CAPTION_IMAGE, "int64")
     dropped = {"empty": 0, "not unicode": 0}
     done, last_owner, ascending = 0, 0, True

@@ -10,12 +10,11 @@ def remedy(chunks: list[tuple[str, tuple[int, ...]]]) -> str:
 
     A chunk without status is not done, and a further view of one not without its norm.
     """
-    taught = sorted(
-        {f"{TEACHER_STATUS}/c/{index[-2:][0]}" for name, index in chunks if name == TEACHER_STATUS}
-        | {f"{TEACHER_STATUS}/c/{index[1]}" for name, index in chunks if name == TEACHER_EMB}
-    )
     if chunks and all(name in (TEACHER_EMB, TEACHER_STATUS) for name, _ in chunks):
-        return f"delete {' '.join(taught)} and run its `clipglot cache` command again to embed these captions anew"
+        taught = {f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}" for name, index in chunks}
+        return (
+            f"delete {' '.join(sorted(taught))} and run its `clipglot cache` command again to embed these captions anew"
+        )
     if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
         return REMAKE
     files = sorted(

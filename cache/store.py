@@ -190,7 +190,7 @@ class Cache:
         if self.info.state == "planning":
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
-        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.teacher_fields else ())):
+        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ())):
             try:
                 arrays[name] = self._array(name)
             except CacheError as error:

@@ -83,7 +83,7 @@ def embed_teacher(
     total = sum(run.stop - run.start for run in runs)
     for run in runs:
         texts = RaggedReader(cache.root, TEACHER_TEXT).read(run.start, run.stop)
-        emb, found = _embed(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+        emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
         with zarr.config.set({"array.write_empty_chunks": True}):
             open_array(cache.root, TEACHER_EMB)[0, run] = emb
             status[run] = found
@@ -91,10 +91,23 @@ def embed_teacher(
         on_progress(done, total)
 
 
-def _embed(
+def embed_texts(
     texts: Sequence[str], encode: Encode, batch_size: int, dim: int
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Embeddings of a chunk `[R, D]`, unit norm or zero, and what became of each caption `[R]`."""
+    """Embed texts that may be several lines each.
+
+    Args:
+        texts: of R captions, empty where there is none.
+        encode: the teacher.
+        batch_size: lines of one forward.
+        dim: D.
+
+    Returns:
+        Embeddings `[R, D]`, unit norm or zero, and what became of each `[R]`.
+
+    Raises:
+        CacheError: the teacher's output has another width.
+    """
     lines = [text.split(SEPARATOR) if text else [] for text in texts]
     owner = np.repeat(np.arange(len(texts)), [len(of_caption) for of_caption in lines])
     flat = [line for of_caption in lines for line in of_caption]

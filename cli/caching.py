@@ -119,7 +119,7 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
                 "its sha256": info.encoder.weights_sha256,
                 "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
                 "precision": info.encoder.precision,
-                **({"teacher": _teacher(opened)} if info.source.teacher_fields else {}),
+                **({"teacher": _teacher(opened)} if info.source.has_teacher else {}),
                 "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
                 "image root": info.source.image_root,
                 "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),

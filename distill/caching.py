@@ -13,6 +13,7 @@ from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
 from ..cache.teacher import embed_teacher
+from ..cache.texts import embed_missing_texts, rows_of_texts
 from ..cache.views import has_further_views, make_room, missing_views
 from ..encoders.image import load_image_tower
 from ..encoders.teacher import load_text_teacher
@@ -57,6 +58,7 @@ def cache_pictures(
         text_fields=list(settings.text_field),
         limit=settings.limit,
         teacher_fields=list(settings.teacher_field),
+        images=settings.images,
     )
     device = resolve_device(settings.device)
     teacher = load_text_teacher(settings.model, settings.pretrained, device=device) if settings.teacher_field else None
@@ -72,8 +74,9 @@ def cache_pictures(
         if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
             require_image_root(settings.resolved_image_root)
             write_info(cache, replace(cache.info, source=source))
-        if teacher:  # first, so that a sealed cache has all of it
+        if teacher:
             _require_same_teacher(cache, teacher.weights_sha256)
+        if teacher and settings.images:  # first, so that a sealed cache has all of it
             embed_teacher(cache, teacher.encode, lambda done, total: on_progress("teach", done, total))
         if settings.views > cache.info.num_views:
             write_info(cache, replace(cache.info, augmentation=settings.augmentation))
@@ -81,6 +84,9 @@ def cache_pictures(
         num_views = max(settings.views, cache.info.num_views)
         missing = missing_views(cache, num_views)
         total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in missing)
+        if teacher and not settings.images:
+            report = embed_missing_texts(cache, teacher.encode, lambda done, report: on_progress("embed", done, total))
+            return CacheResult(cache=cache, report=report, resumed=resumed)
         report = embed_missing(
             cache,
             tower.encode,
@@ -103,10 +109,12 @@ def _plan(
         return True
     rows = read_manifest(
         settings.source,
-        image_field=settings.image_field,
+        image_field=settings.image_field if settings.images else None,
         text_fields=settings.text_field,
         teacher_fields=settings.teacher_field,
     )
+    if not settings.images:
+        rows = rows_of_texts(rows)
     info = CacheInfo(
         state="planning",
         encoder=encoder,
@@ -141,7 +149,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     planned = existing.info
     differences = [
         (name, getattr(planned.source, name), getattr(source, name))
-        for name in ("sha256", "image_field", "text_fields", "teacher_fields", "limit")
+        for name in ("sha256", "image_field", "text_fields", "teacher_fields", "images", "limit")
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
     differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))

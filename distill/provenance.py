@@ -54,6 +54,8 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
         del source[name]
     if not source.get("teacher_fields"):
         source.pop("teacher_fields", None)  # of a run that was begun before there could be any
+    if source.get("images"):
+        del source["images"]
     views = {"num_views": 1, "augmentation": None}  # of a run that was begun before there were more
     return views | {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
 

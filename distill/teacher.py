@@ -39,6 +39,10 @@ def open_teacher(cache: Cache) -> Teacher:
         DistillError: the cache has none, or none of a caption.
     """
     remedy = "cache again with the --teacher-field of the captions in the language that the CLIP reads"
+    if not cache.info.source.images:
+        raise DistillError(
+            f"--teacher-weight: the targets of {cache.path} are a teacher's already: drop it, and take --loss cosine"
+        )
     if not cache.info.source.teacher_fields:
         raise DistillError(f"--teacher-weight: {cache.path} holds no teacher's embeddings: {remedy}")
     if not (cache.teacher_status() == TeacherStatus.EMBEDDED).any():

@@ -26,8 +26,8 @@ from rich.console import Console
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
     "clipglot": "--version",
-    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --limit "
-    "--batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
+    "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
     "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",

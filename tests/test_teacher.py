@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.cache import teacher as teaching
+from clipglot.cache.embed import write_info
+from clipglot.cache.errors import CacheError
 from clipglot.cache.format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT
 from clipglot.cache.ragged import RaggedReader
 from clipglot.cache.store import Cache
@@ -21,8 +24,10 @@ from clipglot.demo.captions import caption
 from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.demo.scenes import draw, training_scenes
 from clipglot.distill.errors import DistillError
+from clipglot.distill.export import export_run
 from clipglot.distill.losses import Objective
 from clipglot.distill.run import Run
+from clipglot.distill.settings import ExportSettings
 from clipglot.distill.targets import Targets
 from clipglot.distill.teacher import follow_teacher
 from clipglot.distill.train import train
@@ -131,7 +136,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = {"model": MODEL, "batch_size": 64, "teacher_field": ("en",)}
-    real, calls = teaching._embed, []
+    real, calls = teaching.embed_texts, []
 
     def dies(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -139,7 +144,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(teaching, "_embed", dies)
+    monkeypatch.setattr(teaching, "embed_texts", dies)
     with pytest.raises(KeyboardInterrupt):
         make_cache(manifests["train"], tmp_path / "c", **given)
     assert Cache(tmp_path / "c").info.state == "planned"
@@ -238,3 +243,57 @@ def test_a_stopped_run_with_a_teacher_resumes_exactly(caches: dict[str, Path], t
         train(replace(broken, teacher_weight=0.1), resume=True)
     assert train(broken, resume=True).complete
     assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
+
+
+def test_without_pictures_the_translations_are_the_targets(
+    manifests: dict[str, Path], caches: dict[str, Path], make_cache: MakeCache, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in manifests["train"].read_text().splitlines()]
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": r["text"], "en": r["en"]}) for r in rows))
+    given = {"model": MODEL, "batch_size": 64, "teacher_field": ("en",), "images": False}
+    cache = make_cache(tmp_path / "texts.jsonl", tmp_path / "texts.zarr", **given).cache
+    translations = [text for row in rows for text in row["en"]]
+    assert sorted(cache.keys()) == sorted(set(translations))  # equal ones are one target with several captions
+    np.testing.assert_allclose(cache.image_emb(), english(cache.keys()), atol=1e-3)
+    keys = cache.keys()
+    assert {(keys[row], text) for row, text in zip(cache.caption_image(), cache.captions(), strict=True)} == set(
+        zip(translations, [text for row in rows for text in row["text"]], strict=True)
+    )
+    assert cache.verify() == []
+    assert make_cache(tmp_path / "texts.jsonl", tmp_path / "texts.zarr", **given).report.num_pictures == 0
+
+    learned = train(settings(cache.path, tmp_path / "run", val=caches["val"], loss="cosine"))
+    assert learned.validation is not None
+    assert learned.validation["r_at_10"] > 0.8  # of pictures, and it has seen none
+    exported = export_run(ExportSettings(run=tmp_path / "run", output=tmp_path / "merged"))
+    assert exported.why_no_probes is not None
+    assert "holds texts, no pictures" in exported.why_no_probes
+    with pytest.raises(DistillError, match="are a teacher's already"):
+        train(settings(cache.path, tmp_path / "other", teacher_weight=1.0))
+
+
+def test_a_pass_over_texts_that_was_cut_short_goes_on_to_the_same_bytes(
+    manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
+) -> None:
+    given = {"model": MODEL, "batch_size": 16, "teacher_field": ("en",), "images": False, "limit": 64}
+    straight = make_cache(manifests["train"], tmp_path / "straight", **given).cache
+    shutil.copytree(straight.path, tmp_path / "cut")
+    for file in (tmp_path / "cut" / "images").rglob("c/*"):  # as after a kill between the first chunk and the second
+        if file.is_file() and file.name != "0" and file.parts[-3] == "status":
+            file.unlink()
+    cut = Cache(tmp_path / "cut", read_only=False)
+    write_info(cut, replace(cut.info, state="planned", counts={}))
+    assert make_cache(manifests["train"], tmp_path / "cut", **given).report.num_pictures == 48
+    for file in straight.path.rglob("*"):
+        if file.is_file() and file.name != "zarr.json":
+            assert (tmp_path / "cut" / file.relative_to(straight.path)).read_bytes() == file.read_bytes()
+
+
+def test_a_caption_without_translation_is_named_where_there_are_no_pictures(
+    make_cache: MakeCache, tmp_path: Path
+) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "кот", "en": "a cat"}\n{"text": "пёс", "en": null}\n')
+    with pytest.raises(CacheError, match=r"line 2 of the manifest: 'пёс' has no translation: drop the row"):
+        make_cache(tmp_path / "texts.jsonl", tmp_path / "c", model=MODEL, teacher_field=("en",), images=False)
+    with pytest.raises(DistillError, match="--no-images needs the texts of a --teacher-field"):
+        make_cache(tmp_path / "texts.jsonl", tmp_path / "c", model=MODEL, images=False)
