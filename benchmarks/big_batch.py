@@ -16,7 +16,7 @@ import torch
 from clipglot.distill.student import Student
 from clipglot.distill.targets import Targets
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text import TextConfig
+from clipglot.encoders.text import TextConfig, TextTower
 
 CPU = torch.device("cpu")
 DIM, VOCABULARY = 512, 49_408
@@ -52,7 +52,7 @@ def main() -> None:
         quick_gelu=False,
     )
     settings = TrainSettings(cache=Path("none"), output=Path("none"), batch_size=options.batch_size)
-    student = Student(config, settings, CPU, "fp32")
+    student = Student(TextTower(config), settings, CPU, "fp32")
     image_emb = torch.nn.functional.normalize(torch.randn(options.batch_size, DIM), dim=-1)
     edges = np.concatenate([[0], np.cumsum(lengths)])
     packed = [

@@ -15,15 +15,15 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from .checked import REMAKE
 from .decoding import DecodedBlock, Views, block_decoder
 from .errors import CacheError
 from .files import sweep_partial
 from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
-from .remedy import REMAKE
 from .store import Cache
-from .views import Missing, known_status, missing_views
+from .views import Missing, missing_views
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
@@ -161,18 +161,18 @@ def seal(cache: Cache, num_views: int = 1) -> None:
     """
     num_views = max(num_views, cache.info.num_views)
     assert not missing_views(cache, num_views)
-    sweep_partial(cache.path, keep=TOKENS)  # while views are added, runs may be writing there
+    sweep_partial(cache.folder, keep=TOKENS)  # while views are added, runs may be writing there
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
-        shutil.rmtree(cache.path / STATUS / "c")
+        shutil.rmtree(cache.folder / STATUS / "c")
         found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         raise CacheError(
             f"{cache.path}: not one picture could be embedded ({found}): check --image-root and run the command again"
         )
-    norm = open_array(cache.root, NORM)
+    norm = cache.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:
-        shutil.rmtree(cache.path / NORM / "c" / str(view))
+        shutil.rmtree(cache.folder / NORM / "c" / str(view))
     if empty:
         raise CacheError(
             f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
@@ -199,7 +199,7 @@ def _begin(cache: Cache, start: int, views: Views) -> _Chunk:
     index = start // cache.info.chunk_rows
     rows = cache.chunk_slice(index)
     num = rows.stop - rows.start
-    status = np.zeros(num, np.uint8) if 0 in views else known_status(cache, index)
+    status = np.zeros(num, np.uint8) if 0 in views else cache.status(index)
     emb = np.zeros((len(views), num, cache.info.encoder.dim), np.float16)
     return _Chunk(index, rows, views, emb, np.zeros((len(views), num), np.float32), status)
 

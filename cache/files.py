@@ -175,6 +175,11 @@ class DurableLocalStore(LocalStore):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, value.as_buffer_like())
 
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder; nothing if there is none."""
+        path = self.root / folder
+        return [entry.name for entry in path.iterdir()] if path.is_dir() else []
+
     async def _open(self, *, mode: Any = None) -> None:
         if not self.read_only:
             with explained(self.root):

@@ -17,7 +17,8 @@ EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 TOKENS = "tokens"
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
-TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", TEACHER_EMB, TEACHER_STATUS)
+TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
+TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
 EMBEDDED_ARRAYS = (EMB, NORM, STATUS)  # filled by the pass, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 

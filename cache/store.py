@@ -1,7 +1,6 @@
 """Reading a cache: its metadata, rows and integrity. Writing goes through `plan` and `embed`."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from .checked import CheckedGroup, chunk_indices, chunk_name
 from .errors import CacheError
-from .files import DurableLocalStore
 from .format import (
     CAPTION_IMAGE,
     EMB,
@@ -21,16 +20,16 @@ from .format import (
     PLANNED_ARRAYS,
     STATUS,
     TEACHER_ARRAYS,
+    TEACHER_EMB,
     TEACHER_STATUS,
     TEXT,
     TOKENS,
-    CacheInfo,
     Status,
 )
 from .mapped import MappedRows
-from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedReader, open_array
-from .remedy import REMAKE, remedy
-from .tokens import find_token_faults
+from .ragged import RaggedReader
+from .stores import RemoteStore
+from .tokens import TOKEN_GROUP, find_token_faults
 
 ROWS_AT_A_TIME = 8192
 
@@ -44,7 +43,7 @@ class Failure:
     status: Status
 
 
-class Cache:
+class Cache(CheckedGroup):
     """An existing cache. N pictures, M captions, V views, D features.
 
     ::
@@ -53,27 +52,6 @@ class Cache:
         cache.image_emb().shape  # (6000, 512)
         cache.captions(0, 5)  # the first five
     """
-
-    def __init__(self, path: Path, *, read_only: bool = True) -> None:
-        """Open a cache.
-
-        Raises:
-            CacheError: nothing there, no cache, or a format that this version does not read.
-        """
-        if not path.exists():
-            raise CacheError(f"{path}: no such cache: make one with `clipglot cache SOURCE -o {path} …`")
-        if not path.is_dir():
-            raise CacheError(f"{path} is a file, expected a cache")
-        if not (path / "zarr.json").exists():
-            holds = "holds a run" if (path / "run.json").exists() else "has no zarr.json"
-            raise CacheError(f"{path} {holds}, expected a cache")
-        try:
-            self.root = zarr.open_group(DurableLocalStore(path, read_only=read_only), mode="r" if read_only else "r+")
-            attributes = dict(self.root.attrs)
-        except UNREADABLE_METADATA as error:
-            raise CacheError(f"{path} is no cache, or its zarr.json is damaged ({error})") from error
-        self.path = path
-        self.info = CacheInfo.from_attributes(attributes, str(path))
 
     def __len__(self) -> int:
         return self.info.num_pictures
@@ -104,8 +82,7 @@ class Cache:
 
     def missing_chunks(self) -> list[int]:
         """The chunks that no pass has finished, ascending. Status is written last, so it alone tells."""
-        folder = self.path / STATUS / "c"
-        done = {int(file.name) for file in folder.iterdir() if file.name.isdigit()} if folder.is_dir() else set()
+        done = self.stored_numbers(f"{STATUS}/c")
         return [chunk for chunk in range(self.num_chunks) if chunk not in done]
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
@@ -124,8 +101,8 @@ class Cache:
         emb = np.empty((len(rows), self.info.encoder.dim), np.float16)
         order = np.argsort(rows, kind="stable")
         chunks, starts = np.unique(rows[order] // self.info.chunk_rows, return_index=True)
-        with self._whole(EMB):
-            array = self._array(EMB)
+        with self._whole(EMB, only=[(view, chunk, 0) for chunk in chunks.tolist()]):
+            array = self.array(EMB)
             for chunk, wanted in zip(chunks.tolist(), np.split(order, starts[1:]), strict=False):
                 held = self.chunk_slice(chunk)
                 emb[wanted] = np.asarray(array[view, held])[rows[wanted] - held.start]
@@ -135,22 +112,28 @@ class Cache:
         """The rows of an array, one view of it, mapped from the chunk files of a sealed cache; `check` them before use.
 
         Raises:
-            CacheError: a chunk is absent or of the wrong size.
+            CacheError: a chunk is absent or of the wrong size, or the cache lies at a URL.
         """
-        found = self._array(name), self.path / name
-        return MappedRows(*found, view=self._stored(view), remedy=lambda index: remedy([(name, index)]))
+        found = self.array(name), self.folder / name
+        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self._remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`; 0 where a further view repeats the plain one."""
         return self._read(NORM, (self._stored(view), slice(None)))
 
-    def status(self) -> NDArray[np.uint8]:
-        """What became of each picture, `[N] uint8`; see `Status`."""
-        return self._read(STATUS, (slice(None),))
+    def status(self, chunk: int | None = None) -> NDArray[np.uint8]:
+        """What became of each picture, or of each in a chunk, `[N] uint8`; see `Status`."""
+        if chunk is None:
+            return self._read(STATUS, (slice(None),))
+        return self._read(STATUS, (self.chunk_slice(chunk),), only=[(chunk,)])
 
     def teacher_status(self) -> NDArray[np.uint8]:
         """What became of each caption's translation, `[M] uint8`; see `TeacherStatus`."""
         return self._read(TEACHER_STATUS, (slice(None),))
+
+    def teacher_emb(self) -> NDArray[np.float16]:
+        """All embeddings of the teacher, `[M, D] float16`, unit norm, zeros where a caption has none."""
+        return self._read(TEACHER_EMB, (0, slice(None)))
 
     def caption_image(self) -> NDArray[np.int64]:
         """The row of each caption's picture, `[M] int64`, ascending."""
@@ -190,25 +173,34 @@ class Cache:
         if self.info.state == "planning":
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
-        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ())):
+        taught = TEACHER_ARRAYS if self.info.source.has_teacher else ()
+        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *taught, *self._remote_tokens()):
             try:
-                arrays[name] = self._array(name)
+                arrays[name] = self.array(name)
             except CacheError as error:
                 faults.append(str(error))
-        total, done = sum(len(_chunks(array)) for array in arrays.values()), 0
+        total, done = sum(len(chunk_indices(array)) for array in arrays.values()), 0
         for name, array in arrays.items():
-            for index in _chunks(array):
+            for index in chunk_indices(array):
                 fault = self._chunk_fault(array, index)
                 if fault:
-                    faults.append(f"{_chunk_name(array, index)}: {fault}: {remedy([(name, index)])}")
+                    faults.append(f"{chunk_name(array, index)}: {fault}: {self._remedy([(name, index)])}")
                 done += 1
                 on_progress(done, total)
-        faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
+        if isinstance(self.path, Path):
+            faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
         return faults or list(self._count_faults(arrays))
+
+    def _remote_tokens(self) -> list[str]:
+        """Arrays of tokens that were uploaded with the cache; local ones are checked as they are read, mapped."""
+        if isinstance(self._store, RemoteStore):
+            keys = filter(TOKEN_GROUP.fullmatch, sorted(self._store.names(TOKENS)))
+            return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]
+        return []
 
     def _count_faults(self, arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:
         """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
-        info, N, M = self.info, self.info.num_pictures, self.info.num_captions
+        remake, info, N, M = self._remedy([]), self.info, self.info.num_pictures, self.info.num_captions
         shapes = {
             EMB: (max(info.num_views, arrays[EMB].shape[0]), N, info.encoder.dim),  # more views may be under way
             NORM: (max(info.num_views, arrays[NORM].shape[0]), N),
@@ -219,80 +211,21 @@ class Cache:
         }
         wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
         for name, shape in wrong.items():
-            yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {REMAKE}"
+            yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"
         if wrong:
             return
         counts = {status.label: count for status, count in self.count_status().items()}
         if info.state == "sealed" and counts != info.counts:
-            yield f"zarr.json: counts are {info.counts}, the pictures' statuses say {counts}: {REMAKE}"
+            yield f"zarr.json: counts are {info.counts}, the pictures' statuses say {counts}: {remake}"
         owners = self.caption_image()
         if len(owners) and (owners[0] < 0 or owners[-1] >= N or bool((np.diff(owners) < 0).any())):
-            yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {REMAKE}"
+            yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {remake}"
 
     def _stored(self, view: int) -> int:
         if not 0 <= view < self.info.num_views:
             raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
         return view
 
-    def _array(self, name: str) -> zarr.Array[Any]:
-        """One of the cache's arrays.
-
-        Raises:
-            CacheError: its metadata is absent or damaged.
-        """
-        try:
-            return open_array(self.root, name)
-        except UNREADABLE_METADATA as error:
-            raise CacheError(f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {REMAKE}") from error
-
-    def _read(self, name: str, selection: tuple[Any, ...]) -> NDArray[Any]:
-        with self._whole(name):
-            return np.asarray(self._array(name)[selection])
-
     def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
         with self._whole(f"{name}/bytes", f"{name}/offsets"):
             return RaggedReader(self.root, name).read(start, stop)
-
-    @contextmanager
-    def _whole(self, *names: str) -> Iterator[None]:
-        """Read arrays inside the block: an absent chunk (zarr would make it zeros) or a damaged one is named.
-
-        Raises:
-            CacheError: with the chunk's file and what to do.
-        """
-        arrays = {name: self._array(name) for name in names}
-        absent = [(n, i) for n, a in arrays.items() for i in _chunks(a) if self._chunk_absent(a, i)]
-        if absent:
-            name, index = absent[0]
-            raise CacheError(f"{self.path}: {_chunk_name(arrays[name], index)} is absent: {remedy(absent)}")
-        try:
-            yield
-        except UNREADABLE_CHUNK as error:
-            faults = [(n, i) for n, a in arrays.items() for i in _chunks(a) if self._chunk_fault(a, i)]
-            chunks = ", ".join(_chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
-            raise CacheError(f"{self.path}: damaged chunk {chunks} ({error}): {remedy(faults)}") from error
-
-    def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
-        """Whether a chunk that must be there is not. Before sealing, the pass's own chunks need not be."""
-        pending = self.info.state != "sealed" and array.path in EMBEDDED_ARRAYS
-        pending |= array.path in (EMB, NORM) and index[0] >= self.info.num_views
-        return not pending and not (self.path / _chunk_name(array, index)).is_file()
-
-    def _chunk_fault(self, array: zarr.Array[Any], index: tuple[int, ...]) -> str | None:
-        """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
-        if self._chunk_absent(array, index):
-            return "absent"
-        try:
-            array.blocks[index]
-        except UNREADABLE_CHUNK as error:
-            return f"damaged ({error})"
-        return None
-
-
-def _chunks(array: zarr.Array[Any]) -> list[tuple[int, ...]]:
-    """The indices of an array's chunks."""
-    return list(np.ndindex(*array.cdata_shape))
-
-
-def _chunk_name(array: zarr.Array[Any], index: tuple[int, ...]) -> str:
-    return f"{array.path}/{array.metadata.encode_chunk_key(index)}"

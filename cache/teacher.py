@@ -58,9 +58,8 @@ def make_room_for_teacher(root: zarr.Group, info: CacheInfo, num_captions: int) 
 
 def missing_teacher_chunks(cache: Cache) -> list[int]:
     """The chunks of captions that no pass has finished, ascending. Status is written last, so it alone tells."""
-    folder = cache.path / TEACHER_STATUS / "c"
-    done = {int(file.name) for file in folder.iterdir() if file.name.isdigit()} if folder.is_dir() else set()
-    return [chunk for chunk in range(open_array(cache.root, TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
+    done = cache.stored_numbers(f"{TEACHER_STATUS}/c")
+    return [chunk for chunk in range(cache.array(TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
 
 
 def embed_teacher(
@@ -76,7 +75,7 @@ def embed_teacher(
     Raises:
         CacheError: the teacher's output has another width than planned, or no room to write.
     """
-    status = open_array(cache.root, TEACHER_STATUS)
+    status = cache.array(TEACHER_STATUS)
     rows, num_captions = status.chunks[0], status.shape[0]
     missing, done = missing_teacher_chunks(cache), 0
     runs = [slice(chunk * rows, min((chunk + 1) * rows, num_captions)) for chunk in missing]
@@ -86,7 +85,7 @@ def embed_teacher(
         emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
         with zarr.config.set({"array.write_empty_chunks": True}):
             open_array(cache.root, TEACHER_EMB)[0, run] = emb
-            status[run] = found
+            open_array(cache.root, TEACHER_STATUS)[run] = found
         done += len(texts)
         on_progress(done, total)
 

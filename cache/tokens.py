@@ -22,6 +22,7 @@ from .ragged import UNREADABLE_METADATA, StreamedArray, open_array
 
 OFFSETS_AT_A_TIME = 2**21
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+TOKEN_GROUP = re.compile("[0-9a-f]{64}")
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
@@ -116,7 +117,7 @@ def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredT
 def find_token_faults(tokens: Path, num_captions: int) -> Iterator[str]:
     """One line for everything that is wrong in the groups below a folder `tokens`."""
     for group in sorted(tokens.iterdir()) if tokens.is_dir() else ():
-        if not re.fullmatch("[0-9a-f]{64}", group.name):
+        if not TOKEN_GROUP.fullmatch(group.name):
             continue  # what a killed writer left
         try:
             stored = map_tokens(group, num_captions, check=False)

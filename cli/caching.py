@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..cache.format import EXPLANATION, Status
+from ..cache.location import Location, to_location
 from ..cache.plan import is_planned
 from ..cache.store import Cache
 from ..cache.teacher import TeacherStatus
@@ -17,7 +18,7 @@ from .folders import require_kind
 from .options import settings_options
 from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table
 
-cache_argument = click.argument("cache", type=click.Path(path_type=Path))
+cache_argument = click.argument("cache", type=to_location)
 
 
 @click.command()
@@ -86,7 +87,7 @@ def _kept(path: Path) -> str:
 @cache_argument
 @click.option("--failures", type=int, default=10, show_default=True, help="failed pictures to list; -1 lists all")
 @json_option
-def inspect(cache: Path, failures: int, as_json: bool) -> None:
+def inspect(cache: Location, failures: int, as_json: bool) -> None:
     """Show what is in CACHE, what failed and why."""
     with friendly_errors():
         require_kind(cache, "cache")
@@ -147,7 +148,7 @@ def inspect(cache: Path, failures: int, as_json: bool) -> None:
 @click.command()
 @cache_argument
 @json_option
-def verify(cache: Path, as_json: bool) -> None:
+def verify(cache: Location, as_json: bool) -> None:
     """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
     with friendly_errors(), progress_bar() as progress:
         require_kind(cache, "cache")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from ..cache.location import Location, to_location
 from .folders import require_kind
 from .render import friendly_errors, json_option, output, percent, print_json, table
 
@@ -15,9 +16,9 @@ def evaluate() -> None:
 
 @evaluate.command()
 @click.argument("merged", type=click.Path(path_type=Path))
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=to_location)
 @json_option
-def retrieval(merged: Path, cache: Path, as_json: bool) -> None:
+def retrieval(merged: Path, cache: Location, as_json: bool) -> None:
     """How often the captions of CACHE find their picture and back, with the CLIP in MERGED.
 
     CACHE must come from the same image tower; no picture is opened.

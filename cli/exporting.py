@@ -43,9 +43,7 @@ def export(settings: ExportSettings, as_json: bool) -> None:
 @click.command()
 @click.argument("merged", type=click.Path(path_type=Path))
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--text", "texts", multiple=True, required=True, help="a description to choose from; repeat it  [required]"
-)
+@click.option("--text", "texts", multiple=True, required=True, help="a description to choose from; repeat it")
 @json_option
 def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_json: bool) -> None:
     """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.

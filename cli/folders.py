@@ -1,9 +1,10 @@
 """What kind of folder a path is, so that a command that is given another kind names the one that takes it."""
 
-from pathlib import Path
 from typing import Literal
 
 import click
+
+from ..cache.location import Location, Url
 
 Kind = Literal["cache", "run", "merged CLIP"]
 # The file by which each kind is known, and what to do with it.
@@ -14,12 +15,14 @@ _KINDS: dict[Kind, tuple[str, str]] = {
 }
 
 
-def require_kind(path: Path, expected: Kind) -> None:
-    """Refuse a folder of another kind; what is of none is for the command to judge.
+def require_kind(path: Location, expected: Kind) -> None:
+    """Refuse a folder of another kind; what is of none, or at a URL, is for the command to judge.
 
     Raises:
         click.ClickException: says what it is and what takes it.
     """
+    if isinstance(path, Url):
+        return
     found: dict[Kind, str] = {kind: remedy for kind, (mark, remedy) in _KINDS.items() if (path / mark).is_file()}
     if expected not in found:
         for kind, remedy in found.items():

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import time
+from typing import Any
 
 import click
 
@@ -10,7 +12,7 @@ COMMANDS = {
     "cache": ("caching", "cache", "Embed every picture of a manifest once."),
     "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
     "verify": ("caching", "verify", "Check every checksum of a cache."),
-    "tokenizer": ("training", "tokenizer", "Train a tokenizer on the captions of a cache."),
+    "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("training", "train", "Train a text tower on a cache."),
     "export": ("exporting", "export", "Merge both towers into one CLIP."),
     "predict": ("exporting", "predict", "Which text describes a picture best?"),
@@ -20,8 +22,22 @@ COMMANDS = {
 }
 
 
+FIRST_SPEAKS_S = 20.0  # in which the first of several processes has met what all have met, and was ended by it
+
+
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for."""
+    """A group whose commands are imported when they are asked for; of several processes only the first says errors."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command. A process that is not the first ends as the first does, and says nothing."""
+        if is_first_process():
+            return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs | {"standalone_mode": False})
+        except click.ClickException as error:
+            # The launcher ends all processes once one has ended: not before the first has spoken.
+            time.sleep(FIRST_SPEAKS_S)
+            raise SystemExit(error.exit_code) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order of the job, not of the alphabet."""
@@ -39,6 +55,11 @@ class LazyGroup(click.Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, _, help_) in COMMANDS.items()])
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks to the user, of those that `torchrun` started, or alone."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

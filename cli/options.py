@@ -1,7 +1,7 @@
 """Click options from a settings dataclass: one definition for the library, the TOML file and the flags.
 
 A field `name: Annotated[type, "help"] = default` becomes `--name`; fields given as arguments become positional.
-Precedence: flags, then `--config FILE.toml`, then the field's default.
+Precedence: flags, then `--config FILE.toml`, then what the command itself knows, then the field's default.
 """
 
 import tomllib
@@ -13,17 +13,33 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import click
 
+from ..cache.location import Url, to_location
 from ..distill.errors import DistillError
 
 Command = Callable[..., Any]
 
 
-def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command], Command]:
+class LocalPath(click.Path):
+    """A path; a URL would name an odd folder below the working directory, so it is refused."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check, then do as click does."""
+        if "://" in str(value):
+            self.fail(f"{value} is a URL, expected a local path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def settings_options(
+    settings: type[Any],
+    *arguments: str,
+    known: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda merged, options: {},
+) -> Callable[[Command], Command]:
     """Decorate a click command with the options of a settings dataclass; it receives one instance as `settings`.
 
     Args:
         settings: the dataclass.
         arguments: names of fields that are positional, in order.
+        known: values of fields that were not given, from those that were and from the command's other options.
     """
 
     def decorate(function: Command) -> Command:
@@ -32,7 +48,7 @@ def settings_options(settings: type[Any], *arguments: str) -> Callable[[Command]
             given = {name: values.pop(name) for name in list(values) if name in names}
             merged = _merge(settings, arguments, given, values.pop("config"))
             try:
-                resolved = settings(**merged)
+                resolved = settings(**known(merged, values) | merged)
             except DistillError as error:  # a value that cannot be is bad usage
                 raise click.UsageError(str(error)) from error
             return function(settings=resolved, **values)
@@ -89,13 +105,15 @@ def _click_type(type_: Any) -> tuple[Any, bool]:
         return _click_type(args[0])[0], True
     if origin in (Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
+        if Url in inner:
+            return to_location, False
         return _click_type(str if str in inner else inner[0])  # a flag's text may be a number, too
-    return (click.Path(path_type=Path) if type_ is Path else type_), False
+    return (LocalPath(path_type=Path) if type_ is Path else type_), False
 
 
 def _metavar(type_: Any) -> str | None:
     text = str(type_)
-    return "PATH" if "Path" in text else None
+    return "PATH|URL" if "Url" in text else "PATH" if "Path" in text else None
 
 
 def _merge(

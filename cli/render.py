@@ -2,6 +2,8 @@
 
 import errno
 import json
+import math
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cache.errors import CacheError
-from ..distill.errors import DistillError
+from ..distill.errors import DistillError, LoneError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 
@@ -46,6 +48,9 @@ def friendly_errors() -> Iterator[None]:
         if error.errno not in _REFUSALS:
             raise
         raise click.ClickException(str(error)) from error
+    except LoneError as error:
+        click.echo(f"Error: {error}", err=True)  # beside the first process's, if that has one
+        raise SystemExit(1) from error
     except (CacheError, EncoderError, DistillError, EvalError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -85,6 +90,20 @@ def progress_bar() -> Iterator[Progress]:
     )
     with Progress(*columns, console=status, disable=not status.is_terminal) as progress:
         yield progress
+
+
+class PlainProgress:
+    """A line on standard error now and then, where no terminal shows a bar: at first, then about every minute."""
+
+    def __init__(self, every_s: float = 60.0) -> None:
+        self._every_s, self._said_at = every_s, -math.inf
+
+    def show(self, line: str, *, at_once: bool = False) -> None:
+        """Say a line if one is due, or at once."""
+        if status.is_terminal or not (at_once or time.monotonic() - self._said_at >= self._every_s):
+            return
+        self._said_at = time.monotonic()
+        click.echo(line, err=True)
 
 
 def facts(title: str, rows: dict[str, Any]) -> Table:

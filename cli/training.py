@@ -1,63 +1,60 @@
-"""`clipglot tokenizer` and `train`."""
+"""`clipglot train`."""
 
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ..distill.recipes import Recipe, settings_of
 from ..distill.train_settings import TrainSettings
 from .folders import require_kind
+from .main import is_first_process
 from .options import settings_options
-from .render import friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
     from ..distill.findings import Finding
+    from ..distill.train import TrainResult
 
 
-@click.command()
-@click.argument("cache", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="folder to write; must not exist  [required]",
-)
-@click.option("--vocab-size", type=int, default=16_384, show_default=True, help="most tokens, special ones included")
-@json_option
-def tokenizer(cache: Path, folder: Path, vocab_size: int, as_json: bool) -> None:
-    """Train a byte-level BPE tokenizer on the captions of CACHE; it reads every script."""
+def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """With --resume, what the run was begun with; else what the recipe says."""
+    recipe = options.pop("recipe")
+    if not options["resume"]:
+        return settings_of(recipe, merged) if recipe else {}
+    from ..distill.run import Run
+
     with friendly_errors():
-        require_kind(cache, "cache")
-        from ..distill.tokens import write_tokenizer
-
-        report = write_tokenizer(cache, folder, vocab_size)
-    if as_json:
-        print_json(report)
-    else:
-        say(
-            f"{folder}: {report['vocab_size']:,} tokens from {report['num_captions']:,} captions, "
-            f"{report['tokens_per_caption']:.1f} tokens a caption (BOS and EOS included), longest {report['longest']}"
-        )
+        return Run(merged["output"]).settings_to_resume()
 
 
 @click.command()
-@settings_options(TrainSettings, "cache")
-@click.option("--resume", is_flag=True, help="go on from the newest checkpoint")
+@settings_options(TrainSettings, "cache", known=_known)
+@click.option(
+    "--recipe",
+    type=click.Choice(get_args(Recipe)),
+    help="settings found by measurement, where none are given: few or many pictures, a language model whole or by LoRA",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="go on from the newest checkpoint, with the run's own settings where none are given; one that would make it "
+    "another run is refused",
+)
 @json_option
 def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     """Train a text tower on the pictures and captions of CACHE; no picture is opened.
 
-    Ctrl-C saves a checkpoint; --resume goes on exactly where it stopped.
+    Ctrl-C saves a checkpoint; with --resume the run goes on exactly where it
+    stopped: clipglot train CACHE -o RUN --resume is enough.
 
     \b
-    clipglot train train.zarr -o run --val val.zarr --epochs 30
+    clipglot train train.zarr -o run --val val.zarr --recipe few
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
+    plain = PlainProgress()
     with friendly_errors(), progress_bar() as progress:
-        for given in filter(None, (settings.cache, settings.val)):
-            require_kind(given, "cache")
+        require_kind(settings.cache, "cache")
+        if settings.val:
+            require_kind(settings.val, "cache")
         from ..distill.train import train as run_training
 
         task = progress.add_task("train", note="", total=None)
@@ -74,6 +71,9 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
             progress.update(
                 task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
             )
+            if is_first_process() and not as_json and len(metrics) > 2:  # less is no line of metrics.jsonl
+                note = (notes["loss"] + notes["recall"]).removeprefix(", ")
+                plain.show(f"step {step:,} of {total:,}: {note}", at_once="r_at_10" in metrics)
 
         def show_finding(finding: "Finding") -> None:
             warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
@@ -81,26 +81,59 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
         result = run_training(
             settings, resume=resume, on_prepare=show_preparing, on_progress=show, on_finding=show_finding
         )
-    if os.environ.get("RANK", "0") != "0":
-        return  # the first process speaks for all
+    if not is_first_process():
+        return
+    trace, traced = _trace(settings, result)
     if as_json:
         print_json(
             {
                 "run": str(settings.output),
                 "complete": result.complete,
+                "began_at": result.began_at,
                 "step": result.step,
                 "num_steps": result.num_steps,
+                "vocab_size": result.vocab_size,
+                "trace": trace,
+                "num_trained": result.num_trained,
+                "num_parameters": result.num_parameters,
                 "validation": result.validation,
                 "findings": [finding.to_json() for finding in result.findings],
             }
         )
     elif result.complete:
         recall = f": {_recall(result.validation)}" if result.validation else ""
-        say(f"{settings.output}: trained {result.num_steps:,} steps{recall}")
+        if result.began_at == result.num_steps:
+            say(f"{settings.output} was finished already, after {result.num_steps:,} steps: nothing was done{recall}")
+        else:
+            share = percent(result.num_trained / result.num_parameters)
+            trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
+            say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
+        if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
+            asked = f"--vocab-size {settings.vocab_size:,}"
+            say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")
+        if traced:
+            say(traced)
         say(f"next: clipglot export {settings.output} -o merged")
     if not result.complete:
         click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: go on with --resume", err=True)
         raise SystemExit(130)
+
+
+def _trace(settings: TrainSettings, result: "TrainResult") -> tuple[str | None, str]:
+    """Where the profiler's trace is, if it was asked for and written, and a line about it."""
+    from ..distill.profiling import WARM_UP, trace_file
+
+    if not settings.profile:
+        return None, ""
+    num_recorded = min(settings.profile, result.step - result.began_at - WARM_UP)
+    if num_recorded < 1:
+        done = result.step - result.began_at
+        return None, f"profile: nothing recorded in {done} steps: the first {WARM_UP} are warm-up"
+    trace = str(trace_file(settings.output))
+    return (
+        trace,
+        f"profile: {num_recorded} of {settings.profile} steps in {trace}, for ui.perfetto.dev or chrome://tracing",
+    )
 
 
 def _recall(validation: dict[str, Any]) -> str:

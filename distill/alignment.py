@@ -18,7 +18,7 @@ from .targets import Targets, blocks
 def alignment(text_emb: Tensor, targets: Targets) -> Tensor:
     """The mean squared distance of captions `[b, D]`, unit norm, to their pictures: 2 - 2 cos."""
     distance = (text_emb - targets.own_emb(text_emb.dtype)).square().sum(1)  # [b]
-    return parallel.with_sum_of_all(distance.sum() / len(targets.image_emb))
+    return parallel.with_sum_of_all(targets.mean(distance))
 
 
 def uniformity(text_emb: Tensor, targets: Targets) -> Tensor:

@@ -59,19 +59,20 @@ class SharedCaptions:
         count = np.where(self._groups[place] == groups, self._counts[place], 0)
         return np.repeat(np.arange(len(groups)), count), self._rows[runs(self._starts[place], count)]
 
-    def within(self, rows: Ints, groups: Ints) -> Ints:
+    def within(self, rows: Ints, groups: Ints, picture: Ints | None = None) -> Ints:
         """Captions of a batch and other pictures of it that carry the same, `[2, P]`, ascending in the first.
 
         Args:
             rows: `[B]`, distinct: the pictures of the batch.
-            groups: `[B]`, the group of the caption that stands for each.
+            groups: `[n]`, the group of each caption.
+            picture: `[n]`, the place in `rows` of its picture; by default each picture has one caption.
         """
         which, carriers = self.pictures_of(groups)
         if not len(which):  # as with most captions: nothing to look up, and no batch to sort
             return np.zeros((2, 0), np.int64)
         order = np.argsort(rows)
         place = order[np.minimum(np.searchsorted(rows, carriers, sorter=order), len(rows) - 1)]
-        other = (rows[place] == carriers) & (place != which)
+        other = (rows[place] == carriers) & (place != (which if picture is None else picture[which]))
         return np.stack([which[other], place[other]])
 
 
@@ -95,7 +96,7 @@ class BankPlan:
         self._order = lru_cache(maxsize=1)(self._shuffle)
 
     def draw(self, epoch: int, index: int, batch: Batch, groups: Ints) -> Draw:
-        """The pictures for batch `index` of an epoch, whose captions belong to `groups [B]`."""
+        """The pictures for batch `index` of an epoch, whose captions belong to `groups [n]`."""
         order, place_of = self._order(epoch)
         start = index * self._size % len(order)
 

@@ -19,11 +19,26 @@ from .tokens import CAPTIONS_AT_A_TIME, TokenTable
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pairs: `rows [B]` of pictures, each at most once, `captions [B]`, one of its captions each, and `views [B]`."""
+    """B pictures and captions of each.
+
+    Attributes:
+        rows: `[B]`, of pictures, each at most once.
+        captions: `[n]`, those of the first picture first.
+        views: `[B]`, which view of each picture.
+        picture: `[n]`, the place in `rows` of each caption's picture, ascending; None where each has one caption.
+    """
 
     rows: NDArray[np.int64]
     captions: NDArray[np.int64]
     views: NDArray[np.int64]
+    picture: NDArray[np.int64] | None = None
+
+    def captions_of(self, pictures: slice) -> slice:
+        """Which captions are of some pictures in a row."""
+        if self.picture is None:
+            return pictures
+        start, stop = self.picture.searchsorted([pictures.start, pictures.stop]).tolist()
+        return slice(start, stop)
 
 
 class BatchPlan:
@@ -44,6 +59,7 @@ class BatchPlan:
         batch_size: int,
         seed: int,
         num_views: int = 1,
+        captions_per_picture: int = 1,
         pooling: Pooling | None = None,
     ) -> None:
         """Plan over captions, given the row of each caption's picture.
@@ -53,6 +69,7 @@ class BatchPlan:
             batch_size: B.
             seed: of the whole run.
             num_views: of a picture, to choose from.
+            captions_per_picture: most captions of a picture in a batch; those with fewer repeat none.
             pooling: how to shuffle where rows cannot be read one by one; by default all rows at once. All pictures of
                 a chunk then have the same view in an epoch, so that no more is read than without views.
 
@@ -69,7 +86,7 @@ class BatchPlan:
         self._count = (ends[usable] - self._first + 1).astype(np.uint32)
         self.rows = caption_image[self._first]
         self._batch_size, self._seed, self._pooling = batch_size, seed, pooling
-        self._num_views = num_views
+        self._num_views, self._most = num_views, captions_per_picture
         if len(self.rows) < batch_size:
             raise DistillError(
                 f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: lower it"
@@ -84,10 +101,16 @@ class BatchPlan:
         """Batch `index` of an epoch."""
         chosen = self._order(epoch)(np.arange(index * self._batch_size, (index + 1) * self._batch_size))
         (key,) = keys(1, self._seed, epoch, Stream.CAPTIONS)
-        captions = self._first[chosen] + choose(chosen, self._count[chosen], key)
-        rows = self.rows[chosen]
+        rows, first, count = self.rows[chosen], self._first[chosen], self._count[chosen].astype(np.int64)
         views = self._views(epoch, rows // self._pooling.chunk_rows if self._pooling else rows)
-        return Batch(rows, captions, views)
+        begin = choose(chosen, count, key)
+        if self._most == 1:
+            return Batch(rows, first + begin, views)
+        taken = np.minimum(count, self._most)
+        picture = np.repeat(np.arange(len(chosen)), taken)
+        # From a random one on, and from the first again: each caption is shown as often as its neighbours.
+        nth = runs(begin, taken) % count[picture]
+        return Batch(rows, first[picture] + nth, views, picture)
 
     def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[Chunk]:
         """Chunks of the cache, with their views, that a pooled batch reads from, and those of the pool after it.

@@ -19,10 +19,10 @@ from .batches import group_equal_captions
 from .bench_settings import BenchSettings
 from .data import TrainData, free_bytes, open_images
 from .device import resolve_compile, resolve_device
-from .student import tower_config
 from .synthetic import copy_to_npy, query_texts, write_random_cache
 from .timing import Steps, in_turns, matmul_flops_s
 from .tokens import tokenize
+from .towers import scratch_config
 from .train_settings import TrainSettings
 
 CPU_BATCH, CUDA_BATCH = 64, 4096
@@ -135,9 +135,9 @@ def bench(
         else:
             texts = query_texts(max(8 * training.batch_size, 2**14), np.random.default_rng(0))
             cache = write_random_cache(Path(folder) / "cache.zarr", ([text] for text in texts), DIM)
-        data, tokenizer = load_bench_data(cache, training, device)
-        config = tower_config(training, cache.info.encoder, tokenizer, vocab_size=settings.vocab_size)
         reads = _reads(cache, Path(folder) / "rows.npy")
+        data, tokenizer = load_bench_data(cache, training, device)
+        config = scratch_config(training, cache.info.encoder, tokenizer, vocab_size=settings.vocab_size)
         with Steps(training, data, config, round_steps=round_steps) as steps:
             return _measure(steps, reads, rounds, resolve_compile(settings.compile, device), on_progress)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..cache.location import Location
 from .settings import Device, require_at_least_one
 from .train_settings import TrainSettings
 
@@ -12,7 +13,7 @@ from .train_settings import TrainSettings
 class BenchSettings:
     """`clipglot bench`: what this machine reaches. The tower is that of ViT-B/32 by default."""
 
-    cache: Annotated[Path | None, "cache to read and to take captions from (default: a synthetic one)"] = None
+    cache: Annotated[Location | None, "cache to read and to take captions from (default: a synthetic one)"] = None
     vocab_size: Annotated[int, "tokens that the text tower knows"] = 49_408
     context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
     width: Annotated[int, "width of the text tower"] = 512

@@ -15,8 +15,8 @@ from ..cache.store import Cache
 from ..cache.teacher import embed_teacher
 from ..cache.texts import embed_missing_texts, rows_of_texts
 from ..cache.views import has_further_views, make_room, missing_views
-from ..encoders.image import load_image_tower
-from ..encoders.teacher import load_text_teacher
+from ..encoders.image import ImageTower, load_image_tower
+from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
 from .errors import DistillError
 from .provenance import encoder_info, require_same_encoder
@@ -60,16 +60,10 @@ def cache_pictures(
         teacher_fields=list(settings.teacher_field),
         images=settings.images,
     )
-    device = resolve_device(settings.device)
-    teacher = load_text_teacher(settings.model, settings.pretrained, device=device) if settings.teacher_field else None
-    tower = load_image_tower(
-        settings.model,
-        settings.pretrained,
-        device=device,
-        precision=settings.precision,
-    )
+    tower, teacher = _load(settings)
+    encoder = encoder_info(tower)
     with locked(settings.output):
-        resumed = _plan(settings, source, encoder_info(tower), lambda done: on_progress("plan", done, None))
+        resumed = _plan(settings, source, encoder, lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
         if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
             require_image_root(settings.resolved_image_root)
@@ -96,6 +90,15 @@ def cache_pictures(
             on_progress=lambda done, report: on_progress("embed", done, total),
         )
     return CacheResult(cache=cache, report=report, resumed=resumed)
+
+
+def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
+    """The towers, on the device if they compute: without pictures the image tower is there for its identity alone."""
+    device, model, pretrained = resolve_device(settings.device), settings.model, settings.pretrained
+    if not settings.teacher_field:
+        return load_image_tower(model, pretrained, device=device, precision=settings.precision), None
+    tower, teacher = load_with_teacher(model, pretrained, device=device, precision=settings.precision)
+    return tower.placed(device) if settings.images else tower, teacher
 
 
 def _plan(

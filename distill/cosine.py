@@ -19,4 +19,4 @@ class Cosine(Loss):
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
         """The mean loss of a batch; see `Loss.forward`."""
         distance = 1 - (text_emb * targets.own_emb(text_emb.dtype)).sum(1)  # [b]
-        return with_sum_of_all(distance.sum() / len(targets.image_emb))
+        return with_sum_of_all(targets.mean(distance))

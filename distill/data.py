@@ -3,8 +3,10 @@
 N pictures, M captions, D features.
 """
 
+import math
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +17,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.format import EMB, Status
+from ..cache.location import Url
 from ..cache.mapped import MappedRows
 from ..cache.store import Cache
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .batches import group_equal_captions
 from .errors import DistillError
-from .images import Buffered, ImageSource, OnDevice, OnHost
+from .images import READ_THREADS, Buffered, ImageSource, OnDevice, OnHost
 from .pools import Chunk, Pooling
 from .teacher import Teacher, open_teacher
 from .tokens import TokenTable, open_tokens
 from .train_settings import TrainSettings
 
+NUM_POOLS = 3  # in the buffer: a batch may lie in two while the next is read
 SHARE_OF_MEMORY = 0.5  # of what is free on the device that embeddings may take by themselves
 
 
@@ -71,7 +75,7 @@ class ValidationData:
 def load_data(
     cache: Cache,
     images: ImageSource,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -97,13 +101,15 @@ def load_data(
         tokens=tokens,
         caption_image=caption_image,
         caption_group=group_equal_captions(tokens),
-        teacher=open_teacher(cache) if settings.teacher_weight else None,
+        teacher=open_teacher(cache, SHARE_OF_MEMORY * free_bytes(torch.device("cpu")))
+        if settings.teacher_weight
+        else None,
     )
 
 
 def load_validation(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -138,8 +144,8 @@ def open_images(
     Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
 
     Raises:
-        CacheError: a chunk is absent or damaged.
-        DistillError: the cache has fewer views.
+        CacheError: a chunk is absent or damaged, or a cache at a URL is to be mapped.
+        DistillError: it has fewer views, or lies at a URL and does not fit where `auto` would hold it.
     """
     info, where, pooling, num_views = (
         cache.info,
@@ -149,22 +155,27 @@ def open_images(
     )
     if where == "auto":
         needed = 2 * num_views * len(cache) * info.encoder.dim
-        where = "device" if needed <= SHARE_OF_MEMORY * free_bytes(device) else "mapped"
-    if pooling is None:
-        views = [cache.mapped(EMB, view) for view in range(num_views)]
-        for view, rows in enumerate(views):
-            before, all_ = view * cache.num_chunks, num_views * cache.num_chunks
-            rows.check(lambda done, _, before=before, all_=all_: on_progress(before + done, all_))  # type: ignore[misc]
-        if where == "mapped":
-            return OnHost([rows.take for rows in views], device)
-        return OnDevice(_copy_to_device(views, info.chunk_rows, device))
+        fits = needed <= SHARE_OF_MEMORY * free_bytes(device)
+        where = "device" if fits else "mapped"
+        if not fits and isinstance(cache.path, Url):  # another order is another run, so it is not chosen in silence
+            raise DistillError(
+                f"{cache.path}: its embeddings would take more than half of what is free on {device}: pass "
+                "--embeddings chunks to read them in shuffled order, or device to hold them there all the same"
+            )
 
     def read_chunk(chunk: Chunk) -> NDArray[np.float16]:
         view, number = chunk
         held = cache.chunk_slice(number)
         return cache.emb_rows(np.arange(held.start, held.stop), view)
 
-    return Buffered(read_chunk, info.encoder.dim, pooling, device, num_views)
+    if pooling is not None:
+        return Buffered(read_chunk, info.encoder.dim, pooling, device, num_views)
+    if where == "device" and isinstance(cache.path, Url):
+        return OnDevice(_read_to_device(cache, read_chunk, num_views, device, on_progress))
+    views = _map_views(cache, num_views, on_progress)
+    if where == "mapped":
+        return OnHost([rows.take for rows in views], device)
+    return OnDevice(_copy_to_device(views, info.chunk_rows, device))
 
 
 def views_of(cache: Cache, settings: TrainSettings) -> int:
@@ -184,18 +195,29 @@ def views_of(cache: Cache, settings: TrainSettings) -> int:
 
 
 def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
-    """How `--embeddings chunks` shuffles, within `--buffer-gb`; None where any row can be read."""
+    """How `--embeddings chunks` shuffles, within `--buffer-gb`; None where any row can be read.
+
+    Raises:
+        DistillError: not one chunk fits.
+    """
     if settings.embeddings != "chunks":
         return None
     info = cache.info
-    pool_bytes = settings.buffer_gb * 1e9 / 3  # a batch may lie in two pools while the next is read
-    pool_chunks = max(1, int(pool_bytes / (2 * info.chunk_rows * info.encoder.dim)))
+    pool_bytes = settings.buffer_gb * 1e9 / NUM_POOLS
+    chunk_bytes = 2 * info.chunk_rows * info.encoder.dim
+    pool_chunks = int(pool_bytes / chunk_bytes)
+    if pool_chunks < 1:
+        least = math.ceil(NUM_POOLS * chunk_bytes / 1e9 * 1e6) / 1e6
+        raise DistillError(
+            f"--buffer-gb {settings.buffer_gb:g}: the buffer must hold {NUM_POOLS} chunks of {cache.path}, "
+            f"{chunk_bytes / 1e6:.3g} MB each: pass at least {least}"
+        )
     return Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
 
 
 def _open_tokens(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: Callable[[int, int], None],
@@ -204,12 +226,46 @@ def _open_tokens(
     return open_tokens(cache, tokenizer, length, beside, workers=workers, on_progress=on_progress)
 
 
+def _map_views(cache: Cache, num_views: int, on_progress: Callable[[int, int], None]) -> list[MappedRows]:
+    """The rows of some views, mapped and checked."""
+    views = [cache.mapped(EMB, view) for view in range(num_views)]
+    for view, rows in enumerate(views):
+        before, total = view * cache.num_chunks, num_views * cache.num_chunks
+        rows.check(lambda done, _, before=before, total=total: on_progress(before + done, total))  # type: ignore[misc]
+    return views
+
+
 def _copy_to_device(views: list[MappedRows], chunk_rows: int, device: torch.device) -> Tensor:
     """All rows of some views, `[V, N, D]`, by way of a chunk of host memory at a time."""
     image_emb = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
     for held, rows in zip(image_emb, views, strict=True):
         for start in range(0, len(rows), chunk_rows):
             held[start : start + chunk_rows].copy_(torch.from_numpy(rows.read(start, start + chunk_rows)))
+    return image_emb
+
+
+def _read_to_device(
+    cache: Cache,
+    read_chunk: Callable[[Chunk], NDArray[np.float16]],
+    num_views: int,
+    device: torch.device,
+    on_progress: Callable[[int, int], None],
+) -> Tensor:
+    """All rows of some views, `[V, N, D]`, where none can be mapped; the host holds as many chunks as threads read."""
+    image_emb = torch.empty((num_views, len(cache), cache.info.encoder.dim), dtype=torch.float16, device=device)
+    chunks = [(view, number) for view in range(num_views) for number in range(cache.num_chunks)]
+
+    def copy(chunk: Chunk) -> None:
+        view, number = chunk
+        image_emb[view, cache.chunk_slice(number)].copy_(torch.from_numpy(read_chunk(chunk)))
+
+    with ThreadPoolExecutor(READ_THREADS) as threads:
+        try:
+            for done, _ in enumerate(threads.map(copy, chunks), 1):
+                on_progress(done, len(chunks))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
     return image_emb
 
 

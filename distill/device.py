@@ -1,13 +1,15 @@
 """Where to compute, and in what precision."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 
 from . import parallel
-from .errors import DistillError
+from .errors import DistillError, LoneError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> torch.device:
@@ -26,7 +28,9 @@ def resolve_device(device: str) -> torch.device:
             raise DistillError(f"--device {device}: every process takes a GPU of its own: pass cuda, or auto")
         torch.empty(0, device=resolved)
     except (RuntimeError, AssertionError) as error:
-        raise DistillError(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
+        # Where there are GPUs, this may be the one process that they do not suffice for.
+        kind = LoneError if torch.cuda.is_available() else DistillError
+        raise kind(f"--device {device}: not usable here ({str(error).splitlines()[0]})") from error
     return resolved
 
 
@@ -35,6 +39,11 @@ def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
+    """What a tower computes in; may be entered again and again."""
+    return torch.autocast(device.type, AUTOCAST[precision]) if precision in AUTOCAST else nullcontext()
 
 
 def set_matmul_precision(device: torch.device, *, tf32: bool) -> None:

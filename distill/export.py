@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 
 from ..cache.errors import CacheError
 from ..cache.files import whole_directory
 from ..cache.format import EncoderInfo, Status
+from ..cache.location import to_location
 from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
 from ..cache.store import Cache
+from ..encoders.clip import load_merged
 from ..encoders.image import ImageTower, load_image_tower
+from ..encoders.lm import LMTower
+from ..encoders.lm_tokenizer import AnyTokenizer, LMTokenizer
 from ..encoders.merge import write_merged
-from ..encoders.text import TextTower
 from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.tower import StudentTower
 from .card import model_card
 from .errors import DistillError
 from .final import load_final
@@ -62,7 +65,8 @@ def export_run(settings: ExportSettings) -> ExportResult:
     run = Run(settings.run)
     provenance = run.provenance()
     text_tower, logit_scale, logit_bias = load_final(run)
-    tokenizer = CaptionTokenizer.load(run.tokenizer)
+    is_lm = isinstance(text_tower, LMTower)
+    tokenizer = LMTokenizer.load(run.tokenizer) if is_lm else CaptionTokenizer.load(run.tokenizer)
     trained_on = EncoderInfo(**provenance["encoder"])
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
     image_tower = load_image_tower(settings.model or trained_on.model, pretrained)
@@ -76,7 +80,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with whole_directory(settings.output) as folder:
         write_merged(folder, image_tower, text_tower, logit_scale, logit_bias, tokenizer, record)
-        card = model_card(record, run.last_validation(), text_tower.config, settings.output.name)
+        card = model_card(record, run.last_validation(), text_tower.config, tokenizer.vocab_size, settings.output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_same_outputs(folder, image_tower, text_tower, tokenizer)
     return ExportResult(folder=settings.output, num_probes=num_probes, min_cosine=min_cosine, why_no_probes=why)
@@ -88,9 +92,9 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
     Raises:
         DistillError: the tower does not give what the cache holds.
     """
-    path = Path(provenance["cache"])
+    path = to_location(provenance["cache"])
     try:
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             return 0, None, f"there is no cache at {path} any more"
         cache = Cache(path)
         info = cache.info
@@ -128,17 +132,15 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
 
 @torch.inference_mode()
 def _require_same_outputs(
-    folder: Path, image_tower: ImageTower, text_tower: TextTower, tokenizer: CaptionTokenizer
+    folder: Path, image_tower: ImageTower, text_tower: StudentTower, tokenizer: AnyTokenizer
 ) -> None:
     """Load the folder as a user will and compare both towers with what was merged."""
-    clip = open_clip.create_model(f"local-dir:{folder}").eval()
+    clip = load_merged(folder)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *_size(image_tower), 3), np.uint8)
-    image = image_tower.normalize(pixels)
-    same_image = np.array_equal(clip.encode_image(image).numpy(), image_tower.encode(pixels))
+    same_image = np.array_equal(clip.image_tower.encode(pixels), image_tower.encode(pixels))
     captions = ["", "clipglot ✓ клип 클립 图文"]
-    ids = open_clip.get_tokenizer(f"local-dir:{folder}")(captions)
-    ours = text_tower.encode(tokenizer.encode(captions, ids.shape[1]))
-    if not same_image or not torch.allclose(clip.encode_text(ids), ours, rtol=1e-4, atol=1e-5):
+    ours = text_tower.encode(tokenizer.encode(captions, text_tower.config.context_length)).numpy()
+    if not same_image or not np.allclose(clip.encode_texts(captions, raw=True), ours, rtol=1e-4, atol=1e-5):
         raise DistillError(
             f"open_clip {version('open_clip_torch')} loads the export with other "
             f"{'text' if same_image else 'image'} features than were merged: please report this, with both versions"

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..encoders.packing import Packed
-from ..encoders.text import TextTower
+from ..encoders.tower import StudentTower
 from . import parallel
 from .bank import BankPlan, Draw, SharedCaptions
 from .batches import BatchPlan
@@ -37,17 +37,19 @@ class Fed:
     """One step's input, on the host but for what is on the device for good.
 
     Attributes:
-        packed: the captions of this process, in micro-batches; with two views all of them twice.
+        packed: the captions of this process, in micro-batches; with two passes all of them twice.
         images: what the source has read: of this process's pictures, or of all B if they are on the device.
-        masked: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
-        draw: negatives beyond the batch, if any.
+        picture: `[b]`, where in the batch the picture of each caption is; None where each has one.
+        equal: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
+        draw: negatives beyond the batch, if any; `masked` for the captions of this process.
         drawn: what the source has read of them.
         teacher: the teacher's embeddings of the captions of this process, if it is asked.
     """
 
     packed: Sequence[Packed]
     images: Tensor
-    masked: NDArray[np.int64]
+    picture: NDArray[np.int64] | None
+    equal: NDArray[np.int64]
     draw: Draw | None
     drawn: Tensor | None
     teacher: Tensor | None
@@ -56,7 +58,7 @@ class Fed:
 class Feed:
     """The steps of a run, ready to be computed."""
 
-    def __init__(self, settings: TrainSettings, data: TrainData, tower: TextTower, device: torch.device) -> None:
+    def __init__(self, settings: TrainSettings, data: TrainData, tower: StudentTower, device: torch.device) -> None:
         """Plan batches and negatives.
 
         Raises:
@@ -68,11 +70,12 @@ class Feed:
             batch_size=settings.batch_size,
             seed=settings.seed,
             num_views=data.images.num_views,
+            captions_per_picture=settings.captions_per_picture,
             pooling=data.images.pooling,
         )
         self._own = parallel.share_of(settings.batch_size)
-        self._num_views = settings.num_views
-        self._micro_batch = settings.micro_batch or self._num_views * settings.batch_size
+        self._num_passes, self._micro_batch = settings.num_passes, settings.micro_batch
+        self._equal_are_positive = settings.equal_captions == "positive"
         self._shared = SharedCaptions(data.caption_group, data.caption_image)
         self._num_epochs, self._seed, self._token_dropout = settings.epochs, settings.seed, settings.token_dropout
         self._bank, self._all = None, None
@@ -114,7 +117,9 @@ class Feed:
         return Targets(
             image_emb=image_emb.float(),
             own=self._own,
-            masked=fed.masked,
+            picture=fed.picture,
+            equal=fed.equal,
+            equal_are_positive=self._equal_are_positive,
             bank=self._bank_of(fed),
             teacher_emb=None if fed.teacher is None else fed.teacher.to(self._device, non_blocking=True),
         )
@@ -128,13 +133,7 @@ class Feed:
         if len(fed.draw.excluded):
             bias = torch.zeros(len(emb), device=self._device)
             bias[torch.from_numpy(fed.draw.excluded).to(self._device)] = -torch.inf
-        return Bank(emb=emb, bias=bias, masked=self._of_own_captions(fed.draw.masked))
-
-    def _of_own_captions(self, masked: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Pairs `[2, P]` whose caption is this process's, counted from its first."""
-        here = (masked[0] >= self._own.start) & (masked[0] < self._own.stop)
-        result: NDArray[np.int64] = masked[:, here] - [[self._own.start], [0]]
-        return result
+        return Bank(emb=emb, bias=bias, masked=fed.draw.masked)
 
     def _make(self, step: int) -> Fed:
         data, own = self._data, self._own
@@ -142,28 +141,38 @@ class Feed:
         batch = self.plan.batch(epoch, index)
         if data.images.pooling:
             data.images.hold(self.plan.chunks_near(epoch, index, is_last=epoch + 1 == self._num_epochs))
-        captions, group = batch.captions[own], data.caption_group[batch.captions]
+        here, group = batch.captions_of(own), data.caption_group[batch.captions]
+        captions = batch.captions[here]
         draw = self._bank.draw(epoch, index, batch, group) if self._bank else None
-        shown = np.concatenate([captions + view * len(data.tokens) for view in range(self._num_views)])
-        parts = [shown[i : i + self._micro_batch] for i in range(0, len(shown), self._micro_batch)]
+        shown = np.concatenate([captions + again * len(data.tokens) for again in range(self._num_passes)])
+        size = self._micro_batch or len(shown)
+        parts = [shown[i : i + size] for i in range(0, len(shown), size)]
         packed = [self._tower.pack(*self._tokens_of(part, epoch, index)) for part in parts]
         of = slice(None) if isinstance(data.images, OnDevice) else own
         return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
             images=data.images.read(batch.rows[of], batch.views[of]),
-            masked=self._of_own_captions(self._shared.within(batch.rows, group)),
-            draw=draw,
+            picture=None if batch.picture is None else batch.picture[here],
+            equal=_of_captions(self._shared.within(batch.rows, group, batch.picture), here),
+            draw=replace(draw, masked=_of_captions(draw.masked, here)) if draw else None,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
             teacher=data.teacher.read(captions, self._device) if data.teacher else None,
         )
 
     def _tokens_of(self, shown: NDArray[np.int64], epoch: int, index: int) -> Block:
-        """Ids of captions and their lengths, as batch `index` of an epoch shows them; numbers past M: second views."""
+        """Ids of captions and their lengths, as batch `index` of an epoch shows them; numbers past M: second passes."""
         ids, lengths = self._data.tokens.gather(shown % len(self._data.tokens))
         if not self._token_dropout:
             return ids, lengths
         (key,) = keys(1, self._seed, epoch, index, Stream.TOKENS)
         return drop_tokens(ids, lengths, shown, share=self._token_dropout, key=key)
+
+
+def _of_captions(pairs: NDArray[np.int64], here: slice) -> NDArray[np.int64]:
+    """Pairs `[2, P]` of some captions in a row and something else, the captions counted from the first of them."""
+    kept: NDArray[np.int64] = pairs[:, (pairs[0] >= here.start) & (pairs[0] < here.stop)]
+    kept[0] -= here.start
+    return kept
 
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..encoders.splitting import OTHER_TOKENIZER
 from .optimizer import learning_rate
 from .pairs import PairFigures
 from .train_settings import TrainSettings
@@ -15,6 +16,7 @@ from .train_settings import TrainSettings
 Kind = Literal[
     "common_captions",
     "cut_captions",
+    "badly_split_captions",
     "pictures_without_captions",
     "loss_at_chance",
     "loss_rose",
@@ -132,6 +134,13 @@ def find_in_pairs(pairs: PairFigures, settings: TrainSettings) -> Iterator[Findi
             message=f"{pairs.cut:.0%} of the captions are cut at --context-length {settings.context_length}",
             advice=f"--context-length {pairs.longer} would hold 99 % of all whole; a larger --vocab-size shortens them",
             figures={"cut": pairs.cut, "longer": pairs.longer},
+        )
+    if pairs.badly_split:
+        yield Finding(
+            kind="badly_split_captions",
+            message=f"the tokenizer splits these captions badly: {pairs.badly_split}",
+            advice=OTHER_TOKENIZER,
+            figures={},
         )
     share = pairs.num_without / (pairs.num_pictures + pairs.num_without)
     if share > MANY_WITHOUT:

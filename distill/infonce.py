@@ -4,7 +4,7 @@ The loss of CLIP: Radford et al. 2021, arXiv:2103.00020, section 2.3 and figure 
 up block by block, and the logits are computed again in the backward pass, as attention does it in Dao et al. 2022,
 arXiv:2205.14135, section 3. Pictures are constants, so the gradient has one side only.
 
-B captions and pictures of a step, b captions of this process, D features, r captions of a block.
+B pictures of a step, b captions of this process, D features, r captions of a block.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .attraction import attraction
 from .loss import Loss
 from .negatives import attend_to_negatives
 from .parallel import reduce_max_, reduce_sum_
@@ -29,34 +30,40 @@ SMALLEST = math.exp(-SHIFT)  # a smaller sum may have lost what lies below e^-87
 class InfoNCE(Loss):
     """Cross-entropy of each caption against the batch's pictures and of each picture against the batch's captions.
 
-    A picture is no negative of a caption that it carries itself: such pairs leave both softmaxes.
+    A picture is no negative of a caption that it carries itself: such pairs leave both softmaxes, or are drawn
+    together; see `attraction` for the targets. Each picture counts the same, however many captions of it there are.
 
     >>> loss = InfoNCE(temperature=0.07, max_logit_scale=100.0)
     >>> round(loss.logit_scale.exp().item(), 2)
     14.29
     """
 
-    def __init__(self, *, temperature: float, max_logit_scale: float, compiled: bool = False) -> None:
+    def __init__(
+        self, *, temperature: float, max_logit_scale: float, label_smoothing: float = 0.0, compiled: bool = False
+    ) -> None:
         """Begin at a temperature; `compiled` fuses the passes over a block's logits on a GPU."""
         super().__init__(temperature=temperature, max_logit_scale=max_logit_scale)
-        self._compiled = compiled
+        self._label_smoothing, self._compiled = label_smoothing, compiled
 
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
         """The mean loss of a batch; see `Loss.forward`."""
-        loss: Tensor = _BlockedInfoNCE.apply(text_emb, self.logit_scale, targets, self._compiled)
+        loss: Tensor = _BlockedInfoNCE.apply(text_emb, self.logit_scale, targets, self._label_smoothing, self._compiled)
         return loss
 
 
 class _BlockedInfoNCE(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, text_emb: Tensor, log_scale: Tensor, targets: Targets, compiled: bool) -> Tensor:
+    def forward(
+        ctx: Any, text_emb: Tensor, log_scale: Tensor, targets: Targets, label_smoothing: float, compiled: bool
+    ) -> Tensor:
         image_emb, scaled = targets.image_emb.to(text_emb.dtype), text_emb * log_scale.exp()
-        own_logits = (scaled * image_emb[targets.own]).sum(1)  # [b]
-        row_lse = torch.empty_like(own_logits)
-        column_lse = own_logits.new_full((len(image_emb),), -math.inf)
+        wanted = attraction(targets, scaled.dtype, label_smoothing)  # [b, D]
+        wanted_logits = (scaled * wanted).sum(1)  # [b]
+        row_lse = torch.empty_like(wanted_logits)
+        column_lse = wanted_logits.new_full((len(image_emb),), -math.inf)
         log_sum_exp, _ = _block_functions(scaled.is_cuda, compiled)
         for block in blocks(len(scaled), len(image_emb), scaled.device):
-            logits = targets.mask_(scaled[block] @ image_emb.T, block)  # [r, B]
+            logits = targets.mask_unless_positive_(scaled[block] @ image_emb.T, block)  # [r, B]
             row_lse[block], columns = log_sum_exp(logits)
             column_lse = torch.logaddexp(column_lse, columns)
         largest = reduce_max_(column_lse.clone())
@@ -65,25 +72,28 @@ class _BlockedInfoNCE(torch.autograd.Function):
         negatives = attend_to_negatives(scaled, targets.bank) if targets.bank else None
         if negatives:
             row_lse = torch.logaddexp(row_lse, negatives.lse)
-        ctx.save_for_backward(text_emb, log_scale, row_lse, column_lse)
+        shares = targets.shares(scaled.dtype)
+        # In the backward pass a caption's softmax counts by its share, which is to say by a larger normaliser.
+        ctx.save_for_backward(text_emb, log_scale, row_lse - shares.log(), column_lse, wanted)
         ctx.targets, ctx.negatives, ctx.compiled = targets, negatives, compiled
-        return reduce_sum_((row_lse + column_lse[targets.own] - 2 * own_logits).sum()) / (2 * len(image_emb))
+        losses = shares * (row_lse + targets.of_captions(column_lse)) - 2 * wanted_logits
+        return reduce_sum_(losses.sum()) / (2 * len(image_emb))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        text_emb, log_scale, row_lse, column_lse = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        text_emb, log_scale, row_lse, column_lse, wanted = ctx.saved_tensors
         targets, negatives, scale = ctx.targets, ctx.negatives, log_scale.exp()
         image_emb, scaled = targets.image_emb.to(text_emb.dtype), text_emb * scale
         grad = torch.empty_like(text_emb)
         _, softmaxes = _block_functions(scaled.is_cuda, ctx.compiled)
         for block in blocks(len(scaled), len(image_emb), scaled.device):
-            logits = targets.mask_(scaled[block] @ image_emb.T, block)
+            logits = targets.mask_unless_positive_(scaled[block] @ image_emb.T, block)
             torch.mm(softmaxes(logits, row_lse[block], column_lse), image_emb, out=grad[block])
         if negatives:
             grad.addcmul_(negatives.mean, (negatives.lse - row_lse).exp_()[:, None])
-        grad.sub_(image_emb[targets.own], alpha=2).mul_(grads[0] * scale / (2 * len(image_emb)))
+        grad.sub_(wanted, alpha=2).mul_(grads[0] * scale / (2 * len(image_emb)))
         # To scale all logits is to scale all captions, and the derivative of that is at hand.
-        return grad, reduce_sum_((grad * text_emb).sum()), None, None
+        return grad, reduce_sum_((grad * text_emb).sum()), None, None, None
 
 
 LogSumExp = Callable[[Tensor], tuple[Tensor, Tensor]]

@@ -14,7 +14,7 @@ from .infonce import InfoNCE
 from .loss import Loss
 from .mse import SquaredDistance
 from .siglip import SigLIP
-from .simcse import contrast_views
+from .simcse import contrast_passes
 from .similarity import Similarity, match_similarities
 from .targets import Targets
 from .teacher import follow_teacher
@@ -41,7 +41,7 @@ class Objective(nn.Module):
             (settings.uniformity, uniformity),
         ]
         self._terms = [(weight, term) for weight, term in terms if weight]
-        self._num_views, self._simcse = settings.num_views, settings.simcse
+        self._num_passes, self._simcse = settings.num_passes, settings.simcse
         self._teacher_temperature, self._teacher_weight = settings.teacher_temperature, settings.teacher_weight
 
     @property
@@ -58,18 +58,18 @@ class Objective(nn.Module):
         """What to minimise, of the mean over the batch; gradients as of `Loss.forward`.
 
         Args:
-            features: `[b, D] float32`, the captions as the tower gives them; with two views `[2 b, D]`, all first ones
+            features: `[b, D] float32`, the captions as the tower gives them; with two passes `[2 b, D]`, all first ones
                 before all second ones.
             targets: the pictures of the batch.
         """
-        text_emb, *again = F.normalize(features, dim=-1).chunk(self._num_views)
+        text_emb, *again = F.normalize(features, dim=-1).chunk(self._num_passes)
         if self._teacher_weight == 1:
             return follow_teacher(text_emb, targets)
         total: Tensor = self.main(features[: len(text_emb)] if self.main.takes_raw else text_emb, targets)
         for weight, term in self._terms:
             total = total + weight * term(text_emb, targets)
         if again:
-            total = total + self._simcse * contrast_views(text_emb, again[0], targets)
+            total = total + self._simcse * contrast_passes(text_emb, again[0], targets)
         if self._teacher_weight:
             taught = follow_teacher(text_emb, targets)
             total = (1 - self._teacher_weight) * total + self._teacher_weight * taught
@@ -88,7 +88,12 @@ def make_loss(settings: TrainSettings, *, compiled: bool = False) -> Loss:
     temperature, max_logit_scale = settings.resolved_temperature, settings.max_logit_scale
     match settings.loss:
         case "infonce":
-            return InfoNCE(temperature=temperature, max_logit_scale=max_logit_scale, compiled=compiled)
+            return InfoNCE(
+                temperature=temperature,
+                max_logit_scale=max_logit_scale,
+                label_smoothing=settings.label_smoothing,
+                compiled=compiled,
+            )
         case "siglip":
             return SigLIP(temperature=temperature, max_logit_scale=max_logit_scale)
         case "similarity":

@@ -22,4 +22,4 @@ class SquaredDistance(Loss):
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
         """The mean loss of a batch; see `Loss.forward`. The captions `[b, D]` are of any length."""
         distance = (text_emb - targets.own_emb(text_emb.dtype)).square().sum(1)  # [b]
-        return with_sum_of_all(distance.sum() / len(targets.image_emb))
+        return with_sum_of_all(targets.mean(distance))

@@ -1,22 +1,33 @@
 """AdamW with decay on matrices alone, and the learning rate's course."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from ..encoders.lm import LMTower
 from .train_settings import TrainSettings
 
 
-def make_optimizer(modules: Iterable[nn.Module], settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over all parameters; norms, biases and the temperature are not decayed."""
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, settings.beta2), eps=1e-6, fused=True)
+def make_optimizer(tower: nn.Module, loss: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW over all that is trained; norms, biases and the temperature are not decayed.
+
+    Each group has a `share` of the step's learning rate: 1, and for a language model's own parameters that of
+    `--lm-lr`, less by `--layer-decay` for every layer between them and the head (Clark et al. 2020, arXiv:2003.10555,
+    appendix A).
+    """
+    depths, top = tower.depths() if isinstance(tower, LMTower) else ({}, 0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for module in (tower, loss):
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                share = 1.0
+                if name in depths and "lora_" not in name:
+                    share = settings.lm_lr / settings.lr * settings.layer_decay ** (top - depths[name])
+                decay = settings.weight_decay if parameter.ndim >= 2 else 0.0
+                groups.setdefault((share, decay), []).append(parameter)
+    described = [{"params": ps, "share": share, "weight_decay": decay} for (share, decay), ps in groups.items()]
+    return torch.optim.AdamW(described, lr=settings.lr, betas=(0.9, settings.beta2), eps=1e-6, fused=True)
 
 
 def learning_rate(step: int, num_steps: int, settings: TrainSettings) -> float:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from ..cache.format import Status
 from ..cache.store import Cache
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.lm_tokenizer import AnyTokenizer
+from ..encoders.splitting import bad_splits
 from .data import TrainData, ValidationData
 from .tokens import CAPTIONS_AT_A_TIME
 
@@ -34,6 +35,7 @@ class PairFigures:
         most_common_share: share of the pictures that carry it.
         cut: share of the captions that the context length cuts.
         longer: context length that would hold 99 % of them.
+        badly_split: scripts that the tokenizer splits badly, with figures.
     """
 
     num_pictures: int
@@ -45,9 +47,10 @@ class PairFigures:
     most_common_share: float = 0.0
     cut: float = 0.0
     longer: int = 0
+    badly_split: str = ""
 
 
-def count_pairs(cache: Cache, data: TrainData, tokenizer: CaptionTokenizer, context_length: int) -> PairFigures:
+def count_pairs(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_length: int) -> PairFigures:
     """Count what a run is given.
 
     Args:
@@ -77,6 +80,7 @@ def count_pairs(cache: Cache, data: TrainData, tokenizer: CaptionTokenizer, cont
         most_common_share=float(counts.max() / num_pictures),
         cut=cut,
         longer=longer,
+        badly_split=bad_splits(tokenizer.backend, cache.captions(0, SAMPLED)),
     )
 
 
@@ -87,7 +91,7 @@ def _carriers(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArr
     return np.unique(carried, return_counts=True)
 
 
-def _cut(cache: Cache, data: TrainData, tokenizer: CaptionTokenizer, context_length: int) -> tuple[float, int]:
+def _cut(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_length: int) -> tuple[float, int]:
     """Share of the captions that are cut, and the context length that would hold nearly all; from a sample of them."""
     full = []  # captions as long as may be: whole or cut
     for start in range(0, len(data.tokens), CAPTIONS_AT_A_TIME):

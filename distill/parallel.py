@@ -4,17 +4,20 @@ Alone, everything here is a no-op, so that callers need not know. The batch is c
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..cache.errors import CacheError
+from ..encoders.errors import EncoderError
 from .errors import DistillError
 
+T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # others wait while the first process tokenizes millions of captions
 
 
@@ -62,6 +65,28 @@ def is_first() -> bool:
 def wait_for_all() -> None:
     """Return once every process is here."""
     any_of(False)
+
+
+def all_or_none(act: Callable[[], T]) -> T:
+    """Act; if that is refused in any process, every process is refused, the first with the message of all.
+
+    Every process must call this at the same point, each with what it has to do there.
+
+    Raises:
+        CacheError, EncoderError, DistillError, OSError: of this process, or of one that the first speaks for.
+    """
+    result, refused = None, None
+    try:
+        result = act()
+    except (CacheError, EncoderError, DistillError, OSError) as error:
+        refused = error
+    messages = gather_objects(str(refused) if refused else None)
+    if refused:
+        raise refused
+    for number, message in enumerate(messages):
+        if message:
+            raise DistillError(f"process {number}: {message}")
+    return cast(T, result)
 
 
 def share_of(count: int) -> slice:

@@ -12,6 +12,11 @@ from . import parallel
 WARM_UP = 10  # steps before the first that is recorded: they allocate and compile
 
 
+def trace_file(run: Path) -> Path:
+    """Where the trace of a run goes."""
+    return run / "profile" / "trace.json"
+
+
 @contextmanager
 def profiled(run: Path, steps: int) -> Iterator[Callable[[], None]]:
     """Record `steps` steps of the block, 0 for none, to `profile/trace.json`, which chrome://tracing and Perfetto show.
@@ -25,9 +30,8 @@ def profiled(run: Path, steps: int) -> Iterator[Callable[[], None]]:
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
     def write(recorded: profile) -> None:
-        folder = run / "profile"
-        folder.mkdir(exist_ok=True)
-        recorded.export_chrome_trace(str(folder / "trace.json"))
+        trace_file(run).parent.mkdir(exist_ok=True)
+        recorded.export_chrome_trace(str(trace_file(run)))
 
     waiting = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
     with profile(activities=activities, schedule=waiting, on_trace_ready=write) as recording:

@@ -42,6 +42,7 @@ def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
         "counts": info.counts,
         "num_views": num_views,
         "augmentation": asdict(info.augmentation) if info.augmentation and num_views > 1 else None,
+        **({"teacher_sha256": info.teacher_sha256} if info.teacher_sha256 else {}),
     }
 
 

@@ -13,12 +13,13 @@ import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 
 from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
-from ..encoders.tokenizer import CaptionTokenizer
+from ..cache.location import Url, to_location
+from ..encoders.lm_tokenizer import AnyTokenizer
 from .errors import DistillError
 from .provenance import content_of
 from .train_settings import TrainSettings
@@ -61,7 +62,7 @@ class Run:
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
 
     def begin(
-        self, settings: TrainSettings, description: dict[str, Any], tokenizer: CaptionTokenizer, *, resume: bool
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: AnyTokenizer, *, resume: bool
     ) -> None:
         """Write settings, provenance and tokenizer, before the first step.
 
@@ -88,6 +89,16 @@ class Run:
         result: dict[str, Any] = self._describe()["provenance"]
         return result
 
+    def settings_to_resume(self) -> dict[str, Any]:
+        """The settings that it was begun with, as values of TrainSettings's fields; nothing where no run is.
+
+        Raises:
+            DistillError: the run's description is damaged.
+        """
+        hints = get_type_hints(TrainSettings)
+        begun = self._describe()["settings"] if self._description.exists() else {}
+        return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
+
     def settings(self) -> dict[str, Any]:
         """The resolved settings, as they were written.
 
@@ -112,7 +123,7 @@ class Run:
             if begun.get(name) != now.get(name):
                 raise DistillError(
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
-                    "resume with the same settings, or choose another -o"
+                    "leave it out to resume with the settings of the run, or choose another -o"
                 )
         before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
         if before != found:
@@ -132,6 +143,10 @@ class Run:
         write_whole(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
         for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return bool(self._sorted_checkpoints())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """The newest checkpoint, on the CPU; None if there is none yet.
@@ -187,5 +202,14 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def _from_json(hint: Any, value: Any) -> Any:
+    """A setting's value, given its type and its form in run.json."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, str) and (Url in kinds or Path in kinds):
+        return to_location(value) if Url in kinds else Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _to_json(settings: TrainSettings) -> dict[str, Any]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # as JSON gives them back

@@ -1,4 +1,4 @@
-"""Two views of each caption, which differ by dropout alone, find each other among the captions of the batch.
+"""Two passes of each caption, which differ by dropout alone, find each other among the captions of the batch.
 
 Gao et al. 2021, arXiv:2104.08821 (SimCSE), section 3, equation 4, in blocks: no B×B matrix is ever held. Unlike
 pictures, captions have a gradient on both sides, so embeddings and gradients travel between processes, memory O(B D).
@@ -17,21 +17,21 @@ from .targets import Targets, blocks
 TEMPERATURE = 0.05  # theirs
 
 
-def contrast_views(text_emb: Tensor, again: Tensor, targets: Targets) -> Tensor:
-    """Cross-entropy of each caption's first view against the second views of all, averaged over the captions.
+def contrast_passes(text_emb: Tensor, again: Tensor, targets: Targets) -> Tensor:
+    """Cross-entropy of each caption's first pass against the second passes of all, averaged over the captions.
 
     A caption is no negative of another that describes its picture too: such pairs leave the softmax.
 
     Args:
-        text_emb: `[b, D]`, unit norm, the first views; the same number in every process.
-        again: `[b, D]`, unit norm, the second views.
+        text_emb: `[b, D]`, unit norm, the first passes; the same number in every process.
+        again: `[b, D]`, unit norm, the second passes.
         targets: the pictures, for which captions are whose.
     """
-    loss: Tensor = _BlockedViews.apply(text_emb, again, targets)
+    loss: Tensor = _BlockedPasses.apply(text_emb, again, targets)
     return loss
 
 
-class _BlockedViews(torch.autograd.Function):
+class _BlockedPasses(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, text_emb: Tensor, again: Tensor, targets: Targets) -> Tensor:
         every, scaled = parallel.gather(again), text_emb / TEMPERATURE  # [B, D], [b, D]

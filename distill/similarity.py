@@ -59,9 +59,9 @@ class _BlockedSimilarity(torch.autograd.Function):
             # Pairs that are none have a share of 0 in both, and the difference of their logarithms is no number.
             divergence[block] = (log_wanted.sub_(log_given).masked_fill_(no_pair, 0).mul_(wanted)).sum(1)
             torch.mm(log_given.exp_().sub_(wanted), image_emb, out=grad[block])
-        grad.mul_(log_scale.exp() / len(image_emb))
+        grad.mul_(targets.shares(grad.dtype)[:, None]).mul_(log_scale.exp() / len(image_emb))
         ctx.save_for_backward(grad, reduce_sum_((grad * text_emb).sum()))
-        return reduce_sum_(divergence.sum() / len(image_emb))
+        return reduce_sum_(targets.mean(divergence))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:

@@ -14,12 +14,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..cache.format import EncoderInfo
 from ..encoders.packing import Packed
-from ..encoders.text import TextConfig, TextTower
-from ..encoders.tokenizer import CaptionTokenizer
+from ..encoders.tower import StudentTower
 from . import parallel
-from .device import Precision, resolve_compile
+from .device import Precision, autocast, resolve_compile
 from .errors import DistillError
 from .losses import Objective
 from .optimizer import make_optimizer
@@ -28,7 +26,6 @@ from .targets import Targets
 from .train_settings import TrainSettings
 
 SMALLEST_SCALE = 2.0**-10  # of float16 gradients: halved at each overflow, from 2^16
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +41,17 @@ class Student:
 
     def __init__(
         self,
-        config: TextConfig,
+        tower: StudentTower,
         settings: TrainSettings,
         device: torch.device,
         precision: Precision,
     ) -> None:
-        torch.manual_seed(settings.seed)
         self._seed = settings.seed
         compiled = resolve_compile(settings.compile, device)
-        self.tower = TextTower(config).to(device)
-        self.tower.grad_checkpointing, self.tower.dropout = settings.grad_checkpointing, settings.dropout
+        self.tower = tower.to(device).train()
+        self.tower.grad_checkpointing = settings.grad_checkpointing
         self.loss = Objective(settings, compiled=compiled).to(device)
-        self.optimizer = make_optimizer([self.tower, self.loss], settings)
+        self.optimizer = make_optimizer(self.tower, self.loss, settings)
         self._average = None
         if settings.ema:
             average = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
@@ -63,7 +59,7 @@ class Student:
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._grad_clip = settings.grad_clip or float("inf")
-        self._autocast = torch.autocast(device.type, AUTOCAST[precision]) if precision != "fp32" else nullcontext()
+        self._autocast = autocast(precision, device)
         if compiled:
             self.tower.compile_rows()
         self._parallel: DistributedDataParallel | None = None
@@ -73,12 +69,19 @@ class Student:
         if parallel.num_processes() > 1:
             # Its splitting of compiled graphs at bucket boundaries cannot take flex_attention apart.
             torch._dynamo.config.optimize_ddp = False
-            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
+            # Buffers never change, and processes with more micro-batches than others would not send them at one time.
+            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     @property
-    def evaluated(self) -> TextTower:
+    def evaluated(self) -> StudentTower:
         """The tower that is validated and exported: the averaged one if there is an average."""
-        return self.tower if self._average is None else cast(TextTower, self._average.module)
+        return self.tower if self._average is None else cast(StudentTower, self._average.module)
+
+    @property
+    def num_parameters(self) -> tuple[int, int]:
+        """How many numbers of the tower are trained, and how many there are."""
+        parameters = list(self.tower.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
     @property
     def logit_scale(self) -> float:
@@ -141,7 +144,7 @@ class Student:
         if grad_norm.is_cuda or not grad_norm <= self._grad_clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.loss.clamp_()
@@ -184,27 +187,3 @@ class Student:
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-
-
-def tower_config(
-    settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer, *, vocab_size: int | None = None
-) -> TextConfig:
-    """The text tower that a run asks for, given what it is to match.
-
-    Args:
-        settings: of the run.
-        encoder: of the cache.
-        tokenizer: of the run.
-        vocab_size: rows of its vocabulary, where they shall be more than the tokenizer's.
-    """
-    return TextConfig(
-        embed_dim=encoder.dim,
-        vocab_size=vocab_size or tokenizer.vocab_size,
-        context_length=settings.context_length,
-        width=settings.width,
-        heads=settings.heads,
-        layers=settings.layers,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        quick_gelu=encoder.quick_gelu,
-    )

@@ -1,6 +1,6 @@
 """What the captions of a step are held against, and how a loss walks over it in blocks.
 
-B captions and pictures of a step, b captions of this process, M further pictures, D features.
+B pictures of a step, b captions of this process, M further pictures, D features.
 """
 
 from collections.abc import Iterator
@@ -38,35 +38,64 @@ class Targets:
 
     Attributes:
         image_emb: `[B, D]`, unit norm, constants: of the whole batch, on every process.
-        own: where in the batch the pairs of this process are.
-        masked: `[2, P]`, a caption of this process and another picture of the batch that carries the same; ascending in
+        own: where in the batch the pictures of this process are.
+        picture: `[b]`, where in the batch the picture of each caption is, ascending, on the host; None where each
+            picture has one caption.
+        equal: `[2, P]`, a caption of this process and another picture of the batch that carries the same; ascending in
             the first, on the host.
+        equal_are_positive: whether losses that contrast draw such pairs together; they leave them out otherwise.
         bank: further negatives of the text→image softmax.
         teacher_emb: `[b, D]`, the teacher's embeddings of this process's captions, zeros where there is none.
     """
 
     image_emb: Tensor
     own: slice
-    masked: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
+    picture: NDArray[np.int64] | None = None
+    equal: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
+    equal_are_positive: bool = False
     bank: Bank | None = None
     teacher_emb: Tensor | None = None
 
+    def of_captions(self, values: Tensor) -> Tensor:
+        """What this process's captions have of something that each picture has: `[B, …]` to `[b, …]`."""
+        return values[self.own if self.picture is None else torch.from_numpy(self.picture).to(values.device)]
+
     def own_emb(self, dtype: torch.dtype) -> Tensor:
         """The pictures of this process's captions, `[b, D]`."""
-        return self.image_emb[self.own].to(dtype)
+        return self.of_captions(self.image_emb).to(dtype)
+
+    def shares(self, dtype: torch.dtype) -> Tensor:
+        """What each caption counts among those of its picture, `[b]`: all together 1."""
+        if self.picture is None:
+            return self.image_emb.new_ones(self.own.stop - self.own.start, dtype=dtype)
+        _, place, count = np.unique(self.picture, return_inverse=True, return_counts=True)
+        return torch.from_numpy(1 / count[place]).to(self.image_emb.device, dtype)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """What this process adds to the mean over all pictures of something that each caption has, `[b]` to `[]`."""
+        return (values * self.shares(values.dtype)).sum() / len(self.image_emb)
+
+    def equal_pairs(self) -> tuple[Tensor, Tensor]:
+        """`equal` on the device: captions `[P]` and pictures `[P]`."""
+        captions, pictures = torch.from_numpy(self.equal).to(self.image_emb.device)
+        return captions, pictures
 
     def mask_(self, logits: Tensor, block: slice) -> Tensor:
-        """Set the logits `[r, B]` of pairs that are no negatives to -inf.
+        """Set the logits `[r, B]` of captions and other pictures that carry the same to -inf.
 
         Args:
             logits: of a block of this process's captions against the batch.
             block: which of them.
         """
-        start, end = self.masked[0].searchsorted([block.start, block.stop])
+        start, end = self.equal[0].searchsorted([block.start, block.stop])
         if end > start:
-            rows, columns = torch.from_numpy(self.masked[:, start:end]).to(logits.device)
+            rows, columns = torch.from_numpy(self.equal[:, start:end]).to(logits.device)
             logits[rows - block.start, columns] = -torch.inf
         return logits
+
+    def mask_unless_positive_(self, logits: Tensor, block: slice) -> Tensor:
+        """The same unless they are drawn together."""
+        return logits if self.equal_are_positive else self.mask_(logits, block)
 
 
 def blocks(length: int, others: int, device: torch.device) -> Iterator[slice]:

@@ -5,7 +5,6 @@ B captions of a step, T tokens, D features, W width, L layers.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Self, TypeVar
 
 import torch
@@ -14,11 +13,11 @@ from torch import Tensor
 
 from ..encoders.packing import Packed, PackedCaptions
 from ..encoders.rows import PackedRows
-from ..encoders.text import Attention, TextConfig
+from ..encoders.text import Attention, TextConfig, TextTower
 from .data import TrainData
-from .device import Precision, resolve_device, resolve_precision, set_matmul_precision
+from .device import AUTOCAST, Precision, autocast, resolve_device, resolve_precision, set_matmul_precision
 from .feeding import AHEAD, Feed
-from .student import AUTOCAST, Student
+from .student import Student
 from .targets import Targets
 from .train_settings import TrainSettings
 
@@ -59,8 +58,10 @@ class Steps:
         self.device = resolve_device(training.device)
         set_matmul_precision(self.device, tf32=training.tf32)
         self.precision: Precision = resolve_precision(training.precision, self.device)
-        self.student = Student(config, training, self.device, self.precision)
-        self.student.tower.attention = attention
+        torch.manual_seed(training.seed)
+        tower = TextTower(config)
+        tower.attention = attention
+        self.student = Student(tower, training, self.device, self.precision)
         self.feed = Feed(training, data, self.student.tower, self.device)
         self.batch_size, self.round_steps = training.batch_size, round_steps
         self.wait_s = self.num_tokens = self.flops = 0.0
@@ -118,11 +119,11 @@ class Steps:
             inputs: together B captions.
             forward: gives features of one of them.
         """
-        autocast = torch.autocast(self.device.type, AUTOCAST[self.precision]) if self.precision != "fp32" else None
+        computing = autocast(self.precision, self.device)
         self.student.optimizer.zero_grad(set_to_none=True)
         start = 0
         for part in inputs:
-            with autocast or nullcontext():
+            with computing:
                 features = forward(part)
             torch.autograd.backward(features.float(), self._text_emb[start : start + len(features)])
             start += len(features)

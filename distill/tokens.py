@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache import tokens as stored
-from ..cache.files import whole_directory
 from ..cache.format import TOKENS
+from ..cache.location import Location
 from ..cache.mapped import MappedRows
 from ..cache.processes import worker_pool
 from ..cache.store import Cache
+from ..encoders.lm_tokenizer import AnyTokenizer
 from ..encoders.packing import runs
-from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .errors import DistillError
 from .settings import num_usable_cores
 
@@ -62,7 +62,7 @@ class TokenTable:
 
 def open_tokens(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     context_length: int,
     beside: Path,
     *,
@@ -75,7 +75,7 @@ def open_tokens(
         cache: that holds the captions, and from now on their ids.
         tokenizer: whose ids.
         context_length: most ids of a caption.
-        beside: folder that holds the ids of a cache that cannot be written; of this cache alone.
+        beside: folder for the ids of a cache that cannot be written, or lies at a URL; of this cache alone.
         workers: processes that tokenize many captions; by default one a core.
         on_progress: called with captions done and all captions while they are tokenized.
 
@@ -84,10 +84,10 @@ def open_tokens(
         DistillError: a tokenizing process died.
     """
     key = tokenizer.fingerprint(context_length)
-    inside = cache.path / TOKENS
-    group = next((place / key for place in (inside, beside) if (place / key).exists()), None)
+    inside = [cache.path / TOKENS] if isinstance(cache.path, Path) else []
+    group = next((place / key for place in (*inside, beside) if (place / key).exists()), None)
     if group is None:
-        group = (inside if stored.can_write(inside) else beside) / key
+        group = next(filter(stored.can_write, inside), beside) / key
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         workers = workers or num_usable_cores()
         with closing(_tokenized(cache, tokenizer, context_length, workers, on_progress)) as blocks:
@@ -96,13 +96,13 @@ def open_tokens(
     return TokenTable(tokens.ids, tokens.offsets)
 
 
-def tokenize(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
+def tokenize(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
     """Ids of captions in memory, each at most `context_length`."""
     ids, lengths = _encode(tokenizer, captions, context_length)
     return TokenTable(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _encode(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length: int) -> Block:
+def _encode(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: int) -> Block:
     encoded = tokenizer.encode(captions, context_length)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     return np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum())), lengths
@@ -110,7 +110,7 @@ def _encode(tokenizer: CaptionTokenizer, captions: Sequence[str], context_length
 
 def _tokenized(
     cache: Cache,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     context_length: int,
     workers: int,
     on_progress: Callable[[int, int], None],
@@ -130,12 +130,12 @@ def _tokenized(
         on_progress(done, total)
 
 
-def _encode_run(cache: Cache, tokenizer: CaptionTokenizer, context_length: int, run: tuple[int, int]) -> Block:
+def _encode_run(cache: Cache, tokenizer: AnyTokenizer, context_length: int, run: tuple[int, int]) -> Block:
     return _encode(tokenizer, cache.captions(*run), context_length)
 
 
 def _in_processes(
-    cache: Cache, tokenizer: CaptionTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
+    cache: Cache, tokenizer: AnyTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
 ) -> Iterator[Block]:
     pool = worker_pool(workers, __name__, _start_worker, cache.path, tokenizer, context_length)
     in_flight = deque[Future[Block]]()
@@ -154,10 +154,10 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Cache, CaptionTokenizer, int] | None = None
+_worker: tuple[Cache, AnyTokenizer, int] | None = None
 
 
-def _start_worker(cache: Path, tokenizer: CaptionTokenizer, context_length: int) -> None:
+def _start_worker(cache: Location, tokenizer: AnyTokenizer, context_length: int) -> None:
     global _worker
     _worker = Cache(cache), tokenizer, context_length
 
@@ -165,27 +165,3 @@ def _start_worker(cache: Path, tokenizer: CaptionTokenizer, context_length: int)
 def _encode_in_worker(run: tuple[int, int]) -> Block:
     assert _worker is not None
     return _encode_run(*_worker, run)
-
-
-def write_tokenizer(cache: Path, folder: Path, vocab_size: int) -> dict[str, Any]:
-    """`clipglot tokenizer`: train a BPE on a cache's captions and write it; returns what `--json` prints.
-
-    Raises:
-        CacheError, EncoderError: no cache, or too small a vocabulary.
-        DistillError: the folder exists.
-    """
-    if folder.exists():
-        raise DistillError(f"{folder} exists: choose another -o")
-    captions = Cache(cache).captions()
-    tokenizer = train_bpe(captions, vocab_size)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(folder) as partial:
-        tokenizer.save(partial)
-    _, lengths = _encode(tokenizer, captions, 10**6)
-    return {
-        "tokenizer": str(folder),
-        "vocab_size": tokenizer.vocab_size,
-        "num_captions": len(captions),
-        "tokens_per_caption": float(lengths.mean()) if len(lengths) else 0.0,
-        "longest": int(lengths.max(initial=0)),
-    }

@@ -4,25 +4,24 @@ Everything that can be wrong is found out before the run folder is touched; then
 the step it is in.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from ..cache.errors import CacheError
 from ..cache.files import locked
 from ..cache.store import Cache
-from ..encoders.tokenizer import CaptionTokenizer, train_bpe
+from ..encoders.lm_tokenizer import AnyTokenizer
 from . import parallel
 from .data import ValidationData, load_data, load_validation, open_images, pooling_of, views_of
 from .device import resolve_device, resolve_precision, set_matmul_precision
 from .diagnosis import Diagnosis
-from .errors import DistillError
+from .errors import DistillError, LoneError
 from .feeding import Feed
 from .final import Final, write_final
 from .findings import Finding
@@ -33,9 +32,12 @@ from .pairs import PairFigures, count_pairs, sample_pairs
 from .profiling import profiled
 from .provenance import content_id, require_same_encoder, run_provenance
 from .run import Run
-from .student import Student, tower_config
+from .stopping import resumable, stop_on_signal
+from .student import Student
+from .towers import build_tower, open_tokenizer
 from .train_settings import TrainSettings
 from .validation import validate
+from .warm_start import fit_head
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 
@@ -52,11 +54,27 @@ OnFinding = Callable[[Finding], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended: complete, or stopped by a signal after a checkpoint."""
+    """How a run ended: complete, or stopped by a signal after a checkpoint.
+
+    Attributes:
+        run: its folder.
+        began_at: the step that it began at: 0, or that of the checkpoint from which it went on.
+        step: the step that it ended at.
+        num_steps: of the whole run.
+        num_trained: parameters of the tower that are trained.
+        num_parameters: all of its parameters.
+        vocab_size: tokens of its tokenizer.
+        validation: the last one, if any.
+        findings: what was said about a run that does not learn.
+    """
 
     run: Run
+    began_at: int
     step: int
     num_steps: int
+    num_trained: int
+    num_parameters: int
+    vocab_size: int
     validation: dict[str, Any] | None
     findings: list[Finding]
 
@@ -71,7 +89,7 @@ class _Setup:
     """What the loop runs on."""
 
     run: Run
-    tokenizer: CaptionTokenizer
+    tokenizer: AnyTokenizer
     feed: Feed
     val_data: ValidationData | None
     sample: ValidationData | None
@@ -107,14 +125,26 @@ def train(
     set_matmul_precision(device, tf32=settings.tf32)
     with parallel.joined(device):
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
-        if not parallel.is_first():
-            parallel.wait_for_all()  # until tokenizer and tokens are there to be read
-            return _learn(settings, _prepare(settings, device, True, on_prepare), on_progress, on_finding)
-        setup = _prepare(settings, device, resume, on_prepare)
-        with locked(settings.output):
-            setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
-            parallel.wait_for_all()
-            return _learn(settings, setup, on_progress, on_finding)
+        with ExitStack() as held:
+
+            def begin() -> _Setup:
+                setup = _prepare(settings, device, resume, on_prepare)
+                held.enter_context(locked(settings.output))
+                setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
+                return setup
+
+            if parallel.is_first():
+                setup = parallel.all_or_none(begin)
+                parallel.all_or_none(lambda: None)
+            else:
+                parallel.all_or_none(lambda: None)  # until tokenizer and tokens are there to be read
+                setup = parallel.all_or_none(lambda: _prepare(settings, device, True, on_prepare))
+            try:
+                return _learn(settings, setup, on_progress, on_finding)
+            except (CacheError, DistillError, OSError) as error:
+                if parallel.is_first():
+                    raise
+                raise LoneError(f"process {parallel.rank()}: {error}") from error
 
 
 def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> _Setup:
@@ -135,17 +165,14 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
         },
     }
     run.require_ready(settings, description, resume=resume)
-    if run.tokenizer.exists():
-        tokenizer = CaptionTokenizer.load(run.tokenizer)
-    elif settings.tokenizer:
-        tokenizer = CaptionTokenizer.load(settings.tokenizer)
-    else:
-        tokenizer = train_bpe(cache.captions(), settings.vocab_size)
+    tokenizer = open_tokenizer(settings, run.tokenizer, cache.captions)
     images = open_images(cache, settings, device, partial(on_prepare, "check"))
     tokenizing = partial(on_prepare, "tokenize")
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
-    config = tower_config(settings, cache.info.encoder, tokenizer)
-    student = Student(config, settings, device, precision)
+    tower = build_tower(settings, cache.info.encoder, tokenizer).to(device)
+    if settings.warm_start == "ridge" and not run.has_checkpoint():
+        fit_head(tower, cache, data, settings, partial(on_prepare, "fit the head"))
+    student = Student(tower, settings, device, precision)
     return _Setup(
         run=run,
         tokenizer=tokenizer,
@@ -172,10 +199,17 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
         raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")
     student.connect()  # everyone has read the checkpoint before anything is written anew
     validation = run.last_validation()
-    saved_at = time.perf_counter()
+    began_at, saved_at = step, time.perf_counter()
+
+    def save_what_was_learned() -> int:
+        if step > began_at and parallel.is_first():
+            student.require_finite(result, step)
+            run.save_checkpoint(step, student.state())
+        return step
 
     with (
-        _stop_on_signal() as stop,
+        resumable(save_what_was_learned),
+        stop_on_signal() as stop,
         closing(feed),
         Log(run, settings, step) as log,
         profiled(run.path, settings.profile) as profile,
@@ -191,6 +225,10 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
 
         tell(diagnosis.of_pairs())
         pace = Pace(settings.batch_size)
+        if settings.warm_start != "none" and setup.val_data is not None and validation is None:
+            validation = {"step": 0, "epoch": 0} | validate(student.evaluated, setup.val_data)
+            log.write(validation)
+            on_progress(0, num_steps, validation)
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
@@ -243,27 +281,15 @@ def _learn(settings: TrainSettings, setup: _Setup, on_progress: OnProgress, on_f
                 break
     if step == num_steps and parallel.is_first():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
-    return TrainResult(run=run, step=step, num_steps=num_steps, validation=validation, findings=diagnosis.findings)
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT (Ctrl-C) and SIGTERM (a scheduler's preemption) set; a second signal acts as usual."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    previous: dict[signal.Signals, Any] = {}
-
-    def handle(number: int, frame: object) -> None:
-        stop.set()
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
+    trained, parameters = student.num_parameters
+    return TrainResult(
+        run=run,
+        began_at=began_at,
+        step=step,
+        num_steps=num_steps,
+        num_trained=trained,
+        num_parameters=parameters,
+        vocab_size=setup.tokenizer.vocab_size,
+        validation=validation,
+        findings=diagnosis.findings,
+    )

@@ -1,35 +1,69 @@
 """The settings of `clipglot train`; see `settings` for how such classes are made."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..cache.location import Location
 from .settings import Device, require, require_at_least_one
+
+SCRATCH_ALONE = ("width", "layers", "heads")
+LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """`clipglot train`: teach a text tower to match the cached pictures."""
 
-    cache: Annotated[Path, "cache to train from"]
+    cache: Annotated[Location, "cache to train from: a local path, or a URL such as s3://bucket/train.zarr"]
     output: Annotated[Path, "folder of the run"]
-    val: Annotated[Path | None, "cache of held-out pictures: recall is measured on it after every epoch"] = None
+    val: Annotated[Location | None, "cache of held-out pictures: recall is measured on it after every epoch"] = None
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
     vocab_size: Annotated[int, "tokens of that BPE"] = 16_384
     context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
-    width: Annotated[int, "width of the text tower"] = 512
-    layers: Annotated[int, "layers of the text tower"] = 6
-    heads: Annotated[int, "attention heads of the text tower"] = 8
-    dropout: Annotated[float, "share of the tower's values that are zeroed in training, 0 to 1"] = 0.0
+    text: Annotated[
+        str,
+        "text tower: scratch; clip, the one of the CLIP that made the cache; the folder of an earlier run; or folder "
+        "or hub repository of a language model that transformers loads",
+    ] = "scratch"
+    width: Annotated[int, "width of a scratch tower"] = 512
+    layers: Annotated[int, "layers of a scratch tower"] = 6
+    heads: Annotated[int, "attention heads of a scratch tower"] = 8
+    pooler: Annotated[
+        Literal["mean", "cls", "eos"], "what a language model's tokens become: their mean, the first, or the last"
+    ] = "mean"
+    head: Annotated[Literal["linear", "mlp"], "what brings a language model's width to the pictures'"] = "linear"
+    train_layers: Annotated[
+        int | None, "last layers of a language model that are trained; 0 trains the head alone (default: all)"
+    ] = None
+    freeze_embeddings: Annotated[bool, "keep a language model's word embeddings as they are"] = False
+    lora_rank: Annotated[int, "train low-rank changes of a language model's matrices (LoRA); 0 trains them whole"] = 0
+    lora_alpha: Annotated[float | None, "these changes are scaled by alpha / rank (default: twice the rank)"] = None
+    lora_targets: Annotated[
+        tuple[str, ...], "linear layers that they belong to, e.g. query; may be given more than once (default: all)"
+    ] = ()
+    lm_lr: Annotated[float, "peak learning rate of a language model's own parameters"] = 1e-4
+    layer_decay: Annotated[float, "factor on that rate for every layer further from the head"] = 1.0
+    warm_start: Annotated[
+        Literal["none", "ridge"],
+        "ridge fits a language model's linear head in closed form before the first step, so that epoch zero retrieves",
+    ] = "none"
+    dropout: Annotated[
+        float | None, "share of the tower's values that training zeroes (default: none, or the language model's own)"
+    ] = None
     token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[int, "times that every picture is shown"] = 30
     views: Annotated[
         str | int,
         "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",
     ] = "all"
-    batch_size: Annotated[int, "pictures (and captions) of a step"] = 512
-    lr: Annotated[float, "peak learning rate"] = 1e-3
+    batch_size: Annotated[int, "pictures of a step"] = 512
+    captions_per_picture: Annotated[int, "most captions of each picture in a step, drawn to it together"] = 1
+    equal_captions: Annotated[
+        Literal["ignore", "positive"], "other pictures of a step that carry a caption, too: left out, or right as well"
+    ] = "ignore"
+    lr: Annotated[float, "peak learning rate: of a scratch tower, of heads, of LoRA"] = 1e-3
     schedule: Annotated[
         Literal["cosine", "constant", "wsd"], "the rate after warm-up: wsd is constant with a cooldown"
     ] = "cosine"
@@ -43,6 +77,9 @@ class TrainSettings:
         "softmax (CLIP) or sigmoid (SigLIP) over the batch; the picture's similarities to the batch as soft targets; "
         "or regression on the picture's embedding, by direction or with the length",
     ] = "infonce"
+    label_smoothing: Annotated[
+        float, "share of each target of infonce that is spread evenly over all it is held against"
+    ] = 0.0
     similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
     alignment: Annotated[float, "weight of the squared distance to the picture beside the loss"] = 0.0
     uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
@@ -66,8 +103,8 @@ class TrainSettings:
     grad_checkpointing: Annotated[bool, "compute activations twice instead of keeping them"] = False
     embeddings: Annotated[
         Literal["auto", "device", "mapped", "chunks"],
-        "where they are read: on the device, from mapped chunk files, or whole chunks in shuffled order (for stores "
-        "where single rows are far); auto takes the nearest that holds them",
+        "where they are read: on the device, from mapped chunk files, or whole chunks in shuffled order (for URLs and "
+        "what exceeds memory); auto takes the nearest that holds them",
     ] = "auto"
     buffer_gb: Annotated[float, "host memory for the buffer of --embeddings chunks, in GB"] = 4.0
     precision: Annotated[
@@ -85,19 +122,31 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         names = ("vocab_size", "width", "layers", "heads", "epochs", "log_every", "checkpoint_every")
-        require_at_least_one(self, *names, "micro_batch", "workers")
+        require_at_least_one(self, *names, "captions_per_picture", "micro_batch", "workers")
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
-        for name in ("dropout", "token_dropout"):
+        for name in ("dropout", "token_dropout", "label_smoothing"):
             share = getattr(self, name)
-            require(0 <= share < 1, f"--{name.replace('_', '-')} {share}: is a share, 0 or more and below 1")
+            require(
+                share is None or 0 <= share < 1,
+                f"--{name.replace('_', '-')} {share}: is a share, 0 or more and below 1",
+            )
         require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
+        self._require_text_tower()
         require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: is a share of the steps, 0 to 1")
         require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         require(0 < self.beta2 < 1, f"--beta2 {self.beta2}: must lie between 0 and 1")
         require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must not be negative")
         require(0 <= self.cooldown <= 1, f"--cooldown {self.cooldown}: is a share of the steps, 0 to 1")
+        require(
+            self.schedule != "wsd" or self.warmup + self.cooldown <= 1 + 1e-9,
+            f"--warmup {self.warmup} and --cooldown {self.cooldown}: are shares of the same steps, at most 1 together",
+        )
+        require(
+            (self.micro_batch or 0) <= self.batch_size,
+            f"--micro-batch {self.micro_batch}: is a part of --batch-size {self.batch_size}",
+        )
         require(0 <= self.ema < 1, f"--ema {self.ema}: is a decay below 1, e.g. 0.999")
         require(self.buffer_gb > 0, f"--buffer-gb {self.buffer_gb}: must be positive")
         require(self.profile >= 0, f"--profile {self.profile}: is a number of steps")
@@ -110,6 +159,7 @@ class TrainSettings:
             f"--views {self.views}: is a number from 1 on, or all",
         )
         require(self.loss == "infonce" or not self.num_negatives, "--negatives belong to the softmax of --loss infonce")
+        require(self.loss == "infonce" or not self.label_smoothing, "--label-smoothing belongs to --loss infonce")
         for name in ("similarity", "alignment", "uniformity", "simcse"):
             weight = getattr(self, name)
             require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")
@@ -117,11 +167,25 @@ class TrainSettings:
             not (self.similarity and self.loss == "similarity"), "--similarity is a term beside another --loss: drop it"
         )
         require(
-            not self.simcse or self.dropout > 0 or self.token_dropout > 0,
-            f"--simcse {self.simcse}: both views of a caption would be the same: pass --dropout too, e.g. 0.1",
+            self.captions_per_picture == 1 or not (self.simcse or self.uniformity),
+            "--simcse and --uniformity hold captions against each other: drop --captions-per-picture",
+        )
+        require(
+            self.equal_captions == "ignore" or self.loss in ("infonce", "siglip"),
+            f"--equal-captions {self.equal_captions}: --loss {self.loss} has no right and wrong pictures: drop it",
+        )
+        require(
+            not self.simcse or self.text != "scratch" or bool(self.dropout) or self.token_dropout > 0,
+            f"--simcse {self.simcse}: both passes of a caption would be the same: pass --dropout too, e.g. 0.1",
         )
         require(
             0 <= self.teacher_weight <= 1, f"--teacher-weight {self.teacher_weight}: is a share of the loss, 0 to 1"
+        )
+        require(
+            self.teacher_weight < 1
+            or not (self.similarity or self.alignment or self.uniformity or self.simcse or self.num_negatives),
+            "--teacher-weight 1 leaves no share to --similarity, --alignment, --uniformity, --simcse or --negatives: "
+            "drop them, or pass a smaller one",
         )
         require(
             0 < self.teacher_temperature < math.inf,
@@ -133,6 +197,51 @@ class TrainSettings:
         )
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")
 
+    def _require_text_tower(self) -> None:
+        if self.text in ("scratch", "clip"):
+            self.require_no_language_model()
+        given = self._given(SCRATCH_ALONE)
+        require(
+            self.text == "scratch" or not given,
+            f"--{given} is of a scratch tower: {self.text} has a shape of its own: drop it",
+        )
+        layers = self.train_layers
+        require(layers is None or layers >= 0, f"--train-layers {layers}: is a number of layers")
+        require(self.lora_rank >= 0, f"--lora-rank {self.lora_rank}: must not be negative")
+        require(
+            self.lora_rank > 0 or (self.lora_alpha is None and not self.lora_targets),
+            "--lora-alpha and --lora-targets describe LoRA: pass --lora-rank, too",
+        )
+        require(
+            self.lora_rank == 0 or (self.train_layers is None and not self.freeze_embeddings),
+            "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
+        )
+        require(
+            self.warm_start == "none" or (self.text != "scratch" and self.head == "linear"),
+            f"--warm-start {self.warm_start} fits the linear head of a language model: pass --text, --head linear",
+        )
+        require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
+        require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")
+
+    def require_no_language_model(self) -> None:
+        """Refuse settings that only a language model has.
+
+        Raises:
+            DistillError: one of them is given.
+        """
+        given = self._given(LM_ALONE)
+        require(not given, f"--{given} belongs to a language model: pass its --text, too")
+
+    def _given(self, names: tuple[str, ...]) -> str:
+        """The flag of the first of some settings that is not its default, or nothing."""
+        changed = (f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default)
+        return next(changed, "").replace("_", "-")
+
+    @property
+    def resolved_lora_alpha(self) -> float:
+        """The scale of LoRA times its rank."""
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
     @property
     def resolved_temperature(self) -> float:
         """The initial temperature: CLIP's or SigLIP's where none is given, and where none is learned CLIP's last."""
@@ -142,7 +251,7 @@ class TrainSettings:
         return default if self.temperature is None else self.temperature
 
     @property
-    def num_views(self) -> int:
+    def num_passes(self) -> int:
         """Times that each caption of a step is embedded."""
         return 2 if self.simcse else 1
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from ..encoders.text import TextTower
+from ..encoders.tower import StudentTower
 from ..evals.geometry import anisotropy, effective_rank
 from ..evals.retrieval import alignment, retrieve, uniformity
 from . import parallel
@@ -18,7 +18,7 @@ CAPTIONS_AT_A_TIME = 1024
 
 
 @torch.inference_mode()
-def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.int64]) -> NDArray[np.float32]:
+def embed_captions(tower: StudentTower, tokens: TokenTable, captions: NDArray[np.int64]) -> NDArray[np.float32]:
     """Text embeddings `[len(captions), D] float32`, unit norm, in the order given."""
     blocks = [
         F.normalize(tower.encode(tokens.take(captions[start : start + CAPTIONS_AT_A_TIME])).float(), dim=-1)
@@ -30,7 +30,7 @@ def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.in
     return result
 
 
-def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
+def validate(tower: StudentTower, data: ValidationData) -> dict[str, Any]:
     """Recall of every caption against every embedded picture, and how the captions' embeddings lie.
 
     Each process embeds its part of the captions, and every process knows the result.

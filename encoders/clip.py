@@ -1,6 +1,7 @@
-"""A merged CLIP, loaded by plain open_clip alone, as whoever receives an export will load it."""
+"""A merged CLIP, loaded as whoever receives it will: by open_clip, but for text towers that it has no form of."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from .errors import EncoderError
-from .image import ImageTower, load_clip, tower_of_clip
-from .merge import CONFIG
+from .image import LM_CONFIG, ImageTower, load_clip, tower_of_clip
+from .lm import OPEN_CLIP_POOLERS, LMConfig, LMTower
+from .lm_tokenizer import LMTokenizer
+from .merge import CONFIG, WEIGHTS
 
 TEXTS_AT_A_TIME = 256
+NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # for open_clip to build beside the picture side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +37,15 @@ class MergedClip:
     folder: Path
     image_tower: ImageTower
     logit_scale: float
-    _clip: Any
-    _tokenizer: Any
+    _text_features: Callable[[list[str]], Tensor]
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """`[len(texts), D] float32`, unit norm."""
+    def encode_texts(self, texts: Sequence[str], *, raw: bool = False) -> NDArray[np.float32]:
+        """`[len(texts), D] float32`, of unit norm unless `raw`."""
         blocks = [
-            F.normalize(self._clip.encode_text(self._tokenizer(list(texts[i : i + TEXTS_AT_A_TIME]))), dim=-1)
-            for i in range(0, len(texts), TEXTS_AT_A_TIME)
+            self._text_features(list(texts[i : i + TEXTS_AT_A_TIME])) for i in range(0, len(texts), TEXTS_AT_A_TIME)
         ]
-        result: NDArray[np.float32] = torch.cat(blocks).numpy()
+        result: NDArray[np.float32] = torch.cat([b if raw else F.normalize(b, dim=-1) for b in blocks]).numpy()
         return result
 
 
@@ -53,6 +58,9 @@ def load_merged(folder: Path) -> MergedClip:
     if not (folder / CONFIG).is_file():
         raise EncoderError(f"{folder}: no {CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`")
     name = f"local-dir:{folder}"
+    lm_config = _lm_config(folder)
+    if lm_config and not lm_config.loads_in_open_clip:
+        return _load_with_own_text(folder, lm_config)
     clip, config = load_clip(name, None)
     try:
         tokenizer = open_clip.get_tokenizer(name)
@@ -63,6 +71,58 @@ def load_merged(folder: Path) -> MergedClip:
         folder=folder,
         image_tower=tower_of_clip(clip, config, model=name),
         logit_scale=float(clip.logit_scale.exp()),
-        _clip=clip,
-        _tokenizer=tokenizer,
+        _text_features=lambda texts: clip.encode_text(tokenizer(texts)),
     )
+
+
+def _lm_config(folder: Path) -> LMConfig | None:
+    """The language model of a folder that `write_merged` wrote; None if its text tower is none."""
+    config = _read(folder / CONFIG)
+    text = config["model_cfg"]["text_cfg"]
+    if "hf_model_name" not in text or not (folder / LM_CONFIG).is_file():
+        return None
+    poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
+    return LMConfig(
+        embed_dim=config["model_cfg"]["embed_dim"],
+        name=text["hf_model_name"],
+        model=_read(folder / LM_CONFIG),
+        pooler=poolers.get(text["hf_pooler_type"], text["hf_pooler_type"]),
+        head=text["hf_proj_type"],
+        context_length=text["context_length"],
+    )
+
+
+def _load_with_own_text(folder: Path, lm_config: LMConfig) -> MergedClip:
+    """A folder whose text tower open_clip has no form of: its picture side by open_clip, the text side by us."""
+    config = _read(folder / CONFIG)["model_cfg"]
+    try:
+        tensors = load_file(folder / WEIGHTS)
+        clip: Any = open_clip.create_model(
+            f"local-dir:{folder}", load_weights=False, pretrained_image=False, text_cfg=NO_TEXT
+        )
+        clip.visual.load_state_dict(_below("visual.", tensors))
+        text = LMTower(lm_config)
+        text.text.load_state_dict(_below("text.", tensors))
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise EncoderError(f"{folder}: does not load ({str(error).splitlines()[0]}): export it again") from error
+    tokenizer = LMTokenizer.load(folder)
+    text.eval().requires_grad_(False)
+    return MergedClip(
+        folder=folder,
+        image_tower=tower_of_clip(clip, config, model=f"local-dir:{folder}"),
+        logit_scale=float(tensors["logit_scale"].exp()),
+        _text_features=lambda texts: text.encode(tokenizer.encode(texts, lm_config.context_length)),
+    )
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, named without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EncoderError(f"{file}: no JSON ({error}): export the run again") from error
+    return value

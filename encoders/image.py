@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from .errors import EncoderError
 from .weights import not_loaded
 
-TIMM_PREFIX = "timm/"
+TIMM_PREFIX, LOCAL_PREFIX = "timm/", "local-dir:"
+LM_CONFIG = "config.json"  # of transformers, beside the weights
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # What of torch may round float32 to TF32.
@@ -63,6 +64,10 @@ class ImageTower:
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.visual.parameters()).device
+
+    def placed(self, device: str | torch.device) -> "ImageTower":
+        """The tower on a device."""
+        return replace(self, visual=self.visual.to(device))
 
     def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Pixels `[B, height, width, 3] uint8` to what the tower takes, `[B, 3, height, width] float32`.
@@ -123,7 +128,7 @@ def load_image_tower(
         tower = _tower(visual, config, preprocess, model, pretrained)
     else:
         tower = tower_of_clip(*load_clip(model, pretrained), model=model, pretrained=pretrained)
-    return replace(tower, visual=tower.visual.to(device), precision=precision)
+    return replace(tower, precision=precision).placed(device)
 
 
 def weights_file(model: str, pretrained: str | None) -> Path | None:
@@ -166,6 +171,8 @@ def _tower(
 def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     """A whole open_clip model with its weights, on the CPU in float32, and its config.
 
+    A language model's config is read from the model's own folder if it is there, not from the hub.
+
     Raises:
         EncoderError: unknown name, no weights, or weights that do not fit.
     """
@@ -202,11 +209,20 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
             force_quick_gelu=bool(config.get("quick_gelu", False)),
             pretrained_text=False,
             require_pretrained=True,
+            **_offline_text(model, config),
         )
     except Exception as error:  # wrong keys, damaged file, download failed: one message says which
         raise not_loaded(model, pretrained, error) from error
     config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
     return clip, config
+
+
+def _offline_text(model: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What makes open_clip build a language model from a `local-dir:` alone: its loader only knows it by name."""
+    folder, text_cfg = model.removeprefix(LOCAL_PREFIX), config["text_cfg"]
+    if "hf_model_name" not in text_cfg or folder == model or not (Path(folder) / LM_CONFIG).is_file():
+        return {}
+    return {"text_cfg": text_cfg | {"hf_model_name": folder, "hf_model_pretrained": False}}
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

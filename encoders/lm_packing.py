@@ -1,10 +1,10 @@
 """Language models of transformers without padding: forwards over captions packed ahead, by modules we do not own.
 
 BERT and its kin add a mask of `[R, 1, L, L]` to their scores and take positions, so they run over rows of captions as
-they are. Any other encoder runs once for each distinct length. B captions, T tokens, W width, R rows of L slots.
+they are. Any other model runs once for each distinct length. B captions, S slots or tokens, W width, R rows of L slots.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from .packing import PackedCaptions
 from .rows import PackedRows, row_length
+
+Pooler = Literal["mean", "cls", "eos"]
 
 # Where positions begin at 0, and where they begin after the pad's id (fairseq's rule, kept by RoBERTa).
 FROM_ZERO, AFTER_PAD = {"bert"}, {"roberta", "xlm-roberta"}
@@ -23,32 +25,55 @@ def supports_rows(config: Any) -> bool:
     return config.model_type in FROM_ZERO | AFTER_PAD and config._attn_implementation in ("sdpa", "eager")
 
 
-def pack_tokens(config: Any, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedRows | PackedCaptions:
-    """Captions whole, as `embed_tokens` takes them, on the host; arguments as of `PackedCaptions.of`."""
+def pack_tokens(
+    config: Any, ids: NDArray[Any], lengths: NDArray[np.int64], *, few_shapes: bool = False
+) -> PackedRows | PackedCaptions:
+    """Captions whole, as `hidden_states` takes them, on the host.
+
+    Args:
+        config: of the model.
+        ids: as of `PackedCaptions.of`.
+        lengths: as there.
+        few_shapes: as of `PackedRows.of`.
+    """
     if not supports_rows(config):
         return PackedCaptions.of(ids, lengths, None)
     length = row_length(int(lengths.max()))
-    return PackedRows.of(ids, lengths, None, pad_id=config.pad_token_id, row_length=length)
+    return PackedRows.of(ids, lengths, None, pad_id=config.pad_token_id, row_length=length, few_shapes=few_shapes)
 
 
-def embed_tokens(model: nn.Module, packed: PackedRows | PackedCaptions) -> tuple[Tensor, Tensor]:
-    """Hidden states of every token, for a pooler to choose from.
+def hidden_states(model: nn.Module, packed: PackedRows | PackedCaptions) -> Tensor:
+    """Hidden states `[S, W]` of the last layer, of rows one after the other or in packed order.
 
     Args:
-        model: an encoder of transformers, such as BertModel, XLMRobertaModel or MT5EncoderModel.
+        model: an encoder or decoder of transformers, such as BertModel, XLMRobertaModel or GPT2Model.
         packed: what `pack_tokens` made for its config, on its device.
-
-    Returns:
-        Hidden states of all captions joined in the order given `[T, W]`, and the tokens of each `[B] int64`.
     """
-    if isinstance(packed, PackedRows):
-        hidden, last = _over_rows(model, packed), packed.last
+    return _over_rows(model, packed) if isinstance(packed, PackedRows) else _by_length(model, packed)
+
+
+def pool(hidden: Tensor, packed: PackedRows | PackedCaptions, pooler: Pooler) -> Tensor:
+    """One vector a caption, `[B, W]`, in the order given.
+
+    Args:
+        hidden: what `hidden_states` gave, `[S, W]`.
+        packed: of the same captions.
+        pooler: the mean over all of a caption's tokens, its first or its last.
+    """
+    length = packed.positions.flatten()[packed.last] + 1
+    if pooler == "eos":
+        pooled = hidden[packed.last]
+    elif pooler == "cls":
+        pooled = hidden[packed.last + 1 - length]
     else:
-        hidden, last = _by_length(model, packed), packed.last[packed.restore]
-    lengths = packed.positions.flatten()[last] + 1
-    moved_by = last + 1 - lengths.cumsum(0)
-    token = torch.arange(packed.num_tokens, device=last.device)
-    return hidden[token + moved_by.repeat_interleave(lengths, output_size=packed.num_tokens)], lengths
+        if isinstance(packed, PackedRows):
+            caption = torch.where(packed.caption < 0, len(length), packed.caption).flatten().long()
+        else:
+            caption = torch.arange(len(length), device=hidden.device)
+            caption = caption.repeat_interleave(length, output_size=len(hidden))
+        sums = hidden.new_zeros(len(length) + 1, hidden.shape[1]).index_add(0, caption, hidden)
+        pooled = sums[:-1] / length[:, None]
+    return pooled if isinstance(packed, PackedRows) else pooled[packed.restore]
 
 
 def _over_rows(model: Any, packed: PackedRows) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .image import ImageTower
-from .text import TextTower
-from .tokenizer import CaptionTokenizer
+from .image import LM_CONFIG, ImageTower
+from .lm import LMTower
+from .lm_tokenizer import AnyTokenizer
+from .tower import StudentTower
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 
@@ -19,10 +20,10 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 def write_merged(
     folder: Path,
     image_tower: ImageTower,
-    text_tower: TextTower,
+    text_tower: StudentTower,
     logit_scale: float,
     logit_bias: float | None,
-    tokenizer: CaptionTokenizer,
+    tokenizer: AnyTokenizer,
     provenance: dict[str, Any],
 ) -> None:
     """Write weights, config and tokenizer of the merged CLIP into an existing folder.
@@ -58,3 +59,6 @@ def write_merged(
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokenizer.save(folder)
+    if isinstance(text_tower, LMTower):  # transformers' own config, where its loaders look for it
+        lm_config = json.dumps(text_tower.config.model, indent=2, ensure_ascii=False)
+        (folder / LM_CONFIG).write_text(lm_config + "\n", encoding="utf-8")

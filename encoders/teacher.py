@@ -1,7 +1,7 @@
 """The text tower of a CLIP as a teacher: frozen, in the language that it reads, in the space of its image tower."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from .errors import EncoderError
-from .image import TIMM_PREFIX, exact_float32, hash_tensors, load_clip
+from .image import TIMM_PREFIX, ImageTower, Precision, exact_float32, hash_tensors, load_clip, tower_of_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +36,31 @@ class TextTeacher:
         return result
 
 
-def load_text_teacher(model: str, pretrained: str | None, *, device: str | torch.device = "cpu") -> TextTeacher:
-    """Load the text tower beside an image tower.
+def load_with_teacher(
+    model: str, pretrained: str | None, *, device: str | torch.device = "cpu", precision: Precision = "fp32"
+) -> tuple[ImageTower, TextTeacher]:
+    """Load both towers of a CLIP, its files read once.
 
     Args:
         model: as of `load_image_tower`.
         pretrained: as of `load_image_tower`.
-        device: where to put it.
+        device: where to put the text tower; the image tower stays on the CPU until it is `placed`.
+        precision: what the image tower computes in; the teacher computes in float32.
 
     Raises:
         EncoderError: a ViT without a text tower, or a model that does not load.
     """
     if model.startswith(TIMM_PREFIX):
         raise EncoderError(f"--model {model} has no text tower that could teach: drop --teacher-field, or take a CLIP")
-    clip, _ = load_clip(model, pretrained)
+    clip, config = load_clip(model, pretrained)
     try:
         tokenizer = open_clip.get_tokenizer(model if ":" in model else model.replace("/", "-"))
     except Exception as error:  # a missing or damaged tokenizer file, of any kind
         raise EncoderError(f"--model {model}: the tokenizer of its text tower does not load ({error})") from error
     tensors = {k: v for k, v in clip.state_dict().items() if not k.startswith(("visual.", "logit_"))}
+    weights_sha256 = hash_tensors(tensors)
+    tower = tower_of_clip(clip, config, model=model, pretrained=pretrained)
     clip.visual = None
     clip.eval().requires_grad_(False).to(device)
-    return TextTeacher(weights_sha256=hash_tensors(tensors), _clip=clip, _tokenizer=tokenizer)
+    teacher = TextTeacher(weights_sha256=weights_sha256, _clip=clip, _tokenizer=tokenizer)
+    return replace(tower, precision=precision), teacher

@@ -4,7 +4,7 @@ open_clip's forward takes only sequences padded to the full context length. Ours
 at EOS never looks at what follows, so the features are the same (`tests/test_text_tower.py` holds them together).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -20,17 +20,16 @@ from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
 from .packing import PackedCaptions
 from .rows import PackedRows, row_length
+from .tower import StudentTower, TowerConfig
 
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(TowerConfig):
     """The shape of a scratch text tower; see `to_open_clip` for the names that open_clip gives its parts."""
 
-    embed_dim: int
     vocab_size: int
-    context_length: int
     width: int
     heads: int
     layers: int
@@ -48,8 +47,12 @@ class TextConfig:
         del fields["embed_dim"], fields["quick_gelu"]
         return fields | {"pool_type": "eos", "proj_type": "linear", "hf_tokenizer_name": "clipglot"}
 
+    def describe(self) -> str:
+        """The tower in a few words, for the model card."""
+        return f"causal transformer, {self.layers} layers, width {self.width}, {self.heads} heads, pooled at EOS"
 
-class TextTower(nn.Module):
+
+class TextTower(StudentTower):
     """The student. B captions, S tokens or slots, W width, D features.
 
     Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
@@ -59,12 +62,12 @@ class TextTower(nn.Module):
             length, on CUDA in rows: with a mask, or with flex_attention where the rows are compiled.
         dropout: share of the values that training sets to zero, of token embeddings and of what each block adds. It
             draws from torch's global generators: who forwards twice for one gradient seeds them alike.
-        grad_checkpointing: hold less memory; what is inside all blocks but the last is computed again in backward.
+        grad_checkpointing: as of every tower; the last block, which runs on EOS alone, is left out.
     """
 
+    config: TextConfig
     attention: Attention = "auto"
     dropout: float = 0.0
-    grad_checkpointing: bool = False
     _compiled_rows: Callable[..., Tensor] | None = None
 
     def __init__(self, config: TextConfig) -> None:
@@ -82,17 +85,6 @@ class TextTower(nn.Module):
             pool_type="eos",
             act_layer=QuickGELU if config.quick_gelu else nn.GELU,
         )
-
-    def encode(self, captions: Sequence[Sequence[int] | NDArray[Any]]) -> Tensor:
-        """Raw features `[B, D]` of token ids, ragged and unpadded, in the order given: pack, move, forward.
-
-        Raises:
-            EncoderError: a caption without EOS.
-        """
-        lengths = np.fromiter(map(len, captions), np.int64, len(captions))
-        ids = np.concatenate([np.asarray(caption, np.int64) for caption in captions])
-        features: Tensor = self(self.pack(ids, lengths).to(self.text.positional_embedding.device))
-        return features
 
     def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
         """Captions as `forward` takes them, on the host; arguments and errors as of `PackedCaptions.of`."""

@@ -1,10 +1,12 @@
-"""Tokenizers: byte-level BPE trained on captions, and encoding exactly as open_clip does at inference."""
+"""Tokenizers: byte-level BPE and Unigram trained on captions, and encoding exactly as open_clip does at inference."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from open_clip.tokenizer import get_clean_fn
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -12,6 +14,10 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from .errors import EncoderError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
+SPECIAL: dict[str, str | None] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}
+"""The special tokens of the tokenizers trained here, under the names that transformers gives their roles."""
+
+ROLES = (*SPECIAL, "cls_token", "sep_token", "mask_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 CLEANING = "whitespace"  # what open_clip's HFTokenizer applies before tokenizing: ftfy, html and whitespace
@@ -34,7 +40,7 @@ _PLAIN = re.compile(
 )
 
 
-def _clean(caption: str) -> str:
+def clean(caption: str) -> str:
     """What open_clip's cleaning makes of a caption."""
     return " ".join(caption.split()) if _PLAIN.fullmatch(caption) else str(_open_clip_clean(caption))
 
@@ -42,34 +48,45 @@ def _clean(caption: str) -> str:
 class CaptionTokenizer:
     """Captions to ids, the same ids that `open_clip.get_tokenizer` gives for the exported folder, less padding."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str | None] = SPECIAL) -> None:
+        """Wrap a tokenizer.
+
+        Args:
+            tokenizer: puts captions between a begin and an end token.
+            special: its special tokens by role, `pad_token`, `bos_token` and `eos_token` among them.
+        """
         self._tokenizer = tokenizer
+        self.special = dict(special)
         self.vocab_size = tokenizer.get_vocab_size()
-        self.pad_id, self.bos_id, self.eos_id = (self._id(token) for token in (PAD, BOS, EOS))
+        self.pad_id, self.bos_id, self.eos_id = (self._id(role) for role in ("pad_token", "bos_token", "eos_token"))
 
     @classmethod
     def load(cls, folder: Path) -> "CaptionTokenizer":
-        """Read a folder written by `save`.
+        """Read a folder written by `save`, or one of transformers whose captions stand between begin and end.
 
         Raises:
-            EncoderError: no tokenizer there, or one that does not put captions between our BOS and EOS.
+            EncoderError: no tokenizer there, or one that does not put captions between BOS and EOS.
         """
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise EncoderError(f"{folder}: no tokenizer.json in it: make a tokenizer with `clipglot tokenizer`")
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise EncoderError(f"{file}: not a tokenizer ({error})") from error
-        loaded = cls(tokenizer)
+        tokenizer = read_tokenizer(folder)
+        loaded = cls(tokenizer, _special_tokens(folder))
         if loaded.encode([""], 2) != [[loaded.bos_id, loaded.eos_id]]:  # the tower pools at EOS
-            raise EncoderError(f"{file}: does not end captions with {EOS}: use one made by `clipglot tokenizer`")
+            raise EncoderError(
+                f"{folder / FILES[0]}: does not end captions with {loaded.special['eos_token']} after "
+                f"{loaded.special['bos_token']}: use one made by `clipglot tokenizer`"
+            )
         return loaded
+
+    @property
+    def backend(self) -> Tokenizer:
+        """A copy of the tokenizer underneath, which neither cuts nor pads."""
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        return Tokenizer.from_str(self._tokenizer.to_str())
 
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
         """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
-        return [e.ids for e in self._tokenizer.encode_batch_fast([_clean(caption) for caption in captions])]
+        return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
 
     def fingerprint(self, context_length: int) -> str:
         """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
@@ -86,14 +103,13 @@ class CaptionTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        special = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}
-        config = special | {
+        config = self.special | {
             # Named so because transformers 4 does not know the class name that transformers 5 would write.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**9,
         }
-        tokens = {name: token for name, token in special.items() if token}
+        tokens = {name: token for name, token in self.special.items() if token}
         contents = (
             self._tokenizer.to_str(pretty=True),
             json.dumps(config, indent=2),
@@ -102,11 +118,64 @@ class CaptionTokenizer:
         for name, content in zip(FILES, contents, strict=True):
             (folder / name).write_text(content, encoding="utf-8")
 
-    def _id(self, token: str) -> int:
+    def _id(self, role: str) -> int:
+        token = self.special.get(role)
+        if token is None:
+            raise EncoderError(f"the tokenizer names no {role.replace('_', ' ')}: use one made by `clipglot tokenizer`")
         found = self._tokenizer.token_to_id(token)
         if found is None:
             raise EncoderError(f"the tokenizer has no {token} token: use one made by `clipglot tokenizer`")
         return int(found)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of any folder with a tokenizer.json, that of a language model too; it neither cuts nor pads.
+
+    Raises:
+        EncoderError: there is none, or it cannot be read.
+    """
+    file = folder / FILES[0]
+    if not file.is_file():
+        raise EncoderError(
+            f"{folder}: no tokenizer.json in it: make a tokenizer with `clipglot tokenizer`, or save that of a "
+            "language model with `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`"
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the Rust side raises bare Exception
+        raise EncoderError(f"{file}: not a tokenizer ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _special_tokens(folder: Path) -> dict[str, str | None]:
+    """Special tokens by role, as transformers' files beside tokenizer.json name them; ours where there are none."""
+    named: dict[str, Any] = {}
+    for file in (folder / FILES[2], folder / FILES[1]):
+        if file.is_file():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise EncoderError(f"{file}: not JSON ({error}): save the tokenizer again") from error
+            named |= {role: token for role, token in found.items() if role in ROLES}
+    if not named:
+        return dict(SPECIAL)
+    named = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
+    for role, of_bert in (("bos_token", "cls_token"), ("eos_token", "sep_token")):
+        named[role] = named.get(role) or named.get(of_bert)
+    extra = {role: named[role] for role in ROLES[len(SPECIAL) :] if named.get(role)}
+    return {role: named.get(role) for role in SPECIAL} | extra
+
+
+# Words as GPT-2 cuts them, but that a mark (a vowel sign of Devanagari, say) stays with its letter.
+_WORD = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}[\p{L}\p{M}]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_WORDS = (
+    # Chinese has no spaces: without the split whole phrases become single tokens, which compose nothing new.
+    pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"),
+    pre_tokenizers.Split(Regex(_WORD), "isolated"),
+)
+_ASCII = [chr(code) for code in range(33, 127)]
 
 
 def train_bpe(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
@@ -128,10 +197,7 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
         raise EncoderError(f"--vocab-size {vocab_size} cannot hold 256 bytes and 3 special tokens: use 259 or more")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
-    # Chinese has no spaces: without the split whole phrases become single tokens, which compose nothing new.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*_WORDS, pre_tokenizers.ByteLevel(False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -140,9 +206,75 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((_clean(caption) for caption in captions), trainer)
+    tokenizer.train_from_iterator((clean(caption) for caption in captions), trainer)
+    return CaptionTokenizer(_between_bos_and_eos(tokenizer))
+
+
+def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
+    """Train a Unigram tokenizer with byte fallback; every text round-trips (after NFC; `▁` reads as a space).
+
+    Unigram language model of Kudo, "Subword Regularization", 2018, section 3.2, with the bytes of SentencePiece:
+    characters that are rare in the captions, or not there, are spelled in UTF-8, so no text is unknown.
+
+    Args:
+        captions: the training texts.
+        vocab_size: most tokens, special ones and the 256 bytes included; few captions may give fewer.
+
+    Raises:
+        EncoderError: a vocabulary too small to hold the bytes and ASCII, or captions without a word.
+
+    >>> tokenizer = train_unigram(["кот на столе", "桌上的猫", "책상 위의 고양이"], 470)
+    >>> tokenizer.decode(tokenizer.encode(["책상 위의 кот 🐈"], 77)[0])
+    '책상 위의 кот 🐈'
+    """
+    num_fixed = 3 + 256
+    if vocab_size < num_fixed + 2 * len(_ASCII):
+        raise EncoderError(
+            f"--vocab-size {vocab_size} cannot hold 256 bytes, 3 special tokens and ASCII beside words: "
+            f"use {num_fixed + 2 * len(_ASCII)} or more"
+        )
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        # No mark before the first word: before a Han character it would be a token of its own.
+        [*_WORDS, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)]
+    )
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - num_fixed,
+        initial_alphabet=_ASCII,
+        special_tokens=[],
+        unk_token=None,
+        show_progress=False,
+    )
+    texts = [clean(caption) for caption in captions]
+    # The trainer keeps every character, however many: half the room is for them, others become bytes.
+    counts = Counter(normalizers.NFC().normalize_str("\n".join(texts)))
+    frequent = [c for c, count in counts.most_common((vocab_size - num_fixed - len(_ASCII)) // 2) if count > 1]
+    rare = dict.fromkeys(map(ord, counts.keys() - {*frequent, *_ASCII}), " ")
+    try:
+        tokenizer.train_from_iterator((text.translate(rare) for text in texts), trainer)
+    except Exception as error:  # the Rust side raises bare Exception
+        raise EncoderError(f"no Unigram tokenizer can be trained on these captions ({error}): use a BPE") from error
+    trained = json.loads(tokenizer.to_str())["model"]["vocab"]
+    # Threads add up scores in no fixed order, and characters that won no place follow each other from the lowest score,
+    # 0.0001 apart, by the order of a hash table. Rounding and one score for these give the same tokenizer every time.
+    lowest = min(score for _, score in trained)
+    level = lowest + 0.0001 * sum(len(piece) == 1 for piece, _ in trained)
+    scores = ((piece, lowest if len(piece) == 1 and score < level else score) for piece, score in trained)
+    pieces = sorted(((piece, round(score, 6)) for piece, score in scores), key=lambda scored: (-scored[1], scored[0]))
+    # A text that reads `<0x41>` is six characters, not a byte: all of them together must score better than that.
+    byte_score = 8 * pieces[-1][1]
+    special = [(token, 0.0) for token in (PAD, BOS, EOS)]
+    tokens = [*special, *((f"<0x{byte:02X}>", byte_score) for byte in range(256)), *pieces]
+    tokenizer.model = models.Unigram(tokens, unk_id=0, byte_fallback=True)  # it wants an unknown, and never gives it
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([PAD, BOS, EOS])
+    return CaptionTokenizer(_between_bos_and_eos(tokenizer))
+
+
+def _between_bos_and_eos(tokenizer: Tokenizer) -> Tokenizer:
     bos, eos = ((token, tokenizer.token_to_id(token)) for token in (BOS, EOS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A {EOS}", pair=f"{BOS} $A {EOS} {BOS} $B {EOS}", special_tokens=[bos, eos]
     )
-    return CaptionTokenizer(tokenizer)
+    return tokenizer

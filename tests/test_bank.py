@@ -55,6 +55,14 @@ def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: 
     assert sorted(zip(*found.tolist(), strict=True)) == expected
     assert (np.diff(found[0]) >= 0).all()
 
+    picture = np.array([j for j, row in enumerate(rows) for _ in carried[row]])
+    mine = np.array([g for row in rows for g in carried[row]])
+    found = SharedCaptions(group, image).within(rows, mine, picture)
+    expected = [
+        (i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and picture[i] != j
+    ]
+    assert sorted(zip(*found.tolist(), strict=True)) == expected
+
 
 def test_in_time_every_picture_is_drawn_equally_often() -> None:
     rows = np.arange(50) * 2

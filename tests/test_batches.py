@@ -59,6 +59,31 @@ def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
     assert seen == set(range(320))
 
 
+@given(st.lists(st.integers(1, 5), min_size=4, max_size=20), st.integers(1, 4), st.integers(0, 2**32))
+def test_several_captions_of_a_picture_are_distinct_and_its_own(counts: list[int], most: int, seed: int) -> None:
+    caption_image = np.repeat(np.arange(len(counts)), counts)
+    plan = BatchPlan(caption_image, batch_size=4, seed=seed, captions_per_picture=most)
+    alone = BatchPlan(caption_image, batch_size=4, seed=seed)
+    for index in range(len(plan)):
+        batch = plan.batch(3, index)
+        picture = np.arange(4) if batch.picture is None else batch.picture
+        assert len(set(batch.captions.tolist())) == len(batch.captions)
+        assert (caption_image[batch.captions] == batch.rows[picture]).all()
+        assert np.bincount(picture).tolist() == [min(counts[row], most) for row in batch.rows]
+        assert (np.diff(picture) >= 0).all()
+        assert (batch.rows == alone.batch(3, index).rows).all()
+        halves = [batch.captions_of(slice(0, 2)), batch.captions_of(slice(2, 4))]
+        assert [set(picture[half].tolist()) for half in halves] == [{0, 1}, {2, 3}]
+        assert sum(half.stop - half.start for half in halves) == len(picture)
+
+
+def test_in_time_every_caption_is_shown_equally_often_among_several() -> None:
+    plan = BatchPlan(np.repeat(np.arange(40), 5), batch_size=40, seed=0, captions_per_picture=2)
+    shown = np.bincount(np.concatenate([plan.batch(epoch, 0).captions for epoch in range(200)]), minlength=200)
+    assert np.abs(shown / 80 - 1).max() < 0.4  # 80 times each: four standard deviations of a binomial are 28
+    assert shown.reshape(40, 5).sum(0) / 3200 == pytest.approx(1, abs=0.05)
+
+
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=60), st.integers(1, 7))
 def test_captions_of_equal_tokens_share_a_group(rows: list[list[int]], at_a_time: int) -> None:
     ids, lengths = np.array([i for row in rows for i in row], np.uint16), [len(row) for row in rows]

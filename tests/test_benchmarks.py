@@ -3,9 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -16,6 +20,19 @@ def table(script: str, *arguments: object) -> list[list[str]]:
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_closed_form_opponent_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from opponent import ridge
+    from scipy.sparse import random as random_sparse
+
+    x = random_sparse(80, 30, density=0.2, rng=np.random.default_rng(0), format="csr")
+    y = np.random.default_rng(1).normal(size=(80, 5)) + 3
+    theirs = Ridge(alpha=0.5).fit(x.toarray(), y)
+    weights, intercept = ridge(x, y, 0.5, tolerance=1e-10)
+    np.testing.assert_allclose(weights.T, theirs.coef_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(intercept, theirs.intercept_, rtol=1e-8)
 
 
 @pytest.mark.slow
@@ -52,3 +69,16 @@ def test_the_losses_agree_with_their_peers() -> None:
 def test_the_step_script_holds_the_step_to_the_tower() -> None:
     _, *lines = table("step.py", "--steps", 1, "--layers", 1, "--batch-size", 4)
     assert [line[2] for line in lines if line[0] == "step"] == ["tower alone"]
+
+
+@pytest.mark.slow
+def test_runs_on_one_view_and_on_several_stand_beside_each_other(
+    make_cache: Callable[..., Any], manifest: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    make_cache(manifest, tmp_path / "views.zarr", views=2)
+    small = "--width 16 --heads 2 --layers 1 --vocab-size 300 --context-length 24 --batch-size 8 --device cpu"
+    where = ("--train", tmp_path / "views.zarr", "--val", tiny_cache, "--work", tmp_path)
+    head, *lines = table("views.py", *where, "--epochs", 2, "--seeds", 0, "--settings", small)
+    assert head[0] == "40 pictures, 2 stored views"
+    assert [line[:2] for line in lines] == [["--views 1", "2"], ["--views all", "2"]]
+    assert lines[0][2:] != lines[1][2:]

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 from click.testing import CliRunner, Result
 from clipglot import __version__
 from clipglot.cli.main import COMMANDS, main
-from clipglot.cli.render import friendly_errors, progress_bar
+from clipglot.cli.render import PlainProgress, friendly_errors, progress_bar
 from clipglot.distill.run import Run
 from rich.console import Console
 
@@ -31,14 +32,15 @@ CONTRACT = {
     "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
-    "tokenizer": "CACHE --output --vocab-size --json",
-    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --width --layers --heads --dropout "
-    "--token-dropout --epochs --views --batch-size --lr --schedule --warmup --cooldown --weight-decay --beta2 "
-    "--grad-clip --loss --similarity --alignment --uniformity --simcse --teacher-weight "
-    "--teacher-temperature --negatives "
-    "--temperature --max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
-    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --resume "
-    "--json",
+    "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
+    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
+    "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
+    "--warm-start --dropout --token-dropout --epochs --views --batch-size --captions-per-picture "
+    "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
+    "--similarity --alignment --uniformity --simcse --teacher-weight --teacher-temperature --negatives --temperature "
+    "--max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
+    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --recipe "
+    "--resume --json",
     "export": "RUN --output --model --pretrained --config --json",
     "predict": "MERGED IMAGES --text --json",
     "eval": "",
@@ -132,6 +134,30 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tm
     assert settings["seed"] == 0  # default
 
 
+def test_resume_takes_what_is_not_given_from_the_run(tiny_cache: Path, tmp_path: Path) -> None:
+    toml, output = tmp_path / "train.toml", tmp_path / "run"
+    toml.write_text(f'val = "{tiny_cache}"\nlog-every = 2\nema = 0.5\n')
+    given = [*small(tiny_cache, output), "--epochs", 2, "--lr", 0.01, "--log-to", "tensorboard", "--config", toml]
+    assert run(*given).exit_code == 0
+    begun = json.loads((output / "run.json").read_text())["settings"]
+    toml.write_text("log-every = 5\n")
+    resumed = run("train", tiny_cache, "-o", output, "--resume", "--config", toml, "--checkpoint-every", 3)
+    assert resumed.exit_code == 0, resumed.output
+    now = json.loads((output / "run.json").read_text())["settings"]
+    assert now == begun | {"log_every": 5, "checkpoint_every": 3}  # the file and the flag win over the run
+    for different in (["--lr", 0.1], ["--ema", 0]):  # a default's value, too, is given
+        refused = run("train", tiny_cache, "-o", output, "--resume", *different)
+        assert refused.exit_code == 1
+        assert f"was begun with {different[0][2:]} = " in refused.stderr
+
+
+def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache: Path, tmp_path: Path) -> None:
+    assert run(*small(tiny_cache, tmp_path / "run"), "--epochs", 1, "--resume").exit_code == 0
+    (tmp_path / "run" / "run.json").write_text("{")
+    refused = run("train", tiny_cache, "-o", tmp_path / "run", "--resume")
+    assert (refused.exit_code, "run.json is damaged" in refused.stderr) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -173,6 +199,9 @@ def test_lists_in_the_file_are_repeated_flags(manifest: Path, tiny_clip: Path, t
         (["cache", "p.jsonl", "-o", "c.zarr"], "Missing option '--model'"),
         (["predict", "merged", "cat.jpg"], "Missing option '--text'"),
         (["predict", "merged", "--text", "cat"], "Missing argument 'IMAGES"),
+        (["tokenizer", "c.zarr"], "pass --output DIR to write a tokenizer, or --inspect FOLDER"),
+        (["tokenizer", "c.zarr", "-o", "t", "--kind", "bpe", "--extend", "x"], "what is extended keeps its kind"),
+        (["tokenizer", "c.zarr", "--inspect", "x", "--vocab-size", "9"], "--vocab-size makes a tokenizer, --inspect"),
         (["fly"], "No such command 'fly'"),
     ],
 )
@@ -332,6 +361,48 @@ def test_a_stage_without_a_total_shows_no_count(monkeypatch: pytest.MonkeyPatch)
     assert "0/?" not in shown.getvalue()
 
 
+def test_where_there_is_no_terminal_training_says_how_far_it_is(tiny_cache: Path, tmp_path: Path) -> None:
+    result = run(*small(tiny_cache, tmp_path / "run"), "--epochs", 2, "--log-every", 1, "--val", tiny_cache)
+    first, *validations = result.stderr.splitlines()
+    assert re.fullmatch(r"step 1 of 10: loss \d\.\d{3}, [\d,]+ pairs/s", first)
+    assert [re.match(r"step (\d+) of 10: loss .* pairs/s, R@10 [\d.]+%$", line)[1] for line in validations] == [
+        "5",
+        "10",
+    ]  # type: ignore[index]
+    assert run(*small(tiny_cache, tmp_path / "json"), "--epochs", 1, "--json").stderr == ""
+
+
+def test_plain_progress_waits_a_minute_between_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("clipglot.cli.render.time.monotonic", lambda: now)
+    plain = PlainProgress()
+    for now in range(0, 150, 10):
+        plain.show(f"{now}", at_once=now == 80)
+    assert capsys.readouterr().err.split() == ["0", "60", "80", "140"]
+
+
+def test_training_closes_with_what_the_user_should_know(tiny_cache: Path, tmp_path: Path) -> None:
+    trained = run(*small(tiny_cache, tmp_path / "run"), "--epochs", 3, "--vocab-size", 5000, "--profile", 2)
+    tokens = json.loads(run("train", tiny_cache, "-o", tmp_path / "run", "--resume", "--json").stdout)["vocab_size"]
+    assert tokens < 5000
+    assert f"tokenizer: {tokens} tokens, fewer than --vocab-size 5,000" in trained.stdout
+    trace = tmp_path / "run" / "profile" / "trace.json"
+    assert trace.exists()
+    assert f"profile: 2 of 2 steps in {trace}" in trained.stdout
+    again = run("train", tiny_cache, "-o", tmp_path / "run", "--resume")
+    assert f"{tmp_path / 'run'} was finished already, after 15 steps: nothing was done" in again.stdout
+    short = run(*small(tiny_cache, tmp_path / "short"), "--epochs", 1, "--profile", 2)
+    assert "profile: nothing recorded in 5 steps: the first 10 are warm-up" in short.stdout
+
+
+def test_no_help_says_required_twice() -> None:
+    for path in TREE:
+        shown = run(*([] if path == "clipglot" else path.split()), "--help").output
+        assert not re.search(r"\[required\]\s+\[required\]", shown), path
+
+
 def test_interrupted_training_exits_130_and_says_how_to_go_on(tiny_cache: Path, tmp_path: Path) -> None:
     arguments = [*small(tiny_cache, tmp_path / "run"), "--epochs", 10**6, "--log-every", 1, "--json"]
     command = [sys.executable, "-m", "clipglot", *map(str, arguments)]
@@ -345,3 +416,16 @@ def test_interrupted_training_exits_130_and_says_how_to_go_on(tiny_cache: Path, 
     assert stderr.startswith("stopped and saved at step ")
     assert stderr.endswith("go on with --resume\n")
     assert json.loads(stdout)["complete"] is False  # a real process, too, prints one document and nothing else
+
+
+def test_the_docs_name_every_field_of_the_metrics_and_a_file_of_settings_that_loads(
+    tiny_run: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    fields = {name for line in (tiny_run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert {name for name in fields if f"`{name}`" not in docs} == set()
+    assert {file.name for file in tiny_run.iterdir() if f"`{file.name}" not in docs} == set()
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
+    (tmp_path / "train.toml").write_text(toml)
+    refused = run("train", tmp_path / "no.zarr", "-o", tmp_path / "run", "--config", tmp_path / "train.toml")
+    assert refused.stderr.startswith(f"Error: {tmp_path / 'no.zarr'}: no such cache")  # and not bad usage

@@ -14,8 +14,9 @@ from clipglot.distill.data import load_data, open_images
 from clipglot.distill.errors import DistillError
 from clipglot.distill.feeding import Feed
 from clipglot.distill.run import Run
-from clipglot.distill.student import Student, tower_config
+from clipglot.distill.student import Student
 from clipglot.distill.token_dropout import drop_tokens
+from clipglot.distill.towers import build_tower
 from clipglot.distill.train import train
 from clipglot.encoders.text import Attention
 from clipglot.encoders.tokenizer import train_bpe
@@ -97,6 +98,22 @@ def test_what_is_computed_twice_drops_the_same(attention: Attention, how: str) -
     torch._dynamo.reset()
 
 
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_on_cuda_a_compiled_tower_drops_the_same_with_gradient_and_without(grad_checkpointing: bool) -> None:
+    tower = make_tower(context_length=77, width=64).cuda()
+    tower.dropout, tower.grad_checkpointing = 0.3, grad_checkpointing
+    tower.compile_rows()
+    with torch.autocast("cuda", torch.bfloat16):
+        features = encode(tower, 3)
+        torch.testing.assert_close(encode(tower, 3, grad=False), features, rtol=0.02, atol=0.02)
+        assert not torch.allclose(encode(tower, 4), features, atol=0.1)
+    torch._dynamo.reset()
+
+
 @given(
     st.lists(st.lists(st.integers(3, 9), max_size=6), min_size=1, max_size=12),
     st.sampled_from([0.0, 0.3, 0.9, 0.999]),
@@ -132,7 +149,7 @@ def test_tokens_are_dropped_as_often_as_asked() -> None:
 def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path: Path) -> None:
     cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, dropout=0.3, micro_batch=3, grad_clip=0.0)
     tokenizer = train_bpe(cache.captions(), 300)
-    student = Student(tower_config(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
     feed = Feed(given, data, student.tower, CPU)
     (fed,) = feed.steps(4, 5)
@@ -151,10 +168,10 @@ def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path
 
 
 @pytest.mark.parametrize("dropped", [{"dropout": 0.3}, {"token_dropout": 0.5}], ids=str)
-def test_the_two_views_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
+def test_the_two_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
     cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped)
     tokenizer = train_bpe(cache.captions(), 300)
-    student = Student(tower_config(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     feed = Feed(given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU)
     for fed in feed.steps(0, 3):
         assert [part.num_captions for part in fed.packed] == [5, 5, 5, 1]

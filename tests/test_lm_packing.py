@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from clipglot.encoders.lm_packing import embed_tokens, pack_tokens, supports_rows
+from clipglot.encoders.lm_packing import hidden_states, pack_tokens, pool, supports_rows
 from clipglot.encoders.packing import PackedCaptions
 from clipglot.encoders.rows import PackedRows
 
@@ -39,31 +39,35 @@ def captions(lengths: list[int]) -> list[list[int]]:
     return [rng.integers(4, 40, length).tolist() for length in lengths]
 
 
-def embed(model: Any, batch: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    packed = pack_tokens(model.config, np.concatenate(batch), np.array([len(caption) for caption in batch]))
-    return embed_tokens(model, packed.to("cpu"))
+def embed(model: Any, batch: list[list[int]], pooler: Any) -> torch.Tensor:
+    packed = pack_tokens(model.config, np.concatenate(batch), np.array([len(caption) for caption in batch])).to("cpu")
+    return pool(hidden_states(model, packed), packed, pooler)
 
 
+def one_at_a_time(model: Any, batch: list[list[int]], pooler: str) -> torch.Tensor:
+    states = [model(input_ids=torch.tensor([caption])).last_hidden_state[0] for caption in batch]
+    take = {"mean": lambda x: x.mean(0), "cls": lambda x: x[0], "eos": lambda x: x[-1]}[pooler]
+    return torch.stack([take(x) for x in states])
+
+
+@pytest.mark.parametrize("pooler", ["mean", "cls", "eos"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mt5"])
 @pytest.mark.parametrize("lengths", [[5, 2, 9, 5, 70, 60, 2, 1], [3], [140, 4]], ids=["two rows", "one", "long"])
-def test_packed_hidden_states_and_gradients_are_those_of_each_caption(
-    family: str, attention: str, lengths: list[int]
+def test_packed_features_and_gradients_are_those_of_each_caption(
+    family: str, attention: str, lengths: list[int], pooler: str
 ) -> None:
     model = make_model(family, attention)
     batch = captions(lengths)
-    alone = [model(input_ids=torch.tensor([caption])).last_hidden_state[0] for caption in batch]
-    torch.testing.assert_close(embed(model, batch)[0], torch.cat(alone), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(embed(model, batch, pooler), one_at_a_time(model, batch, pooler), rtol=1e-5, atol=2e-6)
 
     model = model.double()
-    hidden, measured = embed(model, batch)
-    alone = [model(input_ids=torch.tensor([caption])).last_hidden_state[0] for caption in batch]
-    assert measured.tolist() == lengths
-    torch.testing.assert_close(hidden, torch.cat(alone), rtol=1e-10, atol=1e-12)
-    weights = torch.randn_like(hidden)
+    ours, theirs = embed(model, batch, pooler), one_at_a_time(model, batch, pooler)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(ours)
     gradients = [
-        torch.autograd.grad((states * weights).sum(), list(model.parameters()), allow_unused=True)
-        for states in (hidden, torch.cat(alone))
+        torch.autograd.grad((pooled * weights).sum(), list(model.parameters()), allow_unused=True)
+        for pooled in (ours, theirs)
     ]
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11)

@@ -43,7 +43,7 @@ def test_equals_the_plain_form(loss_class: type[Loss], groups: list[int] | None,
     image_emb, text_emb = unit(7, 16, 0), unit(7, 16, 1).requires_grad_()
     same = same_groups(list(range(7)) if groups is None else groups)
     loss_fn = loss_class(temperature=temperature, max_logit_scale=100).double()
-    loss = loss_fn(text_emb, targets(image_emb, masked=same.nonzero().T.numpy()))
+    loss = loss_fn(text_emb, targets(image_emb, equal=same.nonzero().T.numpy()))
     if loss_fn.logit_bias is None:
         expected = plain_infonce(text_emb, image_emb, loss_fn.logit_scale.exp(), same)
     else:
@@ -103,7 +103,7 @@ def test_nan_is_not_swept_under() -> None:
 def test_a_batch_of_one_caption_has_nothing_to_learn() -> None:
     text_emb = unit(4, 8, 1).requires_grad_()
     loss_fn = InfoNCE(temperature=0.1, max_logit_scale=100).double()
-    loss = loss_fn(text_emb, targets(unit(4, 8, 0), masked=np.array(np.nonzero(~np.eye(4, dtype=bool)))))
+    loss = loss_fn(text_emb, targets(unit(4, 8, 0), equal=np.array(np.nonzero(~np.eye(4, dtype=bool)))))
     assert loss.item() == pytest.approx(0, abs=1e-12)
     assert gradients(loss, text_emb)[0].abs().max() < 1e-12
 

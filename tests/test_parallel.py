@@ -21,13 +21,16 @@ SHAPE = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300"
 PACE = ["--epochs", "4", "--batch-size", "8", "--log-every", "1", "--checkpoint-every", "7", "--device", "cpu"]
 
 
-def torchrun(num_processes: int, cache: Path, run: Path, *more: str) -> list[str]:
+def launcher(num_processes: int) -> list[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), "--master-port", str(port)]
-    job = ["-m", "clipglot", "train", str(cache), "-o", str(run), *SHAPE, *PACE, *more]
-    return [sys.executable, *launcher, *job]
+    how = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), "--master-port", str(port)]
+    return [sys.executable, *how]
+
+
+def torchrun(num_processes: int, cache: Path, run: Path, *more: str) -> list[str]:
+    return [*launcher(num_processes), "-m", "clipglot", "train", str(cache), "-o", str(run), *SHAPE, *PACE, *more]
 
 
 def run_in(num_processes: int, cache: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -64,8 +67,9 @@ def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alo
 @pytest.mark.parametrize(
     "changes",
     [
-        {"negatives": "20"},
+        {"negatives": "20", "label_smoothing": 0.1},
         {"loss": "siglip"},
+        {"captions_per_picture": 3, "equal_captions": "positive", "label_smoothing": 0.1, "micro_batch": 8},
         {"loss": "similarity", "uniformity": 0.5, "simcse": 0.5, "token_dropout": 0.3},
         {"loss": "mse", "alignment": 0.5, "similarity": 0.5, "token_dropout": 0.3},
     ],
@@ -108,4 +112,53 @@ def test_a_batch_that_cannot_be_shared_ends_every_process(tiny_cache: Path, tmp_
         torchrun(2, tiny_cache, tmp_path / "run", "--batch-size", "7"), capture_output=True, text=True, timeout=120
     )
     assert failed.returncode != 0
-    assert "--batch-size 7 cannot be shared by 2 processes" in failed.stderr
+    assert failed.stderr.count("Error: --batch-size 7 cannot be shared by 2 processes") == 1  # the first says it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--tokenizer", "nowhere"], "no tokenizer.json"),
+        (["--val", "x"], "x: no such"),
+    ],
+    ids=["usage", "found while preparing", "no cache"],
+)
+def test_a_refusal_is_said_once(tiny_cache: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    command = torchrun(2, tiny_cache, tmp_path / "run", *more)
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert failed.returncode != 0
+    assert failed.stderr.count(message) == 1
+    assert not (tmp_path / "run").exists()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from clipglot.cache.errors import CacheError
+from clipglot.distill import parallel
+from clipglot.distill.errors import DistillError
+import torch
+
+def refuse_the_second():
+    if parallel.rank() == 1:
+        raise CacheError("a chunk is damaged")
+
+with parallel.joined(torch.device("cpu")):
+    said = [parallel.all_or_none(parallel.rank)]
+    try:
+        parallel.all_or_none(refuse_the_second)
+    except (CacheError, DistillError) as error:
+        said.append(f"{type(error).__name__}: {error}")
+    Path(sys.argv[1], str(parallel.rank())).write_text(str(said))
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_is_refused_ends_all_and_the_first_knows(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    launched = [*launcher(2), str(tmp_path / "alone.py"), str(tmp_path)]
+    subprocess.run(launched, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "0").read_text() == "[0, 'DistillError: process 1: a chunk is damaged']"
+    assert (tmp_path / "1").read_text() == "[1, 'CacheError: a chunk is damaged']"

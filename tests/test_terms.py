@@ -11,7 +11,7 @@ from clipglot.distill.alignment import alignment, uniformity
 from clipglot.distill.cosine import Cosine
 from clipglot.distill.losses import Objective
 from clipglot.distill.mse import SquaredDistance
-from clipglot.distill.simcse import contrast_views
+from clipglot.distill.simcse import contrast_passes
 from clipglot.distill.similarity import Similarity, match_similarities
 from clipglot.evals import retrieval
 from dense import gradients, same_groups, targets, unit
@@ -43,7 +43,7 @@ def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: fl
     image_emb, text_emb = unit(len(groups), 16, 0), unit(len(groups), 16, 1).requires_grad_()
     same = same_groups(groups)
     loss_fn = Similarity(temperature=0.1, max_logit_scale=100, teacher_temperature=teacher_temperature).double()
-    loss = loss_fn(text_emb, targets(image_emb, masked=same.nonzero().T.numpy()))
+    loss = loss_fn(text_emb, targets(image_emb, equal=same.nonzero().T.numpy()))
     expected = plain_similarity(text_emb, image_emb, loss_fn.logit_scale.exp(), teacher_temperature, same)
     require_equal(loss, expected, text_emb, loss_fn.logit_scale)
 
@@ -60,7 +60,7 @@ def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
     text_emb = unit(4, 8, 1)
     text_emb[2, 3] = torch.nan
     same = same_groups([0, 1, 0, 1]).nonzero().T.numpy()
-    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), masked=same), 0.1).isnan()
+    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), equal=same), 0.1).isnan()
     assert uniformity(text_emb, targets(unit(4, 8, 0))).isnan()
 
 
@@ -74,6 +74,21 @@ def test_regression() -> None:
     require_equal(loss, 16 * F.mse_loss(long, image_emb), long)
 
 
+def test_each_picture_counts_once_however_many_captions_it_has() -> None:
+    picture = np.array([0, 0, 0, 1, 2, 2])
+    image_emb, free = unit(3, 8, 0), (2 * unit(6, 8, 1)).requires_grad_()
+    text_emb, one_each = F.normalize(free, dim=-1), image_emb[picture]
+    pictures, shares = targets(image_emb, picture=picture), torch.tensor([3, 3, 3, 1, 2, 2]).double().reciprocal() / 3
+    scale = torch.tensor(10.0).double()
+    given, wanted = (scale * text_emb @ image_emb.T).log_softmax(1), (one_each @ image_emb.T / 0.1).softmax(1)
+    divergence = F.kl_div(given, wanted, reduction="none").sum(1)
+    squared = (free - one_each).square().sum(1)
+    require_equal(match_similarities(text_emb, scale.log(), pictures, 0.1), (divergence * shares).sum(), free)
+    require_equal(alignment(text_emb, pictures), (2 * (1 - text_emb.mul(one_each).sum(1)) * shares).sum(), free)
+    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(free, pictures)
+    require_equal(loss, (squared * shares).sum(), free)
+
+
 @pytest.mark.parametrize("batch_size", [2, 7])
 def test_uniformity(batch_size: int) -> None:
     free = (3 * unit(batch_size, 16, 1)).requires_grad_()
@@ -85,20 +100,20 @@ def test_uniformity(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("groups", GROUPS[1:])
-def test_views_of_captions(groups: list[int]) -> None:
+def test_passes_of_captions(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
     same = same_groups(groups)
-    term = contrast_views(first, second, targets(unit(len(groups), 16, 0), masked=same.nonzero().T.numpy()))
+    term = contrast_passes(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
     logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
 
 
-def test_the_second_view_is_for_its_term_alone() -> None:
+def test_the_second_pass_is_for_its_term_alone() -> None:
     given = settings(Path(), Path(), simcse=0.5, alignment=0.25, dropout=0.1)
     first, second = unit(6, 8, 1).requires_grad_(), unit(6, 8, 2).requires_grad_()
     pictures, objective = targets(unit(6, 8, 0)), Objective(given).double()
     expected = objective.main(first, pictures) + 0.25 * alignment(first, pictures)
-    expected = expected + 0.5 * contrast_views(first, second, pictures)
+    expected = expected + 0.5 * contrast_passes(first, second, pictures)
     loss = objective(torch.cat([3 * first, 2 * second]), pictures)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
 

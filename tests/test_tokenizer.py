@@ -3,14 +3,17 @@
 import json
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import clipglot
 import open_clip
 import pytest
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.tokenizer import _PLAIN as PLAIN
-from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, _clean, train_bpe
+from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, train_bpe, train_unigram
+from clipglot.encoders.tokenizer import clean as clean_fast
 from ftfy.badness import is_bad
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -48,32 +51,36 @@ clean = get_clean_fn("whitespace")
 
 
 @cache
-def trained() -> CaptionTokenizer:
-    return train_bpe(CAPTIONS, 310)
+def trained(kind: str) -> CaptionTokenizer:
+    return train_bpe(CAPTIONS, 310) if kind == "bpe" else train_unigram(CAPTIONS, 450)
 
 
-@pytest.fixture
-def tokenizer() -> CaptionTokenizer:
-    return trained()
+@pytest.fixture(scope="module", params=["bpe", "unigram"])
+def tokenizer(request: pytest.FixtureRequest) -> CaptionTokenizer:
+    return trained(request.param)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tokenizer: CaptionTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tokenizer as an export holds it: beside the config that makes open_clip read it."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    trained().save(folder)
-    text = {"context_length": CONTEXT, "vocab_size": trained().vocab_size, "hf_tokenizer_name": "clipglot"}
+    tokenizer.save(folder)
+    text = {"context_length": CONTEXT, "vocab_size": tokenizer.vocab_size, "hf_tokenizer_name": "clipglot"}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
     return folder
 
 
-@given(st.text() | st.sampled_from(CAPTIONS))
-@example("가 й 👩‍👩‍👧 \u200d 🇰🇷 \x00")
-def test_every_text_round_trips_after_cleaning_and_nfc(text: str) -> None:
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@given(text=st.text() | st.sampled_from(CAPTIONS))
+@example(text="가 й 👩‍👩‍👧 \u200d 🇰🇷 \x00")
+@example(text="<0x41><0xFF> हिन्दी ሰላም 𠀀 ❤️")
+def test_every_text_round_trips_after_cleaning_and_nfc(kind: str, text: str) -> None:
     assume(not any(special in clean(text) for special in (PAD, BOS, EOS)))  # those read as themselves, as upstream
-    tokenizer = trained()
+    text = text.replace("▁", "")  # reads as a space in a Unigram model
+    tokenizer = trained(kind)
     ids = tokenizer.encode([text], 10**6)[0]
     assert tokenizer.decode(ids) == unicodedata.normalize("NFC", clean(text))
+    assert not {tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id} & set(ids[1:-1])  # nothing is unknown
     assert (ids[0], ids[-1]) == (tokenizer.bos_id, tokenizer.eos_id)
 
 
@@ -101,7 +108,7 @@ plain_texts = st.deferred(lambda: st.text(st.sampled_from(plain_characters())))
 @given(st.lists(plain_texts | st.sampled_from(MOJIBAKE) | st.text(), max_size=5))
 def test_cleaning_is_that_of_open_clip(parts: list[str]) -> None:
     text = "".join(parts)
-    assert _clean(text) == clean(text)
+    assert clean_fast(text) == clean(text)
 
 
 def test_the_fingerprint_changes_with_all_that_decides_the_ids(tokenizer: CaptionTokenizer, folder: Path) -> None:
@@ -142,19 +149,39 @@ def test_save_and_load_give_the_same_ids_and_bytes(tokenizer: CaptionTokenizer, 
 
 def test_special_tokens_come_first_and_the_vocabulary_is_no_larger_than_asked(tokenizer: CaptionTokenizer) -> None:
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (0, 1, 2)
-    assert tokenizer.vocab_size == 310
+    assert tokenizer.vocab_size in (310, 384)
     assert train_bpe(["abc"], 5_000).vocab_size == 259  # nothing repeats: bytes and special tokens alone
 
 
-def test_training_shortens_what_it_saw() -> None:
+@pytest.mark.parametrize(("train", "size"), [(train_bpe, 300), (train_unigram, 450)])
+def test_training_shortens_what_it_saw(train: Callable[[list[str], int], CaptionTokenizer], size: int) -> None:
     seen, unseen = "рыжий кот", "жйирый ток"
-    tokenizer = train_bpe([seen] * 5, 300)
+    tokenizer = train([seen] * 5, size)
     assert len(tokenizer.encode([seen], 77)[0]) < len(tokenizer.encode([unseen], 77)[0])
+
+
+def test_a_vowel_sign_stays_with_its_letter(tokenizer: CaptionTokenizer) -> None:
+    words = tokenizer.backend.pre_tokenizer.pre_tokenize_str("हिन्दी में, ❤️!")
+    assert [span for _, span in words] == [(0, 6), (6, 10), (10, 11), (11, 15)]
+
+
+def test_unigram_training_gives_the_same_pieces_every_time() -> None:
+    assert train_unigram(CAPTIONS, 450).fingerprint(CONTEXT) == trained("unigram").fingerprint(CONTEXT)
+
+
+def test_characters_too_many_for_the_vocabulary_are_spelled_in_bytes() -> None:
+    captions = [chr(0x4E00 + i) * 2 + " кот" for i in range(2_000)]
+    tokenizer = train_unigram(captions, 500)
+    assert tokenizer.vocab_size <= 500
+    (ids,) = tokenizer.encode([captions[-1]], 77)
+    assert tokenizer.decode(ids) == captions[-1]
 
 
 def test_a_vocabulary_that_cannot_hold_the_bytes_is_refused() -> None:
     with pytest.raises(EncoderError, match="use 259 or more"):
         train_bpe(CAPTIONS, 258)
+    with pytest.raises(EncoderError, match="use 447 or more"):
+        train_unigram(CAPTIONS, 446)
 
 
 def test_what_is_no_tokenizer_of_ours_is_refused(tmp_path: Path) -> None:
@@ -171,3 +198,29 @@ def test_what_is_no_tokenizer_of_ours_is_refused(tmp_path: Path) -> None:
     foreign.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(EncoderError, match="does not end captions with <eos>"):
         CaptionTokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<eos>"}, "bos_token": "<bos>"}')
+    with pytest.raises(EncoderError, match="names no pad token"):
+        CaptionTokenizer.load(tmp_path)
+
+
+def test_special_tokens_may_have_other_names(tmp_path: Path) -> None:
+    text = trained("bpe").backend.to_str()
+    for ours_, theirs in ((PAD, "[PAD]"), (BOS, "[CLS]"), (EOS, "[SEP]")):
+        text = text.replace(ours_, theirs)
+    (tmp_path / "tokenizer.json").write_text(text)
+    names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "model_max_length": 16}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(names))
+    loaded = CaptionTokenizer.load(tmp_path)
+    assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (0, 1, 2)
+    assert loaded.encode(CAPTIONS, CONTEXT) == trained("bpe").encode(CAPTIONS, CONTEXT)
+    loaded.save(tmp_path / "again")
+    theirs_again = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert (theirs_again.pad_token, theirs_again.bos_token, theirs_again.eos_token) == ("[PAD]", "[CLS]", "[SEP]")
+    assert theirs_again.cls_token == "[CLS]"
+    assert CaptionTokenizer.load(tmp_path / "again").special == loaded.special
+
+
+def test_the_fingerprint_of_a_folder_made_before_stays() -> None:
+    folder = Path(clipglot.__file__).parent / "demo" / "english_clip"
+    found = CaptionTokenizer.load(folder).fingerprint(77)
+    assert found == "19aef0a7fd41618722e22eaef36bfc049f27d324fba1f9d588ecd6611599caad"

@@ -125,9 +125,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_cache: Path, tmp_path: Pat
 
 
 def test_norms_biases_and_the_temperature_are_not_decayed(tiny_cache: Path, tmp_path: Path) -> None:
-    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-    module.register_parameter("logit_scale", nn.Parameter(torch.tensor(2.0)))
-    decayed, free = make_optimizer([module], settings(tiny_cache, tmp_path, weight_decay=0.2)).param_groups
+    module, loss = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), nn.Module()
+    loss.register_parameter("logit_scale", nn.Parameter(torch.tensor(2.0)))
+    decayed, free = make_optimizer(module, loss, settings(tiny_cache, tmp_path, weight_decay=0.2)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.2, 0.0)
     assert [p.ndim for p in decayed["params"]] == [2]
     assert sorted(p.ndim for p in free["params"]) == [0, 1, 1, 1]

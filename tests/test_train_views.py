@@ -19,7 +19,8 @@ from clipglot.distill.final import load_final
 from clipglot.distill.pools import Pooling
 from clipglot.distill.run import Run
 from clipglot.distill.settings import ExportSettings
-from clipglot.distill.student import Student, tower_config
+from clipglot.distill.student import Student
+from clipglot.distill.towers import build_tower
 from clipglot.distill.train import train
 from clipglot.encoders.tokenizer import train_bpe
 from logs import logged
@@ -60,6 +61,8 @@ def test_each_picture_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
     plan = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
     draws = [drawn(plan, epoch) for epoch in range(12)]
     assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
+    several = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_picture=2)
+    assert drawn(several, 5) == draws[5]
     assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=8, seed=4, num_views=4), 5) != draws[5]
     table = np.array([[draw[row] for row in range(400)] for draw in draws])  # [epochs, N]
     for view in range(4):
@@ -91,7 +94,7 @@ def test_a_step_is_fed_the_views_that_were_drawn_and_plain_negatives(viewed: Pat
     emb = torch.from_numpy(np.stack([cache.image_emb(view) for view in range(3)])).float()
     tokenizer = train_bpe(cache.captions(), 300)
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
-    student = Student(tower_config(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     feed, views = Feed(given, data, student.tower, CPU), set()
     for step, fed in enumerate(feed.steps(0, 2 * feed.steps_per_epoch)):
         batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))

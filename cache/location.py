@@ -1,0 +1,35 @@
+"""Where a cache lies: in a local folder or at the URL of an object store. Told apart once, where it is named."""
+
+from pathlib import Path
+
+
+class Url(str):
+    """A folder as fsspec names it, e.g. `s3://bucket/train.zarr`; caches there are only read."""
+
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        """What stands before `://`; the last of a chain such as `simplecache::s3://`."""
+        return self.partition("://")[0].rpartition("::")[2]
+
+    def absolute(self) -> "Url":
+        """Itself: it holds in every working directory."""
+        return self
+
+
+Location = Path | Url
+
+
+def to_location(named: str | Path) -> Location:
+    """The location that a user, a file of settings or a run's description names.
+
+    >>> to_location("s3://bucket/train.zarr/")
+    's3://bucket/train.zarr'
+    >>> to_location("file:///data/train.zarr").as_posix()
+    '/data/train.zarr'
+    """
+    scheme, mark, rest = str(named).partition("://")
+    if not mark:
+        return Path(named)
+    return Path(rest) if scheme in ("file", "local") else Url(str(named).rstrip("/"))

@@ -1,0 +1,47 @@
+"""Recipes: settings of `clipglot train` that were found by measurement, so that nobody has to find them again.
+
+The study behind them is in benchmarks/recipes_cpu_2026-11.md; what it could not measure is said there, too.
+"""
+
+from typing import Any, Literal
+
+from .errors import DistillError
+
+Recipe = Literal["few", "many", "lm", "lora"]
+
+RECIPES: dict[Recipe, dict[str, Any]] = {
+    # A scratch tower on some thousand pictures: begun as a bag of tokens fitted in closed form, small, with dropout.
+    "few": {
+        "warm_start": "ridge",
+        "width": 256,
+        "layers": 2,
+        "heads": 4,
+        "context_length": 48,
+        "vocab_size": 4_096,
+        "dropout": 0.2,
+        "batch_size": 256,
+        "lr": 3e-4,
+        "epochs": 20,
+    },
+    # A scratch tower on hundreds of thousands of pictures or more: CLIP's own text tower and rates.
+    "many": {"layers": 12, "batch_size": 4_096, "lr": 5e-4, "weight_decay": 0.2, "vocab_size": 32_768},
+    # A language model, trained whole; its head fitted in closed form.
+    "lm": {"warm_start": "ridge", "batch_size": 128, "lr": 3e-4, "lm_lr": 5e-5, "epochs": 8},
+    # The same by LoRA: slower to forget, and a run's checkpoints are its own.
+    "lora": {"warm_start": "ridge", "lora_rank": 8, "batch_size": 128, "lr": 1e-3, "epochs": 8},
+}
+
+
+def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says, for whatever is not given.
+
+    Args:
+        recipe: its name.
+        given: settings that the user gave.
+
+    Raises:
+        DistillError: a recipe for language models without one.
+    """
+    if recipe in ("lm", "lora") and given.get("text", "scratch") == "scratch":
+        raise DistillError(f"--recipe {recipe} is for language models: pass --text FOLDER")
+    return {name: value for name, value in RECIPES[recipe].items() if name not in given}

@@ -1,0 +1,138 @@
+"""The text tower and the tokenizer that a run asks for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..cache.format import EncoderInfo
+from ..encoders.grafting import graft, load_clip_text
+from ..encoders.lm import LMTower, load_lm
+from ..encoders.lm_tokenizer import AnyTokenizer, LMTokenizer
+from ..encoders.text import TextConfig, TextTower
+from ..encoders.tokenizer import CaptionTokenizer, train_bpe
+from ..encoders.tower import StudentTower
+from .errors import DistillError
+from .final import load_final
+from .run import Run
+from .train_settings import TrainSettings
+
+OWN = ("scratch", "clip")  # text towers that are no language models of transformers
+
+
+def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], list[str]]) -> AnyTokenizer:
+    """The tokenizer of a run: the one that it keeps, or what its text tower comes with, or is given, or one made anew.
+
+    Args:
+        settings: of the run.
+        kept: its tokenizer's folder, which need not exist yet.
+        captions: of the cache.
+
+    Raises:
+        EncoderError: no tokenizer there.
+        DistillError: a tokenizer for a language model, which has its own, or an earlier run that has not finished.
+    """
+    earlier = earlier_run(settings)
+    is_lm = isinstance(load_final(earlier).tower, LMTower) if earlier else settings.text not in OWN
+    if is_lm:
+        if settings.tokenizer:
+            raise DistillError(f"--tokenizer {settings.tokenizer}: {settings.text} has a tokenizer of its own: drop it")
+        own = earlier.tokenizer if earlier else settings.text
+        return LMTokenizer.load(kept if kept.exists() else own)
+    folder = kept if kept.exists() else settings.tokenizer or (earlier.tokenizer if earlier else None)
+    return CaptionTokenizer.load(folder) if folder else train_bpe(captions(), settings.vocab_size)
+
+
+def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTokenizer) -> StudentTower:
+    """The text tower that a run begins with, on the CPU; its random weights follow from the seed.
+
+    Args:
+        settings: of the run.
+        encoder: of the cache.
+        tokenizer: of the run.
+
+    Raises:
+        EncoderError: no such tower, or none that can be trained as asked.
+        DistillError: settings of a language model for a tower that is none.
+    """
+    torch.manual_seed(settings.seed)
+    if isinstance(tokenizer, LMTokenizer):
+        lm = _language_model(settings, encoder)
+        _prepare(lm, settings)
+        return lm
+    if settings.text != "scratch":
+        settings.require_no_language_model()
+    tower = _text_transformer(settings, encoder, tokenizer)
+    tower.dropout = settings.dropout or 0.0
+    return tower
+
+
+def earlier_run(settings: TrainSettings) -> Run | None:
+    """The run that the text tower is taken from, if it is."""
+    return Run(Path(settings.text)) if (Path(settings.text) / "run.json").is_file() else None
+
+
+def _text_transformer(settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer) -> TextTower:
+    if earlier := earlier_run(settings):
+        loaded = load_final(earlier).tower
+        assert isinstance(loaded, TextTower), "its tokenizer is none of a language model"
+        tower, old = loaded, CaptionTokenizer.load(earlier.tokenizer)
+    elif settings.text == "clip":
+        tower, old = load_clip_text(encoder.model, encoder.pretrained)
+    else:
+        return TextTower(scratch_config(settings, encoder, tokenizer))
+    return graft(tower, old, tokenizer, context_length=settings.context_length, embed_dim=encoder.dim)
+
+
+def _language_model(settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
+    if earlier := earlier_run(settings):
+        tower = load_final(earlier).tower
+        assert isinstance(tower, LMTower), "its tokenizer is one of a language model"
+        if tower.config.embed_dim != encoder.dim:
+            raise DistillError(
+                f"--text {settings.text} gives {tower.config.embed_dim} features, {encoder.model} has {encoder.dim}: "
+                "begin with the language model itself"
+            )
+        return tower
+    return load_lm(
+        settings.text,
+        encoder.dim,
+        pooler=settings.pooler,
+        head=settings.head,
+        context_length=settings.context_length,
+        dropout=settings.dropout,
+    )
+
+
+def _prepare(tower: LMTower, settings: TrainSettings) -> None:
+    """Freeze and adapt as asked."""
+    if settings.lora_rank:
+        tower.add_lora(
+            rank=settings.lora_rank, alpha=settings.resolved_lora_alpha, targets=settings.lora_targets, dropout=0.0
+        )
+    else:
+        tower.freeze(train_layers=settings.train_layers, word_embeddings=settings.freeze_embeddings)
+
+
+def scratch_config(
+    settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer, *, vocab_size: int | None = None
+) -> TextConfig:
+    """The scratch tower that a run asks for, given what it is to match.
+
+    Args:
+        settings: of the run.
+        encoder: of the cache.
+        tokenizer: of the run.
+        vocab_size: rows of its vocabulary, where they shall be more than the tokenizer's.
+    """
+    return TextConfig(
+        embed_dim=encoder.dim,
+        vocab_size=vocab_size or tokenizer.vocab_size,
+        context_length=settings.context_length,
+        width=settings.width,
+        heads=settings.heads,
+        layers=settings.layers,
+        pad_id=tokenizer.pad_id,
+        eos_id=tokenizer.eos_id,
+        quick_gelu=encoder.quick_gelu,
+    )

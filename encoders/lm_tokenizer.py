@@ -1,0 +1,81 @@
+"""The tokenizer of a pretrained language model, which gives what open_clip's HFTokenizer gives, less padding."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from .errors import EncoderError
+from .tokenizer import CLEANING, CaptionTokenizer, clean
+
+
+class LMTokenizer:
+    """Captions to the ids that a language model was trained on."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self.vocab_size = len(tokenizer)
+        self._end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
+
+    @classmethod
+    def load(cls, name: str | Path) -> "LMTokenizer":
+        """Read the tokenizer of a folder or a hub repository.
+
+        Raises:
+            EncoderError: none there, or one that is not backed by the tokenizers library.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(name))
+        except Exception as error:  # of many types
+            reason = str(error).strip().splitlines()[0]
+            raise EncoderError(
+                f"{name}: no tokenizer that transformers loads ({reason}): pass the folder (config.json, "
+                "model.safetensors, tokenizer.json) or the hub repository of a language model"
+            ) from error
+        if not tokenizer.is_fast:
+            raise EncoderError(f"{name}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
+        return cls(tokenizer)
+
+    @property
+    def backend(self) -> Any:
+        """The tokenizer of the tokenizers library underneath, which neither cuts nor pads."""
+        backend = self._tokenizer.backend_tokenizer
+        backend.no_truncation()  # which `encode` sets
+        backend.no_padding()
+        return backend
+
+    def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
+        """Ids of each caption with the model's special tokens, at most `context_length`, unpadded."""
+        if not captions:
+            return []
+        cleaned = [clean(caption) for caption in captions]
+        encoded = self._tokenizer(
+            cleaned,
+            max_length=context_length,
+            truncation=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
+        # A tokenizer without special tokens makes nothing of an empty caption, and nothing cannot be pooled.
+        return [ids or [self._end_id] for ids in encoded.input_ids]
+
+    def fingerprint(self, context_length: int) -> str:
+        """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
+        decisive = [self.backend.to_str(), CLEANING, context_length]
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def save(self, folder: Path) -> None:
+        """Write the files that open_clip (`local-dir:`) and transformers load."""
+        folder.mkdir(parents=True, exist_ok=True)
+        assert self.backend  # as it is saved
+        self._tokenizer.save_pretrained(str(folder))
+
+
+AnyTokenizer = CaptionTokenizer | LMTokenizer

@@ -1,0 +1,72 @@
+"""Tiny language models of several families: random weights, real tokenizers, folders that transformers loads."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+TEXTS = [
+    "красный круг над синим квадратом",
+    "a red circle above a blue square",
+    "зелёный шум",
+    "桌上的猫",
+    "yellow noise",
+]
+SPECIAL = ["<pad>", "<cls>", "<sep>", "<unk>"]
+BERT: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", BERT),
+    "roberta": ("Roberta", BERT),
+    "xlm-roberta": ("XLMRoberta", BERT),
+    "mt5": ("MT5", {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2, "pad_token_id": 0}),
+    "m2m_100": (
+        "M2M100",
+        {"d_model": 16, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 2, "pad_token_id": 0}
+        | {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "decoder_attention_heads": 2, "max_position_embeddings": 40},
+    ),
+    "distilbert": (
+        "DistilBert",
+        {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 40},
+    ),
+    "gpt2": (
+        "GPT2",
+        {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 40, "bos_token_id": 1, "eos_token_id": 2},
+    ),
+}
+
+
+def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
+    """Write model and tokenizer; dropout stays as the family has it."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <sep>", special_tokens=[("<cls>", 1), ("<sep>", 2)]
+    )
+    names = {
+        "pad_token": "<pad>",
+        "cls_token": "<cls>",
+        "sep_token": "<sep>",
+        "eos_token": "<sep>",
+        "unk_token": "<unk>",
+    }
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(str(folder))
+    name, shape = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=tokenizer.get_vocab_size(), **shape)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(str(folder))
+    return folder

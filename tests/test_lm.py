@@ -1,0 +1,257 @@
+"""Language models as text towers: the features that open_clip gives, frozen parts, LoRA, whole runs and exports."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clipglot.cache.store import Cache
+from clipglot.distill.errors import DistillError
+from clipglot.distill.export import export_run
+from clipglot.distill.final import load_final
+from clipglot.distill.optimizer import make_optimizer
+from clipglot.distill.run import Run
+from clipglot.distill.settings import ExportSettings
+from clipglot.distill.towers import build_tower
+from clipglot.distill.train import train
+from clipglot.encoders.clip import load_merged
+from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.lm import LMTower, load_lm
+from clipglot.encoders.lm_tokenizer import LMTokenizer
+from language_models import FAMILIES, TEXTS, save_tiny_lm
+from open_clip.hf_model import HFTextEncoder
+from open_clip.tokenizer import HFTokenizer
+from runs import settings, stop_at
+
+CAPTIONS = [*TEXTS, "", "шум " * 50, "a", TEXTS[0]]
+CONTEXT = 24
+POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+
+
+@pytest.fixture(scope="module")
+def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each family. Read only."""
+    return {family: save_tiny_lm(tmp_path_factory.mktemp("lm") / family, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def lm_settings(lms: dict[str, Path], tiny_cache: Path, tmp_path: Path) -> Any:
+    """The settings of a run with the tiny BERT."""
+    base = settings(tiny_cache, tmp_path / "run")
+    shape = {"width": 512, "layers": 6, "heads": 8}  # the defaults: a language model has its own
+    return replace(base, text=str(lms["bert"]), context_length=CONTEXT, lm_lr=1e-3, **shape)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+@pytest.mark.parametrize("pooler", ["mean", "cls"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "xlm-roberta", "mt5", "m2m_100"])
+def test_features_are_those_of_open_clip_with_padding(
+    lms: dict[str, Path], family: str, pooler: Any, head: Any
+) -> None:
+    folder = str(lms[family])
+    tower = load_lm(folder, 6, pooler=pooler, head=head, context_length=CONTEXT).eval()
+    theirs = HFTextEncoder(folder, 6, pooler_type=POOLERS[pooler], proj_type=head, pretrained=False).eval()
+    theirs.load_state_dict(tower.text.state_dict())
+    ids = HFTokenizer(folder, context_length=CONTEXT)(CAPTIONS)
+    with torch.inference_mode():
+        expected = theirs(ids)
+        features = tower.encode(LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT))
+    torch.testing.assert_close(features, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_training_from_scratch_settings_do_not_mix_with_a_language_model(tmp_path: Path, lm_settings: Any) -> None:
+    with pytest.raises(DistillError, match=r"--pooler belongs to a language model"):
+        settings(tmp_path, tmp_path / "run", pooler="cls")
+    with pytest.raises(DistillError, match=r"has a tokenizer of its own"):
+        train(replace(lm_settings, tokenizer=tmp_path))
+    with pytest.raises(EncoderError, match=r"nothing: no tokenizer that transformers loads"):
+        train(replace(lm_settings, text=str(tmp_path / "nothing")))
+    broken = shutil.copytree(lm_settings.text, tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(EncoderError, match=r"--text .*broken: no language model that transformers loads"):
+        train(replace(lm_settings, text=str(broken)))
+    with pytest.raises(EncoderError, match=r"--context-length 60: .* takes at most 40 tokens"):
+        train(replace(lm_settings, context_length=60))
+    with pytest.raises(EncoderError, match=r"--train-layers 9: .* has 3 layers"):
+        train(replace(lm_settings, train_layers=9))
+    with pytest.raises(EncoderError, match=r"--lora-targets queri: .*there are .*query"):
+        train(replace(lm_settings, lora_rank=2, lora_targets=("queri",)))
+    assert not lm_settings.output.exists()
+
+
+def changed(before: LMTower, after: dict[str, torch.Tensor]) -> set[str]:
+    """Names of the parameters that differ in any bit."""
+    return {name for name, p in before.named_parameters() if not torch.equal(p, after[name])}
+
+
+@pytest.mark.parametrize(
+    ("freezing", "trained"),
+    [
+        ({"train_layers": 0}, ("text.proj",)),
+        ({"train_layers": 1}, ("text.proj", "layer.2.")),
+        ({"freeze_embeddings": True}, ("text.proj", "layer.", "position", "token_type", "embeddings.LayerNorm")),
+        ({}, ("text.",)),
+    ],
+    ids=["head", "last layer", "no word embeddings", "all"],
+)
+def test_frozen_parts_are_bit_identical_after_training(
+    lm_settings: Any, tiny_cache: Path, freezing: dict[str, Any], trained: tuple[str, ...]
+) -> None:
+    given = replace(lm_settings, weight_decay=0.1, **freezing)
+    before = build_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
+    assert isinstance(before, LMTower)
+    train(given)
+    after = dict(load_final(Run(given.output)).tower.named_parameters())
+    expected = {name for name in after if any(part in name for part in trained)}
+    found = changed(before, after)
+    # A key's bias moves all scores of a query alike, so it has no gradient but by rounding.
+    assert {n for n in expected - found if "key.bias" not in n} == set()
+    assert found <= expected
+
+
+def test_lora_trains_little_and_is_merged_into_the_same_features(lm_settings: Any, tiny_cache: Path) -> None:
+    given = replace(lm_settings, lora_rank=2)
+    tokenizer = LMTokenizer.load(given.text)
+    plain = build_tower(replace(given, lora_rank=0), Cache(tiny_cache).info.encoder, tokenizer)
+    tower = build_tower(given, Cache(tiny_cache).info.encoder, tokenizer)
+    assert isinstance(tower, LMTower)
+    ids = tokenizer.encode(CAPTIONS, CONTEXT)
+    with torch.inference_mode():
+        assert torch.equal(tower.eval().encode(ids), plain.eval().encode(ids)), "it begins with a change of nothing"
+    trained = {name for name, p in tower.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or name.startswith("text.proj") for name in trained)
+    with torch.no_grad():
+        for name, parameter in tower.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        merged = tower.plain()
+        assert set(merged.state_dict()) == set(plain.state_dict())
+        torch.testing.assert_close(merged.encode(ids), tower.encode(ids), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(merged.encode(ids), plain.encode(ids), atol=1e-2)
+    assert any("lora_" in name for name, _ in tower.named_parameters()), "the tower itself goes on as it was"
+
+
+def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> None:
+    given = replace(lm_settings, lora_rank=2, lora_targets=("query", "value"), lr=1e-2)
+    before = build_tower(
+        replace(given, lora_rank=0, lora_targets=()), Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text)
+    )
+    assert isinstance(before, LMTower)
+    train(given)
+    after = dict(load_final(Run(given.output)).tower.named_parameters())
+    found = {name for name in changed(before, after) if "proj" not in name}
+    assert found == {n for n in after if n.endswith(("query.weight", "value.weight"))}
+
+
+def test_rates_fall_with_the_distance_from_the_head(lm_settings: Any, tiny_cache: Path) -> None:
+    given = replace(lm_settings, lr=1e-2, lm_lr=1e-3, layer_decay=0.5)
+    tower = build_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
+    optimizer = make_optimizer(tower, torch.nn.Module(), given)
+    share = {id(p): group["share"] for group in optimizer.param_groups for p in group["params"]}
+    shares = {name: share[id(p)] for name, p in tower.named_parameters()}
+    assert shares["text.proj.weight"] == 1
+    prefix = "text.transformer.encoder.layer."
+    measured = [shares[f"{prefix}{i}.attention.self.query.weight"] for i in range(3)]
+    assert measured == pytest.approx([0.1 / 8, 0.1 / 4, 0.1 / 2])
+    assert shares["text.transformer.embeddings.word_embeddings.weight"] == pytest.approx(0.1 / 16)
+
+
+STRANGER = """
+import json, sys
+import numpy as np, open_clip, torch
+
+folder, *captions = sys.argv[1:]
+name = "local-dir:" + folder
+text_cfg = open_clip.get_model_config(name)["text_cfg"] | {"hf_model_name": folder}
+model, _, preprocess = open_clip.create_model_and_transforms(name, text_cfg=text_cfg)
+with torch.inference_mode():
+    np.save("text.npy", model.eval().encode_text(open_clip.get_tokenizer(name)(captions)))
+assert not [module for module in sys.modules if module.startswith("clipglot")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("bert", {"lora_rank": 2}), ("xlm-roberta", {}), ("mt5", {"head": "mlp"})]
+)
+def test_an_export_loads_offline_in_open_clip_as_its_card_says(
+    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    lm = shutil.copytree(lms[family], tmp_path / "lm")
+    given = replace(lm_settings, text=str(lm), epochs=1, **changes)
+    train(given)
+    shutil.rmtree(lm)  # nothing of it is needed any more
+    folder = export_run(ExportSettings(run=given.output, output=tmp_path / "merged")).folder
+    card = (folder / "README.md").read_text()
+    assert 'text_cfg = open_clip.get_model_config(name)["text_cfg"] | {"hf_model_name": "merged"}' in card
+    assert str(tmp_path) not in card + (folder / "open_clip_config.json").read_text()
+    stranger = [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), *CAPTIONS]
+    subprocess.run(stranger, cwd=tmp_path, check=True)
+    with torch.inference_mode():
+        ids = LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)
+        expected = load_final(Run(given.output)).tower.encode(ids).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "text.npy"), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(load_merged(folder).encode_texts(CAPTIONS, raw=True), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("family", "pooler"), [("distilbert", "mean"), ("gpt2", "eos"), ("bert", "eos")])
+def test_other_families_and_poolers_load_with_our_loader(
+    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, pooler: Any
+) -> None:
+    given = replace(lm_settings, text=str(lms[family]), pooler=pooler, epochs=1)
+    train(given)
+    folder = export_run(ExportSettings(run=given.output, output=tmp_path / "merged")).folder
+    assert "open_clip has no text tower of this kind" in (folder / "README.md").read_text()
+    tower = load_final(Run(given.output)).tower
+    with torch.inference_mode():
+        expected = tower.encode(LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)).numpy()
+    np.testing.assert_allclose(load_merged(folder).encode_texts(CAPTIONS, raw=True), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
+    given = replace(lm_settings, text=str(lms["gpt2"]), pooler="eos", epochs=1)
+    train(given)
+    folder = export_run(ExportSettings(run=given.output, output=tmp_path / "merged")).folder
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(EncoderError, match=r"merged: does not load .*: export it again"):
+        load_merged(folder)
+
+
+def test_the_token_cache_holds_what_open_clip_tokenizes(lms: dict[str, Path]) -> None:
+    ours = LMTokenizer.load(lms["roberta"])
+    odd = [*CAPTIONS, "  ½ &amp; &lt;sep&gt; 🐈 <sep> x\n", "ＡＢＣ\u00a0\u2003d", "<pad>", "<unk> a <cls>"]
+    theirs = HFTokenizer(str(lms["roberta"]), context_length=CONTEXT)(odd).tolist()
+    padded = [[*ids, *[0] * (CONTEXT - len(ids))] for ids in ours.encode(odd, CONTEXT)]
+    assert padded == theirs
+    fingerprint = ours.fingerprint(CONTEXT)
+    ours.encode(["a b c d"], 3)
+    assert ours.fingerprint(CONTEXT) == fingerprint != ours.fingerprint(CONTEXT + 1)
+
+
+def test_a_stopped_run_resumes(lm_settings: Any, lms: dict[str, Path]) -> None:
+    train(replace(lm_settings, lora_rank=2), on_progress=stop_at(3))
+    result = train(replace(lm_settings, lora_rank=2), resume=True)
+    assert result.complete
+    assert json.loads((lm_settings.output / "final" / "config.json").read_text())["lm"]["pooler"] == "mean"
+
+
+def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, tiny_cache: Path) -> None:
+    curves = {}
+    for warm in ("none", "ridge"):
+        given = replace(lm_settings, output=lm_settings.output / warm, val=tiny_cache, warm_start=warm, lora_rank=2)
+        train(given)
+        curves[warm] = [line for line in Run(given.output).metrics() if "r_at_1" in line]
+    assert [line["step"] for line in curves["ridge"]] == [0, *[line["step"] for line in curves["none"]]]
+    assert curves["ridge"][0]["r_at_1"] > 3 / 40, "chance is one in forty"
+    assert curves["ridge"][1]["r_at_10"] > curves["none"][0]["r_at_10"]
+
+
+def test_a_warm_start_is_for_linear_heads(lm_settings: Any) -> None:
+    with pytest.raises(DistillError, match=r"--warm-start ridge fits the linear head of a language model"):
+        replace(lm_settings, warm_start="ridge", head="mlp")
