@@ -1,4 +1,4 @@
-"""A text teacher in the cache: each caption's translation embedded, resumed to the same bytes, or in a picture's place."""
+"""A text teacher in the cache: translations embedded beside the pictures or in their place, to the same bytes."""
 
 import json
 import shutil
