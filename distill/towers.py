@@ -64,6 +64,8 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTok
         settings.require_no_language_model()
     tower = _text_transformer(settings, encoder, tokenizer)
     tower.dropout = settings.dropout or 0.0
+    # Where they hold a regression, to drop them is to lose what it knows.
+    tower.drop_embeddings = settings.warm_start == "none"
     return tower
 
 

@@ -47,7 +47,8 @@ class TrainSettings:
     layer_decay: Annotated[float, "factor on that rate for every layer further from the head"] = 1.0
     warm_start: Annotated[
         Literal["none", "ridge"],
-        "ridge fits a language model's linear head in closed form before the first step, so that epoch zero retrieves",
+        "ridge fits a scratch tower as a bag of tokens, or a language model's linear head, in closed form before the "
+        "first step, so that epoch zero retrieves",
     ] = "none"
     dropout: Annotated[
         float | None, "share of the tower's values that training zeroes (default: none, or the language model's own)"
@@ -217,8 +218,9 @@ class TrainSettings:
             "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
         )
         require(
-            self.warm_start == "none" or (self.text != "scratch" and self.head == "linear"),
-            f"--warm-start {self.warm_start} fits the linear head of a language model: pass --text, --head linear",
+            self.warm_start == "none" or (self.text != "clip" and self.head == "linear"),
+            f"--warm-start {self.warm_start} fits a scratch tower or the linear head of a language model: drop it, or "
+            f"--text {self.text} --head {self.head}",
         )
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
         require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")

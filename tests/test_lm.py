@@ -253,5 +253,7 @@ def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, ti
 
 
 def test_a_warm_start_is_for_linear_heads(lm_settings: Any) -> None:
-    with pytest.raises(DistillError, match=r"--warm-start ridge fits the linear head of a language model"):
+    with pytest.raises(
+        DistillError, match=r"--warm-start ridge fits a scratch tower or the linear head of a language model"
+    ):
         replace(lm_settings, warm_start="ridge", head="mlp")
