@@ -87,6 +87,9 @@ class TrainSettings:
     simcse: Annotated[
         float, "weight of a term in which captions, embedded twice with other --dropout, find themselves"
     ] = 0.0
+    teacher_weight: Annotated[
+        float, "share of the loss, 0 to 1, that draws captions to the text teacher of `clipglot cache --teacher-field`"
+    ] = 0.0
     teacher_temperature: Annotated[float, "of the softmax over the picture's similarities, where these are used"] = 0.05
     negatives: Annotated[
         str | int, "cached pictures beyond the batch that every caption is held against: a number, or all"
@@ -177,6 +180,15 @@ class TrainSettings:
             f"--simcse {self.simcse}: both passes of a caption would be the same: pass --dropout too, e.g. 0.1",
         )
         require(
+            0 <= self.teacher_weight <= 1, f"--teacher-weight {self.teacher_weight}: is a share of the loss, 0 to 1"
+        )
+        require(
+            self.teacher_weight < 1
+            or not (self.similarity or self.alignment or self.uniformity or self.simcse or self.num_negatives),
+            "--teacher-weight 1 leaves no share to --similarity, --alignment, --uniformity, --simcse or --negatives: "
+            "drop them, or pass a smaller one",
+        )
+        require(
             0 < self.teacher_temperature < math.inf,
             f"--teacher-temperature {self.teacher_temperature}: must be positive",
         )
@@ -235,6 +247,8 @@ class TrainSettings:
     @property
     def resolved_temperature(self) -> float:
         """The initial temperature: CLIP's or SigLIP's where none is given, and where none is learned CLIP's last."""
+        if self.teacher_weight == 1 and self.temperature is None:
+            return 0.01
         default = {"siglip": 0.1, "cosine": 0.01, "mse": 0.01}.get(self.loss, 0.07)
         return default if self.temperature is None else self.temperature
 
