@@ -15,9 +15,10 @@ from .lm import Head, LMConfig, LMTower, without_pooler
 from .lm_packing import AFTER_PAD, Pooler
 from .lm_tokenizer import LMTokenizer
 
-# What the families' configs call their dropout, and the chance to leave a layer out.
+# What the families' configs call their dropout.
 DROPOUTS = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout", "attention_dropout"]
 DROPOUTS += ["activation_dropout", "embedding_dropout", "mlp_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"]
+# The chance to leave a whole layer out: processes would wait for its gradients, which do not come.
 LAYER_DROPS = ["encoder_layerdrop", "layerdrop"]
 
 
@@ -80,17 +81,16 @@ def plain_values(config: Any) -> dict[str, Any]:
 
 
 def set_dropout(config: Any, dropout: float | None) -> None:
-    """Make a config's dropout what a run asks for; None leaves it. Without dropout no layer is left out, either."""
-    if dropout is None:
-        return
-    for key in (*DROPOUTS, *(LAYER_DROPS if dropout == 0 else ())):
+    """Make a config's dropout what a run asks for; None leaves it. Layers are never left out whole."""
+    changes = dict.fromkeys(LAYER_DROPS, 0.0) | ({} if dropout is None else dict.fromkeys(DROPOUTS, dropout))
+    for key, value in changes.items():
         if hasattr(config, key):
-            setattr(config, key, dropout)
+            setattr(config, key, value)
 
 
 def has_dropout(config: Any) -> bool:
     """Whether a model of this config gives something else each time it is trained on the same caption."""
-    return any((getattr(config, key, 0) or 0) > 0 for key in (*DROPOUTS, *LAYER_DROPS))
+    return any((getattr(config, key, 0) or 0) > 0 for key in DROPOUTS)
 
 
 def require_context(config: Any, context_length: int, name: str) -> None:

@@ -142,6 +142,13 @@ def test_a_bert_without_pad_that_open_clip_never_sees_is_trained(
     train(replace(lm_settings, text=variant(lms["bert"], tmp_path / "lm", pad_token_id=None), pooler="eos", epochs=1))
 
 
+def test_no_layer_is_left_out_whole(lms: dict[str, Path]) -> None:
+    assert transformers.AutoConfig.from_pretrained(lms["m2m_100"]).encoder_layerdrop > 0
+    for dropout in (None, 0.3):
+        model = load_lm(str(lms["m2m_100"]), 6, context_length=CONTEXT, dropout=dropout).transformer
+        assert (model.layerdrop, model.config.dropout) == (0, dropout or 0.1)
+
+
 def test_simcse_needs_something_that_is_dropped(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
     dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     for changes in (
@@ -270,16 +277,28 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
 
 @pytest.mark.parametrize(("family", "pooler"), [("distilbert", "mean"), ("gpt2", "eos"), ("bert", "eos")])
 def test_other_families_and_poolers_load_with_our_loader(
-    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, pooler: Any
+    lms: dict[str, Path],
+    lm_settings: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    family: str,
+    pooler: Any,
 ) -> None:
     given = replace(lm_settings, text=str(lms[family]), pooler=pooler, epochs=1)
     train(given)
-    folder = export_run(ExportSettings(run=given.output, output=tmp_path / "merged")).folder
+    result = export_run(ExportSettings(run=given.output, output=tmp_path / "merged"))
+    folder = result.folder
     assert "open_clip has no text tower of this kind" in (folder / "README.md").read_text()
+    assert result.loaded_by == "clipglot"
+    assert "open_clip" not in result.code
     tower = load_final(Run(given.output)).tower
     with torch.inference_mode():
         expected = tower.encode(LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)).numpy()
     np.testing.assert_allclose(load_merged(folder).encode_texts(CAPTIONS, raw=True), expected, rtol=1e-5, atol=1e-6)
+    assert not caplog.records, "open_clip need not warn of what we do after it"
+    names = {}
+    exec(result.code, names)
+    assert names["clip"].encode_texts(["a"]).shape == (1, 16)
 
 
 def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
@@ -294,7 +313,7 @@ def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_p
 
 def test_the_token_cache_holds_what_open_clip_tokenizes(lms: dict[str, Path], tmp_path: Path) -> None:
     ours = LMTokenizer.load(lms["roberta"])
-    plain = [*CAPTIONS, "  ½ &amp; &lt;sep&gt; 🐈 x\n", "ＡＢＣ\u00a0\u2003d", "a\x00b"]
+    plain = [*CAPTIONS, "  ½ &amp; &lt;b&gt; 🐈 x\n", "ＡＢＣ\u00a0\u2003d", "a\x00b"]
     odd = [*plain, "&lt;sep&gt; <sep> x", "a <pad> red <pad>", "<pad>", "<unk> a <cls>"]
     ours.save(tmp_path / "saved")
 
