@@ -75,8 +75,11 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTok
         return lm
     if settings.text != "scratch":
         settings.require_no_language_model()
+        if settings.warm_start == "ridge":
+            raise DistillError(f"--warm-start ridge: {settings.text} has learned already: drop it")
     tower = _text_transformer(settings, encoder, tokenizer)
     tower.dropout = settings.dropout or 0.0
+    _require_passes_differ(settings, drops=tower.dropout > 0)
     return tower
 
 
@@ -158,8 +161,12 @@ def _prepare(tower: LMTower, settings: TrainSettings) -> None:
         )
     else:
         tower.freeze(train_layers=settings.train_layers, word_embeddings=settings.freeze_embeddings)
-    still = settings.train_layers == 0 or not has_dropout(tower.transformer.config)
-    if settings.simcse and still and not settings.token_dropout:
+    _require_passes_differ(settings, drops=settings.train_layers != 0 and has_dropout(tower.transformer.config))
+
+
+def _require_passes_differ(settings: TrainSettings, *, drops: bool) -> None:
+    """Refuse --simcse of a tower that gives a caption the same features twice."""
+    if settings.simcse and not drops and not settings.token_dropout:
         raise DistillError(
             f"--simcse {settings.simcse}: both passes of a caption would be the same, as what is trained of "
             f"{settings.text} drops nothing: pass --dropout, e.g. 0.1, or --token-dropout"

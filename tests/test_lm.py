@@ -17,6 +17,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.distill.export import export_run
 from clipglot.distill.final import load_final
 from clipglot.distill.optimizer import make_optimizer
+from clipglot.distill.recipes import settings_of
 from clipglot.distill.run import Run
 from clipglot.distill.settings import ExportSettings
 from clipglot.distill.towers import build_tower
@@ -407,6 +408,18 @@ def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, ti
     assert [line["step"] for line in curves["ridge"]] == [0, *[line["step"] for line in curves["none"]]]
     assert curves["ridge"][0]["r_at_1"] > 3 / 40, "chance is one in forty"
     assert curves["ridge"][1]["r_at_10"] > curves["none"][0]["r_at_10"]
+
+
+@pytest.mark.parametrize(("recipe", "text"), [("lm", "scratch"), ("lora", "clip"), ("few", "lm"), ("many", "clip")])
+def test_a_recipe_is_for_its_towers(recipe: Any, text: str) -> None:
+    with pytest.raises(DistillError, match=rf"--recipe {recipe} is for "):
+        settings_of(recipe, {"text": text})
+
+
+def test_lora_has_a_scale(lm_settings: Any) -> None:
+    for alpha in (0.0, -1.0, float("inf")):
+        with pytest.raises(DistillError, match=r"--lora-alpha .*: must be positive and finite"):
+            replace(lm_settings, lora_rank=2, lora_alpha=alpha)
 
 
 def test_a_warm_start_is_for_linear_heads(lm_settings: Any) -> None:
