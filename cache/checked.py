@@ -10,12 +10,13 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .format import EMB, EMBEDDED_ARRAYS, NORM, STATUS, CacheInfo
+from .format import EMB, EMBEDDED_ARRAYS, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, CacheInfo
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
 from .stores import UPLOAD_AGAIN, AbsentObjectError, RemoteStore, open_store
 
-REMAKE = "delete the cache and run its `clipglot cache` command again"
+AGAIN = "run its `clipglot cache` command again"
+REMAKE = f"delete the cache and {AGAIN}"
 
 
 class CheckedGroup:
@@ -43,7 +44,7 @@ class CheckedGroup:
         self.info = CacheInfo.from_attributes(attributes, str(self.path))
         self._arrays: dict[str, zarr.Array[Any]] = {}
         if isinstance(self._store, RemoteStore) and self.info.state != "sealed":
-            self._store.may_be_absent = EMBEDDED_ARRAYS
+            self._store.may_be_absent = (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
     @property
     def folder(self) -> Path:
@@ -111,7 +112,7 @@ class CheckedGroup:
     def _pending(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a pass may still have to write a chunk: its own before sealing, then those of views to come."""
         if self.info.state != "sealed":
-            return array.path in EMBEDDED_ARRAYS
+            return array.path in (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
         return array.path in (EMB, NORM) and index[0] >= self.info.num_views
 
     def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
@@ -139,6 +140,9 @@ class CheckedGroup:
         """
         if isinstance(self.path, Url):
             return UPLOAD_AGAIN
+        if chunks and all(name in TAUGHT_ARRAYS for name, _ in chunks):
+            taught = {f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}" for name, index in chunks}
+            return f"delete {' '.join(sorted(taught))} and {AGAIN} to embed these captions anew"
         if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
             return REMAKE
         files = sorted(
@@ -149,7 +153,7 @@ class CheckedGroup:
                 for name, index in chunks
             }
         )
-        return f"delete {' '.join(files)} and run its `clipglot cache` command again to embed these rows anew"
+        return f"delete {' '.join(files)} and {AGAIN} to embed these rows anew"
 
 
 def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:

@@ -276,6 +276,14 @@ def _chunk_writer(cache: Cache, report: PassReport) -> Iterator[_ChunkWriter]:
         writer.join()
 
 
+def write_chunk(
+    cache: Cache, rows: slice, emb: NDArray[np.float16], norm: NDArray[np.float32], status: NDArray[np.uint8]
+) -> None:
+    """Write the plain view of one chunk: `[1, R, D]`, `[1, R]` and `[R]`; status goes last."""
+    index = rows.start // cache.info.chunk_rows
+    _write(cache, _Chunk(index, rows, (0,), emb, norm, status), PassReport())
+
+
 def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
     """Status goes last, and norm after emb: a chunk, or a further view of one, is done only when it is on disk."""
     write_from = time.perf_counter()

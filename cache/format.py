@@ -16,6 +16,9 @@ ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 TOKENS = "tokens"
+TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
+TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
+TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
 EMBEDDED_ARRAYS = (EMB, NORM, STATUS)  # filled by the pass, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 
@@ -88,6 +91,13 @@ class SourceInfo:
     image_field: str
     text_fields: list[str]
     limit: int | None = None
+    teacher_fields: list[str] = field(default_factory=list)
+    images: bool = True
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether captions have a teacher's embedding beside their picture's."""
+        return self.images and bool(self.teacher_fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +131,7 @@ class CacheInfo:
     source: SourceInfo
     num_views: int = 1
     augmentation: Augmentation | None = None
+    teacher_sha256: str | None = None
     num_pictures: int = 0
     num_captions: int = 0
     chunk_rows: int = 0

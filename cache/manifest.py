@@ -7,7 +7,7 @@ a manifest is read before any work is spent, so that stopping early is the cheap
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,20 +18,24 @@ SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 @dataclass(frozen=True, slots=True)
 class ManifestRow:
-    """One line: the picture's key (its path as the manifest has it) and its captions, in order."""
+    """One line: the picture's key (its path as the manifest has it), its captions and their translations, in order."""
 
     line: int
     key: str
     captions: list[str]
+    translations: list[str] = field(default_factory=list)
 
 
-def read_manifest(path: Path, *, image_field: str, text_fields: Sequence[str]) -> Iterator[ManifestRow]:
+def read_manifest(
+    path: Path, *, image_field: str | None, text_fields: Sequence[str], teacher_fields: Sequence[str] = ()
+) -> Iterator[ManifestRow]:
     """Read a manifest row by row.
 
     Args:
         path: a `.jsonl`, `.ndjson`, `.csv` or `.tsv` file; tables carry a header line.
-        image_field: the column of the picture's path.
+        image_field: the column of the picture's path; None for a manifest without pictures, whose keys are empty.
         text_fields: the columns of captions; in jsonl each may hold a string, a list of strings or null.
+        teacher_fields: the columns of their translations, likewise.
 
     Raises:
         CacheError: the file or a row is not readable as such.
@@ -44,21 +48,23 @@ def read_manifest(path: Path, *, image_field: str, text_fields: Sequence[str]) -
     records = _json_lines(path) if suffix in (".jsonl", ".ndjson") else _table(path, "," if suffix == ".csv" else "\t")
     for line, record in records:
         where = f"{path}:{line}"
-        for field in (image_field, *text_fields):
-            if field not in record:
-                option = "--image-field" if field == image_field else "--text-field"
+        for name in (*([image_field] if image_field else []), *text_fields, *teacher_fields):
+            if name not in record:
+                option = "--image-field" if name == image_field else "--text-field"
+                option = "--teacher-field" if name in teacher_fields else option
                 raise CacheError(
-                    f"{where}: no field {field!r} (found: {', '.join(map(str, record))}): pass {option} NAME"
+                    f"{where}: no field {name!r} (found: {', '.join(map(str, record))}): pass {option} NAME"
                 )
-        key = record[image_field]
-        if not isinstance(key, str) or not key:
+        key = record[image_field] if image_field else ""
+        if not isinstance(key, str) or (image_field and not key):
             raise CacheError(f"{where}: {image_field!r} must be the path of a picture, found {key!r}")
         if not _is_unicode(key):
             raise CacheError(f"{where}: {image_field!r} holds half of a surrogate pair: {key!r}")
-        captions: list[str] = []
-        for field in text_fields:
-            captions += _captions(record[field], field, where)
-        yield ManifestRow(line, key, captions)
+        captions, translations = (
+            [text for name in names for text in _captions(record[name], name, where)]
+            for names in (text_fields, teacher_fields)
+        )
+        yield ManifestRow(line, key, captions, translations)
 
 
 def _captions(value: Any, field: str, where: str) -> list[str]:

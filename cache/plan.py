@@ -2,7 +2,7 @@
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 from .files import PARTIAL, DurableLocalStore, require_folder_or_nothing
-from .format import ATTRIBUTE, CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEXT, CacheInfo, plan_chunk_rows
+from .format import ATTRIBUTE, CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEACHER_TEXT, TEXT, CacheInfo, plan_chunk_rows
 from .manifest import ManifestRow
 from .pictures import require_image_root
 from .ragged import RaggedReader, RaggedWriter, StreamedArray, create_array, open_array
 from .store import Cache
+from .teacher import align, make_room_for_teacher
 
 ROWS_AT_A_TIME = 8192
 
@@ -124,11 +125,12 @@ def _lay_out(
     pictures = _Pictures(info.source.limit)
     keys = RaggedWriter(root, KEY)
     texts = RaggedWriter(root, TEXT)
+    teacher = RaggedWriter(root, TEACHER_TEXT) if info.source.has_teacher else None
     owners = StreamedArray(root, CAPTION_IMAGE, "int64")
     dropped = {"empty": 0, "not unicode": 0}
     done, last_owner, ascending = 0, 0, True
     for batch in _batches(rows):
-        new_keys, new_texts, new_owners = [], [], []
+        new_keys, new_texts, new_owners, new_lessons = [], [], [], []
         for manifest_row in batch:
             key = manifest_row.key.encode()
             row, is_new = pictures.row(key)
@@ -136,13 +138,17 @@ def _lay_out(
                 continue
             if is_new:
                 new_keys.append(key)
-            for caption in manifest_row.captions:
+            lessons = align(manifest_row.captions, manifest_row.translations)
+            for caption, lesson in zip(manifest_row.captions, lessons, strict=True):
                 text = _encoded(caption, dropped)
                 if text is not None:
                     new_texts.append(text)
                     new_owners.append(row)
+                    new_lessons.append(lesson.encode(errors="replace"))
         keys.append(new_keys)
         texts.append(new_texts)
+        if teacher:
+            teacher.append(new_lessons)
         batch_owners = np.asarray(new_owners, np.int64)
         owners.append(batch_owners)
         if len(batch_owners):
@@ -154,16 +160,20 @@ def _lay_out(
             break  # the limit is reached and this batch brought nothing more for its pictures
     for writer in (keys, texts, owners):
         writer.close()
+    if teacher:
+        teacher.close()
     if not len(pictures):
         raise CacheError(f"{info.source.path}: no pictures in it")
     if not ascending:
-        _sort_captions(root)
+        _sort_captions(root, (TEXT, TEACHER_TEXT) if teacher else (TEXT,))
 
     num, dim, views = len(pictures), info.encoder.dim, info.num_views
     chunk_rows = chunk_rows or plan_chunk_rows(num, dim, info.batch_size)
     create_array(root, EMB, (views, num, dim), (1, chunk_rows, dim), "float16")
     create_array(root, NORM, (views, num), (1, chunk_rows), "float32")
     create_array(root, STATUS, (num,), (chunk_rows,), "uint8")
+    if teacher:
+        make_room_for_teacher(root, info, len(RaggedReader(root, TEXT)))
     planned = replace(
         info,
         state="planned",
@@ -202,20 +212,21 @@ def _encoded(caption: str, dropped: dict[str, int]) -> bytes | None:
         return None
 
 
-def _sort_captions(root: zarr.Group) -> None:
+def _sort_captions(root: zarr.Group, names: Sequence[str]) -> None:
     """Bring the captions of one picture together, stably, where the manifest had them apart."""
     owners = np.asarray(open_array(root, CAPTION_IMAGE)[:])
     order = np.argsort(owners, kind="stable")
-    # All captions in memory, but as two arrays: objects of Python would take three times as much.
-    raw: NDArray[np.uint8] = np.asarray(open_array(root, f"{TEXT}/bytes")[:])
-    offsets = np.asarray(open_array(root, f"{TEXT}/offsets")[:])
-    for name in (TEXT, CAPTION_IMAGE):
+    for name in names:
+        # All captions in memory, but as two arrays: objects of Python would take three times as much.
+        raw: NDArray[np.uint8] = np.asarray(open_array(root, f"{name}/bytes")[:])
+        offsets = np.asarray(open_array(root, f"{name}/offsets")[:])
         del root[name]
-    writer = RaggedWriter(root, TEXT)
-    for start in range(0, len(order), ROWS_AT_A_TIME):
-        batch = order[start : start + ROWS_AT_A_TIME]
-        writer.append([raw[a:b].tobytes() for a, b in zip(offsets[batch], offsets[batch + 1], strict=True)])
-    writer.close()
+        writer = RaggedWriter(root, name)
+        for start in range(0, len(order), ROWS_AT_A_TIME):
+            batch = order[start : start + ROWS_AT_A_TIME]
+            writer.append([raw[a:b].tobytes() for a, b in zip(offsets[batch], offsets[batch + 1], strict=True)])
+        writer.close()
+    del root[CAPTION_IMAGE]
     sorted_owners = StreamedArray(root, CAPTION_IMAGE, "int64")
     sorted_owners.append(owners[order])
     sorted_owners.close()

@@ -19,6 +19,9 @@ from .format import (
     NORM,
     PLANNED_ARRAYS,
     STATUS,
+    TEACHER_ARRAYS,
+    TEACHER_EMB,
+    TEACHER_STATUS,
     TEXT,
     TOKENS,
     Status,
@@ -124,6 +127,14 @@ class Cache(CheckedGroup):
             return self._read(STATUS, (slice(None),))
         return self._read(STATUS, (self.chunk_slice(chunk),), only=[(chunk,)])
 
+    def teacher_status(self) -> NDArray[np.uint8]:
+        """What became of each caption's translation, `[M] uint8`; see `TeacherStatus`."""
+        return self._read(TEACHER_STATUS, (slice(None),))
+
+    def teacher_emb(self) -> NDArray[np.float16]:
+        """All embeddings of the teacher, `[M, D] float16`, unit norm, zeros where a caption has none."""
+        return self._read(TEACHER_EMB, (0, slice(None)))
+
     def caption_image(self) -> NDArray[np.int64]:
         """The row of each caption's picture, `[M] int64`, ascending."""
         return self._read(CAPTION_IMAGE, (slice(None),))
@@ -162,7 +173,8 @@ class Cache(CheckedGroup):
         if self.info.state == "planning":
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
-        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *self._remote_tokens()):
+        taught = TEACHER_ARRAYS if self.info.source.has_teacher else ()
+        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *taught, *self._remote_tokens()):
             try:
                 arrays[name] = self.array(name)
             except CacheError as error:

@@ -12,7 +12,7 @@ from zarr.storage import FsspecStore
 
 from .errors import CacheError
 from .files import DurableLocalStore
-from .format import EMBEDDED_ARRAYS
+from .format import EMBEDDED_ARRAYS, TEACHER_EMB
 from .location import Location, Url
 
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
@@ -82,7 +82,7 @@ class RemoteStore(FsspecStore):
             if "/c/" in key and not key.startswith(self.may_be_absent):
                 raise AbsentObjectError(f"{self.url}: {key} is absent: {UPLOAD_AGAIN}") from error
             return None
-        if value is not None and byte_range is None and not key.startswith(EMBEDDED_ARRAYS):
+        if value is not None and byte_range is None and not key.startswith((*EMBEDDED_ARRAYS, TEACHER_EMB)):
             self._recent[key] = value
             if len(self._recent) > NUM_RECENT:
                 self._recent.popitem(last=False)

@@ -11,6 +11,7 @@ from ..cache.format import EXPLANATION, Status
 from ..cache.location import Location, to_location
 from ..cache.plan import is_planned
 from ..cache.store import Cache
+from ..cache.teacher import TeacherStatus
 from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
 from .folders import require_kind
@@ -119,6 +120,7 @@ def inspect(cache: Location, failures: int, as_json: bool) -> None:
                 "its sha256": info.encoder.weights_sha256,
                 "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
                 "precision": info.encoder.precision,
+                **({"teacher": _teacher(opened)} if info.source.has_teacher else {}),
                 "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
                 "image root": info.source.image_root,
                 "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
@@ -177,6 +179,12 @@ def _views(cache: Cache) -> dict[str, str]:
     return {"views": shown}
 
 
+def _teacher(cache: Cache) -> str:
+    """How many captions have a teacher's embedding, and from which columns."""
+    has = int((cache.teacher_status() == TeacherStatus.EMBEDDED).sum()) if cache.info.state == "sealed" else 0
+    return f"{has:,} of {cache.info.num_captions:,} captions, from {', '.join(cache.info.source.teacher_fields)}"
+
+
 def _contents(cache: Cache) -> dict[str, Any]:
     info = cache.info
     return {
@@ -193,4 +201,5 @@ def _contents(cache: Cache) -> dict[str, Any]:
         "encoder": asdict(info.encoder),
         "source": asdict(info.source),
         "libraries": info.libraries,
+        "teacher_sha256": info.teacher_sha256,
     }

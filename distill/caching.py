@@ -12,14 +12,17 @@ from ..cache.manifest import read_manifest
 from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
+from ..cache.teacher import embed_teacher
+from ..cache.texts import embed_missing_texts, rows_of_texts
 from ..cache.views import has_further_views, make_room, missing_views
-from ..encoders.image import load_image_tower
+from ..encoders.image import ImageTower, load_image_tower
+from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
 from .errors import DistillError
 from .provenance import encoder_info, require_same_encoder
 from .settings import CacheSettings
 
-Stage = Literal["plan", "embed"]
+Stage = Literal["plan", "teach", "embed"]
 _LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
 
 
@@ -54,25 +57,30 @@ def cache_pictures(
         image_field=settings.image_field,
         text_fields=list(settings.text_field),
         limit=settings.limit,
+        teacher_fields=list(settings.teacher_field),
+        images=settings.images,
     )
-    tower = load_image_tower(
-        settings.model,
-        settings.pretrained,
-        device=resolve_device(settings.device),
-        precision=settings.precision,
-    )
+    tower, teacher = _load(settings)
+    encoder = encoder_info(tower)
     with locked(settings.output):
-        resumed = _plan(settings, source, encoder_info(tower), lambda done: on_progress("plan", done, None))
+        resumed = _plan(settings, source, encoder, lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
         if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
             require_image_root(settings.resolved_image_root)
             write_info(cache, replace(cache.info, source=source))
+        if teacher:
+            _require_same_teacher(cache, teacher.weights_sha256)
+        if teacher and settings.images:  # first, so that a sealed cache has all of it
+            embed_teacher(cache, teacher.encode, lambda done, total: on_progress("teach", done, total))
         if settings.views > cache.info.num_views:
             write_info(cache, replace(cache.info, augmentation=settings.augmentation))
             make_room(cache, settings.views)
         num_views = max(settings.views, cache.info.num_views)
         missing = missing_views(cache, num_views)
         total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in missing)
+        if teacher and not settings.images:
+            report = embed_missing_texts(cache, teacher.encode, lambda done, report: on_progress("embed", done, total))
+            return CacheResult(cache=cache, report=report, resumed=resumed)
         report = embed_missing(
             cache,
             tower.encode,
@@ -84,6 +92,15 @@ def cache_pictures(
     return CacheResult(cache=cache, report=report, resumed=resumed)
 
 
+def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
+    """The towers, on the device if they compute: without pictures the image tower is there for its identity alone."""
+    device, model, pretrained = resolve_device(settings.device), settings.model, settings.pretrained
+    if not settings.teacher_field:
+        return load_image_tower(model, pretrained, device=device, precision=settings.precision), None
+    tower, teacher = load_with_teacher(model, pretrained, device=device, precision=settings.precision)
+    return tower.placed(device) if settings.images else tower, teacher
+
+
 def _plan(
     settings: CacheSettings, source: SourceInfo, encoder: EncoderInfo, on_progress: Callable[[int], None]
 ) -> bool:
@@ -93,7 +110,14 @@ def _plan(
         require_same_encoder(existing.info.encoder, encoder, f"the tower given for {settings.output}")
         _require_same_plan(existing, source, settings)
         return True
-    rows = read_manifest(settings.source, image_field=settings.image_field, text_fields=settings.text_field)
+    rows = read_manifest(
+        settings.source,
+        image_field=settings.image_field if settings.images else None,
+        text_fields=settings.text_field,
+        teacher_fields=settings.teacher_field,
+    )
+    if not settings.images:
+        rows = rows_of_texts(rows)
     info = CacheInfo(
         state="planning",
         encoder=encoder,
@@ -108,6 +132,17 @@ def _plan(
     return False
 
 
+def _require_same_teacher(cache: Cache, found: str) -> None:
+    """Keep the identity of the text tower that teaches, and refuse another."""
+    if cache.info.teacher_sha256 is None:
+        write_info(cache, replace(cache.info, teacher_sha256=found))
+    elif cache.info.teacher_sha256 != found:
+        raise DistillError(
+            f"{cache.path} was taught by a text tower of sha256 {cache.info.teacher_sha256[:12]}…, "
+            f"the one given has {found[:12]}…: give the same --model and --pretrained, or choose another -o"
+        )
+
+
 def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSettings) -> None:
     """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
 
@@ -117,7 +152,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     planned = existing.info
     differences = [
         (name, getattr(planned.source, name), getattr(source, name))
-        for name in ("sha256", "image_field", "text_fields", "limit")
+        for name in ("sha256", "image_field", "text_fields", "teacher_fields", "images", "limit")
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
     differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))

@@ -26,6 +26,7 @@ from .batches import group_equal_captions
 from .errors import DistillError
 from .images import READ_THREADS, Buffered, ImageSource, OnDevice, OnHost
 from .pools import Chunk, Pooling
+from .teacher import Teacher, open_teacher
 from .tokens import TokenTable, open_tokens
 from .train_settings import TrainSettings
 
@@ -42,12 +43,14 @@ class TrainData:
         tokens: of all captions.
         caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
         caption_group: `[M]`, equal where captions have the same tokens, and so the same embedding.
+        teacher: what a teacher makes of them, if it is asked.
     """
 
     images: ImageSource
     tokens: TokenTable
     caption_image: NDArray[np.int64]
     caption_group: NDArray[np.int64]
+    teacher: Teacher | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +101,9 @@ def load_data(
         tokens=tokens,
         caption_image=caption_image,
         caption_group=group_equal_captions(tokens),
+        teacher=open_teacher(cache, SHARE_OF_MEMORY * free_bytes(torch.device("cpu")))
+        if settings.teacher_weight
+        else None,
     )
 
 

@@ -114,6 +114,8 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
             info.source.sha256 != provenance["source"]["sha256"]
         ):
             return 0, None, f"another cache stands at {path}"
+        if not info.source.images:
+            return 0, None, f"{path} holds texts, no pictures"
         root = Path(info.source.image_root)
         if not root.is_dir():
             return 0, None, f"the pictures are not below {root} any more"

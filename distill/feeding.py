@@ -43,6 +43,7 @@ class Fed:
         equal: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
         draw: negatives beyond the batch, if any; `masked` for the captions of this process.
         drawn: what the source has read of them.
+        teacher: the teacher's embeddings of the captions of this process, if it is asked.
     """
 
     packed: Sequence[Packed]
@@ -51,6 +52,7 @@ class Fed:
     equal: NDArray[np.int64]
     draw: Draw | None
     drawn: Tensor | None
+    teacher: Tensor | None
 
 
 class Feed:
@@ -119,6 +121,7 @@ class Feed:
             equal=fed.equal,
             equal_are_positive=self._equal_are_positive,
             bank=self._bank_of(fed),
+            teacher_emb=None if fed.teacher is None else fed.teacher.to(self._device, non_blocking=True),
         )
 
     def _bank_of(self, fed: Fed) -> Bank | None:
@@ -153,6 +156,7 @@ class Feed:
             equal=_of_captions(self._shared.within(batch.rows, group, batch.picture), here),
             draw=replace(draw, masked=_of_captions(draw.masked, here)) if draw else None,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
+            teacher=data.teacher.read(captions, self._device) if data.teacher else None,
         )
 
     def _tokens_of(self, shown: NDArray[np.int64], epoch: int, index: int) -> Block:

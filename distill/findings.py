@@ -78,6 +78,8 @@ def chance_loss(settings: TrainSettings, pairs: PairFigures) -> float | None:
     >>> round(chance_loss(settings, PairFigures(num_pictures=6000)), 4) == round(math.log(512), 4)
     True
     """
+    if settings.teacher_weight or settings.similarity or settings.alignment or settings.uniformity or settings.simcse:
+        return None
     level = {"infonce": _softmax_at_chance, "siglip": _sigmoid_at_chance}.get(settings.loss)
     return level(settings, pairs) if level else None
 

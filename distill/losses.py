@@ -17,6 +17,7 @@ from .siglip import SigLIP
 from .simcse import contrast_passes
 from .similarity import Similarity, match_similarities
 from .targets import Targets
+from .teacher import follow_teacher
 from .train_settings import TrainSettings
 
 Term = Callable[[Tensor, Targets], Tensor]
@@ -41,7 +42,7 @@ class Objective(nn.Module):
         ]
         self._terms = [(weight, term) for weight, term in terms if weight]
         self._num_passes, self._simcse = settings.num_passes, settings.simcse
-        self._teacher_temperature = settings.teacher_temperature
+        self._teacher_temperature, self._teacher_weight = settings.teacher_temperature, settings.teacher_weight
 
     @property
     def logit_scale(self) -> nn.Parameter:
@@ -62,11 +63,16 @@ class Objective(nn.Module):
             targets: the pictures of the batch.
         """
         text_emb, *again = F.normalize(features, dim=-1).chunk(self._num_passes)
+        if self._teacher_weight == 1:
+            return follow_teacher(text_emb, targets)
         total: Tensor = self.main(features[: len(text_emb)] if self.main.takes_raw else text_emb, targets)
         for weight, term in self._terms:
             total = total + weight * term(text_emb, targets)
         if again:
             total = total + self._simcse * contrast_passes(text_emb, again[0], targets)
+        if self._teacher_weight:
+            taught = follow_teacher(text_emb, targets)
+            total = (1 - self._teacher_weight) * total + self._teacher_weight * taught
         return total
 
     def clamp_(self) -> None:

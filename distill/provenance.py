@@ -42,6 +42,7 @@ def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
         "counts": info.counts,
         "num_views": num_views,
         "augmentation": asdict(info.augmentation) if info.augmentation and num_views > 1 else None,
+        **({"teacher_sha256": info.teacher_sha256} if info.teacher_sha256 else {}),
     }
 
 
@@ -52,6 +53,10 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
         del encoder[name]
     for name in ("path", "image_root"):
         del source[name]
+    if not source.get("teacher_fields"):
+        source.pop("teacher_fields", None)  # of a run that was begun before there could be any
+    if source.get("images"):
+        del source["images"]
     views = {"num_views": 1, "augmentation": None}  # of a run that was begun before there were more
     return views | {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
 

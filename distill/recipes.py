@@ -18,9 +18,9 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "heads": 4,
         "context_length": 48,
         "vocab_size": 4_096,
-        "dropout": 0.2,
+        "dropout": 0.3,
         "batch_size": 256,
-        "lr": 3e-4,
+        "lr": 4e-4,
         "epochs": 20,
     },
     # A scratch tower on hundreds of thousands of pictures or more: CLIP's own text tower and rates.

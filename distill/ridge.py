@@ -1,17 +1,21 @@
-"""Ridge regression from captions onto pictures, in closed form and from sums alone: memory stays as it is.
+"""Ridge regression from captions onto pictures, in closed form: memory does not grow with the number of pairs.
 
-W features of a caption, D of a picture, n pairs, all in float64.
+From sums over pairs where features are few and dense (`PairSums`), by rounds of products where they are many and sparse
+(`ridge_by_rounds`). W features of a caption, D of a picture, n pairs, N pictures.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+MOST_ROUNDS = 200
+
 
 @dataclass
 class PairSums:
-    """What a regression needs of its pairs.
+    """What a regression needs of its pairs, in float64.
 
     Attributes:
         gram: `[W, W]`, of the captions' features.
@@ -74,3 +78,64 @@ class PairSums:
         sphere = shrinkage * covariance.diagonal().mean() * torch.eye(self.dim, dtype=torch.float64)
         whitened: Tensor = torch.linalg.solve(covariance + sphere, solved.T).T
         return whitened
+
+
+def ridge_by_rounds(
+    gram: Callable[[Tensor], Tensor],
+    moment: Tensor,
+    alpha: float,
+    *,
+    start: Tensor | None = None,
+    tolerance: float = 1e-4,
+) -> Tensor:
+    """The weights `[W, D]` that minimise ‖X·weights - Y‖² + alpha·‖weights‖² (Hoerl and Kennard 1970, equation 2.1).
+
+    By conjugate gradients, for all D columns at once (Hestenes and Stiefel 1952, section 3).
+
+    Args:
+        gram: multiplies `[W, D]` by XᵀX of the features X `[n, W]`.
+        moment: XᵀY of the targets Y `[n, D]`, `[W, D]`.
+        alpha: the penalty, above 0.
+        start: where the rounds begin, e.g. the solution for another penalty.
+        tolerance: of the residual's norm, relative to the moment's in each column, at which the rounds end.
+
+    >>> x, y = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [3.0]])
+    >>> ridge_by_rounds(lambda weights: x.T @ (x @ weights), x.T @ y, 1.0).round(decimals=3).flatten().tolist()
+    [1.0, 1.0]
+    """
+    weights = torch.zeros_like(moment) if start is None else start.clone()
+    residual = moment - gram(weights) - alpha * weights
+    direction, left = residual.clone(), residual.square().sum(0)  # [F, D], [D]
+    tiny = torch.finfo(moment.dtype).tiny
+    enough = (tolerance**2 * moment.square().sum(0)).clamp(min=tiny)
+    for _ in range(MOST_ROUNDS):
+        if (left <= enough).all():
+            break
+        product = gram(direction) + alpha * direction
+        step = left / (direction * product).sum(0).clamp(min=tiny)
+        weights += step * direction
+        residual -= step * product
+        left, before = residual.square().sum(0), left
+        direction = residual + left / before.clamp(min=tiny) * direction
+    return weights
+
+
+def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:
+    """What predictions are multiplied by so that plain cosines with pictures rank them better, `[D, D]`.
+
+    Directions in which all pictures differ say less than those in which few do: predictions are held against pictures
+    in Mahalanobis' metric of the pictures. As it is symmetric, the prediction can carry all of it, and the pictures
+    stay as they are. The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf 2004, section 2).
+
+    Args:
+        image_emb: `[N, D]`.
+        shrinkage: weight of the identity, in mean variances; a large one gives the plain cosine.
+    """
+    centred = image_emb - image_emb.mean(0)
+    covariance = centred.T @ centred / len(centred)
+    mean_variance = covariance.trace() / len(covariance)
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    # A gallery of equal pictures has no metric, and needs none.
+    mean_variance = mean_variance.clamp(min=torch.finfo(covariance.dtype).tiny)
+    metric: Tensor = torch.linalg.inv(covariance / mean_variance + shrinkage * identity)
+    return metric

@@ -46,6 +46,10 @@ class CacheSettings:
     text_field: Annotated[tuple[str, ...], "column with its caption or captions; may be given more than once"] = (
         "text",
     )
+    teacher_field: Annotated[
+        tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
+    ] = ()
+    images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
@@ -71,6 +75,10 @@ class CacheSettings:
         require(
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
+        )
+        require(
+            self.images or (bool(self.teacher_field) and self.views == 1),
+            "--no-images needs the texts of a --teacher-field, and has no --views",
         )
         require(0 < self.augment_scale <= 1, f"--augment-scale {self.augment_scale}: is a share above 0, at most 1")
         for name in ("flip", "jitter", "grayscale"):

@@ -45,6 +45,7 @@ class Targets:
             the first, on the host.
         equal_are_positive: whether losses that contrast draw such pairs together; they leave them out otherwise.
         bank: further negatives of the text→image softmax.
+        teacher_emb: `[b, D]`, the teacher's embeddings of this process's captions, zeros where there is none.
     """
 
     image_emb: Tensor
@@ -53,6 +54,7 @@ class Targets:
     equal: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     equal_are_positive: bool = False
     bank: Bank | None = None
+    teacher_emb: Tensor | None = None
 
     def of_captions(self, values: Tensor) -> Tensor:
         """What this process's captions have of something that each picture has: `[B, …]` to `[b, …]`."""

@@ -80,6 +80,8 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTok
     tower = _text_transformer(settings, encoder, tokenizer)
     tower.dropout = settings.dropout or 0.0
     _require_passes_differ(settings, drops=tower.dropout > 0)
+    # Where they hold a regression, to drop them is to lose what it knows.
+    tower.drop_embeddings = settings.warm_start == "none"
     return tower
 
 

@@ -37,7 +37,7 @@ from .student import Student
 from .towers import build_tower, open_tokenizer
 from .train_settings import TrainSettings
 from .validation import validate
-from .warm_start import fit_head
+from .warm_start import warm_start
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 
@@ -171,7 +171,7 @@ def _prepare(settings: TrainSettings, device: torch.device, resume: bool, on_pre
     data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
     tower = build_tower(settings, cache.info.encoder, tokenizer).to(device)
     if settings.warm_start == "ridge" and not run.has_checkpoint():
-        fit_head(tower, cache, data, settings, partial(on_prepare, "fit the head"))
+        warm_start(tower, tokenizer, cache, data, settings, partial(on_prepare, "warm start"))
     student = Student(tower, settings, device, precision)
     return _Setup(
         run=run,

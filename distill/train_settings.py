@@ -47,7 +47,8 @@ class TrainSettings:
     layer_decay: Annotated[float, "factor on that rate for every layer further from the head"] = 1.0
     warm_start: Annotated[
         Literal["none", "ridge"],
-        "ridge fits a language model's linear head in closed form before the first step, so that epoch zero retrieves",
+        "ridge fits a scratch tower as a bag of tokens, or a language model's linear head, in closed form before the "
+        "first step, so that epoch zero retrieves",
     ] = "none"
     dropout: Annotated[
         float | None, "share of the tower's values that training zeroes (default: none, or the language model's own)"
@@ -85,6 +86,9 @@ class TrainSettings:
     uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
     simcse: Annotated[
         float, "weight of a term in which captions, embedded twice with other --dropout, find themselves"
+    ] = 0.0
+    teacher_weight: Annotated[
+        float, "share of the loss, 0 to 1, that draws captions to the text teacher of `clipglot cache --teacher-field`"
     ] = 0.0
     teacher_temperature: Annotated[float, "of the softmax over the picture's similarities, where these are used"] = 0.05
     negatives: Annotated[
@@ -176,6 +180,15 @@ class TrainSettings:
             f"--simcse {self.simcse}: both passes of a caption would be the same: pass --dropout too, e.g. 0.1",
         )
         require(
+            0 <= self.teacher_weight <= 1, f"--teacher-weight {self.teacher_weight}: is a share of the loss, 0 to 1"
+        )
+        require(
+            self.teacher_weight < 1
+            or not (self.similarity or self.alignment or self.uniformity or self.simcse or self.num_negatives),
+            "--teacher-weight 1 leaves no share to --similarity, --alignment, --uniformity, --simcse or --negatives: "
+            "drop them, or pass a smaller one",
+        )
+        require(
             0 < self.teacher_temperature < math.inf,
             f"--teacher-temperature {self.teacher_temperature}: must be positive",
         )
@@ -209,8 +222,9 @@ class TrainSettings:
             "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
         )
         require(
-            self.warm_start == "none" or (self.text != "scratch" and self.head == "linear"),
-            f"--warm-start {self.warm_start} fits the linear head of a language model: pass --text, --head linear",
+            self.warm_start == "none" or (self.text != "clip" and self.head == "linear"),
+            f"--warm-start {self.warm_start} fits a scratch tower or the linear head of a language model: drop it, or "
+            f"--text {self.text} --head {self.head}",
         )
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
         require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")
@@ -237,6 +251,8 @@ class TrainSettings:
     @property
     def resolved_temperature(self) -> float:
         """The initial temperature: CLIP's or SigLIP's where none is given, and where none is learned CLIP's last."""
+        if self.teacher_weight == 1 and self.temperature is None:
+            return 0.01
         default = {"siglip": 0.1, "cosine": 0.01, "mse": 0.01}.get(self.loss, 0.07)
         return default if self.temperature is None else self.temperature
 

@@ -11,12 +11,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..cache.store import Cache
+from ..encoders.bag import write_bag
 from ..encoders.lm import LMTower
+from ..encoders.lm_tokenizer import AnyTokenizer, LMTokenizer
+from ..encoders.text import TextTower
 from ..encoders.tower import StudentTower
 from ..evals.retrieval import retrieve
 from .data import TrainData
 from .device import autocast, resolve_precision
+from .errors import DistillError
 from .ridge import PairSums
+from .token_bag import fit_bag
 from .train_settings import TrainSettings
 
 MOST_PICTURES = 50_000  # that a head is fitted on
@@ -24,6 +29,38 @@ HELD_OUT = 0.1  # of them, by which its penalty is chosen
 CAPTIONS_AT_A_TIME = 512
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 SHRINKAGES = (None, 3.0, 1.0, 0.3, 0.1)
+
+
+def warm_start(
+    tower: StudentTower,
+    tokenizer: AnyTokenizer,
+    cache: Cache,
+    data: TrainData,
+    settings: TrainSettings,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Begin in closed form: a scratch tower as a bag of tokens, a language model with a fitted head.
+
+    Args:
+        tower: on its device; a part of it is overwritten.
+        tokenizer: of the run.
+        cache: sealed.
+        data: of the same cache.
+        settings: of the run.
+        on_progress: called while captions are embedded, or regressions solved.
+
+    Raises:
+        CacheError: a chunk is absent or damaged.
+        DistillError: a tower that has learned already, or too few pairs.
+    """
+    if not isinstance(tower, TextTower):
+        return fit_head(tower, cache, data, settings, on_progress)
+    if settings.text != "scratch":
+        raise DistillError(f"--warm-start ridge would overwrite what {settings.text} has learned: drop it")
+    assert not isinstance(tokenizer, LMTokenizer), "scratch towers have tokenizers of their own"
+    bag = fit_bag(cache, data, tower.config, tokenizer.bos_id, tower.device, on_progress)
+    write_bag(tower, bag.weights, bag.bias, tokenizer.bos_id)
+    return None
 
 
 def fit_head(

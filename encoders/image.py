@@ -65,6 +65,10 @@ class ImageTower:
         """Where the weights are."""
         return next(self.visual.parameters()).device
 
+    def placed(self, device: str | torch.device) -> "ImageTower":
+        """The tower on a device."""
+        return replace(self, visual=self.visual.to(device))
+
     def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Pixels `[B, height, width, 3] uint8` to what the tower takes, `[B, 3, height, width] float32`.
 
@@ -124,7 +128,7 @@ def load_image_tower(
         tower = _tower(visual, config, preprocess, model, pretrained)
     else:
         tower = tower_of_clip(*load_clip(model, pretrained), model=model, pretrained=pretrained)
-    return replace(tower, visual=tower.visual.to(device), precision=precision)
+    return replace(tower, precision=precision).placed(device)
 
 
 def weights_file(model: str, pretrained: str | None) -> Path | None:

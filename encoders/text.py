@@ -62,12 +62,14 @@ class TextTower(StudentTower):
             length, on CUDA in rows: with a mask, or with flex_attention where the rows are compiled.
         dropout: share of the values that training sets to zero, of token embeddings and of what each block adds. It
             draws from torch's global generators: who forwards twice for one gradient seeds them alike.
+        drop_embeddings: whether dropout is of token embeddings, too.
         grad_checkpointing: as of every tower; the last block, which runs on EOS alone, is left out.
     """
 
     config: TextConfig
     attention: Attention = "auto"
     dropout: float = 0.0
+    drop_embeddings: bool = True
     _compiled_rows: Callable[..., Tensor] | None = None
 
     def __init__(self, config: TextConfig) -> None:
@@ -132,7 +134,7 @@ class TextTower(StudentTower):
         # Not by indexing: on the CPU its gradient is added up by several threads in no fixed order.
         x = text.token_embedding(ids) + F.embedding(positions, text.positional_embedding)  # [S, W]
         dropout = self.dropout if self.training else 0.0
-        x = _dropped(x, dropout)
+        x = _dropped(x, dropout if self.drop_embeddings else 0.0)
         *blocks, last_block = text.transformer.resblocks
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():

@@ -114,3 +114,25 @@ def merged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from clipglot.distill.settings import ExportSettings
 
     return export_run(ExportSettings(run=tiny_run, output=tmp_path_factory.mktemp("exports") / "merged")).folder
+
+
+@pytest.fixture(scope="session")
+def taught_manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Scenes with captions and translations: `train`, `val`, and `mixed`, which has translations of half. Read only."""
+    from taught import draw_scenes
+
+    return draw_scenes(tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture(scope="session")
+def taught_caches(
+    taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Their caches, with a teacher but for `val`. Read only."""
+    from taught import MODEL
+
+    folder = tmp_path_factory.mktemp("caches")
+    for name in ("train", "mixed"):
+        make_cache(taught_manifests[name], folder / name, model=MODEL, batch_size=64, teacher_field=("en",))
+    make_cache(taught_manifests["val"], folder / "val", model=MODEL, batch_size=64)
+    return {name: folder / name for name in taught_manifests}

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import pytest
 from clipglot.cache.store import Cache
+from clipglot.demo.run import ENGLISH_CLIP
 from drawn import draw_pictures
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "workers": 2, "device": "cpu"}
@@ -91,10 +92,10 @@ def running(launcher: subprocess.Popen[str], pictures: Path, tiny_clip: Path, tm
     """`with running(cache, **more) as a_pass`: start `clipglot cache`; nothing of it may outlive the block."""
 
     @contextmanager
-    def run(cache: Path, **more: Any) -> Iterator[Pass]:
-        given = (SETTINGS | more).items()
+    def run(cache: Path, source: Path = pictures, **more: Any) -> Iterator[Pass]:
+        given = ({"model": f"local-dir:{tiny_clip}"} | SETTINGS | more).items()
         options = [str(part) for name, value in given for part in (f"--{name.replace('_', '-')}", value)]
-        arguments = ["cache", str(pictures), "-o", str(cache), "--model", f"local-dir:{tiny_clip}", *options]
+        arguments = ["cache", str(source), "-o", str(cache), *options]
         messages = tmp_path / "messages"
         messages.unlink(missing_ok=True)
         assert launcher.stdin is not None
@@ -129,8 +130,8 @@ def everyone() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
 
 
-def num_done(cache: Path, array: str = "status/c") -> int:
-    folder = cache / "images" / array
+def num_done(cache: Path, array: str = "images/status/c") -> int:
+    folder = cache / array
     return sum(file.name.isdigit() for file in folder.iterdir()) if folder.is_dir() else 0
 
 
@@ -218,7 +219,9 @@ def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_ha
             room = cache / "images" / "norm" / "zarr.json"
             a_pass.until(
                 lambda wanted=at_least, room=room: (
-                    num_done(cache, "norm/c/3") >= wanted if wanted else json.loads(room.read_text())["shape"][0] == 4
+                    num_done(cache, "images/norm/c/3") >= wanted
+                    if wanted
+                    else json.loads(room.read_text())["shape"][0] == 4
                 )
             )
             time.sleep(moments.uniform(0, 0.05))
@@ -227,5 +230,29 @@ def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_ha
         assert Cache(cache).require_sealed().info.num_views == 1
         assert Cache(cache).verify() == []
     make_cache(pictures, cache, **SETTINGS | views)
+    assert Cache(cache).verify() == []
+    assert files(cache) == files(at_once)
+
+
+def test_a_teacher_killed_at_random_moments_gives_the_same_files(
+    running: Any, pictures: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Its pass comes first: no picture is looked at before every translation has its embedding."""
+    source, at_once, cache = pictures.with_name("taught.jsonl"), tmp_path / "at_once.zarr", tmp_path / "cache.zarr"
+    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    source.write_text("\n".join(json.dumps(row | {"en": [f"a red circle {i}"]}) for i, row in enumerate(rows)))
+    taught: dict[str, Any] = {"model": f"local-dir:{ENGLISH_CLIP}", "teacher_field": "en"}
+    make_cache(source, at_once, **SETTINGS | taught | {"teacher_field": ("en",)})
+    moments = random.Random(0)
+    for at_least in (1, 5, 9):  # chunks of captions that are done when the killer wakes up
+        with running(cache, source, **taught) as a_pass:
+            a_pass.until(lambda wanted=at_least: num_done(cache, "teacher/status/c") >= wanted)
+            time.sleep(moments.uniform(0, 0.01))
+            os.kill(a_pass.pid, signal.SIGKILL)
+            assert a_pass.wait() == -signal.SIGKILL
+        assert num_done(cache) == 0 or num_done(cache, "teacher/status/c") == num_done(at_once, "teacher/status/c")
+        assert Cache(cache).info.state == "planned"
+        assert Cache(cache).verify() == []
+    make_cache(source, cache, **SETTINGS | taught | {"teacher_field": ("en",)})
     assert Cache(cache).verify() == []
     assert files(cache) == files(at_once)

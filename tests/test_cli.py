@@ -27,9 +27,9 @@ from rich.console import Console
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
     "clipglot": "--version",
-    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --limit --batch-size "
-    "--workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
-    "--augment-seed --precision --device --config --json",
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
+    "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
+    "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
@@ -37,8 +37,8 @@ CONTRACT = {
     "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
     "--warm-start --dropout --token-dropout --epochs --views --batch-size --captions-per-picture "
     "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
-    "--similarity --alignment --uniformity --simcse --teacher-temperature --negatives --temperature --max-logit-scale "
-    "--ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
+    "--similarity --alignment --uniformity --simcse --teacher-weight --teacher-temperature --negatives --temperature "
+    "--max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
     "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --recipe "
     "--resume --json",
     "export": "RUN --output --model --pretrained --config --json",

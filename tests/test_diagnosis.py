@@ -224,6 +224,8 @@ def test_the_loss_at_chance_is_that_of_guessing() -> None:
     p = 1 / 512
     entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
     assert chance_loss(replace(given, loss="siglip"), PAIRS) == pytest.approx(512 * entropy)
+    for mixed in ({"similarity": 1.0}, {"uniformity": 0.1}, {"teacher_weight": 0.5}):
+        assert chance_loss(replace(given, **mixed), PAIRS) is None
 
 
 def test_noise_about_chance_is_found_and_a_slow_fall_is_not() -> None:

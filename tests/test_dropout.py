@@ -50,6 +50,20 @@ def test_dropout_follows_from_the_seed_and_is_off_in_evaluation(attention: Atten
     assert not torch.allclose(encode(tower, 1), plain.encode(CAPTIONS), atol=0.01)
 
 
+def test_embeddings_can_be_left_out_of_dropout() -> None:
+    tower = make_tower().train()
+    with torch.no_grad():
+        for block in tower.text.transformer.resblocks:  # which then add nothing that could be dropped
+            for added in (block.attn.out_proj, block.mlp.c_proj):
+                added.weight.zero_()
+                added.bias.zero_()
+    plain = tower.encode(CAPTIONS)
+    tower.dropout = 0.3
+    assert not torch.equal(tower.encode(CAPTIONS), plain)
+    tower.drop_embeddings = False
+    assert torch.equal(tower.encode(CAPTIONS), plain)
+
+
 def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
     """With blocks that add nothing, a feature is linear in what is left of the last token's embedding."""
     tower = make_tower(layers=1).double()

@@ -423,5 +423,7 @@ def test_lora_has_a_scale(lm_settings: Any) -> None:
 
 
 def test_a_warm_start_is_for_linear_heads(lm_settings: Any) -> None:
-    with pytest.raises(DistillError, match=r"--warm-start ridge fits the linear head of a language model"):
+    with pytest.raises(
+        DistillError, match=r"--warm-start ridge fits a scratch tower or the linear head of a language model"
+    ):
         replace(lm_settings, warm_start="ridge", head="mlp")

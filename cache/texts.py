@@ -1,0 +1,66 @@
+"""Caches without pictures: each translation stands in the place of a picture, its embedding in that of the picture's.
+
+A text tower then learns from the teacher alone, as in Carlsson et al. 2022, "Cross-lingual and multilingual CLIP",
+section 3; the store, its batches and its losses stay as they are.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from .embed import PassReport, seal, write_chunk
+from .errors import CacheError
+from .format import Status
+from .manifest import ManifestRow
+from .store import Cache
+from .teacher import Encode, TeacherStatus, align, embed_texts
+
+
+def rows_of_texts(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+    """The rows of a manifest without pictures, each caption with its translation as the key.
+
+    Raises:
+        CacheError: a caption without translation.
+    """
+    for row in rows:
+        for caption, translation in zip(row.captions, align(row.captions, row.translations), strict=True):
+            if not translation and caption.strip():
+                raise CacheError(f"line {row.line} of the manifest: {caption!r:.60} has no translation: drop the row")
+            if translation:
+                yield ManifestRow(row.line, translation, [caption])
+
+
+def embed_missing_texts(
+    cache: Cache, encode: Encode, on_progress: Callable[[int, PassReport], None] = lambda done, report: None
+) -> PassReport:
+    """Embed the chunks of translations that are missing, then seal the cache.
+
+    Args:
+        cache: planned from `rows_of_texts`, open for writing.
+        encode: the teacher.
+        on_progress: called after each chunk with the texts done in this pass.
+
+    Raises:
+        CacheError: the teacher's output has another width than planned, or no room to write.
+    """
+    report, started = PassReport(), time.perf_counter()
+    missing = cache.missing_chunks()
+    for chunk in missing:
+        rows = cache.chunk_slice(chunk)
+        tower_from = time.perf_counter()
+        emb, found = embed_texts(
+            cache.keys(rows.start, rows.stop), encode, cache.info.batch_size, cache.info.encoder.dim
+        )
+        report.tower_s += time.perf_counter() - tower_from
+        good = found == TeacherStatus.EMBEDDED
+        status = np.where(good, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
+        write_chunk(cache, rows, emb[None], good[None].astype(np.float32), status)
+        report.num_pictures += len(status)
+        report.num_embedded += int(good.sum())
+        report.wall_s = time.perf_counter() - started
+        on_progress(report.num_pictures, report)
+    if missing or cache.info.state != "sealed":
+        seal(cache)
+    report.wall_s = time.perf_counter() - started
+    return report

@@ -1,0 +1,85 @@
+"""The text teacher in training: its embedding of a caption's translation is drawn near, beside the picture or alone.
+
+b captions of this process, D features.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..cache.format import TEACHER_EMB
+from ..cache.location import Url
+from ..cache.store import Cache
+from ..cache.teacher import TeacherStatus
+from .errors import DistillError
+from .parallel import with_sum_of_all
+from .targets import Targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """The teacher's embeddings of captions.
+
+    Attributes:
+        take: those of some captions, `[b, D] float16`; zeros where there is none.
+    """
+
+    take: Callable[[NDArray[np.int64]], NDArray[np.float16]]
+
+    def read(self, captions: NDArray[np.int64], device: torch.device) -> Tensor:
+        """Those of some captions, `[b, D] float16`, in memory that the device can fetch from."""
+        read = torch.from_numpy(self.take(captions))
+        return read.pin_memory() if device.type == "cuda" else read
+
+
+def open_teacher(cache: Cache, memory_bytes: float) -> Teacher:
+    """The teacher's embeddings of a sealed cache, checked against their checksums: mapped, or read if it lies at a URL.
+
+    Args:
+        cache: whose captions are taught.
+        memory_bytes: that may be taken where rows cannot be mapped.
+
+    Raises:
+        CacheError: a chunk is absent or damaged.
+        DistillError: the cache has none, or none of a caption, or more than the memory holds.
+    """
+    remedy = "cache again with the --teacher-field of the captions in the language that the CLIP reads"
+    if not cache.info.source.images:
+        raise DistillError(
+            f"--teacher-weight: the targets of {cache.path} are a teacher's already: drop it, and take --loss cosine"
+        )
+    if not cache.info.source.teacher_fields:
+        raise DistillError(f"--teacher-weight: {cache.path} holds no teacher's embeddings: {remedy}")
+    if not (cache.teacher_status() == TeacherStatus.EMBEDDED).any():
+        raise DistillError(f"--teacher-weight: no caption of {cache.path} has a teacher's embedding: {remedy}")
+    if not isinstance(cache.path, Url):
+        return Teacher(take=cache.mapped(TEACHER_EMB).check().take)
+    if 2 * cache.info.num_captions * cache.info.encoder.dim > memory_bytes:  # captions are drawn from everywhere
+        raise DistillError(
+            f"{cache.path}: the embeddings of its teacher would take more than half of the free memory: copy the "
+            "cache to a local disk, from where they are mapped"
+        )
+    emb = cache.teacher_emb()
+    return Teacher(take=lambda captions: emb.take(captions, axis=0))
+
+
+def follow_teacher(text_emb: Tensor, targets: Targets) -> Tensor:
+    """1 - cosine to the teacher's embedding, averaged over the batch's pictures; captions without one add nothing.
+
+    The captions of a picture count one together, as in the losses.
+
+    On unit vectors this is half the squared distance, the loss of Carlsson et al. 2022, "Cross-lingual and multilingual
+    CLIP", section 3, less what it asks of the length.
+
+    Args:
+        text_emb: `[b, D] float32`, unit norm.
+        targets: with the teacher's embeddings of these captions, and whose they are.
+    """
+    assert targets.teacher_emb is not None
+    teacher_emb = targets.teacher_emb.to(text_emb.dtype)
+    distance = teacher_emb.any(1).to(text_emb.dtype) - (text_emb * teacher_emb).sum(1)  # [b]
+    return with_sum_of_all(targets.mean(distance))
