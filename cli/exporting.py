@@ -18,7 +18,7 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     """Merge the image tower that RUN's cache was made with and RUN's text tower into one CLIP.
 
     The image tower is rebuilt, checked against the cache by its hash and by embedding a few cached pictures again,
-    and the folder is loaded once by open_clip before it gets its name.
+    and the folder is loaded once as its users will before it gets its name.
 
     \b
     clipglot export run -o merged
@@ -35,9 +35,9 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         probes = f"{result.num_probes} cached pictures embedded again, worst cosine {result.min_cosine:.6f}"
     else:
         probes = f"no cached picture could be embedded again: {result.why_no_probes}"
-    say(f"{result.folder}: image tower matches its hash; open_clip loads both towers; {probes}")
-    say(f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{result.folder}")')
-    say(f'tokenizer = open_clip.get_tokenizer("local-dir:{result.folder}")')
+    say(f"{result.folder}: image tower matches its hash; {result.loaded_by} loads both towers; {probes}")
+    for line in filter(None, result.code.splitlines()):
+        say(line)
 
 
 @click.command()

@@ -17,12 +17,12 @@ from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
 from ..cache.store import Cache
 from ..encoders.clip import load_merged
 from ..encoders.image import ImageTower, load_image_tower
-from ..encoders.lm import LMTower
+from ..encoders.lm import LMConfig, LMTower
 from ..encoders.lm_tokenizer import AnyTokenizer, LMTokenizer
 from ..encoders.merge import write_merged
 from ..encoders.tokenizer import CaptionTokenizer
 from ..encoders.tower import StudentTower
-from .card import model_card
+from .card import loading_code, model_card
 from .errors import DistillError
 from .final import load_final
 from .provenance import encoder_info, public_provenance, require_same_encoder
@@ -46,12 +46,16 @@ class ExportResult:
         num_probes: cached pictures that were embedded again; 0 when none could be read.
         min_cosine: their worst cosine with the cached rows, None without probes.
         why_no_probes: the reason, where there are none.
+        loaded_by: what loads the folder, and loaded it to check it.
+        code: the lines of Python that do so.
     """
 
     folder: Path
     num_probes: int
     min_cosine: float | None
     why_no_probes: str | None
+    loaded_by: str
+    code: str
 
 
 def export_run(settings: ExportSettings) -> ExportResult:
@@ -83,7 +87,15 @@ def export_run(settings: ExportSettings) -> ExportResult:
         card = model_card(record, run.last_validation(), text_tower.config, tokenizer.vocab_size, settings.output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_same_outputs(folder, image_tower, text_tower, tokenizer)
-    return ExportResult(folder=settings.output, num_probes=num_probes, min_cosine=min_cosine, why_no_probes=why)
+    shape = text_tower.config
+    return ExportResult(
+        folder=settings.output,
+        num_probes=num_probes,
+        min_cosine=min_cosine,
+        why_no_probes=why,
+        loaded_by="clipglot" if isinstance(shape, LMConfig) and not shape.loads_in_open_clip else "open_clip",
+        code=loading_code(shape, str(settings.output)),
+    )
 
 
 def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | None, str | None]:

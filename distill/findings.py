@@ -157,12 +157,13 @@ def remedy(step: int, num_steps: int, settings: TrainSettings, pairs: PairFigure
     if pairs.common > MANY_COMMON:
         return "captions that many pictures carry cannot tell them apart: leave them out"
     # AdamW moves a weight by about the rate a step (Kingma and Ba 2015, arXiv:1412.6980, section 2.1).
+    of_model = "" if settings.text in ("scratch", "clip") else f", a language model's --lm-lr (now {settings.lm_lr:g})"
     if sum(learning_rate(i, num_steps, settings) for i in range(step)) < STILL:
         return (
-            f"the weights have hardly moved in {step:,} steps: raise --lr (now {settings.lr:g}; 1e-3 is usual for a "
-            f"tower from scratch) or --epochs (now {settings.epochs})"
+            f"the weights have hardly moved in {step:,} steps: raise --lr (now {settings.lr:g}; 1e-3 is usual for "
+            f"towers from scratch, heads and LoRA){of_model} or --epochs (now {settings.epochs})"
         )
     return (
-        f"lower --lr (now {settings.lr:g}), e.g. to {settings.lr / 10:.1g}, or raise --warmup (now "
+        f"lower --lr (now {settings.lr:g}), e.g. to {settings.lr / 10:.1g}{of_model}, or raise --warmup (now "
         f"{settings.warmup:g}); if that does not help, look whether captions belong to their pictures"
     )

@@ -40,8 +40,11 @@ def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
         given: settings that the user gave.
 
     Raises:
-        DistillError: a recipe for language models without one.
+        DistillError: a recipe for language models without one, or one for scratch towers with another tower.
     """
-    if recipe in ("lm", "lora") and given.get("text", "scratch") == "scratch":
+    text = given.get("text", "scratch")
+    if recipe in ("lm", "lora") and text in ("scratch", "clip"):
         raise DistillError(f"--recipe {recipe} is for language models: pass --text FOLDER")
+    if recipe in ("few", "many") and text != "scratch":
+        raise DistillError(f"--recipe {recipe} is for --text scratch: pass --recipe lm or lora for a language model")
     return {name: value for name, value in RECIPES[recipe].items() if name not in given}

@@ -1,14 +1,24 @@
 """The text tower and the tokenizer that a run asks for."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..cache.format import EncoderInfo
 from ..encoders.grafting import graft, load_clip_text
-from ..encoders.lm import LMTower, load_lm
+from ..encoders.lm import LMTower
+from ..encoders.lm_loading import (
+    has_dropout,
+    load_lm,
+    plain_values,
+    require_context,
+    require_tokenizer_fits,
+    set_dropout,
+)
 from ..encoders.lm_tokenizer import AnyTokenizer, LMTokenizer
+from ..encoders.merge import CONFIG
 from ..encoders.text import TextConfig, TextTower
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from ..encoders.tower import StudentTower
@@ -30,9 +40,11 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
 
     Raises:
         EncoderError: no tokenizer there.
-        DistillError: a tokenizer for a language model, which has its own, or an earlier run that has not finished.
+        DistillError: a tokenizer for a language model, which has its own, an earlier run that has not finished, or a
+            folder of another kind.
     """
     earlier = earlier_run(settings)
+    _require_text_tower(settings.text)
     is_lm = isinstance(load_final(earlier).tower, LMTower) if earlier else settings.text not in OWN
     if is_lm:
         if settings.tokenizer:
@@ -58,12 +70,16 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTok
     torch.manual_seed(settings.seed)
     if isinstance(tokenizer, LMTokenizer):
         lm = _language_model(settings, encoder)
+        require_tokenizer_fits(lm, tokenizer, settings.text)
         _prepare(lm, settings)
         return lm
     if settings.text != "scratch":
         settings.require_no_language_model()
+        if settings.warm_start == "ridge":
+            raise DistillError(f"--warm-start ridge: {settings.text} has learned already: drop it")
     tower = _text_transformer(settings, encoder, tokenizer)
     tower.dropout = settings.dropout or 0.0
+    _require_passes_differ(settings, drops=tower.dropout > 0)
     # Where they hold a regression, to drop them is to lose what it knows.
     tower.drop_embeddings = settings.warm_start == "none"
     return tower
@@ -71,7 +87,20 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTok
 
 def earlier_run(settings: TrainSettings) -> Run | None:
     """The run that the text tower is taken from, if it is."""
-    return Run(Path(settings.text)) if (Path(settings.text) / "run.json").is_file() else None
+    folder = Path(settings.text)
+    return Run(folder) if settings.text not in ("", *OWN) and (folder / "run.json").is_file() else None
+
+
+def _require_text_tower(text: str) -> None:
+    """Refuse files, and folders of ours that hold no text tower to begin with."""
+    if text in OWN:
+        return
+    if not text or Path(text).is_file():
+        raise DistillError(f"--text {text!r}: expected scratch, clip, the folder of a run or a language model")
+    if (Path(text) / "zarr.json").is_file():
+        raise DistillError(f"--text {text} is a cache: pass the folder of a run or of a language model")
+    if (Path(text) / CONFIG).is_file():
+        raise DistillError(f"--text {text} is a merged CLIP: pass the folder of the run that it was exported from")
 
 
 def _text_transformer(settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer) -> TextTower:
@@ -88,14 +117,7 @@ def _text_transformer(settings: TrainSettings, encoder: EncoderInfo, tokenizer: 
 
 def _language_model(settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
     if earlier := earlier_run(settings):
-        tower = load_final(earlier).tower
-        assert isinstance(tower, LMTower), "its tokenizer is one of a language model"
-        if tower.config.embed_dim != encoder.dim:
-            raise DistillError(
-                f"--text {settings.text} gives {tower.config.embed_dim} features, {encoder.model} has {encoder.dim}: "
-                "begin with the language model itself"
-            )
-        return tower
+        return _language_model_of(earlier, settings, encoder)
     return load_lm(
         settings.text,
         encoder.dim,
@@ -106,6 +128,33 @@ def _language_model(settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
     )
 
 
+def _language_model_of(earlier: Run, settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
+    """The tower of an earlier run as it is, but for the context length and dropout of this one."""
+    learned = load_final(earlier).tower
+    assert isinstance(learned, LMTower), "its tokenizer is one of a language model"
+    begun = learned.config
+    if begun.embed_dim != encoder.dim:
+        raise DistillError(
+            f"--text {settings.text} gives {begun.embed_dim} features, {encoder.model} has {encoder.dim}: "
+            "begin with the language model itself"
+        )
+    for name in ("pooler", "head"):
+        kept, asked = getattr(begun, name), getattr(settings, name)
+        if asked not in (kept, getattr(TrainSettings, name)):
+            raise DistillError(
+                f"--{name} {asked}: the run {settings.text} learned with {kept}, which stays: drop --{name}, or begin "
+                "with the language model itself"
+            )
+    if settings.warm_start == "ridge" and begun.head != "linear":
+        raise DistillError(f"--warm-start ridge fits a linear head, {settings.text} has another: drop --warm-start")
+    shape = begun.to_transformers()
+    require_context(shape, settings.context_length, settings.text)
+    set_dropout(shape, settings.dropout)
+    tower = LMTower(replace(begun, context_length=settings.context_length, model=plain_values(shape)))
+    tower.load_state_dict(learned.state_dict())
+    return tower
+
+
 def _prepare(tower: LMTower, settings: TrainSettings) -> None:
     """Freeze and adapt as asked."""
     if settings.lora_rank:
@@ -114,6 +163,16 @@ def _prepare(tower: LMTower, settings: TrainSettings) -> None:
         )
     else:
         tower.freeze(train_layers=settings.train_layers, word_embeddings=settings.freeze_embeddings)
+    _require_passes_differ(settings, drops=settings.train_layers != 0 and has_dropout(tower.transformer.config))
+
+
+def _require_passes_differ(settings: TrainSettings, *, drops: bool) -> None:
+    """Refuse --simcse of a tower that gives a caption the same features twice."""
+    if settings.simcse and not drops and not settings.token_dropout:
+        raise DistillError(
+            f"--simcse {settings.simcse}: both passes of a caption would be the same, as what is trained of "
+            f"{settings.text} drops nothing: pass --dropout, e.g. 0.1, or --token-dropout"
+        )
 
 
 def scratch_config(

@@ -214,6 +214,10 @@ class TrainSettings:
             "--lora-alpha and --lora-targets describe LoRA: pass --lora-rank, too",
         )
         require(
+            self.lora_rank == 0 or 0 < self.resolved_lora_alpha < math.inf,
+            f"--lora-alpha {self.lora_alpha}: must be positive and finite",
+        )
+        require(
             self.lora_rank == 0 or (self.train_layers is None and not self.freeze_embeddings),
             "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
         )

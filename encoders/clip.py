@@ -1,7 +1,9 @@
 """A merged CLIP, loaded as whoever receives it will: by open_clip, but for text towers that it has no form of."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,11 +78,11 @@ def load_merged(folder: Path) -> MergedClip:
 
 
 def _lm_config(folder: Path) -> LMConfig | None:
-    """The language model of a folder that `write_merged` wrote; None if its text tower is none."""
+    """The language model of a folder that `write_merged` wrote; None if its text tower is none, or it is another's."""
     config = _read(folder / CONFIG)
-    text = config["model_cfg"]["text_cfg"]
-    if "hf_model_name" not in text or not (folder / LM_CONFIG).is_file():
+    if "clipglot" not in config or "hf_model_name" not in config["model_cfg"]["text_cfg"]:
         return None
+    text = config["model_cfg"]["text_cfg"]
     poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
     return LMConfig(
         embed_dim=config["model_cfg"]["embed_dim"],
@@ -97,9 +99,10 @@ def _load_with_own_text(folder: Path, lm_config: LMConfig) -> MergedClip:
     config = _read(folder / CONFIG)["model_cfg"]
     try:
         tensors = load_file(folder / WEIGHTS)
-        clip: Any = open_clip.create_model(
-            f"local-dir:{folder}", load_weights=False, pretrained_image=False, text_cfg=NO_TEXT
-        )
+        with _without_warning("initialized partially"):  # the weights follow
+            clip: Any = open_clip.create_model(
+                f"local-dir:{folder}", load_weights=False, pretrained_image=False, text_cfg=NO_TEXT
+            )
         clip.visual.load_state_dict(_below("visual.", tensors))
         text = LMTower(lm_config)
         text.text.load_state_dict(_below("text.", tensors))
@@ -113,6 +116,21 @@ def _load_with_own_text(folder: Path, lm_config: LMConfig) -> MergedClip:
         logit_scale=float(tensors["logit_scale"].exp()),
         _text_features=lambda texts: text.encode(tokenizer.encode(texts, lm_config.context_length)),
     )
+
+
+@contextmanager
+def _without_warning(part: str) -> Iterator[None]:
+    """Keep open_clip, which logs to the root, from saying so."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return part not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

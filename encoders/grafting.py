@@ -27,7 +27,10 @@ def load_clip_text(model: str, pretrained: str | None) -> tuple[TextTower, Capti
     """
     if model.startswith("timm/"):
         raise EncoderError(f"--text clip: {model} has no text tower: pass scratch, or a language model")
-    clip, config = load_clip(model, pretrained)
+    try:
+        clip, config = load_clip(model, pretrained)
+    except EncoderError as error:
+        raise EncoderError(f"--text clip needs the CLIP that made the cache where it was: {error}") from error
     # OpenAI's layout has the text tower's modules beside the image tower.
     text: Any = clip if isinstance(clip, open_clip.CLIP) else clip.text
     pooled_by = clip.text_pool_type if text is clip else getattr(text, "pool_type", None)

@@ -5,22 +5,19 @@ knows the exported weights load there. B captions, W width of the model, D featu
 """
 
 import copy
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from .errors import EncoderError
-from .lm_packing import AFTER_PAD, Pooler, hidden_states, pack_tokens, pool
+from .lm_packing import Pooler, hidden_states, pack_tokens, pool
 from .lora import add_lora, merge_lora
 from .packing import PackedCaptions
 from .rows import PackedRows
@@ -30,9 +27,6 @@ Head = Literal["linear", "mlp"]
 
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).
 OPEN_CLIP_FAMILIES = ("bert", "roberta", "xlm-roberta", "mt5", "m2m_100")
-# What the families' configs call their dropout.
-DROPOUTS = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout", "attention_dropout"]
-DROPOUTS += ["activation_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"]
 OPEN_CLIP_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 
 
@@ -105,13 +99,44 @@ class LMTower(StudentTower):
             hidden = (width + dim) // 2
             proj = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, dim, bias=False))
         self.text = nn.ModuleDict({"transformer": model, "proj": proj})
+        if getattr(model.config, "use_cache", False):  # of keys and values, for a next token that nobody asks for
+            model.config.use_cache = False
         self._few_shapes = False
+        self._grad_checkpointing = False
         self._compiled: Callable[..., Tensor] | None = None
 
     @property
     def transformer(self) -> Any:
         """The language model."""
         return self.text["transformer"]
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens that it has word embeddings for."""
+        return int(self.transformer.get_input_embeddings().num_embeddings)
+
+    @property
+    def grad_checkpointing(self) -> bool:
+        """Hold less memory; what is inside the blocks is computed again in backward.
+
+        Raises:
+            EncoderError: on setting it, of a family that transformers has no such form of.
+        """
+        return self._grad_checkpointing
+
+    @grad_checkpointing.setter
+    def grad_checkpointing(self, on: bool) -> None:
+        if on and not self.transformer.supports_gradient_checkpointing:
+            raise EncoderError(
+                f"--grad-checkpointing: {self.config.family} has none in transformers: drop it, or pass --micro-batch"
+            )
+        if on != self._grad_checkpointing:
+            # transformers 5 gave both methods another name
+            new, old = ("activation_checkpointing_", "gradient_checkpointing_")
+            action, arguments = ("enable", [{"use_reentrant": False}]) if on else ("disable", [])
+            switch = getattr(self.transformer, new + action, None) or getattr(self.transformer, old + action)
+            switch(*arguments)
+        self._grad_checkpointing = on
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -198,83 +223,16 @@ class LMTower(StudentTower):
         return self
 
 
-def load_lm(
-    name: str,
-    embed_dim: int,
-    *,
-    pooler: Pooler = "mean",
-    head: Head = "linear",
-    context_length: int = 77,
-    dropout: float | None = None,
-) -> LMTower:
-    """A tower around the pretrained model of a folder or a hub repository, with a new head.
-
-    Args:
-        name: folder or repository, with safetensors: nothing is unpickled.
-        embed_dim: D.
-        pooler: as of `LMConfig`.
-        head: as of `LMConfig`.
-        context_length: most tokens of a caption.
-        dropout: of the model; None leaves that as its config has it.
-
-    Raises:
-        EncoderError: no model there, one that takes fewer tokens, or one that cannot be pooled so.
-    """
-    with _quiet():
-        try:
-            config = AutoConfig.from_pretrained(name)
-            for key in DROPOUTS if dropout is not None else ():
-                if hasattr(config, key):
-                    setattr(config, key, dropout)
-            model = _build(config, name)
-        except Exception as error:  # missing file, unknown family, hub error, damaged weights: each with its own type
-            reason = str(error).strip().splitlines()[0]
-            raise EncoderError(
-                f"--text {name}: no language model that transformers loads from safetensors ({reason}): pass the "
-                "folder of one (config.json, model.safetensors, tokenizer.json), a hub repository, or scratch"
-            ) from error
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and model.config.model_type in AFTER_PAD:
-        longest -= model.config.pad_token_id + 1
-    if longest and context_length > longest:
-        raise EncoderError(f"--context-length {context_length}: {name} takes at most {longest} tokens")
-    plain = {k: v for k, v in model.config.to_diff_dict().items() if not k.startswith("_")}
-    plain["model_type"] = model.config.model_type
-    known_as = Path(name).name if Path(name).is_dir() else name  # where a folder lies is nobody else's business
-    shape = LMConfig(
-        embed_dim=embed_dim, name=known_as, model=plain, pooler=pooler, head=head, context_length=context_length
-    )
-    return LMTower(shape, model)
-
-
-def _build(config: Any, pretrained: str | None = None) -> Any:
-    """A model of transformers without what follows its last hidden state; of an encoder-decoder, the encoder."""
-
-    def create(**without: bool) -> Any:
-        if pretrained is None:
-            return AutoModel.from_config(config, **without)
-        return AutoModel.from_pretrained(
-            pretrained, config=config, use_safetensors=True, dtype=torch.float32, **without
-        )
-
-    if getattr(config, "is_encoder_decoder", False):
-        return create().get_encoder()
+def without_pooler(build: Callable[..., Any]) -> Any:
+    """What `build` makes, without a layer after the last hidden state where the family has one."""
     try:
-        return create(add_pooling_layer=False)
+        return build(add_pooling_layer=False)
     except TypeError:  # a family that has none
-        return create()
+        return build()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from listing the weights that a tower has no use for, and from drawing bars of its own."""
-    logger, progress = transformers.utils.logging, transformers.utils.logging.is_progress_bar_enabled()
-    level = logger.get_verbosity()
-    logger.set_verbosity(logging.ERROR)
-    logger.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.set_verbosity(level)
-        if progress:
-            logger.enable_progress_bar()
+def _build(config: Any) -> Any:
+    """A model with random weights; of an encoder-decoder, the encoder."""
+    if config.is_encoder_decoder:
+        return AutoModel.from_config(config).get_encoder()
+    return without_pooler(partial(AutoModel.from_config, config))

@@ -39,7 +39,8 @@ def pack_tokens(
     if not supports_rows(config):
         return PackedCaptions.of(ids, lengths, None)
     length = row_length(int(lengths.max()))
-    return PackedRows.of(ids, lengths, None, pad_id=config.pad_token_id, row_length=length, few_shapes=few_shapes)
+    pad_id = config.pad_token_id or 0  # nothing attends to it
+    return PackedRows.of(ids, lengths, None, pad_id=pad_id, row_length=length, few_shapes=few_shapes)
 
 
 def hidden_states(model: nn.Module, packed: PackedRows | PackedCaptions) -> Tensor:

@@ -18,6 +18,7 @@ class LMTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self.vocab_size = len(tokenizer)
+        self.pad_id: int | None = tokenizer.pad_token_id
         self._end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
 
     @classmethod
@@ -28,7 +29,9 @@ class LMTokenizer:
             EncoderError: none there, or one that is not backed by the tokenizers library.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(name))
+            # Special tokens that a caption spells out are text like other text: a pad amid a caption would be hidden
+            # from attention here and not there. What `save` writes keeps it so.
+            tokenizer = AutoTokenizer.from_pretrained(str(name), split_special_tokens=True, trust_remote_code=False)
         except Exception as error:  # of many types
             reason = str(error).strip().splitlines()[0]
             raise EncoderError(
@@ -64,7 +67,7 @@ class LMTokenizer:
 
     def fingerprint(self, context_length: int) -> str:
         """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
-        decisive = [self.backend.to_str(), CLEANING, context_length]
+        decisive = [self.backend.to_str(), "special tokens split", CLEANING, context_length]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:

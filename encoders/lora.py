@@ -3,6 +3,7 @@
 from typing import Any
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from .errors import EncoderError
 
@@ -28,7 +29,9 @@ def add_lora(
     except ImportError as error:
         raise EncoderError("--lora-rank needs peft: pip install 'clipglot[lora]'") from error
     inside = {id(module) for module in layers.modules()}
-    linear = [n for n, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear)]
+    # GPT-2's linear layers have a class of their own, and their matrices lie the other way round.
+    found = {n: m for n, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear | Conv1D)}
+    linear = list(found)
     wanted = [name for name in linear if not targets or name.split(".")[-1] in targets]
     missing = sorted(set(targets) - {name.split(".")[-1] for name in wanted})
     if missing:
@@ -36,6 +39,7 @@ def add_lora(
         raise EncoderError(f"--lora-targets {missing[0]}: no linear layer is called so; there are {known}")
     scale: Any = alpha  # annotated as int, used as a number
     config = LoraConfig(r=rank, lora_alpha=scale, lora_dropout=dropout, target_modules=wanted, bias="none")
+    config.fan_in_fan_out = any(isinstance(found[name], Conv1D) for name in wanted)
     model.requires_grad_(False)
     inject_adapter_in_model(config, model)
 

@@ -17,7 +17,7 @@ from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.demo.scenes import Scene, draw, training_scenes
 from clipglot.distill.data import ValidationData
 from clipglot.distill.diagnosis import WINDOW, Diagnosis
-from clipglot.distill.findings import Finding, chance_bound, chance_loss, find_in_pairs
+from clipglot.distill.findings import Finding, chance_bound, chance_loss, find_in_pairs, remedy
 from clipglot.distill.pairs import PairFigures
 from clipglot.distill.tokens import tokenize
 from clipglot.distill.train import TrainResult, train
@@ -323,3 +323,11 @@ def test_anisotropy_is_the_mean_cosine_of_different_captions() -> None:
     assert anisotropy(emb, groups) == pytest.approx(cosines.mean(), abs=1e-6)
     assert anisotropy(emb[:1]) == 0.0
     assert effective_rank(np.ones((5, 4), np.float32)) == 1.0
+
+
+def test_advice_names_the_rate_of_a_language_model(tmp_path: Path) -> None:
+    given = settings(tmp_path, tmp_path / "run")
+    ours = replace(given, text="some/lm", width=512, layers=6, heads=8, lm_lr=2e-5)
+    for step in (1, 100_000):
+        assert "--lm-lr" not in remedy(step, 100_000, given, PAIRS)
+        assert "--lm-lr (now 2e-05)" in remedy(step, 100_000, ours, PAIRS)

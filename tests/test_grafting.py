@@ -127,6 +127,10 @@ def test_what_cannot_be_begun_with_is_refused(
     other = save_clip(tmp_path / "other", no_causal_mask=True)
     with pytest.raises(EncoderError, match=r"is not a causal transformer pooled at the text's end"):
         load_clip_text(other, None)
+    with pytest.raises(
+        EncoderError, match=r"--text clip needs the CLIP that made the cache where it was: .*cannot read"
+    ):
+        load_clip_text(f"local-dir:{tmp_path}/moved", None)
     tower, old = load_clip_text(clip_name, None)
     with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
         graft(tower, old, open_clip_tokenizer(), context_length=13, embed_dim=16)
@@ -135,3 +139,7 @@ def test_what_cannot_be_begun_with_is_refused(
     given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
     with pytest.raises(DistillError, match=r"--lora-rank belongs to a language model"):
         train(replace(given, lora_rank=2))
+    with pytest.raises(DistillError, match=r"--warm-start ridge: .* has learned already"):
+        train(replace(given, warm_start="ridge"))
+    with pytest.raises(DistillError, match=r"--simcse 0.5: both passes .* of .* drops nothing: pass --dropout"):
+        train(replace(given, simcse=0.5))

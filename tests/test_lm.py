@@ -11,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from clipglot.cache.store import Cache
 from clipglot.distill.errors import DistillError
 from clipglot.distill.export import export_run
 from clipglot.distill.final import load_final
 from clipglot.distill.optimizer import make_optimizer
+from clipglot.distill.recipes import settings_of
 from clipglot.distill.run import Run
 from clipglot.distill.settings import ExportSettings
 from clipglot.distill.towers import build_tower
 from clipglot.distill.train import train
 from clipglot.encoders.clip import load_merged
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.lm import LMTower, load_lm
+from clipglot.encoders.lm import LMTower
+from clipglot.encoders.lm_loading import load_lm
 from clipglot.encoders.lm_tokenizer import LMTokenizer
 from language_models import FAMILIES, TEXTS, save_tiny_lm
 from open_clip.hf_model import HFTextEncoder
@@ -65,7 +68,9 @@ def test_features_are_those_of_open_clip_with_padding(
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=2e-6)
 
 
-def test_training_from_scratch_settings_do_not_mix_with_a_language_model(tmp_path: Path, lm_settings: Any) -> None:
+def test_training_from_scratch_settings_do_not_mix_with_a_language_model(
+    tmp_path: Path, lm_settings: Any, merged: Path
+) -> None:
     with pytest.raises(DistillError, match=r"--pooler belongs to a language model"):
         settings(tmp_path, tmp_path / "run", pooler="cls")
     with pytest.raises(DistillError, match=r"has a tokenizer of its own"):
@@ -82,7 +87,79 @@ def test_training_from_scratch_settings_do_not_mix_with_a_language_model(tmp_pat
         train(replace(lm_settings, train_layers=9))
     with pytest.raises(EncoderError, match=r"--lora-targets queri: .*there are .*query"):
         train(replace(lm_settings, lora_rank=2, lora_targets=("queri",)))
+    for text, message in {
+        str(lm_settings.cache): "is a cache: pass the folder of a run or of a language model",
+        str(merged): "is a merged CLIP: pass the folder of the run that it was exported from",
+        str(merged / "README.md"): "expected scratch, clip, the folder of a run or a language model",
+        "": "--text '': expected scratch, clip",
+    }.items():
+        with pytest.raises(DistillError, match=message):
+            train(replace(lm_settings, text=text))
     assert not lm_settings.output.exists()
+
+
+def variant(lm: Path, folder: Path, **config: Any) -> str:
+    """A copy of a language model with other values in its config.json."""
+    shutil.copytree(lm, folder)
+    described = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(described))
+    return str(folder)
+
+
+def test_files_that_do_not_belong_together_are_refused(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
+    def refused(text: str, message: str, **changes: Any) -> None:
+        with pytest.raises(EncoderError, match=message):
+            train(replace(lm_settings, text=text, **changes))
+
+    bert = lms["bert"]
+    refused(variant(bert, tmp_path / "five", num_hidden_layers=5), r"lack 32 tensors of its config.json, such as enc")
+    refused(variant(bert, tmp_path / "pad", pad_token_id=5), r"pads with 0, its config.json has pad_token_id 5")
+    refused(variant(bert, tmp_path / "none", pad_token_id=None), r"pads with 0, its config.json has pad_token_id None")
+    larger = Path(variant(bert, tmp_path / "larger"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(larger)
+    tokenizer.add_tokens(["шум", "noise"])
+    tokenizer.save_pretrained(larger)
+    refused(str(larger), r"its tokenizer knows 302 tokens, its word embeddings have 300 rows")
+    custom = variant(bert, tmp_path / "custom", model_type="own", auto_map={"AutoConfig": "a.B", "AutoModel": "a.C"})
+    refused(custom, r"no language model that transformers loads from safetensors \(.*custom code")
+    shared = transformers.AlbertConfig(vocab_size=300, embedding_size=8, **FAMILIES["bert"][1])
+    for kind, model in {
+        "albert": transformers.AlbertModel(shared),
+        "wav2vec2": transformers.Wav2Vec2Model(
+            transformers.Wav2Vec2Config(
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, conv_dim=(8,) * 7
+            )
+        ),
+    }.items():
+        folder = shutil.copytree(bert, tmp_path / kind)
+        model.save_pretrained(folder)
+        refused(str(folder), rf"a model of type {kind} that does not embed 24 tokens \(")
+    assert not lm_settings.output.exists()
+
+
+def test_a_bert_without_pad_that_open_clip_never_sees_is_trained(
+    lms: dict[str, Path], lm_settings: Any, tmp_path: Path
+) -> None:
+    train(replace(lm_settings, text=variant(lms["bert"], tmp_path / "lm", pad_token_id=None), pooler="eos", epochs=1))
+
+
+def test_no_layer_is_left_out_whole(lms: dict[str, Path]) -> None:
+    assert transformers.AutoConfig.from_pretrained(lms["m2m_100"]).encoder_layerdrop > 0
+    for dropout in (None, 0.3):
+        model = load_lm(str(lms["m2m_100"]), 6, context_length=CONTEXT, dropout=dropout).transformer
+        assert (model.layerdrop, model.config.dropout) == (0, dropout or 0.1)
+
+
+def test_simcse_needs_something_that_is_dropped(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
+    dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    for changes in (
+        {"dropout": 0.0},
+        {"train_layers": 0},
+        {"text": variant(lms["bert"], tmp_path / "dry", **dry)},
+    ):
+        with pytest.raises(DistillError, match=r"--simcse 0.5: both passes of a caption would be the same"):
+            train(replace(lm_settings, simcse=0.5, **changes))
+    train(replace(lm_settings, simcse=0.5, epochs=1))
 
 
 def changed(before: LMTower, after: dict[str, torch.Tensor]) -> set[str]:
@@ -201,16 +278,28 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
 
 @pytest.mark.parametrize(("family", "pooler"), [("distilbert", "mean"), ("gpt2", "eos"), ("bert", "eos")])
 def test_other_families_and_poolers_load_with_our_loader(
-    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, pooler: Any
+    lms: dict[str, Path],
+    lm_settings: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    family: str,
+    pooler: Any,
 ) -> None:
     given = replace(lm_settings, text=str(lms[family]), pooler=pooler, epochs=1)
     train(given)
-    folder = export_run(ExportSettings(run=given.output, output=tmp_path / "merged")).folder
+    result = export_run(ExportSettings(run=given.output, output=tmp_path / "merged"))
+    folder = result.folder
     assert "open_clip has no text tower of this kind" in (folder / "README.md").read_text()
+    assert result.loaded_by == "clipglot"
+    assert "open_clip" not in result.code
     tower = load_final(Run(given.output)).tower
     with torch.inference_mode():
         expected = tower.encode(LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)).numpy()
     np.testing.assert_allclose(load_merged(folder).encode_texts(CAPTIONS, raw=True), expected, rtol=1e-5, atol=1e-6)
+    assert not caplog.records, "open_clip need not warn of what we do after it"
+    names = {}
+    exec(result.code, names)
+    assert names["clip"].encode_texts(["a"]).shape == (1, 16)
 
 
 def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
@@ -223,22 +312,91 @@ def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_p
         load_merged(folder)
 
 
-def test_the_token_cache_holds_what_open_clip_tokenizes(lms: dict[str, Path]) -> None:
+def test_the_token_cache_holds_what_open_clip_tokenizes(lms: dict[str, Path], tmp_path: Path) -> None:
     ours = LMTokenizer.load(lms["roberta"])
-    odd = [*CAPTIONS, "  ½ &amp; &lt;sep&gt; 🐈 <sep> x\n", "ＡＢＣ\u00a0\u2003d", "<pad>", "<unk> a <cls>"]
-    theirs = HFTokenizer(str(lms["roberta"]), context_length=CONTEXT)(odd).tolist()
-    padded = [[*ids, *[0] * (CONTEXT - len(ids))] for ids in ours.encode(odd, CONTEXT)]
-    assert padded == theirs
+    plain = [*CAPTIONS, "  ½ &amp; &lt;b&gt; 🐈 x\n", "ＡＢＣ\u00a0\u2003d", "a\x00b"]
+    odd = [*plain, "&lt;sep&gt; <sep> x", "a <pad> red <pad>", "<pad>", "<unk> a <cls>"]
+    ours.save(tmp_path / "saved")
+
+    def padded(captions: list[str]) -> list[list[int]]:
+        return [[*ids, *[0] * (CONTEXT - len(ids))] for ids in ours.encode(captions, CONTEXT)]
+
+    theirs, original = (HFTokenizer(str(f), context_length=CONTEXT) for f in (tmp_path / "saved", lms["roberta"]))
+    assert padded(odd) == theirs(odd).tolist()
+    assert padded(plain) == original(plain).tolist()
+    assert not {0, 1, 2, 3} & set(ours.encode(odd[-2:], CONTEXT)[0][1:-1]), "spelled out, they are text"
     fingerprint = ours.fingerprint(CONTEXT)
     ours.encode(["a b c d"], 3)
     assert ours.fingerprint(CONTEXT) == fingerprint != ours.fingerprint(CONTEXT + 1)
 
 
-def test_a_stopped_run_resumes(lm_settings: Any, lms: dict[str, Path]) -> None:
-    train(replace(lm_settings, lora_rank=2), on_progress=stop_at(3))
-    result = train(replace(lm_settings, lora_rank=2), resume=True)
-    assert result.complete
-    assert json.loads((lm_settings.output / "final" / "config.json").read_text())["lm"]["pooler"] == "mean"
+@pytest.mark.parametrize("changes", [{}, {"lora_rank": 2, "ema": 0.9}, {"precision": "bf16", "warm_start": "ridge"}])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_stopped_run_goes_on_to_the_same_bits_with_its_own_dropout(
+    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, changes: dict[str, Any]
+) -> None:
+    given = replace(lm_settings, text=str(lms[family]), epochs=2, **changes)
+    train(given)
+    stopped = replace(given, output=tmp_path / "stopped")
+    train(stopped, on_progress=stop_at(7))
+    assert train(stopped, resume=True).complete
+    expected = load_final(Run(given.output)).tower.state_dict()
+    for name, tensor in load_final(Run(stopped.output)).tower.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert json.loads((stopped.output / "final" / "config.json").read_text())["lm"]["pooler"] == "mean"
+
+
+@pytest.mark.parametrize("family", ["bert", "mt5", "gpt2"])
+def test_blocks_computed_twice_give_the_same_gradients(lms: dict[str, Path], family: str) -> None:
+    tower = load_lm(str(lms[family]), 6, context_length=CONTEXT).train()
+    ids, gradients, kept = LMTokenizer.load(lms[family]).encode(CAPTIONS, CONTEXT), [], []
+    for tower.grad_checkpointing in (False, True, False):
+        tower.zero_grad()
+        torch.manual_seed(0)
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, saved=saved: saved.append(x.numel()) or x, lambda x: x):
+            features = tower.encode(ids)
+        features.square().sum().backward()
+        gradients.append([p.grad.clone() for p in tower.parameters() if p.grad is not None])
+        kept.append(sum(saved))
+    assert kept[1] < kept[0] / 2, "it holds less"
+    assert kept[2] == kept[0]
+    for plain, twice in zip(*gradients[:2], strict=True):
+        torch.testing.assert_close(plain, twice)
+
+
+def test_a_run_goes_on_from_one_of_a_language_model(lm_settings: Any, tiny_cache: Path, tmp_path: Path) -> None:
+    train(replace(lm_settings, pooler="cls", epochs=1))
+    encoder, tokenizer = Cache(tiny_cache).info.encoder, LMTokenizer.load(lm_settings.text)
+    before = load_final(Run(lm_settings.output)).tower
+    given = replace(lm_settings, text=str(lm_settings.output), output=tmp_path / "next", context_length=30, dropout=0.5)
+    tower = build_tower(given, encoder, tokenizer)
+    assert isinstance(tower, LMTower)
+    assert (tower.config.pooler, tower.config.context_length) == ("cls", 30)
+    assert tower.transformer.encoder.layer[0].output.dropout.p == 0.5
+    ids = tokenizer.encode(CAPTIONS, CONTEXT)
+    assert torch.equal(tower.eval().encode(ids), before.encode(ids))
+    with pytest.raises(EncoderError, match=r"--context-length 60: .*run takes at most 40 tokens"):
+        build_tower(replace(given, context_length=60), encoder, tokenizer)
+    for flag, value in (("pooler", "eos"), ("head", "mlp")):
+        with pytest.raises(DistillError, match=rf"--{flag} {value}: the run .* learned with .*, which stays: drop"):
+            build_tower(replace(given, **{flag: value}), encoder, tokenizer)
+    train(given)
+
+
+def test_lora_in_gpt2_is_merged_into_the_same_features(lms: dict[str, Path]) -> None:
+    tower = load_lm(str(lms["gpt2"]), 6, pooler="eos", context_length=CONTEXT).eval()
+    ids = LMTokenizer.load(lms["gpt2"]).encode(CAPTIONS, CONTEXT)
+    plain = tower.encode(ids)
+    tower.add_lora(rank=2, alpha=4.0, targets=("c_attn",), dropout=0.0)
+    assert torch.equal(tower.eval().encode(ids), plain)
+    with torch.no_grad():
+        for name, parameter in tower.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        merged = tower.plain().encode(ids)
+        torch.testing.assert_close(merged, tower.encode(ids), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(merged, plain, atol=1e-2)
 
 
 def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, tiny_cache: Path) -> None:
@@ -250,6 +408,18 @@ def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, ti
     assert [line["step"] for line in curves["ridge"]] == [0, *[line["step"] for line in curves["none"]]]
     assert curves["ridge"][0]["r_at_1"] > 3 / 40, "chance is one in forty"
     assert curves["ridge"][1]["r_at_10"] > curves["none"][0]["r_at_10"]
+
+
+@pytest.mark.parametrize(("recipe", "text"), [("lm", "scratch"), ("lora", "clip"), ("few", "lm"), ("many", "clip")])
+def test_a_recipe_is_for_its_towers(recipe: Any, text: str) -> None:
+    with pytest.raises(DistillError, match=rf"--recipe {recipe} is for "):
+        settings_of(recipe, {"text": text})
+
+
+def test_lora_has_a_scale(lm_settings: Any) -> None:
+    for alpha in (0.0, -1.0, float("inf")):
+        with pytest.raises(DistillError, match=r"--lora-alpha .*: must be positive and finite"):
+            replace(lm_settings, lora_rank=2, lora_alpha=alpha)
 
 
 def test_a_warm_start_is_for_linear_heads(lm_settings: Any) -> None:
