@@ -19,7 +19,6 @@ from ..encoders.tower import StudentTower
 from ..evals.retrieval import retrieve
 from .data import TrainData
 from .device import autocast, resolve_precision
-from .errors import DistillError
 from .ridge import PairSums
 from .token_bag import fit_bag
 from .train_settings import TrainSettings
@@ -51,16 +50,14 @@ def warm_start(
 
     Raises:
         CacheError: a chunk is absent or damaged.
-        DistillError: a tower that has learned already, or too few pairs.
+        DistillError: too few pairs.
     """
     if not isinstance(tower, TextTower):
-        return fit_head(tower, cache, data, settings, on_progress)
-    if settings.text != "scratch":
-        raise DistillError(f"--warm-start ridge would overwrite what {settings.text} has learned: drop it")
+        fit_head(tower, cache, data, settings, on_progress)
+        return
     assert not isinstance(tokenizer, LMTokenizer), "scratch towers have tokenizers of their own"
     bag = fit_bag(cache, data, tower.config, tokenizer.bos_id, tower.device, on_progress)
     write_bag(tower, bag.weights, bag.bias, tokenizer.bos_id)
-    return None
 
 
 def fit_head(
@@ -110,10 +107,9 @@ def fit_head(
 
 def _sample(cache: Cache, data: TrainData, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Captions of embedded pictures and their rows, from whole chunks in random order, so that few chunks are read."""
-    order = np.random.default_rng(seed).permutation(cache.num_chunks)
-    chunks = order[: max(1, MOST_PICTURES // cache.info.chunk_rows)]
-    usable = (data.caption_image >= 0) & np.isin(data.caption_image // cache.info.chunk_rows, chunks)
-    captions = np.flatnonzero(usable)
+    chunk = np.where(data.caption_image < 0, -1, data.caption_image // cache.info.chunk_rows)
+    order = np.random.default_rng(seed).permutation(np.unique(chunk[chunk >= 0]))
+    captions = np.flatnonzero(np.isin(chunk, order[: max(1, MOST_PICTURES // cache.info.chunk_rows)]))
     return captions, data.caption_image[captions]
 
 

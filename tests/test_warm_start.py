@@ -118,7 +118,7 @@ def test_a_large_cache_is_sampled_in_whole_chunks(tiny_cache: Path, monkeypatch:
 def test_what_a_tower_has_learned_is_not_overwritten(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> None:
     given = {"tokenizer": None, "width": 512, "layers": 6, "heads": 8, "vocab_size": 16_384, "context_length": 24}
     again = settings(tiny_cache, tmp_path / "run", text=str(tiny_run), warm_start="ridge", **given)
-    with pytest.raises(DistillError, match=r"--warm-start ridge would overwrite what .* has learned"):
+    with pytest.raises(DistillError, match=r"--warm-start ridge: .* has learned already"):
         train(again)
     with pytest.raises(DistillError, match="--warm-start ridge fits a scratch tower"):
         settings(tiny_cache, tmp_path / "run", text="clip", warm_start="ridge", **given)
