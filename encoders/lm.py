@@ -126,6 +126,7 @@ class LMTower(StudentTower):
 
     @grad_checkpointing.setter
     def grad_checkpointing(self, on: bool) -> None:
+        """Begin or end with it."""
         if on and not self.transformer.supports_gradient_checkpointing:
             raise EncoderError(
                 f"--grad-checkpointing: {self.config.family} has none in transformers: drop it, or pass --micro-batch"
