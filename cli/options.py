@@ -6,7 +6,7 @@ Precedence: flags, then `--config FILE.toml`, then what the command itself knows
 
 import tomllib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,6 +17,32 @@ from ..cache.location import Url, to_location
 from ..distill.errors import DistillError
 
 Command = Callable[..., Any]
+
+
+class SectionedCommand(click.Command):
+    """A command whose help puts options together by what they are about; those of no section come last."""
+
+    def __init__(self, *arguments: Any, sections: Mapping[str, str], **attributes: Any) -> None:
+        """As of `click.Command`.
+
+        Args:
+            arguments: as there.
+            sections: names of options, separated by spaces, under the heading of each section.
+            attributes: as there.
+        """
+        super().__init__(*arguments, **attributes)
+        self._section = {name: heading for heading, names in sections.items() for name in names.split()}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one block a section."""
+        blocks: dict[str, list[tuple[str, str]]] = {heading: [] for heading in [*self._section.values(), "Others"]}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record and isinstance(parameter, click.Option):
+                blocks[self._section.get(parameter.name or "", "Others")].append(record)
+        for heading, records in blocks.items():
+            with formatter.section(heading):
+                formatter.write_dl(records)
 
 
 class LocalPath(click.Path):

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..distill.recipes import Recipe, settings_of
-from ..distill.train_settings import TrainSettings
+from ..distill.train_settings import SECTIONS, TrainSettings
 from .folders import require_kind
 from .main import is_first_process
-from .options import settings_options
+from .options import SectionedCommand, settings_options
 from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return Run(merged["output"]).settings_to_resume()
 
 
-@click.command()
+@click.command(cls=SectionedCommand, sections=SECTIONS)
 @settings_options(TrainSettings, "cache", known=_known)
 @click.option(
     "--recipe",

@@ -8,6 +8,18 @@ from typing import Annotated, Literal
 from ..cache.location import Location
 from .settings import Device, require, require_at_least_one
 
+# How `--help` puts them together.
+SECTIONS = {
+    "What to learn from": "cache output val views tokenizer vocab_size context_length workers",
+    "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
+    "Language model": "train_layers freeze_embeddings lora_rank lora_alpha lora_targets lm_lr layer_decay",
+    "Course": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
+    "cooldown weight_decay beta2 grad_clip ema seed",
+    "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
+    "temperature max_logit_scale",
+    "Machine": "device precision tf32 compile embeddings buffer_gb",
+    "Watching": "log_every log_to profile checkpoint_every",
+}
 SCRATCH_ALONE = ("width", "layers", "heads")
 LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
 

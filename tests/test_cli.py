@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import fields
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from clipglot import __version__
 from clipglot.cli.main import COMMANDS, main
 from clipglot.cli.render import PlainProgress, friendly_errors, progress_bar
 from clipglot.distill.run import Run
+from clipglot.distill.train_settings import SECTIONS, TrainSettings
 from rich.console import Console
 
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
@@ -429,3 +431,10 @@ def test_the_docs_name_every_field_of_the_metrics_and_a_file_of_settings_that_lo
     (tmp_path / "train.toml").write_text(toml)
     refused = run("train", tmp_path / "no.zarr", "-o", tmp_path / "run", "--config", tmp_path / "train.toml")
     assert refused.stderr.startswith(f"Error: {tmp_path / 'no.zarr'}: no such cache")  # and not bad usage
+
+
+def test_every_setting_of_training_has_its_place_in_the_help() -> None:
+    listed = [name for names in SECTIONS.values() for name in names.split()]
+    assert sorted(listed) == sorted(field.name for field in fields(TrainSettings))
+    shown = CliRunner().invoke(main, ["train", "--help"]).output
+    assert [line for line in shown.splitlines() if line.rstrip(":") in SECTIONS] == [f"{name}:" for name in SECTIONS]
