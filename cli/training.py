@@ -97,6 +97,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 "num_trained": result.num_trained,
                 "num_parameters": result.num_parameters,
                 "validation": result.validation,
+                "best": result.best,
                 "findings": [finding.to_json() for finding in result.findings],
             }
         )
@@ -108,6 +109,9 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
             share = percent(result.num_trained / result.num_parameters)
             trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
             say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
+        if result.best and result.validation and result.best["r_at_10"] > result.validation["r_at_10"]:
+            at = "before the first step" if result.best["step"] == 0 else f"after step {result.best['step']:,}"
+            say(f"best validation: R@10 {percent(result.best['r_at_10'])} {at}")
         if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
             say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")

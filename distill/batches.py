@@ -89,7 +89,8 @@ class BatchPlan:
         self._num_views, self._most = num_views, captions_per_picture
         if len(self.rows) < batch_size:
             raise DistillError(
-                f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: lower it"
+                f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: "
+                "lower it, beside a --recipe too"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
 

@@ -182,6 +182,10 @@ class Run:
         """The newest validation, if there was one."""
         return next((line for line in reversed(self.metrics()) if "r_at_1" in line), None)
 
+    def best_validation(self) -> dict[str, Any] | None:
+        """The validation with the best R@10, the first of those that are equal."""
+        return max((line for line in self.metrics() if "r_at_1" in line), key=lambda v: v["r_at_10"], default=None)
+
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run logs it again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]

@@ -55,6 +55,7 @@ class TrainResult:
     num_parameters: int
     vocab_size: int
     validation: dict[str, Any] | None
+    best: dict[str, Any] | None
     findings: list[Finding]
 
     @property
@@ -172,5 +173,6 @@ def _learn(settings: TrainSettings, setup: Setup, on_progress: OnProgress, on_fi
         num_parameters=parameters,
         vocab_size=setup.tokenizer.vocab_size,
         validation=watch.validation,
+        best=run.best_validation(),
         findings=watch.diagnosis.findings,
     )

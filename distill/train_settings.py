@@ -66,7 +66,10 @@ class TrainSettings:
         float | None, "share of the tower's values that training zeroes (default: none, or the language model's own)"
     ] = None
     token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
-    epochs: Annotated[int, "times that every picture is shown"] = 30
+    epochs: Annotated[
+        int,
+        "times that the pictures are shown; the last ones of an epoch's order, less than a batch, are left out of it",
+    ] = 30
     views: Annotated[
         str | int,
         "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",

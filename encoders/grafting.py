@@ -89,7 +89,8 @@ def graft(
     """
     if context_length > tower.config.context_length:
         raise EncoderError(
-            f"--context-length {context_length}: the tower to begin with has {tower.config.context_length} positions"
+            f"--context-length {context_length}: the tower to begin with has {tower.config.context_length} positions: "
+            f"pass --context-length {tower.config.context_length}"
         )
     config = replace(
         tower.config,

@@ -120,10 +120,7 @@ def split_badly(tokenizer: Tokenizer, captions: Sequence[str], name: str = "the 
     complaints = bad_splits(tokenizer, captions)
     if not complaints:
         return None
-    return (
-        f"{name} splits these captions badly: {complaints}: {OTHER_TOKENIZER}, or add tokens with "
-        "`clipglot tokenizer CACHE -o DIR --extend FOLDER`"
-    )
+    return f"{name} splits these captions badly: {complaints}: {OTHER_TOKENIZER}"
 
 
 def bad_splits(tokenizer: Tokenizer, captions: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from clipglot.distill.recipes import RECIPES
 from drawn import draw_pictures
 
 README = Path(__file__).parents[1] / "README.md"
@@ -45,3 +46,10 @@ def test_the_readme_names_every_command_and_every_file_it_points_at() -> None:
     assert links
     assert [link for link in links if not link.startswith("http") and not (README.parent / link).exists()] == []
     assert {"make demo\n", "make test\n"} <= set(blocks("bash"))
+
+
+def test_the_recipes_are_listed_as_they_are() -> None:
+    docs = (README.parent / "docs" / "text-towers.md").read_text(encoding="utf-8")
+    for recipe, values in RECIPES.items():
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+        assert re.search(rf"^{recipe} +{re.escape(flags)}$", docs, re.MULTILINE), recipe

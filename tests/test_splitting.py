@@ -71,7 +71,6 @@ def test_a_tokenizer_that_does_not_know_the_language_is_told_from_one_that_does(
     assert message is not None
     assert message.startswith("LM splits these captions badly: Cyrillic (100% of the text) has ")
     assert "tokens a word, 100% of the tokens pieces of a character: choose a model" in message
-    assert "--extend" in message
     assert "60% of the characters unknown" in str(split_badly(wordpiece(), ["狗 狗 狗 猫 猫"]))
     assert split_badly(english, ["a cat and a dog on the table"] * 40 + ["кот"]) is None
     assert split_badly(english, []) is None
