@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from open_clip.tokenizer import bytes_to_unicode
 from tokenizers import Tokenizer
 
@@ -51,22 +49,6 @@ def extend(old: CaptionTokenizer, captions: Iterable[str], vocab_size: int) -> C
     result = CaptionTokenizer(Tokenizer.from_str(json.dumps(state)), old.special)
     assert result.backend.get_vocab(with_added_tokens=True).items() >= vocab.items()
     return result
-
-
-def shared_tokens(old: CaptionTokenizer, new: CaptionTokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which rows of an old vocabulary serve which rows of a new one: equal tokens, and special ones of equal role.
-
-    Returns:
-        old_ids, new_ids: each `[n] int64`, `embedding_new[new_ids] = embedding_old[old_ids]`; new_ids ascend.
-    """
-    known = old.backend.get_vocab(with_added_tokens=True)
-    shared = {
-        id_: known[token] for token, id_ in new.backend.get_vocab(with_added_tokens=True).items() if token in known
-    }
-    shared |= {new.pad_id: old.pad_id}
-    shared |= {new.bos_id: old.bos_id, new.eos_id: old.eos_id}  # last: they may be the pad token too
-    new_ids = np.array(sorted(shared), np.int64)
-    return np.array([shared[id_] for id_ in new_ids.tolist()], np.int64), new_ids
 
 
 def _pre_tokens(tokenizer: Tokenizer, captions: Iterable[str]) -> Counter[str]:

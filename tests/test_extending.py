@@ -10,7 +10,7 @@ import open_clip
 import pytest
 from clipglot.encoders.clip_bpe import open_clip_tokenizer
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.extending import extend, shared_tokens
+from clipglot.encoders.extending import extend
 from clipglot.encoders.merges import learn_merges
 from clipglot.encoders.splitting import split_by_script
 from clipglot.encoders.tokenizer import CaptionTokenizer, clean, train_bpe, train_unigram
@@ -163,23 +163,6 @@ def test_merges_are_those_of_counting_anew_each_time() -> None:
                 place += 1
     assert [pair for pair, _, _ in learn_merges(words, set("abndsc"), 99)] == plain
     assert len(plain) > 8
-
-
-def test_rows_that_two_vocabularies_share() -> None:
-    old = OLD["open_clip"]
-    new = extend(old, OTHER, old.vocab_size + 10)
-    old_ids, new_ids = shared_tokens(old, new)
-    assert old_ids.tolist() == new_ids.tolist() == list(range(old.vocab_size))
-    fresh = train_bpe([*ENGLISH, *OTHER], 300)
-    old_ids, new_ids = shared_tokens(old, fresh)
-    pairs = dict(zip(new_ids.tolist(), old_ids.tolist(), strict=True))
-    assert pairs[fresh.eos_id] == pairs[fresh.pad_id] == old.eos_id  # by role: the tokens are named otherwise
-    assert pairs[fresh.bos_id] == old.bos_id
-    assert new_ids.tolist() == sorted(set(new_ids.tolist()))
-    theirs, ours = old.backend, fresh.backend
-    named = [id_ for id_ in pairs if id_ > 2]
-    assert len(named) >= 256
-    assert all(theirs.id_to_token(pairs[id_]) == ours.id_to_token(id_) for id_ in named)
 
 
 ASSIGNED = st.text(st.characters(max_codepoint=0x1FFFF, exclude_categories=["Cn", "Cs", "Co"]))
