@@ -166,9 +166,8 @@ def seal(cache: Cache, num_views: int = 1) -> None:
     if Status.EMBEDDED.label not in counts:
         shutil.rmtree(cache.folder / STATUS / "c")
         found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        raise CacheError(
-            f"{cache.path}: not one picture could be embedded ({found}): check --image-root and run the command again"
-        )
+        root = "--image-root (links that lead out of it are not followed)"
+        raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
     norm = cache.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:

@@ -8,6 +8,7 @@ import tomllib
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -164,7 +165,9 @@ def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) 
     for key, value in found.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise click.UsageError(f"{config}: unknown setting {key!r}; known are {', '.join(sorted(known))}")
+            near = get_close_matches(name, known, 1)
+            instead = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+            raise click.UsageError(f"{config}: unknown setting {key!r}; {instead}")
         hint = get_args(known[name])[0]
         click_type, multiple = _click_type(hint)
         if hint == str | int and type(value) is int:

@@ -27,6 +27,7 @@ Kind = Literal[
 
 MANY_COMMON, MANY_CUT, MANY_WITHOUT = 0.2, 0.1, 0.1  # shares from which they are worth a word
 SIGMAS = 3.0  # above chance: a recall at chance gets there once in a thousand validations
+USUAL = 1e-3  # rate of a tower from scratch
 STILL = 0.01  # weights begin about 0.02 from zero
 MOST_SHOWN = 40  # characters of a caption
 
@@ -160,10 +161,10 @@ def remedy(step: int, num_steps: int, settings: TrainSettings, pairs: PairFigure
     of_model = "" if settings.text in ("scratch", "clip") else f", a language model's --lm-lr (now {settings.lm_lr:g})"
     if sum(learning_rate(i, num_steps, settings) for i in range(step)) < STILL:
         return (
-            f"the weights have hardly moved in {step:,} steps: raise --lr (now {settings.lr:g}; 1e-3 is usual for "
+            f"the weights have hardly moved in {step:,} steps: raise --lr (now {settings.lr:g}; {USUAL:g} is usual for "
             f"towers from scratch, heads and LoRA){of_model} or --epochs (now {settings.epochs})"
         )
     return (
-        f"lower --lr (now {settings.lr:g}), e.g. to {settings.lr / 10:.1g}{of_model}, or raise --warmup (now "
-        f"{settings.warmup:g}); if that does not help, look whether captions belong to their pictures"
+        f"lower --lr (now {settings.lr:g}), e.g. to {min(settings.lr / 10, USUAL):.1g}{of_model}, or raise --warmup "
+        f"(now {settings.warmup:g}); if that does not help, look whether captions belong to their pictures"
     )

@@ -163,7 +163,8 @@ def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epoch = 3", "unknown setting 'epoch'; known are alignment"),
+        ("epoch = 3", "unknown setting 'epoch'; did you mean epochs?"),
+        ("colour = 3", "unknown setting 'colour'; known are alignment"),
         ("cache = 'x'", "unknown setting 'cache'"),
         ("epochs = 1.5", "epochs: 1.5 is no int"),
         ("epochs = '3'", "epochs: '3' is no int"),
