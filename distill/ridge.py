@@ -75,9 +75,7 @@ class PairSums:
         if shrinkage is None:
             return solved
         covariance = self.image_gram / self.num_pairs - torch.outer(mean, mean)
-        sphere = shrinkage * covariance.diagonal().mean() * torch.eye(self.dim, dtype=torch.float64)
-        whitened: Tensor = torch.linalg.solve(covariance + sphere, solved.T).T
-        return whitened
+        return solved @ _inverse_shrunk(covariance, shrinkage) / _mean_variance(covariance)
 
 
 def ridge_by_rounds(
@@ -132,10 +130,16 @@ def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:
         shrinkage: weight of the identity, in mean variances; a large one gives the plain cosine.
     """
     centred = image_emb - image_emb.mean(0)
-    covariance = centred.T @ centred / len(centred)
-    mean_variance = covariance.trace() / len(covariance)
+    return _inverse_shrunk(centred.T @ centred / len(centred), shrinkage)
+
+
+def _inverse_shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
+    """The inverse, in mean variances, of a covariance `[D, D]` to which so many times the identity were added."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    # A gallery of equal pictures has no metric, and needs none.
-    mean_variance = mean_variance.clamp(min=torch.finfo(covariance.dtype).tiny)
-    metric: Tensor = torch.linalg.inv(covariance / mean_variance + shrinkage * identity)
-    return metric
+    inverse: Tensor = torch.linalg.inv(covariance / _mean_variance(covariance) + shrinkage * identity)
+    return inverse
+
+
+def _mean_variance(covariance: Tensor) -> Tensor:
+    """Above 0, for a gallery of equal pictures has no metric, and needs none."""
+    return covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)

@@ -142,13 +142,14 @@ def fit_bag(
     fit_on, asked, seen = bags(fitted), bags(held_out), image_emb[:first_held_out]
     gallery = image_emb[first_held_out:].cpu().numpy()
     targets = _directions(seen)[torch.from_numpy(owners[fitted]).to(device)]
+    metrics = {shrinkage: retrieval_metric(seen, shrinkage) for shrinkage in SHRINKAGES}
     scores: dict[tuple[float, float], float] = {}
     weights = None
     for i, alpha in enumerate(PENALTIES):
         weights, bias = fit_on.solve(targets, alpha, start=weights)
         predicted = asked.times(weights) + bias
-        for shrinkage in SHRINKAGES:
-            text_emb = F.normalize(predicted @ retrieval_metric(seen, shrinkage), dim=-1).cpu().numpy()
+        for shrinkage, metric in metrics.items():
+            text_emb = F.normalize(predicted @ metric, dim=-1).cpu().numpy()
             ranks = retrieve(text_emb, gallery, owners[held_out] - first_held_out).text_to_image
             scores[alpha, shrinkage] = ranks.r_at_1 + ranks.r_at_5 + ranks.r_at_10
         on_progress(i + 1, len(PENALTIES) + 1)

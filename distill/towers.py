@@ -23,7 +23,7 @@ from ..encoders.text import TextConfig, TextTower
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from ..encoders.tower import StudentTower
 from .errors import DistillError
-from .final import load_final
+from .final import ends_with_lm, load_final
 from .run import Run
 from .train_settings import TrainSettings
 
@@ -45,7 +45,7 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     """
     earlier = earlier_run(settings)
     _require_text_tower(settings.text)
-    is_lm = isinstance(load_final(earlier).tower, LMTower) if earlier else settings.text not in OWN
+    is_lm = ends_with_lm(earlier) if earlier else settings.text not in OWN
     if is_lm:
         if settings.tokenizer:
             raise DistillError(f"--tokenizer {settings.tokenizer}: {settings.text} has a tokenizer of its own: drop it")

@@ -152,7 +152,7 @@ class LMTower(StudentTower):
 
     def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
         """Compile the training forward over rows; a model that takes no rows stays as it is."""
-        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+        self.allow_shapes()
         self._few_shapes = True
         self._compiled = torch.compile(self._features, dynamic=False, backend=backend, mode=mode)
 

@@ -111,8 +111,7 @@ class TextTower(StudentTower):
             backend: as of `torch.compile`.
             mode: as of `torch.compile`.
         """
-        # Two numbers of rows, a last micro-batch of its own, gradient on and off: as many as torch allows by default.
-        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+        self.allow_shapes()
         self._compiled_rows = torch.compile(self._rows, dynamic=False, fullgraph=True, backend=backend, mode=mode)
 
     def forward(self, packed: PackedCaptions | PackedRows) -> Tensor:

@@ -65,6 +65,14 @@ class StudentTower(nn.Module, ABC):
             mode: as of `torch.compile`.
         """
 
+    @staticmethod
+    def allow_shapes() -> None:
+        """Let torch compile for as many shapes as a run has.
+
+        Two numbers of rows, a last micro-batch of its own, gradient on and off: these alone are all that it allows.
+        """
+        torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+
     def encode(self, captions: Sequence[Sequence[int] | NDArray[Any]]) -> Tensor:
         """Raw features `[B, D]` of token ids, ragged and unpadded, in the order given: pack, move, forward.
 

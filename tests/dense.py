@@ -24,6 +24,12 @@ def gradients(loss: Tensor, *of: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, of, retain_graph=True))
 
 
+def require_equal(loss: Tensor, expected: Tensor, *of: Tensor) -> None:
+    """The same value, and the same gradients by each of some tensors."""
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(gradients(3 * loss, *of), gradients(3 * expected, *of), rtol=1e-9, atol=1e-12)
+
+
 def plain_infonce(
     text_emb: Tensor,
     image_emb: Tensor,

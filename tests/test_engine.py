@@ -24,10 +24,10 @@ from clipglot.distill.images import Buffered, OnDevice, OnHost
 from clipglot.distill.optimizer import learning_rate
 from clipglot.distill.run import Run
 from clipglot.distill.student import Student
+from clipglot.distill.towers import build_tower
 from clipglot.distill.train import train
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text import TextConfig, TextTower
-from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
+from clipglot.encoders.tokenizer import train_bpe
 from logs import logged
 from runs import settings, stop_at
 
@@ -152,7 +152,7 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
     captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
     tokenizer = train_bpe(captions, 300)
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
-    student = Student(TextTower(_config(tokenizer, cache)), given, CPU, "fp32")
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     feed = Feed(given, data, student.tower, CPU)
     num_masked = 0
     for step, fed in enumerate(feed.steps(0, 10)):
@@ -176,20 +176,6 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
         loss = student.loss(text_emb, feed.targets(fed))
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     assert num_masked, "no caption was shared within a batch"
-
-
-def _config(tokenizer: CaptionTokenizer, cache: Cache) -> TextConfig:
-    return TextConfig(
-        embed_dim=cache.info.encoder.dim,
-        vocab_size=tokenizer.vocab_size,
-        context_length=16,
-        width=32,
-        heads=2,
-        layers=1,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        quick_gelu=False,
-    )
 
 
 def test_a_run_with_negatives_resumes_exactly(tiny_cache: Path, tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from clipglot.distill import targets as targets_module
 from clipglot.distill.infonce import InfoNCE
 from clipglot.distill.siglip import SigLIP
 from clipglot.distill.targets import Bank
-from dense import gradients, plain_infonce, targets, unit
-from torch import Tensor
+from dense import plain_infonce, require_equal, targets, unit
 
 # The picture of each caption, and pairs of a caption and another picture that carries it.
 ONE_EACH = (range(5), [])
@@ -27,11 +26,6 @@ Pairs = Sequence[tuple[int, int]]
 @pytest.fixture(autouse=True, params=[2**22, 16], ids=["one block", "many blocks"])
 def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets_module, "CPU_LOGITS", request.param)
-
-
-def require_equal(loss: Tensor, expected: Tensor, *of: Tensor) -> None:
-    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(gradients(3 * loss, *of), gradients(3 * expected, *of), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.99])

@@ -14,7 +14,7 @@ from clipglot.distill.mse import SquaredDistance
 from clipglot.distill.simcse import contrast_passes
 from clipglot.distill.similarity import Similarity, match_similarities
 from clipglot.evals import retrieval
-from dense import gradients, same_groups, targets, unit
+from dense import gradients, require_equal, same_groups, targets, unit
 from runs import settings
 from torch import Tensor
 
@@ -24,11 +24,6 @@ GROUPS = [[0], [0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 1, 0, 2, 0, 3, 3], [0] * 7]
 @pytest.fixture(autouse=True, params=[2**22, 16], ids=["one block", "many blocks"])
 def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets_module, "CPU_LOGITS", request.param)
-
-
-def require_equal(loss: Tensor, expected: Tensor, *of: Tensor) -> None:
-    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(gradients(3 * loss, *of), gradients(3 * expected, *of), rtol=1e-9, atol=1e-12)
 
 
 def plain_similarity(text_emb: Tensor, image_emb: Tensor, scale: Tensor, temperature: float, same: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from clipglot.distill.images import OnDevice
 from clipglot.distill.run import Run
 from clipglot.distill.token_bag import PENALTIES, SHRINKAGES, TokenBag, fit_bag
 from clipglot.distill.tokens import TokenTable, tokenize
+from clipglot.distill.towers import scratch_config
 from clipglot.distill.train import train
-from clipglot.encoders.text import TextConfig
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from clipglot.evals.retrieval import retrieve
 from logs import logged
@@ -29,17 +29,7 @@ from runs import settings, stop_at
 def fitted(cache: Cache, caption_image: Any) -> tuple[TokenBag, TokenTable, CaptionTokenizer]:
     tokenizer = train_bpe(cache.captions(), 300)
     tokens = tokenize(tokenizer, cache.captions(), 24)
-    config = TextConfig(
-        embed_dim=cache.info.encoder.dim,
-        vocab_size=tokenizer.vocab_size,
-        context_length=24,
-        width=32,
-        heads=2,
-        layers=1,
-        pad_id=tokenizer.pad_id,
-        eos_id=tokenizer.eos_id,
-        quick_gelu=False,
-    )
+    config = scratch_config(settings(cache.path, Path("unused"), context_length=24), cache.info.encoder, tokenizer)
     data = TrainData(
         images=OnDevice(torch.from_numpy(cache.image_emb())),
         tokens=tokens,
