@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.digests import digests
+from ..cache.columns import digests_of
+from ..cache.ragged import Texts
 from ..cache.store import Cache
 
 TEXTS_AT_A_TIME = 65_536
@@ -34,8 +35,8 @@ def _caption_digests(cache: Cache) -> NDArray[np.bytes_]:
 
 
 def _digests(read: Callable[[int, int], list[str]], num: int) -> NDArray[np.bytes_]:
-    parts = [
-        digests(text.encode() for text in read(start, min(start + TEXTS_AT_A_TIME, num)))
+    parts = [digests_of(Texts.of([]))] + [
+        digests_of(Texts.of([text.encode() for text in read(start, min(start + TEXTS_AT_A_TIME, num))]))
         for start in range(0, num, TEXTS_AT_A_TIME)
     ]
-    return np.concatenate(parts) if parts else digests([])
+    return np.concatenate(parts).view("S16").ravel()
