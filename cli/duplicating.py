@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..distill.settings import DuplicatesSettings
+from ..distill.integrity_settings import DuplicatesSettings
 from .folders import require_kind
 from .options import settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, progress_bar, say, table

@@ -11,7 +11,7 @@ import click
 COMMANDS = {
     "cache": ("caching", "cache", "Embed every picture of a manifest once."),
     "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
-    "verify": ("caching", "verify", "Check every checksum of a cache."),
+    "verify": ("verifying", "verify", "Check and repair a cache."),
     "duplicates": ("duplicating", "duplicates", "Find near-duplicate pictures, and leakage between caches."),
     "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("training", "train", "Train a text tower on a cache."),

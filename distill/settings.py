@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.format import Augmentation, SourceInfo
-from ..cache.location import Location
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -134,26 +133,3 @@ class ExportSettings:
     output: Annotated[Path, "folder of the merged CLIP; must not exist"]
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DuplicatesSettings:
-    """`clipglot duplicates`: pictures with a near neighbour."""
-
-    cache: Annotated[Location, "cache to look in, e.g. that of training"]
-    against: Annotated[Location | None, "a second cache, e.g. of validation: which of its pictures has CACHE too"] = (
-        None
-    )
-    threshold: Annotated[float, "cosine from which on two pictures count as duplicates"] = 0.97
-    sample: Annotated[
-        int | None, "pictures compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"
-    ] = None
-    seed: Annotated[int, "of the sample"] = 0
-    pairs: Annotated[int, "pairs to list, nearest first; -1 lists all"] = 10
-    device: Device = "auto"
-
-    def __post_init__(self) -> None:
-        require(-1 <= self.threshold <= 1, f"--threshold {self.threshold}: a cosine lies between -1 and 1")
-        require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
-        require(self.pairs >= -1, f"--pairs {self.pairs}: must be -1 or more")
-        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")

@@ -33,7 +33,7 @@ CONTRACT = {
     "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
     "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
-    "verify": "CACHE --json",
+    "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --config --json",
     "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
