@@ -6,6 +6,7 @@ bit for bit; `tests/test_pictures.py` holds the two together.
 """
 
 import errno
+import os
 import stat
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -218,14 +219,29 @@ def open_below(root: Path, key: str) -> IO[bytes]:
         path = (root / key).resolve()
         if not path.is_relative_to(root):
             raise RejectedPictureError(Status.OUTSIDE_ROOT)
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a device may do something
             raise RejectedPictureError(Status.UNREADABLE)
-        if found.st_size > MAX_FILE_BYTES:
-            raise RejectedPictureError(Status.TOO_LARGE)
-        return open(path, "rb")
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
+        try:
+            _require_regular(os.fstat(file.fileno()))
+        except RejectedPictureError:
+            file.close()
+            raise
+        return file
     except (ValueError, RuntimeError):  # a NUL in the path; a loop of symlinks (before Python 3.13)
         raise RejectedPictureError(Status.MISSING) from None
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
         raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A FIFO that took the file's place a moment ago would otherwise be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _require_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise RejectedPictureError(Status.UNREADABLE)
+    if found.st_size > MAX_FILE_BYTES:
+        raise RejectedPictureError(Status.TOO_LARGE)
