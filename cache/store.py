@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,6 @@ from .format import (
 )
 from .mapped import MappedRows
 from .ragged import RaggedReader
-from .stores import RemoteStore
 from .tokens import TOKEN_GROUP, find_token_faults
 
 ROWS_AT_A_TIME = 8192
@@ -62,6 +60,11 @@ class Cache(CheckedGroup):
     def num_chunks(self) -> int:
         """Embedding chunks along the picture axis."""
         return -(-len(self) // self.info.chunk_rows)
+
+    @property
+    def required_arrays(self) -> tuple[str, ...]:
+        """The arrays that a cache of this kind must have."""
+        return (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ()))
 
     def chunk_slice(self, chunk: int) -> slice:
         """The rows of an embedding chunk."""
@@ -183,8 +186,7 @@ class Cache(CheckedGroup):
         if self.info.state == "planning":
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
-        taught = TEACHER_ARRAYS if self.info.source.has_teacher else ()
-        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *taught, *self._remote_tokens()):
+        for name in (*self.required_arrays, *self._copied_tokens()):
             try:
                 arrays[name] = self.array(name)
             except CacheError as error:
@@ -197,13 +199,13 @@ class Cache(CheckedGroup):
                     faults.append(f"{chunk_name(array, index)}: {fault}: {self._remedy([(name, index)])}")
                 done += 1
                 on_progress(done, total)
-        if isinstance(self.path, Path):
-            faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
+        if self.is_folder:
+            faults += find_token_faults(self.folder / TOKENS, self.info.num_captions)
         return faults or list(self._count_faults(arrays))
 
-    def _remote_tokens(self) -> list[str]:
-        """Arrays of tokens that were uploaded with the cache; local ones are checked as they are read, mapped."""
-        if isinstance(self._store, RemoteStore):
+    def _copied_tokens(self) -> list[str]:
+        """Arrays of tokens that were uploaded or converted with the cache; others are checked as they are mapped."""
+        if not self.is_folder:
             keys = filter(TOKEN_GROUP.fullmatch, sorted(self._store.names(TOKENS)))
             return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]
         return []

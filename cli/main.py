@@ -12,6 +12,7 @@ COMMANDS = {
     "cache": ("caching", "cache", "Embed every picture of a manifest once."),
     "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
     "verify": ("caching", "verify", "Check every checksum of a cache."),
+    "convert": ("converting", "convert", "Copy a cache to HDF5, or back to Zarr."),
     "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("training", "train", "Train a text tower on a cache."),
     "export": ("exporting", "export", "Merge both towers into one CLIP."),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.format import Augmentation, SourceInfo
+from ..cache.location import is_hdf5
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -72,6 +73,12 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
+        zarr = self.output.with_suffix(".zarr")
+        require(
+            not is_hdf5(self.output),
+            f"-o {self.output}: a pass killed while it writes HDF5 could lose what it did: pass -o {zarr}, then "
+            f"`clipglot convert {zarr} {self.output}`",
+        )
         require(
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",

@@ -34,6 +34,7 @@ CONTRACT = {
     "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
+    "convert": "CACHE OUT --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
     "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
