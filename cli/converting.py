@@ -1,4 +1,4 @@
-"""`clipglot convert`."""
+"""`clipglot convert` and `import`."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,9 +7,10 @@ import click
 
 from ..cache.location import Location
 from ..cache.store import Cache
+from ..distill.settings import ImportSettings
 from .caching import cache_argument
 from .folders import require_kind
-from .options import LocalPath
+from .options import LocalPath, settings_options
 from .render import friendly_errors, json_option, print_json, progress_bar, say
 
 
@@ -41,3 +42,43 @@ def convert(cache: Location, out: Path, as_json: bool) -> None:
         f"{out}: {len(opened):,} pictures, {done.num_chunks:,} chunks, {done.num_bytes / 1e6:,.1f} MB in "
         f"{done.wall_s:.1f} s; every checksum of {cache} held"
     )
+
+
+@click.command(name="import")
+@settings_options(ImportSettings, "source")
+@json_option
+def import_(settings: ImportSettings, as_json: bool) -> None:
+    """Make a cache of SOURCE, embeddings that are there; run it again to resume.
+
+    SOURCE is what clip-retrieval wrote (img_emb/ and metadata/), or an .npy or .h5
+    file with --captions. Name the tower that made them: export will need it.
+    With --image-root a few pictures are embedded again, and a wrong tower is refused.
+
+    \b
+    clipglot import laion -o train.zarr --model ViT-B-32 --pretrained openai
+    clipglot import emb.npy --captions rows.csv -o train.zarr --model local-dir:vit
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
+    with friendly_errors(), progress_bar() as progress:
+        tasks = {stage: progress.add_task(stage, total=None, note="", visible=False) for stage in ("plan", "import")}
+        from ..distill.importing import import_embeddings
+
+        result = import_embeddings(
+            settings,
+            lambda stage, done, total: progress.update(tasks[stage], completed=done, total=total, visible=True),
+        )
+    info = result.cache.info
+    if as_json:
+        print_json(
+            {"cache": str(settings.output), "resumed": result.resumed, "num_pictures": info.num_pictures}
+            | {"num_captions": info.num_captions, "status": info.counts, "wall_s": result.report.wall_s}
+            | {"num_probes": result.num_probes, "min_cosine": result.min_cosine}
+        )
+        return
+    say(
+        f"{settings.output}: {info.counts.get('embedded', 0):,} of {info.num_pictures:,} embeddings imported, "
+        f"{info.num_captions:,} captions"
+    )
+    if result.num_probes:
+        say(f"{result.num_probes} pictures embedded again: cosine {result.min_cosine:.4f} at least")
+    else:
+        say("not checked whether this tower made them: pass --image-root to have a few pictures embedded again")

@@ -13,6 +13,7 @@ COMMANDS = {
     "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
     "verify": ("caching", "verify", "Check every checksum of a cache."),
     "convert": ("converting", "convert", "Copy a cache to HDF5, or back to Zarr."),
+    "import": ("converting", "import_", "Make a cache of embeddings that are there."),
     "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("training", "train", "Train a text tower on a cache."),
     "export": ("exporting", "export", "Merge both towers into one CLIP."),
