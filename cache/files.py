@@ -223,6 +223,5 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
         raise CacheError(
-            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again; "
-            "finished chunks are kept"
+            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again"
         ) from error

@@ -28,7 +28,7 @@ from .format import (
     Status,
 )
 from .mapped import MappedRows
-from .ragged import RaggedReader
+from .ragged import RaggedReader, Texts
 from .tokens import TOKEN_GROUP, find_token_faults
 
 ROWS_AT_A_TIME = 8192
@@ -238,6 +238,14 @@ class Cache(CheckedGroup):
             raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
         return view
 
-    def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
+    def read(self, name: str) -> NDArray[Any]:
+        """All of an array."""
+        return self._read(name, (...,))
+
+    def texts(self, name: str, start: int = 0, stop: int | None = None) -> Texts:
+        """Some texts of a ragged array, as arrays."""
         with self._whole(f"{name}/bytes", f"{name}/offsets"):
-            return RaggedReader(self.root, name).read(start, stop)
+            return RaggedReader(self.root, name).texts(start, stop)
+
+    def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
+        return [text.decode() for text in self.texts(name, start, stop).split()]

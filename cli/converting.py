@@ -1,11 +1,11 @@
-"""`clipglot convert` and `import`."""
+"""`clipglot convert`, `import` and `merge`."""
 
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import click
 
-from ..cache.location import Location
+from ..cache.location import Location, to_location
 from ..cache.store import Cache
 from ..distill.settings import ImportSettings
 from .caching import cache_argument
@@ -82,3 +82,42 @@ def import_(settings: ImportSettings, as_json: bool) -> None:
         say(f"{result.num_probes} pictures embedded again: cosine {result.min_cosine:.4f} at least")
     else:
         say("not checked whether this tower made them: pass --image-root to have a few pictures embedded again")
+
+
+@click.command()
+@click.argument("caches", type=to_location, nargs=-1, required=True)
+@click.option("-o", "--output", type=LocalPath(path_type=Path), required=True, help="where the new cache goes")
+@click.option("--prefix", is_flag=True, help="put each cache's name before its keys; picture files are not found then")
+@json_option
+def merge(caches: tuple[Location, ...], output: Path, prefix: bool, as_json: bool) -> None:
+    """Put CACHES of one image tower together into one, rows in order.
+
+    Caches that were made with other towers or settings are refused, and so is a
+    picture that two of them have. (To merge towers into a CLIP: clipglot export.)
+
+    \b
+    clipglot merge news.zarr art.zarr -o both.zarr
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
+    if len(caches) < 2:
+        raise click.UsageError("CACHES: give two or more")
+    with friendly_errors(), progress_bar() as progress:
+        from ..cache.merge import merge_caches
+
+        for cache in caches:
+            require_kind(cache, "cache")
+        task = progress.add_task("merge", total=None, note="")
+        prefixes = [PurePosixPath(cache).stem for cache in caches]
+        merged = merge_caches(
+            [Cache(cache) for cache in caches],
+            output,
+            prefixes=prefixes if prefix else None,
+            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    info = merged.info
+    if as_json:
+        print_json(
+            {"caches": list(map(str, caches)), "output": str(output), "num_pictures": info.num_pictures}
+            | {"num_captions": info.num_captions, "status": info.counts}
+        )
+        return
+    say(f"{output}: {info.num_pictures:,} pictures and {info.num_captions:,} captions of {len(caches)} caches")

@@ -14,6 +14,7 @@ COMMANDS = {
     "verify": ("caching", "verify", "Check every checksum of a cache."),
     "convert": ("converting", "convert", "Copy a cache to HDF5, or back to Zarr."),
     "import": ("converting", "import_", "Make a cache of embeddings that are there."),
+    "merge": ("converting", "merge", "Put several caches of one tower together."),
     "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("training", "train", "Train a text tower on a cache."),
     "export": ("exporting", "export", "Merge both towers into one CLIP."),

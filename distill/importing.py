@@ -1,4 +1,4 @@
-"""`clipglot import`: a cache of embeddings that are there, made by the tower that the user names: checked if it can be."""
+"""`clipglot import`: a cache of embeddings that are there, with the tower that the user names, checked if possible."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -37,6 +37,7 @@ CONTRACT = {
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
     "--keys --precision --config --json",
+    "merge": "CACHES --output --prefix --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
     "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
