@@ -51,6 +51,7 @@ class CacheSettings:
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
+    split: Annotated[str | None, "the part to take, where a source has several, e.g. train"] = None
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
@@ -121,6 +122,7 @@ class CacheSettings:
             image_root=str(self.image_root.absolute()) if self.image_root else "",
             image_field=self.image_field or "",
             text_fields=list(self.text_field),
+            split=self.split,
             limit=self.limit,
             teacher_fields=list(self.teacher_field),
             images=self.images,
