@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
@@ -35,6 +36,17 @@ class Texts:
         np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
         return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Texts"]) -> "Texts":
+        """One after another.
+
+        >>> Texts.joined([Texts.of([b"ab"]), Texts.of([b"", b"c"])]).split()
+        [b'ab', b'', b'c']
+        """
+        lengths = [np.diff(part.offsets) for part in parts]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+        return cls(np.concatenate([part.raw for part in parts]), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -44,11 +56,11 @@ class Texts:
         >>> Texts.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
         [b'c', b'ab']
         """
-        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Texts(self.raw[places], offsets)
+        buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]
+        taken = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
+        _, offsets, raw = taken.buffers()
+        raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
+        return Texts(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
 
     def split(self) -> list[bytes]:
         """One object each."""
