@@ -1,7 +1,7 @@
 """Blocks of JSON lines as columns, by Arrow's parser, several times as fast as line by line.
 
-Only for blocks about which both ways agree: whatever is odd makes a block not plain, and `records.RecordReader` decides,
-so that there is one definition of what is taken, dropped or refused, and one wording. n lines of a block, m captions.
+Only for blocks about which both ways agree. Whatever is odd makes a block not plain, and `records.RecordReader`
+decides, so that there is one definition of what is taken, dropped or refused, and one wording.
 """
 
 import json
@@ -20,8 +20,7 @@ from .rows import MAX_CAPTION_BYTES, Batch
 LONG_LINE = 500  # bytes, above which a line may be nested deeper than Python's parser goes
 LONG_NUMBER = 4000  # bytes, above which a line may hold a number of more digits than Python's parser takes
 DEEP = 100  # opened brackets
-# Arrow takes them for numbers and ends at NUL; JSON as Python reads it does not.
-NO_JSON = re.compile(rb"Inf[\s,}\]]|-NaN|\0")
+INF = re.compile(rb"Inf[\s,}\]]")
 # How captions of white space may begin; Python's `str.strip` decides.
 BLANK_STARTS = np.array([0xE19A, 0xE280, 0xE281, 0xE380], np.uint16)
 
@@ -84,7 +83,7 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
         return False
     last = raw[ends - 1]
     last = np.where(last == ord("\r"), raw[ends - 2], last)
-    if (raw[starts] != ord("{")).any() or (last != ord("}")).any() or NO_JSON.search(block):
+    if (raw[starts] != ord("{")).any() or (last != ord("}")).any() or _is_arrows_own(block):
         return False
     for i in np.flatnonzero(lengths > LONG_LINE).tolist():
         a, b = int(starts[i]), int(ends[i])
@@ -96,6 +95,11 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
     return True
 
 
+def _is_arrows_own(block: bytes) -> bool:
+    """Whether there may be what Arrow takes and JSON as Python reads it does not."""
+    return b"\0" in block or b"-NaN" in block or (b"Inf" in block and INF.search(block) is not None)
+
+
 def _one_text(block: bytes) -> pa.Array:
     offsets = pa.py_buffer(np.array([0, len(block)], np.int64))
     return pa.Array.from_buffers(pa.large_string(), 1, [None, offsets, pa.py_buffer(block)])
@@ -105,7 +109,9 @@ def _schema(record: object, info: SourceInfo) -> pa.Schema | None:
     """The types of the fields that are asked for, as the first line has them."""
     if not isinstance(record, dict):
         return None
-    kinds = {name: pa.list_(pa.string()) if isinstance(record.get(name), list) else pa.string() for name in info.text_fields}
+    kinds = {
+        name: pa.list_(pa.string()) if isinstance(record.get(name), list) else pa.string() for name in info.text_fields
+    }
     return pa.schema({**kinds, info.image_field: pa.string()})
 
 
@@ -170,9 +176,10 @@ def _worth_keeping(captions: Texts) -> tuple[NDArray[np.int64], Counter[str]]:
     """Which captions stay, and how many do not by reason: as `rows` decides one by one."""
     raw, starts, lengths = captions.raw, captions.offsets[:-1], np.diff(captions.offsets)
     keep = lengths > 0
-    first = np.where(keep, np.append(raw, 0)[starts], 0)
-    pairs = first.astype(np.uint16) << 8 | np.append(raw, [0, 0])[np.minimum(starts + 1, len(raw))]
-    for i in np.flatnonzero(keep & ((first <= 0x20) | (first == 0xC2) | np.isin(pairs, BLANK_STARTS))).tolist():
+    first = raw.take(starts, mode="clip") if len(raw) else np.zeros(len(keep), np.uint8)
+    second = raw.take(starts + 1, mode="clip") if len(raw) else first
+    may_be_blank = (first <= 0x20) | (first == 0xC2) | np.isin(first.astype(np.uint16) << 8 | second, BLANK_STARTS)
+    for i in np.flatnonzero(keep & may_be_blank).tolist():
         keep[i] = bool(raw[starts[i] : starts[i] + lengths[i]].tobytes().decode().strip())
     dropped = Counter({"empty": int(np.count_nonzero(~keep))})
     with_nul = np.zeros(len(keep), bool)

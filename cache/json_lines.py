@@ -25,9 +25,9 @@ class Block(NamedTuple):
 
 
 def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """A file as blocks of whole lines, without its byte order mark; a line that is too long is cut, just above the limit.
+    """A file as blocks of whole lines, without its byte order mark.
 
-    Nothing follows a line that is too long: `records` of its block raises.
+    A line that is too long is cut, just above the limit; `records` of its block raises.
     """
     line = 1
     with open(path, "rb") as file:
