@@ -5,15 +5,15 @@ import os
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from multiprocessing.reduction import DupFd
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,37 @@ from PIL import Image
 from .augment import augmented
 from .errors import CacheError
 from .format import Augmentation, Status
-from .pictures import Geometry, RejectedPictureError, decode_views, open_below, require_image_root
+from .pictures import Geometry, RejectedPictureError, decode_views
 from .processes import worker_pool
 
 SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
 
 Views = tuple[int, ...]
+
+
+class BlockReader(Protocol):
+    """Gives a worker the encoded pictures; see `sources.RowsReader`."""
+
+    def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
+        """The bytes of the pictures from row `start` on, or why there are none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A run of rows to decode.
+
+    Attributes:
+        start: the first row.
+        keys: of its pictures.
+        locators: `[rows, 3]`; None where keys are paths.
+        views: which views of them are wanted, ascending.
+    """
+
+    start: int
+    keys: list[str]
+    locators: NDArray[np.int64] | None
+    views: Views
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +65,15 @@ class DecodedBlock:
         pixels: `[views, rows, height, width, 3] uint8`; zeros where a picture was rejected. A part of shared memory,
             valid until the next block is asked for.
         status: `[rows] uint8`; `Status.EMBEDDED` for pictures that decoded.
-        decode_s: seconds the worker spent on the block.
+        read_s: seconds the worker spent reading the block.
+        decode_s: seconds it spent decoding it.
     """
 
     start: int
     views: Views
     pixels: NDArray[np.uint8]
     status: NDArray[np.uint8]
+    read_s: float
     decode_s: float
 
 
@@ -93,7 +120,7 @@ class _Worker:
     """What a worker process knows; set once, when it starts."""
 
     geometry: Geometry
-    root: Path
+    reader: BlockReader
     max_pixels: int
     augmentation: Augmentation
     slots: NDArray[np.uint8]
@@ -119,7 +146,7 @@ class BlockDecoder:
 
     def __init__(
         self,
-        root: Path,
+        reader: BlockReader,
         geometry: Geometry,
         *,
         block_rows: int,
@@ -131,24 +158,20 @@ class BlockDecoder:
         """Start the workers.
 
         Args:
-            root: the image root; nothing outside it is read.
+            reader: of the pictures; each worker has a copy.
             geometry: the tower's resize and crop.
             block_rows: most rows in a block.
             workers: number of processes.
             max_pixels: larger pictures are rejected.
             num_views: most views of a block.
             augmentation: what makes the views beyond the plain one, where there are any.
-
-        Raises:
-            CacheError: no image root.
         """
-        require_image_root(root)
         shape = (workers + SLOTS_AHEAD, num_views, block_rows, geometry.height, geometry.width, 3)
         self._memory = _SharedMemory.create(shape)
         self._slots = self._memory.view()
         self._free = list(range(shape[0]))
-        self._in_flight: deque[tuple[int, int, int, Views, Future[tuple[bytes, float]]]] = deque()
-        known = (geometry, root.resolve(), max_pixels, augmentation or Augmentation(), self._memory)
+        self._in_flight: deque[tuple[int, Block, Future[tuple[bytes, float, float]]]] = deque()
+        known = (geometry, reader, max_pixels, augmentation or Augmentation(), self._memory)
         self._pool = worker_pool(workers, __name__, _start_worker, *known)
 
     def close(self) -> None:
@@ -157,30 +180,30 @@ class BlockDecoder:
         del self._slots
         os.close(self._memory.descriptor)
 
-    def decode(self, blocks: Iterable[tuple[int, list[str], Views]]) -> Iterator[DecodedBlock]:
-        """Decode blocks of (first row, keys, views), in the order given."""
+    def decode(self, blocks: Iterable[Block]) -> Iterator[DecodedBlock]:
+        """Decode blocks in the order given."""
         waiting = iter(blocks)
         while True:
             while self._free and (block := next(waiting, None)) is not None:
-                self._submit(*block)
+                self._submit(block)
             if not self._in_flight:
                 return
-            slot, start, rows, views, future = self._in_flight.popleft()
+            slot, block, future = self._in_flight.popleft()
             try:
-                status, decode_s = future.result()
+                status, read_s, decode_s = future.result()
             except BrokenProcessPool as error:
-                raise _worker_died(start) from error
-            pixels = self._slots[slot, : len(views), :rows]
-            yield DecodedBlock(start, views, pixels, np.frombuffer(status, np.uint8), decode_s)
+                raise _worker_died(block.start) from error
+            pixels = self._slots[slot, : len(block.views), : len(block.keys)]
+            yield DecodedBlock(block.start, block.views, pixels, np.frombuffer(status, np.uint8), read_s, decode_s)
             self._free.append(slot)
 
-    def _submit(self, start: int, keys: list[str], views: Views) -> None:
+    def _submit(self, block: Block) -> None:
         slot = self._free.pop()
         try:
-            future = self._pool.submit(_decode_block, slot, start, keys, views)
+            future = self._pool.submit(_decode_block, slot, block)
         except BrokenProcessPool as error:
-            raise _worker_died(start) from error
-        self._in_flight.append((slot, start, len(keys), views, future))
+            raise _worker_died(block.start) from error
+        self._in_flight.append((slot, block, future))
 
 
 def _worker_died(start: int) -> CacheError:
@@ -191,9 +214,9 @@ def _worker_died(start: int) -> CacheError:
 
 
 @contextmanager
-def block_decoder(root: Path, geometry: Geometry, **options: Any) -> Iterator[BlockDecoder]:
+def block_decoder(reader: BlockReader, geometry: Geometry, **options: Any) -> Iterator[BlockDecoder]:
     """A `BlockDecoder` that is closed at the end of the block."""
-    decoder = BlockDecoder(root, geometry, **options)
+    decoder = BlockDecoder(reader, geometry, **options)
     try:
         yield decoder
     finally:
@@ -201,25 +224,31 @@ def block_decoder(root: Path, geometry: Geometry, **options: Any) -> Iterator[Bl
 
 
 def _start_worker(
-    geometry: Geometry, root: Path, max_pixels: int, augmentation: Augmentation, memory: _SharedMemory
+    geometry: Geometry, reader: BlockReader, max_pixels: int, augmentation: Augmentation, memory: _SharedMemory
 ) -> None:
     global _worker
-    _worker = _Worker(geometry, root, max_pixels, augmentation, memory.view())
+    _worker = _Worker(geometry, reader, max_pixels, augmentation, memory.view())
 
 
-def _decode_block(slot: int, start: int, keys: list[str], views: Views) -> tuple[bytes, float]:
-    """Decode pictures into a slot; returns a status a picture, and the seconds spent."""
+def _decode_block(slot: int, block: Block) -> tuple[bytes, float, float]:
+    """Decode pictures into a slot; returns a status a picture, and the seconds spent reading and decoding."""
     assert _worker is not None
-    started = time.perf_counter()
-    status = bytearray(len(keys))
-    for i, key in enumerate(keys):
-        pixels = _worker.slots[slot, : len(views), i]
+    status, read_s, decode_s = bytearray(len(block.keys)), 0.0, 0.0
+    found = _worker.reader.read(block.start, block.keys, block.locators)
+    for i in range(len(block.keys)):
+        pixels = _worker.slots[slot, : len(block.views), i]
+        started = time.perf_counter()
+        encoded = next(found)
+        read_at = time.perf_counter()
         try:
-            with open_below(_worker.root, key) as file:
-                renderings = _worker.renderings(start + i, views)
-                pixels[:] = decode_views(file, _worker.geometry, renderings, _worker.max_pixels)
+            if isinstance(encoded, Status):
+                raise RejectedPictureError(encoded)
+            renderings = _worker.renderings(block.start + i, block.views)
+            pixels[:] = decode_views(BytesIO(encoded), _worker.geometry, renderings, _worker.max_pixels)
             status[i] = Status.EMBEDDED
         except RejectedPictureError as rejected:
             pixels[:] = 0
             status[i] = rejected.status
-    return bytes(status), time.perf_counter() - started
+        read_s += read_at - started
+        decode_s += time.perf_counter() - read_at
+    return bytes(status), read_s, decode_s

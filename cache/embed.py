@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from .checked import REMAKE
-from .decoding import DecodedBlock, Views, block_decoder
+from .decoding import Block, BlockReader, DecodedBlock, Views, block_decoder
 from .errors import CacheError
 from .files import sweep_partial
 from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
@@ -37,6 +36,7 @@ class PassReport:
         num_pictures: pictures that this pass tried.
         num_embedded: of these, the embedded ones.
         wall_s: seconds from start to end.
+        read_s: seconds spent reading pictures, summed over the workers.
         decode_s: seconds spent decoding, summed over the workers.
         wait_s: seconds the pass waited for decoded pictures.
         tower_s: seconds in the tower.
@@ -47,6 +47,7 @@ class PassReport:
     num_pictures: int = 0
     num_embedded: int = 0
     wall_s: float = 0.0
+    read_s: float = 0.0
     decode_s: float = 0.0
     wait_s: float = 0.0
     tower_s: float = 0.0
@@ -89,7 +90,7 @@ def embed_missing(
     cache: Cache,
     encode: Encode,
     *,
-    image_root: Path,
+    reader: BlockReader,
     workers: int,
     num_views: int = 1,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
@@ -105,7 +106,7 @@ def embed_missing(
     Args:
         cache: a planned cache, open for writing.
         encode: the frozen tower.
-        image_root: keys are relative to it; nothing outside is read.
+        reader: of the pictures, see `sources.reader_of`.
         workers: decoding processes.
         num_views: views that the cache shall have; never fewer than it has. There is room for them.
         on_progress: called after each batch with the pictures done in this pass.
@@ -123,7 +124,7 @@ def embed_missing(
         geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
         with (
             block_decoder(
-                image_root,
+                reader,
                 geometry,
                 block_rows=cache.info.batch_size,
                 workers=workers,
@@ -185,13 +186,14 @@ def write_info(cache: Cache, info: CacheInfo) -> None:
     cache.root.attrs[ATTRIBUTE] = info.to_attributes()
 
 
-def _blocks(cache: Cache, missing: Missing) -> Iterator[tuple[int, list[str], Views]]:
-    """(first row, keys, views) of every batch of the given chunks; only one chunk's keys are held."""
+def _blocks(cache: Cache, missing: Missing) -> Iterator[Block]:
+    """Every batch of the given chunks; only one chunk's keys are held."""
     for chunk, views in missing.items():
         rows = cache.chunk_slice(chunk)
-        keys = cache.keys(rows.start, rows.stop)
+        keys, locators = cache.keys(rows.start, rows.stop), cache.locators(rows.start, rows.stop)
         for offset in range(0, len(keys), cache.info.batch_size):
-            yield rows.start + offset, keys[offset : offset + cache.info.batch_size], views
+            batch = slice(offset, offset + cache.info.batch_size)
+            yield Block(rows.start + offset, keys[batch], None if locators is None else locators[batch], views)
 
 
 def _begin(cache: Cache, start: int, views: Views) -> _Chunk:
@@ -213,6 +215,7 @@ def _embed_block(cache: Cache, block: DecodedBlock, chunk: _Chunk, encode: Encod
     status = chunk.status[rows]
     if 0 in chunk.views:
         status[:] = block.status
+    report.read_s += block.read_s
     report.decode_s += block.decode_s
     for i, view in enumerate(chunk.views):
         tower_from = time.perf_counter()

@@ -15,6 +15,7 @@ ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
+LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
@@ -83,7 +84,24 @@ class EncoderInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
-    """Which manifest was planned."""
+    """What was planned, and how it was read.
+
+    Attributes:
+        path: of the manifest, folder or file; absolute, or a URL.
+        sha256: by which a changed source is recognised.
+        image_root: the folder, or URL, below which pictures and the files that hold them lie.
+        image_field: where a record names its picture.
+        text_fields: where it has its captions.
+        limit: most pictures taken.
+        teacher_fields: where it has translations.
+        images: False where the translations stand in the place of pictures.
+        kind: of source, see `sources.py`.
+        where: the condition that a record must fulfil.
+        split: the part that was asked for.
+        languages: tags of all captions, one, or one for each text field.
+        language_field: where a record has its tag.
+        first_row: the row of its first picture.
+    """
 
     path: str
     sha256: str
@@ -93,6 +111,12 @@ class SourceInfo:
     limit: int | None = None
     teacher_fields: list[str] = field(default_factory=list)
     images: bool = True
+    kind: str = "table"
+    where: str | None = None
+    split: str | None = None
+    languages: list[str] = field(default_factory=list)
+    language_field: str | None = None
+    first_row: int = 0
 
     @property
     def has_teacher(self) -> bool:
@@ -129,6 +153,7 @@ class CacheInfo:
     state: State
     encoder: EncoderInfo
     source: SourceInfo
+    appended: list[SourceInfo] = field(default_factory=list)
     num_views: int = 1
     augmentation: Augmentation | None = None
     teacher_sha256: str | None = None
@@ -139,8 +164,14 @@ class CacheInfo:
     max_pixels: int = MAX_PIXELS
     counts: dict[str, int] = field(default_factory=dict)
     dropped_captions: dict[str, int] = field(default_factory=dict)
+    languages: list[str] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+
+    @property
+    def sources(self) -> list[SourceInfo]:
+        """All sources, in the order of their rows."""
+        return [self.source, *self.appended]
 
     def to_attributes(self) -> dict[str, Any]:
         """The JSON form that is written to the group's attributes."""
@@ -167,8 +198,9 @@ class CacheInfo:
             )
         try:
             encoder, source = EncoderInfo(**found.pop("encoder")), SourceInfo(**found.pop("source"))
+            appended = [SourceInfo(**further) for further in found.pop("appended", [])]
             augmentation = Augmentation(**given) if (given := found.pop("augmentation", None)) else None
-            info = cls(encoder=encoder, source=source, augmentation=augmentation, **found)
+            info = cls(encoder=encoder, source=source, appended=appended, augmentation=augmentation, **found)
             if info.state not in get_args(State):
                 raise ValueError(f"state is {info.state!r}")
             sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}

@@ -6,74 +6,48 @@ a manifest is read before any work is spent, so that stopping early is the cheap
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import CacheError
+from .files import sha256_file
+from .records import RecordReader, is_unicode
+from .rows import Row
+from .source import Source
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
-@dataclass(frozen=True, slots=True)
-class ManifestRow:
-    """One line: the picture's key (its path as the manifest has it), its captions and their translations, in order."""
+class Table(Source):
+    """A `.jsonl`, `.ndjson`, `.csv` or `.tsv` file with a record a line; tables of columns carry a header line.
 
-    line: int
-    key: str
-    captions: list[str]
-    translations: list[str] = field(default_factory=list)
-
-
-def read_manifest(
-    path: Path, *, image_field: str | None, text_fields: Sequence[str], teacher_fields: Sequence[str] = ()
-) -> Iterator[ManifestRow]:
-    """Read a manifest row by row.
-
-    Args:
-        path: a `.jsonl`, `.ndjson`, `.csv` or `.tsv` file; tables carry a header line.
-        image_field: the column of the picture's path; None for a manifest without pictures, whose keys are empty.
-        text_fields: the columns of captions; in jsonl each may hold a string, a list of strings or null.
-        teacher_fields: the columns of their translations, likewise.
-
-    Raises:
-        CacheError: the file or a row is not readable as such.
+    In jsonl a field of captions may hold a string, a list of strings or null.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
-    if not path.is_file():
-        raise CacheError(f"{path}: no such file")
-    records = _json_lines(path) if suffix in (".jsonl", ".ndjson") else _table(path, "," if suffix == ".csv" else "\t")
-    for line, record in records:
-        where = f"{path}:{line}"
-        for name in (*([image_field] if image_field else []), *text_fields, *teacher_fields):
-            if name not in record:
-                option = "--image-field" if name == image_field else "--text-field"
-                option = "--teacher-field" if name in teacher_fields else option
-                raise CacheError(
-                    f"{where}: no field {name!r} (found: {', '.join(map(str, record))}): pass {option} NAME"
-                )
-        key = record[image_field] if image_field else ""
-        if not isinstance(key, str) or (image_field and not key):
-            raise CacheError(f"{where}: {image_field!r} must be the path of a picture, found {key!r}")
-        if not _is_unicode(key):
-            raise CacheError(f"{where}: {image_field!r} holds half of a surrogate pair: {key!r}")
-        captions, translations = (
-            [text for name in names for text in _captions(record[name], name, where)]
-            for names in (text_fields, teacher_fields)
-        )
-        yield ManifestRow(line, key, captions, translations)
 
+    kind = "table"
 
-def _captions(value: Any, field: str, where: str) -> list[str]:
-    if value is None:
-        return []
-    captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise CacheError(f"{where}: {field!r} must be a string or a list of strings, found {value!r:.100}")
-    return captions
+    def rows(self) -> Iterator[Row]:
+        """Every record.
+
+        Raises:
+            CacheError: the file or a record is not readable as such.
+        """
+        path = Path(self.info.path)
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
+        if not path.is_file():
+            raise CacheError(f"{path}: no such file")
+        lines = suffix in (".jsonl", ".ndjson")
+        records = _json_lines(path) if lines else _table(path, "," if suffix == ".csv" else "\t")
+        reader = RecordReader(self.info)
+        for line, record in records:
+            yield reader.row(record, line, f"{path}:{line}")
+
+    def sha256(self) -> str:
+        """Of the file's bytes."""
+        return sha256_file(Path(self.info.path))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -105,14 +79,14 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
             header = next(reader, None)
             if header is None:
                 raise CacheError(f"{path}: empty: expected a header line with the names of the columns")
-            if not _is_unicode("".join(header)):
+            if not is_unicode("".join(header)):
                 raise CacheError(f"{path}:1: not UTF-8 text: save the file as UTF-8")
             repeated = sorted({name for name in header if name and header.count(name) > 1})
             if repeated:
                 raise CacheError(f"{path}:1: several columns are called {', '.join(repeated)}: rename them")
             line = reader.line_num + 1
             for fields in reader:
-                if not _is_unicode("".join(fields)):
+                if not is_unicode("".join(fields)):
                     raise CacheError(f"{path}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
                 if fields and len(fields) != len(header):
                     raise CacheError(
@@ -124,11 +98,3 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 line = reader.line_num + 1
         except csv.Error as error:
             raise CacheError(f"{path}:{line}: not a row of a table ({error}): mend or drop it") from None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -15,7 +15,9 @@ from .format import (
     CAPTION_IMAGE,
     EMB,
     EMBEDDED_ARRAYS,
+    FILE,
     KEY,
+    LOCATOR,
     NORM,
     PLANNED_ARRAYS,
     STATUS,
@@ -146,6 +148,14 @@ class Cache(CheckedGroup):
     def keys(self, start: int = 0, stop: int | None = None) -> list[str]:
         """Keys of pictures `start` to `stop`: their paths as the manifest has them."""
         return self._ragged(KEY, start, stop)
+
+    def files(self) -> list[str]:
+        """The larger files that locators count, as paths below the image root; none where keys are paths."""
+        return self._ragged(FILE, 0, None) if FILE in self.root else []
+
+    def locators(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64] | None:
+        """Where pictures `start` to `stop` lie, `[n, 3]`, see `Locator`; None where keys are paths."""
+        return self._read(LOCATOR, (slice(start, stop),)) if LOCATOR in self.root else None
 
     def failures(self) -> Iterator[Failure]:
         """Every picture that was tried and not embedded, in row order."""

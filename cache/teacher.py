@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from .errors import CacheError
 from .format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_chunk_rows
 from .ragged import RaggedReader, create_array, open_array
+from .rows import SEPARATOR
 from .store import Cache
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to embeddings `[B, D] float32`, unit norm."""
-
-SEPARATOR = "\n"  # between several texts of a teacher for one caption, none of which holds it
 
 
 class TeacherStatus(IntEnum):
@@ -29,23 +28,6 @@ class TeacherStatus(IntEnum):
     EMBEDDED = 1
     NONE_GIVEN = 2
     NOT_FINITE = 3
-
-
-def align(captions: Sequence[str], translations: Sequence[str]) -> list[str]:
-    """The teacher's text for each caption of a row; empty where there is none.
-
-    Lists of the same length belong together one by one. Otherwise nobody can say which belongs to which, and every
-    caption gets all: its target is the direction of their mean.
-
-    >>> align(["кот", "рыжий кот"], ["a cat", "a ginger cat"])
-    ['a cat', 'a ginger cat']
-    >>> align(["кот", "рыжий кот"], ["a cat"])
-    ['a cat', 'a cat']
-    """
-    lines = [" ".join(text.split()) for text in translations]
-    if len(lines) == len(captions):
-        return lines
-    return [SEPARATOR.join(filter(None, lines))] * len(captions)
 
 
 def make_room_for_teacher(root: zarr.Group, info: CacheInfo, num_captions: int) -> None:

@@ -12,12 +12,12 @@ import numpy as np
 from .embed import PassReport, seal, write_chunk
 from .errors import CacheError
 from .format import Status
-from .manifest import ManifestRow
+from .rows import Row, align
 from .store import Cache
-from .teacher import Encode, TeacherStatus, align, embed_texts
+from .teacher import Encode, TeacherStatus, embed_texts
 
 
-def rows_of_texts(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
+def rows_of_texts(rows: Iterable[Row]) -> Iterator[Row]:
     """The rows of a manifest without pictures, each caption with its translation as the key.
 
     Raises:
@@ -28,7 +28,7 @@ def rows_of_texts(rows: Iterable[ManifestRow]) -> Iterator[ManifestRow]:
             if not translation and caption.strip():
                 raise CacheError(f"line {row.line} of the manifest: {caption!r:.60} has no translation: drop the row")
             if translation:
-                yield ManifestRow(row.line, translation, [caption])
+                yield Row(row.line, translation, [caption])
 
 
 def embed_missing_texts(

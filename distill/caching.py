@@ -6,11 +6,12 @@ from importlib.metadata import version
 from typing import Literal
 
 from ..cache.embed import PassReport, embed_missing, write_info
-from ..cache.files import locked, sha256_file
+from ..cache.files import locked
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
-from ..cache.manifest import read_manifest
-from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
+from ..cache.rows import batched
+from ..cache.source import Source
+from ..cache.sources import KINDS, open_source, reader_of
 from ..cache.store import Cache
 from ..cache.teacher import embed_teacher
 from ..cache.texts import embed_missing_texts, rows_of_texts
@@ -38,36 +39,28 @@ class CacheResult:
 def cache_pictures(
     settings: CacheSettings,
     on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
+    *,
+    source: Source | None = None,
 ) -> CacheResult:
-    """Embed every picture of a manifest, finish what an earlier pass left, or add views.
+    """Embed every picture of a source, finish what an earlier pass left, or add views.
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
+        source: one of your own (docs/sources.md); by default recognised from `settings.source`.
         on_progress: called with the stage, what is done of it and the total where known.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
-    if not settings.source.is_file():
-        raise DistillError(f"{settings.source}: no such file")
-    source = SourceInfo(
-        path=str(settings.source.absolute()),  # so that it holds in every working directory
-        sha256=sha256_file(settings.source),
-        image_root=str(settings.resolved_image_root.absolute()),
-        image_field=settings.image_field,
-        text_fields=list(settings.text_field),
-        limit=settings.limit,
-        teacher_fields=list(settings.teacher_field),
-        images=settings.images,
-    )
+    source = source or open_source(settings.source_info)
+    info = replace(source.info, sha256=source.sha256())
     tower, teacher = _load(settings)
     encoder = encoder_info(tower)
     with locked(settings.output):
-        resumed = _plan(settings, source, encoder, lambda done: on_progress("plan", done, None))
+        resumed = _plan(settings, source, info, encoder, lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
-        if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned
-            require_image_root(settings.resolved_image_root)
-            write_info(cache, replace(cache.info, source=source))
+        if cache.info.source != info:  # the same manifest and pictures, elsewhere than when they were planned
+            write_info(cache, replace(cache.info, source=info))
         if teacher:
             _require_same_teacher(cache, teacher.weights_sha256)
         if teacher and settings.images:  # first, so that a sealed cache has all of it
@@ -84,7 +77,7 @@ def cache_pictures(
         report = embed_missing(
             cache,
             tower.encode,
-            image_root=settings.resolved_image_root,
+            reader=reader_of(cache, {**KINDS, source.kind: type(source)}),
             workers=settings.resolved_workers,
             num_views=num_views,
             on_progress=lambda done, report: on_progress("embed", done, total),
@@ -102,33 +95,37 @@ def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
 
 
 def _plan(
-    settings: CacheSettings, source: SourceInfo, encoder: EncoderInfo, on_progress: Callable[[int], None]
+    settings: CacheSettings,
+    source: Source,
+    source_info: SourceInfo,
+    encoder: EncoderInfo,
+    on_progress: Callable[[int], None],
 ) -> bool:
     """Plan the cache unless it is planned already; returns whether it was, with these very settings."""
     if is_planned(settings.output):
         existing = Cache(settings.output)
         require_same_encoder(existing.info.encoder, encoder, f"the tower given for {settings.output}")
-        _require_same_plan(existing, source, settings)
+        _require_same_plan(existing, source_info, settings)
         return True
-    rows = read_manifest(
-        settings.source,
-        image_field=settings.image_field if settings.images else None,
-        text_fields=settings.text_field,
-        teacher_fields=settings.teacher_field,
-    )
-    if not settings.images:
-        rows = rows_of_texts(rows)
+    batches = source.batches() if settings.images else batched(rows_of_texts(source.rows()))
     info = CacheInfo(
         state="planning",
         encoder=encoder,
-        source=source,
+        source=source_info,
         batch_size=settings.batch_size,
         max_pixels=settings.max_pixels,
         num_views=settings.views,
         augmentation=settings.augmentation if settings.views > 1 else None,
         libraries={name: version(name) for name in _LIBRARIES},
     )
-    plan_cache(settings.output, rows, info, chunk_rows=settings.chunk_rows, on_progress=on_progress)
+    plan_cache(
+        settings.output,
+        batches,
+        info,
+        files=source.files,
+        chunk_rows=settings.chunk_rows,
+        on_progress=on_progress,
+    )
     return False
 
 
@@ -152,7 +149,19 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     planned = existing.info
     differences = [
         (name, getattr(planned.source, name), getattr(source, name))
-        for name in ("sha256", "image_field", "text_fields", "teacher_fields", "images", "limit")
+        for name in (
+            "kind",
+            "sha256",
+            "image_field",
+            "text_fields",
+            "teacher_fields",
+            "images",
+            "limit",
+            "where",
+            "split",
+            "languages",
+            "language_field",
+        )
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
     differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))

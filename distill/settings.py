@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..cache.format import Augmentation
+from ..cache.format import Augmentation, SourceInfo
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -35,17 +35,17 @@ def require_at_least_one(settings: object, *names: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """`clipglot cache`: embed every picture of a manifest once."""
+    """`clipglot cache`: embed every picture of a source once."""
 
-    source: Annotated[Path, "manifest of pictures and captions: .jsonl, .csv or .tsv"]
+    source: Annotated[Path, "pictures and captions: .jsonl, .csv or .tsv, or another shape (docs/sources.md)"]
     output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
-    image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the manifest's)"] = None
-    image_field: Annotated[str, "column with the picture's path"] = "image"
-    text_field: Annotated[tuple[str, ...], "column with its caption or captions; may be given more than once"] = (
-        "text",
-    )
+    image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the source's)"] = None
+    image_field: Annotated[str | None, "column with the picture, or its path (default: image)"] = None
+    text_field: Annotated[
+        tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
+    ] = ()
     teacher_field: Annotated[
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
@@ -106,9 +106,18 @@ class CacheSettings:
         )
 
     @property
-    def resolved_image_root(self) -> Path:
-        """The folder that picture paths are relative to."""
-        return self.image_root or self.source.parent
+    def source_info(self) -> SourceInfo:
+        """What is asked for of the source; what is not given is for the kind of source to say."""
+        return SourceInfo(
+            path=str(self.source.absolute()),  # so that it holds in every working directory
+            sha256="",
+            image_root=str(self.image_root.absolute()) if self.image_root else "",
+            image_field=self.image_field or "",
+            text_fields=list(self.text_field),
+            limit=self.limit,
+            teacher_fields=list(self.teacher_field),
+            images=self.images,
+        )
 
     @property
     def resolved_workers(self) -> int:

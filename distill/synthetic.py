@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ..cache.embed import seal
 from ..cache.format import EMB, NORM, STATUS, CacheInfo, EncoderInfo, SourceInfo, Status
-from ..cache.manifest import ManifestRow
 from ..cache.mapped import MappedRows
 from ..cache.plan import plan_cache
 from ..cache.ragged import open_array
+from ..cache.rows import Row, batched
 from ..cache.store import Cache
 from .tokens import TokenTable
 
@@ -83,8 +83,8 @@ def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> C
     source = SourceInfo(
         path="random", sha256="", image_root=str(path.parent), image_field="image", text_fields=["text"]
     )
-    rows = (ManifestRow(i, f"{i}.jpg", texts) for i, texts in enumerate(captions))
-    plan_cache(path, rows, CacheInfo(state="planned", encoder=encoder, source=source, batch_size=64))
+    rows = (Row(i, f"{i}.jpg", texts) for i, texts in enumerate(captions))
+    plan_cache(path, batched(rows), CacheInfo(state="planned", encoder=encoder, source=source, batch_size=64))
     cache = Cache(path, read_only=False)
     rng = np.random.default_rng(0)
     arrays: dict[str, zarr.Array[Any]] = {name: open_array(cache.root, name) for name in (EMB, NORM, STATUS)}

@@ -20,6 +20,7 @@ from clipglot.cache import embed
 from clipglot.cache.embed import PassReport, embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
@@ -100,7 +101,7 @@ def test_a_resumed_pass_allows_the_pixels_that_were_planned(
     cache = Cache(tmp_path / "cache.zarr", read_only=False)
     assert cache.info.max_pixels == limit
     with pytest.raises(CacheError, match=r"\(40 too large\)"):
-        embed_missing(cache, lambda x: x[:, 0, 0, :1].repeat(16, 1), image_root=manifest.parent, workers=1)
+        embed_missing(cache, lambda x: x[:, 0, 0, :1].repeat(16, 1), reader=reader_of(cache), workers=1)
 
 
 def test_a_cache_without_max_pixels_was_made_with_the_default(tiny_cache: Path, tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_features_without_a_direction_cost_their_row(
         features[4] = 8e37
         return features
 
-    embed_missing(Cache(cache, read_only=False), encode, image_root=manifest.parent, workers=1)
+    embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=1)
     opened = Cache(cache)
     assert opened.status()[8:16].tolist() == [Status.NOT_FINITE] * 4 + [Status.EMBEDDED] * 4
     assert not opened.image_emb()[8:12].any()
@@ -157,7 +158,7 @@ def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, t
         embed_missing(
             Cache(cache, read_only=False),
             lambda pixels: np.ones((len(pixels), 5), np.float32),
-            image_root=manifest.parent,
+            reader=reader_of(Cache(cache)),
             workers=1,
         )
     assert Cache(cache, read_only=False).missing_chunks() == [2]
@@ -245,7 +246,7 @@ def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
         write(cache, chunk, report)
 
     monkeypatch.setattr(embed, "_write", slow_write)
-    report = embed_missing(Cache(cache, read_only=False), encode, image_root=manifest.parent, workers=1)
+    report = embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=1)
     assert ahead == [1, 1, 1, 1, 0]
     assert report.write_wait_s > 0.05
     assert Cache(cache).missing_chunks() == []
@@ -267,7 +268,7 @@ def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
     encoded: list[int] = []
     monkeypatch.setattr(embed, "_write", fail)
     with pytest.raises(CacheError, match="disk full"):
-        embed_missing(Cache(cache, read_only=False), encode, image_root=manifest.parent, workers=1)
+        embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=1)
     assert len(encoded) <= 2
     assert Cache(cache).missing_chunks() == list(range(5))
 
@@ -311,11 +312,13 @@ def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path)
     assert Cache(cache).verify() == []
 
 
-def test_a_decoder_needs_an_image_root(tiny_cache: Path, make_cache: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_decoder_needs_an_image_root(
+    manifest: Path, tiny_cache: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     undo(cache, 0)
     with pytest.raises(CacheError, match="absent: no such folder: pass --image-root"):
-        embed_missing(Cache(cache, read_only=False), lambda x: x, image_root=tmp_path / "absent", workers=1)
+        make_cache(manifest, cache, image_root=tmp_path / "absent")
 
 
 def test_a_wrong_image_root_is_said_and_can_be_mended(

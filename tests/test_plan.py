@@ -5,17 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from clipglot.cache import plan
 from clipglot.cache.errors import CacheError
 from clipglot.cache.files import locked
 from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
-from clipglot.cache.manifest import ManifestRow
 from clipglot.cache.plan import is_planned, plan_cache
+from clipglot.cache.rows import ROWS_AT_A_TIME, Batch, Row, batched
+from clipglot.cache.sources import open_source
 from clipglot.cache.store import Cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -36,8 +37,8 @@ INFO = CacheInfo(
 )
 
 
-def rows(pairs: Iterable[tuple[str, list[str]]]) -> Iterator[ManifestRow]:
-    return (ManifestRow(line, key, captions) for line, (key, captions) in enumerate(pairs, 1))
+def rows(pairs: Iterable[tuple[str, list[str]]], at_a_time: int = ROWS_AT_A_TIME) -> Iterator[Batch]:
+    return batched((Row(line, key, captions) for line, (key, captions) in enumerate(pairs, 1)), at_a_time)
 
 
 def limited(limit: int) -> CacheInfo:
@@ -59,15 +60,13 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_lines_of_one_picture_are_merged_in_their_order(
     pairs: list[tuple[str, list[str]]],
     rows_at_a_time: int,
-    monkeypatch: pytest.MonkeyPatch,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    monkeypatch.setattr(plan, "ROWS_AT_A_TIME", rows_at_a_time)
     expected: dict[str, list[str]] = {}
     for key, captions in pairs:
         expected.setdefault(key, []).extend(caption for caption in captions if caption.strip())
     path = tmp_path_factory.mktemp("plans") / "cache.zarr"
-    info = plan_cache(path, rows(pairs), INFO)
+    info = plan_cache(path, rows(pairs, rows_at_a_time), INFO)
     cache = Cache(path)
     owners, captions = cache.caption_image(), cache.captions()
     assert cache.keys() == list(expected)
@@ -105,8 +104,8 @@ def test_a_manifest_without_pictures_is_an_error_and_leaves_nothing(tmp_path: Pa
 
 
 def test_a_manifest_that_fails_after_many_rows_leaves_nothing(tmp_path: Path) -> None:
-    def bad() -> Iterator[ManifestRow]:
-        yield from rows((str(i), ["x"]) for i in range(plan.ROWS_AT_A_TIME + 1))
+    def bad() -> Iterator[Batch]:
+        yield from rows((str(i), ["x"]) for i in range(ROWS_AT_A_TIME + 1))
         raise CacheError("line 8194: no JSON")
 
     with locked(tmp_path / "c.zarr"), pytest.raises(CacheError, match="line 8194"):
@@ -115,8 +114,8 @@ def test_a_manifest_that_fails_after_many_rows_leaves_nothing(tmp_path: Path) ->
 
 
 def leave_planning(path: Path) -> None:
-    def cut_short() -> Iterator[ManifestRow]:
-        yield ManifestRow(1, "old", ["old"])
+    def cut_short() -> Iterator[Batch]:
+        yield from rows([("old", ["old"])])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -150,10 +149,10 @@ def test_a_plan_killed_while_it_is_written_is_planned_anew(tmp_path: Path) -> No
 from itertools import count
 from clipglot.cache import plan, ragged
 from clipglot.cache.format import *
-from clipglot.cache.manifest import ManifestRow
+from clipglot.cache.rows import Row, batched
 from pathlib import Path
 ragged.CHUNK_BYTES = 2**16
-plan.plan_cache(Path("c.zarr"), (ManifestRow(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
+plan.plan_cache(Path("c.zarr"), batched(Row(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     while not (tmp_path / "c.zarr" / "captions" / "text" / "bytes" / "c" / "9").exists():
@@ -216,14 +215,14 @@ def test_a_planned_cache_is_not_planned_again(tmp_path: Path) -> None:
         plan_cache(tmp_path / "c.zarr", rows([("b", ["y"])]), INFO)
 
 
-def test_wrong_settings_are_refused_before_anything_is_read_or_written(tmp_path: Path) -> None:
-    def unread() -> Iterator[ManifestRow]:
+def test_wrong_settings_are_refused_before_anything_is_read_or_written(manifest: Path, tmp_path: Path) -> None:
+    def unread() -> Iterator[Batch]:
         raise AssertionError("read")
         yield
 
-    elsewhere = SourceInfo(**vars(INFO.source) | {"image_root": str(tmp_path / "absent")})
+    elsewhere = replace(INFO.source, path=str(manifest), image_root=str(tmp_path / "absent"))
     with pytest.raises(CacheError, match=r"absent: no such folder: pass --image-root"):
-        plan_cache(tmp_path / "c.zarr", unread(), CacheInfo(**vars(INFO) | {"source": elsewhere}))
+        open_source(elsewhere)
     with pytest.raises(CacheError, match=r"must be a multiple of the batch size"):
         plan_cache(tmp_path / "c.zarr", unread(), INFO, chunk_rows=3)
     assert list(tmp_path.iterdir()) == []

@@ -14,8 +14,9 @@ from clipglot.cache.embed import write_info
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT
 from clipglot.cache.ragged import RaggedReader
+from clipglot.cache.rows import align
 from clipglot.cache.store import Cache
-from clipglot.cache.teacher import TeacherStatus, align, missing_teacher_chunks
+from clipglot.cache.teacher import TeacherStatus, missing_teacher_chunks
 from clipglot.distill.errors import DistillError
 from clipglot.distill.export import export_run
 from clipglot.distill.settings import ExportSettings

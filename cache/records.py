@@ -1,0 +1,98 @@
+"""From a record, i.e. named values as a table, a sidecar or a dataset has them, to a row."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from .errors import CacheError
+from .format import SourceInfo
+from .rows import Locator, Row
+
+
+class RecordReader:
+    """Takes the asked-for fields out of records, and leaves out those of another split."""
+
+    def __init__(self, info: SourceInfo, *, has_key: bool = True) -> None:
+        """Remember what was asked for.
+
+        Args:
+            info: the fields.
+            has_key: whether records name their picture, rather than the source itself.
+        """
+        self._info = info
+        self._image_field = info.image_field if has_key and info.images else None
+        fields = [*([self._image_field] if self._image_field else []), *info.text_fields, *info.teacher_fields]
+        self._options = dict.fromkeys(fields, "--text-field")
+        self._options |= dict.fromkeys(info.teacher_fields, "--teacher-field")
+        if self._image_field:
+            self._options[self._image_field] = "--image-field"
+        if info.language_field:
+            self._options[info.language_field] = "--language-field"
+
+    def row(
+        self, record: Mapping[str, Any], line: int, where: str, *, key: str = "", locator: Locator | None = None
+    ) -> Row:
+        """The row of a record.
+
+        Args:
+            record: its fields.
+            line: its number.
+            where: file and line, for messages.
+            key: of the picture, if records do not name it.
+            locator: of the picture.
+
+        Raises:
+            CacheError: a field is absent, or not of the kind it must be.
+        """
+        for name, option in self._options.items():
+            if name not in record:
+                found = ", ".join(map(str, record))
+                raise CacheError(f"{where}: no field {name!r} (found: {found}): pass {option} NAME")
+        if self._image_field:
+            key = record[self._image_field]
+            if not isinstance(key, str) or not key:
+                raise CacheError(f"{where}: {self._image_field!r} must be the path of a picture, found {key!r}")
+            if not is_unicode(key):
+                raise CacheError(f"{where}: {self._image_field!r} holds half of a surrogate pair: {key!r}")
+        by_field = [captions_of(record[name], name, where) for name in self._info.text_fields]
+        captions = [caption for captions in by_field for caption in captions]
+        translations = [text for name in self._info.teacher_fields for text in captions_of(record[name], name, where)]
+        return Row(line, key, captions, translations, self._languages(record, by_field, where), locator)
+
+    def _languages(self, record: Mapping[str, Any], by_field: list[list[str]], where: str) -> list[str]:
+        """The tag of each caption; none where nobody tells them."""
+        info, num = self._info, sum(map(len, by_field))
+        if info.language_field:
+            given = record[info.language_field]
+            tags = given if isinstance(given, list) else [given] * num
+            if len(tags) != num or not all(isinstance(tag, str) for tag in tags):
+                raise CacheError(
+                    f"{where}: {info.language_field!r} must be a tag such as 'zh', or one for each of {num} captions, "
+                    f"found {given!r:.100}"
+                )
+            return tags
+        if len(info.languages) == 1:
+            return info.languages * num
+        return [tag for tag, captions in zip(info.languages, by_field, strict=bool(info.languages)) for _ in captions]
+
+
+def captions_of(value: Any, field: str, where: str) -> list[str]:
+    """The captions that a field holds: a text, a list of texts, or nothing.
+
+    Raises:
+        CacheError: something else.
+    """
+    if value is None:
+        return []
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise CacheError(f"{where}: {field!r} must be a string or a list of strings, found {value!r:.100}")
+    return captions
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

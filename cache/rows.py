@@ -1,0 +1,156 @@
+"""What a source gives: rows, and batches of rows as columns, cleaned of captions that no tokenizer could take.
+
+n pictures and m captions of a batch.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .ragged import Texts
+
+ROWS_AT_A_TIME = 8192
+MAX_CAPTION_BYTES = 65_536  # longer ones are pages or broken quotes; a text tower reads some hundred bytes
+SEPARATOR = "\n"  # between several texts of a teacher for one caption, none of which holds it
+
+
+class Locator(NamedTuple):
+    """Where in a larger file a picture lies: which of the source's files, and two numbers that its reader knows."""
+
+    file: int
+    start: int
+    size: int
+
+
+class Row(NamedTuple):
+    """One record: a picture and its captions.
+
+    Attributes:
+        line: number of the record, from 1, for messages.
+        key: the picture's name, unique in a cache; without locator its path below the image root.
+        captions: in order.
+        translations: into a language that a teacher reads, see `align`.
+        languages: the tag of each caption; empty where the source tells none.
+        locator: where the picture lies, if inside a larger file.
+    """
+
+    line: int
+    key: str
+    captions: Sequence[str]
+    translations: Sequence[str] = ()
+    languages: Sequence[str] = ()
+    locator: Locator | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Rows as columns.
+
+    Attributes:
+        keys: of n pictures.
+        captions: the m that are worth keeping.
+        owners: `[m]`, of each caption the row in this batch, ascending.
+        translations: of each caption, as `align` gives them; None where the rows have none.
+        languages: the tag of each caption; None where the rows have none.
+        locators: `[n, 3]`, see `Locator`; None where keys are paths.
+        dropped: captions that were not, by reason.
+    """
+
+    keys: Texts
+    captions: Texts
+    owners: NDArray[np.int64]
+    translations: Texts | None = None
+    languages: Sequence[str] | None = None
+    locators: NDArray[np.int64] | None = None
+    dropped: Counter[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, wanted: NDArray[np.bool_]) -> "Batch":
+        """The batch without some of its rows, `[n] bool`."""
+        of_caption = wanted[self.owners]
+        kept = np.flatnonzero(of_caption)
+        return Batch(
+            keys=self.keys.take(np.flatnonzero(wanted)),
+            captions=self.captions.take(kept),
+            owners=(np.cumsum(wanted) - 1)[self.owners[kept]],
+            translations=self.translations.take(kept) if self.translations is not None else None,
+            languages=[self.languages[i] for i in kept.tolist()] if self.languages is not None else None,
+            locators=self.locators[wanted] if self.locators is not None else None,
+            dropped=self.dropped,
+        )
+
+
+def batched(rows: Iterable[Row], rows_at_a_time: int = ROWS_AT_A_TIME) -> Iterator[Batch]:
+    """Rows as columns, so many at a time."""
+    iterator = iter(rows)
+    while some := list(islice(iterator, rows_at_a_time)):
+        yield _columns(some)
+
+
+def _columns(rows: Sequence[Row]) -> Batch:
+    captions, owners, translations, languages = [], [], [], []
+    dropped: Counter[str] = Counter()
+    for i, row in enumerate(rows):
+        lessons = align(row.captions, row.translations) if row.translations else [""] * len(row.captions)
+        tags = row.languages or [""] * len(row.captions)
+        for caption, lesson, tag in zip(row.captions, lessons, tags, strict=True):
+            text = _encoded(caption, dropped)
+            if text is not None:
+                captions.append(text)
+                owners.append(i)
+                translations.append(lesson.encode(errors="replace"))
+                languages.append(tag)
+    located = [row.locator for row in rows if row.locator is not None]
+    assert len(located) in (0, len(rows)), "either every row of a source has a locator, or none"
+    return Batch(
+        keys=Texts.of([row.key.encode() for row in rows]),
+        captions=Texts.of(captions),
+        owners=np.asarray(owners, np.int64),
+        translations=Texts.of(translations) if any(row.translations for row in rows) else None,
+        languages=languages if any(row.languages for row in rows) else None,
+        locators=np.asarray(located, np.int64) if located else None,
+        dropped=dropped,
+    )
+
+
+def _encoded(caption: str, dropped: Counter[str]) -> bytes | None:
+    """A caption as UTF-8, or None with the reason counted."""
+    if not caption.strip():
+        dropped["empty"] += 1
+        return None
+    if "\0" in caption:
+        dropped["holds NUL"] += 1
+        return None
+    try:
+        text = caption.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, from JSON's \\ud83d
+        dropped["not unicode"] += 1
+        return None
+    if len(text) > MAX_CAPTION_BYTES:
+        dropped["too long"] += 1
+        return None
+    return text
+
+
+def align(captions: Sequence[str], translations: Sequence[str]) -> list[str]:
+    """The teacher's text for each caption of a row; empty where there is none.
+
+    Lists of the same length belong together one by one. Otherwise nobody can say which belongs to which, and every
+    caption gets all: its target is the direction of their mean.
+
+    >>> align(["кот", "рыжий кот"], ["a cat", "a ginger cat"])
+    ['a cat', 'a ginger cat']
+    >>> align(["кот", "рыжий кот"], ["a cat"])
+    ['a cat', 'a cat']
+    """
+    lines = [" ".join(text.split()) for text in translations]
+    if len(lines) == len(captions):
+        return lines
+    return [SEPARATOR.join(filter(None, lines))] * len(captions)
