@@ -2,10 +2,10 @@
 
     scripts/bench decoding --pictures DIR [--num 400] [--rounds 5] [--weights deit_tiny.safetensors]
 
-The first table decodes files that lie in memory to RGB arrays of full size, by each library that is installed
-(simplejpeg, torchvision, opencv-python-headless), and counts how many arrays are Pillow's, byte for byte. The second one goes on
-to the 224 × 224 pixels that a tower sees, as the caching pass does it, beside the same by Pillow alone; with --weights, of
-timm's deit_tiny_patch16_224, it also says how far the features move. A ratio is the median over rounds in turns.
+The first table decodes files that lie in memory to RGB arrays of full size, by each library that is installed (simplejpeg,
+torchvision, opencv-python-headless), and counts how many arrays are Pillow's, byte for byte. The second goes on to the 224 ×
+224 pixels that a tower sees, as the caching pass does, beside plain calls of Pillow and the fastest library; with --weights,
+of timm's deit_tiny_patch16_224, it also says how far the features move. A ratio is the median over rounds in turns.
 """
 
 import argparse
@@ -65,15 +65,22 @@ def opencv_decoder() -> Decode:
     return lambda data: cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
-def tower_pixels() -> dict[str, Decode]:
+def tower_pixels(decoders: dict[str, Decode]) -> dict[str, Decode]:
     """Ways from a file to the tower's pixels."""
+    other = {
+        f"{name}, resized by Pillow": lambda data, decode=decode: np.asarray(
+            GEOMETRY.apply(Image.fromarray(decode(data)))
+        )
+        for name, decode in decoders.items()
+        if name == "simplejpeg"
+    }
     return {
-        "Pillow alone": lambda data: np.asarray(
+        "plain calls of Pillow": lambda data: np.asarray(
             GEOMETRY.apply(ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS)).convert("RGB"))
         ),
         "--decoding exact": lambda data: decode_views(BytesIO(data), GEOMETRY, [GEOMETRY.apply])[0],
         "--decoding scaled": lambda data: decode_views(BytesIO(data), GEOMETRY, [GEOMETRY.apply], scaled=True)[0],
-    }
+    } | other
 
 
 def in_turns(ways: dict[str, Decode], files: list[bytes], rounds: int) -> dict[str, list[float]]:
@@ -140,7 +147,7 @@ def main() -> None:
     head = "| least cosine | mean cosine " * bool(args.weights)
     print(f"\n| to the tower's pixels | pictures/s | / Pillow | min .. max | Pillow's pixels {head}|")
     print("|---|---|---|---|---|" + "---|---|" * bool(args.weights))
-    ways = tower_pixels()
+    ways = tower_pixels(decoders)
     notes = same(files, ways)
     if args.weights:
         notes = {name: notes[name] + more for name, more in cosines(files, ways, args.weights).items()}

@@ -130,13 +130,16 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
+) -> NDArray[np.uint8]:
     """Decode one picture to what the tower sees.
 
     Args:
         file: an open binary file or a path.
         geometry: the tower's resize and crop.
         max_pixels: refuse pictures larger than this, by their header alone, also after resizing.
+        scaled: decode a JPEG to half, a quarter or an eighth of its size where that is enough (`SCALED_SIDES`).
 
     Returns:
         `[height, width, 3] uint8`.
@@ -144,7 +147,7 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     Raises:
         RejectedPictureError: it is no picture, damaged or too large.
     """
-    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels)[0]
+    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels, scaled=scaled)[0]
     return pixels
 
 
@@ -163,7 +166,7 @@ def decode_views(
         geometry: the tower's resize and crop.
         views: what makes each of V views, of exactly the geometry's size, from the RGB picture.
         max_pixels: as `decode` takes it.
-        scaled: decode a JPEG to half, a quarter or an eighth of its size where that is enough (`SCALED_SIDES`).
+        scaled: as `decode` takes it.
 
     Returns:
         `[V, height, width, 3] uint8`.
