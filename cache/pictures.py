@@ -29,6 +29,7 @@ FORMATS = tuple(
 )
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
+SCALED_SIDES = 2  # a JPEG that is decoded to a part of its size keeps so many times the sides it will be resized to
 
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
 
@@ -108,6 +109,8 @@ class Geometry:
         if pad_width or pad_height:
             border = (pad_width // 2, pad_height // 2, (pad_width + 1) // 2, (pad_height + 1) // 2)
             picture = ImageOps.expand(picture, border, (self.fill,) * 3)
+        if picture.size == (self.width, self.height):
+            return picture
         left = round((picture.width - self.width) / 2)
         top = round((picture.height - self.height) / 2)
         return picture.crop((left, top, left + self.width, top + self.height))
@@ -124,16 +127,19 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
         picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
+) -> NDArray[np.uint8]:
     """Decode one picture to what the tower sees.
 
     Args:
         file: an open binary file or a path.
         geometry: the tower's resize and crop.
         max_pixels: refuse pictures larger than this, by their header alone, also after resizing.
+        scaled: decode a JPEG to half, a quarter or an eighth of its size where that is enough (`SCALED_SIDES`).
 
     Returns:
         `[height, width, 3] uint8`.
@@ -141,7 +147,7 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     Raises:
         RejectedPictureError: it is no picture, damaged or too large.
     """
-    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels)[0]
+    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels, scaled=scaled)[0]
     return pixels
 
 
@@ -150,6 +156,8 @@ def decode_views(
     geometry: Geometry,
     views: Sequence[Callable[[Image.Image], Image.Image]],
     max_pixels: int = MAX_PIXELS,
+    *,
+    scaled: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode one picture once, and render several views of it.
 
@@ -158,6 +166,7 @@ def decode_views(
         geometry: the tower's resize and crop.
         views: what makes each of V views, of exactly the geometry's size, from the RGB picture.
         max_pixels: as `decode` takes it.
+        scaled: as `decode` takes it.
 
     Returns:
         `[V, height, width, 3] uint8`.
@@ -170,8 +179,10 @@ def decode_views(
             warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
             picture: Image.Image = Image.open(file, formats=FORMATS)
             _require_size(picture, geometry, max_pixels)
+            if scaled:
+                picture.draft(None, _least_size(picture, geometry))  # only JPEG can
             picture.load()  # the first frame of an animation
-            picture = ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
             _require_size(picture, geometry, max_pixels)
             picture = to_rgb(picture)
             return np.stack([np.asarray(view(picture), dtype=np.uint8) for view in views])
@@ -192,6 +203,13 @@ def _require_size(picture: Image.Image, geometry: Geometry, max_pixels: int) -> 
     width, height = geometry.resized(*picture.size)
     if max(picture.width * picture.height, width * height) > max_pixels or min(width, height) < 1:
         raise RejectedPictureError(Status.TOO_LARGE)
+
+
+def _least_size(picture: Image.Image, geometry: Geometry) -> tuple[int, int]:
+    """The (width, height) that a scaled picture keeps, whichever way EXIF turns it."""
+    width, height = geometry.resized(*picture.size)
+    turned_height, turned_width = geometry.resized(picture.height, picture.width)
+    return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)
 
 
 def require_image_root(root: Path) -> None:

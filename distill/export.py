@@ -129,7 +129,9 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
     for key, cached in zip(keys, image_emb, strict=True):
         try:
             with open_below(root.resolve(), key) as file:
-                features = tower.encode(decode(file, geometry)[None])[0].astype(np.float64)
+                features = tower.encode(decode(file, geometry, scaled=info.decoding == "scaled")[None])[0].astype(
+                    np.float64
+                )
         except RejectedPictureError as rejected:
             reason = f"{key}: {rejected.status.label}"
             continue

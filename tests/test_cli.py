@@ -30,7 +30,7 @@ from rich.console import Console
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
-    "--split --limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip "
+    "--split --limit --batch-size --workers --chunk-rows --max-pixels --decoding --views --augment-scale --augment-flip "
     "--augment-jitter --augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
