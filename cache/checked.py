@@ -11,11 +11,24 @@ import zarr
 from numpy.typing import NDArray
 from zarr.core.sync import sync
 
-from .errors import CacheError
-from .format import ATTRIBUTE, EMB, EMBEDDED_ARRAYS, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, CacheInfo
+from .errors import AbsentObjectError, CacheError
+from .files import PARTIAL, DurableLocalStore
+from .format import (
+    ATTRIBUTE,
+    EMB,
+    EMBEDDED_ARRAYS,
+    NORM,
+    STATUS,
+    TAUGHT_ARRAYS,
+    TEACHER_EMB,
+    TEACHER_STATUS,
+    TOKENS,
+    CacheInfo,
+)
+from .hdf5 import CONVERT_AGAIN
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
-from .stores import UPLOAD_AGAIN, AbsentObjectError, RemoteStore, open_store
+from .stores import UPLOAD_AGAIN, RemoteStore, open_store
 
 AGAIN = "run its `clipglot cache` command again"
 REMAKE = f"delete the cache and {AGAIN}"
@@ -49,16 +62,26 @@ class CheckedGroup:
             self._store.may_be_absent = (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
     @property
+    def is_folder(self) -> bool:
+        """Whether its chunks are files of a local folder, which can be mapped."""
+        return isinstance(self._store, DurableLocalStore)
+
+    @property
     def folder(self) -> Path:
         """The local folder that the cache lies in.
 
         Raises:
-            CacheError: it lies at a URL.
+            CacheError: it lies at a URL or in an HDF5 file.
         """
         if isinstance(self.path, Url):
             raise CacheError(
                 f"{self.path}: rows can be mapped only from a cache on a local disk: copy it there, or train with "
                 "--embeddings chunks or device"
+            )
+        if not self.is_folder:
+            raise CacheError(
+                f"{self.path}: rows can be mapped only from a Zarr cache: make one with `clipglot convert "
+                f"{self.path} OUT.zarr`, or train with --embeddings chunks or device"
             )
         return self.path
 
@@ -76,6 +99,45 @@ class CheckedGroup:
             raise CacheError(
                 f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self.remedy([])}"
             ) from error
+
+    def nodes(self) -> tuple[list[str], list[str]]:
+        """The names of all groups and of all arrays, whatever they are; not what a killed writer left.
+
+        Raises:
+            CacheError: an array's metadata is damaged.
+        """
+        groups: list[str] = []
+        arrays: list[str] = []
+
+        def visit(folder: str, names: list[str]) -> None:
+            for name in sorted(names):
+                path = f"{folder}/{name}".lstrip("/")
+                inside = [] if name == "zarr.json" or name.endswith(PARTIAL) else self._store.names(path)
+                if "zarr.json" not in inside:
+                    continue
+                if self._is_group(path):
+                    groups.append(path)
+                    visit(path, inside)
+                else:
+                    arrays.append(path)
+
+        visit("", self._store.names(""))
+        return groups, arrays
+
+    def _is_group(self, path: str) -> bool:
+        try:
+            return isinstance(self.root[path], zarr.Group)
+        except UNREADABLE_METADATA as error:
+            raise CacheError(f"{self.path}: {path}/zarr.json is damaged ({error}): {self.remedy([])}") from error
+
+    def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
+        """One chunk of an array, less what lies beyond the array's edge.
+
+        Raises:
+            CacheError: it is absent or damaged, with what to do.
+        """
+        with self._whole(name, only=[index]):
+            return np.asarray(self.array(name).blocks[index])
 
     def _read(
         self, name: str, selection: tuple[Any, ...], only: Collection[tuple[int, ...]] | None = None
@@ -123,9 +185,9 @@ class CheckedGroup:
 
     def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a chunk that must be there is not on disk."""
-        if isinstance(self.path, Url):
+        if not self.is_folder:
             return False  # to ask would be a request for each; reading it tells
-        return not self._pending(array, index) and not (self.path / chunk_name(array, index)).is_file()
+        return not self._pending(array, index) and not (self.folder / chunk_name(array, index)).is_file()
 
     def chunk_fault(self, name: str, index: tuple[int, ...]) -> str | None:
         """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
@@ -148,6 +210,11 @@ class CheckedGroup:
         """What to do about lost chunks, given as array and index: those of a pass can be made again alone."""
         if isinstance(self.path, Url):
             return UPLOAD_AGAIN
+        if not self.is_folder:
+            return CONVERT_AGAIN
+        if chunks and all(name.startswith(f"{TOKENS}/") for name, _ in chunks):
+            damaged = {self.folder / name.rpartition("/")[0] for name, _ in chunks}
+            return f"delete {' '.join(map(str, sorted(damaged)))}: training writes it again"
         marks = {_mark(name, index) for name, index in chunks}
         if not marks or None in marks:
             return REMAKE

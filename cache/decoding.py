@@ -21,7 +21,7 @@ from PIL import Image
 
 from .augment import augmented
 from .errors import CacheError
-from .format import Augmentation, Status
+from .format import Augmentation, Decoding, Status
 from .pictures import Geometry, RejectedPictureError, decode_views
 from .processes import worker_pool
 
@@ -122,6 +122,7 @@ class _Worker:
     geometry: Geometry
     reader: BlockReader
     max_pixels: int
+    decoding: Decoding
     augmentation: Augmentation
     slots: NDArray[np.uint8]
 
@@ -152,6 +153,7 @@ class BlockDecoder:
         block_rows: int,
         workers: int,
         max_pixels: int,
+        decoding: Decoding = "exact",
         num_views: int = 1,
         augmentation: Augmentation | None = None,
     ) -> None:
@@ -163,6 +165,7 @@ class BlockDecoder:
             block_rows: most rows in a block.
             workers: number of processes.
             max_pixels: larger pictures are rejected.
+            decoding: of JPEGs, at full size or at a part of it.
             num_views: most views of a block.
             augmentation: what makes the views beyond the plain one, where there are any.
         """
@@ -171,7 +174,7 @@ class BlockDecoder:
         self._slots = self._memory.view()
         self._free = list(range(shape[0]))
         self._in_flight: deque[tuple[int, Block, Future[tuple[bytes, float, float]]]] = deque()
-        known = (geometry, reader, max_pixels, augmentation or Augmentation(), self._memory)
+        known = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
         self._pool = worker_pool(workers, __name__, _start_worker, *known)
 
     def close(self) -> None:
@@ -224,10 +227,15 @@ def block_decoder(reader: BlockReader, geometry: Geometry, **options: Any) -> It
 
 
 def _start_worker(
-    geometry: Geometry, reader: BlockReader, max_pixels: int, augmentation: Augmentation, memory: _SharedMemory
+    geometry: Geometry,
+    reader: BlockReader,
+    max_pixels: int,
+    decoding: Decoding,
+    augmentation: Augmentation,
+    memory: _SharedMemory,
 ) -> None:
     global _worker
-    _worker = _Worker(geometry, reader, max_pixels, augmentation, memory.view())
+    _worker = _Worker(geometry, reader, max_pixels, decoding, augmentation, memory.view())
 
 
 def _decode_block(slot: int, block: Block) -> tuple[bytes, float, float]:
@@ -244,7 +252,8 @@ def _decode_block(slot: int, block: Block) -> tuple[bytes, float, float]:
             if isinstance(encoded, Status):
                 raise RejectedPictureError(encoded)
             renderings = _worker.renderings(block.start + i, block.views)
-            pixels[:] = decode_views(BytesIO(encoded), _worker.geometry, renderings, _worker.max_pixels)
+            scaled = _worker.decoding == "scaled"
+            pixels[:] = decode_views(BytesIO(encoded), _worker.geometry, renderings, _worker.max_pixels, scaled=scaled)
             status[i] = Status.EMBEDDED
         except RejectedPictureError as rejected:
             pixels[:] = 0

@@ -129,6 +129,7 @@ def embed_missing(
                 block_rows=cache.info.batch_size,
                 workers=workers,
                 max_pixels=cache.info.max_pixels,
+                decoding=cache.info.decoding,
                 num_views=max(map(len, missing.values())),
                 augmentation=cache.info.augmentation,
             ) as decoder,

@@ -53,11 +53,7 @@ def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
 
     What an earlier, killed attempt at the same name left behind goes first, unless another process may be at it now.
     """
-    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
-    for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():
-        if partial_name.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = _partial_of(path, alone)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -68,6 +64,38 @@ def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _sync(path.parent)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary sibling of `path` to write; it takes the name `path` only when the block ends well.
+
+    Raises:
+        FileExistsError: something stands at `path` by then.
+    """
+    partial = _partial_of(path, alone=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        _sync(partial)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _partial_of(path: Path, alone: bool) -> Path:
+    """A new temporary name beside `path`; alone, what killed attempts left under such names goes."""
+    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():
+        if partial_name.fullmatch(left.name) and left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif partial_name.fullmatch(left.name):
+            left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
 @contextmanager
@@ -195,6 +223,5 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
         raise CacheError(
-            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again; "
-            "finished chunks are kept"
+            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again"
         ) from error

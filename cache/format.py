@@ -28,6 +28,7 @@ MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass 
 MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB as RGB
 
 State = Literal["planning", "planned", "sealed"]
+Decoding = Literal["exact", "scaled"]  # of JPEGs: at full size, or at a part of it that is enough for the tower
 
 
 class Status(IntEnum):
@@ -162,6 +163,7 @@ class CacheInfo:
     chunk_rows: int = 0
     batch_size: int = 0
     max_pixels: int = MAX_PIXELS
+    decoding: Decoding = "exact"
     counts: dict[str, int] = field(default_factory=dict)
     dropped_captions: dict[str, int] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
@@ -203,6 +205,8 @@ class CacheInfo:
             info = cls(encoder=encoder, source=source, appended=appended, augmentation=augmentation, **found)
             if info.state not in get_args(State):
                 raise ValueError(f"state is {info.state!r}")
+            if info.decoding not in get_args(Decoding):
+                raise ValueError(f"decoding is {info.decoding!r}")
             sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}
             if info.state != "planning" and min(sizes.values()) < 1:
                 raise ValueError(f"sizes are {sizes}")

@@ -30,6 +30,7 @@ FORMATS = tuple(
 )
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
+SCALED_SIDES = 2  # a JPEG that is decoded to a part of its size keeps so many times the sides it will be resized to
 
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
 
@@ -109,6 +110,8 @@ class Geometry:
         if pad_width or pad_height:
             border = (pad_width // 2, pad_height // 2, (pad_width + 1) // 2, (pad_height + 1) // 2)
             picture = ImageOps.expand(picture, border, (self.fill,) * 3)
+        if picture.size == (self.width, self.height):
+            return picture
         left = round((picture.width - self.width) / 2)
         top = round((picture.height - self.height) / 2)
         return picture.crop((left, top, left + self.width, top + self.height))
@@ -125,16 +128,19 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
         picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
-def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def decode(
+    file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
+) -> NDArray[np.uint8]:
     """Decode one picture to what the tower sees.
 
     Args:
         file: an open binary file or a path.
         geometry: the tower's resize and crop.
         max_pixels: refuse pictures larger than this, by their header alone, also after resizing.
+        scaled: decode a JPEG to half, a quarter or an eighth of its size where that is enough (`SCALED_SIDES`).
 
     Returns:
         `[height, width, 3] uint8`.
@@ -142,7 +148,7 @@ def decode(file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIX
     Raises:
         RejectedPictureError: it is no picture, damaged or too large.
     """
-    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels)[0]
+    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels, scaled=scaled)[0]
     return pixels
 
 
@@ -151,6 +157,8 @@ def decode_views(
     geometry: Geometry,
     views: Sequence[Callable[[Image.Image], Image.Image]],
     max_pixels: int = MAX_PIXELS,
+    *,
+    scaled: bool = False,
 ) -> NDArray[np.uint8]:
     """Decode one picture once, and render several views of it.
 
@@ -159,6 +167,7 @@ def decode_views(
         geometry: the tower's resize and crop.
         views: what makes each of V views, of exactly the geometry's size, from the RGB picture.
         max_pixels: as `decode` takes it.
+        scaled: as `decode` takes it.
 
     Returns:
         `[V, height, width, 3] uint8`.
@@ -171,8 +180,10 @@ def decode_views(
             warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
             picture: Image.Image = Image.open(file, formats=FORMATS)
             _require_size(picture, geometry, max_pixels)
+            if scaled:
+                picture.draft(None, _least_size(picture, geometry))  # only JPEG can
             picture.load()  # the first frame of an animation
-            picture = ImageOps.exif_transpose(picture)
+            ImageOps.exif_transpose(picture, in_place=True)
             _require_size(picture, geometry, max_pixels)
             picture = to_rgb(picture)
             return np.stack([np.asarray(view(picture), dtype=np.uint8) for view in views])
@@ -195,6 +206,13 @@ def _require_size(picture: Image.Image, geometry: Geometry, max_pixels: int) -> 
         raise RejectedPictureError(Status.TOO_LARGE)
 
 
+def _least_size(picture: Image.Image, geometry: Geometry) -> tuple[int, int]:
+    """The (width, height) that a scaled picture keeps, whichever way EXIF turns it."""
+    width, height = geometry.resized(*picture.size)
+    turned_height, turned_width = geometry.resized(picture.height, picture.width)
+    return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)
+
+
 def require_image_root(root: Path) -> None:
     """Check the folder that keys are relative to.
 
@@ -205,29 +223,23 @@ def require_image_root(root: Path) -> None:
         raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that picture paths start from")
 
 
-def open_below(root: Path, key: str) -> IO[bytes]:
-    """Open the picture `key` below `root`, never anything outside it.
+def resolve_below(root: Path, name: str) -> Path:
+    """The file `name` below `root`, never anything outside it.
 
     Args:
         root: the image root, already resolved (`Path.resolve`).
-        key: a path relative to the root, as the manifest has it; absolute paths below the root are fine.
+        name: a path relative to the root; absolute paths below the root are fine.
 
     Raises:
-        RejectedPictureError: it is missing, leaves the root (also through a symlink), is huge or cannot be read.
+        RejectedPictureError: it is missing, leaves the root (also through a symlink) or is no regular file.
     """
     try:
-        path = (root / key).resolve()
+        path = (root / name).resolve()
         if not path.is_relative_to(root):
             raise RejectedPictureError(Status.OUTSIDE_ROOT)
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a device may do something
+        if not stat.S_ISREG(path.stat().st_mode):
             raise RejectedPictureError(Status.UNREADABLE)
-        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
-        try:
-            _require_regular(os.fstat(file.fileno()))
-        except RejectedPictureError:
-            file.close()
-            raise
-        return file
+        return path
     except (ValueError, RuntimeError):  # a NUL in the path; a loop of symlinks (before Python 3.13)
         raise RejectedPictureError(Status.MISSING) from None
     except OSError as error:
@@ -235,13 +247,24 @@ def open_below(root: Path, key: str) -> IO[bytes]:
         raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None
 
 
+def open_below(root: Path, key: str) -> IO[bytes]:
+    """Open the picture `key` below `root`, as `resolve_below` finds it.
+
+    Raises:
+        RejectedPictureError: as `resolve_below`, or it is huge or cannot be read.
+    """
+    path = resolve_below(root, key)
+    try:
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
+    except OSError:
+        raise RejectedPictureError(Status.UNREADABLE) from None
+    found = os.fstat(file.fileno())  # of what was opened, whatever stood there a moment ago
+    if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
+        return file
+    file.close()
+    raise RejectedPictureError(Status.TOO_LARGE if stat.S_ISREG(found.st_mode) else Status.UNREADABLE)
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """A FIFO that took the file's place a moment ago would otherwise be waited for."""
     return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _require_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
-        raise RejectedPictureError(Status.UNREADABLE)
-    if found.st_size > MAX_FILE_BYTES:
-        raise RejectedPictureError(Status.TOO_LARGE)

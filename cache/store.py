@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +12,21 @@ from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
     EMB,
+    EMBEDDED_ARRAYS,
     FILE,
     KEY,
     LOCATOR,
     NORM,
+    PLANNED_ARRAYS,
     STATUS,
+    TEACHER_ARRAYS,
     TEACHER_EMB,
     TEACHER_STATUS,
     TEXT,
     Status,
 )
 from .mapped import MappedRows
-from .ragged import RaggedReader
+from .ragged import RaggedReader, Texts
 from .verify import find_faults
 
 ROWS_AT_A_TIME = 8192
@@ -54,6 +58,11 @@ class Cache(CheckedGroup):
     def num_chunks(self) -> int:
         """Embedding chunks along the picture axis."""
         return -(-len(self) // self.info.chunk_rows)
+
+    @property
+    def required_arrays(self) -> tuple[str, ...]:
+        """The arrays that a cache of this kind must have."""
+        return (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ()))
 
     def chunk_slice(self, chunk: int) -> slice:
         """The rows of an embedding chunk."""
@@ -179,6 +188,14 @@ class Cache(CheckedGroup):
             raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
         return view
 
-    def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
+    def read(self, name: str) -> NDArray[Any]:
+        """All of an array."""
+        return self._read(name, (...,))
+
+    def texts(self, name: str, start: int = 0, stop: int | None = None) -> Texts:
+        """Some texts of a ragged array, as arrays."""
         with self._whole(f"{name}/bytes", f"{name}/offsets"):
-            return RaggedReader(self.root, name).read(start, stop)
+            return RaggedReader(self.root, name).texts(start, stop)
+
+    def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
+        return [text.decode() for text in self.texts(name, start, stop).split()]

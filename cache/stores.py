@@ -10,10 +10,11 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
-from .errors import CacheError
+from .errors import AbsentObjectError, CacheError
 from .files import DurableLocalStore
 from .format import EMBEDDED_ARRAYS, TEACHER_EMB
-from .location import Location, Url
+from .hdf5 import Hdf5Store
+from .location import Location, Url, is_hdf5
 
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
 NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -22,10 +23,6 @@ S3 = ("s3", "s3a")
 S3_CREDENTIALS = (
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket"
 )
-
-
-class AbsentObjectError(CacheError):
-    """An object that a cache must have is not in its store."""
 
 
 class RemoteStore(FsspecStore):
@@ -116,7 +113,7 @@ def _explained(url: Url, key: str) -> Iterator[None]:
         raise CacheError(f"{url}/{key} cannot be read ({str(error) or type(error).__name__}): {remedy}") from error
 
 
-def open_store(location: Location, *, read_only: bool) -> DurableLocalStore | RemoteStore:
+def open_store(location: Location, *, read_only: bool) -> DurableLocalStore | RemoteStore | Hdf5Store:
     """The store of a cache.
 
     Raises:
@@ -126,8 +123,18 @@ def open_store(location: Location, *, read_only: bool) -> DurableLocalStore | Re
         if not read_only:
             raise CacheError(f"{location}: a cache at a URL is only read: write it to a local folder and upload it")
         return RemoteStore.at(location)
+    if is_hdf5(location) and not location.is_dir():
+        return _open_hdf5(location, read_only)
     _require_cache_folder(location)
     return DurableLocalStore(location, read_only=read_only)
+
+
+def _open_hdf5(path: Path, read_only: bool) -> Hdf5Store:
+    if not read_only:
+        raise CacheError(f"{path}: a cache in an HDF5 file is only read: write a Zarr one and convert it")
+    if not path.exists():
+        raise CacheError(f"{path}: no such cache: make one with `clipglot convert CACHE {path}`")
+    return Hdf5Store(path)
 
 
 def _require_cache_folder(path: Path) -> None:

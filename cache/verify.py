@@ -1,7 +1,6 @@
 """Checking a cache: every chunk against its checksum, counts and shapes against each other, then the contents."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -12,15 +11,12 @@ from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
     EMB,
-    EMBEDDED_ARRAYS,
     FILE,
     KEY,
     LANGUAGE,
     LOCATOR,
     NORM,
-    PLANNED_ARRAYS,
     STATUS,
-    TEACHER_ARRAYS,
     TEACHER_EMB,
     TEACHER_STATUS,
     TEACHER_TEXT,
@@ -47,8 +43,7 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
         raise CacheError(f"{cache.path} was being planned when it stopped: run its `clipglot cache` command again")
     faults: list[Fault] = []
     arrays: dict[str, zarr.Array[Any]] = {}
-    taught = TEACHER_ARRAYS if cache.info.source.has_teacher else ()
-    for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *taught, *_optional(cache), *_remote_tokens(cache)):
+    for name in (*cache.required_arrays, *_optional(cache), *_copied_tokens(cache)):
         try:
             arrays[name] = cache.array(name)
         except CacheError as error:
@@ -63,8 +58,8 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
                 faults.append(Fault(f"{chunk_name(array, index)}: {fault}: {cache.remedy([chunk])}", chunk))
             done += 1
             on_progress(done, total)
-    if isinstance(cache.path, Path):
-        faults += map(Fault, find_token_faults(cache.path / TOKENS, cache.info.num_captions))
+    if cache.is_folder:
+        faults += map(Fault, find_token_faults(cache.folder / TOKENS, cache.info.num_captions))
     faults = faults or [Fault(what) for what in _count_faults(cache, arrays)]
 
     def step() -> None:
@@ -80,9 +75,9 @@ def _optional(cache: "Cache") -> list[str]:
     return [name for name in (LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets") if name in cache.root]
 
 
-def _remote_tokens(cache: "Cache") -> list[str]:
-    """Arrays of tokens that were uploaded with the cache; local ones are checked as they are read, mapped."""
-    if isinstance(cache.path, Path):
+def _copied_tokens(cache: "Cache") -> list[str]:
+    """Arrays of tokens that were uploaded or converted with the cache; others are checked as they are mapped."""
+    if cache.is_folder:
         return []
     keys = filter(TOKEN_GROUP.fullmatch, sorted(cache.stored_names(TOKENS)))
     return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]

@@ -114,6 +114,7 @@ def _plan(
         source=source_info,
         batch_size=settings.batch_size,
         max_pixels=settings.max_pixels,
+        decoding=settings.decoding,
         num_views=settings.views,
         augmentation=settings.augmentation if settings.views > 1 else None,
         libraries={name: version(name) for name in _LIBRARIES},
@@ -165,6 +166,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     ]
     differences.append(("batch_size", planned.batch_size, settings.batch_size))
     differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))
+    differences.append(("decoding", planned.decoding, settings.decoding))
     differences.append(("precision", planned.encoder.precision, settings.precision))
     if planned.state != "sealed" and settings.views < planned.num_views:
         differences.append(("views", planned.num_views, settings.views))

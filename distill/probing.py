@@ -68,7 +68,7 @@ def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) 
         try:
             if isinstance(encoded, Status):
                 raise RejectedPictureError(encoded)
-            pixels = decode(BytesIO(encoded), geometry, info.max_pixels)
+            pixels = decode(BytesIO(encoded), geometry, info.max_pixels, scaled=info.decoding == "scaled")
         except RejectedPictureError as rejected:
             unread.append(f"{key}: {rejected.status.label}")
             continue

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..cache.format import Augmentation, SourceInfo
+from ..cache.format import Augmentation, Decoding, SourceInfo
+from ..cache.location import is_hdf5
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -50,11 +51,15 @@ class CacheSettings:
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
+    split: Annotated[str | None, "the part to take, where a source has several, e.g. train"] = None
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
     chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB, less in small caches)"] = None
     max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
+    decoding: Annotated[
+        Decoding, "scaled decodes a large JPEG to a part of its size, at least twice what the tower sees: twice as fast"
+    ] = "exact"
     views: Annotated[
         int, "stored views of a picture: the plain one, then augmented ones; run it again with more to add them"
     ] = 1
@@ -72,6 +77,12 @@ class CacheSettings:
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
+        zarr = self.output.with_suffix(".zarr")
+        require(
+            not is_hdf5(self.output),
+            f"-o {self.output}: a pass killed while it writes HDF5 could lose what it did: pass -o {zarr}, then "
+            f"`clipglot convert {zarr} {self.output}`",
+        )
         require(
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
@@ -114,6 +125,7 @@ class CacheSettings:
             image_root=str(self.image_root.absolute()) if self.image_root else "",
             image_field=self.image_field or "",
             text_fields=list(self.text_field),
+            split=self.split,
             limit=self.limit,
             teacher_fields=list(self.teacher_field),
             images=self.images,
@@ -123,6 +135,45 @@ class CacheSettings:
     def resolved_workers(self) -> int:
         """The number of decoding processes."""
         return self.workers or num_usable_cores()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings:
+    """`clipglot import`: make a cache of embeddings that are there."""
+
+    source: Annotated[Path, "clip-retrieval's output folder, or an .npy or .h5 file of embeddings"]
+    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    model: Annotated[str, "image tower that made them: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME, timm/NAME"]
+    pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
+    captions: Annotated[Path | None, "table of .npy's or .h5's rows, in order: .jsonl, .csv, .tsv or .parquet"] = None
+    dataset: Annotated[str | None, "name of the embeddings in an .h5 file"] = None
+    image_root: Annotated[Path | None, "folder with the pictures: a few are embedded again as a check"] = None
+    image_field: Annotated[str | None, "column with the picture's path (default: image; the folder's: image_path)"] = (
+        None
+    )
+    text_field: Annotated[
+        tuple[str, ...],
+        "column with its caption or captions; may be given more than once (default: text; the folder's: caption)",
+    ] = ()
+    keys: Annotated[bool, "the captions name their pictures; without, rows are named by their numbers"] = True
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], "what they were computed in; later checks are as strict as that"
+    ] = "bf16"
+
+    def __post_init__(self) -> None:
+        require(not is_hdf5(self.output), f"-o {self.output}: import into a Zarr folder, then `clipglot convert` it")
+        require(self.keys or self.image_root is None, "--image-root needs the pictures' names: drop --no-keys")
+
+    @property
+    def source_info(self) -> SourceInfo:
+        """What is asked for of the source; what is not given is for its kind to say."""
+        return SourceInfo(
+            path=str(self.source.absolute()),
+            sha256="",
+            image_root=str(self.image_root.absolute()) if self.image_root else "",
+            image_field=self.image_field or "",
+            text_fields=list(self.text_field),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,9 +108,11 @@ def cache_command(info: CacheInfo, output: Location) -> str:
         "text_field": tuple(source.text_fields),
         "teacher_field": tuple(source.teacher_fields),
         "images": source.images,
+        "split": source.split,
         "limit": source.limit,
         "batch_size": info.batch_size,
         "max_pixels": info.max_pixels,
+        "decoding": info.decoding,
         "views": info.num_views,
         "precision": encoder.precision,
     }

@@ -82,6 +82,7 @@ def test_resuming_embeds_the_missing_chunks_alone_and_gives_the_same_bytes(
         ({"batch_size": 4}, "batch_size was 8, now 4"),
         ({"chunk_rows": 16}, "chunk_rows was 8, now 16"),
         ({"max_pixels": 999}, "max_pixels was 100000000, now 999"),
+        ({"decoding": "scaled"}, "decoding was 'exact', now 'scaled'"),
     ],
 )
 def test_other_settings_are_refused_by_name_on_resuming(

@@ -15,10 +15,10 @@ import open_clip.transform as upstream
 import pytest
 import torch
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import MAX_FILE_BYTES, Geometry, RejectedPictureError, decode, open_below
+from clipglot.cache.pictures import MAX_FILE_BYTES, Geometry, RejectedPictureError, decode, decode_views, open_below
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torchvision.transforms import Compose
 
 SQUARE = Geometry(height=16, width=16, resize_mode="shortest", interpolation="bicubic", fill=0)
@@ -194,6 +194,47 @@ def test_a_changed_byte_decodes_or_is_rejected(position: int, value: int, kind: 
     damaged[position % len(damaged)] = value
     with suppress(RejectedPictureError):
         assert decode(BytesIO(damaged), SQUARE).shape == (16, 16, 3)
+
+
+def pillows(file: BytesIO, geometry: Geometry) -> np.ndarray:
+    """What Pillow alone makes of a file."""
+    return np.asarray(geometry.apply(ImageOps.exif_transpose(Image.open(file)).convert("RGB")))
+
+
+@settings(deadline=None)
+@given(
+    width=sides,
+    height=sides,
+    mode=st.sampled_from(["RGB", "L", "CMYK"]),
+    quality=st.sampled_from([5, 75, 100]),
+    subsampling=st.integers(0, 2),
+    progressive=st.booleans(),
+    orientation=st.integers(0, 8),
+)
+def test_jpegs_have_pillows_pixels(width: int, height: int, mode: str, orientation: int, **options: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = stored(noise(width, height).convert(mode), "JPEG", exif=exif, **options)
+    assert np.array_equal(decode(file, SQUARE), pillows(file, SQUARE))
+
+
+@pytest.mark.parametrize(("side", "differs"), [(31, False), (63, False), (64, True), (999, True)])
+def test_scaled_decoding_keeps_twice_the_sides(side: int, differs: bool) -> None:
+    """Of 16 pixels: a picture of 64 is decoded to 32."""
+    file = stored(noise(70, 70).resize((side, side + 1), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    exact = decode(file, SQUARE).astype(int)
+    scaled = decode_views(BytesIO(file.getvalue()), SQUARE, [SQUARE.apply], scaled=True)[0].astype(int)
+    assert bool((exact != scaled).any()) is differs
+    assert np.abs(exact - scaled).mean() < 8  # of noise
+
+
+def test_scaled_decoding_of_a_turned_picture_keeps_enough_of_both_sides() -> None:
+    wide = Geometry(height=10, width=40, resize_mode="squash", interpolation="bicubic", fill=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = stored(noise(70, 70).resize((40, 160)), "JPEG", exif=exif, quality=95)
+    scaled = decode_views(file, wide, [wide.apply], scaled=True)[0]
+    assert np.array_equal(scaled, decode(BytesIO(file.getvalue()), wide))  # shown 160 by 40: a half is 20 high, but 80
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
