@@ -13,6 +13,7 @@ from clipglot.cache.files import locked
 from clipglot.cache.store import Cache
 from clipglot.cache.views import make_room
 from clipglot.cli.main import main
+from clipglot.distill.verifying import cache_command
 from taught import MODEL
 from test_cache_damage import flip_a_byte
 from test_verify import rewrite
@@ -128,3 +129,24 @@ def test_a_cache_that_is_being_written_is_not_repaired(copied: Path) -> None:
         result = CliRunner().invoke(main, ["verify", str(copied), "--repair"])
     assert (result.exit_code, "another clipglot command is writing it" in result.stderr) == (1, True)
     assert Cache(copied).info.state == "sealed"
+
+
+def test_what_no_single_pass_made_is_not_marked(tiny_cache: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged.zarr"
+    for name in ("a", "b"):
+        shutil.copytree(tiny_cache, tmp_path / name)
+    given = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(merged)]
+    assert CliRunner().invoke(main, [*given, "--prefix"]).exit_code == 0
+    flip_a_byte(merged / "images/emb/c/0/0/0")
+    before = files(merged)
+    result = CliRunner().invoke(main, ["verify", str(merged), "--repair"])
+    assert (result.exit_code, "repair what it was made from" in result.stderr) == (1, True)
+    assert files(merged) == before
+
+
+def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -> None:
+    words = shlex.split(cache_command(Cache(whole).info, whole))
+    assert words[2].endswith("mixed.jsonl")
+    for flag, value in {"--limit": "30", "--views": "2", "--augment-flip": "0.5", "--max-pixels": "1000000"}.items():
+        assert words[words.index(flag) + 1] == value
+    assert not {"--precision", "--image-root", "--image-field", "--text-field", "--decoding"} & set(words)
