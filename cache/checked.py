@@ -2,16 +2,29 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
 
 from .errors import AbsentObjectError, CacheError
 from .files import PARTIAL, DurableLocalStore
-from .format import EMB, EMBEDDED_ARRAYS, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, TOKENS, CacheInfo
+from .format import (
+    ATTRIBUTE,
+    EMB,
+    EMBEDDED_ARRAYS,
+    NORM,
+    STATUS,
+    TAUGHT_ARRAYS,
+    TEACHER_EMB,
+    TEACHER_STATUS,
+    TOKENS,
+    CacheInfo,
+)
 from .hdf5 import CONVERT_AGAIN
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
@@ -84,7 +97,7 @@ class CheckedGroup:
             return self._arrays[name]
         except UNREADABLE_METADATA as error:
             raise CacheError(
-                f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self._remedy([])}"
+                f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self.remedy([])}"
             ) from error
 
     def nodes(self) -> tuple[list[str], list[str]]:
@@ -115,7 +128,7 @@ class CheckedGroup:
         try:
             return isinstance(self.root[path], zarr.Group)
         except UNREADABLE_METADATA as error:
-            raise CacheError(f"{self.path}: {path}/zarr.json is damaged ({error}): {self._remedy([])}") from error
+            raise CacheError(f"{self.path}: {path}/zarr.json is damaged ({error}): {self.remedy([])}") from error
 
     def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
         """One chunk of an array, less what lies beyond the array's edge.
@@ -148,17 +161,21 @@ class CheckedGroup:
         absent = [(n, i) for n, i in chunks if self._chunk_absent(arrays[n], i)]
         if absent:
             name, index = absent[0]
-            raise CacheError(f"{self.path}: {chunk_name(arrays[name], index)} is absent: {self._remedy(absent)}")
+            raise CacheError(f"{self.path}: {chunk_name(arrays[name], index)} is absent: {self.remedy(absent)}")
         try:
             yield
         except UNREADABLE_CHUNK as error:
-            faults = [(n, i) for n, i in chunks if self._chunk_fault(arrays[n], i)]
+            faults = [(n, i) for n, i in chunks if self.chunk_fault(n, i)]
             damaged = ", ".join(chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
-            raise CacheError(f"{self.path}: damaged chunk {damaged} ({error}): {self._remedy(faults)}") from error
+            raise CacheError(f"{self.path}: damaged chunk {damaged} ({error}): {self.remedy(faults)}") from error
+
+    def stored_names(self, folder: str) -> list[str]:
+        """What lies directly in a folder; nothing where there is none."""
+        return self._store.names(folder)
 
     def stored_numbers(self, folder: str) -> set[int]:
         """The last numbers of the chunks that lie directly in a folder; none where there is no such folder."""
-        return {int(name) for name in self._store.names(folder) if name.isdigit()}
+        return {int(name) for name in self.stored_names(folder) if name.isdigit()}
 
     def _pending(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a pass may still have to write a chunk: its own before sealing, then those of views to come."""
@@ -172,8 +189,9 @@ class CheckedGroup:
             return False  # to ask would be a request for each; reading it tells
         return not self._pending(array, index) and not (self.folder / chunk_name(array, index)).is_file()
 
-    def _chunk_fault(self, array: zarr.Array[Any], index: tuple[int, ...]) -> str | None:
+    def chunk_fault(self, name: str, index: tuple[int, ...]) -> str | None:
         """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
+        array = self.array(name)
         if self._chunk_absent(array, index):
             return "absent"
         try:
@@ -184,11 +202,12 @@ class CheckedGroup:
             return f"damaged ({error})"
         return None
 
-    def _remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
-        """What to do about lost chunks, given as array and index: those of a pass can be made again alone.
+    def chunk_file(self, chunk: tuple[str, tuple[int, ...]]) -> str:
+        """The key of a chunk, given as array and index."""
+        return chunk_name(self.array(chunk[0]), chunk[1])
 
-        A chunk without status is not done, and a further view of one not without its norm.
-        """
+    def remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
+        """What to do about lost chunks, given as array and index: those of a pass can be made again alone."""
         if isinstance(self.path, Url):
             return UPLOAD_AGAIN
         if not self.is_folder:
@@ -196,20 +215,41 @@ class CheckedGroup:
         if chunks and all(name.startswith(f"{TOKENS}/") for name, _ in chunks):
             damaged = {self.folder / name.rpartition("/")[0] for name, _ in chunks}
             return f"delete {' '.join(map(str, sorted(damaged)))}: training writes it again"
-        if chunks and all(name in TAUGHT_ARRAYS for name, _ in chunks):
-            taught = {f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}" for name, index in chunks}
-            return f"delete {' '.join(sorted(taught))} and {AGAIN} to embed these captions anew"
-        if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
+        marks = {_mark(name, index) for name, index in chunks}
+        if not marks or None in marks:
             return REMAKE
-        files = sorted(
-            {
-                f"{NORM}/c/{index[0]}/{index[1]}"
-                if name in (EMB, NORM) and index[0]
-                else f"{STATUS}/c/{index[0] if name == STATUS else index[1]}"
-                for name, index in chunks
-            }
-        )
-        return f"delete {' '.join(files)} and {AGAIN} to embed these rows anew"
+        what = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
+        return f"delete {' '.join(sorted(filter(None, marks)))} and {AGAIN} to embed these {what} anew"
+
+    def mark_lost(self, chunks: list[tuple[str, tuple[int, ...]]]) -> list[str]:
+        """Have the next pass embed again what chunks hold, given as array and index; others are left alone.
+
+        The cache, open for writing, is then no longer sealed, unless only views that are under way were lost.
+
+        Returns:
+            The chunks that were deleted, so that what they stand for counts as not done.
+        """
+        marks = {mark: chunk for chunk in chunks if (mark := _mark(*chunk))}
+        if any(not self._pending(self.array(name), index) for name, index in marks.values()):
+            self.info = replace(self.info, state="planned")
+            self.root.attrs[ATTRIBUTE] = self.info.to_attributes()
+        for mark in sorted(marks):
+            sync(self._store.delete(mark))
+        return sorted(marks)
+
+
+def _mark(name: str, index: tuple[int, ...]) -> str | None:
+    """The chunk without which a pass embeds anew what a chunk holds; None if no pass makes it.
+
+    A chunk without status is not done, and a further view of one not without its norm.
+    """
+    if name in TAUGHT_ARRAYS:
+        return f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}"
+    if name not in EMBEDDED_ARRAYS:
+        return None
+    if name in (EMB, NORM) and index[0]:
+        return f"{NORM}/c/{index[0]}/{index[1]}"
+    return f"{STATUS}/c/{index[0] if name == STATUS else index[1]}"
 
 
 def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:

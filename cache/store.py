@@ -1,14 +1,13 @@
 """Reading a cache: its metadata, rows and integrity. Writing goes through `plan` and `embed`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from .checked import CheckedGroup, chunk_indices, chunk_name
+from .checked import CheckedGroup
 from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
@@ -24,12 +23,11 @@ from .format import (
     TEACHER_EMB,
     TEACHER_STATUS,
     TEXT,
-    TOKENS,
     Status,
 )
 from .mapped import MappedRows
 from .ragged import RaggedReader, Texts
-from .tokens import TOKEN_GROUP, find_token_faults
+from .verify import find_faults
 
 ROWS_AT_A_TIME = 8192
 
@@ -120,7 +118,7 @@ class Cache(CheckedGroup):
             CacheError: a chunk is absent or of the wrong size, or the cache lies at a URL.
         """
         found = self.array(name), self.folder / name
-        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self._remedy([(name, index)]))
+        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self.remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`; 0 where a further view repeats the plain one."""
@@ -175,7 +173,7 @@ class Cache(CheckedGroup):
         return {status: counts[status] for status in Status if counts[status]}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Read every stored chunk, tokens too, and check it against its checksum, then the counts against each other.
+        """Check every stored chunk against its checksum, tokens too, counts and shapes, and what the chunks hold.
 
         Returns:
             One line a fault, naming the chunk's file and what to do; empty when the cache is whole.
@@ -183,55 +181,7 @@ class Cache(CheckedGroup):
         Raises:
             CacheError: planning did not finish, so there is nothing to check.
         """
-        if self.info.state == "planning":
-            raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
-        faults, arrays = [], {}
-        for name in (*self.required_arrays, *self._copied_tokens()):
-            try:
-                arrays[name] = self.array(name)
-            except CacheError as error:
-                faults.append(str(error))
-        total, done = sum(len(chunk_indices(array)) for array in arrays.values()), 0
-        for name, array in arrays.items():
-            for index in chunk_indices(array):
-                fault = self._chunk_fault(array, index)
-                if fault:
-                    faults.append(f"{chunk_name(array, index)}: {fault}: {self._remedy([(name, index)])}")
-                done += 1
-                on_progress(done, total)
-        if self.is_folder:
-            faults += find_token_faults(self.folder / TOKENS, self.info.num_captions)
-        return faults or list(self._count_faults(arrays))
-
-    def _copied_tokens(self) -> list[str]:
-        """Arrays of tokens that were uploaded or converted with the cache; others are checked as they are mapped."""
-        if not self.is_folder:
-            keys = filter(TOKEN_GROUP.fullmatch, sorted(self._store.names(TOKENS)))
-            return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]
-        return []
-
-    def _count_faults(self, arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:
-        """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
-        remake, info, N, M = self._remedy([]), self.info, self.info.num_pictures, self.info.num_captions
-        shapes = {
-            EMB: (max(info.num_views, arrays[EMB].shape[0]), N, info.encoder.dim),  # more views may be under way
-            NORM: (max(info.num_views, arrays[NORM].shape[0]), N),
-            STATUS: (N,),
-            f"{KEY}/offsets": (N + 1,),
-            f"{TEXT}/offsets": (M + 1,),
-            CAPTION_IMAGE: (M,),
-        }
-        wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
-        for name, shape in wrong.items():
-            yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"
-        if wrong:
-            return
-        counts = {status.label: count for status, count in self.count_status().items()}
-        if info.state == "sealed" and counts != info.counts:
-            yield f"zarr.json: counts are {info.counts}, the pictures' statuses say {counts}: {remake}"
-        owners = self.caption_image()
-        if len(owners) and (owners[0] < 0 or owners[-1] >= N or bool((np.diff(owners) < 0).any())):
-            yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {remake}"
+        return [fault.what for fault in find_faults(self, on_progress)]
 
     def _stored(self, view: int) -> int:
         if not 0 <= view < self.info.num_views:

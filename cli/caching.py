@@ -1,4 +1,4 @@
-"""`clipglot cache`, `inspect` and `verify`."""
+"""`clipglot cache` and `inspect`."""
 
 from dataclasses import asdict
 from itertools import islice
@@ -144,27 +144,6 @@ def inspect(cache: Location, failures: int, as_json: bool) -> None:
         num_failed = sum(count for status, count in counts.items() if status > Status.EMBEDDED)
         if num_failed > len(listed):
             say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")
-
-
-@click.command()
-@cache_argument
-@json_option
-def verify(cache: Location, as_json: bool) -> None:
-    """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
-    with friendly_errors(), progress_bar() as progress:
-        require_kind(cache, "cache")
-        opened = Cache(cache)
-        task = progress.add_task("verify", total=None, note="")
-        faults = opened.verify(lambda done, total: progress.update(task, completed=done, total=total))
-    if as_json:
-        print_json({"cache": str(cache), "state": opened.info.state, "faults": faults})
-    elif faults:
-        for fault in faults:
-            say(fault)
-    else:
-        say(f"{cache}: every checksum holds ({opened.info.state}, {len(opened):,} pictures)")
-    if faults:
-        raise SystemExit(1)
 
 
 def _views(cache: Cache) -> dict[str, str]:
