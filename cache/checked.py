@@ -13,7 +13,7 @@ from .errors import CacheError
 from .format import EMB, EMBEDDED_ARRAYS, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, CacheInfo
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
-from .stores import UPLOAD_AGAIN, AbsentObjectError, RemoteStore, open_store
+from .stores import UPLOAD_AGAIN, AbsentObjectError, CacheStore, RemoteStore, open_store
 
 AGAIN = "run its `clipglot cache` command again"
 REMAKE = f"delete the cache and {AGAIN}"
@@ -45,6 +45,11 @@ class CheckedGroup:
         self._arrays: dict[str, zarr.Array[Any]] = {}
         if isinstance(self._store, RemoteStore) and self.info.state != "sealed":
             self._store.may_be_absent = (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+
+    @property
+    def store(self) -> CacheStore:
+        """What the cache's bytes lie in."""
+        return self._store
 
     @property
     def folder(self) -> Path:
@@ -138,8 +143,10 @@ class CheckedGroup:
 
         A chunk without status is not done, and a further view of one not without its norm.
         """
-        if isinstance(self.path, Url):
-            return UPLOAD_AGAIN
+        remedy = self._remake(chunks)
+        return f"{UPLOAD_AGAIN}, or {remedy}" if isinstance(self.path, Url) else remedy
+
+    def _remake(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
         if chunks and all(name in TAUGHT_ARRAYS for name, _ in chunks):
             taught = {f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}" for name, index in chunks}
             return f"delete {' '.join(sorted(taught))} and {AGAIN} to embed these captions anew"

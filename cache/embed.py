@@ -3,7 +3,6 @@
 The batches of a chunk depend on its rows alone, so a resumed pass writes the same bytes as an undisturbed one.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,6 @@ from numpy.typing import NDArray
 from .checked import REMAKE
 from .decoding import DecodedBlock, Views, block_decoder
 from .errors import CacheError
-from .files import sweep_partial
 from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
@@ -161,17 +159,17 @@ def seal(cache: Cache, num_views: int = 1) -> None:
     """
     num_views = max(num_views, cache.info.num_views)
     assert not missing_views(cache, num_views)
-    sweep_partial(cache.folder, keep=TOKENS)  # while views are added, runs may be writing there
+    cache.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
-        shutil.rmtree(cache.folder / STATUS / "c")
+        cache.store.delete_below(f"{STATUS}/c")
         found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         root = "--image-root (links that lead out of it are not followed)"
         raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
     norm = cache.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:
-        shutil.rmtree(cache.folder / NORM / "c" / str(view))
+        cache.store.delete_below(f"{NORM}/c/{view}")
     if empty:
         raise CacheError(
             f"{cache.path}: not one picture could be read again: check --image-root and run the command again"

@@ -1,7 +1,6 @@
 """Planning: from a manifest to an empty cache whose rows and order are fixed before the first picture is opened."""
 
 import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -13,29 +12,29 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .files import PARTIAL, DurableLocalStore, require_folder_or_nothing
+from .files import MARK, PARTIAL
 from .format import ATTRIBUTE, CAPTION_IMAGE, EMB, KEY, NORM, STATUS, TEACHER_TEXT, TEXT, CacheInfo, plan_chunk_rows
+from .location import Location
 from .manifest import ManifestRow
 from .pictures import require_image_root
 from .ragged import RaggedReader, RaggedWriter, StreamedArray, create_array, open_array
 from .store import Cache
+from .stores import CacheStore, store_at
 from .teacher import align, make_room_for_teacher
 
 ROWS_AT_A_TIME = 8192
 
 
-def is_planned(path: Path) -> bool:
+def is_planned(path: Location) -> bool:
     """Whether a planned cache stands at `path`; nothing, or what an interrupted plan left, is False.
 
     Raises:
-        CacheError: something else stands there, which planning must not replace.
+        CacheError: something else stands there, which planning must not replace; or a store that refuses.
     """
-    require_folder_or_nothing(path)
-    if not path.exists():
-        return False
-    if (path / "zarr.json").exists():
+    names = store_at(path, read_only=True).names("")
+    if MARK in names:
         return Cache(path).info.state != "planning"
-    if not all(entry.name.endswith(PARTIAL) for entry in path.iterdir()):
+    if not all(name.endswith(PARTIAL) for name in names):
         raise CacheError(f"{path} exists and is no cache: choose another -o")
     return False
 
@@ -66,7 +65,7 @@ class _Pictures:
 
 
 def plan_cache(
-    path: Path,
+    path: Location,
     rows: Iterable[ManifestRow],
     info: CacheInfo,
     *,
@@ -97,27 +96,26 @@ def plan_cache(
     if chunk_rows is not None and chunk_rows % info.batch_size:
         raise CacheError(f"chunk rows ({chunk_rows}) must be a multiple of the batch size ({info.batch_size})")
     require_image_root(Path(info.source.image_root))
+    store = store_at(path, read_only=False)
     try:
-        return _lay_out(path, rows, info, chunk_rows, on_progress)
+        return _lay_out(store, rows, info, chunk_rows, on_progress)
     except CacheError:
-        with suppress(OSError):  # an unfinished plan is no harm
-            _clear(path)
-            path.rmdir()
+        with suppress(CacheError):  # an unfinished plan is no harm
+            store.empty(for_good=True)
         raise
 
 
 def _lay_out(
-    path: Path,
+    store: CacheStore,
     rows: Iterable[ManifestRow],
     info: CacheInfo,
     chunk_rows: int | None,
     on_progress: Callable[[int], None],
 ) -> CacheInfo:
-    if path.exists():
-        _clear(path)
+    store.empty()
     # Metadata and attributes in one write: a kill leaves a folder that is recognised as an unfinished plan.
     root = zarr.create_group(
-        DurableLocalStore(path),
+        store,
         zarr_format=3,
         attributes={ATTRIBUTE: replace(info, state="planning").to_attributes()},
     )
@@ -184,15 +182,6 @@ def _lay_out(
     )
     root.attrs[ATTRIBUTE] = planned.to_attributes()  # last: a plan without it never passes for whole
     return planned
-
-
-def _clear(path: Path) -> None:
-    """Empty what an interrupted plan left. Its mark goes last, so that a kill in here is an interrupted plan too."""
-    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == "zarr.json"):
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
 
 def _batches(rows: Iterable[ManifestRow]) -> Iterator[list[ManifestRow]]:

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import click
@@ -74,7 +73,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         say(f"what failed and why: clipglot inspect {settings.output}")
 
 
-def _kept(path: Path) -> str:
+def _kept(path: Location) -> str:
     """What an interrupted pass leaves behind."""
     if not is_planned(path):
         return "no picture was embedded yet"

@@ -6,12 +6,13 @@ from importlib.metadata import version
 from typing import Literal
 
 from ..cache.embed import PassReport, embed_missing, write_info
-from ..cache.files import locked, sha256_file
+from ..cache.files import sha256_file
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.manifest import read_manifest
 from ..cache.pictures import require_image_root
 from ..cache.plan import is_planned, plan_cache
 from ..cache.store import Cache
+from ..cache.stores import store_at
 from ..cache.teacher import embed_teacher
 from ..cache.texts import embed_missing_texts, rows_of_texts
 from ..cache.views import has_further_views, make_room, missing_views
@@ -62,7 +63,7 @@ def cache_pictures(
     )
     tower, teacher = _load(settings)
     encoder = encoder_info(tower)
-    with locked(settings.output):
+    with store_at(settings.output, read_only=False).held():
         resumed = _plan(settings, source, encoder, lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
         if cache.info.source != source:  # the same manifest and pictures, elsewhere than when they were planned

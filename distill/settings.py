@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.format import Augmentation
+from ..cache.location import Url
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -38,7 +39,7 @@ class CacheSettings:
     """`clipglot cache`: embed every picture of a manifest once."""
 
     source: Annotated[Path, "manifest of pictures and captions: .jsonl, .csv or .tsv"]
-    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
     image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the manifest's)"] = None
