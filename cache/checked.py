@@ -25,8 +25,11 @@ class CheckedGroup:
     Attributes:
         path: where it lies.
         root: the group.
-        info: its metadata.
+        info: its metadata, as they were when it was opened.
     """
+
+    root: zarr.Group
+    info: CacheInfo
 
     def __init__(self, path: Location | str, *, read_only: bool = True) -> None:
         """Open a cache, in a local folder or at a URL.
@@ -36,8 +39,16 @@ class CheckedGroup:
         """
         self.path = to_location(path)
         self._store = open_store(self.path, read_only=read_only)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the metadata, again if another process may have changed them.
+
+        Raises:
+            CacheError: no cache, or a format that this version does not read.
+        """
         try:
-            self.root = zarr.open_group(self._store, mode="r" if read_only else "r+", zarr_format=3)
+            self.root = zarr.open_group(self._store, mode="r" if self._store.read_only else "r+", zarr_format=3)
             attributes = dict(self.root.attrs)
         except UNREADABLE_METADATA as error:
             raise CacheError(f"{self.path} is no cache, or its zarr.json is damaged ({error})") from error

@@ -211,6 +211,8 @@ class DurableLocalStore(LocalStore):
 
     def delete_below(self, folder: str) -> None:
         """Delete a folder, if there is one. What others put into it meanwhile stays."""
+        if not (self.root / folder).is_dir():
+            return  # to try would be an error on a disk that is read only
         with explained(self.root / folder):
             for path, folders, files in os.walk(self.root / folder, topdown=False):
                 for name in files:

@@ -14,8 +14,9 @@ from ..cache.teacher import TeacherStatus
 from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
 from .folders import require_kind
+from .main import is_first_process
 from .options import settings_options
-from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table
+from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table, warn
 
 cache_argument = click.argument("cache", type=to_location)
 
@@ -33,11 +34,16 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
+
+    Under torchrun, or as jobs that each have their --worker I/N, it is shared; nobody needs to talk to anybody.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int | None) -> None:
+            if stage == "wait":
+                warn(f"{settings.share} waits until worker 0 has planned {settings.output}")
+                return
             if stage not in tasks:
                 for task in progress.tasks:  # the stage before is done, whatever its total was
                     progress.update(task.id, total=task.completed)
@@ -52,6 +58,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
             raise SystemExit(130) from None
     report = result.report
+    if not is_first_process():
+        return
     if as_json:
         print_json(
             {"cache": str(settings.output), "resumed": result.resumed} | asdict(report) | _contents(result.cache)
@@ -61,7 +69,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     if report.num_pictures:
         views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
         say(
-            f"{settings.output}: {report.num_pictures:,} pictures{views} in {report.wall_s:.1f} s "
+            f"{settings.output}: {_by(settings)}{report.num_pictures:,} pictures{views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
             f"{counts.get('embedded', 0):,} of {len(result.cache):,} embedded"
         )
@@ -71,6 +79,11 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
         say(f"what failed and why: clipglot inspect {settings.output}")
+
+
+def _by(settings: CacheSettings) -> str:
+    """Whose pictures are counted, where several share the pass."""
+    return "" if settings.share.is_alone else f"{settings.share} did "
 
 
 def _kept(path: Location) -> str:

@@ -31,7 +31,7 @@ CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
     "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
-    "--augment-grayscale --augment-seed --precision --device --config --json",
+    "--augment-grayscale --augment-seed --precision --device --worker --config --json",
     "inspect": "CACHE --failures --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
