@@ -8,10 +8,10 @@ import json
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from time import monotonic, sleep
 from typing import Literal, TypeVar
 
 from .errors import CacheError
@@ -21,7 +21,7 @@ from .workers import Watch, Worker, next_chunk
 WORKERS = "workers"
 BEAT_S = 10.0  # between two signs of life, but there is one at each chunk
 LOOK_S = 10.0  # between two looks at those of others
-POLL_S = 1.0  # between two questions whether what others are at is done
+POLL_S = 1.0  # the same once there are only chunks of others left, and between two questions whether these are done
 
 Stage = Literal["teach", "embed"]
 T = TypeVar("T")
@@ -111,7 +111,7 @@ class Share:
         self._settle(left)
         self._sign.chunks.clear()
         while left and self._find(left) is None:
-            time.sleep(POLL_S)
+            sleep(POLL_S)
             left = missing()
         return bool(left)
 
@@ -132,7 +132,10 @@ class Share:
         if self._failure:
             raise self._failure
         self._settle(left)
-        chunk = next_chunk(left.keys(), self._worker, {*self._sign.chunks, *self._others_busy()})
+        own, worker = set(self._sign.chunks), self._worker
+        chunk = next_chunk(left.keys(), worker, own | self._others_busy(LOOK_S))
+        if not worker.is_alone and (chunk is None or chunk % worker.num != worker.index):
+            chunk = next_chunk(left.keys(), worker, own | self._others_busy(POLL_S))
         return None if chunk is None else (chunk, left[chunk])
 
     def _settle(self, left: Mapping[int, T]) -> None:
@@ -141,12 +144,12 @@ class Share:
         self._sign.chunks_done += len(self._sign.chunks) - len(still)
         self._sign.chunks[:] = still
 
-    def _others_busy(self) -> set[int]:
-        """What living workers say that they are at."""
+    def _others_busy(self, look_s: float) -> set[int]:
+        """What living workers say that they are at, as known for no longer than `look_s`."""
         if self._worker.is_alone:
             return set()
-        now = time.monotonic()
-        if self._looked_at is None or now - self._looked_at >= LOOK_S:
+        now = monotonic()
+        if self._looked_at is None or now - self._looked_at >= look_s:
             signs = read_signs(self._store)
             self._others = {name: sign for name, sign in signs.items() if name != self._name}
             self._watch.look({name: (s.host, s.pid, s.counter) for name, s in self._others.items()}, now)

@@ -104,7 +104,7 @@ def test_signs_dated_years_away_mean_what_fresh_ones_mean(
 ) -> None:
     """The other is at chunk 1, and its machine's clock stands in 1970, or in 2242."""
     store, now = store_at(tmp_path, read_only=False), [5e6]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
     left: dict[int, None] = {0: None, 1: None, 3: None}
 
     def asked(counter: int) -> list[int]:
@@ -171,11 +171,15 @@ def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch
         written.set()
         raise CacheError("no space")
 
-    with pytest.raises(CacheError, match="no space"), sharing(store, ALONE, "embed") as share:
-        monkeypatch.setattr(store, "write", refuse)
-        assert written.wait(20)
-        while True:
-            share.has_more(lambda: {0: None})
+    def work() -> None:
+        with sharing(store, ALONE, "embed") as share:
+            monkeypatch.setattr(store, "write", refuse)
+            assert written.wait(20)
+            while True:
+                share.has_more(lambda: {0: None})
+
+    with pytest.raises(CacheError, match="no space"):
+        work()
 
 
 @pytest.mark.parametrize(
