@@ -14,6 +14,7 @@ from ..cache.teacher import TeacherStatus
 from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
 from .folders import require_kind
+from .inspecting import looks, show, watch_until_sealed
 from .main import is_first_process
 from .options import settings_options
 from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table, warn
@@ -98,18 +99,24 @@ def _kept(path: Location) -> str:
 @click.command()
 @cache_argument
 @click.option("--failures", type=int, default=10, show_default=True, help="failed pictures to list; -1 lists all")
+@click.option("--watch", is_flag=True, help="show how its workers get on, until the pass is over")
 @json_option
-def inspect(cache: Location, failures: int, as_json: bool) -> None:
-    """Show what is in CACHE, what failed and why."""
+def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
+    """Show what is in CACHE, what failed and why; of a pass that is not over, its workers too."""
     with friendly_errors():
         require_kind(cache, "cache")
+        if watch:
+            watch_until_sealed(cache, as_json=as_json)
+            return
         opened = Cache(cache)
         if opened.info.state == "planning":
             raise click.ClickException(f"{cache} was being planned when it stopped: run its `clipglot cache` again")
         listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
+        look = next(looks(cache))
         if as_json:
             print_json(
                 _contents(opened)
+                | look.to_json()
                 | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
             )
             return
@@ -146,6 +153,9 @@ def inspect(cache: Location, failures: int, as_json: bool) -> None:
         shares.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=style)
     output.print()
     output.print(shares)
+    if not look.is_over:
+        output.print()
+        output.print(show(look))
     if listed:
         failed = table("row", "status", "picture", numbers=("row",))
         for failure in listed:

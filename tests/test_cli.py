@@ -32,7 +32,7 @@ CONTRACT = {
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
     "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
     "--augment-grayscale --augment-seed --precision --device --worker --config --json",
-    "inspect": "CACHE --failures --json",
+    "inspect": "CACHE --failures --watch --json",
     "verify": "CACHE --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
