@@ -31,8 +31,8 @@ CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
     "--split --limit --batch-size --workers --chunk-rows --max-pixels --decoding --views --augment-scale "
-    "--augment-flip --augment-jitter --augment-grayscale --augment-seed --precision --device --config --json",
-    "inspect": "CACHE --failures --json",
+    "--augment-flip --augment-jitter --augment-grayscale --augment-seed --precision --device --worker --config --json",
+    "inspect": "CACHE --failures --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
     "--keys --precision --config --json",
