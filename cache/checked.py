@@ -25,10 +25,10 @@ from .format import (
     TOKENS,
     CacheInfo,
 )
-from .hdf5 import CONVERT_AGAIN
+from .hdf5 import CONVERT_AGAIN, Hdf5Store
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
-from .stores import UPLOAD_AGAIN, RemoteStore, open_store
+from .stores import UPLOAD_AGAIN, CacheStore, RemoteStore, open_store
 
 AGAIN = "run its `clipglot cache` command again"
 REMAKE = f"delete the cache and {AGAIN}"
@@ -40,8 +40,11 @@ class CheckedGroup:
     Attributes:
         path: where it lies.
         root: the group.
-        info: its metadata.
+        info: its metadata, as they were when it was opened.
     """
+
+    root: zarr.Group
+    info: CacheInfo
 
     def __init__(self, path: Location | str, *, read_only: bool = True) -> None:
         """Open a cache, in a local folder or at a URL.
@@ -51,8 +54,16 @@ class CheckedGroup:
         """
         self.path = to_location(path)
         self._store = open_store(self.path, read_only=read_only)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the metadata, again if another process may have changed them.
+
+        Raises:
+            CacheError: no cache, or a format that this version does not read.
+        """
         try:
-            self.root = zarr.open_group(self._store, mode="r" if read_only else "r+", zarr_format=3)
+            self.root = zarr.open_group(self._store, mode="r" if self._store.read_only else "r+", zarr_format=3)
             attributes = dict(self.root.attrs)
         except UNREADABLE_METADATA as error:
             raise CacheError(f"{self.path} is no cache, or its zarr.json is damaged ({error})") from error
@@ -65,6 +76,12 @@ class CheckedGroup:
     def is_folder(self) -> bool:
         """Whether its chunks are files of a local folder, which can be mapped."""
         return isinstance(self._store, DurableLocalStore)
+
+    @property
+    def store(self) -> CacheStore:
+        """What the cache's bytes lie in, where they can be written."""
+        assert not isinstance(self._store, Hdf5Store)
+        return self._store
 
     @property
     def folder(self) -> Path:
@@ -208,13 +225,15 @@ class CheckedGroup:
 
     def remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
         """What to do about lost chunks, given as array and index: those of a pass can be made again alone."""
-        if isinstance(self.path, Url):
-            return UPLOAD_AGAIN
-        if not self.is_folder:
+        remedy = self._remake(chunks)
+        return f"{UPLOAD_AGAIN}, or {remedy}" if isinstance(self.path, Url) else remedy
+
+    def _remake(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
+        if isinstance(self._store, Hdf5Store):
             return CONVERT_AGAIN
         if chunks and all(name.startswith(f"{TOKENS}/") for name, _ in chunks):
-            damaged = {self.folder / name.rpartition("/")[0] for name, _ in chunks}
-            return f"delete {' '.join(map(str, sorted(damaged)))}: training writes it again"
+            damaged = {name.rpartition("/")[0] for name, _ in chunks}
+            return f"delete {' '.join(sorted(damaged))}: training writes it again"
         marks = {_mark(name, index) for name, index in chunks}
         if not marks or None in marks:
             return REMAKE

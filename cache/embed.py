@@ -3,26 +3,27 @@
 The batches of a chunk depend on its rows alone, so a resumed pass writes the same bytes as an undisturbed one.
 """
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
 from .checked import REMAKE
-from .decoding import Block, BlockReader, DecodedBlock, Views, block_decoder
+from .decoding import Block, BlockDecoder, BlockReader, DecodedBlock, Views, block_decoder
 from .errors import CacheError
-from .files import sweep_partial
-from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
+from .format import EMB, NORM, STATUS, Status
 from .pictures import Geometry
 from .ragged import open_array
+from .sealing import seal
+from .sharing import Share, sharing
 from .store import Cache
-from .views import Missing, missing_views
+from .views import missing_views
+from .workers import ALONE, Worker
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
@@ -93,9 +94,10 @@ def embed_missing(
     reader: BlockReader,
     workers: int,
     num_views: int = 1,
+    worker: Worker = ALONE,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
-    """Embed the chunks that are missing, then seal the cache.
+    """Embed the chunks that are missing, then seal the cache; several workers share them.
 
     A picture is decoded once for all views of it that are missing. Each view runs through the tower in batches of its
     own, so that the plain one gets the bytes that it gets alone.
@@ -109,6 +111,7 @@ def embed_missing(
         reader: of the pictures, see `sources.reader_of`.
         workers: decoding processes.
         num_views: views that the cache shall have; never fewer than it has. There is room for them.
+        worker: which of those that share the pass this is.
         on_progress: called after each batch with the pictures done in this pass.
 
     Raises:
@@ -134,10 +137,11 @@ def embed_missing(
                 augmentation=cache.info.augmentation,
             ) as decoder,
             _chunk_writer(cache, report) as writer,
+            sharing(cache.store, worker, "embed") as share,
         ):
             chunk: _Chunk | None = None
             waited_from = time.perf_counter()
-            for block in decoder.decode(_blocks(cache, missing)):
+            for block in _shared_blocks(cache, decoder, writer, share, num_views):
                 report.wait_s += time.perf_counter() - waited_from
                 if chunk is None:
                     chunk = _begin(cache, block.start, block.views)
@@ -147,49 +151,26 @@ def embed_missing(
                     chunk = None
                 writer.raise_early()
                 report.wall_s = time.perf_counter() - started
+                share.note(report.num_pictures, report.wall_s, report.bottleneck)
                 on_progress(report.num_pictures, report)
                 waited_from = time.perf_counter()
-    if missing or cache.info.state != "sealed" or num_views > cache.info.num_views:
-        seal(cache, num_views)
+    seal(cache, num_views, worker, changed=bool(missing))
     report.wall_s = time.perf_counter() - started
     return report
 
 
-def seal(cache: Cache, num_views: int = 1) -> None:
-    """Count what became of the pictures and mark the cache complete, with so many views or those it has.
-
-    Raises:
-        CacheError: not one picture could be embedded, or not one for a further view; the next pass tries again.
-    """
-    num_views = max(num_views, cache.info.num_views)
-    assert not missing_views(cache, num_views)
-    sweep_partial(cache.folder, keep=TOKENS)  # while views are added, runs may be writing there
-    counts = {status.label: count for status, count in cache.count_status().items()}
-    if Status.EMBEDDED.label not in counts:
-        shutil.rmtree(cache.folder / STATUS / "c")
-        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        root = "--image-root (links that lead out of it are not followed)"
-        raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
-    norm = cache.array(NORM)
-    empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
-    for view in empty:
-        shutil.rmtree(cache.folder / NORM / "c" / str(view))
-    if empty:
-        raise CacheError(
-            f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
-        )
-    write_info(cache, replace(cache.info, state="sealed", counts=counts, num_views=num_views))
+def _shared_blocks(
+    cache: Cache, decoder: BlockDecoder, writer: "_ChunkWriter", share: Share, num_views: int
+) -> Iterator[DecodedBlock]:
+    """The blocks of this worker's chunks, decoded, until no chunk is missing."""
+    while share.has_more(lambda: missing_views(cache, num_views)):
+        yield from decoder.decode(_blocks(cache, share.chunks(lambda: missing_views(cache, num_views))))
+        writer.join()
 
 
-def write_info(cache: Cache, info: CacheInfo) -> None:
-    """Replace the metadata of a cache that is open for writing."""
-    cache.info = info
-    cache.root.attrs[ATTRIBUTE] = info.to_attributes()
-
-
-def _blocks(cache: Cache, missing: Missing) -> Iterator[Block]:
+def _blocks(cache: Cache, chunks: Iterable[tuple[int, Views]]) -> Iterator[Block]:
     """Every batch of the given chunks; only one chunk's keys are held."""
-    for chunk, views in missing.items():
+    for chunk, views in chunks:
         rows = cache.chunk_slice(chunk)
         keys, locators = cache.keys(rows.start, rows.stop), cache.locators(rows.start, rows.stop)
         for offset in range(0, len(keys), cache.info.batch_size):

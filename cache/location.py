@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class Url(str):
-    """A folder as fsspec names it, e.g. `s3://bucket/train.zarr`; caches there are only read."""
+    """A folder as fsspec names it, e.g. `s3://bucket/train.zarr`."""
 
     __slots__ = ()
 

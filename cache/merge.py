@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from .columns import digests_of, first_lines
 from .convert import require_nothing
-from .embed import seal, write_info
 from .errors import CacheError
 from .files import whole_directory
 from .format import EMB, KEY, LANGUAGE, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_TEXT, TEXT, CacheInfo, SourceInfo
@@ -23,6 +22,7 @@ from .location import is_hdf5
 from .plan import plan_cache
 from .ragged import Texts, open_array
 from .rows import Batch
+from .sealing import seal, write_info
 from .store import Cache
 
 ROWS_AT_A_TIME = 2**16

@@ -5,12 +5,14 @@ Kept apart from the code that they configure so that `clipglot train --help` ans
 """
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.format import Augmentation, Decoding, SourceInfo
-from ..cache.location import is_hdf5
+from ..cache.location import Url, is_hdf5
+from ..cache.workers import Worker
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -39,7 +41,7 @@ class CacheSettings:
     """`clipglot cache`: embed every picture of a source once."""
 
     source: Annotated[Path, "pictures and captions: .jsonl, .csv or .tsv, or another shape (docs/sources.md)"]
-    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
     image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the source's)"] = None
@@ -74,12 +76,19 @@ class CacheSettings:
     augment_seed: Annotated[int, "with row and view fixes every augmentation"] = 0
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
     device: Device = "auto"
+    worker: Annotated[
+        str | None, "share of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
+    ] = None
 
     def __post_init__(self) -> None:
-        require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
-        zarr = self.output.with_suffix(".zarr")
         require(
-            not is_hdf5(self.output),
+            self.worker is None or _share(self.worker) is not None,
+            f"--worker {self.worker}: expected I/N with I from 0 to N - 1, e.g. 0/4",
+        )
+        require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
+        zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
+        require(
+            isinstance(self.output, Url) or not is_hdf5(self.output),
             f"-o {self.output}: a pass killed while it writes HDF5 could lose what it did: pass -o {zarr}, then "
             f"`clipglot convert {zarr} {self.output}`",
         )
@@ -133,8 +142,21 @@ class CacheSettings:
 
     @property
     def resolved_workers(self) -> int:
-        """The number of decoding processes."""
-        return self.workers or num_usable_cores()
+        """The number of decoding processes; those that `torchrun` started on one machine share its cores."""
+        return self.workers or max(1, num_usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    @property
+    def share(self) -> Worker:
+        """Which worker of the pass this is. Jobs of an array may each be several processes of `torchrun`."""
+        index, num = (_share(self.worker) if self.worker else None) or (0, 1)
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return Worker(index * world + rank, num * world)
+
+
+def _share(worker: str) -> tuple[int, int] | None:
+    """`I/N` as two numbers, None if it is no such thing."""
+    found = re.fullmatch(r"(\d+)/(\d+)", worker)
+    return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -126,7 +126,8 @@ def test_every_command_takes_it(h5: Path, with_tokens: Path, merged: Path, tmp_p
         return json.loads(result.stdout)
 
     assert printed("inspect", h5) == printed("inspect", with_tokens) | {"path": str(h5)}
-    assert printed("verify", h5) == {"cache": str(h5), "state": "sealed", "faults": []}
+    checked = printed("verify", h5)
+    assert (checked["state"], checked["faults"], checked["probes"]["num"]) == ("sealed", [], 16)
     assert printed("eval", "retrieval", merged, h5) == printed("eval", "retrieval", merged, with_tokens)
     assert printed("tokenizer", h5, "-o", tmp_path / "tokenizer", "--vocab-size", 300)
     said = printed("convert", h5, tmp_path / "back.zarr")

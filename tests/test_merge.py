@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from clipglot.cache.convert import convert
-from clipglot.cache.embed import write_info
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo, Status
 from clipglot.cache.merge import merge_caches
 from clipglot.cache.plan import plan_cache
 from clipglot.cache.rows import Locator, Row, batched
+from clipglot.cache.sealing import write_info
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from clipglot.distill.export import export_run
