@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import CacheError
-from ..cache.files import locked
 from ..cache.format import CacheInfo
 from ..cache.location import Location
 from ..cache.sources import KINDS
 from ..cache.store import Cache
+from ..cache.stores import store_at
 from ..cache.verify import find_faults
 from ..encoders.errors import EncoderError
 from ..encoders.image import load_image_tower
@@ -59,7 +59,7 @@ def verify_cache(
     cache = Cache(settings.cache, read_only=not settings.repair)
     if settings.repair:
         _require_made_by_one_pass(cache)
-    with locked(cache.path) if settings.repair and isinstance(cache.path, Path) else nullcontext():
+    with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
         found = find_faults(cache, on_progress)
         lost = [fault.chunk for fault in found if fault.chunk]
         marked = cache.mark_lost(lost) if settings.repair else []

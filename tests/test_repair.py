@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.files import locked
 from clipglot.cache.store import Cache
@@ -150,3 +151,21 @@ def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -
     for flag, value in {"--limit": "30", "--views": "2", "--augment-flip": "0.5", "--max-pixels": "1000000"}.items():
         assert words[words.index(flag) + 1] == value
     assert not {"--precision", "--image-root", "--image-field", "--text-field", "--decoding"} & set(words)
+
+
+def test_a_cache_at_a_url_is_repaired_there(bucket: Bucket, tiny_cache: Path) -> None:
+    url = bucket.upload(tiny_cache, "repaired.zarr")
+    before = bucket.contents("repaired.zarr")
+    bucket.flip_a_byte("repaired.zarr/images/emb/c/0/1/0")
+    bucket.delete("repaired.zarr/images/norm/c/0/3")
+    result = CliRunner().invoke(main, ["verify", url, "--repair", "--json"])
+    document = json.loads(result.stdout)
+    assert (document["marked"], document["state"]) == (["images/status/c/1", "images/status/c/3"], "planned")
+    run_again(document["command"])
+    assert bucket.contents("repaired.zarr") == before
+
+
+def test_an_hdf5_file_is_not_repaired_but_converted_again(tiny_cache: Path, tmp_path: Path) -> None:
+    assert CliRunner().invoke(main, ["convert", str(tiny_cache), str(tmp_path / "c.h5")]).exit_code == 0
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "c.h5"), "--repair"])
+    assert (result.exit_code, "HDF5" in result.stderr) == (1, True), result.output
