@@ -212,7 +212,8 @@ def test_another_tower_is_refused_by_its_pictures(npy: Path, other_clip: Path, t
         ("kind", "rows.txt: no known kind of table"),
         ("other kind", "emb.bin: no known kind of embeddings"),
         ("folder", "no img_emb/img_emb_0.npy as clip-retrieval writes it"),
-        ("parquet", "rows.parquet cannot be read ("),
+        ("parquet", "rows.parquet: not readable ("),
+        ("pictures", "'image' holds pictures, expected their names: pass --image-field NAME, or --no-keys"),
         ("empty", "emb.npy holds no rows"),
         ("cache", "is a cache already"),
         ("hdf5", "import into a Zarr folder, then `clipglot convert` it"),
@@ -250,6 +251,9 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
             source = npy.rename(npy.with_name("emb.bin"))
         case "folder":
             source = npy.parent
+        case "pictures":
+            rows = rows.with_suffix(".parquet")
+            pq.write_table(pa.table({"image": [b"png"] * 40, "text": ["a"] * 40}), rows)
         case "parquet":
             rows = rows.rename(npy.with_name("rows.parquet"))
         case "empty":

@@ -118,6 +118,7 @@ def test_a_key_of_two_caches_is_refused_or_prefixed(others: tuple[Path, Path], t
     [
         ("tower", "weights_sha256 is '"),
         ("precision", "precision is 'bf16' there and 'fp32' here"),
+        ("decoding", "decoding is 'scaled' there and 'exact' here"),
         ("views", "num_views is 1 there and 2 here"),
         ("augmentation", "augmentation is 'scale 0.7, "),
         ("not sealed", "is not complete ("),
@@ -144,6 +145,8 @@ def test_what_does_not_fit_together_is_refused(
             write_info(cache, replace(cache.info, encoder=replace(encoder, weights_sha256="f" * 64)))
         case "precision":
             write_info(cache, replace(cache.info, encoder=replace(encoder, precision="bf16")))
+        case "decoding":
+            write_info(cache, replace(cache.info, decoding="scaled"))
         case "views":
             b = tiny_cache
         case "augmentation":
