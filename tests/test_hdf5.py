@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import h5py
 import numpy as np
 import pytest
 import torch
+from bucket import serving
 from click.testing import CliRunner, Result
 from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
@@ -27,6 +29,7 @@ from clipglot.distill.run import Run
 from clipglot.distill.train import train
 from logs import logged
 from runs import settings
+from zarr.core.sync import sync
 
 CPU = torch.device("cpu")
 AGAIN = "convert it again from the cache that this is a copy of"
@@ -87,6 +90,25 @@ def test_views_that_are_being_added_are_left_out(
     make_room(Cache(tmp_path / "a.zarr", read_only=False), 3)
     assert convert(Cache(tmp_path / "a.zarr"), tmp_path / "b.zarr").num_arrays == 8
     assert files(tmp_path / "b.zarr") == before
+
+
+def test_a_url_is_copied_to_the_disk_in_either_form(
+    with_tokens: Path, h5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s3").mkdir()
+    with serving(tmp_path / "s3") as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        url = bucket.upload(with_tokens, "own.zarr")
+        for name in ("a.h5", "a.zarr"):
+            assert run("convert", url, tmp_path / name).exit_code == 0
+        bucket.flip_a_byte("own.zarr/captions/text/bytes/c/0")
+        result = run("convert", url, tmp_path / "b.h5")
+        sync(fsspec.filesystem("s3", asynchronous=True)._s3creator.__aexit__(None, None, None))
+    assert f"{url}: damaged chunk captions/text/bytes/c/0" in result.stderr
+    assert (tmp_path / "a.h5").read_bytes() == h5.read_bytes()
+    assert files(tmp_path / "a.zarr") == files(with_tokens)
+    assert {path.name for path in tmp_path.iterdir()} <= {"a.h5", "a.zarr", "s3"}
 
 
 def test_the_file_is_what_the_format_says(with_tokens: Path, h5: Path) -> None:
