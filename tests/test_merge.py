@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo, Status
@@ -19,17 +18,13 @@ from clipglot.cache.plan import plan_cache
 from clipglot.cache.rows import Locator, Row, batched
 from clipglot.cache.sealing import write_info
 from clipglot.cache.store import Cache
-from clipglot.cli.main import main
 from clipglot.distill.export import export_run
 from clipglot.distill.settings import ExportSettings
 from clipglot.distill.synthetic import write_random_cache
+from copies import run
 from drawn import draw_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
