@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -150,3 +151,23 @@ def taught_caches(
         make_cache(taught_manifests[name], folder / name, model=MODEL, batch_size=64, teacher_field=("en",))
     make_cache(taught_manifests["val"], folder / "val", model=MODEL, batch_size=64)
     return {name: folder / name for name in taught_manifests}
+
+
+@pytest.fixture(scope="session")
+def with_tokens(tiny_cache: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `tiny_cache` that was trained on. Read only."""
+    folder = tmp_path_factory.mktemp("zarr")
+    shutil.copytree(tiny_cache, folder / "own.zarr", ignore=lambda *_: ["tokens"])
+    make_run(folder / "own.zarr", folder / "run", epochs=1)
+    return folder / "own.zarr"
+
+
+@pytest.fixture(scope="session")
+def h5(with_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in one HDF5 file. Read only."""
+    from clipglot.cache.convert import convert
+    from clipglot.cache.store import Cache
+
+    path = tmp_path_factory.mktemp("h5") / "own.h5"
+    convert(Cache(with_tokens), path)
+    return path
