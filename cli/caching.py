@@ -56,7 +56,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
             result = cache_pictures(settings, show)
         except KeyboardInterrupt:
-            click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
+            if is_first_process():
+                click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
             raise SystemExit(130) from None
     report = result.report
     if not is_first_process():
