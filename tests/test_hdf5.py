@@ -75,9 +75,7 @@ def test_every_command_takes_it(h5: Path, with_tokens: Path, merged: Path, tmp_p
 
 
 @pytest.mark.parametrize("where", ["chunks", "device", "auto"])
-def test_training_on_it_is_the_run_of_the_zarr_cache(
-    where: str, h5: Path, tiny_cache: Path, tmp_path: Path
-) -> None:
+def test_training_on_it_is_the_run_of_the_zarr_cache(where: str, h5: Path, tiny_cache: Path, tmp_path: Path) -> None:
     chunk_bytes = 2 * Cache(h5).info.chunk_rows * Cache(h5).info.encoder.dim
     buffer = {"buffer_gb": 3.5 * chunk_bytes / 1e9, "batch_size": 4} if where == "chunks" else {}
     for cache, name in ((tiny_cache, "near"), (h5, "far")):
