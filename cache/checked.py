@@ -83,6 +83,11 @@ class CheckedGroup:
         return self._store
 
     @property
+    def is_one_file(self) -> bool:
+        """Whether it is an HDF5 file, which is only read."""
+        return isinstance(self._store, Hdf5Store)
+
+    @property
     def folder(self) -> Path:
         """The local folder that the cache lies in.
 

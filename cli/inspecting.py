@@ -72,7 +72,7 @@ def looks(location: Location) -> Iterator[Look]:
     while True:
         cache = Cache(location)
         planning = cache.info.state == "planning"
-        signs, now = read_signs(cache.store), monotonic()
+        signs, now = {} if cache.is_one_file else read_signs(cache.store), monotonic()
         watch.look({name: (sign.host, sign.pid, sign.counter) for name, sign in signs.items()}, now)
         num_chunks = 0 if planning else cache.num_chunks
         yield Look(
