@@ -6,11 +6,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
 import json
-<<<<<<< HEAD
 import shutil
-=======
 import signal
->>>>>>> stores
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -162,7 +159,6 @@ def taught_caches(
 
 
 @pytest.fixture(scope="session")
-<<<<<<< HEAD
 def with_tokens(tiny_cache: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `tiny_cache` that was trained on. Read only."""
     folder = tmp_path_factory.mktemp("zarr")
@@ -180,7 +176,9 @@ def h5(with_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("h5") / "own.h5"
     convert(Cache(with_tokens), path)
     return path
-=======
+
+
+@pytest.fixture(scope="session")
 def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of 160 pictures: 20 chunks of 8."""
     return draw_pictures(tmp_path_factory.mktemp("many"), 160)
@@ -221,4 +219,3 @@ def start_worker(launcher: Any, many_pictures: Path, tiny_clip: Path, tmp_path: 
     for pid in started:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
->>>>>>> stores
