@@ -2,10 +2,11 @@
 
     scripts/bench decoding --pictures DIR [--num 400] [--rounds 5] [--weights deit_tiny.safetensors]
 
-The first table decodes files that lie in memory to RGB arrays of full size, by each library that is installed (simplejpeg,
-torchvision, opencv-python-headless), and counts how many arrays are Pillow's, byte for byte. The second goes on to the 224 ×
-224 pixels that a tower sees, as the caching pass does, beside plain calls of Pillow and the fastest library; with --weights,
-of timm's deit_tiny_patch16_224, it also says how far the features move. A ratio is the median over rounds in turns.
+The first table decodes files that lie in memory to RGB arrays of full size, by each library that is installed
+(simplejpeg, torchvision, opencv-python-headless), and counts how many arrays are Pillow's, byte for byte. The second
+goes on to the 224 × 224 pixels that a tower sees, as the caching pass does, beside plain calls of Pillow and the
+fastest library; with --weights, of timm's deit_tiny_patch16_224, it also says how far the features move. Speeds count the
+processor's time; a ratio is the median over rounds in turns.
 """
 
 import argparse

@@ -10,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .format import EMB, EMBEDDED_ARRAYS, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, CacheInfo
+from .format import EMB, EMBEDDED_ARRAYS, HASH, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, CacheInfo
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
 from .stores import UPLOAD_AGAIN, AbsentObjectError, RemoteStore, open_store
@@ -149,7 +149,7 @@ class CheckedGroup:
             {
                 f"{NORM}/c/{index[0]}/{index[1]}"
                 if name in (EMB, NORM) and index[0]
-                else f"{STATUS}/c/{index[0] if name == STATUS else index[1]}"
+                else f"{STATUS}/c/{index[0] if name in (STATUS, HASH) else index[1]}"
                 for name, index in chunks
             }
         )

@@ -16,6 +16,7 @@ from .format import (
     EMB,
     EMBEDDED_ARRAYS,
     FILE,
+    HASH,
     KEY,
     LOCATOR,
     NORM,
@@ -129,6 +130,10 @@ class Cache(CheckedGroup):
             return self._read(STATUS, (slice(None),))
         return self._read(STATUS, (self.chunk_slice(chunk),), only=[(chunk,)])
 
+    def hashes(self, chunk: int) -> NDArray[np.uint64]:
+        """blake2b of the bytes of each picture in a chunk, `[R, 2] uint64`; zeros where none could be read."""
+        return self._read(HASH, (self.chunk_slice(chunk),), only=[(chunk, 0)])
+
     def teacher_status(self) -> NDArray[np.uint8]:
         """What became of each caption's translation, `[M] uint8`; see `TeacherStatus`."""
         return self._read(TEACHER_STATUS, (slice(None),))
@@ -184,7 +189,8 @@ class Cache(CheckedGroup):
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
         taught = TEACHER_ARRAYS if self.info.source.has_teacher else ()
-        for name in (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *taught, *self._remote_tokens()):
+        filled = [name for name in EMBEDDED_ARRAYS if name != HASH or HASH in self.root]
+        for name in (*filled, *PLANNED_ARRAYS, *taught, *self._remote_tokens()):
             try:
                 arrays[name] = self.array(name)
             except CacheError as error:
@@ -218,7 +224,7 @@ class Cache(CheckedGroup):
             f"{KEY}/offsets": (N + 1,),
             f"{TEXT}/offsets": (M + 1,),
             CAPTION_IMAGE: (M,),
-        }
+        } | ({HASH: (N, 2)} if HASH in arrays else {})
         wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
         for name, shape in wrong.items():
             yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"

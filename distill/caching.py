@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Literal
 
-from ..cache.embed import PassReport, embed_missing, write_info
+from ..cache.embed import embed_missing, write_info
 from ..cache.files import locked
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.plan import is_planned, plan_cache
+from ..cache.report import PassReport
 from ..cache.rows import batched
 from ..cache.source import Source
 from ..cache.sources import KINDS, open_source, reader_of
@@ -17,6 +18,7 @@ from ..cache.teacher import embed_teacher
 from ..cache.texts import embed_missing_texts, rows_of_texts
 from ..cache.views import has_further_views, make_room, missing_views
 from ..encoders.image import ImageTower, load_image_tower
+from ..encoders.image_queue import Deviation, ImageQueue
 from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
 from .errors import DistillError
@@ -29,11 +31,18 @@ _LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "
 
 @dataclass(frozen=True, kw_only=True)
 class CacheResult:
-    """A sealed cache and what this pass did for it."""
+    """A sealed cache and what this pass did for it.
+
+    Attributes:
+        most_at_once: pictures that fitted into the device's memory, where a batch did not.
+        deviation: of features in half precision, on the first batch.
+    """
 
     cache: Cache
     report: PassReport
     resumed: bool
+    most_at_once: int | None = None
+    deviation: Deviation | None = None
 
 
 def cache_pictures(
@@ -41,6 +50,7 @@ def cache_pictures(
     on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
     *,
     source: Source | None = None,
+    on_report: Callable[[PassReport], None] = lambda report: None,
 ) -> CacheResult:
     """Embed every picture of a source, finish what an earlier pass left, or add views.
 
@@ -48,6 +58,7 @@ def cache_pictures(
         settings: the same settings resume; a cache of another tower or source is refused.
         source: one of your own (docs/sources.md); by default recognised from `settings.source`.
         on_progress: called with the stage, what is done of it and the total where known.
+        on_report: called with what the pass over pictures has done so far.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -74,15 +85,21 @@ def cache_pictures(
         if teacher and not settings.images:
             report = embed_missing_texts(cache, teacher.encode, lambda done, report: on_progress("embed", done, total))
             return CacheResult(cache=cache, report=report, resumed=resumed)
+
+        def show(done: int, report: PassReport) -> None:
+            on_progress("embed", done, total)
+            on_report(report)
+
+        queue = ImageQueue(tower)
         report = embed_missing(
             cache,
-            tower.encode,
+            queue,
             reader=reader_of(cache, {**KINDS, source.kind: type(source)}),
             workers=settings.resolved_workers,
             num_views=num_views,
-            on_progress=lambda done, report: on_progress("embed", done, total),
+            on_progress=show,
         )
-    return CacheResult(cache=cache, report=report, resumed=resumed)
+    return CacheResult(cache=cache, report=report, resumed=resumed, most_at_once=queue.most, deviation=queue.deviation)
 
 
 def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
@@ -125,6 +142,7 @@ def _plan(
         info,
         files=source.files,
         chunk_rows=settings.chunk_rows,
+        hashed=settings.images,
         on_progress=on_progress,
     )
     return False
