@@ -5,8 +5,8 @@
 The first table decodes files that lie in memory to RGB arrays of full size, by each library that is installed
 (simplejpeg, torchvision, opencv-python-headless), and counts how many arrays are Pillow's, byte for byte. The second
 goes on to the 224 × 224 pixels that a tower sees, as the caching pass does, beside plain calls of Pillow and the
-fastest library; with --weights, of timm's deit_tiny_patch16_224, it also says how far the features move. Speeds count the
-processor's time; a ratio is the median over rounds in turns.
+fastest library; with --weights, of timm's deit_tiny_patch16_224, it also says how far the features move. Speeds are by
+the processor's time; a ratio is the median over rounds in turns.
 """
 
 import argparse
