@@ -3,9 +3,9 @@
     scripts/bench caching_pass --data DIR [--num 1500] [--rounds 3] [--deit deit_tiny.safetensors]
 
 DIR has pictures in `images/`. In every round, in turn and on the same pictures: the worker processes decode into a sink
-(the ceiling of decoding); the tower runs on pixels that lie ready (its ceiling); the whole pass, into a cache on a local
-disk, starting its workers and sealing included. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at 224
-pixels, the latter with random weights, which compute no faster.
+(the ceiling of decoding); the tower runs on pixels that lie ready (its ceiling); the whole pass, into a cache on a
+local disk, starting its workers and sealing included. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at
+224 pixels, the latter with random weights, which compute no faster.
 """
 
 import argparse

@@ -2,18 +2,34 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
 
-from .errors import CacheError
-from .format import EMB, EMBEDDED_ARRAYS, HASH, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_EMB, TEACHER_STATUS, CacheInfo
+from .errors import AbsentObjectError, CacheError
+from .files import PARTIAL, DurableLocalStore
+from .format import (
+    ATTRIBUTE,
+    EMB,
+    EMBEDDED_ARRAYS,
+    HASH,
+    NORM,
+    STATUS,
+    TAUGHT_ARRAYS,
+    TEACHER_EMB,
+    TEACHER_STATUS,
+    TOKENS,
+    CacheInfo,
+)
+from .hdf5 import CONVERT_AGAIN, Hdf5Store
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
-from .stores import UPLOAD_AGAIN, AbsentObjectError, RemoteStore, open_store
+from .stores import UPLOAD_AGAIN, CacheStore, RemoteStore, open_store
 
 AGAIN = "run its `clipglot cache` command again"
 REMAKE = f"delete the cache and {AGAIN}"
@@ -25,8 +41,11 @@ class CheckedGroup:
     Attributes:
         path: where it lies.
         root: the group.
-        info: its metadata.
+        info: its metadata, as they were when it was opened.
     """
+
+    root: zarr.Group
+    info: CacheInfo
 
     def __init__(self, path: Location | str, *, read_only: bool = True) -> None:
         """Open a cache, in a local folder or at a URL.
@@ -36,8 +55,16 @@ class CheckedGroup:
         """
         self.path = to_location(path)
         self._store = open_store(self.path, read_only=read_only)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the metadata, again if another process may have changed them.
+
+        Raises:
+            CacheError: no cache, or a format that this version does not read.
+        """
         try:
-            self.root = zarr.open_group(self._store, mode="r" if read_only else "r+", zarr_format=3)
+            self.root = zarr.open_group(self._store, mode="r" if self._store.read_only else "r+", zarr_format=3)
             attributes = dict(self.root.attrs)
         except UNREADABLE_METADATA as error:
             raise CacheError(f"{self.path} is no cache, or its zarr.json is damaged ({error})") from error
@@ -47,16 +74,32 @@ class CheckedGroup:
             self._store.may_be_absent = (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
     @property
+    def is_folder(self) -> bool:
+        """Whether its chunks are files of a local folder, which can be mapped."""
+        return isinstance(self._store, DurableLocalStore)
+
+    @property
+    def store(self) -> CacheStore:
+        """What the cache's bytes lie in, where they can be written."""
+        assert not isinstance(self._store, Hdf5Store)
+        return self._store
+
+    @property
     def folder(self) -> Path:
         """The local folder that the cache lies in.
 
         Raises:
-            CacheError: it lies at a URL.
+            CacheError: it lies at a URL or in an HDF5 file.
         """
         if isinstance(self.path, Url):
             raise CacheError(
                 f"{self.path}: rows can be mapped only from a cache on a local disk: copy it there, or train with "
                 "--embeddings chunks or device"
+            )
+        if not self.is_folder:
+            raise CacheError(
+                f"{self.path}: rows can be mapped only from a Zarr cache: make one with `clipglot convert "
+                f"{self.path} OUT.zarr`, or train with --embeddings chunks or device"
             )
         return self.path
 
@@ -72,8 +115,47 @@ class CheckedGroup:
             return self._arrays[name]
         except UNREADABLE_METADATA as error:
             raise CacheError(
-                f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self._remedy([])}"
+                f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self.remedy([])}"
             ) from error
+
+    def nodes(self) -> tuple[list[str], list[str]]:
+        """The names of all groups and of all arrays, whatever they are; not what a killed writer left.
+
+        Raises:
+            CacheError: an array's metadata is damaged.
+        """
+        groups: list[str] = []
+        arrays: list[str] = []
+
+        def visit(folder: str, names: list[str]) -> None:
+            for name in sorted(names):
+                path = f"{folder}/{name}".lstrip("/")
+                inside = [] if name == "zarr.json" or name.endswith(PARTIAL) else self._store.names(path)
+                if "zarr.json" not in inside:
+                    continue
+                if self._is_group(path):
+                    groups.append(path)
+                    visit(path, inside)
+                else:
+                    arrays.append(path)
+
+        visit("", self._store.names(""))
+        return groups, arrays
+
+    def _is_group(self, path: str) -> bool:
+        try:
+            return isinstance(self.root[path], zarr.Group)
+        except UNREADABLE_METADATA as error:
+            raise CacheError(f"{self.path}: {path}/zarr.json is damaged ({error}): {self.remedy([])}") from error
+
+    def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
+        """One chunk of an array, less what lies beyond the array's edge.
+
+        Raises:
+            CacheError: it is absent or damaged, with what to do.
+        """
+        with self._whole(name, only=[index]):
+            return np.asarray(self.array(name).blocks[index])
 
     def _read(
         self, name: str, selection: tuple[Any, ...], only: Collection[tuple[int, ...]] | None = None
@@ -97,17 +179,21 @@ class CheckedGroup:
         absent = [(n, i) for n, i in chunks if self._chunk_absent(arrays[n], i)]
         if absent:
             name, index = absent[0]
-            raise CacheError(f"{self.path}: {chunk_name(arrays[name], index)} is absent: {self._remedy(absent)}")
+            raise CacheError(f"{self.path}: {chunk_name(arrays[name], index)} is absent: {self.remedy(absent)}")
         try:
             yield
         except UNREADABLE_CHUNK as error:
-            faults = [(n, i) for n, i in chunks if self._chunk_fault(arrays[n], i)]
+            faults = [(n, i) for n, i in chunks if self.chunk_fault(n, i)]
             damaged = ", ".join(chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
-            raise CacheError(f"{self.path}: damaged chunk {damaged} ({error}): {self._remedy(faults)}") from error
+            raise CacheError(f"{self.path}: damaged chunk {damaged} ({error}): {self.remedy(faults)}") from error
+
+    def stored_names(self, folder: str) -> list[str]:
+        """What lies directly in a folder; nothing where there is none."""
+        return self._store.names(folder)
 
     def stored_numbers(self, folder: str) -> set[int]:
         """The last numbers of the chunks that lie directly in a folder; none where there is no such folder."""
-        return {int(name) for name in self._store.names(folder) if name.isdigit()}
+        return {int(name) for name in self.stored_names(folder) if name.isdigit()}
 
     def _pending(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a pass may still have to write a chunk: its own before sealing, then those of views to come."""
@@ -117,12 +203,13 @@ class CheckedGroup:
 
     def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a chunk that must be there is not on disk."""
-        if isinstance(self.path, Url):
+        if not self.is_folder:
             return False  # to ask would be a request for each; reading it tells
-        return not self._pending(array, index) and not (self.path / chunk_name(array, index)).is_file()
+        return not self._pending(array, index) and not (self.folder / chunk_name(array, index)).is_file()
 
-    def _chunk_fault(self, array: zarr.Array[Any], index: tuple[int, ...]) -> str | None:
+    def chunk_fault(self, name: str, index: tuple[int, ...]) -> str | None:
         """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
+        array = self.array(name)
         if self._chunk_absent(array, index):
             return "absent"
         try:
@@ -133,27 +220,56 @@ class CheckedGroup:
             return f"damaged ({error})"
         return None
 
-    def _remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
-        """What to do about lost chunks, given as array and index: those of a pass can be made again alone.
+    def chunk_file(self, chunk: tuple[str, tuple[int, ...]]) -> str:
+        """The key of a chunk, given as array and index."""
+        return chunk_name(self.array(chunk[0]), chunk[1])
 
-        A chunk without status is not done, and a further view of one not without its norm.
-        """
-        if isinstance(self.path, Url):
-            return UPLOAD_AGAIN
-        if chunks and all(name in TAUGHT_ARRAYS for name, _ in chunks):
-            taught = {f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}" for name, index in chunks}
-            return f"delete {' '.join(sorted(taught))} and {AGAIN} to embed these captions anew"
-        if not chunks or any(name not in EMBEDDED_ARRAYS for name, _ in chunks):
+    def remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
+        """What to do about lost chunks, given as array and index: those of a pass can be made again alone."""
+        remedy = self._remake(chunks)
+        return f"{UPLOAD_AGAIN}, or {remedy}" if isinstance(self.path, Url) else remedy
+
+    def _remake(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
+        if isinstance(self._store, Hdf5Store):
+            return CONVERT_AGAIN
+        if chunks and all(name.startswith(f"{TOKENS}/") for name, _ in chunks):
+            damaged = {name.rpartition("/")[0] for name, _ in chunks}
+            return f"delete {' '.join(sorted(damaged))}: training writes it again"
+        marks = {_mark(name, index) for name, index in chunks}
+        if not marks or None in marks:
             return REMAKE
-        files = sorted(
-            {
-                f"{NORM}/c/{index[0]}/{index[1]}"
-                if name in (EMB, NORM) and index[0]
-                else f"{STATUS}/c/{index[0] if name in (STATUS, HASH) else index[1]}"
-                for name, index in chunks
-            }
-        )
-        return f"delete {' '.join(files)} and {AGAIN} to embed these rows anew"
+        what = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
+        return f"delete {' '.join(sorted(filter(None, marks)))} and {AGAIN} to embed these {what} anew"
+
+    def mark_lost(self, chunks: list[tuple[str, tuple[int, ...]]]) -> list[str]:
+        """Have the next pass embed again what chunks hold, given as array and index; others are left alone.
+
+        The cache, open for writing, is then no longer sealed, unless only views that are under way were lost.
+
+        Returns:
+            The chunks that were deleted, so that what they stand for counts as not done.
+        """
+        marks = {mark: chunk for chunk in chunks if (mark := _mark(*chunk))}
+        if any(not self._pending(self.array(name), index) for name, index in marks.values()):
+            self.info = replace(self.info, state="planned")
+            self.root.attrs[ATTRIBUTE] = self.info.to_attributes()
+        for mark in sorted(marks):
+            sync(self._store.delete(mark))
+        return sorted(marks)
+
+
+def _mark(name: str, index: tuple[int, ...]) -> str | None:
+    """The chunk without which a pass embeds anew what a chunk holds; None if no pass makes it.
+
+    A chunk without status is not done, and a further view of one not without its norm.
+    """
+    if name in TAUGHT_ARRAYS:
+        return f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}"
+    if name not in EMBEDDED_ARRAYS:
+        return None
+    if name in (EMB, NORM) and index[0]:
+        return f"{NORM}/c/{index[0]}/{index[1]}"
+    return f"{STATUS}/c/{index[0] if name in (STATUS, HASH) else index[1]}"
 
 
 def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """The planned arrays: batches of rows are written as they come, then the lines of one picture are brought together.
 
-L lines, N pictures, M captions. In memory are 16 bytes a line, and while lines of a picture stand apart, the texts that
-are to be moved.
+L lines, N pictures, M captions. In memory are 16 bytes a line, then some numbers for each line and caption that is
+sorted, never all texts.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER_TEXT, TEXT
 from .ragged import RaggedReader, RaggedWriter, StreamedArray, Texts, open_array
-from .rows import ROWS_AT_A_TIME, Batch
+from .rows import Batch
 
 Digests = NDArray[np.uint64]
 """`[n, 2]`, of keys; two different keys have the same one at a chance that nobody lives to see."""
@@ -151,12 +151,18 @@ def first_lines(digests: Digests) -> NDArray[np.int64]:
 
 
 def _reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
-    texts = RaggedReader(root, name).texts()
-    del root[name]
-    writer = RaggedWriter(root, name)
-    for start in range(0, len(order), ROWS_AT_A_TIME):
-        writer.append(texts.take(order[start : start + ROWS_AT_A_TIME]))
+    """Write some texts anew, in another order. However far they move, one piece and one block are in memory."""
+    moved = f"{name}-moved"
+    writer = RaggedWriter(root, moved)
+    for piece in RaggedReader(root, name).gathered(order):
+        writer.append(piece)
     writer.close()
+    del root[name]
+    writer, reader = RaggedWriter(root, name), RaggedReader(root, moved)  # object stores have no renaming
+    for piece in reader.blocks():
+        writer.append(piece)
+    writer.close()
+    del root[moved]
 
 
 def _reorder(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:

@@ -3,12 +3,10 @@
 The batches of a chunk depend on its pictures alone, so a resumed pass writes the same bytes as an undisturbed one.
 """
 
-import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import zarr
@@ -16,17 +14,18 @@ from numpy.typing import NDArray
 
 from .batching import Batches, Chunk
 from .checked import REMAKE
-from .decoding import Block, BlockReader, block_decoder
-from .duplicates import count_duplicates
+from .decoding import Block, BlockDecoder, BlockReader, DecodedBlock, Views, block_decoder
 from .errors import CacheError
-from .files import sweep_partial
-from .format import ATTRIBUTE, EMB, HASH, NORM, STATUS, TOKENS, CacheInfo, Status
+from .format import EMB, HASH, NORM, STATUS
 from .pictures import Geometry
 from .ragged import open_array
 from .report import PassReport
+from .sealing import seal
+from .sharing import Share, sharing
 from .store import Cache
 from .tower import Encode, PlainTower, Tower
-from .views import Missing, missing_views
+from .views import missing_views
+from .workers import ALONE, Worker
 
 
 def embed_missing(
@@ -36,9 +35,10 @@ def embed_missing(
     reader: BlockReader,
     workers: int,
     num_views: int = 1,
+    worker: Worker = ALONE,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
-    """Embed the chunks that are missing, then seal the cache.
+    """Embed the chunks that are missing, then seal the cache; several workers share them.
 
     A picture is decoded once for all views of it that are missing. Each view runs through the tower in batches of its
     own, of the same rows, so that the plain one gets the bytes that it gets alone.
@@ -52,6 +52,7 @@ def embed_missing(
         reader: of the pictures, see `sources.reader_of`.
         workers: decoding processes.
         num_views: views that the cache shall have; never fewer than it has. There is room for them.
+        worker: which of those that share the pass this is.
         on_progress: called after each block of pictures with those taken in by this pass.
 
     Raises:
@@ -78,61 +79,38 @@ def embed_missing(
                 augmentation=cache.info.augmentation,
             ) as decoder,
             _chunk_writer(cache, report) as writer,
+            sharing(cache.store, worker, "embed") as share,
         ):
             batches = Batches(cache, tower, most_views, report, writer.submit)
             waited_from = time.perf_counter()
-            for block in decoder.decode(_blocks(cache, missing)):
+            for block in _shared_blocks(cache, decoder, batches, writer, share, num_views):
                 report.wait_s += time.perf_counter() - waited_from
                 report.read_s += block.read_s
                 report.decode_s += block.decode_s
                 batches.add(block)
                 writer.raise_early()
                 report.wall_s = time.perf_counter() - started
+                share.note(report.num_pictures, report.wall_s, report.bottleneck)
                 on_progress(report.num_pictures, report)
                 waited_from = time.perf_counter()
-            batches.finish()
-    if missing or cache.info.state != "sealed" or num_views > cache.info.num_views:
-        seal(cache, num_views)
+    seal(cache, num_views, worker, changed=bool(missing))
     report.wall_s = time.perf_counter() - started
     return report
 
 
-def seal(cache: Cache, num_views: int = 1) -> None:
-    """Count what became of the pictures and mark the cache complete, with so many views or those it has.
-
-    Raises:
-        CacheError: not one picture could be embedded, or not one for a further view; the next pass tries again.
-    """
-    num_views = max(num_views, cache.info.num_views)
-    assert not missing_views(cache, num_views)
-    sweep_partial(cache.folder, keep=TOKENS)  # while views are added, runs may be writing there
-    counts = {status.label: count for status, count in cache.count_status().items()}
-    if Status.EMBEDDED.label not in counts:
-        shutil.rmtree(cache.folder / STATUS / "c")
-        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        root = "--image-root (links that lead out of it are not followed)"
-        raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
-    norm = cache.array(NORM)
-    empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
-    for view in empty:
-        shutil.rmtree(cache.folder / NORM / "c" / str(view))
-    if empty:
-        raise CacheError(
-            f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
-        )
-    info = replace(cache.info, state="sealed", counts=counts, num_views=num_views)
-    write_info(cache, replace(info, num_duplicates=count_duplicates(cache)))
+def _shared_blocks(
+    cache: Cache, decoder: BlockDecoder, batches: Batches, writer: "_ChunkWriter", share: Share, num_views: int
+) -> Iterator[DecodedBlock]:
+    """The blocks of this worker's chunks, decoded, until no chunk is missing."""
+    while share.has_more(lambda: missing_views(cache, num_views)):
+        yield from decoder.decode(_blocks(cache, share.chunks(lambda: missing_views(cache, num_views))))
+        batches.finish()
+        writer.join()
 
 
-def write_info(cache: Cache, info: CacheInfo) -> None:
-    """Replace the metadata of a cache that is open for writing."""
-    cache.info = info
-    cache.root.attrs[ATTRIBUTE] = info.to_attributes()
-
-
-def _blocks(cache: Cache, missing: Missing) -> Iterator[Block]:
+def _blocks(cache: Cache, chunks: Iterable[tuple[int, Views]]) -> Iterator[Block]:
     """Every batch of the given chunks; only one chunk's keys are held."""
-    for chunk, views in missing.items():
+    for chunk, views in chunks:
         rows = cache.chunk_slice(chunk)
         keys, locators = cache.keys(rows.start, rows.stop), cache.locators(rows.start, rows.stop)
         for offset in range(0, len(keys), cache.info.batch_size):

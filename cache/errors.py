@@ -3,3 +3,7 @@
 
 class CacheError(Exception):
     """A problem with a cache or its source; the message says what was found and what to do."""
+
+
+class AbsentObjectError(CacheError):
+    """An object that a cache must have is not in its store."""

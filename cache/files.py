@@ -9,7 +9,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,11 @@ from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
 from .errors import CacheError
+from .format import TOKENS
 
 PARTIAL = ".partial"
+MARK = "zarr.json"  # of the group: a cache is there if it is
+TRIES = 5  # at a file whose folder others delete
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
 
@@ -53,11 +56,7 @@ def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
 
     What an earlier, killed attempt at the same name left behind goes first, unless another process may be at it now.
     """
-    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
-    for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():
-        if partial_name.fullmatch(left.name):
-            shutil.rmtree(left, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = _partial_of(path, alone)
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -71,8 +70,40 @@ def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Hold `folder` for one writer; it is created, and goes again if nothing came into it.
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary sibling of `path` to write; it takes the name `path` only when the block ends well.
+
+    Raises:
+        FileExistsError: something stands at `path` by then.
+    """
+    partial = _partial_of(path, alone=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        _sync(partial)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def _partial_of(path: Path, alone: bool) -> Path:
+    """A new temporary name beside `path`; alone, what killed attempts left under such names goes."""
+    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():
+        if partial_name.fullmatch(left.name) and left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        elif partial_name.fullmatch(left.name):
+            left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+    """Hold `folder` for one writer, or for several that share it; it is created, and goes again if it stayed empty.
 
     The lock is the kernel's, on the folder itself: it ends with the process, however that dies. Filesystems without
     such locks do without; what is yielded says whether there is one.
@@ -80,16 +111,21 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     Args:
         folder: to hold.
         wait: for a process that holds it, rather than raise.
+        shared: with others that share it; whoever leaves last sweeps what killed ones left.
 
     Raises:
-        CacheError: another process holds it, it is no folder, or it cannot be created.
+        CacheError: another process holds it in a way that excludes this one, it is no folder, or it cannot be created.
     """
     require_folder_or_nothing(folder)
     existed = folder.exists()
     with explained(folder):
-        descriptor, alone = _open_locked(folder, wait)
+        descriptor, alone = _open_locked(folder, wait, shared)
     try:
         yield alone
+        if shared and alone:
+            with suppress(BlockingIOError):  # another is at it still, and sweeps when it leaves
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                sweep_partial(folder, keep=TOKENS)
     finally:
         if not existed:
             with suppress(OSError):  # it has been filled, as it should, or is another's by now
@@ -98,13 +134,14 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[bool]:
         os.close(descriptor)
 
 
-def _open_locked(folder: Path, wait: bool) -> tuple[int, bool]:
+def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
+    operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     while True:
         alone = True
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, operation)
         except BlockingIOError:
             os.close(descriptor)
             raise CacheError(
@@ -177,14 +214,86 @@ class DurableLocalStore(LocalStore):
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder; nothing if there is none."""
-        path = self.root / folder
-        return [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        require_folder_or_nothing(self.root)
+        try:
+            return [entry.name for entry in (self.root / folder).iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def read(self, key: str) -> bytes | None:
+        """A small file, None if there is none."""
+        try:
+            return (self.root / key).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write a small file whole, also while others delete the folder that it lies in."""
+        path = self.root / key
+        with explained(path):
+            for _ in range(TRIES):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with suppress(FileNotFoundError):
+                    return write_whole(path, data)
+            raise FileNotFoundError(errno.ENOENT, "its folder is deleted again and again")
+
+    def delete_below(self, folder: str) -> None:
+        """Delete a folder, if there is one. What others put into it meanwhile stays."""
+        if not (self.root / folder).is_dir():
+            return  # to try would be an error on a disk that is read only
+        with explained(self.root / folder):
+            for path, folders, files in os.walk(self.root / folder, topdown=False):
+                for name in files:
+                    Path(path, name).unlink(missing_ok=True)
+                for name in folders:
+                    _rmdir_if_empty(Path(path, name))
+            _rmdir_if_empty(self.root / folder)
+
+    def delete_file(self, key: str) -> None:
+        """Delete a small file, and its folder if it was the last one in it."""
+        path = self.root / key
+        with explained(path):
+            path.unlink(missing_ok=True)
+            _rmdir_if_empty(path.parent)
+
+    def empty(self, *, for_good: bool = False) -> None:
+        """Delete what an interrupted plan left. Its mark goes last: a kill in here leaves an interrupted plan too.
+
+        Args:
+            for_good: the folder itself goes as well.
+        """
+        if not self.root.exists():
+            return
+        with explained(self.root):
+            for entry in sorted(self.root.iterdir(), key=lambda entry: entry.name == MARK):
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+            if for_good:
+                self.root.rmdir()
+
+    def sweep(self, *, keep: str | None = None) -> None:
+        """Delete what killed writers left, while nobody else writes but in the folder `keep`."""
+        sweep_partial(self.root, keep=keep)
+
+    def held(self, *, shared: bool = False) -> AbstractContextManager[bool]:
+        """The folder, held for one writer or for several that share it; see `locked`."""
+        return locked(self.root, shared=shared)
 
     async def _open(self, *, mode: Any = None) -> None:
         if not self.read_only:
             with explained(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
         await super()._open(mode=mode)
+
+
+def _rmdir_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
 
 
 @contextmanager
@@ -195,6 +304,5 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
         raise CacheError(
-            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again; "
-            "finished chunks are kept"
+            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again"
         ) from error

@@ -4,7 +4,7 @@ from pathlib import Path
 
 
 class Url(str):
-    """A folder as fsspec names it, e.g. `s3://bucket/train.zarr`; caches there are only read."""
+    """A folder as fsspec names it, e.g. `s3://bucket/train.zarr`."""
 
     __slots__ = ()
 
@@ -33,3 +33,8 @@ def to_location(named: str | Path) -> Location:
     if not mark:
         return Path(named)
     return Path(rest) if scheme in ("file", "local") else Url(str(named).rstrip("/"))
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a name is that of an HDF5 file, which may hold a cache."""
+    return path.suffix.lower() in (".h5", ".hdf5")

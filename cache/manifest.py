@@ -5,18 +5,21 @@ a manifest is read before any work is spent, so that stopping early is the cheap
 """
 
 import csv
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import CacheError
 from .files import sha256_file
+from .format import SourceInfo
+from .json_columns import has_columns, plain_batch
+from .json_lines import blocks, records
 from .records import RecordReader, is_unicode
-from .rows import Row
+from .rows import Batch, Row, batched
 from .source import Source
 
-SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
+LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*LINES, ".csv", ".tsv")
 
 
 class Table(Source):
@@ -27,43 +30,52 @@ class Table(Source):
 
     kind = "table"
 
+    def __init__(self, info: SourceInfo) -> None:
+        super().__init__(info)
+        self._reader = RecordReader(info)
+
     def rows(self) -> Iterator[Row]:
         """Every record.
 
         Raises:
             CacheError: the file or a record is not readable as such.
         """
+        path, suffix = self._opened()
+        if suffix in LINES:
+            for block in blocks(path):
+                yield from self._rows_of(records(path, block))
+        else:
+            yield from self._rows_of(_table(path, "," if suffix == ".csv" else "\t"))
+
+    def batches(self) -> Iterator[Batch]:
+        """The same as columns; JSON lines are parsed as such, block by block, where a block is plain."""
+        path, suffix = self._opened()
+        if suffix not in LINES or not has_columns(self.info):
+            yield from super().batches()
+            return
+        for block in blocks(path):
+            batch = plain_batch(block.data, self.info)
+            if batch is not None:
+                yield batch
+            else:
+                yield from batched(self._rows_of(records(path, block)))
+
+    def _opened(self) -> tuple[Path, str]:
         path = Path(self.info.path)
         suffix = path.suffix.lower()
         if suffix not in SUFFIXES:
             raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise CacheError(f"{path}: no such file")
-        lines = suffix in (".jsonl", ".ndjson")
-        records = _json_lines(path) if lines else _table(path, "," if suffix == ".csv" else "\t")
-        reader = RecordReader(self.info)
+        return path, suffix
+
+    def _rows_of(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
         for line, record in records:
-            yield reader.row(record, line, f"{path}:{line}")
+            yield self._reader.row(record, line, f"{self.info.path}:{line}")
 
     def sha256(self) -> str:
         """Of the file's bytes."""
         return sha256_file(Path(self.info.path))
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode())  # given bytes, json would guess at UTF-16 and UTF-32
-            except (ValueError, RecursionError) as error:
-                raise CacheError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
-            if not isinstance(record, dict):
-                raise CacheError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
-            yield number, record
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:

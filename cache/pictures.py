@@ -222,28 +222,40 @@ def require_image_root(root: Path) -> None:
         raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that picture paths start from")
 
 
-def open_below(root: Path, key: str) -> IO[bytes]:
-    """Open the picture `key` below `root`, never anything outside it.
+def resolve_below(root: Path, name: str) -> Path:
+    """The file `name` below `root`, never anything outside it.
 
     Args:
         root: the image root, already resolved (`Path.resolve`).
-        key: a path relative to the root, as the manifest has it; absolute paths below the root are fine.
+        name: a path relative to the root; absolute paths below the root are fine.
 
     Raises:
-        RejectedPictureError: it is missing, leaves the root (also through a symlink), is huge or cannot be read.
+        RejectedPictureError: it is missing, leaves the root (also through a symlink) or is no regular file.
     """
     try:
-        path = (root / key).resolve()
+        path = (root / name).resolve()
         if not path.is_relative_to(root):
             raise RejectedPictureError(Status.OUTSIDE_ROOT)
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):
             raise RejectedPictureError(Status.UNREADABLE)
-        if found.st_size > MAX_FILE_BYTES:
-            raise RejectedPictureError(Status.TOO_LARGE)
-        return open(path, "rb")
+        return path
     except (ValueError, RuntimeError):  # a NUL in the path; a loop of symlinks (before Python 3.13)
         raise RejectedPictureError(Status.MISSING) from None
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
         raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None
+
+
+def open_below(root: Path, key: str) -> IO[bytes]:
+    """Open the picture `key` below `root`, as `resolve_below` finds it.
+
+    Raises:
+        RejectedPictureError: as `resolve_below`, or it is huge or cannot be read.
+    """
+    path = resolve_below(root, key)
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise RejectedPictureError(Status.TOO_LARGE)
+        return open(path, "rb")
+    except OSError:
+        raise RejectedPictureError(Status.UNREADABLE) from None

@@ -1,41 +1,39 @@
-"""Planning: from a manifest to an empty cache whose rows and order are fixed before the first picture is opened."""
+"""Planning: from a source to an empty cache whose rows and order are fixed before the first picture is opened."""
 
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 
 import zarr
 
 from .columns import ColumnWriter
 from .errors import CacheError
-from .files import PARTIAL, DurableLocalStore, require_folder_or_nothing
+from .files import MARK, PARTIAL
 from .format import ATTRIBUTE, EMB, FILE, HASH, NORM, STATUS, CacheInfo, plan_chunk_rows
+from .location import Location
 from .ragged import RaggedWriter, Texts, create_array
 from .rows import Batch
 from .store import Cache
+from .stores import CacheStore, store_at
 from .teacher import make_room_for_teacher
 
 
-def is_planned(path: Path) -> bool:
+def is_planned(path: Location) -> bool:
     """Whether a planned cache stands at `path`; nothing, or what an interrupted plan left, is False.
 
     Raises:
-        CacheError: something else stands there, which planning must not replace.
+        CacheError: something else stands there, which planning must not replace; or a store that refuses.
     """
-    require_folder_or_nothing(path)
-    if not path.exists():
-        return False
-    if (path / "zarr.json").exists():
+    names = store_at(path, read_only=True).names("")
+    if MARK in names:
         return Cache(path).info.state != "planning"
-    if not all(entry.name.endswith(PARTIAL) for entry in path.iterdir()):
+    if not all(name.endswith(PARTIAL) for name in names):
         raise CacheError(f"{path} exists and is no cache: choose another -o")
     return False
 
 
 def plan_cache(
-    path: Path,
+    path: Location,
     batches: Iterable[Batch],
     info: CacheInfo,
     *,
@@ -69,17 +67,17 @@ def plan_cache(
         raise CacheError(f"{path} is planned already")
     if chunk_rows is not None and chunk_rows % info.batch_size:
         raise CacheError(f"chunk rows ({chunk_rows}) must be a multiple of the batch size ({info.batch_size})")
+    store = store_at(path, read_only=False)
     try:
-        return _lay_out(path, batches, info, files, chunk_rows, hashed, on_progress)
+        return _lay_out(store, batches, info, files, chunk_rows, hashed, on_progress)
     except CacheError:
-        with suppress(OSError):  # an unfinished plan is no harm
-            _clear(path)
-            path.rmdir()
+        with suppress(CacheError):  # an unfinished plan is no harm
+            store.empty(for_good=True)
         raise
 
 
 def _lay_out(
-    path: Path,
+    store: CacheStore,
     batches: Iterable[Batch],
     info: CacheInfo,
     files: Callable[[], Sequence[str]],
@@ -87,11 +85,10 @@ def _lay_out(
     hashed: bool,
     on_progress: Callable[[int], None],
 ) -> CacheInfo:
-    if path.exists():
-        _clear(path)
+    store.empty()
     # Metadata and attributes in one write: a kill leaves a folder that is recognised as an unfinished plan.
     root = zarr.create_group(
-        DurableLocalStore(path),
+        store,
         zarr_format=3,
         attributes={ATTRIBUTE: replace(info, state="planning").to_attributes()},
     )
@@ -130,12 +127,3 @@ def _lay_out(
     )
     root.attrs[ATTRIBUTE] = planned.to_attributes()  # last: a plan without it never passes for whole
     return planned
-
-
-def _clear(path: Path) -> None:
-    """Empty what an interrupted plan left. Its mark goes last, so that a kill in here is an interrupted plan too."""
-    for entry in sorted(path.iterdir(), key=lambda entry: entry.name == "zarr.json"):
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()

@@ -1,16 +1,20 @@
 """Ragged UTF-8 arrays: a Zarr group of `bytes [total] uint8` and `offsets [N+1] int64`, written as a stream."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from .format import CHUNK_BYTES
+
+ROWS_AT_A_TIME = 8192
+PIECE_BYTES = 2**27  # of texts that are brought into another order at a time
 
 # What zarr raises on files that it cannot make sense of; it has no error of its own for them.
 UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
@@ -35,6 +39,17 @@ class Texts:
         np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
         return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
 
+    @classmethod
+    def joined(cls, parts: Sequence["Texts"]) -> "Texts":
+        """One after another.
+
+        >>> Texts.joined([Texts.of([b"ab"]), Texts.of([b"", b"c"])]).split()
+        [b'ab', b'', b'c']
+        """
+        lengths = [np.diff(part.offsets) for part in parts]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+        return cls(np.concatenate([part.raw for part in parts]), offsets)
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -44,11 +59,11 @@ class Texts:
         >>> Texts.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
         [b'c', b'ab']
         """
-        starts, lengths = self.offsets[rows], np.diff(self.offsets)[rows]
-        offsets = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(lengths, out=offsets[1:])
-        places = np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Texts(self.raw[places], offsets)
+        buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]
+        taken = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
+        _, offsets, raw = taken.buffers()
+        raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
+        return Texts(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
 
     def split(self) -> list[bytes]:
         """One object each."""
@@ -166,3 +181,48 @@ class RaggedReader:
         offsets = np.asarray(self._offsets[start : stop + 1])
         raw = np.asarray(self._bytes[int(offsets[0]) : int(offsets[-1])])
         return Texts(raw, offsets - offsets[0])
+
+    def blocks(self) -> Iterator[Texts]:
+        """All texts, some megabytes at a time."""
+        for start, stop in _ranges(self._all_offsets(), CHUNK_BYTES):
+            yield self.texts(start, stop)
+
+    def gathered(self, order: NDArray[np.int64]) -> Iterator[Texts]:
+        """Some texts, in the order given, gathered piece by piece from the blocks that hold some of a piece.
+
+        Args:
+            order: rows, without repeats.
+        """
+        offsets = self._all_offsets()
+        blocks = _ranges(offsets, CHUNK_BYTES)
+        first_rows = np.array([start for start, _ in blocks])
+        for piece_start, piece_stop in _ranges(np.append(0, np.cumsum(np.diff(offsets)[order])), PIECE_BYTES):
+            wanted = order[piece_start:piece_stop]
+            ascending = np.argsort(wanted, kind="stable")
+            cuts = np.searchsorted(wanted[ascending], first_rows[1:])
+            parts = [
+                self.texts(start, stop).take(rows - start)
+                for (start, stop), rows in zip(blocks, np.split(wanted[ascending], cuts), strict=True)
+                if len(rows)
+            ]
+            piece, back = Texts.joined(parts), np.argsort(ascending, kind="stable")
+            del parts
+            for start in range(0, len(back), ROWS_AT_A_TIME):
+                yield piece.take(back[start : start + ROWS_AT_A_TIME])
+
+    def _all_offsets(self) -> NDArray[np.int64]:
+        return np.asarray(self._offsets[:])
+
+
+def _ranges(offsets: NDArray[np.int64], size_bytes: int) -> list[tuple[int, int]]:
+    """Texts as ranges of about so many bytes, each of at least one text.
+
+    >>> _ranges(np.array([0, 3, 4, 9, 10]), 5)
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    ranges, start = [], 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + size_bytes, side="right")) - 1
+        ranges.append((start, max(start + 1, stop)))
+        start = ranges[-1][1]
+    return ranges

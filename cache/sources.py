@@ -1,13 +1,16 @@
 """Which kind of source a path is, by its shape; and the readers of the pictures that a cache was planned from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrow import Arrow, Parquet, holds_saved_dataset
 from .errors import CacheError
 from .format import SourceInfo, Status
 from .location import to_location
@@ -17,7 +20,55 @@ from .pictures import require_image_root
 from .source import Reader, Source
 from .store import Cache
 
-KINDS: dict[str, type[Source]] = {source.kind: source for source in (Table,)}
+
+class Looks(NamedTuple):
+    """How a path looks: how many names in it end how, or the suffix of a file."""
+
+    path: Path
+    suffixes: Counter[str]
+    deeper: Counter[str]  # in the folders in it
+
+    @classmethod
+    def of(cls, path: Path) -> "Looks":
+        """Look at a path, into each folder only as far as one can see."""
+        if not path.is_dir():
+            return cls(path, Counter([path.suffix.lower()]), Counter())
+        entries = list(path.iterdir())
+        folders = [entry for entry in entries if entry.is_dir()]
+        files = Counter(entry.suffix.lower() for entry in entries if not entry.is_dir())
+        some = (file for folder in folders for file in islice(folder.iterdir(), 1000) if not file.is_dir())
+        return cls(path, files + Counter({"folders": len(folders)}), Counter(file.suffix.lower() for file in some))
+
+    def is_file(self, suffixes: Sequence[str]) -> bool:
+        """Whether it is a file that ends so."""
+        return self.path.is_file() and self.suffixes.keys() <= set(suffixes)
+
+    def has(self, suffixes: Sequence[str]) -> bool:
+        """Whether it is such a file, or a folder that has some, perhaps in folders of splits."""
+        return not (self.suffixes.keys() | self.deeper.keys()).isdisjoint(suffixes)
+
+    def __str__(self) -> str:
+        if not self.path.is_dir():
+            return f"a file {self.path.suffix}" if self.path.suffix else "a file without suffix"
+        listed = ", ".join(f"{count} {name or 'without suffix'}" for name, count in self.suffixes.most_common(5))
+        return f"a folder with {listed or 'nothing in it'}"
+
+
+class Shape(NamedTuple):
+    """What a path must look like to be a source of some kind."""
+
+    source: type[Source]
+    words: str
+    fits: Callable[[Looks], bool]
+
+
+SHAPES = (  # the first that fits decides
+    Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda looks: looks.is_file(SUFFIXES)),
+    Shape(Arrow, "a dataset by save_to_disk of `datasets`", lambda looks: holds_saved_dataset(looks.path)),
+    Shape(Parquet, "a file .parquet or a folder of them", lambda looks: looks.has(Parquet.suffixes)),
+    Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda looks: looks.has(Arrow.suffixes)),
+)
+KINDS: dict[str, type[Source]] = {shape.source.kind: shape.source for shape in SHAPES}
 
 
 def open_source(info: SourceInfo) -> Source:
@@ -30,7 +81,8 @@ def open_source(info: SourceInfo) -> Source:
         CacheError: nothing there, or of no known kind.
     """
     kind = KINDS[_recognised(info.path)]
-    root = info.image_root or str(Path(info.path).parent)
+    path = Path(info.path)
+    root = info.image_root or str(path if path.is_dir() else path.parent)
     require_image_root(Path(root))
     return kind(
         replace(
@@ -46,10 +98,13 @@ def open_source(info: SourceInfo) -> Source:
 def _recognised(named: str) -> str:
     path = Path(named)
     if not path.exists():
-        raise CacheError(f"{path}: no such file")
-    if path.suffix.lower() in SUFFIXES and path.is_file():
-        return "table"
-    raise CacheError(f"{path}: no known kind of source; known are {', '.join(SUFFIXES)}")
+        raise CacheError(f"{path}: no such file or folder")
+    looks = Looks.of(path)
+    for shape in SHAPES:
+        if shape.fits(looks):
+            return shape.source.kind
+    known = "; ".join(shape.words for shape in SHAPES)
+    raise CacheError(f"{path}: is {looks}, which is no known source. Known are: {known} (docs/sources.md)")
 
 
 class RowsReader(NamedTuple):

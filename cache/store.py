@@ -1,20 +1,17 @@
 """Reading a cache: its metadata, rows and integrity. Writing goes through `plan` and `embed`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
-from .checked import CheckedGroup, chunk_indices, chunk_name
+from .checked import CheckedGroup
 from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
     EMB,
-    EMBEDDED_ARRAYS,
     FILE,
     HASH,
     KEY,
@@ -26,13 +23,11 @@ from .format import (
     TEACHER_EMB,
     TEACHER_STATUS,
     TEXT,
-    TOKENS,
     Status,
 )
 from .mapped import MappedRows
-from .ragged import RaggedReader
-from .stores import RemoteStore
-from .tokens import TOKEN_GROUP, find_token_faults
+from .ragged import RaggedReader, Texts
+from .verify import find_faults
 
 ROWS_AT_A_TIME = 8192
 
@@ -63,6 +58,11 @@ class Cache(CheckedGroup):
     def num_chunks(self) -> int:
         """Embedding chunks along the picture axis."""
         return -(-len(self) // self.info.chunk_rows)
+
+    @property
+    def required_arrays(self) -> tuple[str, ...]:
+        """The arrays that a cache of this kind must have."""
+        return (EMB, NORM, STATUS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ()))
 
     def chunk_slice(self, chunk: int) -> slice:
         """The rows of an embedding chunk."""
@@ -118,7 +118,7 @@ class Cache(CheckedGroup):
             CacheError: a chunk is absent or of the wrong size, or the cache lies at a URL.
         """
         found = self.array(name), self.folder / name
-        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self._remedy([(name, index)]))
+        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self.remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`; 0 where a further view repeats the plain one."""
@@ -177,7 +177,7 @@ class Cache(CheckedGroup):
         return {status: counts[status] for status in Status if counts[status]}
 
     def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Read every stored chunk, tokens too, and check it against its checksum, then the counts against each other.
+        """Check every stored chunk against its checksum, tokens too, counts and shapes, and what the chunks hold.
 
         Returns:
             One line a fault, naming the chunk's file and what to do; empty when the cache is whole.
@@ -185,63 +185,21 @@ class Cache(CheckedGroup):
         Raises:
             CacheError: planning did not finish, so there is nothing to check.
         """
-        if self.info.state == "planning":
-            raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
-        faults, arrays = [], {}
-        taught = TEACHER_ARRAYS if self.info.source.has_teacher else ()
-        filled = [name for name in EMBEDDED_ARRAYS if name != HASH or HASH in self.root]
-        for name in (*filled, *PLANNED_ARRAYS, *taught, *self._remote_tokens()):
-            try:
-                arrays[name] = self.array(name)
-            except CacheError as error:
-                faults.append(str(error))
-        total, done = sum(len(chunk_indices(array)) for array in arrays.values()), 0
-        for name, array in arrays.items():
-            for index in chunk_indices(array):
-                fault = self._chunk_fault(array, index)
-                if fault:
-                    faults.append(f"{chunk_name(array, index)}: {fault}: {self._remedy([(name, index)])}")
-                done += 1
-                on_progress(done, total)
-        if isinstance(self.path, Path):
-            faults += find_token_faults(self.path / TOKENS, self.info.num_captions)
-        return faults or list(self._count_faults(arrays))
-
-    def _remote_tokens(self) -> list[str]:
-        """Arrays of tokens that were uploaded with the cache; local ones are checked as they are read, mapped."""
-        if isinstance(self._store, RemoteStore):
-            keys = filter(TOKEN_GROUP.fullmatch, sorted(self._store.names(TOKENS)))
-            return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]
-        return []
-
-    def _count_faults(self, arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:
-        """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
-        remake, info, N, M = self._remedy([]), self.info, self.info.num_pictures, self.info.num_captions
-        shapes = {
-            EMB: (max(info.num_views, arrays[EMB].shape[0]), N, info.encoder.dim),  # more views may be under way
-            NORM: (max(info.num_views, arrays[NORM].shape[0]), N),
-            STATUS: (N,),
-            f"{KEY}/offsets": (N + 1,),
-            f"{TEXT}/offsets": (M + 1,),
-            CAPTION_IMAGE: (M,),
-        } | ({HASH: (N, 2)} if HASH in arrays else {})
-        wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
-        for name, shape in wrong.items():
-            yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"
-        if wrong:
-            return
-        counts = {status.label: count for status, count in self.count_status().items()}
-        if info.state == "sealed" and counts != info.counts:
-            yield f"zarr.json: counts are {info.counts}, the pictures' statuses say {counts}: {remake}"
-        owners = self.caption_image()
-        if len(owners) and (owners[0] < 0 or owners[-1] >= N or bool((np.diff(owners) < 0).any())):
-            yield f"{CAPTION_IMAGE}: not ascending rows of {N} pictures: {remake}"
+        return [fault.what for fault in find_faults(self, on_progress)]
 
     def _stored(self, view: int) -> int:
         if not 0 <= view < self.info.num_views:
             raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
         return view
 
-    def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
+    def read(self, name: str) -> NDArray[Any]:
+        """All of an array."""
+        return self._read(name, (...,))
+
+    def texts(self, name: str, start: int = 0, stop: int | None = None) -> Texts:
+        """Some texts of a ragged array, as arrays."""
         with self._whole(f"{name}/bytes", f"{name}/offsets"):
-            return RaggedReader(self.root, name).read(start, stop)
+            return RaggedReader(self.root, name).texts(start, stop)
+
+    def _ragged(self, name: str, start: int, stop: int | None) -> list[str]:
+        return [text.decode() for text in self.texts(name, start, stop).split()]

@@ -1,35 +1,37 @@
-"""Where zarr reads a cache from: a local folder, or an object store through fsspec, whose errors are explained here."""
+"""Where a cache lies: in a local folder, or in an object store through fsspec, whose errors are explained here."""
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
-from .errors import CacheError
-from .files import DurableLocalStore
-from .format import EMBEDDED_ARRAYS, TEACHER_EMB
-from .location import Location, Url
+from .errors import AbsentObjectError, CacheError
+from .files import MARK, DurableLocalStore
+from .format import CAPTION_IMAGE, EMBEDDED_ARRAYS, FILE, KEY, LANGUAGE, LOCATOR, TEACHER_EMB, TEACHER_TEXT, TEXT
+from .hdf5 import Hdf5Store
+from .location import Location, Url, is_hdf5
 
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
 NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 NUM_RECENT = 8  # objects of at most 16 MB: captions are read in parts, each of which would fetch its chunk anew
+FIXED = tuple(
+    f"{name}/" for name in (KEY, LOCATOR, FILE, TEXT, CAPTION_IMAGE, LANGUAGE, TEACHER_TEXT)
+)  # no pass changes these
 S3 = ("s3", "s3a")
 S3_CREDENTIALS = (
     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or FSSPEC_S3_ANON=true for a public bucket"
 )
-
-
-class AbsentObjectError(CacheError):
-    """An object that a cache must have is not in its store."""
+S3_WRITE_CREDENTIALS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, of somebody who may write there"
 
 
 class RemoteStore(FsspecStore):
-    """The objects below a URL, read only.
+    """The objects below a URL. A PUT is atomic, so an object is whole or absent, as a file of a `DurableLocalStore` is.
 
     zarr takes an absent chunk for zeros. In a sealed cache each one is there, so an absent one is an error, which the
     read itself finds: no request asks beforehand.
@@ -44,7 +46,7 @@ class RemoteStore(FsspecStore):
     _recent: OrderedDict[str, Buffer]
 
     @classmethod
-    def at(cls, url: Url) -> "RemoteStore":
+    def at(cls, url: Url, *, read_only: bool = True) -> "RemoteStore":
         """The store at a URL, with the credentials and the endpoint of the environment. Nothing is read yet.
 
         Raises:
@@ -57,7 +59,7 @@ class RemoteStore(FsspecStore):
             raise CacheError(f"{url}: {error}: {remedy}") from error
         except ValueError as error:  # so fsspec says that it does not know the scheme
             raise CacheError(f"{url}: {error}: pass a local path, or a URL such as s3://bucket/train.zarr") from error
-        store = cls(opened.fs, read_only=True, path=opened.path, allowed_exceptions=())
+        store = cls(opened.fs, read_only=read_only, path=opened.path.rstrip("/"), allowed_exceptions=())
         store.url, store._recent = url, OrderedDict()
         return store
 
@@ -75,59 +77,164 @@ class RemoteStore(FsspecStore):
             with _explained(self.url, key):
                 value = await super().get(key, prototype, byte_range)
         except NOT_THERE as error:
-            if key == "zarr.json":
+            if key == MARK and self.read_only:
                 raise AbsentObjectError(
                     f"{self.url}: no such cache ({error}): check the URL, or upload a sealed cache to it"
                 ) from error
             if "/c/" in key and not key.startswith(self.may_be_absent):
                 raise AbsentObjectError(f"{self.url}: {key} is absent: {UPLOAD_AGAIN}") from error
             return None
-        if value is not None and byte_range is None and not key.startswith((*EMBEDDED_ARRAYS, TEACHER_EMB)):
+        if value is not None and byte_range is None and self._keeps(key):
             self._recent[key] = value
             if len(self._recent) > NUM_RECENT:
                 self._recent.popitem(last=False)
         return value
 
+    def _keeps(self, key: str) -> bool:
+        """Whether an object may be held back for the next reader: a writer holds only what a plan has fixed."""
+        if not self.read_only:
+            return key.startswith(FIXED)
+        return not key.startswith((*EMBEDDED_ARRAYS, TEACHER_EMB))
+
+    async def set(self, key: str, value: Buffer, byte_range: tuple[int, int] | None = None) -> None:
+        """Put one object, whole or not at all.
+
+        Raises:
+            CacheError: the store refuses, or cannot be reached.
+        """
+        self._check_writable()
+        self._recent.pop(key, None)
+        with _explained(self.url, key, "written"):
+            await super().set(key, value, byte_range)
+
+    async def delete(self, key: str) -> None:
+        """Delete one object, if it is there. zarr's own way would take brackets in its name for a pattern."""
+        self._check_writable()
+        self._recent.pop(key, None)
+        with _explained(self.url, key, "deleted"), suppress(*NOT_THERE):
+            await self.fs._rm_file(f"{self.path}/{key}")
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete all objects below a folder, the mark of the cache last."""
+        self._check_writable()
+        found = await self._keys_below(prefix)
+        await asyncio.gather(*(self.delete(key) for key in found if key != MARK))
+        if MARK in found:
+            await self.delete(MARK)
+
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder; nothing if there is none."""
+        """What lies directly in a folder now; nothing if there is none."""
 
         async def listed() -> list[str]:
+            self.fs.invalidate_cache()  # others write too
             with _explained(self.url, folder):
                 return [name async for name in self.list_dir(folder)]
 
-        return sync(listed())
+        return [name for name in sync(listed()) if name]  # "" marks an empty folder, as made in a browser
+
+    def read(self, key: str) -> bytes | None:
+        """A small object, None if there is none."""
+
+        async def fetched() -> bytes | None:
+            with _explained(self.url, key):
+                return bytes(await self.fs._cat_file(f"{self.path}/{key}"))
+
+        try:
+            return sync(fetched())
+        except NOT_THERE:
+            return None
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put a small object."""
+        sync(self.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+    def delete_below(self, folder: str) -> None:
+        """Delete all objects below a folder."""
+        sync(self.delete_dir(folder))
+
+    def delete_file(self, key: str) -> None:
+        """Delete a small object, if it is there."""
+        sync(self.delete(key))
+
+    def empty(self, *, for_good: bool = False) -> None:
+        """Delete what an interrupted plan left, its mark last. There is no folder that could stay or go."""
+        sync(self.delete_dir(""))
+
+    def sweep(self, *, keep: str | None = None) -> None:
+        """Nothing: a killed writer leaves no half of an object."""
+
+    def held(self, *, shared: bool = False) -> AbstractContextManager[bool]:
+        """Nobody is kept out of a store: writers of one cache write the same bytes. Yields that there is no lock."""
+        return nullcontext(False)
+
+    async def _keys_below(self, folder: str) -> list[str]:
+        self.fs.invalidate_cache()
+        with _explained(self.url, folder):
+            try:
+                found = await self.fs._find(f"{self.path}/{folder}".rstrip("/"))
+            except NOT_THERE:
+                return []
+        return [path.removeprefix(f"{self.path}/") for path in found if path.startswith(f"{self.path}/")]
+
+
+CacheStore = DurableLocalStore | RemoteStore
+"""Where a cache lies: zarr's own interface, and names, read, write, delete_below, delete_file, empty, sweep, held."""
 
 
 @contextmanager
-def _explained(url: Url, key: str) -> Iterator[None]:
+def _explained(url: Url, key: str, done: str = "read") -> Iterator[None]:
     """Turn what a store's own library raises, each of its own types, into an error that says what to do."""
     try:
         yield
-    except NOT_THERE:
+    except NOT_THERE as error:
+        if done != "written":
+            raise
+        raise CacheError(f"{url}/{key} cannot be written ({error}): create the bucket, or check the URL") from error
+    except CacheError:
         raise
     except Exception as error:
         remedy = "check the connection"
         if isinstance(error, PermissionError) or "credentials" in str(error).lower():
             remedy = f"set credentials in the environment, as the library for {url.scheme}:// reads them"
             if url.scheme in S3:
-                remedy = f"set {S3_CREDENTIALS}"
+                remedy = f"set {S3_CREDENTIALS if done == 'read' else S3_WRITE_CREDENTIALS}"
         elif url.scheme in S3:
             remedy += ", and AWS_ENDPOINT_URL if the endpoint is not Amazon's"
-        raise CacheError(f"{url}/{key} cannot be read ({str(error) or type(error).__name__}): {remedy}") from error
+        if done != "read":
+            remedy += "; then run the same command again, finished chunks are kept"
+        raise CacheError(f"{url}/{key} cannot be {done} ({str(error) or type(error).__name__}): {remedy}") from error
 
 
-def open_store(location: Location, *, read_only: bool) -> DurableLocalStore | RemoteStore:
+def store_at(location: Location, *, read_only: bool) -> CacheStore:
+    """The store at a location, whatever is there.
+
+    Raises:
+        CacheError: nothing that is installed reads such URLs.
+    """
+    if isinstance(location, Url):
+        return RemoteStore.at(location, read_only=read_only)
+    return DurableLocalStore(location, read_only=read_only)
+
+
+def open_store(location: Location, *, read_only: bool) -> CacheStore | Hdf5Store:
     """The store of a cache.
 
     Raises:
-        CacheError: nothing there, no cache, or a URL that cannot be read or is to be written.
+        CacheError: nothing there, no cache, a URL that nothing reads, or an HDF5 file that is to be written.
     """
-    if isinstance(location, Url):
-        if not read_only:
-            raise CacheError(f"{location}: a cache at a URL is only read: write it to a local folder and upload it")
-        return RemoteStore.at(location)
-    _require_cache_folder(location)
-    return DurableLocalStore(location, read_only=read_only)
+    if isinstance(location, Path) and is_hdf5(location) and not location.is_dir():
+        return _open_hdf5(location, read_only)
+    if isinstance(location, Path):
+        _require_cache_folder(location)
+    return store_at(location, read_only=read_only)
+
+
+def _open_hdf5(path: Path, read_only: bool) -> Hdf5Store:
+    if not read_only:
+        raise CacheError(f"{path}: a cache in an HDF5 file is only read: write a Zarr one and convert it")
+    if not path.exists():
+        raise CacheError(f"{path}: no such cache: make one with `clipglot convert CACHE {path}`")
+    return Hdf5Store(path)
 
 
 def _require_cache_folder(path: Path) -> None:

@@ -4,6 +4,7 @@ Each caption may have a translation; its embedding is a second target beside the
 et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M captions, D features, R captions of a chunk.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -15,7 +16,9 @@ from .errors import CacheError
 from .format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_chunk_rows
 from .ragged import RaggedReader, create_array, open_array
 from .rows import SEPARATOR
+from .sharing import sharing
 from .store import Cache
+from .workers import ALONE, Worker
 
 Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to embeddings `[B, D] float32`, unit norm."""
@@ -45,13 +48,17 @@ def missing_teacher_chunks(cache: Cache) -> list[int]:
 
 
 def embed_teacher(
-    cache: Cache, encode: Encode, on_progress: Callable[[int, int], None] = lambda done, total: None
+    cache: Cache,
+    encode: Encode,
+    worker: Worker = ALONE,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Embed the translations of the chunks that are missing.
+    """Embed the translations of the chunks that are missing; several workers share them.
 
     Args:
         cache: planned with a teacher's field, open for writing.
         encode: the teacher.
+        worker: which of those that share the pass this is.
         on_progress: called with captions done and to be done, in this pass.
 
     Raises:
@@ -59,17 +66,22 @@ def embed_teacher(
     """
     status = cache.array(TEACHER_STATUS)
     rows, num_captions = status.chunks[0], status.shape[0]
-    missing, done = missing_teacher_chunks(cache), 0
-    runs = [slice(chunk * rows, min((chunk + 1) * rows, num_captions)) for chunk in missing]
-    total = sum(run.stop - run.start for run in runs)
-    for run in runs:
-        texts = RaggedReader(cache.root, TEACHER_TEXT).read(run.start, run.stop)
-        emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            open_array(cache.root, TEACHER_EMB)[0, run] = emb
-            open_array(cache.root, TEACHER_STATUS)[run] = found
-        done += len(texts)
-        on_progress(done, total)
+    done, total = 0, sum(min(rows, num_captions - chunk * rows) for chunk in missing_teacher_chunks(cache))
+    if not total:
+        return
+    started = time.perf_counter()
+    with sharing(cache.store, worker, "teach") as share:
+        while share.has_more(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
+            for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
+                run = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
+                texts = RaggedReader(cache.root, TEACHER_TEXT).read(run.start, run.stop)
+                emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    open_array(cache.root, TEACHER_EMB)[0, run] = emb
+                    open_array(cache.root, TEACHER_STATUS)[run] = found
+                done += len(texts)
+                share.note(done, time.perf_counter() - started, "the tower")
+                on_progress(done, total)
 
 
 def embed_texts(

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from .embed import seal, write_chunk
+from .embed import write_chunk
 from .errors import CacheError
 from .format import Status
 from .report import PassReport
 from .rows import Row, align
+from .sealing import seal
+from .sharing import sharing
 from .store import Cache
 from .teacher import Encode, TeacherStatus, embed_texts
+from .workers import ALONE, Worker
 
 
 def rows_of_texts(rows: Iterable[Row]) -> Iterator[Row]:
@@ -33,13 +36,17 @@ def rows_of_texts(rows: Iterable[Row]) -> Iterator[Row]:
 
 
 def embed_missing_texts(
-    cache: Cache, encode: Encode, on_progress: Callable[[int, PassReport], None] = lambda done, report: None
+    cache: Cache,
+    encode: Encode,
+    worker: Worker = ALONE,
+    on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
-    """Embed the chunks of translations that are missing, then seal the cache.
+    """Embed the chunks of translations that are missing, then seal the cache; several workers share them.
 
     Args:
         cache: planned from `rows_of_texts`, open for writing.
         encode: the teacher.
+        worker: which of those that share the pass this is.
         on_progress: called after each chunk with the texts done in this pass.
 
     Raises:
@@ -47,21 +54,25 @@ def embed_missing_texts(
     """
     report, started = PassReport(), time.perf_counter()
     missing = cache.missing_chunks()
-    for chunk in missing:
-        rows = cache.chunk_slice(chunk)
-        tower_from = time.perf_counter()
-        emb, found = embed_texts(
-            cache.keys(rows.start, rows.stop), encode, cache.info.batch_size, cache.info.encoder.dim
-        )
-        report.tower_s += time.perf_counter() - tower_from
-        good = found == TeacherStatus.EMBEDDED
-        status = np.where(good, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
-        write_chunk(cache, rows, emb[None], good[None].astype(np.float32), status)
-        report.num_pictures += len(status)
-        report.num_embedded += int(good.sum())
-        report.wall_s = time.perf_counter() - started
-        on_progress(report.num_pictures, report)
-    if missing or cache.info.state != "sealed":
-        seal(cache)
+    with sharing(cache.store, worker, "embed") as share:
+        while share.has_more(lambda: dict.fromkeys(cache.missing_chunks())):
+            for chunk, _ in share.chunks(lambda: dict.fromkeys(cache.missing_chunks())):
+                _embed_chunk(cache, encode, chunk, report)
+                report.wall_s = time.perf_counter() - started
+                share.note(report.num_pictures, report.wall_s, report.bottleneck)
+                on_progress(report.num_pictures, report)
+    seal(cache, worker=worker, changed=bool(missing))
     report.wall_s = time.perf_counter() - started
     return report
+
+
+def _embed_chunk(cache: Cache, encode: Encode, chunk: int, report: PassReport) -> None:
+    rows = cache.chunk_slice(chunk)
+    tower_from = time.perf_counter()
+    emb, found = embed_texts(cache.keys(rows.start, rows.stop), encode, cache.info.batch_size, cache.info.encoder.dim)
+    report.tower_s += time.perf_counter() - tower_from
+    good = found == TeacherStatus.EMBEDDED
+    status = np.where(good, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
+    write_chunk(cache, rows, emb[None], good[None].astype(np.float32), status)
+    report.num_pictures += len(status)
+    report.num_embedded += int(good.sum())

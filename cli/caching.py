@@ -1,8 +1,7 @@
-"""`clipglot cache`, `inspect` and `verify`."""
+"""`clipglot cache` and `inspect`."""
 
 from dataclasses import asdict
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,8 +15,10 @@ from ..cache.teacher import TeacherStatus
 from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
 from .folders import require_kind
+from .inspecting import looks, show, watch_until_sealed
+from .main import is_first_process
 from .options import settings_options
-from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table
+from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table, warn
 
 cache_argument = click.argument("cache", type=to_location)
 
@@ -35,11 +36,16 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
+
+    Under torchrun, or as jobs that each have their --worker I/N, it is shared; nobody needs to talk to anybody.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
         tasks: dict[str, Any] = {}
 
         def show(stage: str, done: int, total: int | None) -> None:
+            if stage == "wait":
+                warn(f"{settings.share} waits until worker 0 has planned {settings.output}")
+                return
             if stage not in tasks:
                 for task in progress.tasks:  # the stage before is done, whatever its total was
                     progress.update(task.id, total=task.completed)
@@ -57,6 +63,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
             raise SystemExit(130) from None
     report = result.report
+    if not is_first_process():
+        return
     if as_json:
         made = {"most_at_once": result.most_at_once, "deviation": result.deviation and asdict(result.deviation)}
         print_json(
@@ -71,7 +79,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     if report.num_pictures:
         views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
         say(
-            f"{settings.output}: {report.num_pictures:,} pictures{views} in {report.wall_s:.1f} s "
+            f"{settings.output}: {_by(settings)}{report.num_pictures:,} pictures{views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
             f"{counts.get('embedded', 0):,} of {len(result.cache):,} embedded"
         )
@@ -109,7 +117,12 @@ def _stages(report: PassReport) -> str:
     return ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
 
 
-def _kept(path: Path) -> str:
+def _by(settings: CacheSettings) -> str:
+    """Whose pictures are counted, where several share the pass."""
+    return "" if settings.share.is_alone else f"{settings.share} did "
+
+
+def _kept(path: Location) -> str:
     """What an interrupted pass leaves behind."""
     if not is_planned(path):
         return "no picture was embedded yet"
@@ -121,18 +134,24 @@ def _kept(path: Path) -> str:
 @click.command()
 @cache_argument
 @click.option("--failures", type=int, default=10, show_default=True, help="failed pictures to list; -1 lists all")
+@click.option("--watch", is_flag=True, help="show how its workers get on, until the pass is over")
 @json_option
-def inspect(cache: Location, failures: int, as_json: bool) -> None:
-    """Show what is in CACHE, what failed and why."""
+def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
+    """Show what is in CACHE, what failed and why; of a pass that is not over, its workers too."""
     with friendly_errors():
         require_kind(cache, "cache")
+        if watch:
+            watch_until_sealed(cache, as_json=as_json)
+            return
         opened = Cache(cache)
         if opened.info.state == "planning":
             raise click.ClickException(f"{cache} was being planned when it stopped: run its `clipglot cache` again")
         listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
+        look = next(looks(cache))
         if as_json:
             print_json(
                 _contents(opened)
+                | look.to_json()
                 | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
             )
             return
@@ -171,6 +190,9 @@ def inspect(cache: Location, failures: int, as_json: bool) -> None:
         shares.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=style)
     output.print()
     output.print(shares)
+    if not look.is_over:
+        output.print()
+        output.print(show(look))
     if listed:
         failed = table("row", "status", "picture", numbers=("row",))
         for failure in listed:
@@ -180,27 +202,6 @@ def inspect(cache: Location, failures: int, as_json: bool) -> None:
         num_failed = sum(count for status, count in counts.items() if status > Status.EMBEDDED)
         if num_failed > len(listed):
             say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")
-
-
-@click.command()
-@cache_argument
-@json_option
-def verify(cache: Location, as_json: bool) -> None:
-    """Read all of CACHE and check it against its checksums; exit code 1 if a byte is wrong."""
-    with friendly_errors(), progress_bar() as progress:
-        require_kind(cache, "cache")
-        opened = Cache(cache)
-        task = progress.add_task("verify", total=None, note="")
-        faults = opened.verify(lambda done, total: progress.update(task, completed=done, total=total))
-    if as_json:
-        print_json({"cache": str(cache), "state": opened.info.state, "faults": faults})
-    elif faults:
-        for fault in faults:
-            say(fault)
-    else:
-        say(f"{cache}: every checksum holds ({opened.info.state}, {len(opened):,} pictures)")
-    if faults:
-        raise SystemExit(1)
 
 
 def _views(cache: Cache) -> dict[str, str]:

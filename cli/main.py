@@ -11,7 +11,11 @@ import click
 COMMANDS = {
     "cache": ("caching", "cache", "Embed every picture of a manifest once."),
     "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
-    "verify": ("caching", "verify", "Check every checksum of a cache."),
+    "convert": ("converting", "convert", "Copy a cache to HDF5, or back to Zarr."),
+    "import": ("converting", "import_", "Make a cache of embeddings that are there."),
+    "merge": ("converting", "merge", "Put several caches of one tower together."),
+    "verify": ("verifying", "verify", "Check and repair a cache."),
+    "duplicates": ("duplicating", "duplicates", "Find near-duplicate pictures, and leakage between caches."),
     "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("training", "train", "Train a text tower on a cache."),
     "export": ("exporting", "export", "Merge both towers into one CLIP."),

@@ -65,9 +65,9 @@ def warn(line: str) -> None:
     status.print(Text(line, style="yellow"), soft_wrap=True)
 
 
-def print_json(value: Any) -> None:
-    """One JSON document on standard output, nothing else there."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """One JSON document on standard output, nothing else there; without indent it takes one line."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=indent))
 
 
 class _Count(MofNCompleteColumn):

@@ -2,31 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import version
-from typing import Literal
 
-from ..cache.embed import embed_missing, write_info
-from ..cache.files import locked
-from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
-from ..cache.plan import is_planned, plan_cache
+from ..cache.embed import embed_missing
+from ..cache.errors import CacheError
 from ..cache.report import PassReport
-from ..cache.rows import batched
 from ..cache.source import Source
 from ..cache.sources import KINDS, open_source, reader_of
 from ..cache.store import Cache
+from ..cache.stores import store_at
 from ..cache.teacher import embed_teacher
-from ..cache.texts import embed_missing_texts, rows_of_texts
-from ..cache.views import has_further_views, make_room, missing_views
+from ..cache.texts import embed_missing_texts
+from ..cache.views import missing_views
 from ..encoders.image import ImageTower, load_image_tower
 from ..encoders.image_queue import Deviation, ImageQueue
 from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
-from .errors import DistillError
-from .provenance import encoder_info, require_same_encoder
+from .errors import LoneError
+from .planning import Job, OnProgress, prepare, prepare_or_wait
+from .provenance import encoder_info
 from .settings import CacheSettings
-
-Stage = Literal["plan", "teach", "embed"]
-_LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,58 +41,73 @@ class CacheResult:
 
 def cache_pictures(
     settings: CacheSettings,
-    on_progress: Callable[[Stage, int, int | None], None] = lambda stage, done, total: None,
+    on_progress: OnProgress = lambda stage, done, total: None,
     *,
     source: Source | None = None,
     on_report: Callable[[PassReport], None] = lambda report: None,
 ) -> CacheResult:
-    """Embed every picture of a source, finish what an earlier pass left, or add views.
+    """Embed every picture of a source, finish what an earlier pass left, or add views; alone, or as one of several.
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
-        source: one of your own (docs/sources.md); by default recognised from `settings.source`.
         on_progress: called with the stage, what is done of it and the total where known.
+        source: one of your own (docs/sources.md); by default recognised from `settings.source`.
         on_report: called with what the pass over pictures has done so far.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     source = source or open_source(settings.source_info)
-    info = replace(source.info, sha256=source.sha256())
+    source.info = replace(source.info, sha256=source.sha256())
     tower, teacher = _load(settings)
-    encoder = encoder_info(tower)
-    with locked(settings.output):
-        resumed = _plan(settings, source, info, encoder, lambda done: on_progress("plan", done, None))
-        cache = Cache(settings.output, read_only=False)
-        if cache.info.source != info:  # the same manifest and pictures, elsewhere than when they were planned
-            write_info(cache, replace(cache.info, source=info))
-        if teacher:
-            _require_same_teacher(cache, teacher.weights_sha256)
-        if teacher and settings.images:  # first, so that a sealed cache has all of it
-            embed_teacher(cache, teacher.encode, lambda done, total: on_progress("teach", done, total))
-        if settings.views > cache.info.num_views:
-            write_info(cache, replace(cache.info, augmentation=settings.augmentation))
-            make_room(cache, settings.views)
-        num_views = max(settings.views, cache.info.num_views)
-        missing = missing_views(cache, num_views)
-        total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in missing)
-        if teacher and not settings.images:
-            report = embed_missing_texts(cache, teacher.encode, lambda done, report: on_progress("embed", done, total))
-            return CacheResult(cache=cache, report=report, resumed=resumed)
+    worker, store = settings.share, store_at(settings.output, read_only=False)
+    job = Job(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
+    if worker.is_alone:
+        with store.held():
+            resumed = prepare(job, on_progress)
+            return _embed(job, tower, teacher, resumed, on_progress, on_report)
+    resumed = prepare_or_wait(job, worker, store, on_progress)
+    try:
+        with store.held(shared=True):
+            return _embed(job, tower, teacher, resumed, on_progress, on_report)
+    except CacheError as error:  # this worker's own, while the others go on
+        raise LoneError(f"{worker}: {error}") from error
 
-        def show(done: int, report: PassReport) -> None:
-            on_progress("embed", done, total)
-            on_report(report)
 
-        queue = ImageQueue(tower)
-        report = embed_missing(
-            cache,
-            queue,
-            reader=reader_of(cache, {**KINDS, source.kind: type(source)}),
-            workers=settings.resolved_workers,
-            num_views=num_views,
-            on_progress=show,
-        )
+def _embed(
+    job: Job,
+    tower: ImageTower,
+    teacher: TextTeacher | None,
+    resumed: bool,
+    on_progress: OnProgress,
+    on_report: Callable[[PassReport], None],
+) -> CacheResult:
+    """What a worker does of the pass, once the cache is prepared."""
+    settings, worker = job.settings, job.settings.share
+    cache = Cache(settings.output, read_only=False)
+    if teacher and settings.images:  # first, so that a sealed cache has all of it
+        embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress("teach", done, total))
+    num_views = max(settings.views, cache.info.num_views)
+    missing = [chunk for chunk in missing_views(cache, num_views) if chunk % worker.num == worker.index]
+    total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in missing)
+
+    def embedded(done: int, report: PassReport) -> None:
+        on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own
+        on_report(report)
+
+    if teacher and not settings.images:
+        report = embed_missing_texts(cache, teacher.encode, worker, embedded)
+        return CacheResult(cache=cache, report=report, resumed=resumed)
+    queue = ImageQueue(tower)
+    report = embed_missing(
+        cache,
+        queue,
+        reader=reader_of(cache, {**KINDS, job.source.kind: type(job.source)}),
+        workers=settings.resolved_workers,
+        num_views=num_views,
+        worker=worker,
+        on_progress=embedded,
+    )
     return CacheResult(cache=cache, report=report, resumed=resumed, most_at_once=queue.most, deviation=queue.deviation)
 
 
@@ -109,93 +118,3 @@ def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
         return load_image_tower(model, pretrained, device=device, precision=settings.precision), None
     tower, teacher = load_with_teacher(model, pretrained, device=device, precision=settings.precision)
     return tower.placed(device) if settings.images else tower, teacher
-
-
-def _plan(
-    settings: CacheSettings,
-    source: Source,
-    source_info: SourceInfo,
-    encoder: EncoderInfo,
-    on_progress: Callable[[int], None],
-) -> bool:
-    """Plan the cache unless it is planned already; returns whether it was, with these very settings."""
-    if is_planned(settings.output):
-        existing = Cache(settings.output)
-        require_same_encoder(existing.info.encoder, encoder, f"the tower given for {settings.output}")
-        _require_same_plan(existing, source_info, settings)
-        return True
-    batches = source.batches() if settings.images else batched(rows_of_texts(source.rows()))
-    info = CacheInfo(
-        state="planning",
-        encoder=encoder,
-        source=source_info,
-        batch_size=settings.batch_size,
-        max_pixels=settings.max_pixels,
-        decoding=settings.decoding,
-        num_views=settings.views,
-        augmentation=settings.augmentation if settings.views > 1 else None,
-        libraries={name: version(name) for name in _LIBRARIES},
-    )
-    plan_cache(
-        settings.output,
-        batches,
-        info,
-        files=source.files,
-        chunk_rows=settings.chunk_rows,
-        hashed=settings.images,
-        on_progress=on_progress,
-    )
-    return False
-
-
-def _require_same_teacher(cache: Cache, found: str) -> None:
-    """Keep the identity of the text tower that teaches, and refuse another."""
-    if cache.info.teacher_sha256 is None:
-        write_info(cache, replace(cache.info, teacher_sha256=found))
-    elif cache.info.teacher_sha256 != found:
-        raise DistillError(
-            f"{cache.path} was taught by a text tower of sha256 {cache.info.teacher_sha256[:12]}…, "
-            f"the one given has {found[:12]}…: give the same --model and --pretrained, or choose another -o"
-        )
-
-
-def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSettings) -> None:
-    """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
-
-    The image root may differ: pictures move, and their keys are relative to it. Views may be more: they are added, with
-    the augmentation of those that are there.
-    """
-    planned = existing.info
-    differences = [
-        (name, getattr(planned.source, name), getattr(source, name))
-        for name in (
-            "kind",
-            "sha256",
-            "image_field",
-            "text_fields",
-            "teacher_fields",
-            "images",
-            "limit",
-            "where",
-            "split",
-            "languages",
-            "language_field",
-        )
-    ]
-    differences.append(("batch_size", planned.batch_size, settings.batch_size))
-    differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))
-    differences.append(("decoding", planned.decoding, settings.decoding))
-    differences.append(("precision", planned.encoder.precision, settings.precision))
-    if planned.state != "sealed" and settings.views < planned.num_views:
-        differences.append(("views", planned.num_views, settings.views))
-    if settings.views > 1 and planned.augmentation and (planned.num_views > 1 or has_further_views(existing)):
-        differences.append(("augmentation", str(planned.augmentation), str(settings.augmentation)))
-    if settings.chunk_rows is not None:
-        differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))
-    for name, before, now in differences:
-        if before != now:
-            what = f"the manifest {settings.source} has changed (sha256)" if name == "sha256" else name
-            raise DistillError(
-                f"{settings.output} was planned with other settings: {what} was {before!r}, now {now!r}; "
-                "give the same ones to resume, or choose another -o"
-            )

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.format import EMB, Status
-from ..cache.location import Url
 from ..cache.mapped import MappedRows
 from ..cache.store import Cache
 from ..encoders.lm_tokenizer import AnyTokenizer
@@ -144,8 +143,8 @@ def open_images(
     Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
 
     Raises:
-        CacheError: a chunk is absent or damaged, or a cache at a URL is to be mapped.
-        DistillError: it has fewer views, or lies at a URL and does not fit where `auto` would hold it.
+        CacheError: a chunk is absent or damaged, or a cache is to be mapped that is no local folder.
+        DistillError: it has fewer views, or is no local folder and does not fit where `auto` would hold it.
     """
     info, where, pooling, num_views = (
         cache.info,
@@ -157,7 +156,7 @@ def open_images(
         needed = 2 * num_views * len(cache) * info.encoder.dim
         fits = needed <= SHARE_OF_MEMORY * free_bytes(device)
         where = "device" if fits else "mapped"
-        if not fits and isinstance(cache.path, Url):  # another order is another run, so it is not chosen in silence
+        if not fits and not cache.is_folder:  # another order is another run, so it is not chosen in silence
             raise DistillError(
                 f"{cache.path}: its embeddings would take more than half of what is free on {device}: pass "
                 "--embeddings chunks to read them in shuffled order, or device to hold them there all the same"
@@ -170,7 +169,7 @@ def open_images(
 
     if pooling is not None:
         return Buffered(read_chunk, info.encoder.dim, pooling, device, num_views)
-    if where == "device" and isinstance(cache.path, Url):
+    if where == "device" and not cache.is_folder:
         return OnDevice(_read_to_device(cache, read_chunk, num_views, device, on_progress))
     views = _map_views(cache, num_views, on_progress)
     if where == "mapped":

@@ -11,9 +11,9 @@ import torch
 
 from ..cache.errors import CacheError
 from ..cache.files import whole_directory
-from ..cache.format import EncoderInfo, Status
+from ..cache.format import EncoderInfo
 from ..cache.location import to_location
-from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
+from ..cache.pictures import Geometry
 from ..cache.store import Cache
 from ..encoders.clip import load_merged
 from ..encoders.image import ImageTower, load_image_tower
@@ -25,16 +25,12 @@ from ..encoders.tower import StudentTower
 from .card import loading_code, model_card
 from .errors import DistillError
 from .final import load_final
+from .probing import embed_again
 from .provenance import encoder_info, public_provenance, require_same_encoder
 from .run import Run
 from .settings import ExportSettings
 
 NUM_PROBES = 8
-MIN_COSINE = {
-    "fp32": 0.9999,
-    "fp16": 0.999,
-    "bf16": 0.99,
-}  # of a cached row (float16) with the tower's own output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,39 +105,16 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
         if isinstance(path, Path) and not path.exists():
             return 0, None, f"there is no cache at {path} any more"
         cache = Cache(path)
-        info = cache.info
-        if info.encoder.difference(EncoderInfo(**provenance["encoder"])) or (
-            info.source.sha256 != provenance["source"]["sha256"]
+        if cache.info.encoder.difference(EncoderInfo(**provenance["encoder"])) or (
+            cache.info.source.sha256 != provenance["source"]["sha256"]
         ):
             return 0, None, f"another cache stands at {path}"
-        if not info.source.images:
-            return 0, None, f"{path} holds texts, no pictures"
-        root = Path(info.source.image_root)
-        if not root.is_dir():
-            return 0, None, f"the pictures are not below {root} any more"
-        embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
-        rows = embedded[np.linspace(0, len(embedded) - 1, min(NUM_PROBES, len(embedded))).astype(int)]
-        keys = [cache.keys(row, row + 1)[0] for row in rows.tolist()]
-        image_emb = cache.emb_rows(rows).astype(np.float64)
+        probes = embed_again(cache, tower, NUM_PROBES)
     except (CacheError, OSError) as error:
         return 0, None, str(error)
-    geometry, cosines, reason = Geometry.from_preprocess(tower.preprocess), [], f"{path} holds no embedded picture"
-    for key, cached in zip(keys, image_emb, strict=True):
-        try:
-            with open_below(root.resolve(), key) as file:
-                features = tower.encode(decode(file, geometry, scaled=info.decoding == "scaled")[None])[0].astype(
-                    np.float64
-                )
-        except RejectedPictureError as rejected:
-            reason = f"{key}: {rejected.status.label}"
-            continue
-        cosines.append(float(features @ cached / np.linalg.norm(features) / np.linalg.norm(cached)))
-        if cosines[-1] < MIN_COSINE[info.encoder.precision]:
-            raise DistillError(
-                f"{key} embeds to another vector than {path} holds for it (cosine {cosines[-1]:.4f}): "
-                "the picture changed after caching, or the cache is damaged: run `clipglot verify`"
-            )
-    return (len(cosines), min(cosines), None) if cosines else (0, None, reason)
+    if probes.changed:
+        raise DistillError(f"{probes.changed[0]}: run `clipglot verify`")
+    return probes.num, probes.min_cosine, None if probes.num else probes.not_checked
 
 
 @torch.inference_mode()

@@ -5,11 +5,14 @@ Kept apart from the code that they configure so that `clipglot train --help` ans
 """
 
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.format import Augmentation, Decoding, SourceInfo
+from ..cache.location import Url, is_hdf5
+from ..cache.workers import Worker
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -38,7 +41,7 @@ class CacheSettings:
     """`clipglot cache`: embed every picture of a source once."""
 
     source: Annotated[Path, "pictures and captions: .jsonl, .csv or .tsv, or another shape (docs/sources.md)"]
-    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
     image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the source's)"] = None
@@ -50,6 +53,7 @@ class CacheSettings:
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
+    split: Annotated[str | None, "the part to take, where a source has several, e.g. train"] = None
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
@@ -72,9 +76,22 @@ class CacheSettings:
     augment_seed: Annotated[int, "with row and view fixes every augmentation"] = 0
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
     device: Device = "auto"
+    worker: Annotated[
+        str | None, "share of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
+    ] = None
 
     def __post_init__(self) -> None:
+        require(
+            self.worker is None or _share(self.worker) is not None,
+            f"--worker {self.worker}: expected I/N with I from 0 to N - 1, e.g. 0/4",
+        )
         require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
+        zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
+        require(
+            isinstance(self.output, Url) or not is_hdf5(self.output),
+            f"-o {self.output}: a pass killed while it writes HDF5 could lose what it did: pass -o {zarr}, then "
+            f"`clipglot convert {zarr} {self.output}`",
+        )
         require(
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
@@ -117,6 +134,7 @@ class CacheSettings:
             image_root=str(self.image_root.absolute()) if self.image_root else "",
             image_field=self.image_field or "",
             text_fields=list(self.text_field),
+            split=self.split,
             limit=self.limit,
             teacher_fields=list(self.teacher_field),
             images=self.images,
@@ -124,8 +142,60 @@ class CacheSettings:
 
     @property
     def resolved_workers(self) -> int:
-        """The number of decoding processes."""
-        return self.workers or num_usable_cores()
+        """The number of decoding processes; those that `torchrun` started on one machine share its cores."""
+        return self.workers or max(1, num_usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+    @property
+    def share(self) -> Worker:
+        """Which worker of the pass this is. Jobs of an array may each be several processes of `torchrun`."""
+        index, num = (_share(self.worker) if self.worker else None) or (0, 1)
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        return Worker(index * world + rank, num * world)
+
+
+def _share(worker: str) -> tuple[int, int] | None:
+    """`I/N` as two numbers, None if it is no such thing."""
+    found = re.fullmatch(r"(\d+)/(\d+)", worker)
+    return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings:
+    """`clipglot import`: make a cache of embeddings that are there."""
+
+    source: Annotated[Path, "clip-retrieval's output folder, or an .npy or .h5 file of embeddings"]
+    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    model: Annotated[str, "image tower that made them: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME, timm/NAME"]
+    pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
+    captions: Annotated[Path | None, "table of .npy's or .h5's rows, in order: .jsonl, .csv, .tsv or .parquet"] = None
+    dataset: Annotated[str | None, "name of the embeddings in an .h5 file"] = None
+    image_root: Annotated[Path | None, "folder with the pictures: a few are embedded again as a check"] = None
+    image_field: Annotated[str | None, "column with the picture's path (default: image; the folder's: image_path)"] = (
+        None
+    )
+    text_field: Annotated[
+        tuple[str, ...],
+        "column with its caption or captions; may be given more than once (default: text; the folder's: caption)",
+    ] = ()
+    keys: Annotated[bool, "the captions name their pictures; without, rows are named by their numbers"] = True
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], "what they were computed in; later checks are as strict as that"
+    ] = "bf16"
+
+    def __post_init__(self) -> None:
+        require(not is_hdf5(self.output), f"-o {self.output}: import into a Zarr folder, then `clipglot convert` it")
+        require(self.keys or self.image_root is None, "--image-root needs the pictures' names: drop --no-keys")
+
+    @property
+    def source_info(self) -> SourceInfo:
+        """What is asked for of the source; what is not given is for its kind to say."""
+        return SourceInfo(
+            path=str(self.source.absolute()),
+            sha256="",
+            image_root=str(self.image_root.absolute()) if self.image_root else "",
+            image_field=self.image_field or "",
+            text_fields=list(self.text_field),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

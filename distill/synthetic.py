@@ -9,12 +9,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ..cache.embed import seal
 from ..cache.format import EMB, NORM, STATUS, CacheInfo, EncoderInfo, SourceInfo, Status
 from ..cache.mapped import MappedRows
 from ..cache.plan import plan_cache
 from ..cache.ragged import open_array
 from ..cache.rows import Row, batched
+from ..cache.sealing import seal
 from ..cache.store import Cache
 from .tokens import TokenTable
 

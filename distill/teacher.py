@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.format import TEACHER_EMB
-from ..cache.location import Url
 from ..cache.store import Cache
 from ..cache.teacher import TeacherStatus
 from .errors import DistillError
@@ -37,7 +36,7 @@ class Teacher:
 
 
 def open_teacher(cache: Cache, memory_bytes: float) -> Teacher:
-    """The teacher's embeddings of a sealed cache, checked against their checksums: mapped, or read if it lies at a URL.
+    """The teacher's embeddings of a sealed cache, checked against their checksums: mapped, or read if in no folder.
 
     Args:
         cache: whose captions are taught.
@@ -56,12 +55,12 @@ def open_teacher(cache: Cache, memory_bytes: float) -> Teacher:
         raise DistillError(f"--teacher-weight: {cache.path} holds no teacher's embeddings: {remedy}")
     if not (cache.teacher_status() == TeacherStatus.EMBEDDED).any():
         raise DistillError(f"--teacher-weight: no caption of {cache.path} has a teacher's embedding: {remedy}")
-    if not isinstance(cache.path, Url):
+    if cache.is_folder:
         return Teacher(take=cache.mapped(TEACHER_EMB).check().take)
     if 2 * cache.info.num_captions * cache.info.encoder.dim > memory_bytes:  # captions are drawn from everywhere
         raise DistillError(
             f"{cache.path}: the embeddings of its teacher would take more than half of the free memory: copy the "
-            "cache to a local disk, from where they are mapped"
+            "cache to a local disk, as a Zarr folder, from where they are mapped"
         )
     emb = cache.teacher_emb()
     return Teacher(take=lambda captions: emb.take(captions, axis=0))

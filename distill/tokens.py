@@ -75,7 +75,7 @@ def open_tokens(
         cache: that holds the captions, and from now on their ids.
         tokenizer: whose ids.
         context_length: most ids of a caption.
-        beside: folder for the ids of a cache that cannot be written, or lies at a URL; of this cache alone.
+        beside: folder for the ids of a cache that cannot be written, or is no local folder; of this cache alone.
         workers: processes that tokenize many captions; by default one a core.
         on_progress: called with captions done and all captions while they are tokenized.
 
@@ -84,7 +84,7 @@ def open_tokens(
         DistillError: a tokenizing process died.
     """
     key = tokenizer.fingerprint(context_length)
-    inside = [cache.path / TOKENS] if isinstance(cache.path, Path) else []
+    inside = [cache.folder / TOKENS] if cache.is_folder else []
     group = next((place / key for place in (*inside, beside) if (place / key).exists()), None)
     if group is None:
         group = next(filter(stored.can_write, inside), beside) / key

@@ -52,11 +52,25 @@ class Bucket:
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=NAME)
         return {found["Key"] for page in pages for found in page.get("Contents", ())}
 
+    def contents(self, name: str) -> dict[str, bytes]:
+        """Every object below a key, named as from there."""
+        found = sorted(key for key in self.objects() if key.startswith(f"{name}/"))
+        return {key.removeprefix(f"{name}/"): self.content(key) for key in found}
+
+    def content(self, key: str) -> bytes:
+        """The bytes of an object."""
+        content: bytes = self.client.get_object(Bucket=NAME, Key=key)["Body"].read()
+        return content
+
+    def put(self, key: str, content: bytes) -> None:
+        """Make an object, or replace one."""
+        self.client.put_object(Bucket=NAME, Key=key, Body=content)
+
     def flip_a_byte(self, key: str) -> None:
         """Damage an object."""
-        content = bytearray(self.client.get_object(Bucket=NAME, Key=key)["Body"].read())
+        content = bytearray(self.content(key))
         content[len(content) // 2] ^= 1
-        self.client.put_object(Bucket=NAME, Key=key, Body=bytes(content))
+        self.put(key, bytes(content))
 
     def delete(self, key: str) -> None:
         """Take an object away."""

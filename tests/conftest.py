@@ -6,15 +6,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import open_clip
 import pytest
 import torch
+from bucket import Bucket, serving
 from drawn import draw_pictures
 from safetensors.torch import save_file
+from zarr.core.sync import sync
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -64,6 +67,17 @@ def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty pictures with captions. Read only; tests that break things draw their own."""
     return draw_pictures(tmp_path_factory.mktemp("pictures"), 40)
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    """A bucket in an S3 server of our own, to which the environment leads."""
+    with serving(tmp_path_factory.mktemp("s3")) as served, pytest.MonkeyPatch.context() as patch:
+        for name, value in served.environment.items():
+            patch.setenv(name, value)
+        yield served
+        sync(fsspec.filesystem("s3", asynchronous=True)._s3creator.__aexit__(None, None, None))  # all of them share it
+        fsspec.filesystem("s3", asynchronous=True).clear_instance_cache()  # the next server is another
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.files import locked, sweep_partial, whole_directory
 from clipglot.cache.plan import is_planned
+from clipglot.cache.stores import store_at
 
 HOLDER = """
 import sys
@@ -88,3 +90,29 @@ def test_a_whole_directory_removes_its_own_leftovers_alone(name: str, tmp_path: 
     with whole_directory(tmp_path / name) as partial:
         (partial / "file").touch()
     assert set(tmp_path.iterdir()) == {tmp_path / name, other, third}
+
+
+def test_a_local_store_waits_out_those_who_delete_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat is written while another process takes the folder `workers` away."""
+    store, whole = store_at(tmp_path / "c.zarr", read_only=False), Path.mkdir
+    taken: list[Path] = []
+
+    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
+        whole(path, *args, **kwargs)
+        if path.name == "workers" and not taken:
+            taken.append(path)
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    store.write("workers/0.json", b"{}")
+    assert (len(taken), store.read("workers/0.json")) == (1, b"{}")
+
+
+def test_a_read_only_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(CacheError, match=r"0\.json: cannot be written \(Read-only file system\): make it writable or"):
+        store_at(tmp_path, read_only=False).write("workers/0.json", b"{}")
+    assert list((tmp_path / "workers").iterdir()) == []

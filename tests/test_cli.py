@@ -30,10 +30,15 @@ from rich.console import Console
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
-    "--limit --batch-size --workers --chunk-rows --max-pixels --decoding --views --augment-scale --augment-flip "
-    "--augment-jitter --augment-grayscale --augment-seed --precision --device --config --json",
-    "inspect": "CACHE --failures --json",
-    "verify": "CACHE --json",
+    "--split --limit --batch-size --workers --chunk-rows --max-pixels --decoding --views --augment-scale "
+    "--augment-flip --augment-jitter --augment-grayscale --augment-seed --precision --device --worker --config --json",
+    "inspect": "CACHE --failures --watch --json",
+    "convert": "CACHE OUT --json",
+    "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
+    "--keys --precision --config --json",
+    "merge": "CACHES --output --prefix --json",
+    "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --config --json",
+    "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
     "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "

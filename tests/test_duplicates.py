@@ -1,185 +1,187 @@
-"""Pictures with the same bytes: embedded once in a chunk, counted over the cache, and no place lost in a batch."""
+"""Near-duplicates and leakage: what is found is what all cosines at once would say, and nothing is said beyond it."""
 
 import json
 import shutil
 from collections.abc import Callable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache import duplicates
-from clipglot.cache.embed import embed_missing
+from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
+from clipglot.evals import duplicates
+from clipglot.evals.components import Components
+from clipglot.evals.duplicates import find_duplicates
+from clipglot.evals.errors import EvalError
 from drawn import draw_pictures
-from numpy.typing import NDArray
-from PIL import Image
-
-SETTINGS: dict[str, Any] = {"batch_size": 4, "chunk_rows": 12}
-VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.4}
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @pytest.fixture(scope="module")
-def doubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 24 pictures: 2, 5 and 9 are one file, as are 3 and 20, and 7 and 8 are broken alike."""
-    manifest = draw_pictures(tmp_path_factory.mktemp("doubled"), 24)
-    images = manifest.parent / "images"
-    for copy, of in ((5, 2), (9, 2), (20, 3)):
-        shutil.copy(images / f"{of:04}.png", images / f"{copy:04}.png")
-    for broken in (7, 8):
-        (images / f"{broken:04}.png").write_bytes(b"no picture")
-    return manifest
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures; 30 to 39 are copies of 0 to 4 and 0 to 4, and 12 is broken. `val` is 20 others and copies of 5 to 8."""
+    folder = tmp_path_factory.mktemp("copies")
+    draw_pictures(folder, 60)
+    images = folder / "images"
+    for i in range(10):
+        shutil.copy(images / f"{i % 5:04}.png", images / f"{30 + i:04}.png")
+    for i in range(4):
+        shutil.copy(images / f"{5 + i:04}.png", images / f"{56 + i:04}.png")
+    (images / "0012.png").write_bytes(b"broken")
+    lines = (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "train.jsonl").write_text("\n".join(lines[:40]), encoding="utf-8")
+    (folder / "val.jsonl").write_text("\n".join(lines[38:]), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def cache(doubled: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("caches") / "doubled.zarr"
-    result = make_cache(doubled, path, **SETTINGS)
-    assert (result.report.num_pictures, result.report.num_embedded, result.report.num_copied) == (24, 22, 2)
-    return path
+def caches(folder: Path, make_cache: Callable[..., Any]) -> tuple[Cache, Cache]:
+    for name in ("train", "val"):
+        make_cache(folder / f"{name}.jsonl", folder / f"{name}.zarr")
+    return Cache(folder / "train.zarr"), Cache(folder / "val.zarr")
 
 
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def unit(cache: Cache) -> Any:
+    emb = cache.image_emb().astype(np.float32)
+    return emb / np.maximum(np.linalg.norm(emb, axis=1, keepdims=True), 1e-12)
 
 
-def test_equal_files_have_equal_rows_and_are_counted(cache: Path, doubled: Path) -> None:
-    opened = Cache(cache)
-    emb, norm = opened.image_emb(), opened.norm()
-    for copy in (5, 9):
-        assert np.array_equal(emb[copy], emb[2])
-        assert norm[copy] == norm[2]
-    assert np.allclose(emb[20], emb[3], atol=1e-3)  # another chunk, so another batch
-    assert opened.info.num_duplicates == 3
-    assert opened.status()[[7, 8]].tolist() == [Status.NOT_A_PICTURE] * 2
-    assert not emb[[7, 8]].any()
-    paths = [doubled.parent / key for key in Cache.keys(opened)]
-    expected = [blake2b(path.read_bytes(), digest_size=16).digest() for path in paths]
-    assert [row.tobytes() for chunk in range(2) for row in opened.hashes(chunk)] == expected
-    assert opened.verify() == []
-    assert "exact duplicates" in CliRunner().invoke(main, ["inspect", str(cache)]).stdout
-    assert json.loads(CliRunner().invoke(main, ["inspect", str(cache), "--json"]).stdout)["num_duplicates"] == 3
-
-
-@pytest.mark.parametrize("views", [{}, VIEWS])
-def test_bytes_depend_neither_on_workers_nor_on_interruptions(
-    views: dict[str, Any], doubled: Path, make_cache: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize("rows", [(8, 4), (24, 16), (16_384, 4096)])
+def test_all_pairs_in_blocks_are_all_pairs_at_once(
+    rows: tuple[int, int], caches: tuple[Cache, Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_cache(doubled, tmp_path / "at_once", **SETTINGS | views)
-    made = make_cache(doubled, tmp_path / "again", **SETTINGS, workers=3)
-    (tmp_path / "again/images/status/c/0").unlink()
-    made = make_cache(doubled, tmp_path / "again", **SETTINGS | views)
-    assert made.report.num_copied == 2
-    assert files(tmp_path / "again") == files(tmp_path / "at_once")
+    monkeypatch.setattr(duplicates, "PART_ROWS", rows[0])
+    monkeypatch.setattr(duplicates, "BLOCK_ROWS", rows[1])
+    train, _ = caches
+    embedded = np.flatnonzero(train.status() == Status.EMBEDDED)
+    products = (unit(train) @ unit(train).T)[np.ix_(embedded, embedded)]
+    np.fill_diagonal(products, -1)
+    nearest = np.sort(products.max(1))
+    for threshold in (float(nearest[8] + nearest[9]) / 2, 0.99999):
+        report = find_duplicates(train, threshold=threshold, num_listed=-1)
+        assert (report.num_pictures, report.num_compared, report.num_others) == (39, 39, 38)
+        for mark, count in report.above.items():
+            assert count == (nearest >= float(mark)).sum()
+        _, component = np.unique(_components(products >= threshold), return_inverse=True)
+        sizes = np.bincount(component)
+        assert report.groups is not None
+        assert report.groups.num_groups == (sizes > 1).sum()
+        assert report.groups.num_pictures == sizes[sizes > 1].sum()
+        assert report.groups.largest == sizes.max()
+        assert report.share == report.share_low == report.share_high == (nearest >= threshold).mean()
+    assert report.groups.num_groups == 5  # the last threshold: copies, three of each
+    assert {(pair.key[-8:-4], pair.other_key[-8:-4]) for pair in report.pairs} >= {("0000", "0030"), ("0004", "0034")}
 
 
-def test_batches_hold_distinct_good_pictures_alone(cache: Path, doubled: Path, tmp_path: Path) -> None:
-    """The first chunk has 8 of them, so two full batches; the other one has 12."""
-    cache = Path(shutil.copytree(cache, tmp_path / "cache.zarr"))
-    shutil.rmtree(cache / "images/status/c")
-    seen: list[int] = []
-
-    def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        assert pixels.shape == (4, 32, 32, 3)
-        seen.append(int(pixels.any(axis=(1, 2, 3)).sum()))
-        return pixels[:, 0, :16, 0].astype(np.float32) + 1
-
-    embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=2)
-    assert seen == [4, 4, 4, 4, 4]
+def _components(near: Any) -> Any:
+    label = np.arange(len(near))
+    for _ in range(len(near)):
+        label = np.minimum(label, np.where(near, label[None], len(near)).min(1))
+    return label
 
 
-class LateTower:
-    """Computes a batch only when its features are asked for, so that memory used too early would show."""
-
-    in_flight = 2
-    transfer_s = 0.0
-    forward_s = 0.0
-
-    def __init__(self) -> None:
-        self.outstanding = self.most_outstanding = 0
-
-    def staging(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        return np.zeros(shape, np.uint8)
-
-    def submit(self, pixels: NDArray[np.uint8], num: int) -> Callable[[], NDArray[np.float32]]:
-        self.outstanding += 1
-        self.most_outstanding = max(self.most_outstanding, self.outstanding)
-
-        def wait() -> NDArray[np.float32]:
-            self.outstanding -= 1
-            return features_of(pixels)[:num]
-
-        return wait
+def test_pictures_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cache, Cache]) -> None:
+    train, val = caches
+    progress: list[tuple[int, int]] = []
+    report = find_duplicates(train, val, threshold=0.99999, on_progress=lambda *at: progress.append(at))
+    best = (unit(val) @ unit(train).T).max(1)
+    assert (report.num_pictures, report.num_others, report.groups) == (22, 39, None)
+    assert report.above["0.99999"] == (best >= 0.99999).sum() == 6  # four copies, and the two rows of both manifests
+    leaked = {pair.key[-8:-4]: pair.other_key[-8:-4] for pair in report.pairs}
+    assert leaked | {"0038": "", "0039": ""} == {"0038": "", "0039": ""} | {
+        f"{56 + i:04}": f"{5 + i:04}" for i in range(4)
+    }
+    assert report.num_same_keys == 2
+    ours, theirs = set(train.captions()), val.captions()
+    assert (report.num_captions, report.num_repeated_captions) == (len(theirs), sum(c in ours for c in theirs))
+    assert progress[-1] == (22 * 39, 22 * 39)
 
 
-def features_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return pixels[:, :16, :, 0].astype(np.float32).mean(2)
+def test_captions_that_stand_more_than_once_are_counted(caches: tuple[Cache, Cache]) -> None:
+    captions = caches[0].captions()
+    report = find_duplicates(caches[0])
+    assert report.num_repeated_captions == sum(captions.count(caption) > 1 for caption in captions) > 0
 
 
-def test_a_tower_that_computes_later_gives_the_same_bytes(cache: Path, tmp_path: Path) -> None:
-    made = []
-    tower = LateTower()
-    for name, encode in (("late", tower), ("plain", features_of)):
-        copy = Path(shutil.copytree(cache, tmp_path / name))
-        shutil.rmtree(copy / "images/status/c")
-        embed_missing(Cache(copy, read_only=False), encode, reader=reader_of(Cache(copy)), workers=1)
-        made.append(files(copy))
-    assert made[0] == made[1]
-    assert (tower.outstanding, tower.most_outstanding) == (0, 3)
+def test_a_sample_says_that_it_is_one_and_finds_itself_never(caches: tuple[Cache, Cache]) -> None:
+    train, _ = caches
+    reports = [find_duplicates(train, threshold=0.99999, sample=10, seed=seed) for seed in (3, 3, 4)]
+    assert reports[0] == reports[1] != reports[2]
+    assert (reports[0].num_pictures, reports[0].num_compared, reports[0].groups) == (39, 10, None)
+    assert reports[0].share_low < reports[0].share < reports[0].share_high
+    emb = unit(train)
+    embedded = np.flatnonzero(train.status() == Status.EMBEDDED)
+    drawn = np.sort(np.random.default_rng(3).choice(embedded, 10, replace=False, shuffle=False))
+    products = emb[drawn] @ emb[embedded].T
+    products[drawn[:, None] == embedded] = -1
+    assert reports[0].above["0.99999"] == (products.max(1) >= 0.99999).sum()
 
 
-def test_a_cache_without_hashes_is_read_and_finished_without(
-    cache: Path, doubled: Path, make_cache: Callable[..., Any], tmp_path: Path
+def test_too_many_pairs_are_sampled_unless_all_are_asked_for(
+    caches: tuple[Cache, Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = Path(shutil.copytree(cache, tmp_path / "old.zarr"))
-    shutil.rmtree(old / "images/hash")
-    metadata = json.loads((old / "zarr.json").read_text())
-    del metadata["attributes"]["clipglot"]["num_duplicates"]
-    (old / "zarr.json").write_text(json.dumps(metadata))
-    assert Cache(old).verify() == []
-    assert "exact duplicates" not in CliRunner().invoke(main, ["inspect", str(old)]).stdout
-    (old / "images/status/c/1").unlink()
-    make_cache(doubled, old, **SETTINGS)
-    assert Cache(old).info.num_duplicates is None
-    assert np.array_equal(Cache(old).image_emb(), Cache(cache).image_emb())
-    assert not (old / "images/hash").exists()
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 39 * 39 - 1)
+    monkeypatch.setattr(duplicates, "SAMPLE", 7)
+    assert find_duplicates(caches[0]).num_compared == 7
+    assert find_duplicates(caches[0], sample=0).num_compared == 39
+    monkeypatch.setattr(duplicates, "MOST_PAIRS", 39 * 39)
+    assert find_duplicates(caches[0]).num_compared == 39
 
 
-def test_a_damaged_hash_is_found_and_the_remedy_mends_it(
-    cache: Path, doubled: Path, make_cache: Callable[..., Any], tmp_path: Path
+@given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
+def test_components_are_those_of_the_graph(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+    num, pairs = drawn
+    near = np.eye(num, dtype=bool)
+    components = Components(num)
+    for start in range(0, len(pairs), 3):
+        a, b = np.array(pairs[start : start + 3]).T
+        components.join(a, b)
+        near[a, b] = near[b, a] = True
+    sizes = np.bincount(_components(near))
+    found = components.sizes()
+    assert found["num_groups"] == (sizes > 1).sum()
+    assert found["num_pictures"] == sizes[sizes > 1].sum()
+
+
+def test_what_cannot_be_compared_is_refused(
+    caches: tuple[Cache, Cache], folder: Path, tmp_path: Path, make_cache: Callable[..., Any], other_clip: Path
 ) -> None:
-    damaged = Path(shutil.copytree(cache, tmp_path / "cache.zarr"))
-    (damaged / "images/hash/c/1/0").write_bytes(b"damaged")
-    (fault,) = Cache(damaged).verify()
-    assert "images/hash/c/1/0" in fault
-    (damaged / fault.partition(": delete ")[2].split()[0]).unlink()
-    make_cache(doubled, damaged, **SETTINGS)
-    assert files(damaged) == files(cache)
+    make_cache(folder / "val.jsonl", tmp_path / "other.zarr", model=f"local-dir:{other_clip}")
+    with pytest.raises(EvalError, match=r"made by different image towers \(weights_sha256\)"):
+        find_duplicates(caches[0], Cache(tmp_path / "other.zarr"))
+    damaged = Path(shutil.copytree(folder / "val.zarr", tmp_path / "damaged.zarr"))
+    (damaged / "images/emb/c/0/1/0").write_bytes(b"")
+    with pytest.raises(CacheError, match="damaged chunk images/emb/c/0/1/0"):
+        find_duplicates(caches[0], Cache(damaged))
 
 
-@pytest.mark.parametrize("at_a_time", [1, 5, 23, 100])
-def test_the_count_is_the_same_in_any_number_of_rounds(
-    at_a_time: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_cache_of_texts_is_refused(
+    taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(duplicates, "HASHES_AT_A_TIME", at_a_time)
-    assert duplicates.count_duplicates(Cache(cache)) == 3
+    from taught import MODEL
+
+    make_cache(
+        taught_manifests["train"], tmp_path / "texts", model=MODEL, teacher_field=("en",), images=False, limit=20
+    )
+    with pytest.raises(EvalError, match="holds texts, no pictures"):
+        find_duplicates(Cache(tmp_path / "texts"))
 
 
-def test_scaled_decoding_is_kept_and_gives_nearly_the_same_embeddings(
-    make_cache: Callable[..., Any], tmp_path: Path
-) -> None:
-    manifest = draw_pictures(tmp_path, 16)
-    for path in (tmp_path / "images").iterdir():
-        with Image.open(path) as picture:
-            picture.resize((480, 400), Image.Resampling.BICUBIC).save(path, "JPEG", quality=95)
-    exact = make_cache(manifest, tmp_path / "exact.zarr").cache
-    scaled = make_cache(manifest, tmp_path / "scaled.zarr", decoding="scaled").cache
-    assert (exact.info.decoding, scaled.info.decoding) == ("exact", "scaled")
-    cosine = (exact.image_emb().astype(np.float64) * scaled.image_emb()).sum(1)
-    assert not np.array_equal(exact.image_emb(), scaled.image_emb())
-    assert cosine.min() > 0.99
+def test_the_command_prints_what_the_json_says(folder: Path, caches: tuple[Cache, Cache]) -> None:
+    arguments = ["duplicates", str(folder / "train.zarr"), "--threshold", "0.99999", "--device", "cpu"]
+    printed = CliRunner().invoke(main, [*arguments, "--pairs", "2"])
+    assert printed.exit_code == 0, printed.output
+    assert "5 groups hold 15 pictures, the largest 3: 10 could go" in printed.stdout
+    assert "more: --pairs -1 lists all" in printed.stdout
+    sampled = CliRunner().invoke(main, [*arguments, "--sample", "10"]).stdout
+    assert "a sample of 10 of 39 pictures" in sampled
+    assert "(95 %)" in sampled
+    against = CliRunner().invoke(main, [*arguments, "--against", str(folder / "val.zarr"), "--json"])
+    found = json.loads(against.stdout)
+    assert (found["above"]["0.99999"], found["num_same_keys"]) == (6, 2)
+    assert CliRunner().invoke(main, [*arguments, "--threshold", "2"]).exit_code == 2

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from bucket import Bucket, serving
+from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.location import Url, to_location
@@ -30,18 +30,8 @@ from clipglot.distill.settings import ExportSettings
 from clipglot.distill.train import train
 from logs import logged
 from runs import settings, stop_at
-from zarr.core.sync import sync
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    with serving(tmp_path_factory.mktemp("s3")) as served, pytest.MonkeyPatch.context() as patch:
-        for name, value in served.environment.items():
-            patch.setenv(name, value)
-        yield served
-        sync(fsspec.filesystem("s3", asynchronous=True)._s3creator.__aexit__(None, None, None))  # all of them share it
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +170,6 @@ def test_what_needs_a_disk_is_refused_with_what_to_do(
             CacheError, match=rf"{url}: rows can be mapped only from .* local disk: .* --embeddings chunks"
         ):
             cannot()
-    with pytest.raises(CacheError, match=rf"{url}: a cache at a URL is only read"):
-        Cache(url, read_only=False)
     monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match=rf"{url}: its embeddings would take more than half .* --embeddings chunks"):
         open_images(Cache(url), settings(tmp_path, tmp_path), CPU)
@@ -210,7 +198,8 @@ def test_a_damaged_and_an_absent_object_are_named(chunk: str, bucket: Bucket, ow
     bucket.delete(f"{key}/{chunk}")
     with pytest.raises(CacheError, match=rf"{url}: {chunk} is absent: {again}"):
         READERS[chunk](Cache(url))
-    assert Cache(url).verify() == [f"{chunk}: absent: {again}"]
+    (fault,) = Cache(url).verify()
+    assert fault.startswith(f"{chunk}: absent: {again}, or delete ")
 
 
 def test_a_reader_of_some_rows_fetches_their_chunks_alone(bucket: Bucket, own: tuple[str, str]) -> None:

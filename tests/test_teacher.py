@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from clipglot.cache import teacher as teaching
-from clipglot.cache.embed import write_info
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT
 from clipglot.cache.ragged import RaggedReader
 from clipglot.cache.rows import align
+from clipglot.cache.sealing import write_info
 from clipglot.cache.store import Cache
 from clipglot.cache.teacher import TeacherStatus, missing_teacher_chunks
 from clipglot.distill.errors import DistillError

@@ -13,10 +13,11 @@ import torch
 from click.testing import CliRunner
 from clipglot.cache import augment
 from clipglot.cache.augment import augmented, crop_box
-from clipglot.cache.embed import embed_missing, write_info
+from clipglot.cache.embed import embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Augmentation, Status
 from clipglot.cache.pictures import Geometry, decode
+from clipglot.cache.sealing import write_info
 from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.cache.views import count_repeats, make_room, missing_views

@@ -1,0 +1,129 @@
+"""A pass whose workers are killed again and again is, byte for byte, the undisturbed one: this shows it.
+
+Several workers share one pass over small pictures. One of them, any, is killed (SIGKILL) at a random moment and started
+again, until so many were killed; then they may end. All files must be those of a pass by one worker alone.
+
+scripts/bench kills [--kills 200] [--workers 2] [--pictures 6400] [--at s3://bucket/killed.zarr]
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fsspec
+import numpy as np
+from clipglot.cache.location import Location, to_location
+from clipglot.cache.store import Cache
+from PIL import Image
+
+if __name__ == "__main__":  # the decoding processes import this file too, and need no torch
+    from clipglot.demo.run import ENGLISH_CLIP
+    from clipglot.distill.caching import cache_pictures
+    from clipglot.distill.settings import CacheSettings
+    from clipglot.encoders.image import ImageTower
+
+CHUNK = 8  # pictures, of a batch too
+SIDE = 32  # pixels
+
+
+def draw(folder: Path, num: int) -> Path:
+    """Pictures of noise and their manifest."""
+    noise = np.random.default_rng(0)
+    lines = []
+    for i in range(num):
+        Image.fromarray(noise.integers(0, 255, (SIDE, SIDE, 3), np.uint8)).save(folder / f"{i}.png")
+        lines.append(f'{{"image": "{i}.png", "text": "picture {i}"}}\n')
+    manifest = folder / "pairs.jsonl"
+    manifest.write_text("".join(lines))
+    return manifest
+
+
+def start(source: Path, output: Location, worker: str | None, slowed_s: float, messages: Path) -> int:
+    """Fork a worker from this process, which has imported torch already; returns its id."""
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    for descriptor in (1, 2):
+        os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    encode = ImageTower.encode
+
+    def slowly(tower: ImageTower, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(slowed_s)
+        return encode(tower, pixels)
+
+    ImageTower.encode = slowly
+    code = 1
+    try:
+        model = f"local-dir:{ENGLISH_CLIP}"
+        sizes = {"batch_size": CHUNK, "chunk_rows": CHUNK, "workers": 1, "device": "cpu"}
+        cache_pictures(CacheSettings(source=source, output=output, model=model, worker=worker, **sizes))
+        code = 0
+    finally:
+        if code:
+            sys.excepthook(*sys.exc_info())
+        os._exit(code)
+
+
+def contents(location: Location) -> dict[str, bytes]:
+    """Every file or object of a cache, by name."""
+    files, root = fsspec.core.url_to_fs(str(location))
+    return {name.removeprefix(f"{root}/"): files.cat_file(name) for name in files.find(root)}
+
+
+def main() -> None:
+    """Make both passes, and compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=6400)
+    parser.add_argument("--at", type=to_location, help="where the killed pass writes (default: a temporary folder)")
+    parser.add_argument("--between", type=float, default=0.5, help="mean seconds between two kills")
+    parser.add_argument("--slowed", type=float, default=0.15, help="seconds by which each batch is slowed")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    moments = random.Random(args.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "pictures").mkdir()
+        source = draw(root / "pictures", args.pictures)
+        alone, killed, messages = root / "alone.zarr", args.at or root / "killed.zarr", root / "messages"
+        _, code = os.waitpid(start(source, alone, None, 0.0, messages), 0)
+        if code:
+            raise SystemExit(messages.read_text())
+        started, num_kills = time.perf_counter(), 0
+        names = [f"{i}/{args.workers}" for i in range(args.workers)]
+        living = {start(source, killed, name, args.slowed, messages): name for name in names}
+        while living:
+            if num_kills < args.kills:
+                time.sleep(moments.uniform(0, 2 * args.between))
+                victim = moments.choice(sorted(living))
+                os.kill(victim, signal.SIGKILL)
+            pid, status = os.waitpid(victim if num_kills < args.kills else -1, 0)
+            name = living.pop(pid)
+            if status == signal.SIGKILL:
+                num_kills += 1
+                living[start(source, killed, name, args.slowed, messages)] = name
+            elif status:
+                raise SystemExit(f"worker {name} ended with status {status}:\n{messages.read_text()}")
+        wall_s = time.perf_counter() - started
+        faults = Cache(killed).verify()
+        ours, theirs = contents(killed), contents(alone)
+        differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    print("| workers | chunks | SIGKILLs | wall s | files | of them different | faults |")
+    print("|---|---|---|---|---|---|---|")
+    chunks = -(-args.pictures // CHUNK)
+    print(f"| {args.workers} | {chunks} | {num_kills} | {wall_s:.0f} | {len(ours)} | {len(differ)} | {len(faults)} |")
+    if differ or faults:
+        raise SystemExit("\n".join([*differ, *faults]))
+    if num_kills < args.kills:
+        raise SystemExit(f"the pass was over after {num_kills} kills: give more --pictures")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""Parquet and Arrow files, one or a folder of them, and the folders that Hugging Face's `datasets` saves.
+
+Pictures stand in a column, as bytes or as the struct of bytes and path that `datasets` writes, or the column has their
+paths. Planning reads all columns but those of pictures.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from .arrow_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile
+from .errors import CacheError
+from .format import SourceInfo
+from .location import Location
+from .records import RecordReader
+from .rows import Locator, Row
+from .source import Reader, Source
+from .splits import chosen_split
+
+SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")  # as on the Hub: train-00000-of-00004
+SPLIT_NAMES = ("train", "test", "val", "valid", "validation", "dev")
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` writes beside the data
+
+
+class ColumnSource(Source):
+    """Files of columns.
+
+    Attributes:
+        suffixes: how the names of such files end.
+        file_type: what opens one.
+    """
+
+    suffixes: ClassVar[tuple[str, ...]]
+    file_type: ClassVar[type[ColumnFile]]
+
+    def __init__(self, info: SourceInfo) -> None:
+        super().__init__(info)
+        self._files: list[str] = []
+        self._record_info = replace(info, split=None)  # splits are files here
+
+    def rows(self) -> Iterator[Row]:
+        """Every record.
+
+        Raises:
+            CacheError: a file or a record is not readable as such.
+        """
+        self._files, line = [], 0
+        for path, file, inside, columns in self._opened():
+            if inside:
+                self._files.append(self._below_root(path))
+            name = path.name if path == Path(self.info.path) else path.relative_to(self.info.path).as_posix()
+            reader = RecordReader(self._record_info, has_key=not inside)
+            before = line
+            with _naming(path):
+                for group, first, batch in file.records(columns):
+                    for row, record in enumerate(_records(batch), first):
+                        key = f"{name}#{line - before}" if inside else ""
+                        locator = Locator(len(self._files) - 1, group, row) if inside else None
+                        line += 1
+                        yield reader.row(record, line, f"{path}: record {line - before}", key=key, locator=locator)
+
+    def files(self) -> list[str]:
+        """The files, if pictures stand in them."""
+        return self._files
+
+    def sha256(self) -> str:
+        """Of the columns that are planned from, and the sizes of the others."""
+        digest = sha256()
+        for path, file, _, columns in self._opened():
+            digest.update(path.name.encode(errors="surrogateescape") + b"\0")
+            with _naming(path):
+                digest.update(file.digest(columns))
+        return digest.hexdigest()
+
+    @classmethod
+    def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
+        """Of pictures in a column."""
+        return ColumnReader(cls.file_type, Path(root).resolve(), files, info.image_field)
+
+    def _paths(self) -> list[Path]:
+        path, wanted = Path(self.info.path), self.info.split
+        if not path.is_dir():
+            if wanted is not None:
+                raise CacheError(
+                    f"{path}: --split {wanted} chooses files of a folder, and this is one file: leave it out"
+                )
+            return [path]
+        found: dict[str, list[Path]] = {}
+        for entry in sorted(path.iterdir()):
+            if entry.is_dir():
+                if inside := self._in(entry):
+                    found[entry.name] = inside
+            elif entry.suffix.lower() in self.suffixes:
+                found.setdefault(split_of(entry), []).append(entry)
+        return found[chosen_split(found, wanted, path)] if found else []
+
+    def _in(self, folder: Path) -> list[Path]:
+        return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in self.suffixes)
+
+    def _opened(self) -> Iterator[tuple[Path, ColumnFile, bool, list[str]]]:
+        """Each file, whether pictures are inside, and the columns to plan from."""
+        kinds: set[bool] = set()
+        for path in self._paths():
+            with _naming(path):
+                file = self.file_type(path)
+            inside = self.info.images and holds_pictures(file.schema, self.info.image_field, path)
+            kinds.add(inside)
+            if len(kinds) > 1:
+                raise CacheError(
+                    f"{path}: {self.info.image_field!r} has {'bytes' if inside else 'paths'} of pictures where the "
+                    f"files before it have {'paths' if inside else 'bytes'}: cache them apart"
+                )
+            yield path, file, inside, self._columns(file.schema, path, inside)
+
+    def _columns(self, schema: pa.Schema, path: Path, inside: bool) -> list[str]:
+        info = self.info
+        flags = dict.fromkeys(info.text_fields, "--text-field")
+        flags |= dict.fromkeys(info.teacher_fields, "--teacher-field")
+        if info.language_field:
+            flags[info.language_field] = "--language-field"
+        for name, flag in flags.items():
+            require_column(schema, name, flag, path)
+        if info.where:  # which may speak of any
+            return [field.name for field in schema if not inside or field.name != info.image_field]
+        return list(flags) if inside or not info.images else [info.image_field, *flags]
+
+    def _below_root(self, path: Path) -> str:
+        root = Path(self.info.image_root)
+        if not path.is_relative_to(root) or not path.resolve().is_relative_to(root.resolve()):
+            raise CacheError(
+                f"{path} leads to {path.resolve()}, outside {root}: pass --image-root DIR, a folder that holds both"
+            )
+        return path.relative_to(root).as_posix()
+
+
+class Parquet(ColumnSource):
+    """A `.parquet` file or a folder of them."""
+
+    kind = "parquet"
+    suffixes = (".parquet", ".pq")
+    file_type = ParquetFile
+
+
+class Arrow(ColumnSource):
+    """A `.arrow`, `.feather` or `.ipc` file, a folder of them, or what `datasets` wrote by `save_to_disk`."""
+
+    kind = "arrow"
+    suffixes = (".arrow", ".feather", ".ipc")
+    file_type = ArrowFile
+
+    def _paths(self) -> list[Path]:
+        path = Path(self.info.path)
+        if (path / SAVED_SPLITS).is_file():
+            return _saved(path / chosen_split(_json(path / SAVED_SPLITS).get("splits", []), self.info.split, path))
+        if (path / SAVED).is_file() and self.info.split is None:
+            return _saved(path)
+        return super()._paths()
+
+
+def holds_saved_dataset(path: Path) -> bool:
+    """Whether `datasets` wrote a folder by `save_to_disk`."""
+    return (path / SAVED_SPLITS).is_file() or (path / SAVED).is_file()
+
+
+def _saved(folder: Path) -> list[Path]:
+    state = _json(folder / SAVED)
+    if state.get("_indices_data_files"):
+        raise CacheError(f"{folder}: its rows are chosen by an index beside the data: save it after flatten_indices()")
+    try:
+        return [folder / Path(file["filename"]).name for file in state["_data_files"]]
+    except (KeyError, TypeError):
+        raise CacheError(f"{folder / SAVED}: names no data files: save the dataset again") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CacheError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise CacheError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def split_of(path: Path) -> str:
+    """The split that a file's name speaks of, or "".
+
+    >>> split_of(Path("train-00000-of-00004.parquet")), split_of(Path("test.arrow")), split_of(Path("part0.parquet"))
+    ('train', 'test', '')
+    """
+    shard = SHARD.fullmatch(path.stem)
+    if shard:
+        return shard["split"]
+    return path.stem if path.stem in SPLIT_NAMES else ""
+
+
+def require_column(schema: pa.Schema, name: str, flag: str, path: Path) -> pa.DataType:
+    """The type of a column.
+
+    Raises:
+        CacheError: there is none, or more than one, of that name.
+    """
+    found = schema.names.count(name)
+    if found != 1:
+        what = f"no column {name!r}" if not found else f"{found} columns {name!r}"
+        raise CacheError(f"{path}: {what} (found: {', '.join(schema.names)}): pass {flag} NAME")
+    kind = schema.field(name).type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def holds_pictures(schema: pa.Schema, name: str, path: Path) -> bool:
+    """Whether a column has pictures; otherwise it has their paths.
+
+    Raises:
+        CacheError: it has neither.
+    """
+    kind = require_column(schema, name, "--image-field", path)
+    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    held = kind.field("bytes").type if is_struct else kind
+    is_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    if any(fits(held) for fits in is_bytes):
+        return True
+    is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if not is_struct and any(fits(held) for fits in is_text):
+        return False
+    raise CacheError(
+        f"{path}: column {name!r} is of type {kind}, expected pictures as binary or struct<bytes, path>, "
+        "or their paths as strings: pass --image-field NAME"
+    )
+
+
+def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """A record for each row; text that is no UTF-8 becomes halves of surrogate pairs, as captions that are dropped."""
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError:
+        columns = [[_lenient(value) for value in _as_bytes(column).to_pylist()] for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+    return found
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return column.cast(pa.large_binary())
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return column.cast(pa.large_list(pa.large_binary())) if pa.types.is_string(kind.value_type) else column
+    return column
+
+
+def _lenient(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode(errors="surrogateescape")
+    return [_lenient(each) for each in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors of a damaged file name it."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise CacheError(f"{path}: not readable ({error}): fetch or write it again") from None

@@ -1,0 +1,194 @@
+"""One Parquet or Arrow file, open: its columns to plan from, without those of pictures, and single pictures by place.
+
+A group is a row group of a Parquet file, or a record batch of an Arrow file; a row is counted within its group. Files
+are mapped into memory, so that the kernel pages pictures in and out.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from .format import Status
+from .paths import PathReader
+from .pictures import RejectedPictureError, resolve_below
+from .rows import ROWS_AT_A_TIME
+from .source import Reader
+
+PICTURES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
+UNREADABLE = (pa.ArrowException, OSError, EOFError)
+
+
+class ColumnFile(ABC):
+    """An open file of columns.
+
+    Attributes:
+        schema: its columns.
+    """
+
+    schema: pa.Schema
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None: ...
+
+    @abstractmethod
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """Some columns of every row, as (group, row of the first, some rows)."""
+
+    @abstractmethod
+    def value(self, column: str, group: int, row: int) -> Any:
+        """A value by its place; cheap if it comes after the last one that was asked for."""
+
+    @abstractmethod
+    def digest(self, columns: Sequence[str]) -> bytes:
+        """By which a change of these columns, or of the size of any, is recognised."""
+
+
+class ParquetFile(ColumnFile):
+    """Parquet. A row group is streamed, never held."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
+        self.schema = self._file.schema_arrow
+        self._place: tuple[str, int] | None = None
+        self._first = 0  # row of those held
+
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """As `ColumnFile` says."""
+        for group in range(self._file.num_row_groups):
+            row = 0
+            for batch in self._batches(columns, group, ROWS_AT_A_TIME):
+                yield group, row, batch
+                row += batch.num_rows
+
+    def value(self, column: str, group: int, row: int) -> Any:
+        """As `ColumnFile` says."""
+        if self._place != (column, group) or row < self._first:
+            self._place, self._first = (column, group), 0
+            self._following = self._batches([column], group, PICTURES_AT_A_TIME)
+            self._held = next(self._following)
+        while row >= self._first + self._held.num_rows:
+            self._first += self._held.num_rows
+            self._held = next(self._following)
+        return self._held.column(0)[row - self._first].as_py()
+
+    def digest(self, columns: Sequence[str]) -> bytes:
+        """Over the footer, which tells the sizes of all columns, and the bytes of these as stored."""
+        digest = hashlib.sha256()
+        with open(self._path, "rb") as file:
+            file.seek(-8, 2)
+            file.seek(-8 - int.from_bytes(file.read(4), "little"), 2)
+            digest.update(file.read())
+            for group in range(self._file.num_row_groups):
+                stored = self._file.metadata.row_group(group)
+                for chunk in map(stored.column, range(stored.num_columns)):
+                    if any(
+                        chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns
+                    ):
+                        file.seek(min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))))
+                        digest.update(file.read(chunk.total_compressed_size))
+        return digest.digest()
+
+    def _batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator[pa.RecordBatch]:
+        found: Iterator[pa.RecordBatch] = self._file.iter_batches(
+            rows, row_groups=[group], columns=list(columns), use_threads=False
+        )
+        return found
+
+
+class ArrowFile(ColumnFile):
+    """Arrow's own format, as a file (also Feather) or as a stream, which is how `datasets` saves it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open(path, "rb") as file:
+            self._is_stream = file.read(6) != b"ARROW1"
+        self.schema = self._open().schema
+        self._column: str | None = None
+
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """As `ColumnFile` says."""
+        for group, batch in enumerate(self._batches(columns)):
+            for row in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                yield group, row, batch.slice(row, ROWS_AT_A_TIME)
+
+    def value(self, column: str, group: int, row: int) -> Any:
+        """As `ColumnFile` says."""
+        if self._column != column:
+            self._column, self._group = column, -1
+            self._opened = self._open([column])
+        if self._is_stream:
+            if group < self._group:  # a stream goes on, never back
+                self._opened, self._group = self._open([column]), -1
+            while self._group < group:
+                self._held = self._opened.read_next_batch()
+                self._group += 1
+        elif group != self._group:
+            self._held, self._group = self._opened.get_batch(group), group
+        return self._held.column(0)[row].as_py()
+
+    def digest(self, columns: Sequence[str]) -> bytes:
+        """Over the size of the file and the buffers of these columns."""
+        digest = hashlib.sha256(f"{self._path.stat().st_size} {self.schema.names}".encode(errors="replace"))
+        for batch in self._batches(columns):
+            digest.update(f"{batch.num_rows}".encode())
+            for buffer in (buffer for column in batch.columns for buffer in column.buffers() if buffer is not None):
+                digest.update(buffer)
+        return digest.digest()
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        opened = self._open(columns)
+        if self._is_stream:
+            yield from opened
+        else:
+            yield from map(opened.get_batch, range(opened.num_record_batches))
+
+    def _open(self, columns: Sequence[str] | None = None) -> Any:
+        fields = None if columns is None else [self.schema.get_field_index(name) for name in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        source = pa.memory_map(str(self._path))
+        return (pa.ipc.open_stream if self._is_stream else pa.ipc.open_file)(source, options=options)
+
+
+class ColumnReader(Reader):
+    """Reads pictures from a column of files, one of which is open at a time."""
+
+    def __init__(self, file_type: type[ColumnFile], root: Path, files: Sequence[str], column: str) -> None:
+        self._file_type, self._root, self._files, self._column = file_type, root, files, column
+        self._open: tuple[int, ColumnFile] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open file."""
+        return self.__dict__ | {"_open": None}
+
+    def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
+        """The pictures; none where the column is null. Where a struct has no bytes, those of the file at its path."""
+        assert locators is not None
+        for file, group, row in locators.tolist():
+            value = self._value(file, group, row)
+            if isinstance(value, dict):
+                path = value.get("path")
+                value = value["bytes"]
+                if value is None and path:
+                    yield from PathReader(self._root).read([path], None)
+                    continue
+            yield Status.MISSING if value is None else value
+
+    def _value(self, file: int, group: int, row: int) -> Any:
+        try:
+            if self._open is None or self._open[0] != file:
+                self._open = None
+                self._open = file, self._file_type(resolve_below(self._root, self._files[file]))
+            return self._open[1].value(self._column, group, row)
+        except RejectedPictureError as rejected:
+            return rejected.status
+        except (*UNREADABLE, StopIteration, IndexError):  # damaged, or cut short since it was planned
+            self._open = None
+            return Status.UNREADABLE

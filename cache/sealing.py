@@ -1,0 +1,62 @@
+"""The end of a pass: what became of the pictures is counted, and the cache is marked complete."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from .duplicates import count_duplicates
+from .errors import CacheError
+from .format import ATTRIBUTE, NORM, STATUS, TOKENS, CacheInfo, Status
+from .sharing import WORKERS
+from .store import Cache
+from .views import missing_views
+from .workers import ALONE, Worker
+
+
+def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: bool = True) -> None:
+    """Count what became of the pictures and mark the cache complete, with so many views or those it has.
+
+    Several workers may do so at once: each finds the same.
+
+    Args:
+        cache: of which no chunk is missing.
+        num_views: that it shall have.
+        worker: who seals.
+        changed: whether chunks were missing, so that counts may be others.
+
+    Raises:
+        CacheError: not one picture could be embedded, or not one for a further view; the next pass tries again.
+    """
+    cache.refresh()  # another worker may have been first
+    num_views = max(num_views, cache.info.num_views)
+    if missing_views(cache, num_views):
+        raise CacheError(f"{cache.path}: chunks went while it was sealed: run the same command again")
+    if worker.is_alone:  # those who share a pass sweep when the last of them leaves
+        cache.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
+    cache.store.delete_below(WORKERS)
+    if not changed and cache.info.state == "sealed" and cache.info.num_views == num_views:
+        return
+    counts = {status.label: count for status, count in cache.count_status().items()}
+    if Status.EMBEDDED.label not in counts:
+        cache.store.delete_below(f"{STATUS}/c")
+        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        root = "--image-root (links that lead out of it are not followed)"
+        raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
+    norm = cache.array(NORM)
+    empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
+    for view in empty:
+        cache.store.delete_below(f"{NORM}/c/{view}")
+    if empty:
+        raise CacheError(
+            f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
+        )
+    num_duplicates = count_duplicates(cache)
+    sealed = replace(cache.info, state="sealed", counts=counts, num_views=num_views, num_duplicates=num_duplicates)
+    if sealed != cache.info:
+        write_info(cache, sealed)
+
+
+def write_info(cache: Cache, info: CacheInfo) -> None:
+    """Replace the metadata of a cache that is open for writing."""
+    cache.info = info
+    cache.root.attrs[ATTRIBUTE] = info.to_attributes()

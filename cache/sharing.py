@@ -1,0 +1,191 @@
+"""A worker's part in a pass: the chunks it takes one by one, and its sign of life in the store (`workers/<i>.json`).
+
+`workers` says what to take; here the store is asked and the sign is written. Nobody waits for anybody but at the very
+end, when all that is left is in the hands of others who live.
+"""
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from time import monotonic, sleep
+from typing import Literal, TypeVar
+
+from .errors import CacheError
+from .stores import CacheStore
+from .workers import Watch, Worker, next_chunk
+
+WORKERS = "workers"
+BEAT_S = 10.0  # between two signs of life, but there is one at each chunk
+LOOK_S = 10.0  # between two looks at those of others
+POLL_S = 1.0  # the same once there are only chunks of others left, and between two questions whether these are done
+
+Stage = Literal["teach", "embed"]
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Sign:
+    """What a worker says of itself.
+
+    Attributes:
+        worker: its index.
+        of: how many share the pass.
+        host: of the machine.
+        pid: of the process.
+        stage: `teach` (captions) or `embed` (pictures).
+        chunks: that it is at: being decoded, embedded or written.
+        chunks_done: in this run of it.
+        pictures_done: likewise; captions while it teaches.
+        pictures_per_s: since it began.
+        bottleneck: what it waited for.
+        counter: grows with each sign, so that others see that it lives.
+    """
+
+    worker: int
+    of: int
+    host: str
+    pid: int
+    stage: Stage
+    chunks: list[int] = field(default_factory=list)
+    chunks_done: int = 0
+    pictures_done: int = 0
+    pictures_per_s: float = 0.0
+    bottleneck: str = ""
+    counter: int = 0
+
+
+def read_signs(store: CacheStore) -> dict[str, Sign]:
+    """The signs of all workers that have not left, by name, ascending.
+
+    Raises:
+        CacheError: what stands there is none, or the store refuses.
+    """
+    signs = {}
+    for name in sorted(store.names(WORKERS)):
+        if not name.endswith(".json") or name.startswith("."):
+            continue  # half of one, by a killed worker
+        content = store.read(f"{WORKERS}/{name}")
+        if content is None:
+            continue  # it has left meanwhile
+        try:
+            signs[name] = Sign(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise CacheError(f"{WORKERS}/{name} is no sign of a worker ({error}): delete it") from error
+    return dict(sorted(signs.items(), key=lambda item: item[1].worker))
+
+
+class Share:
+    """What one worker does of a pass."""
+
+    def __init__(self, store: CacheStore, worker: Worker, stage: Stage) -> None:
+        self._store, self._worker, self._watch = store, worker, Watch()
+        self._sign = Sign(worker=worker.index, of=worker.num, host=socket.gethostname(), pid=os.getpid(), stage=stage)
+        self._name = f"{worker.index}.json"
+        self._others: dict[str, Sign] = {}
+        self._looked_at: float | None = None
+        self._lock, self._left = threading.Lock(), threading.Event()
+        self._failure: CacheError | None = None
+
+    def chunks(self, missing: Callable[[], Mapping[int, T]]) -> Iterator[tuple[int, T]]:
+        """Chunks to embed, with what is missing of each, until none is left for this worker for now.
+
+        Args:
+            missing: asks the store, before each chunk.
+        """
+        while (found := self._find(missing())) is not None:
+            chunk, left = found
+            self._sign.chunks.append(chunk)
+            self.beat()
+            yield chunk, left
+
+    def has_more(self, missing: Callable[[], Mapping[int, T]]) -> bool:
+        """Whether something is left to embed; while living workers are at all of it, wait for them.
+
+        What a dead one was at is then taken over. To be asked when all that `chunks` gave is written.
+        """
+        left = missing()
+        self._settle(left)
+        self._sign.chunks.clear()
+        while left and self._find(left) is None:
+            sleep(POLL_S)
+            left = missing()
+        return bool(left)
+
+    def note(self, num_pictures: int, wall_s: float, bottleneck: str) -> None:
+        """Keep what the next sign says."""
+        sign = self._sign
+        sign.pictures_done, sign.bottleneck = num_pictures, bottleneck
+        sign.pictures_per_s = round(num_pictures / max(wall_s, 1e-9), 1)
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        with self._lock:
+            if not self._left.is_set():
+                self._sign.counter += 1
+                self._store.write(f"{WORKERS}/{self._name}", json.dumps(asdict(self._sign)).encode())
+
+    def _find(self, left: Mapping[int, T]) -> tuple[int, T] | None:
+        if self._failure:
+            raise self._failure
+        self._settle(left)
+        own, worker = set(self._sign.chunks), self._worker
+        chunk = next_chunk(left.keys(), worker, own | self._others_busy(LOOK_S))
+        if not worker.is_alone and (chunk is None or chunk % worker.num != worker.index):
+            chunk = next_chunk(left.keys(), worker, own | self._others_busy(POLL_S))
+        return None if chunk is None else (chunk, left[chunk])
+
+    def _settle(self, left: Mapping[int, T]) -> None:
+        """Forget the chunks that are stored by now."""
+        still = [chunk for chunk in self._sign.chunks if chunk in left]
+        self._sign.chunks_done += len(self._sign.chunks) - len(still)
+        self._sign.chunks[:] = still
+
+    def _others_busy(self, look_s: float) -> set[int]:
+        """What living workers say that they are at, as known for no longer than `look_s`."""
+        if self._worker.is_alone:
+            return set()
+        now = monotonic()
+        if self._looked_at is None or now - self._looked_at >= look_s:
+            signs = read_signs(self._store)
+            self._others = {name: sign for name, sign in signs.items() if name != self._name}
+            self._watch.look({name: (s.host, s.pid, s.counter) for name, s in self._others.items()}, now)
+            self._looked_at = now
+        living = self._watch.living(now)
+        signs_at = (s for name, s in self._others.items() if name in living and s.stage == self._sign.stage)
+        return {chunk for sign in signs_at for chunk in sign.chunks}
+
+    def _keep_beating(self) -> None:
+        while not self._left.wait(BEAT_S):
+            try:
+                self.beat()
+            except CacheError as error:
+                self._failure = error
+                return
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._left.set()
+            self._store.delete_file(f"{WORKERS}/{self._name}")
+
+
+@contextmanager
+def sharing(store: CacheStore, worker: Worker, stage: Stage) -> Iterator[Share]:
+    """A `Share` that gives signs of life until the end of the block, from a thread of its own."""
+    share = Share(store, worker, stage)
+    thread = threading.Thread(target=share._keep_beating, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield share
+    except BaseException:
+        with suppress(CacheError):  # the error that is on its way says more
+            share._leave()
+        raise
+    else:
+        share._leave()
+    finally:
+        share._left.set()
+        thread.join()

@@ -1,0 +1,56 @@
+"""The settings of `clipglot verify` and `clipglot duplicates`; see `settings` for how such classes are made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..cache.location import Location
+from .settings import Device, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """`clipglot verify`: whether a cache is whole, and still what its tower makes of its pictures."""
+
+    cache: Annotated[Location, "cache to check"]
+    sample: Annotated[
+        int | None, "pictures to embed again, 0 for none; not to be able to is then an error (default: 16 if possible)"
+    ] = None
+    seed: Annotated[int, "of the sample"] = 0
+    model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
+    pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
+    image_root: Annotated[Path | None, "where the pictures are now, if they moved since caching"] = None
+    repair: Annotated[bool, "have the next `clipglot cache` embed again what is damaged"] = False
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
+        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
+
+    @property
+    def names_a_sample(self) -> bool:
+        """Whether the user asked for pictures to be embedded again, in so many words."""
+        return bool(self.sample or ((self.model or self.pretrained or self.image_root) and self.sample is None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesSettings:
+    """`clipglot duplicates`: pictures with a near neighbour."""
+
+    cache: Annotated[Location, "cache to look in, e.g. that of training"]
+    against: Annotated[Location | None, "a second cache, e.g. of validation: which of its pictures has CACHE too"] = (
+        None
+    )
+    threshold: Annotated[float, "cosine from which on two pictures count as duplicates"] = 0.97
+    sample: Annotated[
+        int | None, "pictures compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"
+    ] = None
+    seed: Annotated[int, "of the sample"] = 0
+    pairs: Annotated[int, "pairs to list, nearest first; -1 lists all"] = 10
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require(-1 <= self.threshold <= 1, f"--threshold {self.threshold}: a cosine lies between -1 and 1")
+        require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
+        require(self.pairs >= -1, f"--pairs {self.pairs}: must be -1 or more")
+        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")

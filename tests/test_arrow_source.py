@@ -1,0 +1,172 @@
+"""Parquet, Arrow files and saved datasets keep the contract of sources; and what is particular to them."""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import Status
+from source_contract import HOSTILE, Made, Planned, SourceContract, encoded_pictures, without, write_pictures
+
+Captions = Sequence[Sequence[str]]
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as `datasets` writes pictures
+
+
+class ColumnContract(SourceContract):
+    """Captions as lists of strings, in UTF-8, which has no half of a surrogate pair."""
+
+    hostile = without(HOSTILE, "not unicode")
+
+    @staticmethod
+    def table(pictures: Any, captions: Captions, kind: pa.DataType) -> pa.Table:
+        fields = {"image": kind, "text": pa.list_(pa.string()), "width": pa.int64()}
+        columns = [pictures, captions, range(len(captions))]
+        return pa.table([pa.array(c, t) for c, t in zip(columns, fields.values(), strict=True)], list(fields))
+
+
+class TestParquetOfBytes(ColumnContract):
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+        pq.write_table(self.table(pictures, captions, pa.binary()), folder / "pairs.parquet", row_group_size=4)
+        return Made(folder / "pairs.parquet")
+
+
+class TestParquetFolderOfASplit(ColumnContract):
+    """As on the Hub, beside another split, with names of columns of its own."""
+
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        (folder / "data").mkdir()
+        structs = [{"bytes": picture, "path": f"{i}.png"} for i, picture in enumerate(pictures)]
+        table = self.table(structs, captions, IMAGE).rename_columns(["picture", "captions", "width"])
+        for shard, start in enumerate(range(0, len(captions), 5)):
+            pq.write_table(table.slice(start, 5), folder / "data" / f"train-{shard:05}-of-00003-0a1b.parquet")
+        pq.write_table(table.slice(0, 1), folder / "data" / "test-00000-of-00001.parquet")
+        if not len(table):
+            pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
+        return Made(folder / "data", {"split": "train", "image_field": "picture", "text_field": ("captions",)})
+
+
+class TestParquetOfPaths(ColumnContract):
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+        names = write_pictures(folder / "images", pictures)
+        pq.write_table(self.table(names, captions, pa.string()), folder / "pairs.parquet")
+        return Made(folder / "pairs.parquet", {"image_root": folder / "images"})
+
+
+class TestFeather(ColumnContract):
+    """Compressed, in batches."""
+
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+        table = self.table(pictures, captions, pa.large_binary())
+        pyarrow.feather.write_feather(table, folder / "pairs.feather", compression="zstd", chunksize=3)
+        return Made(folder / "pairs.feather")
+
+
+def save_to_disk(folder: Path, table: pa.Table, shards: int) -> None:
+    """What `datasets` 5.2 writes, with the state that it needs to read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, names = -(-len(table) // shards), [f"data-{i:05}-of-{shards:05}.arrow" for i in range(shards)]
+    for i, name in enumerate(names):
+        with pa.ipc.new_stream(folder / name, table.schema) as writer:
+            writer.write_table(table.slice(i * rows, rows), max_chunksize=3)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+class TestSavedDataset(ColumnContract):
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+        structs = [{"bytes": picture, "path": None} for picture in pictures]
+        save_to_disk(folder / "saved", self.table(structs, captions, IMAGE), 2)
+        return Made(folder / "saved")
+
+
+class TestSavedSplits(ColumnContract):
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+        table = self.table(pictures, captions, pa.binary())
+        save_to_disk(folder / "saved" / "train", table, 1)
+        save_to_disk(folder / "saved" / "test", table.slice(0, 1), 1)
+        (folder / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+        return Made(folder / "saved", {"split": "train"})
+
+
+class Columns:
+    """Files of the tests below."""
+
+    pictures: ClassVar[list[bytes]] = encoded_pictures(3)
+
+    @classmethod
+    def write(cls, path: Path, **columns: Any) -> Made:
+        pq.write_table(
+            pa.table({"image": pa.array(cls.pictures, pa.binary()), "text": ["a", "b", "c"]} | columns), path
+        )
+        return Made(path)
+
+
+def test_planning_reads_no_picture(tmp_path: Path) -> None:
+    """The bytes of the column are destroyed, and the rows are the same."""
+    path = Columns.write(tmp_path / "pairs.parquet").path
+    rows = list(SourceContract.open(Made(path)).rows())
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    content = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    content[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(content)
+    source = SourceContract.open(Made(path))
+    assert list(source.rows()) == rows
+    assert Planned.of(source).read(slice(None)) == [Status.UNREADABLE] * 3
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_a_picture_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", Columns.pictures)
+    structs = [
+        {"bytes": Columns.pictures[0], "path": "ignored.png"},
+        {"bytes": None, "path": "images/0001.png"},
+        {"bytes": None, "path": None},
+        None,
+        {"bytes": None, "path": "/etc/hostname"},
+    ]
+    table = ColumnContract.table(structs, [["a"]] * 5, IMAGE)
+    path = tmp_path / f"pairs.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        pyarrow.feather.write_feather(table, path)
+    expected = [*Columns.pictures[:2], Status.MISSING, Status.MISSING, Status.OUTSIDE_ROOT]
+    assert Planned.of(SourceContract.open(Made(path))).read(slice(None)) == expected
+
+
+def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+    text = pa.array([b"\xff", b"half \xed\xa0\xbd", "猫".encode()]).view(pa.string())
+    made = Columns.write(tmp_path / "pairs.parquet", text=text)
+    cache = make_cache(made.path, tmp_path / "cache.zarr").cache
+    assert cache.captions() == ["猫"]
+    assert cache.info.dropped_captions == {"not unicode": 2}
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({}, {"image_field": "img"}, r"no column 'img' \(found: image, text\): pass --image-field"),
+        ({}, {"text_field": ("zh",)}, r"no column 'zh' \(found: image, text\): pass --text-field"),
+        ({}, {"teacher_field": ("en",)}, r"no column 'en' .*: pass --teacher-field"),
+        ({}, {"split": "train"}, r"--split train chooses files of a folder"),
+        ({"image": [1, 2, 3]}, {}, r"column 'image' is of type int64, expected pictures as binary"),
+        ({"image": pa.array([{"path": "a"}] * 3)}, {}, r"is of type struct<path: string>, expected"),
+        ({"text": [1, 2, 3]}, {}, r"record 1: 'text' must be a string or a list of strings, found 1"),
+        ({"image": ["a", "", "b"]}, {}, r"record 2: 'image' must be the path of a picture, found ''"),
+    ],
+)
+def test_a_column_that_does_not_fit_is_named(
+    columns: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    made = Columns.write(tmp_path / "pairs.parquet", **columns)
+    with pytest.raises(CacheError, match=message) as error:
+        list(SourceContract.open(Made(made.path, options)).rows())
+    assert str(made.path) in str(error.value)

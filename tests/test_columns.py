@@ -1,0 +1,147 @@
+"""The writer of the planned arrays equals a plain dict, wherever batches end and whatever lines bring."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from clipglot.cache import ragged
+from clipglot.cache.columns import ColumnWriter, first_lines
+from clipglot.cache.format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER_TEXT, TEXT
+from clipglot.cache.ragged import RaggedReader, Texts, open_array
+from clipglot.cache.rows import Locator, Row, batched
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+captions = st.lists(
+    st.tuples(st.sampled_from(["x", "", "猫", "я" * 50, "\ud83d"]), st.sampled_from(["", "ru", "zh"])), max_size=3
+)
+lines = st.lists(st.tuples(st.sampled_from("abcdé猫"), captions), min_size=1, max_size=12)
+
+
+def to_rows(given: list[tuple[str, list[tuple[str, str]]]], located: bool, tagged: bool, taught: bool) -> list[Row]:
+    return [
+        Row(
+            line,
+            key,
+            [f"{text}{line}" if text.strip() else text for text, _ in captions],
+            [f"en {text}" for text, _ in captions] if taught else (),
+            [tag for _, tag in captions] if tagged else (),
+            Locator(0, line, 1) if located else None,
+        )
+        for line, (key, captions) in enumerate(given)
+    ]
+
+
+def kept(row: Row) -> Iterator[tuple[str, str, str]]:
+    """The captions that are kept, with translation and tag."""
+    lessons, tags = row.translations or [""] * len(row.captions), row.languages or [""] * len(row.captions)
+    for caption, lesson, tag in zip(row.captions, lessons, tags, strict=True):
+        if caption and "\ud83d" not in caption:
+            yield caption, lesson.replace("\ud83d", "?"), tag
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    given=lines,
+    borders=st.lists(st.integers(0, 12)),
+    limit=st.none() | st.integers(1, 4),
+    located=st.booleans(),
+    tagged=st.booleans(),
+    taught=st.booleans(),
+)
+def test_lines_of_a_picture_are_merged_as_in_a_dict(
+    given: list[tuple[str, list[tuple[str, str]]]],
+    borders: list[int],
+    limit: int | None,
+    located: bool,
+    tagged: bool,
+    taught: bool,
+) -> None:
+    rows = to_rows(given, located, tagged, taught)
+    expected: dict[str, tuple[Locator | None, list[tuple[str, str, str]]]] = {}
+    root = zarr.create_group({}, zarr_format=3)
+    writer = ColumnWriter(root, teacher=taught, limit=limit)
+    cuts = [0, *sorted(border for border in borders if border < len(rows)), len(rows)]
+    for start, stop in pairwise(cuts):
+        for batch in batched(rows[start:stop]):
+            if not writer.append(batch):
+                break
+    for row in rows:  # a plain model knows no batches: the test stops at no limit, and what comes too late is not there
+        if row.key in expected or limit is None or len(expected) < limit:
+            expected.setdefault(row.key, (row.locator, []))[1].extend(kept(row))
+    num, num_captions = writer.close()
+
+    owners = np.asarray(open_array(root, CAPTION_IMAGE)[:])
+    told = [text for _, captions in expected.values() for text in captions]
+    assert RaggedReader(root, KEY).read() == list(expected)
+    assert RaggedReader(root, TEXT).read() == [caption for caption, _, _ in told]
+    assert owners.tolist() == [row for row, (_, captions) in enumerate(expected.values()) for _ in captions]
+    assert (num, num_captions) == (len(expected), len(told))
+    if taught:
+        assert RaggedReader(root, TEACHER_TEXT).read() == [lesson for _, lesson, _ in told]
+    if LANGUAGE in root:
+        codes, names = np.asarray(open_array(root, LANGUAGE)[:]), list(writer.codes)
+        assert [names[code] for code in codes] == [tag for _, _, tag in told]
+    else:
+        assert not any(tag for _, _, tag in told)
+    assert (LOCATOR in root) == located
+    if located:
+        found = np.asarray(open_array(root, LOCATOR)[:])
+        assert [Locator(*row) for row in found.tolist()] == [locator for locator, _ in expected.values()]
+    assert set(root["images"].group_keys()) | set(root["captions"].group_keys()) == {"key", "text"}  # type: ignore[union-attr]
+
+
+@settings(deadline=None)
+@given(order=st.permutations(range(20)), num=st.integers(0, 20), piece=st.integers(1, 100), block=st.integers(1, 100))
+def test_texts_are_gathered_in_any_order_from_any_blocks(order: list[int], num: int, piece: int, block: int) -> None:
+    texts = [f"{i}" * i for i in range(20)]
+    root = zarr.create_group({}, zarr_format=3)
+    writer = ragged.RaggedWriter(root, "texts")
+    writer.append(Texts.of([text.encode() for text in texts]))
+    writer.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "PIECE_BYTES", piece)
+        patch.setattr(ragged, "CHUNK_BYTES", block)
+        reader = RaggedReader(root, "texts")
+        gathered = [text.decode() for part in reader.gathered(np.array(order[:num], np.int64)) for text in part.split()]
+        assert gathered == [texts[i] for i in order[:num]]
+        assert [text.decode() for part in reader.blocks() for text in part.split()] == texts
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.binary(max_size=4)), data=st.data())
+def test_texts_are_taken_by_row_more_than_once_too(texts: list[bytes], data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.integers(0, len(texts) - 1))) if texts else []
+    taken = Texts.of(texts).take(np.array(rows, np.int64))
+    assert taken.split() == [texts[row] for row in rows]
+    assert (taken.offsets[0], taken.offsets[-1]) == (0, len(taken.raw))
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2))))
+def test_first_lines_are_those_of_a_dict(digests: list[tuple[int, int]]) -> None:
+    seen: dict[tuple[int, int], int] = {}
+    expected = [seen.setdefault(digest, line) for line, digest in enumerate(digests)]
+    assert first_lines(np.array(digests, np.uint64).reshape(-1, 2)).tolist() == expected
+
+
+def test_a_merge_of_far_lines_holds_few_texts(tmp_path: Path) -> None:
+    """Five lines a picture, each pass over all pictures: every caption moves."""
+    root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
+    writer = ColumnWriter(root, teacher=False)
+    for turn in range(5):
+        for batch in batched(Row(i, f"{i:04d}", [f"{i} {turn} " + "я" * 40]) for i in range(2000)):
+            writer.append(batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ragged, "PIECE_BYTES", 10_000)
+        taken: list[int] = []
+        joined = Texts.joined
+        patch.setattr(
+            Texts, "joined", lambda parts: taken.append(sum(len(part.raw) for part in parts)) or joined(parts)
+        )
+        assert writer.close() == (2000, 10_000)
+    assert RaggedReader(root, TEXT).read(5, 10) == [f"1 {turn} " + "я" * 40 for turn in range(5)]
+    assert 1 < max(taken) <= 10_000

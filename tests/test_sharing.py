@@ -1,0 +1,242 @@
+"""Workers that share one pass, as real processes: killed, left alone, locked out, watched."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bucket import Bucket
+from click.testing import CliRunner
+from clipglot.cache.errors import CacheError
+from clipglot.cache.files import locked
+from clipglot.cache.sharing import Sign
+from clipglot.cache.stores import store_at
+from clipglot.cli import inspecting
+from clipglot.cli.main import main
+from drawn import draw_pictures
+from rich.console import Console
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "kills.py"
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 160 pictures: 20 chunks of 8."""
+    return draw_pictures(tmp_path_factory.mktemp("many"), 160)
+
+
+@pytest.fixture(scope="module")
+def alone(pictures: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that one worker makes."""
+    cache = tmp_path_factory.mktemp("alone") / "cache.zarr"
+    make_cache(pictures, cache, chunk_rows=8)
+    return cache
+
+
+@pytest.fixture
+def start(pictures: Path, tiny_clip: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """`start(output, worker)`: a worker in a process of its own, which does not outlive the test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(output: object, worker: str, script: str = "", **environment: str) -> subprocess.Popen[str]:
+        arguments = ["cache", pictures, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--workers", 1, *(["--worker", worker] if worker else [])]
+        code = f"import sys, time\nfrom clipglot.cli.main import main\n{script}\nmain(sys.argv[1:])"
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=dict(os.environ) | environment)
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[str, str]:
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+SLOW = """
+from clipglot.encoders.image import ImageTower
+encode = ImageTower.encode
+ImageTower.encode = lambda tower, pixels: time.sleep({}) or encode(tower, pixels)
+"""
+IMPATIENT = "import clipglot.cache.workers as workers, clipglot.cache.sharing as sharing\nsharing.BEAT_S = 0.2\n"
+IMPATIENT += "workers.Watch.__init__.__defaults__ = (2.0, *workers.Watch.__init__.__defaults__[1:])\n"
+
+
+def test_workers_share_a_pass_and_all_of_them_wait_for_the_plan(start: Any, alone: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    second = start(cache, "1/2")
+    assert "worker 1 of 2 waits until worker 0 has planned" in second.stderr.readline()
+    assert not cache.exists()
+    first = start(cache, "0/2", SLOW.format(0.3))
+    done = [ended(process)[0] for process in (first, second)]
+    assert files(cache) == files(alone)
+    assert not (cache / "workers").exists()
+    nums = [int(line.split(" did ")[1].split()[0]) for line in done]
+    assert all(nums)
+    assert 160 <= sum(nums) <= 160 + 2 * 8  # at most the last chunks are made twice
+    assert nums[1] > nums[0]  # it took over from the slow one
+
+
+def test_torchrun_shares_a_pass_and_speaks_once(pictures: Path, tiny_clip: Path, alone: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["-m", "clipglot", "cache", str(pictures), "-o", str(cache), "--model", f"local-dir:{tiny_clip}"]
+    command += ["--batch-size", "8", "--chunk-rows", "8", "--device", "cpu", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == {"embedded": 160}
+    assert files(cache) == files(alone)
+
+
+def test_what_a_dead_worker_was_at_is_taken_over(start: Any, alone: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    dead = start(cache, "0/2", SLOW.format(1000))
+    while not (cache / "workers" / "0.json").exists():
+        assert dead.poll() is None
+        time.sleep(0.02)
+    dead.kill()
+    dead.wait()
+    (cache / ".zarr.json.0123.partial").write_bytes(b"half")
+    ended(start(cache, "1/2", IMPATIENT))
+    assert files(cache) == files(alone)
+
+
+def test_another_number_of_workers_goes_on(start: Any, alone: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
+    for chunk in (1, 4, 5, 7, 18):
+        (cache / f"images/status/c/{chunk}").unlink()
+    for process in [start(cache, f"{i}/3") for i in range(3)]:
+        ended(process)
+    assert files(cache) == files(alone)
+
+
+def test_a_lone_pass_and_workers_keep_each_other_out(
+    start: Any, pictures: Path, make_cache: Callable[..., Any], alone: Path, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
+    with locked(cache, shared=True), pytest.raises(CacheError, match="another clipglot command is writing it"):
+        make_cache(pictures, cache, chunk_rows=8)
+    with locked(cache):
+        for index in (0, 1):
+            refused = start(cache, f"{index}/2")
+            assert "another clipglot command is writing it" in refused.communicate(timeout=120)[1]
+            assert refused.returncode == 1
+    with locked(cache, shared=True):
+        ended(start(cache, "0/2"))
+
+
+def test_the_last_of_those_who_share_a_folder_sweeps_it(tmp_path: Path) -> None:
+    left = tmp_path / ".0.0123.partial"
+    left.touch()
+    with locked(tmp_path, shared=True):
+        with locked(tmp_path, shared=True):
+            pass
+        assert left.exists()
+    assert not left.exists()
+
+
+def kill_some(kills: int, at: object, *more: str) -> list[str]:
+    """The last line of the table that the benchmark prints."""
+    command = [sys.executable, str(BENCHMARK), "--kills", str(kills), "--at", str(at), *more]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [cell.strip() for cell in done.stdout.splitlines()[-1].strip("|").split("|")]
+
+
+def test_two_workers_killed_at_random_moments_give_the_same_files(tmp_path: Path) -> None:
+    _, chunks, kills, _, num_files, different, faults = kill_some(6, tmp_path / "killed.zarr", "--pictures", "400")
+    assert (chunks, kills, different, faults) == ("50", "6", "0", "0")
+    assert int(num_files) == len(files(tmp_path / "killed.zarr")) > 150
+
+
+def test_two_workers_killed_while_they_write_to_a_store_give_the_same_objects(bucket: Bucket) -> None:
+    more = ("--pictures", "320", "--between", "1", "--slowed", "0.3")
+    _, chunks, kills, _, num_files, different, faults = kill_some(5, "s3://bucket/killed.zarr", *more)
+    assert (chunks, kills, different, faults) == ("40", "5", "0", "0")
+    assert int(num_files) == len(bucket.contents("killed.zarr")) > 120
+
+
+@pytest.fixture
+def unfinished(alone: Path, tmp_path: Path) -> Path:
+    """A pass that worker 1 of 3 is at."""
+    cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
+    text = (cache / "zarr.json").read_text().replace('"sealed"', '"planned"')
+    (cache / "zarr.json").write_text(text)
+    (cache / "images/status/c/7").unlink()
+    give_sign(cache, 1)
+    return cache
+
+
+def give_sign(cache: Path, counter: int) -> None:
+    says = {"chunks": [7], "chunks_done": 12, "pictures_per_s": 1234.5, "bottleneck": "decoding", "counter": counter}
+    sign = asdict(Sign(worker=1, of=3, host="node7", pid=99, stage="embed")) | says
+    store_at(cache, read_only=False).write("workers/1.json", json.dumps(sign).encode())
+
+
+def test_one_look_says_what_workers_say_and_that_it_cannot_tell_whether_they_live(unfinished: Path) -> None:
+    shown = CliRunner().invoke(main, ["inspect", str(unfinished)]).stdout
+    for said in ("19 of 20 chunks", "1 of 3", "node7 (99)", "embed 7", "1,234", "decoding", "not watched yet"):
+        assert said in shown
+    assert "whether they live cannot be told from one look: --watch" in shown
+    found = json.loads(CliRunner().invoke(main, ["inspect", str(unfinished), "--json"]).stdout)
+    assert (found["chunks_done"], found["num_chunks"]) == (19, 20)
+    (worker,) = found["workers"]
+    assert (worker["host"], worker["chunks_done"], worker["seen_alive"], worker["silent_s"]) == ("node7", 12, False, 0)
+    (unfinished / "workers/1.json").unlink()
+    assert "nobody gives a sign of being at it" in CliRunner().invoke(main, ["inspect", str(unfinished)]).stdout
+
+
+def test_watching_tells_the_living_from_the_silent_until_the_pass_is_over(
+    unfinished: Path, alone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, shown = [100.0], io.StringIO()
+
+    def sleep(seconds: float) -> None:
+        now[0] += 30
+        if now[0] == 130:
+            give_sign(unfinished, 2)
+        if now[0] == 220:
+            shutil.rmtree(unfinished)
+            shutil.copytree(alone, unfinished)
+
+    monkeypatch.setattr(inspecting, "monotonic", lambda: now[0])
+    monkeypatch.setattr(inspecting, "sleep", sleep)
+    monkeypatch.setattr(inspecting, "output", Console(file=shown, width=200, force_terminal=True))
+    result = CliRunner().invoke(main, ["inspect", str(unfinished), "--watch"])
+    assert result.exit_code == 0, result.output
+    seen = [word in shown.getvalue() for word in ("not watched yet", "0 s ago", "30 s ago", "60 s: taken for dead")]
+    assert seen == [True] * 4
+    assert "20 of 20 chunks are stored (sealed)" in shown.getvalue()
+    result = CliRunner().invoke(main, ["inspect", str(unfinished), "--watch", "--json"])
+    assert json.loads(result.stdout)["workers"] == []
+
+
+def test_control_c_takes_the_sign_away(start: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    stopped = start(cache, "0/2", SLOW.format(0.5))
+    while not (cache / "workers" / "0.json").exists():
+        assert stopped.poll() is None
+        time.sleep(0.02)
+    stopped.send_signal(signal.SIGINT)
+    assert "run the same command again to resume" in stopped.communicate(timeout=60)[1]
+    assert not (cache / "workers").exists()

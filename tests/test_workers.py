@@ -1,0 +1,213 @@
+"""Who takes which chunk: none is left, none is taken twice while all live, and no clock but one's own is read."""
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clipglot.cache import sharing as module
+from clipglot.cache.errors import CacheError
+from clipglot.cache.sharing import Sign, read_signs, sharing
+from clipglot.cache.stores import store_at
+from clipglot.cache.workers import ALONE, Watch, Worker, next_chunk
+from clipglot.distill.errors import DistillError
+from clipglot.distill.settings import CacheSettings
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(missing=st.sets(st.integers(0, 200)), num=st.integers(1, 9), data=st.data())
+def test_some_worker_takes_each_chunk_and_no_two_take_the_same(
+    missing: set[int], num: int, data: st.DataObject
+) -> None:
+    """In any order of turns, whoever is at a chunk when another asks."""
+    left, at = set(missing), dict[int, int]()
+    taken: list[int] = []
+    while left:
+        index = data.draw(st.integers(0, num - 1))
+        left.discard(at.pop(index, -1))
+        chunk = next_chunk(left, Worker(index, num), at.values())
+        if chunk is not None:
+            own = [c for c in left - set(at.values()) if c % num == index]
+            assert chunk == (min(own) if own else chunk)
+            at[index] = chunk
+            taken.append(chunk)
+    assert sorted(taken) == sorted(missing)
+
+
+@given(
+    num_chunks=st.integers(1, 40),
+    num=st.integers(1, 6),
+    killed=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 5)), max_size=8),
+    data=st.data(),
+)
+def test_everything_is_finished_whoever_dies_as_long_as_one_lives(
+    num_chunks: int, num: int, killed: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    """What the dead were at is free again, once nobody counts them as living."""
+    survivor = data.draw(st.integers(0, num - 1))
+    missing, at, living = set(range(num_chunks)), dict[int, int](), set(range(num))
+    for turn in range(10 * num_chunks * num + 100):
+        for _, index in (k for k in killed if k[0] == turn and k[1] != survivor):
+            living.discard(index)
+            at.pop(index, None)
+        index = data.draw(st.sampled_from(sorted(living))) if turn % 2 else survivor
+        missing.discard(at.pop(index, -1))
+        chunk = next_chunk(missing, Worker(index, num), at.values())
+        if chunk is not None:
+            at[index] = chunk
+        if not missing:
+            break
+    for index in living:
+        missing.discard(at.pop(index, -1))
+    assert not missing
+
+
+@given(before=st.integers(1, 8), after=st.integers(1, 8), done=st.sets(st.integers(0, 49)))
+def test_another_number_of_workers_shares_what_is_left(before: int, after: int, done: set[int]) -> None:
+    left = set(range(50)) - done
+    shares = [{chunk for chunk in left if chunk % after == i} for i in range(after)]
+    firsts = {next_chunk(left, Worker(i, after)) for i in range(after)} - {None}
+    assert firsts <= left
+    assert all(min(share) in firsts for share in shares if share)
+
+
+def test_a_worker_takes_over_from_the_end_of_its_neighbours_list() -> None:
+    assert next_chunk({1, 5, 9, 2, 6}, Worker(0, 4)) == 9
+    assert next_chunk({1, 5, 9, 2, 6}, Worker(0, 4), busy={9}) == 5
+    assert next_chunk({2, 6}, Worker(3, 4), busy={6}) == 2
+    assert next_chunk({2}, Worker(3, 4), busy={2}) is None
+
+
+def test_a_worker_is_dead_when_it_gave_no_new_sign_for_a_minute_by_ones_own_clock() -> None:
+    watch = Watch(silent_s=60)
+    watch.look({"a": 1, "b": 1}, now=1000)
+    watch.look({"a": 2, "b": 1}, now=1059)
+    assert watch.living(now=1059) == {"a", "b"}
+    assert (watch.was_seen_to_change("a"), watch.was_seen_to_change("b")) == (True, False)
+    assert watch.living(now=1061) == {"a"}
+    watch.look({"a": 2, "b": 0}, now=1062)  # started again, so its counter did too
+    assert watch.living(now=1062) == {"a", "b"}
+    watch.look({"b": 0}, now=1063)
+    assert watch.living(now=1063) == {"b"}
+
+
+def sign_of_another(index: int, **says: Any) -> bytes:
+    return json.dumps(asdict(Sign(worker=index, of=2, host="far", pid=7, stage="embed")) | says).encode()
+
+
+@pytest.mark.parametrize("modified", [0, 2**33])
+def test_signs_dated_years_away_mean_what_fresh_ones_mean(
+    modified: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other is at chunk 1, and its machine's clock stands in 1970, or in 2242."""
+    store, now = store_at(tmp_path, read_only=False), [5e6]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    left: dict[int, None] = {0: None, 1: None, 3: None}
+
+    def asked(counter: int) -> list[int]:
+        store.write("workers/1.json", sign_of_another(1, chunks=[1], counter=counter))
+        os.utime(tmp_path / "workers/1.json", (modified, modified))
+        return [chunk for chunk, _ in share.chunks(lambda: left)]
+
+    with sharing(store, Worker(0, 2), "embed") as share:
+        assert asked(counter=1) == [0, 3]
+        for counter in (2, 3):
+            share._sign.chunks.clear()
+            now[0] += 59
+            assert asked(counter) == [0, 3]
+        share._sign.chunks.clear()
+        now[0] += 59
+        assert asked(3) == [0, 3]
+        share._sign.chunks.clear()
+        now[0] += 2
+        assert asked(3) == [0, 3, 1]
+    assert store.names("workers") == ["1.json"]
+
+
+def test_a_sign_grows_with_each_chunk_and_is_gone_when_the_worker_leaves(tmp_path: Path) -> None:
+    store, left = store_at(tmp_path, read_only=False), {0: None, 2: None, 1: None}
+    with sharing(store, Worker(2, 3), "embed") as share:
+        share.note(24, 2.0, "decoding")
+        counters = []
+        for chunk, _ in share.chunks(lambda: left):
+            (sign,) = read_signs(store).values()
+            counters.append(sign.counter)
+            assert chunk in sign.chunks
+        for chunk in (2, 0):
+            del left[chunk]
+        del left[1]
+        assert not share.has_more(lambda: left)
+        share.beat()
+        (sign,) = read_signs(store).values()
+    assert (len(counters), sorted(set(counters))) == (3, counters)
+    assert (sign.chunks, sign.chunks_done, sign.pictures_done, sign.pictures_per_s) == ([], 3, 24, 12.0)
+    assert (sign.bottleneck, sign.pid) == ("decoding", os.getpid())
+    assert store.names("workers") == []
+
+
+def test_a_lone_worker_asks_nobody(tmp_path: Path) -> None:
+    store = store_at(tmp_path, read_only=False)
+    store.write("workers/1.json", sign_of_another(1, chunks=[0]))
+    with sharing(store, ALONE, "embed") as share:
+        assert [chunk for chunk, _ in share.chunks(lambda: {0: None, 1: None})] == [0, 1]
+
+
+def test_a_sign_that_is_none_is_named(tmp_path: Path) -> None:
+    store = store_at(tmp_path, read_only=False)
+    for content in (b"{", b'{"unknown": 1}'):
+        store.write("workers/3.json", content)
+        with pytest.raises(CacheError, match=r"workers/3\.json is no sign of a worker .*: delete it"):
+            read_signs(store)
+
+
+def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    store, written = store_at(tmp_path, read_only=False), module.threading.Event()
+
+    def refuse(key: str, data: bytes) -> None:
+        written.set()
+        raise CacheError("no space")
+
+    def work() -> None:
+        with sharing(store, ALONE, "embed") as share:
+            monkeypatch.setattr(store, "write", refuse)
+            assert written.wait(20)
+            while True:
+                share.has_more(lambda: {0: None})
+
+    with pytest.raises(CacheError, match="no space"):
+        work()
+
+
+@pytest.mark.parametrize(
+    ("flag", "environment", "expected"),
+    [
+        (None, {}, Worker(0, 1)),
+        ("1/4", {}, Worker(1, 4)),
+        (None, {"RANK": "2", "WORLD_SIZE": "8"}, Worker(2, 8)),
+        ("1/4", {"RANK": "1", "WORLD_SIZE": "2"}, Worker(3, 8)),
+    ],
+)
+def test_who_a_worker_is(
+    flag: str | None, environment: dict[str, str], expected: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert CacheSettings(source=tmp_path, output=tmp_path, model="m", worker=flag).share == expected
+
+
+@pytest.mark.parametrize("flag", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
+def test_what_is_no_worker_is_refused(flag: str, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=rf"--worker {flag}: expected I/N with I from 0 to N - 1"):
+        CacheSettings(source=tmp_path, output=tmp_path, model="m", worker=flag)
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("clipglot.distill.settings.num_usable_cores", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
+    given = {"source": tmp_path, "output": tmp_path, "model": "m"}
+    assert CacheSettings(**given).resolved_workers == 3
+    assert CacheSettings(**given, workers=7).resolved_workers == 7
