@@ -18,6 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from clipglot.cache.decoding import BLOCKS_KEPT
 from clipglot.cache.pictures import FORMATS, Geometry, decode_views
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -138,6 +139,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--weights", type=Path, help="of timm's deit_tiny_patch16_224")
     args = parser.parse_args()
+    Image.core.set_blocks_max(BLOCKS_KEPT)  # as the workers of a pass do
     paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))[: args.num]
     files = [path.read_bytes() for path in paths]
     megapixels = statistics.median(np.prod(Image.open(path).size) / 1e6 for path in paths)
