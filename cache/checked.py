@@ -16,6 +16,7 @@ from .format import (
     ATTRIBUTE,
     EMB,
     EMBEDDED_ARRAYS,
+    HASH,
     NORM,
     STATUS,
     TAUGHT_ARRAYS,
@@ -273,7 +274,7 @@ def _mark(name: str, index: tuple[int, ...]) -> str | None:
         return None
     if name in (EMB, NORM) and index[0]:
         return f"{NORM}/c/{index[0]}/{index[1]}"
-    return f"{STATUS}/c/{index[0] if name == STATUS else index[1]}"
+    return f"{STATUS}/c/{index[0] if name in (STATUS, HASH) else index[1]}"
 
 
 def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:

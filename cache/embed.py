@@ -1,95 +1,36 @@
 """The pass: every missing chunk is decoded, embedded and written whole; when none is missing, the cache is sealed.
 
-The batches of a chunk depend on its rows alone, so a resumed pass writes the same bytes as an undisturbed one.
+The batches of a chunk depend on its pictures alone, so a resumed pass writes the same bytes as an undisturbed one.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from .batching import Batches, Chunk
 from .checked import REMAKE
 from .decoding import Block, BlockDecoder, BlockReader, DecodedBlock, Views, block_decoder
 from .errors import CacheError
-from .format import EMB, NORM, STATUS, Status
+from .format import EMB, HASH, NORM, STATUS
 from .pictures import Geometry
 from .ragged import open_array
+from .report import PassReport
 from .sealing import seal
 from .sharing import Share, sharing
 from .store import Cache
+from .tower import Encode, PlainTower, Tower
 from .views import missing_views
 from .workers import ALONE, Worker
-
-Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-"""Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
-
-
-@dataclass(kw_only=True)
-class PassReport:
-    """What a pass did and where its time went.
-
-    Attributes:
-        num_pictures: pictures that this pass tried.
-        num_embedded: of these, the embedded ones.
-        wall_s: seconds from start to end.
-        read_s: seconds spent reading pictures, summed over the workers.
-        decode_s: seconds spent decoding, summed over the workers.
-        wait_s: seconds the pass waited for decoded pictures.
-        tower_s: seconds in the tower.
-        write_s: seconds spent writing, in a thread beside the tower.
-        write_wait_s: seconds the pass waited for that thread.
-    """
-
-    num_pictures: int = 0
-    num_embedded: int = 0
-    wall_s: float = 0.0
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    wait_s: float = 0.0
-    tower_s: float = 0.0
-    write_s: float = 0.0
-    write_wait_s: float = 0.0
-
-    @property
-    def bottleneck(self) -> str:
-        """The stage that the others waited for.
-
-        >>> PassReport(wait_s=1, tower_s=5, write_s=9, write_wait_s=2).bottleneck
-        'the tower'
-        """
-        stages = {"the tower": self.tower_s, "decoding": self.wait_s, "writing": self.write_wait_s}
-        return max(stages, key=stages.__getitem__)
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """A chunk of a pass. Two are in memory: one is filled while the one before is written.
-
-    Attributes:
-        index: along the pictures.
-        rows: of the R pictures.
-        views: the v views that are made.
-        emb: `[v, R, D]`.
-        norm: `[v, R]`; 0 in a further view that repeats the plain one.
-        status: `[R]`; without the plain view among `views`, what the cache says.
-    """
-
-    index: int
-    rows: slice
-    views: Views
-    emb: NDArray[np.float16]
-    norm: NDArray[np.float32]
-    status: NDArray[np.uint8]
 
 
 def embed_missing(
     cache: Cache,
-    encode: Encode,
+    encode: Encode | Tower,
     *,
     reader: BlockReader,
     workers: int,
@@ -100,19 +41,19 @@ def embed_missing(
     """Embed the chunks that are missing, then seal the cache; several workers share them.
 
     A picture is decoded once for all views of it that are missing. Each view runs through the tower in batches of its
-    own, so that the plain one gets the bytes that it gets alone.
+    own, of the same rows, so that the plain one gets the bytes that it gets alone.
 
     A script that calls this needs `if __name__ == "__main__":` around its own work, because the decoding processes
     import the main module.
 
     Args:
         cache: a planned cache, open for writing.
-        encode: the frozen tower.
+        encode: the frozen tower, or a function that computes at once.
         reader: of the pictures, see `sources.reader_of`.
         workers: decoding processes.
         num_views: views that the cache shall have; never fewer than it has. There is room for them.
         worker: which of those that share the pass this is.
-        on_progress: called after each batch with the pictures done in this pass.
+        on_progress: called after each block of pictures with those taken in by this pass.
 
     Raises:
         CacheError: the tower's output has another width than planned, a decoding process died, no room to write, or the
@@ -124,7 +65,8 @@ def embed_missing(
         raise CacheError(f"{cache.path} has no record of how its views are made (zarr.json, augmentation): {REMAKE}")
     missing = missing_views(cache, num_views)
     if missing:
-        geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
+        geometry, most_views = Geometry.from_preprocess(cache.info.encoder.preprocess), max(map(len, missing.values()))
+        tower = PlainTower(encode) if callable(encode) else encode
         with (
             block_decoder(
                 reader,
@@ -133,22 +75,19 @@ def embed_missing(
                 workers=workers,
                 max_pixels=cache.info.max_pixels,
                 decoding=cache.info.decoding,
-                num_views=max(map(len, missing.values())),
+                num_views=most_views,
                 augmentation=cache.info.augmentation,
             ) as decoder,
             _chunk_writer(cache, report) as writer,
             sharing(cache.store, worker, "embed") as share,
         ):
-            chunk: _Chunk | None = None
+            batches = Batches(cache, tower, most_views, report, writer.submit)
             waited_from = time.perf_counter()
-            for block in _shared_blocks(cache, decoder, writer, share, num_views):
+            for block in _shared_blocks(cache, decoder, batches, writer, share, num_views):
                 report.wait_s += time.perf_counter() - waited_from
-                if chunk is None:
-                    chunk = _begin(cache, block.start, block.views)
-                _embed_block(cache, block, chunk, encode, report)
-                if block.start + len(block.status) == chunk.rows.stop:
-                    writer.submit(chunk)
-                    chunk = None
+                report.read_s += block.read_s
+                report.decode_s += block.decode_s
+                batches.add(block)
                 writer.raise_early()
                 report.wall_s = time.perf_counter() - started
                 share.note(report.num_pictures, report.wall_s, report.bottleneck)
@@ -160,11 +99,12 @@ def embed_missing(
 
 
 def _shared_blocks(
-    cache: Cache, decoder: BlockDecoder, writer: "_ChunkWriter", share: Share, num_views: int
+    cache: Cache, decoder: BlockDecoder, batches: Batches, writer: "_ChunkWriter", share: Share, num_views: int
 ) -> Iterator[DecodedBlock]:
     """The blocks of this worker's chunks, decoded, until no chunk is missing."""
     while share.has_more(lambda: missing_views(cache, num_views)):
         yield from decoder.decode(_blocks(cache, share.chunks(lambda: missing_views(cache, num_views))))
+        batches.finish()
         writer.join()
 
 
@@ -178,51 +118,6 @@ def _blocks(cache: Cache, chunks: Iterable[tuple[int, Views]]) -> Iterator[Block
             yield Block(rows.start + offset, keys[batch], None if locators is None else locators[batch], views)
 
 
-def _begin(cache: Cache, start: int, views: Views) -> _Chunk:
-    index = start // cache.info.chunk_rows
-    rows = cache.chunk_slice(index)
-    num = rows.stop - rows.start
-    status = np.zeros(num, np.uint8) if 0 in views else cache.status(index)
-    emb = np.zeros((len(views), num, cache.info.encoder.dim), np.float16)
-    return _Chunk(index, rows, views, emb, np.zeros((len(views), num), np.float32), status)
-
-
-def _embed_block(cache: Cache, block: DecodedBlock, chunk: _Chunk, encode: Encode, report: PassReport) -> None:
-    """Run the tower on one batch of each view.
-
-    Rejected pictures go through as zeros, so that the batch's shape is fixed. The plain view says what becomes of a
-    picture; a further one that cannot be had repeats it.
-    """
-    rows = slice(block.start - chunk.rows.start, block.start - chunk.rows.start + len(block.status))
-    status = chunk.status[rows]
-    if 0 in chunk.views:
-        status[:] = block.status
-    report.read_s += block.read_s
-    report.decode_s += block.decode_s
-    for i, view in enumerate(chunk.views):
-        tower_from = time.perf_counter()
-        features = encode(block.pixels[i])  # [B, D]
-        report.tower_s += time.perf_counter() - tower_from
-        if features.shape != (len(status), chunk.emb.shape[-1]):
-            raise CacheError(
-                f"the tower gave features of shape {features.shape}, the cache was planned for "
-                f"({len(status)}, {chunk.emb.shape[-1]}): use the tower that planned it"
-            )
-        norm = np.linalg.norm(features.astype(np.float64), axis=1)
-        finite = (norm > 0) & (norm <= np.finfo(np.float32).max)  # False for NaN; the norm is stored as float32
-        if view == 0:
-            status[(status == Status.EMBEDDED) & ~finite] = Status.NOT_FINITE
-        good = finite & (block.status == Status.EMBEDDED) & (status == Status.EMBEDDED)
-        chunk.emb[i, rows] = np.where(good[:, None], features, 0) / np.where(good, norm, 1)[:, None]
-        chunk.norm[i, rows] = np.where(good, norm, 0)
-        repeats = np.flatnonzero((status == Status.EMBEDDED) & ~good)
-        if len(repeats):
-            plain = chunk.emb[0, rows][repeats] if 0 in chunk.views else cache.emb_rows(block.start + repeats)
-            chunk.emb[i, rows.start + repeats] = plain
-    report.num_pictures += len(status)
-    report.num_embedded += int(np.count_nonzero(status == Status.EMBEDDED))
-
-
 class _ChunkWriter:
     """Writes chunks in order in a thread of its own, so that the tower does not wait for the disk."""
 
@@ -230,7 +125,7 @@ class _ChunkWriter:
         self._cache, self._report, self._thread = cache, report, thread
         self._writing: Future[None] | None = None
 
-    def submit(self, chunk: _Chunk) -> None:
+    def submit(self, chunk: Chunk) -> None:
         """Start to write a chunk when the one before is on disk."""
         self.join()
         self._writing = self._thread.submit(_write, self._cache, chunk, self._report)
@@ -264,11 +159,11 @@ def write_chunk(
     cache: Cache, rows: slice, emb: NDArray[np.float16], norm: NDArray[np.float32], status: NDArray[np.uint8]
 ) -> None:
     """Write the plain view of one chunk: `[1, R, D]`, `[1, R]` and `[R]`; status goes last."""
-    index = rows.start // cache.info.chunk_rows
-    _write(cache, _Chunk(index, rows, (0,), emb, norm, status), PassReport())
+    index, hash_ = rows.start // cache.info.chunk_rows, np.zeros((len(status), 2), np.uint64)
+    _write(cache, Chunk(index, rows, (0,), emb, norm, status, hash_), PassReport())
 
 
-def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
+def _write(cache: Cache, chunk: Chunk, report: PassReport) -> None:
     """Status goes last, and norm after emb: a chunk, or a further view of one, is done only when it is on disk."""
     write_from = time.perf_counter()
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
@@ -277,5 +172,7 @@ def _write(cache: Cache, chunk: _Chunk, report: PassReport) -> None:
             open_array(cache.root, EMB)[view, chunk.rows] = chunk.emb[i]
             open_array(cache.root, NORM)[view, chunk.rows] = chunk.norm[i]
         if 0 in chunk.views:
+            if HASH in cache.root:
+                open_array(cache.root, HASH)[chunk.rows] = chunk.hash
             open_array(cache.root, STATUS)[chunk.rows] = chunk.status
     report.write_s += time.perf_counter() - write_from

@@ -14,13 +14,14 @@ FORMAT_VERSION = 1
 ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
+HASH = "images/hash"  # absent in older caches, and in those that no pass over pictures made
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
 TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
-EMBEDDED_ARRAYS = (EMB, NORM, STATUS)  # filled by the pass, chunk by chunk
+EMBEDDED_ARRAYS = (EMB, NORM, STATUS, HASH)  # filled by the pass, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
@@ -165,6 +166,7 @@ class CacheInfo:
     max_pixels: int = MAX_PIXELS
     decoding: Decoding = "exact"
     counts: dict[str, int] = field(default_factory=dict)
+    num_duplicates: int | None = None
     dropped_captions: dict[str, int] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .columns import digests_of, first_lines
-from .embed import PassReport, write_chunk
+from .embed import write_chunk
 from .embeddings import Embeddings
 from .errors import CacheError
 from .format import Status
+from .report import PassReport
 from .sealing import seal
 from .store import Cache
 

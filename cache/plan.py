@@ -9,7 +9,7 @@ import zarr
 from .columns import ColumnWriter
 from .errors import CacheError
 from .files import MARK, PARTIAL
-from .format import ATTRIBUTE, EMB, FILE, NORM, STATUS, CacheInfo, plan_chunk_rows
+from .format import ATTRIBUTE, EMB, FILE, HASH, NORM, STATUS, CacheInfo, plan_chunk_rows
 from .location import Location
 from .ragged import RaggedWriter, Texts, create_array
 from .rows import Batch
@@ -39,6 +39,7 @@ def plan_cache(
     *,
     files: Callable[[], Sequence[str]] = list,
     chunk_rows: int | None = None,
+    hashed: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> CacheInfo:
     """Lay out a cache: keys, captions and empty embedding arrays.
@@ -53,6 +54,7 @@ def plan_cache(
         info: encoder, source and batch size; counts and state are filled in here.
         files: asked for once the rows are read: what locators count.
         chunk_rows: rows of an embedding chunk; by default about 16 MB, less in a small cache.
+        hashed: a pass over pictures will keep the hash of each one's bytes.
         on_progress: called with the number of rows read.
 
     Returns:
@@ -67,7 +69,7 @@ def plan_cache(
         raise CacheError(f"chunk rows ({chunk_rows}) must be a multiple of the batch size ({info.batch_size})")
     store = store_at(path, read_only=False)
     try:
-        return _lay_out(store, batches, info, files, chunk_rows, on_progress)
+        return _lay_out(store, batches, info, files, chunk_rows, hashed, on_progress)
     except CacheError:
         with suppress(CacheError):  # an unfinished plan is no harm
             store.empty(for_good=True)
@@ -80,6 +82,7 @@ def _lay_out(
     info: CacheInfo,
     files: Callable[[], Sequence[str]],
     chunk_rows: int | None,
+    hashed: bool,
     on_progress: Callable[[int], None],
 ) -> CacheInfo:
     store.empty()
@@ -105,6 +108,8 @@ def _lay_out(
     create_array(root, EMB, (views, num, dim), (1, chunk_rows, dim), "float16")
     create_array(root, NORM, (views, num), (1, chunk_rows), "float32")
     create_array(root, STATUS, (num,), (chunk_rows,), "uint8")
+    if hashed:
+        create_array(root, HASH, (num, 2), (chunk_rows, 2), "uint64")
     if names := files():
         ragged = RaggedWriter(root, FILE)
         ragged.append(Texts.of([name.encode() for name in names]))

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from .duplicates import count_duplicates
 from .errors import CacheError
 from .format import ATTRIBUTE, NORM, STATUS, TOKENS, CacheInfo, Status
 from .sharing import WORKERS
@@ -49,7 +50,8 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
         raise CacheError(
             f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
         )
-    sealed = replace(cache.info, state="sealed", counts=counts, num_views=num_views)
+    num_duplicates = count_duplicates(cache)
+    sealed = replace(cache.info, state="sealed", counts=counts, num_views=num_views, num_duplicates=num_duplicates)
     if sealed != cache.info:
         write_info(cache, sealed)
 

@@ -12,8 +12,8 @@ from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
     EMB,
-    EMBEDDED_ARRAYS,
     FILE,
+    HASH,
     KEY,
     LOCATOR,
     NORM,
@@ -62,7 +62,7 @@ class Cache(CheckedGroup):
     @property
     def required_arrays(self) -> tuple[str, ...]:
         """The arrays that a cache of this kind must have."""
-        return (*EMBEDDED_ARRAYS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ()))
+        return (EMB, NORM, STATUS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ()))
 
     def chunk_slice(self, chunk: int) -> slice:
         """The rows of an embedding chunk."""
@@ -129,6 +129,10 @@ class Cache(CheckedGroup):
         if chunk is None:
             return self._read(STATUS, (slice(None),))
         return self._read(STATUS, (self.chunk_slice(chunk),), only=[(chunk,)])
+
+    def hashes(self, chunk: int) -> NDArray[np.uint64]:
+        """blake2b of the bytes of each picture in a chunk, `[R, 2] uint64`; zeros where none could be read."""
+        return self._read(HASH, (self.chunk_slice(chunk),), only=[(chunk, 0)])
 
     def teacher_status(self) -> NDArray[np.uint8]:
         """What became of each caption's translation, `[M] uint8`; see `TeacherStatus`."""

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from .embed import PassReport, write_chunk
+from .embed import write_chunk
 from .errors import CacheError
 from .format import Status
+from .report import PassReport
 from .rows import Row, align
 from .sealing import seal
 from .sharing import sharing

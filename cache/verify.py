@@ -12,6 +12,7 @@ from .format import (
     CAPTION_IMAGE,
     EMB,
     FILE,
+    HASH,
     KEY,
     LANGUAGE,
     LOCATOR,
@@ -72,7 +73,7 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
 
 def _optional(cache: "Cache") -> list[str]:
     """Arrays that not every source gives."""
-    return [name for name in (LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets") if name in cache.root]
+    return [name for name in (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets") if name in cache.root]
 
 
 def _copied_tokens(cache: "Cache") -> list[str]:
@@ -96,7 +97,7 @@ def _count_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> Iter
     }
     if info.source.has_teacher:
         shapes |= {TEACHER_EMB: (1, M, info.encoder.dim), TEACHER_STATUS: (M,), f"{TEACHER_TEXT}/offsets": (M + 1,)}
-    shapes |= {name: shape for name, shape in ((LOCATOR, (N, 3)), (LANGUAGE, (M,))) if name in arrays}
+    shapes |= {name: shape for name, shape in ((HASH, (N, 2)), (LOCATOR, (N, 3)), (LANGUAGE, (M,))) if name in arrays}
     wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
     for name, shape in wrong.items():
         yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"

@@ -9,6 +9,7 @@ import click
 from ..cache.format import EXPLANATION, Status
 from ..cache.location import Location, to_location
 from ..cache.plan import is_planned
+from ..cache.report import PassReport
 from ..cache.store import Cache
 from ..cache.teacher import TeacherStatus
 from ..cache.views import count_repeats, missing_views, num_begun
@@ -51,10 +52,13 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
                 tasks[stage] = progress.add_task(stage, total=total, note="")
             progress.update(tasks[stage], completed=done, total=total)
 
+        def show_bottleneck(report: PassReport) -> None:
+            progress.update(tasks["embed"], note=f"waits for {report.bottleneck}")
+
         try:
             from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
 
-            result = cache_pictures(settings, show)
+            result = cache_pictures(settings, show, on_report=show_bottleneck)
         except KeyboardInterrupt:
             if is_first_process():
                 click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
@@ -63,8 +67,13 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     if not is_first_process():
         return
     if as_json:
+        made = {"most_at_once": result.most_at_once, "deviation": result.deviation and asdict(result.deviation)}
         print_json(
-            {"cache": str(settings.output), "resumed": result.resumed} | asdict(report) | _contents(result.cache)
+            {"cache": str(settings.output), "resumed": result.resumed}
+            | asdict(report)
+            | {"bottleneck": report.bottleneck}
+            | made
+            | _contents(result.cache)
         )
         return
     counts, repeats = result.cache.info.counts, count_repeats(result.cache)
@@ -77,10 +86,36 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         )
     else:
         say(f"{settings.output} is complete already: {counts.get('embedded', 0):,} pictures embedded")
+    if report.num_pictures and settings.images:
+        say(f"seconds by stage, which overlap: {_stages(report)}")
+    if deviation := result.deviation:
+        say(
+            f"{deviation.precision} against fp32 on the first {deviation.num_pictures} pictures: cosine distance "
+            f"{deviation.mean:.1e} on average, {deviation.worst:.1e} at worst"
+        )
+    if result.most_at_once:
+        say(
+            f"the device's memory held {result.most_at_once} of {settings.batch_size} pictures at once: "
+            "the tower got its batches in parts"
+        )
+    if result.cache.info.num_duplicates:
+        say(f"{result.cache.info.num_duplicates:,} pictures have the very bytes of another one")
     if repeats:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
         say(f"what failed and why: clipglot inspect {settings.output}")
+
+
+def _stages(report: PassReport) -> str:
+    """What each stage took; those in worker processes are summed over them."""
+    stages = {
+        "read": report.read_s,
+        "decode": report.decode_s,
+        "transfer": report.transfer_s,
+        "forward": report.forward_s,
+        "write": report.write_s,
+    }
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in stages.items())
 
 
 def _by(settings: CacheSettings) -> str:
@@ -136,6 +171,7 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
                 "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
                 f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
                 **_views(opened),
+                **({} if info.num_duplicates is None else {"exact duplicates": f"{info.num_duplicates:,}"}),
                 "image tower": encoder,
                 "its sha256": info.encoder.weights_sha256,
                 "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
@@ -197,6 +233,7 @@ def _contents(cache: Cache) -> dict[str, Any]:
         "num_captions": info.num_captions,
         "dropped_captions": info.dropped_captions,
         "num_views": info.num_views,
+        "num_duplicates": info.num_duplicates,
         "augmentation": asdict(info.augmentation) if info.augmentation else None,
         "dim": info.encoder.dim,
         "chunk_rows": info.chunk_rows,

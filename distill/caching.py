@@ -1,9 +1,11 @@
 """`clipglot cache`: tower, plan, pass and seal, resumed by running it again."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ..cache.embed import PassReport, embed_missing
+from ..cache.embed import embed_missing
 from ..cache.errors import CacheError
+from ..cache.report import PassReport
 from ..cache.source import Source
 from ..cache.sources import KINDS, open_source, reader_of
 from ..cache.store import Cache
@@ -12,6 +14,7 @@ from ..cache.teacher import embed_teacher
 from ..cache.texts import embed_missing_texts
 from ..cache.views import missing_views
 from ..encoders.image import ImageTower, load_image_tower
+from ..encoders.image_queue import Deviation, ImageQueue
 from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
 from .errors import LoneError
@@ -22,11 +25,18 @@ from .settings import CacheSettings
 
 @dataclass(frozen=True, kw_only=True)
 class CacheResult:
-    """A sealed cache and what this pass did for it."""
+    """A sealed cache and what this pass did for it.
+
+    Attributes:
+        most_at_once: pictures that fitted into the device's memory, where a batch did not.
+        deviation: of features in half precision, on the first batch.
+    """
 
     cache: Cache
     report: PassReport
     resumed: bool
+    most_at_once: int | None = None
+    deviation: Deviation | None = None
 
 
 def cache_pictures(
@@ -34,6 +44,7 @@ def cache_pictures(
     on_progress: OnProgress = lambda stage, done, total: None,
     *,
     source: Source | None = None,
+    on_report: Callable[[PassReport], None] = lambda report: None,
 ) -> CacheResult:
     """Embed every picture of a source, finish what an earlier pass left, or add views; alone, or as one of several.
 
@@ -41,6 +52,7 @@ def cache_pictures(
         settings: the same settings resume; a cache of another tower or source is refused.
         on_progress: called with the stage, what is done of it and the total where known.
         source: one of your own (docs/sources.md); by default recognised from `settings.source`.
+        on_report: called with what the pass over pictures has done so far.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -53,17 +65,22 @@ def cache_pictures(
     if worker.is_alone:
         with store.held():
             resumed = prepare(job, on_progress)
-            return _embed(job, tower, teacher, resumed, on_progress)
+            return _embed(job, tower, teacher, resumed, on_progress, on_report)
     resumed = prepare_or_wait(job, worker, store, on_progress)
     try:
         with store.held(shared=True):
-            return _embed(job, tower, teacher, resumed, on_progress)
+            return _embed(job, tower, teacher, resumed, on_progress, on_report)
     except CacheError as error:  # this worker's own, while the others go on
         raise LoneError(f"{worker}: {error}") from error
 
 
 def _embed(
-    job: Job, tower: ImageTower, teacher: TextTeacher | None, resumed: bool, on_progress: OnProgress
+    job: Job,
+    tower: ImageTower,
+    teacher: TextTeacher | None,
+    resumed: bool,
+    on_progress: OnProgress,
+    on_report: Callable[[PassReport], None],
 ) -> CacheResult:
     """What a worker does of the pass, once the cache is prepared."""
     settings, worker = job.settings, job.settings.share
@@ -76,20 +93,22 @@ def _embed(
 
     def embedded(done: int, report: PassReport) -> None:
         on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own
+        on_report(report)
 
     if teacher and not settings.images:
         report = embed_missing_texts(cache, teacher.encode, worker, embedded)
-    else:
-        report = embed_missing(
-            cache,
-            tower.encode,
-            reader=reader_of(cache, {**KINDS, job.source.kind: type(job.source)}),
-            workers=settings.resolved_workers,
-            num_views=num_views,
-            worker=worker,
-            on_progress=embedded,
-        )
-    return CacheResult(cache=cache, report=report, resumed=resumed)
+        return CacheResult(cache=cache, report=report, resumed=resumed)
+    queue = ImageQueue(tower)
+    report = embed_missing(
+        cache,
+        queue,
+        reader=reader_of(cache, {**KINDS, job.source.kind: type(job.source)}),
+        workers=settings.resolved_workers,
+        num_views=num_views,
+        worker=worker,
+        on_progress=embedded,
+    )
+    return CacheResult(cache=cache, report=report, resumed=resumed, most_at_once=queue.most, deviation=queue.deviation)
 
 
 def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:

@@ -133,6 +133,7 @@ def _plan(job: Job, on_progress: OnProgress) -> bool:
         info,
         files=source.files,
         chunk_rows=settings.chunk_rows,
+        hashed=settings.images,
         on_progress=lambda done: on_progress("plan", done, None),
     )
     return False

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,25 +70,37 @@ class ImageTower:
         """The tower on a device."""
         return replace(self, visual=self.visual.to(device))
 
-    def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
+    @cached_property
+    def _mean_and_std(self) -> tuple[Tensor, Tensor]:
+        """On the device; to copy them there for every batch would wait for the one before."""
+        mean, std = (torch.tensor(self.preprocess[k], device=self.device).view(-1, 1, 1) for k in ("mean", "std"))
+        return mean, std
+
+    def normalize(self, pixels: NDArray[np.uint8] | Tensor) -> Tensor:
         """Pixels `[B, height, width, 3] uint8` to what the tower takes, `[B, 3, height, width] float32`.
 
         The arithmetic and its order are torchvision's ToTensor and Normalize, so the bits are too.
+
+        Args:
+            pixels: an array, or a tensor on the tower's device.
         """
-        x = torch.tensor(pixels, device=self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
-        mean, std = (torch.tensor(self.preprocess[k], device=self.device).view(-1, 1, 1) for k in ("mean", "std"))
-        return x.sub_(mean).div_(std)
+        given = pixels if isinstance(pixels, Tensor) else torch.tensor(pixels, device=self.device)
+        mean, std = self._mean_and_std
+        return given.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(std)
 
     @torch.inference_mode()
-    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Raw features `[B, D] float32` (not normalized) of pixels `[B, height, width, 3] uint8`."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Raw features `[B, D] float32` of what `normalize` gives, on its device and in the tower's precision."""
         dtype = _AUTOCAST.get(self.precision)
         exact = nullcontext() if dtype else exact_float32()
         with exact, torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            features = self.visual(self.normalize(pixels))
-        if isinstance(features, tuple):  # towers with output_tokens give (pooled, tokens)
-            features = features[0]
-        result: NDArray[np.float32] = features.float().cpu().numpy()
+            features = self.visual(x)
+        pooled: Tensor = features[0] if isinstance(features, tuple) else features  # output_tokens give both
+        return pooled.float()
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw features `[B, D] float32` (not normalized) of pixels `[B, height, width, 3] uint8`."""
+        result: NDArray[np.float32] = self.forward(self.normalize(pixels)).cpu().numpy()
         return result
 
 

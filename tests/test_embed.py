@@ -17,9 +17,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 from clipglot.cache import embed
-from clipglot.cache.embed import PassReport, embed_missing
+from clipglot.cache.embed import embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.cache.report import PassReport
 from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
