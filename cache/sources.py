@@ -11,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrow import Arrow, Parquet, holds_saved_dataset
+from .class_folders import ClassFolders, holds_class_folders
+from .coco import Coco
 from .errors import CacheError
 from .format import SourceInfo, Status
 from .location import to_location
 from .manifest import SUFFIXES, Table
+from .muge import Muge, holds_muge
 from .paths import PathReader
 from .pictures import require_image_root
 from .source import Reader, Source
@@ -65,8 +68,15 @@ class Shape(NamedTuple):
 SHAPES = (  # the first that fits decides
     Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda looks: looks.is_file(SUFFIXES)),
     Shape(Arrow, "a dataset by save_to_disk of `datasets`", lambda looks: holds_saved_dataset(looks.path)),
+    Shape(Coco, "a COCO file .json of images and their annotations", lambda looks: looks.is_file((".json",))),
+    Shape(Muge, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", lambda looks: holds_muge(looks.path)),
     Shape(Parquet, "a file .parquet or a folder of them", lambda looks: looks.has(Parquet.suffixes)),
     Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda looks: looks.has(Arrow.suffixes)),
+    Shape(
+        ClassFolders,
+        "a folder of class folders of pictures",
+        lambda looks: holds_class_folders(looks.path),
+    ),
 )
 KINDS: dict[str, type[Source]] = {shape.source.kind: shape.source for shape in SHAPES}
 
