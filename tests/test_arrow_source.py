@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.distill.export import export_run
+from clipglot.distill.settings import ExportSettings
 from source_contract import HOSTILE, Made, Planned, SourceContract, encoded_pictures, without, write_pictures
 
 Captions = Sequence[Sequence[str]]
@@ -170,3 +172,13 @@ def test_a_column_that_does_not_fit_is_named(
     with pytest.raises(CacheError, match=message) as error:
         list(SourceContract.open(Made(made.path, options)).rows())
     assert str(made.path) in str(error.value)
+
+
+def test_export_embeds_pictures_in_a_column_again(
+    make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    pictures = encoded_pictures(10)
+    pq.write_table(ColumnContract.table(pictures, [["кот"]] * 10, pa.binary()), tmp_path / "pairs.parquet")
+    make_cache(tmp_path / "pairs.parquet", tmp_path / "cache.zarr")
+    run = make_run(tmp_path / "cache.zarr", tmp_path / "run", epochs=1)
+    assert export_run(ExportSettings(run=run, output=tmp_path / "merged")).num_probes == 8
