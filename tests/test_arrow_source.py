@@ -132,16 +132,27 @@ def test_a_picture_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: s
         {"bytes": None, "path": "images/0001.png"},
         {"bytes": None, "path": None},
         None,
+        {"bytes": b"", "path": "images/0001.png"},
         {"bytes": None, "path": "/etc/hostname"},
     ]
-    table = ColumnContract.table(structs, [["a"]] * 5, IMAGE)
+    table = ColumnContract.table(structs, [["a"]] * 6, IMAGE)
     path = tmp_path / f"pairs.{suffix}"
     if suffix == "parquet":
         pq.write_table(table, path)
     else:
         pyarrow.feather.write_feather(table, path)
-    expected = [*Columns.pictures[:2], Status.MISSING, Status.MISSING, Status.OUTSIDE_ROOT]
+    expected = [*Columns.pictures[:2], *[Status.MISSING] * 3, Status.OUTSIDE_ROOT]
     assert Planned.of(SourceContract.open(Made(path))).read(slice(None)) == expected
+
+
+def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
+    pictures = pa.array([Columns.pictures[0], None, Columns.pictures[2]])
+    paths = pa.array([b"\xff"] * 3).view(pa.string())
+    made = Columns.write(
+        tmp_path / "pairs.parquet", image=pa.StructArray.from_arrays([pictures, paths], fields=list(IMAGE))
+    )
+    found = Planned.of(SourceContract.open(made)).read(slice(None))
+    assert found == [Columns.pictures[0], Status.UNREADABLE, Columns.pictures[2]]
 
 
 def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
