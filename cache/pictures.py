@@ -223,6 +223,19 @@ def require_image_root(root: Path) -> None:
         raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that picture paths start from")
 
 
+def name_below(root: Path, path: Path) -> str:
+    """The name by which `resolve_below` finds a file.
+
+    Raises:
+        CacheError: it lies elsewhere, or is a link that leads there.
+    """
+    if not path.is_relative_to(root) or not path.resolve().is_relative_to(root.resolve()):
+        raise CacheError(
+            f"{path} leads to {path.resolve()}, outside {root}: pass --image-root DIR, a folder that holds both"
+        )
+    return path.relative_to(root).as_posix()
+
+
 def resolve_below(root: Path, name: str) -> Path:
     """The file `name` below `root`, never anything outside it.
 
