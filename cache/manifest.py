@@ -32,7 +32,7 @@ class Table(Source):
 
     def __init__(self, info: SourceInfo) -> None:
         super().__init__(info)
-        self._reader = RecordReader(info)
+        self._reader = RecordReader(info, left_out=self.left_out)
 
     def rows(self) -> Iterator[Row]:
         """Every record.
@@ -67,11 +67,14 @@ class Table(Source):
             raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise CacheError(f"{path}: no such file")
+        self.left_out.clear()
         return path, suffix
 
     def _rows_of(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
         for line, record in records:
-            yield self._reader.row(record, line, f"{self.info.path}:{line}")
+            row = self._reader.row(record, line, f"{self.info.path}:{line}")
+            if row is not None:
+                yield row
 
     def sha256(self) -> str:
         """Of the file's bytes."""

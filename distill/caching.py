@@ -123,6 +123,7 @@ def _plan(
         batches,
         info,
         files=source.files,
+        left_out=source.left_out,
         chunk_rows=settings.chunk_rows,
         on_progress=on_progress,
     )

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..cache.format import Augmentation, SourceInfo
+from ..cache.condition import Condition
+from ..cache.errors import CacheError
+from ..cache.format import Augmentation, SourceInfo, is_language_tag
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -46,6 +48,14 @@ class CacheSettings:
     text_field: Annotated[
         tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
     ] = ()
+    language: Annotated[
+        tuple[str, ...], "BCP 47 tag of the captions, e.g. zh; once, or once for each --text-field"
+    ] = ()
+    language_field: Annotated[str | None, "column with the tag of a row's captions, or of each"] = None
+    where: Annotated[str | None, "take only records that fulfil this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
+        None
+    )
+    split: Annotated[str | None, "take only this part, e.g. train: rows whose column split says so"] = None
     teacher_field: Annotated[
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
@@ -76,6 +86,18 @@ class CacheSettings:
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
         )
+        bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
+        require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
+        require(not (self.language and self.language_field), "--language and --language-field exclude each other")
+        require(
+            len(self.language) in (0, 1, max(1, len(self.text_field))),
+            f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
+        )
+        if self.where is not None:
+            try:
+                Condition(self.where)
+            except CacheError as error:
+                raise DistillError(str(error)) from error
         require(
             self.images or (bool(self.teacher_field) and self.views == 1),
             "--no-images needs the texts of a --teacher-field, and has no --views",
@@ -117,6 +139,10 @@ class CacheSettings:
             limit=self.limit,
             teacher_fields=list(self.teacher_field),
             images=self.images,
+            where=self.where,
+            split=self.split,
+            languages=list(self.language),
+            language_field=self.language_field,
         )
 
     @property

@@ -29,7 +29,8 @@ from rich.console import Console
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
     "clipglot": "--version",
-    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
+    "--where --split --teacher-field --images "
     "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
     "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
