@@ -26,9 +26,12 @@ class ClassFolders(Source):
         Raises:
             CacheError: splits to choose from, or a name that is no UTF-8.
         """
-        reader = RecordReader(replace(self.info, split=None), has_key=False)  # splits are folders here
+        self.left_out.clear()
+        info = replace(self.info, split=None)  # splits are folders here
+        reader = RecordReader(info, has_key=False, left_out=self.left_out)
         for line, (name, key) in enumerate(self._pictures(), 1):
-            yield reader.row({"text": name.replace("_", " ")}, line, key, key=key)
+            if row := reader.row({"text": name.replace("_", " ")}, line, key, key=key):
+                yield row
 
     def sha256(self) -> str:
         """Of the names; pictures themselves are not looked at."""

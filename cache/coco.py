@@ -33,7 +33,8 @@ class Coco(Source):
         if self.info.split is not None:
             raise CacheError(f"{path}: one file is one split: leave out --split {self.info.split}")
         images, annotations = self._read(path)
-        reader, line = RecordReader(self.info, has_key=False), 0
+        self.left_out.clear()
+        reader, line = RecordReader(self.info, has_key=False, left_out=self.left_out), 0
         by_image = defaultdict(list)
         for i, annotation in enumerate(annotations):
             by_image[_field(annotation, "image_id", f"{path}: annotations[{i}]")].append((i, annotation))
@@ -47,7 +48,8 @@ class Coco(Source):
                 yield Row(line, key, ())
             for number, annotation in found:
                 line += 1
-                yield reader.row(annotation, line, f"{path}: annotations[{number}]", key=key)
+                if row := reader.row(annotation, line, f"{path}: annotations[{number}]", key=key):
+                    yield row
         if by_image:
             (number, _), *_ = next(iter(by_image.values()))
             raise CacheError(f"{path}: annotations[{number}] is of an image that is not among the images")

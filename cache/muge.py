@@ -50,7 +50,9 @@ class Muge(Source):
         pictures, texts = self._paths()
         line, places = 0, Places.scanned(pictures)
         spoken_of: set[str] = set()
-        reader = RecordReader(replace(self.info, split=None), has_key=False)  # splits are files here
+        self.left_out.clear()
+        info = replace(self.info, split=None)  # splits are files here
+        reader = RecordReader(info, has_key=False, left_out=self.left_out)
         for block in blocks(texts):
             for number, record in records(texts, block):
                 where = f"{texts}:{number}"
@@ -58,7 +60,8 @@ class Muge(Source):
                 for key in _keys(record, where):
                     line += 1
                     spoken_of.add(key)
-                    yield row._replace(line=line, key=key, locator=places.locator(key))
+                    if row:
+                        yield row._replace(line=line, key=key, locator=places.locator(key))
         for key in places:
             if key not in spoken_of:
                 line += 1

@@ -132,6 +132,7 @@ def _plan(job: Job, on_progress: OnProgress) -> bool:
         batches,
         info,
         files=source.files,
+        left_out=source.left_out,
         chunk_rows=settings.chunk_rows,
         hashed=settings.images,
         on_progress=lambda done: on_progress("plan", done, None),
