@@ -69,8 +69,8 @@ class CheckedGroup:
             raise CacheError(f"{self.path} is no cache, or its zarr.json is damaged ({error})") from error
         self.info = CacheInfo.from_attributes(attributes, str(self.path))
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        if isinstance(self._store, RemoteStore) and self.info.state != "sealed":
-            self._store.may_be_absent = (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+        if isinstance(self._store, RemoteStore):
+            self._store.may_be_absent = () if self.info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
     @property
     def is_folder(self) -> bool:

@@ -45,8 +45,9 @@ class Look:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do, and nobody there who does it."""
-        return self.state == "sealed" and not self.signs and self.chunks_done == self.num_chunks
+        """Whether nothing is left to do, and nobody there who does something; a dead worker may have left its sign."""
+        living = any(silence < SILENT_S for silence in self.silence_s.values())
+        return self.state == "sealed" and not living and self.chunks_done == self.num_chunks
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""

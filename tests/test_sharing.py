@@ -42,8 +42,7 @@ def test_workers_share_a_pass_and_all_of_them_wait_for_the_plan(start_worker: An
     assert not (cache / "workers").exists()
     nums = [int(line.split(" did ")[1].split()[0]) for line in done]
     assert all(nums)
-    assert 160 <= sum(nums) <= 160 + 2 * 8  # at most the last chunks are made twice
-    assert nums[1] > nums[0]  # it took over from the slow one
+    assert 160 <= sum(nums) < 2 * 160  # where they meet, a chunk may be made twice
 
 
 def test_torchrun_shares_a_pass_and_speaks_once(
@@ -176,8 +175,9 @@ def test_watching_tells_the_living_from_the_silent_until_the_pass_is_over(
     seen = [word in shown.getvalue() for word in ("not watched yet", "0 s ago", "30 s ago", "60 s: taken for dead")]
     assert seen == [True] * 4
     assert "20 of 20 chunks are stored (sealed)" in shown.getvalue()
-    result = CliRunner().invoke(main, ["inspect", str(unfinished), "--watch", "--json"])
-    assert json.loads(result.stdout)["workers"] == []
+    give_sign(unfinished, 3)  # of a worker that was killed when all was over
+    lines = CliRunner().invoke(main, ["inspect", str(unfinished), "--watch", "--json"]).stdout.splitlines()
+    assert [json.loads(line)["workers"][0]["silent_s"] for line in lines] == [0, 30, 60]
 
 
 def test_control_c_takes_the_sign_away(start_worker: Any, tmp_path: Path) -> None:
