@@ -95,7 +95,7 @@ def test_what_needs_a_folder_is_refused_with_what_to_do(
         CacheError, match=r"mapped only from a Zarr cache: .*clipglot convert .*own.h5 OUT.zarr.*chunks"
     ):
         open_images(Cache(h5), settings(h5, tmp_path, embeddings="mapped"), CPU)
-    with pytest.raises(CacheError, match="in an HDF5 file is only read: write a Zarr one and convert it"):
+    with pytest.raises(CacheError, match="in an HDF5 file is only read: work on a Zarr one and convert that"):
         Cache(h5, read_only=False)
     with pytest.raises(CacheError, match="no such cache: make one with `clipglot convert CACHE"):
         Cache(tmp_path / "none.h5")
