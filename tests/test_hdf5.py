@@ -70,7 +70,11 @@ def test_every_command_takes_it(h5: Path, with_tokens: Path, merged: Path, tmp_p
     assert printed("eval", "retrieval", merged, h5) == printed("eval", "retrieval", merged, with_tokens)
     assert printed("tokenizer", h5, "-o", tmp_path / "tokenizer", "--vocab-size", 300)
     said = printed("convert", h5, tmp_path / "back.zarr")
-    assert (said["output"], said["num_pictures"], said["num_arrays"]) == (str(tmp_path / "back.zarr"), 40, 10)
+    assert (said["output"], said["num_pictures"], said["num_arrays"]) == (
+        str(tmp_path / "back.zarr"),
+        40,
+        len(Cache(h5).nodes()[1]),
+    )
     assert "every checksum of" in run("convert", h5, tmp_path / "twice.zarr").output
 
 
@@ -95,7 +99,7 @@ def test_what_needs_a_folder_is_refused_with_what_to_do(
         CacheError, match=r"mapped only from a Zarr cache: .*clipglot convert .*own.h5 OUT.zarr.*chunks"
     ):
         open_images(Cache(h5), settings(h5, tmp_path, embeddings="mapped"), CPU)
-    with pytest.raises(CacheError, match="in an HDF5 file is only read: write a Zarr one and convert it"):
+    with pytest.raises(CacheError, match="in an HDF5 file is only read: work on a Zarr one and convert that"):
         Cache(h5, read_only=False)
     with pytest.raises(CacheError, match="no such cache: make one with `clipglot convert CACHE"):
         Cache(tmp_path / "none.h5")
