@@ -15,6 +15,7 @@ from .files import sha256_file
 from .records import RecordReader, is_unicode
 from .rows import Row
 from .source import Source
+from .spool import local_file
 
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
@@ -33,24 +34,25 @@ class Table(Source):
         Raises:
             CacheError: the file or a record is not readable as such.
         """
-        path = Path(self.info.path)
-        suffix = path.suffix.lower()
+        name = self.info.path
+        suffix = Path(name).suffix.lower()
         if suffix not in SUFFIXES:
-            raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
+            raise CacheError(f"{name}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
+        path = local_file(name)
         if not path.is_file():
-            raise CacheError(f"{path}: no such file")
+            raise CacheError(f"{name}: no such file")
         lines = suffix in (".jsonl", ".ndjson")
-        records = _json_lines(path) if lines else _table(path, "," if suffix == ".csv" else "\t")
+        records = _json_lines(path, name) if lines else _table(path, name, "," if suffix == ".csv" else "\t")
         reader = RecordReader(self.info)
         for line, record in records:
-            yield reader.row(record, line, f"{path}:{line}")
+            yield reader.row(record, line, f"{name}:{line}")
 
     def sha256(self) -> str:
         """Of the file's bytes."""
-        return sha256_file(Path(self.info.path))
+        return sha256_file(local_file(self.info.path))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_lines(path: Path, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if number == 1:
@@ -60,13 +62,13 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 record = json.loads(line.decode())  # given bytes, json would guess at UTF-16 and UTF-32
             except (ValueError, RecursionError) as error:
-                raise CacheError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
+                raise CacheError(f"{name}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
             if not isinstance(record, dict):
-                raise CacheError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
+                raise CacheError(f"{name}:{number}: expected a JSON object, found {type(record).__name__}")
             yield number, record
 
 
-def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**24)
     # TSV in the wild does not quote: a lone quotation mark in a caption must not swallow the next lines.
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
@@ -78,23 +80,23 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             header = next(reader, None)
             if header is None:
-                raise CacheError(f"{path}: empty: expected a header line with the names of the columns")
+                raise CacheError(f"{name}: empty: expected a header line with the names of the columns")
             if not is_unicode("".join(header)):
-                raise CacheError(f"{path}:1: not UTF-8 text: save the file as UTF-8")
-            repeated = sorted({name for name in header if name and header.count(name) > 1})
+                raise CacheError(f"{name}:1: not UTF-8 text: save the file as UTF-8")
+            repeated = sorted({column for column in header if column and header.count(column) > 1})
             if repeated:
-                raise CacheError(f"{path}:1: several columns are called {', '.join(repeated)}: rename them")
+                raise CacheError(f"{name}:1: several columns are called {', '.join(repeated)}: rename them")
             line = reader.line_num + 1
             for fields in reader:
                 if not is_unicode("".join(fields)):
-                    raise CacheError(f"{path}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
+                    raise CacheError(f"{name}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
                 if fields and len(fields) != len(header):
                     raise CacheError(
-                        f"{path}:{line}: {len(fields)} columns where the header has {len(header)}: "
+                        f"{name}:{line}: {len(fields)} columns where the header has {len(header)}: "
                         "quote fields that hold the delimiter"
                     )
                 if fields:
                     yield line, dict(zip(header, fields, strict=True))
                 line = reader.line_num + 1
         except csv.Error as error:
-            raise CacheError(f"{path}:{line}: not a row of a table ({error}): mend or drop it") from None
+            raise CacheError(f"{name}:{line}: not a row of a table ({error}): mend or drop it") from None

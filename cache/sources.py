@@ -15,13 +15,14 @@ from .class_folders import ClassFolders, holds_class_folders
 from .coco import Coco
 from .errors import CacheError
 from .format import SourceInfo, Status
-from .location import to_location
+from .location import Url, to_location
 from .manifest import SUFFIXES, Table
 from .muge import Muge, holds_muge
-from .paths import PathReader
-from .pictures import require_image_root
+from .paths import PathReader, require_root
+from .shards import names_tars, root_of
 from .source import Reader, Source
 from .store import Cache
+from .tars import Tars
 
 
 class Looks(NamedTuple):
@@ -67,6 +68,7 @@ class Shape(NamedTuple):
 
 SHAPES = (  # the first that fits decides
     Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda looks: looks.is_file(SUFFIXES)),
+    Shape(Tars, "a .tar, or a folder or pattern of them", lambda looks: names_tars(str(looks.path))),
     Shape(Arrow, "a dataset by save_to_disk of `datasets`", lambda looks: holds_saved_dataset(looks.path)),
     Shape(Coco, "a COCO file .json of images and their annotations", lambda looks: looks.is_file((".json",))),
     Shape(Muge, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", lambda looks: holds_muge(looks.path)),
@@ -91,9 +93,8 @@ def open_source(info: SourceInfo) -> Source:
         CacheError: nothing there, or of no known kind.
     """
     kind = KINDS[_recognised(info.path)]
-    path = Path(info.path)
-    root = info.image_root or str(path if path.is_dir() else path.parent)
-    require_image_root(Path(root))
+    root = info.image_root or root_of(info.path)
+    require_root(to_location(root))
     return kind(
         replace(
             info,
@@ -106,7 +107,13 @@ def open_source(info: SourceInfo) -> Source:
 
 
 def _recognised(named: str) -> str:
-    path = Path(named)
+    if names_tars(named):
+        return Tars.kind
+    path = to_location(named)
+    if isinstance(path, Url):
+        if not path.lower().endswith(SUFFIXES):
+            raise CacheError(f"{path}: read from URLs are {', '.join(SUFFIXES)} and tars: copy it to a local folder")
+        return Table.kind
     if not path.exists():
         raise CacheError(f"{path}: no such file or folder")
     looks = Looks.of(path)

@@ -50,13 +50,8 @@ class RemoteStore(FsspecStore):
         Raises:
             CacheError: nothing that is installed reads such URLs.
         """
-        try:
+        with known_scheme(url):
             opened = FsspecStore.from_url(url)
-        except ImportError as error:
-            remedy = "run `pip install 'clipglot[s3]'`" if url.scheme in S3 else "install that package"
-            raise CacheError(f"{url}: {error}: {remedy}") from error
-        except ValueError as error:  # so fsspec says that it does not know the scheme
-            raise CacheError(f"{url}: {error}: pass a local path, or a URL such as s3://bucket/train.zarr") from error
         store = cls(opened.fs, read_only=True, path=opened.path, allowed_exceptions=())
         store.url, store._recent = url, OrderedDict()
         return store
@@ -72,7 +67,7 @@ class RemoteStore(FsspecStore):
             self._recent.move_to_end(key)
             return self._recent[key]
         try:
-            with _explained(self.url, key):
+            with explained_store(self.url, key):
                 value = await super().get(key, prototype, byte_range)
         except NOT_THERE as error:
             if key == "zarr.json":
@@ -92,14 +87,26 @@ class RemoteStore(FsspecStore):
         """What lies directly in a folder; nothing if there is none."""
 
         async def listed() -> list[str]:
-            with _explained(self.url, folder):
+            with explained_store(self.url, folder):
                 return [name async for name in self.list_dir(folder)]
 
         return sync(listed())
 
 
 @contextmanager
-def _explained(url: Url, key: str) -> Iterator[None]:
+def known_scheme(url: Url) -> Iterator[None]:
+    """Turn what fsspec raises on a URL that it cannot open into an error that says what to do."""
+    try:
+        yield
+    except ImportError as error:
+        remedy = "run `pip install 'clipglot[s3]'`" if url.scheme in S3 else "install that package"
+        raise CacheError(f"{url}: {error}: {remedy}") from error
+    except ValueError as error:  # so fsspec says that it does not know the scheme
+        raise CacheError(f"{url}: {error}: pass a local path, or a URL such as s3://bucket/train.zarr") from error
+
+
+@contextmanager
+def explained_store(url: Url, key: str) -> Iterator[None]:
     """Turn what a store's own library raises, each of its own types, into an error that says what to do."""
     try:
         yield

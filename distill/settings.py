@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.format import Augmentation, SourceInfo
+from ..cache.location import Url
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
@@ -37,11 +38,13 @@ def require_at_least_one(settings: object, *names: str) -> None:
 class CacheSettings:
     """`clipglot cache`: embed every picture of a source once."""
 
-    source: Annotated[Path, "pictures and captions: .jsonl, .csv or .tsv, or another shape (docs/sources.md)"]
+    source: Annotated[Path | Url, "pictures and captions: .jsonl, .csv, .tsv, tars, or another shape (docs/sources.md)"]
     output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
-    image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the source's)"] = None
+    image_root: Annotated[
+        Path | Url | None, "folder, or URL, that picture paths are relative to (default: the source's)"
+    ] = None
     image_field: Annotated[str | None, "column with the picture, or its path (default: image)"] = None
     text_field: Annotated[
         tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
@@ -53,7 +56,9 @@ class CacheSettings:
     split: Annotated[str | None, "the part to take, where a source has several, e.g. train"] = None
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
-    workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
+    workers: Annotated[
+        int | None, "processes that decode pictures (default: one a core, two for pictures at a URL)"
+    ] = None
     chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB, less in small caches)"] = None
     max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
     views: Annotated[
@@ -123,8 +128,9 @@ class CacheSettings:
 
     @property
     def resolved_workers(self) -> int:
-        """The number of decoding processes."""
-        return self.workers or num_usable_cores()
+        """The number of decoding processes; those that read over a network wait half of the time."""
+        remote = isinstance(self.image_root or self.source, Url)
+        return self.workers or num_usable_cores() * (2 if remote else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
