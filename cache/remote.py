@@ -8,7 +8,7 @@ import errno
 import posixpath
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 from urllib.parse import unquote
@@ -50,19 +50,29 @@ def require_remote_root(url: Url) -> None:
     Raises:
         CacheError: nothing there, or the store refuses.
     """
-    fs, path = open_filesystem(url)
-    if url.scheme not in HTTP and not _has_any(fs, path, url):
+    if url.scheme not in HTTP and state_of(url) is None:
         raise CacheError(f"{url}: nothing there: pass --image-root URL, the folder that picture paths start from")
 
 
-def _has_any(fs: Any, path: str, url: Url) -> bool:
-    with explained_store(url, ""):
-        try:
+def state_of(url: Url) -> str | None:
+    """What a store tells of an object or a folder, None if there is none.
+
+    Raises:
+        CacheError: the store refuses, or cannot be reached.
+    """
+    fs, path = open_filesystem(url)
+    try:
+        with explained_store(url, ""):
             fs.invalidate_cache()
-            fs.info(path)
-        except NOT_THERE:
-            return False
-    return True
+            return told_state(fs.info(path))
+    except NOT_THERE:
+        return None
+
+
+def told_state(told: Mapping[str, Any]) -> str:
+    """By which a changed object is recognised: its size and, where the store tells one, a tag of its content."""
+    tag = next((told[name] for name in ("ETag", "etag", "md5Hash") if name in told), "")
+    return f"{told.get('size')} {tag}"
 
 
 class UrlReader(Reader):

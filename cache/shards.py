@@ -2,14 +2,14 @@
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .errors import CacheError
 from .location import Location, Url, to_location
-from .remote import AT_ONCE, HTTP, open_filesystem
+from .remote import AT_ONCE, HTTP, open_filesystem, state_of, told_state
 from .stores import NOT_THERE, explained_store
 
 SUFFIX = ".tar"
@@ -181,17 +181,8 @@ def _told_of(names: Sequence[str], source: Url) -> dict[str, str]:
             found |= _listed(Url(folder))
         return found
     with ThreadPoolExecutor(AT_ONCE) as threads:  # web servers do not list
-        states = threads.map(_asked, names)
+        states = threads.map(state_of, map(Url, names))
         return {name: state for name, state in zip(names, states, strict=True) if state is not None}
-
-
-def _asked(name: str) -> str | None:
-    fs, path = open_filesystem(Url(name))
-    try:
-        with explained_store(Url(name), ""):
-            return _state(fs.info(path))
-    except NOT_THERE:
-        return None
 
 
 def _listed(folder: Url) -> dict[str, str]:
@@ -203,10 +194,5 @@ def _listed(folder: Url) -> dict[str, str]:
             found = fs.ls(path, detail=True)
     except NOT_THERE:
         raise CacheError(f"{folder}: nothing there: check the URL") from None
-    names = {entry["name"].rpartition("/")[2]: _state(entry) for entry in found if entry["type"] == "file"}
+    names = {entry["name"].rpartition("/")[2]: told_state(entry) for entry in found if entry["type"] == "file"}
     return {f"{folder}/{name}": names[name] for name in sorted(names)}
-
-
-def _state(told: Mapping[str, Any]) -> str:
-    tag = next((told[name] for name in ("ETag", "etag", "md5Hash") if name in told), "")
-    return f"{told['size']} {tag}"

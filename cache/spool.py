@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from .errors import CacheError
 from .files import NO_SPACE, PARTIAL
 from .location import Url, to_location
-from .remote import open_filesystem
+from .remote import open_filesystem, state_of
 from .stores import NOT_THERE, explained_store
 
 PREFIX = "clipglot-spool-"
@@ -53,50 +53,48 @@ class Spool:
         if self._remove:
             self._remove()
 
-    def open(self, url: Url) -> BinaryIO:
+    def open(self, url: Url, state: str = "") -> BinaryIO:
         """A file, fetched unless it is there.
+
+        Args:
+            url: of it.
+            state: what tells it from what was at this URL before.
 
         Raises:
             CacheError: it is absent, the store cannot be read, or there is no room.
         """
+        path = self.path(url, state)
         while True:
             with suppress(FileNotFoundError):  # not fetched yet, or already gone again
-                os.utime(self.path(url))
-                return open(self.path(url), "rb")
-            with self._locked(url, wait=True):
-                if not self.path(url).exists():
-                    self._fetch(url)
+                os.utime(path)
+                return open(path, "rb")
+            with _locked(path, wait=True):
+                if not path.exists():
+                    self._fetch(url, path)
 
     def fetch_ahead(self, url: Url) -> None:
         """Begin to fetch a file that will be wanted next, unless another process does."""
-        if not self.path(url).exists():
-            threading.Thread(target=self._try_ahead, args=(url,), daemon=True).start()
+        path = self.path(url)
+        if not path.exists():
+            threading.Thread(target=self._try_ahead, args=(url, path), daemon=True).start()
 
-    def path(self, url: Url) -> Path:
+    def path(self, url: Url, state: str = "") -> Path:
         """Where a file is once it is fetched."""
-        return self._folder / (hashlib.sha256(url.encode()).hexdigest()[:32] + Path(url).suffix)
+        return self._folder / (hashlib.sha256(f"{url} {state}".encode()).hexdigest()[:32] + Path(url).suffix)
 
-    def _try_ahead(self, url: Url) -> None:
-        with suppress(CacheError, BlockingIOError), self._locked(url, wait=False):  # who needs it will see the error
-            if not self.path(url).exists():
-                self._fetch(url)
+    def _try_ahead(self, url: Url, path: Path) -> None:
+        # Who needs it will see the error; the folder may be gone when the pass has ended meanwhile.
+        with suppress(CacheError, OSError), _locked(path, wait=False):
+            if not path.exists():
+                self._fetch(url, path)
 
-    @contextmanager
-    def _locked(self, url: Url, *, wait: bool) -> Iterator[None]:
-        descriptor = os.open(self.path(url).with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            yield
-        finally:
-            os.close(descriptor)
-
-    def _fetch(self, url: Url) -> None:
-        fs, path = open_filesystem(url)
-        partial = self.path(url).with_suffix(PARTIAL)
+    def _fetch(self, url: Url, path: Path) -> None:
+        fs, remote = open_filesystem(url)
+        partial = path.with_suffix(PARTIAL)
         try:
             with explained_store(url, ""):
-                fs.get_file(path, str(partial))
-                size = fs.info(path)["size"]
+                fs.get_file(remote, str(partial))
+                size = fs.info(remote)["size"]
         except NOT_THERE as error:
             raise CacheError(f"{url}: no such object: check the URL, or upload it again") from error
         except CacheError as error:
@@ -110,7 +108,7 @@ class Spool:
             raise CacheError(
                 f"{url}: {partial.stat().st_size:,} bytes came of {size:,}: run the same command again to resume"
             )
-        partial.rename(self.path(url))
+        partial.rename(path)
         self._evict()
 
     def _evict(self) -> None:
@@ -134,7 +132,7 @@ def _for_this_process() -> Spool:
 
 
 def local_file(named: str) -> Path:
-    """A file that is read by its path: itself, or what was fetched of a URL, once a process.
+    """A file that is read by its path: itself, or what was fetched of a URL, once a process unless it changes.
 
     Raises:
         CacheError: a URL at which there is nothing, or that cannot be read.
@@ -142,9 +140,19 @@ def local_file(named: str) -> Path:
     location = to_location(named)
     if not isinstance(location, Url):
         return location
-    spool = _for_this_process()
-    spool.open(location).close()
-    return spool.path(location)
+    spool, state = _for_this_process(), state_of(location) or ""
+    spool.open(location, state).close()
+    return spool.path(location, state)
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
+    descriptor = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _remove(folder: Path, descriptor: int) -> None:

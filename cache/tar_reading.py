@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .errors import CacheError
 from .format import Status
 from .location import Location, Url
-from .pictures import MAX_FILE_BYTES
+from .pictures import MAX_FILE_BYTES, RejectedPictureError, resolve_below
 from .remote import below
 from .samples import read_bytes, readable, split_name
 from .source import Reader
@@ -128,14 +128,18 @@ class TarReader(Reader):
             if number + 1 < len(self._files):
                 self._spool.fetch_ahead(Url(f"{self._root}/{self._files[number + 1]}"))
             return _Tar(file, f"{self._root}/{name}")
-        root = Path(self._root).resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            return Status.OUTSIDE_ROOT
         try:
+            path = resolve_below(Path(self._root).resolve(), name)
             return _Tar(open(path, "rb", buffering=0), str(path))
+        except RejectedPictureError as rejected:
+            if rejected.status == Status.OUTSIDE_ROOT:
+                return rejected.status
+            raise self._absent(name, rejected.status.label) from rejected
         except OSError as error:
-            raise CacheError(
-                f"{path} cannot be read ({error.strerror}): put it back, or pass the --image-root that it is below "
-                "now, and run the same command again"
-            ) from error
+            raise self._absent(name, error.strerror or str(error)) from error
+
+    def _absent(self, name: str, reason: str) -> CacheError:
+        return CacheError(
+            f"{self._root}/{name} cannot be read ({reason}): put it back, or pass the --image-root that it is below "
+            "now, and run the same command again"
+        )

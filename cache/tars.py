@@ -48,6 +48,7 @@ class Tars(Source):
         wanted = [*info.text_fields, *info.teacher_fields, *([info.language_field] if info.language_field else [])]
         self._fields = {field: _alternatives(field) for field in wanted}
         self._extensions = _alternatives(info.image_field.lower())
+        self._needs_all = info.where is not None or info.split is not None  # of a record, to choose by
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
@@ -72,8 +73,12 @@ class Tars(Source):
                 located = self._of_table(shard, opener) if shard.sidecar else None
                 for key, record, locator in located or self._of_headers(shard, opener):
                     line += 1
-                    key = f"{shard.name}/{readable(key)}"
-                    yield records.row(record, line, f"{shard.place}: {readable(key)}", key=key, locator=locator)
+                    name = readable(key)
+                    row = records.row(
+                        record, line, f"{shard.place}: {name}", key=f"{shard.name}/{name}", locator=locator
+                    )
+                    if row is not None:
+                        yield row
 
     def sha256(self) -> str:
         """Of names and sizes, and of tables or else both ends of each tar; at a URL of what the store tells of them."""
@@ -104,7 +109,8 @@ class Tars(Source):
         assert shard.sidecar is not None
         number = len(self._files) - 1
         with opener.open(shard.sidecar) as file:
-            for record in records_of(file, str(shard.sidecar), list(found.values())):
+            columns = columns_of(file, str(shard.sidecar)) if self._needs_all else list(found.values())
+            for record in records_of(file, str(shard.sidecar), columns):
                 resolved = record | {field: record[name] for field, name in found.items()}
                 yield record[KEY], resolved, Locator(number, BY_NAME, 0)
 
@@ -132,7 +138,7 @@ class Tars(Source):
             name = next((name.lower() for name in names if name.lower() in sample.members), None)
             found[field] = _text(sample.members[name], descriptor, where) if name else None
         described = sample.members.get("json")
-        if described is None or (None not in found.values() and not self.info.where):
+        if described is None or (None not in found.values() and not self._needs_all):
             return found
         try:
             record = json.loads(_text(described, descriptor, where) or "{}")
