@@ -83,7 +83,7 @@ def find_shards(named: str, root: Location) -> list[Shard]:
         )
     found = _remote(location, root) if isinstance(location, Url) else _local(location, Path(root))  # type: ignore[arg-type]
     if not found:
-        raise CacheError(f"{named}: no {SUFFIX} there")
+        raise CacheError(f"{named}: no {SUFFIX} there: check the path")
     return found
 
 
@@ -126,7 +126,7 @@ def _remote(url: Url, root: Url) -> list[Shard]:
     known = _told_of([*names, *sidecars.values()], Url(url))
     absent = [name for name in names if name not in known]
     if absent:
-        raise CacheError(f"{absent[0]}: no such object: upload it again, or leave it out of the pattern")
+        raise CacheError(f"{absent[0]}: no such object: check the URL, or upload it again")
     return [
         Shard(
             name.removeprefix(f"{root}/"),
@@ -186,13 +186,13 @@ def _told_of(names: Sequence[str], source: Url) -> dict[str, str]:
 
 
 def _listed(folder: Url) -> dict[str, str]:
-    """What a store tells of each file in a folder, by URL, in the order of their names."""
+    """What a store tells of each file in a folder, by URL, in the order of their names; nothing if there is none."""
     fs, path = open_filesystem(folder)
     try:
         with explained_store(folder, ""):
             fs.invalidate_cache()
             found = fs.ls(path, detail=True)
     except NOT_THERE:
-        raise CacheError(f"{folder}: nothing there: check the URL") from None
+        return {}
     names = {entry["name"].rpartition("/")[2]: told_state(entry) for entry in found if entry["type"] == "file"}
     return {f"{folder}/{name}": names[name] for name in sorted(names)}

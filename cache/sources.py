@@ -19,6 +19,7 @@ from .location import Url, to_location
 from .manifest import SUFFIXES, Table
 from .muge import Muge, holds_muge
 from .paths import PathReader, require_root
+from .remote import state_of
 from .shards import names_tars, root_of
 from .source import Reader, Source
 from .store import Cache
@@ -94,8 +95,7 @@ def open_source(info: SourceInfo) -> Source:
     """
     kind = KINDS[_recognised(info.path)]
     root = info.image_root or root_of(info.path)
-    require_root(to_location(root))
-    return kind(
+    source = kind(
         replace(
             info,
             kind=kind.kind,
@@ -104,6 +104,8 @@ def open_source(info: SourceInfo) -> Source:
             text_fields=info.text_fields or list(kind.text_fields),
         )
     )
+    require_root(to_location(root))
+    return source
 
 
 def _recognised(named: str) -> str:
@@ -113,6 +115,8 @@ def _recognised(named: str) -> str:
     if isinstance(path, Url):
         if not path.lower().endswith(SUFFIXES):
             raise CacheError(f"{path}: read from URLs are {', '.join(SUFFIXES)} and tars: copy it to a local folder")
+        if state_of(path) is None:
+            raise CacheError(f"{path}: nothing there: check the URL")
         return Table.kind
     if not path.exists():
         raise CacheError(f"{path}: no such file or folder")
