@@ -98,12 +98,15 @@ class ColumnSource(Source):
             if entry.is_dir():
                 if inside := self._in(entry):
                     found[entry.name] = inside
-            elif entry.suffix.lower() in self.suffixes:
+            elif self._is_file(entry):
                 found.setdefault(split_of(entry), []).append(entry)
         return found[chosen_split(found, wanted, path)] if found else []
 
     def _in(self, folder: Path) -> list[Path]:
-        return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in self.suffixes)
+        return sorted(filter(self._is_file, folder.iterdir()))
+
+    def _is_file(self, path: Path) -> bool:
+        return path.suffix.lower() in self.suffixes and not path.name.startswith(".") and path.is_file()
 
     def _opened(self) -> Iterator[tuple[Path, ColumnFile, bool, list[str]]]:
         """Each file, whether pictures are inside, and the columns to plan from."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from .errors import CacheError
@@ -25,7 +26,7 @@ class ClassFolders(Source):
         Raises:
             CacheError: splits to choose from, or a name that is no UTF-8.
         """
-        reader = RecordReader(self.info, has_key=False)
+        reader = RecordReader(replace(self.info, split=None), has_key=False)  # splits are folders here
         for line, (name, key) in enumerate(self._pictures(), 1):
             yield reader.row({"text": name.replace("_", " ")}, line, key, key=key)
 

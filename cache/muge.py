@@ -10,6 +10,7 @@ import hashlib
 import mmap
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,7 +50,7 @@ class Muge(Source):
         pictures, texts = self._paths()
         line, places = 0, Places.scanned(pictures)
         spoken_of: set[str] = set()
-        reader = RecordReader(self.info, has_key=False)
+        reader = RecordReader(replace(self.info, split=None), has_key=False)  # splits are files here
         for block in blocks(texts):
             for number, record in records(texts, block):
                 where = f"{texts}:{number}"

@@ -46,7 +46,7 @@ def cache_pictures(
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
-        source: one of your own (docs/sources.md); by default recognised from `settings.source`.
+        source: one of your own, from `open_source` (docs/sources.md); by default recognised from `settings.source`.
         on_progress: called with the stage, what is done of it and the total where known.
 
     Raises:

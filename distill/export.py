@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..cache.errors import CacheError
 from ..cache.files import whole_directory
 from ..cache.format import EncoderInfo, Status
 from ..cache.location import to_location
-from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
+from ..cache.pictures import Geometry, RejectedPictureError, decode
+from ..cache.sources import reader_of
 from ..cache.store import Cache
 from ..encoders.clip import load_merged
 from ..encoders.image import ImageTower, load_image_tower
@@ -121,15 +123,19 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
             return 0, None, f"the pictures are not below {root} any more"
         embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
         rows = embedded[np.linspace(0, len(embedded) - 1, min(NUM_PROBES, len(embedded))).astype(int)]
+        reader = reader_of(cache)
         keys = [cache.keys(row, row + 1)[0] for row in rows.tolist()]
+        locators = [cache.locators(row, row + 1) for row in rows.tolist()]
         image_emb = cache.emb_rows(rows).astype(np.float64)
     except (CacheError, OSError) as error:
         return 0, None, str(error)
     geometry, cosines, reason = Geometry.from_preprocess(tower.preprocess), [], f"{path} holds no embedded picture"
-    for key, cached in zip(keys, image_emb, strict=True):
+    for row, key, locator, cached in zip(rows.tolist(), keys, locators, image_emb, strict=True):
         try:
-            with open_below(root.resolve(), key) as file:
-                features = tower.encode(decode(file, geometry)[None])[0].astype(np.float64)
+            (encoded,) = reader.read(row, [key], locator)
+            if isinstance(encoded, Status):
+                raise RejectedPictureError(encoded)
+            features = tower.encode(decode(BytesIO(encoded), geometry)[None])[0].astype(np.float64)
         except RejectedPictureError as rejected:
             reason = f"{key}: {rejected.status.label}"
             continue
