@@ -1,6 +1,6 @@
 """The headers of a tar: which members it holds and where their bytes lie. Only headers are read.
 
-The standard library's tarfile reads what is unusual. An ordinary header is read here, four times as fast
+The standard library's tarfile reads what is unusual. An ordinary header is read here, three times as fast
 (benchmarks/tars_cpu_2026-11.md), and so are extended headers, because tarfile takes one of any size into memory.
 """
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -208,6 +210,22 @@ def test_pictures_may_lie_at_a_url_and_their_table_here(bucket: Bucket, tmp_path
     result = CliRunner().invoke(main, [*map(str, command), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["status"] == {"embedded": 5, "missing": 1}
+
+
+def test_the_documented_commands_run(bucket: Bucket, tmp_path: Path, tiny_clip: Path) -> None:
+    docs = (Path(__file__).parents[1] / "docs" / "sources.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
+    pictures, captions = encoded_pictures(3), [["a cat"], ["кот"], ["猫"]]
+    table = as_table(tmp_path, pictures, captions)
+    write_shards(tmp_path / "shards", pictures, captions, per_shard=1)
+    for file in (table, *tmp_path.glob("*/*")):
+        bucket.client.put_object(Bucket=NAME, Key=file.relative_to(tmp_path).as_posix(), Body=file.read_bytes())
+    for line in block.splitlines():
+        command = shlex.split(line.replace(" pairs.jsonl", f" {table}").replace("-o ", f"-o {tmp_path}/"))
+        given = [*command[1 : command.index("--model")], "--model", f"local-dir:{tiny_clip}", "--json"]
+        result = CliRunner().invoke(main, given)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["status"] == {"embedded": 3}
 
 
 class Troubled(ThreadingHTTPServer):
