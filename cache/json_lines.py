@@ -38,8 +38,12 @@ def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
             line += data.count(b"\n")
 
 
-def records(path: Path, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(name: Path | str, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
     """The number and the record of each line that is not blank.
+
+    Args:
+        name: of the file, for messages.
+        block: of its lines.
 
     Raises:
         CacheError: a line is no JSON object.
@@ -47,14 +51,14 @@ def records(path: Path, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(block.data.split(b"\n"), block.line):
         if len(line) > MAX_LINE_BYTES:
             raise CacheError(
-                f"{path}:{number}: a line of more than {MAX_LINE_BYTES:,} bytes: write one record a line, or drop it"
+                f"{name}:{number}: a line of more than {MAX_LINE_BYTES:,} bytes: write one record a line, or drop it"
             )
         if not line.strip():
             continue
         try:
             record = json.loads(line.decode())  # given bytes, json would guess at UTF-16 and UTF-32
         except (ValueError, RecursionError) as error:
-            raise CacheError(f"{path}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
+            raise CacheError(f"{name}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
         if not isinstance(record, dict):
-            raise CacheError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
+            raise CacheError(f"{name}:{number}: expected a JSON object, found {type(record).__name__}")
         yield number, record

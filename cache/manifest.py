@@ -17,6 +17,7 @@ from .json_lines import MAX_LINE_BYTES, blocks, records
 from .records import RecordReader, is_unicode
 from .rows import Batch, Row, batched
 from .source import Source
+from .spool import local_file
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".csv", ".tsv")
@@ -43,9 +44,9 @@ class Table(Source):
         path, suffix = self._opened()
         if suffix in LINES:
             for block in blocks(path):
-                yield from self._rows_of(records(path, block))
+                yield from self._rows_of(records(self.info.path, block))
         else:
-            yield from self._rows_of(_table(path, "," if suffix == ".csv" else "\t"))
+            yield from self._rows_of(_table(path, self.info.path, "," if suffix == ".csv" else "\t"))
 
     def batches(self) -> Iterator[Batch]:
         """The same as columns; JSON lines are parsed as such, block by block, where a block is plain."""
@@ -58,15 +59,16 @@ class Table(Source):
             if batch is not None:
                 yield batch
             else:
-                yield from batched(self._rows_of(records(path, block)))
+                yield from batched(self._rows_of(records(self.info.path, block)))
 
     def _opened(self) -> tuple[Path, str]:
-        path = Path(self.info.path)
-        suffix = path.suffix.lower()
+        name = self.info.path
+        suffix = Path(name).suffix.lower()
         if suffix not in SUFFIXES:
-            raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
+            raise CacheError(f"{name}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
+        path = local_file(name)
         if not path.is_file():
-            raise CacheError(f"{path}: no such file")
+            raise CacheError(f"{name}: no such file")
         self.left_out.clear()
         return path, suffix
 
@@ -78,14 +80,14 @@ class Table(Source):
 
     def sha256(self) -> str:
         """Of the file's bytes."""
-        return sha256_file(Path(self.info.path))
+        return sha256_file(local_file(self.info.path))
 
 
 class _LimitedLines:
     """The lines of a file, as many as a row may have: one that has no end is not read whole."""
 
-    def __init__(self, file: TextIO, path: Path) -> None:
-        self._file, self._path = file, path
+    def __init__(self, file: TextIO, name: str) -> None:
+        self._file, self._name = file, name
         self._num, self._row, self._size = 0, 1, 0
 
     def begin_row(self) -> int:
@@ -99,42 +101,42 @@ class _LimitedLines:
             self._num += 1
             if self._size > MAX_LINE_BYTES:
                 raise CacheError(
-                    f"{self._path}:{self._row}: a row of more than {MAX_LINE_BYTES:,} characters: "
+                    f"{self._name}:{self._row}: a row of more than {MAX_LINE_BYTES:,} characters: "
                     "write one record a line, close its quotation marks, or drop it"
                 )
             yield line
 
 
-def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _table(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     csv.field_size_limit(2**24)
     # TSV in the wild does not quote: a lone quotation mark in a caption must not swallow the next lines.
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
     # Bytes that are no UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        lines = _LimitedLines(file, path)
+        lines = _LimitedLines(file, name)
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         line = 1
         try:
             header = next(reader, None)
             if header is None:
-                raise CacheError(f"{path}: empty: expected a header line with the names of the columns")
+                raise CacheError(f"{name}: empty: expected a header line with the names of the columns")
             if not is_unicode("".join(header)):
-                raise CacheError(f"{path}:1: not UTF-8 text: save the file as UTF-8")
-            repeated = sorted({name for name in header if name and header.count(name) > 1})
+                raise CacheError(f"{name}:1: not UTF-8 text: save the file as UTF-8")
+            repeated = sorted({column for column in header if column and header.count(column) > 1})
             if repeated:
-                raise CacheError(f"{path}:1: several columns are called {', '.join(repeated)}: rename them")
+                raise CacheError(f"{name}:1: several columns are called {', '.join(repeated)}: rename them")
             line = lines.begin_row()
             for fields in reader:
                 if not is_unicode("".join(fields)):
-                    raise CacheError(f"{path}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
+                    raise CacheError(f"{name}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
                 if fields and len(fields) != len(header):
                     raise CacheError(
-                        f"{path}:{line}: {len(fields)} columns where the header has {len(header)}: "
+                        f"{name}:{line}: {len(fields)} columns where the header has {len(header)}: "
                         "quote fields that hold the delimiter"
                     )
                 if fields:
                     yield line, dict(zip(header, fields, strict=True))
                 line = lines.begin_row()
         except csv.Error as error:
-            raise CacheError(f"{path}:{line}: not a row of a table ({error}): mend or drop it") from None
+            raise CacheError(f"{name}:{line}: not a row of a table ({error}): mend or drop it") from None

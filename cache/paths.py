@@ -7,9 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .format import Status
-from .location import Location
+from .location import Location, Url
 from .pictures import RejectedPictureError, open_below, require_image_root
+from .remote import UrlReader, require_remote_root
 from .source import Reader
+
+
+def require_root(root: Location) -> None:
+    """Check what keys are relative to.
+
+    Raises:
+        CacheError: no such folder, or a store that cannot be read.
+    """
+    if isinstance(root, Url):
+        require_remote_root(root)
+    else:
+        require_image_root(root)
 
 
 class PathReader(Reader):
@@ -19,14 +32,14 @@ class PathReader(Reader):
         self._root = root
 
     @classmethod
-    def below(cls, root: Location) -> "PathReader":
-        """A reader of what lies below a root.
+    def below(cls, root: Location) -> Reader:
+        """A reader of what lies below a root, on the disk or at a URL.
 
         Raises:
-            CacheError: no such folder.
+            CacheError: no such folder, or a store that cannot be read.
         """
-        require_image_root(Path(root))
-        return cls(Path(root).resolve())
+        require_root(root)
+        return UrlReader(root) if isinstance(root, Url) else cls(root.resolve())
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
         """The bytes of each file; a file that vanishes or fails while it is read is unreadable."""

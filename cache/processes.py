@@ -17,10 +17,13 @@ def worker_pool(workers: int, module: str, start: Callable[..., None], *argument
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([module])
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(start, arguments))
+    return ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(dict(os.environ), start, arguments)
+    )
 
 
-def _begin(start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _begin(environment: dict[str, str], start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)  # otherwise the credentials would be those of when the first pool began
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
     start(*arguments)

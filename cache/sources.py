@@ -15,13 +15,15 @@ from .class_folders import ClassFolders, holds_class_folders
 from .coco import Coco
 from .errors import CacheError
 from .format import SourceInfo, Status
-from .location import to_location
+from .location import Url, to_location
 from .manifest import SUFFIXES, Table
 from .muge import Muge, holds_muge
-from .paths import PathReader
-from .pictures import require_image_root
+from .paths import PathReader, require_root
+from .remote import state_of
+from .shards import names_tars, root_of
 from .source import Reader, Source
 from .store import Cache
+from .tars import Tars
 
 
 class Shape(NamedTuple):
@@ -34,6 +36,7 @@ class Shape(NamedTuple):
 
 SHAPES = (  # the first that fits decides
     Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda path: _is_file(path, SUFFIXES)),
+    Shape(Tars, "a .tar, or a folder or pattern of them", lambda path: names_tars(str(path))),
     Shape(Coco, "a COCO file .json of images and annotations", lambda path: _is_file(path, (".json",))),
     Shape(Muge, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", holds_muge),
     Shape(Arrow, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
@@ -55,10 +58,8 @@ def open_source(info: SourceInfo, kind: type[Source] | None = None) -> Source:
         CacheError: nothing there, or of no known kind.
     """
     kind = kind or KINDS[_recognised(info.path)]
-    path = Path(info.path)
-    root = info.image_root or str(path if path.is_dir() else path.parent)
-    require_image_root(Path(root))
-    return kind(
+    root = info.image_root or root_of(info.path)
+    source = kind(
         replace(
             info,
             kind=kind.kind,
@@ -67,10 +68,20 @@ def open_source(info: SourceInfo, kind: type[Source] | None = None) -> Source:
             text_fields=info.text_fields or list(kind.text_fields),
         )
     )
+    require_root(to_location(root))
+    return source
 
 
 def _recognised(named: str) -> str:
-    path = Path(named)
+    if names_tars(named):
+        return Tars.kind
+    path = to_location(named)
+    if isinstance(path, Url):
+        if not path.lower().endswith(SUFFIXES):
+            raise CacheError(f"{path}: read from URLs are {', '.join(SUFFIXES)} and tars: copy it to a local folder")
+        if state_of(path) is None:
+            raise CacheError(f"{path}: nothing there: check the URL")
+        return Table.kind
     if not path.exists():
         raise CacheError(f"{path}: no such file or folder")
     for shape in SHAPES:

@@ -52,13 +52,8 @@ class RemoteStore(FsspecStore):
         Raises:
             CacheError: nothing that is installed reads such URLs.
         """
-        try:
+        with known_scheme(url):
             opened = FsspecStore.from_url(url)
-        except ImportError as error:
-            remedy = "run `pip install 'clipglot[s3]'`" if url.scheme in S3 else "install that package"
-            raise CacheError(f"{url}: {error}: {remedy}") from error
-        except ValueError as error:  # so fsspec says that it does not know the scheme
-            raise CacheError(f"{url}: {error}: pass a local path, or a URL such as s3://bucket/train.zarr") from error
         store = cls(opened.fs, read_only=read_only, path=opened.path.rstrip("/"), allowed_exceptions=())
         store.url, store._recent = url, OrderedDict()
         return store
@@ -74,7 +69,7 @@ class RemoteStore(FsspecStore):
             self._recent.move_to_end(key)
             return self._recent[key]
         try:
-            with _explained(self.url, key):
+            with explained_store(self.url, key):
                 value = await super().get(key, prototype, byte_range)
         except NOT_THERE as error:
             if key == MARK and self.read_only:
@@ -104,14 +99,14 @@ class RemoteStore(FsspecStore):
         """
         self._check_writable()
         self._recent.pop(key, None)
-        with _explained(self.url, key, "written"):
+        with explained_store(self.url, key, "written"):
             await super().set(key, value, byte_range)
 
     async def delete(self, key: str) -> None:
         """Delete one object, if it is there. zarr's own way would take brackets in its name for a pattern."""
         self._check_writable()
         self._recent.pop(key, None)
-        with _explained(self.url, key, "deleted"), suppress(*NOT_THERE):
+        with explained_store(self.url, key, "deleted"), suppress(*NOT_THERE):
             await self.fs._rm_file(f"{self.path}/{key}")
 
     async def delete_dir(self, prefix: str) -> None:
@@ -127,7 +122,7 @@ class RemoteStore(FsspecStore):
 
         async def listed() -> list[str]:
             self.fs.invalidate_cache()  # others write too
-            with _explained(self.url, folder):
+            with explained_store(self.url, folder):
                 return [name async for name in self.list_dir(folder)]
 
         return [name for name in sync(listed()) if name]  # "" marks an empty folder, as made in a browser
@@ -136,7 +131,7 @@ class RemoteStore(FsspecStore):
         """A small object, None if there is none."""
 
         async def fetched() -> bytes | None:
-            with _explained(self.url, key):
+            with explained_store(self.url, key):
                 return bytes(await self.fs._cat_file(f"{self.path}/{key}"))
 
         try:
@@ -169,7 +164,7 @@ class RemoteStore(FsspecStore):
 
     async def _keys_below(self, folder: str) -> list[str]:
         self.fs.invalidate_cache()
-        with _explained(self.url, folder):
+        with explained_store(self.url, folder):
             try:
                 found = await self.fs._find(f"{self.path}/{folder}".rstrip("/"))
             except NOT_THERE:
@@ -182,7 +177,19 @@ CacheStore = DurableLocalStore | RemoteStore
 
 
 @contextmanager
-def _explained(url: Url, key: str, done: str = "read") -> Iterator[None]:
+def known_scheme(url: Url) -> Iterator[None]:
+    """Turn what fsspec raises on a URL that it cannot open into an error that says what to do."""
+    try:
+        yield
+    except ImportError as error:
+        remedy = "run `pip install 'clipglot[s3]'`" if url.scheme in S3 else "install that package"
+        raise CacheError(f"{url}: {error}: {remedy}") from error
+    except ValueError as error:  # so fsspec says that it does not know the scheme
+        raise CacheError(f"{url}: {error}: pass a local path, or a URL such as s3://bucket/train.zarr") from error
+
+
+@contextmanager
+def explained_store(url: Url, key: str, done: str = "read") -> Iterator[None]:
     """Turn what a store's own library raises, each of its own types, into an error that says what to do."""
     try:
         yield

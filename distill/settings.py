@@ -42,11 +42,13 @@ def require_at_least_one(settings: object, *names: str) -> None:
 class CacheSettings:
     """`clipglot cache`: embed every picture of a source once."""
 
-    source: Annotated[Path, "pictures and captions: .jsonl, .csv or .tsv, or another shape (docs/sources.md)"]
+    source: Annotated[Path | Url, "pictures and captions: .jsonl, .csv, .tsv, tars, or another shape (docs/sources.md)"]
     output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
-    image_root: Annotated[Path | None, "folder that picture paths are relative to (default: the source's)"] = None
+    image_root: Annotated[
+        Path | Url | None, "folder, or URL, that picture paths are relative to (default: the source's)"
+    ] = None
     image_field: Annotated[str | None, "column with the picture, or its path (default: image)"] = None
     text_field: Annotated[
         tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
@@ -67,7 +69,9 @@ class CacheSettings:
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
-    workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
+    workers: Annotated[
+        int | None, "processes that decode pictures (default: one a core, two for pictures at a URL)"
+    ] = None
     chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB, less in small caches)"] = None
     max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
     decoding: Annotated[
@@ -168,8 +172,14 @@ class CacheSettings:
 
     @property
     def resolved_workers(self) -> int:
-        """The number of decoding processes; those that `torchrun` started on one machine share its cores."""
-        return self.workers or max(1, num_usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        """The number of decoding processes.
+
+        Those that read over a network wait half of the time. Those that `torchrun` started on one machine share its
+        cores.
+        """
+        remote = isinstance(self.image_root or self.source, Url)
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.workers or max(1, num_usable_cores() * (2 if remote else 1) // local_processes)
 
     @property
     def share(self) -> Worker:

@@ -78,7 +78,8 @@ class Bucket:
 
     def num_gets(self, below: str) -> Counter[str]:
         """How often each object below a key was fetched until now."""
-        return Counter(re.findall(rf'"GET /{NAME}/({re.escape(below)}\S*) HTTP', self._log.read_text()))
+        coloured = "(?:\x1b\\[35m\x1b\\[1m)?"  # as the server shows parts of objects
+        return Counter(re.findall(rf'"{coloured}GET /{NAME}/({re.escape(below)}\S*) HTTP', self._log.read_text()))
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from clipglot.cache.sources import SHAPES
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from source_contract import encoded_pictures, write_pictures
+from tarred import write_img2dataset, write_shards
 
 DOCS = (Path(__file__).parents[1] / "docs" / "sources.md").read_text(encoding="utf-8")
 
@@ -57,6 +58,9 @@ def make_birds(folder: Path) -> None:
 MAKE = {
     "pairs.jsonl": make_tables,
     "pairs.csv": make_tables,
+    "shards": lambda folder: write_shards(folder / "shards", PICTURES, CAPTIONS, per_shard=1),
+    "shards/{00000..00002}.tar": lambda folder: write_shards(folder / "shards", PICTURES, CAPTIONS, per_shard=1),
+    "downloads": lambda folder: write_img2dataset(folder / "downloads", PICTURES, [texts[0] for texts in CAPTIONS]),
     "pairs.parquet": lambda folder: columns.TestParquetOfBytes().make(folder, PICTURES, CAPTIONS),
     "data": make_hub,
     "pairs.feather": lambda folder: columns.TestFeather().make(folder, PICTURES, CAPTIONS),

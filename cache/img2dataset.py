@@ -1,0 +1,52 @@
+"""img2dataset's tables: beside each tar a Parquet file that tells what is in it."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .errors import CacheError
+
+KEY, STATUS, SUCCESS = "key", "status", "success"
+_DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
+
+
+def columns_of(file: BinaryIO, where: str) -> list[str]:
+    """The columns of a table.
+
+    Raises:
+        CacheError: it is not readable as Parquet.
+    """
+    try:
+        return list(pq.read_schema(file).names)
+    except _DAMAGED as error:
+        raise _unreadable(where, error) from error
+
+
+def records_of(file: BinaryIO, where: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The records of the pictures that img2dataset could download, in order.
+
+    Args:
+        file: the table.
+        where: its name, for messages.
+        columns: those wanted besides the key.
+
+    Raises:
+        CacheError: it is not readable as Parquet, or a picture has no key.
+    """
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(columns=list({KEY: 0, STATUS: 0} | dict.fromkeys(columns))):
+            for record in batch.to_pylist():
+                if record[STATUS] == SUCCESS:
+                    if not isinstance(record[KEY], str) or not record[KEY]:
+                        raise CacheError(f"{where}: {KEY!r} must be the name of a picture, found {record[KEY]!r}")
+                    yield record
+    except _DAMAGED as error:
+        raise _unreadable(where, error) from error
+
+
+def _unreadable(where: str, error: Exception) -> CacheError:
+    return CacheError(
+        f"{where} is not readable as Parquet ({error}): fetch it again, or delete it: its tar is then read instead"
+    )
