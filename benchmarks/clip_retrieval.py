@@ -2,8 +2,8 @@
 
     scripts/bench clip_retrieval --data DIR --peer VENV/bin/clip-retrieval [--num 1500] [--few 64] [--rounds 3]
 
-clip-retrieval wants an environment of its own: `pip install clip-retrieval 'setuptools<81'` (2.45.0 begins with an error
-under newer setuptools, which have no pkg_resources). Both run as commands, in turn, on ViT-B/32 with one file of random
+clip-retrieval wants an environment of its own: `pip install clip-retrieval 'setuptools<81'` (2.45.0 ends with an error
+under newer setuptools, which lack pkg_resources). Both run as commands, in turn, on ViT-B/32 with one file of random
 weights. A command takes long to begin, so each also runs on few pictures, and the speed is that of the further ones.
 """
 
