@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from .arrow_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile
+from .condition import Condition
 from .errors import CacheError
 from .format import SourceInfo
 from .location import Location
+from .pictures import name_below
 from .records import RecordReader
 from .rows import Locator, Row
 from .source import Reader, Source
@@ -52,11 +54,12 @@ class ColumnSource(Source):
             CacheError: a file or a record is not readable as such.
         """
         self._files, line = [], 0
+        self.left_out.clear()
         for path, file, inside, columns in self._opened():
             if inside:
-                self._files.append(self._below_root(path))
+                self._files.append(name_below(Path(self.info.image_root), path))
             name = path.name if path == Path(self.info.path) else path.relative_to(self.info.path).as_posix()
-            reader = RecordReader(self._record_info, has_key=not inside)
+            reader = RecordReader(self._record_info, has_key=not inside, left_out=self.left_out)
             before = line
             with _naming(path):
                 for group, first, batch in file.records(columns):
@@ -64,7 +67,9 @@ class ColumnSource(Source):
                         key = f"{name}#{line - before}" if inside else ""
                         locator = Locator(len(self._files) - 1, group, row) if inside else None
                         line += 1
-                        yield reader.row(record, line, f"{path}: record {line - before}", key=key, locator=locator)
+                        found = reader.row(record, line, f"{path}: record {line - before}", key=key, locator=locator)
+                        if found:
+                            yield found
 
     def files(self) -> list[str]:
         """The files, if pictures stand in them."""
@@ -97,12 +102,15 @@ class ColumnSource(Source):
             if entry.is_dir():
                 if inside := self._in(entry):
                     found[entry.name] = inside
-            elif entry.suffix.lower() in self.suffixes:
+            elif self._is_file(entry):
                 found.setdefault(split_of(entry), []).append(entry)
         return found[chosen_split(found, wanted, path)] if found else []
 
     def _in(self, folder: Path) -> list[Path]:
-        return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() in self.suffixes)
+        return sorted(filter(self._is_file, folder.iterdir()))
+
+    def _is_file(self, path: Path) -> bool:
+        return path.suffix.lower() in self.suffixes and not path.name.startswith(".") and path.is_file()
 
     def _opened(self) -> Iterator[tuple[Path, ColumnFile, bool, list[str]]]:
         """Each file, whether pictures are inside, and the columns to plan from."""
@@ -125,19 +133,11 @@ class ColumnSource(Source):
         flags |= dict.fromkeys(info.teacher_fields, "--teacher-field")
         if info.language_field:
             flags[info.language_field] = "--language-field"
+        if info.where is not None:
+            flags = dict.fromkeys(Condition(info.where).fields, "--where") | flags
         for name, flag in flags.items():
             require_column(schema, name, flag, path)
-        if info.where:  # which may speak of any
-            return [field.name for field in schema if not inside or field.name != info.image_field]
         return list(flags) if inside or not info.images else [info.image_field, *flags]
-
-    def _below_root(self, path: Path) -> str:
-        root = Path(self.info.image_root)
-        if not path.is_relative_to(root) or not path.resolve().is_relative_to(root.resolve()):
-            raise CacheError(
-                f"{path} leads to {path.resolve()}, outside {root}: pass --image-root DIR, a folder that holds both"
-            )
-        return path.relative_to(root).as_posix()
 
 
 class Parquet(ColumnSource):

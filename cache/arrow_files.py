@@ -42,7 +42,7 @@ class ColumnFile(ABC):
         """Some columns of every row, as (group, row of the first, some rows)."""
 
     @abstractmethod
-    def value(self, column: str, group: int, row: int) -> Any:
+    def value(self, column: str, group: int, row: int) -> pa.Scalar:
         """A value by its place; cheap if it comes after the last one that was asked for."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class ParquetFile(ColumnFile):
                 yield group, row, batch
                 row += batch.num_rows
 
-    def value(self, column: str, group: int, row: int) -> Any:
+    def value(self, column: str, group: int, row: int) -> pa.Scalar:
         """As `ColumnFile` says."""
         if self._place != (column, group) or row < self._first:
             self._place, self._first = (column, group), 0
@@ -77,7 +77,7 @@ class ParquetFile(ColumnFile):
         while row >= self._first + self._held.num_rows:
             self._first += self._held.num_rows
             self._held = next(self._following)
-        return self._held.column(0)[row - self._first].as_py()
+        return self._held.column(0)[row - self._first]
 
     def digest(self, columns: Sequence[str]) -> bytes:
         """Over the footer, which tells the sizes of all columns, and the bytes of these as stored."""
@@ -111,7 +111,8 @@ class ArrowFile(ColumnFile):
         with open(path, "rb") as file:
             self._is_stream = file.read(6) != b"ARROW1"
         self.schema = self._open().schema
-        self._column: str | None = None
+        self._opened: Any = None
+        self._group = -1  # the one that is held
 
     def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """As `ColumnFile` says."""
@@ -119,20 +120,14 @@ class ArrowFile(ColumnFile):
             for row in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 yield group, row, batch.slice(row, ROWS_AT_A_TIME)
 
-    def value(self, column: str, group: int, row: int) -> Any:
+    def value(self, column: str, group: int, row: int) -> pa.Scalar:
         """As `ColumnFile` says."""
-        if self._column != column:
-            self._column, self._group = column, -1
-            self._opened = self._open([column])
-        if self._is_stream:
-            if group < self._group:  # a stream goes on, never back
-                self._opened, self._group = self._open([column]), -1
-            while self._group < group:
-                self._held = self._opened.read_next_batch()
-                self._group += 1
-        elif group != self._group:
-            self._held, self._group = self._opened.get_batch(group), group
-        return self._held.column(0)[row].as_py()
+        if self._opened is None or (self._is_stream and group < self._group):  # a stream goes on, never back
+            self._opened, self._group = self._open(), -1  # all columns: mapped, where a choice of them would be copied
+        while self._group != group:
+            self._held = self._opened.read_next_batch() if self._is_stream else self._opened.get_batch(group)
+            self._group = self._group + 1 if self._is_stream else group
+        return self._held.column(column)[row]
 
     def digest(self, columns: Sequence[str]) -> bytes:
         """Over the size of the file and the buffers of these columns."""
@@ -172,23 +167,27 @@ class ColumnReader(Reader):
         """The pictures; none where the column is null. Where a struct has no bytes, those of the file at its path."""
         assert locators is not None
         for file, group, row in locators.tolist():
-            value = self._value(file, group, row)
-            if isinstance(value, dict):
-                path = value.get("path")
-                value = value["bytes"]
-                if value is None and path:
-                    yield from PathReader(self._root).read([path], None)
-                    continue
-            yield Status.MISSING if value is None else value
+            found = self._find(file, group, row)
+            if isinstance(found, str):
+                yield from PathReader(self._root).read([found], None)
+            else:
+                yield found
 
-    def _value(self, file: int, group: int, row: int) -> Any:
+    def _find(self, file: int, group: int, row: int) -> bytes | str | Status:
+        """A picture, or its path, or why there is neither."""
         try:
             if self._open is None or self._open[0] != file:
                 self._open = None
                 self._open = file, self._file_type(resolve_below(self._root, self._files[file]))
-            return self._open[1].value(self._column, group, row)
+            found = self._open[1].value(self._column, group, row)
+            for name in ("bytes", "path") if isinstance(found, pa.StructScalar) and found.is_valid else ():
+                if name in found and found[name].is_valid:
+                    found = found[name]
+                    break
+            value: bytes | str | dict[str, Any] | None = found.as_py()
         except RejectedPictureError as rejected:
             return rejected.status
-        except (*UNREADABLE, StopIteration, IndexError):  # damaged, or cut short since it was planned
+        except (*UNREADABLE, StopIteration, LookupError, UnicodeDecodeError):  # damaged, or another than was planned
             self._open = None
             return Status.UNREADABLE
+        return Status.MISSING if not value or isinstance(value, dict) else value

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.core.sync import sync
 
 from .errors import AbsentObjectError, CacheError
 from .files import PARTIAL, DurableLocalStore
@@ -70,8 +69,8 @@ class CheckedGroup:
             raise CacheError(f"{self.path} is no cache, or its zarr.json is damaged ({error})") from error
         self.info = CacheInfo.from_attributes(attributes, str(self.path))
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        if isinstance(self._store, RemoteStore) and self.info.state != "sealed":
-            self._store.may_be_absent = (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+        if isinstance(self._store, RemoteStore):
+            self._store.may_be_absent = () if self.info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
     @property
     def is_folder(self) -> bool:
@@ -83,6 +82,11 @@ class CheckedGroup:
         """What the cache's bytes lie in, where they can be written."""
         assert not isinstance(self._store, Hdf5Store)
         return self._store
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is an HDF5 file, which is only read."""
+        return isinstance(self._store, Hdf5Store)
 
     @property
     def folder(self) -> Path:
@@ -249,12 +253,13 @@ class CheckedGroup:
         Returns:
             The chunks that were deleted, so that what they stand for counts as not done.
         """
+        assert not isinstance(self._store, Hdf5Store)  # never open for writing
         marks = {mark: chunk for chunk in chunks if (mark := _mark(*chunk))}
         if any(not self._pending(self.array(name), index) for name, index in marks.values()):
             self.info = replace(self.info, state="planned")
             self.root.attrs[ATTRIBUTE] = self.info.to_attributes()
         for mark in sorted(marks):
-            sync(self._store.delete(mark))
+            self._store.delete_file(mark)
         return sorted(marks)
 
 

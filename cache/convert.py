@@ -3,6 +3,7 @@
 What is read is checked against its checksums, and what is written is whole or absent.
 """
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import numpy as np
 import zarr
 
 from .errors import CacheError
-from .files import NO_SPACE, DurableLocalStore, whole_directory, whole_file
+from .files import NO_SPACE, DurableLocalStore, partial_of, sync_to_disk, whole_directory
 from .format import ATTRIBUTE, EMB, NORM
 from .hdf5 import grid, region
 from .hdf5_writing import new_file
@@ -92,7 +93,7 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
     require_nothing(output)
     with _explained(output):
         if is_hdf5(output):
-            with whole_file(output) as path, new_file(path, metadata) as file:
+            with _whole_file(output) as path, new_file(path, metadata) as file:
                 for name in groups:
                     file.create_group(name)
                 yield file.create_array
@@ -102,6 +103,27 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
                 for name in groups:
                     root.create_group(name)
                 yield partial(create_array, root)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary sibling of `path` to write; it takes the name `path` only when the block ends well.
+
+    Raises:
+        FileExistsError: something stands at `path` by then.
+    """
+    partial = partial_of(path, alone=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield partial
+        sync_to_disk(partial)
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+        partial.rename(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_to_disk(path.parent)
 
 
 def require_nothing(output: Path) -> None:

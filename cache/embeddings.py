@@ -13,20 +13,16 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from .arrow import Parquet
 from .errors import CacheError
 from .files import sha256_file
 from .format import ATTRIBUTE, SourceInfo
 from .location import is_hdf5
 from .manifest import SUFFIXES, Table
-from .records import RecordReader
 from .rows import ROWS_AT_A_TIME, Row
 from .source import Source
-
-PARQUET = ".parquet"
 
 
 class Part(NamedTuple):
@@ -172,7 +168,7 @@ def _folder_files(folder: Path) -> list[tuple[Path, Path]]:
         raise CacheError(f"{folder}: no img_emb/img_emb_0.npy as clip-retrieval writes it: pass its output folder")
     pairs = []
     for number in sorted(found):
-        table = folder / "metadata" / found[number].with_suffix(PARQUET).name.replace("img_emb_", "metadata_")
+        table = folder / "metadata" / found[number].with_suffix(".parquet").name.replace("img_emb_", "metadata_")
         if not table.is_file():
             raise CacheError(f"{found[number]} has no captions: {table} is absent")
         pairs.append((found[number], table))
@@ -227,25 +223,13 @@ def _readable(path: Path, read: Callable[..., Any], *arguments: int) -> Any:
 
 
 def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[Row]:
-    if path.suffix.lower() == PARQUET:
-        return _parquet_rows(path, info, named)
-    if path.suffix.lower() not in SUFFIXES:
-        raise CacheError(f"{path}: no known kind of table; known are {', '.join((*SUFFIXES, PARQUET))}")
-    return Table(replace(info, path=str(path), images=named)).rows()
-
-
-def _parquet_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[Row]:
-    reader, line = RecordReader(info, has_key=named), 0
-    fields = dict.fromkeys(info.text_fields, "--text-field") | ({info.image_field: "--image-field"} if named else {})
-    try:
-        with pq.ParquetFile(path) as file:
-            for field, option in fields.items():
-                if field not in file.schema_arrow.names:
-                    found = ", ".join(file.schema_arrow.names)
-                    raise CacheError(f"{path}: no column {field!r} (found: {found}): pass {option} NAME")
-            for batch in file.iter_batches(ROWS_AT_A_TIME, columns=list(fields)):
-                for record in batch.to_pylist():
-                    line += 1
-                    yield reader.row(record, line, f"{path}:{line}")
-    except (pa.ArrowException, OSError) as error:
-        raise CacheError(f"{path} cannot be read ({error}): it is damaged, or no Parquet file") from error
+    table = {**dict.fromkeys(SUFFIXES, Table), **dict.fromkeys(Parquet.suffixes, Parquet)}.get(path.suffix.lower())
+    if table is None:
+        raise CacheError(f"{path}: no known kind of table; known are {', '.join((*SUFFIXES, *Parquet.suffixes))}")
+    for row in table(replace(info, path=str(path), images=named)).rows():
+        if row.locator is not None:
+            raise CacheError(
+                f"{path}: {info.image_field!r} holds pictures, expected their names: pass --image-field NAME, or "
+                "--no-keys"
+            )
+        yield row

@@ -26,7 +26,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
 
 
-def _sync(path: Path) -> None:
+def sync_to_disk(path: Path) -> None:
     """Bring a file's bytes, or a folder's names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -47,7 +47,7 @@ def write_whole(path: Path, data: Any) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync(path.parent)  # without it a power cut can undo the rename
+    sync_to_disk(path.parent)  # without it a power cut can undo the rename
 
 
 @contextmanager
@@ -56,41 +56,20 @@ def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
 
     What an earlier, killed attempt at the same name left behind goes first, unless another process may be at it now.
     """
-    partial = _partial_of(path, alone)
+    partial = partial_of(path, alone)
     partial.mkdir(parents=True)
     try:
         yield partial
         for written in (*partial.rglob("*"), partial):
-            _sync(written)
+            sync_to_disk(written)
         partial.rename(path)  # fails if a non-empty `path` appeared meanwhile
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(path.parent)
+    sync_to_disk(path.parent)
 
 
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a temporary sibling of `path` to write; it takes the name `path` only when the block ends well.
-
-    Raises:
-        FileExistsError: something stands at `path` by then.
-    """
-    partial = _partial_of(path, alone=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        _sync(partial)
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        partial.rename(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _partial_of(path: Path, alone: bool) -> Path:
+def partial_of(path: Path, alone: bool) -> Path:
     """A new temporary name beside `path`; alone, what killed attempts left under such names goes."""
     partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
     for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():

@@ -3,6 +3,7 @@
 Everything that a second implementation would have to agree on stands in this file.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
@@ -27,6 +28,8 @@ PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/of
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
 MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
 MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB as RGB
+
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47, as far as its form goes
 
 State = Literal["planning", "planned", "sealed"]
 Decoding = Literal["exact", "scaled"]  # of JPEGs: at full size, or at a part of it that is enough for the tower
@@ -54,7 +57,7 @@ class Status(IntEnum):
 EXPLANATION: dict[Status, str] = {
     Status.PENDING: "not embedded yet: run the same `clipglot cache` command again to resume",
     Status.EMBEDDED: "embedded",
-    Status.MISSING: "no such file below the image root",
+    Status.MISSING: "no such file below the image root, or no picture in its record",
     Status.OUTSIDE_ROOT: "the path leaves the image root: pass an --image-root that holds it",
     Status.UNREADABLE: "the file exists but could not be read (permissions, I/O error, not a regular file)",
     Status.NOT_A_PICTURE: "no known picture format",
@@ -168,6 +171,7 @@ class CacheInfo:
     counts: dict[str, int] = field(default_factory=dict)
     num_duplicates: int | None = None
     dropped_captions: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -215,6 +219,15 @@ class CacheInfo:
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(f"{where} has damaged metadata ({error}): cache again") from error
         return info
+
+
+def is_language_tag(tag: object) -> bool:
+    """Whether it has the form of a tag of BCP 47.
+
+    >>> [tag for tag in ("zh", "pt-BR", "zh-Hant-TW", "Chinese (simplified)", "r", 3) if is_language_tag(tag)]
+    ['zh', 'pt-BR', 'zh-Hant-TW']
+    """
+    return isinstance(tag, str) and LANGUAGE_TAG.fullmatch(tag) is not None
 
 
 def _as_json(value: Any) -> Any:

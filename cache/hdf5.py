@@ -92,7 +92,7 @@ class Hdf5Store(Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is such a key."""
-        return key in set(self._keys())
+        return key in self._keys()
 
     async def list(self) -> AsyncIterator[str]:
         """All keys."""

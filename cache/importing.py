@@ -19,12 +19,15 @@ from .sealing import seal
 from .store import Cache
 
 
-def survey(source: Embeddings, wanted: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[str]]:
+def survey(
+    source: Embeddings, wanted: NDArray[np.int64], on_progress: Callable[[int], None] = lambda done: None
+) -> tuple[NDArray[np.int64], list[str]]:
     """Read all rows of a source once, before anything is written.
 
     Args:
         source: whose rows.
         wanted: some of them, ascending.
+        on_progress: called with the number of rows read.
 
     Returns:
         `[N]`, the first row of each picture, in the order of a plan; and the keys of the wanted rows.
@@ -38,6 +41,7 @@ def survey(source: Embeddings, wanted: NDArray[np.int64]) -> tuple[NDArray[np.in
         inside = wanted[(wanted >= start) & (wanted < start + len(batch))] - start
         keys += [key.decode() for key in batch.keys.take(inside).split()]
         start += len(batch)
+        on_progress(start)
     if not digests:
         raise CacheError(f"{source.info.path} holds no rows")
     first = first_lines(np.concatenate(digests))

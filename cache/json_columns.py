@@ -14,6 +14,7 @@ import pyarrow.json
 from numpy.typing import NDArray
 
 from .format import SourceInfo
+from .json_lines import MAX_LINE_BYTES
 from .ragged import Texts
 from .rows import MAX_CAPTION_BYTES, Batch
 
@@ -79,7 +80,7 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
     Lines that begin and end with a brace hold whole objects: no JSON goes on with an opening brace after a closing one.
     """
     raw, lengths = np.frombuffer(block, np.uint8), ends - starts
-    if lengths.min() < 3:
+    if lengths.min() < 3 or lengths.max() > MAX_LINE_BYTES:
         return False
     last = raw[ends - 1]
     last = np.where(last == ord("\r"), raw[ends - 2], last)

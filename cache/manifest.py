@@ -7,13 +7,13 @@ a manifest is read before any work is spent, so that stopping early is the cheap
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from .errors import CacheError
 from .files import sha256_file
 from .format import SourceInfo
 from .json_columns import has_columns, plain_batch
-from .json_lines import blocks, records
+from .json_lines import MAX_LINE_BYTES, blocks, records
 from .records import RecordReader, is_unicode
 from .rows import Batch, Row, batched
 from .source import Source
@@ -32,7 +32,7 @@ class Table(Source):
 
     def __init__(self, info: SourceInfo) -> None:
         super().__init__(info)
-        self._reader = RecordReader(info)
+        self._reader = RecordReader(info, left_out=self.left_out)
 
     def rows(self) -> Iterator[Row]:
         """Every record.
@@ -67,15 +67,42 @@ class Table(Source):
             raise CacheError(f"{path}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
         if not path.is_file():
             raise CacheError(f"{path}: no such file")
+        self.left_out.clear()
         return path, suffix
 
     def _rows_of(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
         for line, record in records:
-            yield self._reader.row(record, line, f"{self.info.path}:{line}")
+            row = self._reader.row(record, line, f"{self.info.path}:{line}")
+            if row is not None:
+                yield row
 
     def sha256(self) -> str:
         """Of the file's bytes."""
         return sha256_file(Path(self.info.path))
+
+
+class _LimitedLines:
+    """The lines of a file, as many as a row may have: one that has no end is not read whole."""
+
+    def __init__(self, file: TextIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._num, self._row, self._size = 0, 1, 0
+
+    def begin_row(self) -> int:
+        """The number of the next line, which begins a row."""
+        self._row, self._size = self._num + 1, 0
+        return self._row
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(MAX_LINE_BYTES + 1 - self._size):
+            self._size += len(line)
+            self._num += 1
+            if self._size > MAX_LINE_BYTES:
+                raise CacheError(
+                    f"{self._path}:{self._row}: a row of more than {MAX_LINE_BYTES:,} characters: "
+                    "write one record a line, close its quotation marks, or drop it"
+                )
+            yield line
 
 
 def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -85,7 +112,8 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
     # Bytes that are no UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
+        lines = _LimitedLines(file, path)
+        reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         line = 1
         try:
             header = next(reader, None)
@@ -96,7 +124,7 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
             repeated = sorted({name for name in header if name and header.count(name) > 1})
             if repeated:
                 raise CacheError(f"{path}:1: several columns are called {', '.join(repeated)}: rename them")
-            line = reader.line_num + 1
+            line = lines.begin_row()
             for fields in reader:
                 if not is_unicode("".join(fields)):
                     raise CacheError(f"{path}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
@@ -107,6 +135,6 @@ def _table(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
                     )
                 if fields:
                     yield line, dict(zip(header, fields, strict=True))
-                line = reader.line_num + 1
+                line = lines.begin_row()
         except csv.Error as error:
             raise CacheError(f"{path}:{line}: not a row of a table ({error}): mend or drop it") from None

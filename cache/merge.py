@@ -91,6 +91,7 @@ def _identity(info: CacheInfo) -> list[tuple[str, Any]]:
             (name, getattr(encoder, name))
             for name in ("weights_sha256", "preprocess", "quick_gelu", "dim", "precision")
         ),
+        ("decoding", info.decoding),
         ("num_views", info.num_views),
         ("augmentation", augmentation),
         ("images", info.source.images),

@@ -6,6 +6,7 @@ bit for bit; `tests/test_pictures.py` holds the two together.
 """
 
 import errno
+import os
 import stat
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -222,6 +223,19 @@ def require_image_root(root: Path) -> None:
         raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that picture paths start from")
 
 
+def name_below(root: Path, path: Path) -> str:
+    """The name by which `resolve_below` finds a file.
+
+    Raises:
+        CacheError: it lies elsewhere, or is a link that leads there.
+    """
+    if not path.is_relative_to(root) or not path.resolve().is_relative_to(root.resolve()):
+        raise CacheError(
+            f"{path} leads to {path.resolve()}, outside {root}: pass --image-root DIR, a folder that holds both"
+        )
+    return path.relative_to(root).as_posix()
+
+
 def resolve_below(root: Path, name: str) -> Path:
     """The file `name` below `root`, never anything outside it.
 
@@ -254,8 +268,16 @@ def open_below(root: Path, key: str) -> IO[bytes]:
     """
     path = resolve_below(root, key)
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise RejectedPictureError(Status.TOO_LARGE)
-        return open(path, "rb")
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
     except OSError:
         raise RejectedPictureError(Status.UNREADABLE) from None
+    found = os.fstat(file.fileno())  # of what was opened, whatever stood there a moment ago
+    if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
+        return file
+    file.close()
+    raise RejectedPictureError(Status.TOO_LARGE if stat.S_ISREG(found.st_mode) else Status.UNREADABLE)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A FIFO that took the file's place a moment ago would otherwise be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)

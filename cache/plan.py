@@ -1,8 +1,9 @@
 """Planning: from a source to an empty cache whose rows and order are fixed before the first picture is opened."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 
 import zarr
 
@@ -38,6 +39,7 @@ def plan_cache(
     info: CacheInfo,
     *,
     files: Callable[[], Sequence[str]] = list,
+    left_out: Mapping[str, int] = MappingProxyType({}),
     chunk_rows: int | None = None,
     hashed: bool = False,
     on_progress: Callable[[int], None] = lambda done: None,
@@ -53,6 +55,7 @@ def plan_cache(
             the first batch that brings nothing for the pictures within it.
         info: encoder, source and batch size; counts and state are filled in here.
         files: asked for once the rows are read: what locators count.
+        left_out: likewise: how many records were left out, by flag.
         chunk_rows: rows of an embedding chunk; by default about 16 MB, less in a small cache.
         hashed: a pass over pictures will keep the hash of each one's bytes.
         on_progress: called with the number of rows read.
@@ -69,7 +72,7 @@ def plan_cache(
         raise CacheError(f"chunk rows ({chunk_rows}) must be a multiple of the batch size ({info.batch_size})")
     store = store_at(path, read_only=False)
     try:
-        return _lay_out(store, batches, info, files, chunk_rows, hashed, on_progress)
+        return _lay_out(store, batches, info, files, left_out, chunk_rows, hashed, on_progress)
     except CacheError:
         with suppress(CacheError):  # an unfinished plan is no harm
             store.empty(for_good=True)
@@ -81,6 +84,7 @@ def _lay_out(
     batches: Iterable[Batch],
     info: CacheInfo,
     files: Callable[[], Sequence[str]],
+    left_out: Mapping[str, int],
     chunk_rows: int | None,
     hashed: bool,
     on_progress: Callable[[int], None],
@@ -102,7 +106,8 @@ def _lay_out(
             break
     num, num_captions = writer.close()
     if not num:
-        raise CacheError(f"{info.source.path}: no pictures in it")
+        of = "".join(f"; {flag} left out {count:,} records" for flag, count in left_out.items())
+        raise CacheError(f"{info.source.path}: no pictures in it{of}")
     dim, views = info.encoder.dim, info.num_views
     chunk_rows = chunk_rows or plan_chunk_rows(num, dim, info.batch_size)
     create_array(root, EMB, (views, num, dim), (1, chunk_rows, dim), "float16")
@@ -123,6 +128,7 @@ def _lay_out(
         num_captions=num_captions,
         chunk_rows=chunk_rows,
         dropped_captions=dict(writer.dropped),
+        left_out=dict(left_out),
         languages=list(writer.codes),
     )
     root.attrs[ATTRIBUTE] = planned.to_attributes()  # last: a plan without it never passes for whole

@@ -1,24 +1,34 @@
 """From a record, i.e. named values as a table, a sidecar or a dataset has them, to a row."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from .condition import Condition
 from .errors import CacheError
-from .format import SourceInfo
+from .format import SourceInfo, is_language_tag
 from .rows import Locator, Row
+
+SPLIT = "split"  # the column that --split asks
 
 
 class RecordReader:
-    """Takes the asked-for fields out of records, and leaves out those of another split."""
+    """Takes the asked-for fields out of records; leaves out those of another split or that do not fulfil `--where`."""
 
-    def __init__(self, info: SourceInfo, *, has_key: bool = True) -> None:
+    def __init__(self, info: SourceInfo, *, has_key: bool = True, left_out: Counter[str] | None = None) -> None:
         """Remember what was asked for.
 
         Args:
             info: the fields.
             has_key: whether records name their picture, rather than the source itself.
+            left_out: the source's count of records that are left out, by the flag that did so.
+
+        Raises:
+            CacheError: the condition is none.
         """
         self._info = info
+        self._condition = Condition(info.where) if info.where is not None else None
+        self._left_out = Counter() if left_out is None else left_out
         self._image_field = info.image_field if has_key and info.images else None
         fields = [*([self._image_field] if self._image_field else []), *info.text_fields, *info.teacher_fields]
         self._options = dict.fromkeys(fields, "--text-field")
@@ -27,11 +37,13 @@ class RecordReader:
             self._options[self._image_field] = "--image-field"
         if info.language_field:
             self._options[info.language_field] = "--language-field"
+        if info.split is not None:
+            self._options.setdefault(SPLIT, "--split")
 
     def row(
         self, record: Mapping[str, Any], line: int, where: str, *, key: str = "", locator: Locator | None = None
-    ) -> Row:
-        """The row of a record.
+    ) -> Row | None:
+        """The row of a record; None if it is left out.
 
         Args:
             record: its fields.
@@ -46,7 +58,14 @@ class RecordReader:
         for name, option in self._options.items():
             if name not in record:
                 found = ", ".join(map(str, record))
-                raise CacheError(f"{where}: no field {name!r} (found: {found}): pass {option} NAME")
+                remedy = "leave out --split" if option == "--split" else f"pass {option} NAME"
+                raise CacheError(f"{where}: no field {name!r} (found: {found}): {remedy}")
+        if self._info.split is not None and record[SPLIT] != self._info.split:
+            self._left_out["--split"] += 1
+            return None
+        if self._condition and not self._condition.holds(record, where):
+            self._left_out["--where"] += 1
+            return None
         if self._image_field:
             key = record[self._image_field]
             if not isinstance(key, str) or not key:
@@ -64,12 +83,12 @@ class RecordReader:
         if info.language_field:
             given = record[info.language_field]
             tags = given if isinstance(given, list) else [given] * num
-            if len(tags) != num or not all(isinstance(tag, str) for tag in tags):
+            if len(tags) != num or not all(tag in (None, "") or is_language_tag(tag) for tag in tags):
                 raise CacheError(
-                    f"{where}: {info.language_field!r} must be a tag such as 'zh', or one for each of {num} captions, "
-                    f"found {given!r:.100}"
+                    f"{where}: {info.language_field!r} must be a tag such as 'zh' or 'pt-BR', or one for each of {num} "
+                    f"captions, found {given!r:.100}"
                 )
-            return tags
+            return [tag or "" for tag in tags]
         if len(info.languages) == 1:
             return info.languages * num
         return [tag for tag, captions in zip(info.languages, by_field, strict=bool(info.languages)) for _ in captions]

@@ -20,7 +20,7 @@ from .workers import Watch, Worker, next_chunk
 
 WORKERS = "workers"
 BEAT_S = 10.0  # between two signs of life, but there is one at each chunk
-LOOK_S = 10.0  # between two looks at those of others
+LOOK_S = 30.0  # between two looks at those of others
 POLL_S = 1.0  # the same once there are only chunks of others left, and between two questions whether these are done
 
 Stage = Literal["teach", "embed"]

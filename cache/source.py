@@ -4,6 +4,7 @@ A source of one's own is one class; `docs/sources.md` shows one. B pictures of a
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -36,6 +37,7 @@ class Source(ABC):
         image_field: where a record names the picture, unless the user says otherwise.
         text_fields: where it has captions, unless the user says otherwise.
         info: what was asked for, complete but for kind and sha256.
+        left_out: records that were read and left out, by the flag that did so.
     """
 
     kind: ClassVar[str]
@@ -44,6 +46,7 @@ class Source(ABC):
 
     def __init__(self, info: SourceInfo) -> None:
         self.info = info
+        self.left_out: Counter[str] = Counter()
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,47 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrow import Arrow, Parquet, holds_saved_dataset
+from .class_folders import ClassFolders, holds_class_folders
+from .coco import Coco
 from .errors import CacheError
 from .format import SourceInfo, Status
 from .location import to_location
 from .manifest import SUFFIXES, Table
+from .muge import Muge, holds_muge
 from .paths import PathReader
 from .pictures import require_image_root
 from .source import Reader, Source
 from .store import Cache
-
-
-class Looks(NamedTuple):
-    """How a path looks: how many names in it end how, or the suffix of a file."""
-
-    path: Path
-    suffixes: Counter[str]
-    deeper: Counter[str]  # in the folders in it
-
-    @classmethod
-    def of(cls, path: Path) -> "Looks":
-        """Look at a path, into each folder only as far as one can see."""
-        if not path.is_dir():
-            return cls(path, Counter([path.suffix.lower()]), Counter())
-        entries = list(path.iterdir())
-        folders = [entry for entry in entries if entry.is_dir()]
-        files = Counter(entry.suffix.lower() for entry in entries if not entry.is_dir())
-        some = (file for folder in folders for file in islice(folder.iterdir(), 1000) if not file.is_dir())
-        return cls(path, files + Counter({"folders": len(folders)}), Counter(file.suffix.lower() for file in some))
-
-    def is_file(self, suffixes: Sequence[str]) -> bool:
-        """Whether it is a file that ends so."""
-        return self.path.is_file() and self.suffixes.keys() <= set(suffixes)
-
-    def has(self, suffixes: Sequence[str]) -> bool:
-        """Whether it is such a file, or a folder that has some, perhaps in folders of splits."""
-        return not (self.suffixes.keys() | self.deeper.keys()).isdisjoint(suffixes)
-
-    def __str__(self) -> str:
-        if not self.path.is_dir():
-            return f"a file {self.path.suffix}" if self.path.suffix else "a file without suffix"
-        listed = ", ".join(f"{count} {name or 'without suffix'}" for name, count in self.suffixes.most_common(5))
-        return f"a folder with {listed or 'nothing in it'}"
 
 
 class Shape(NamedTuple):
@@ -59,28 +29,32 @@ class Shape(NamedTuple):
 
     source: type[Source]
     words: str
-    fits: Callable[[Looks], bool]
+    fits: Callable[[Path], bool]
 
 
 SHAPES = (  # the first that fits decides
-    Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda looks: looks.is_file(SUFFIXES)),
-    Shape(Arrow, "a dataset by save_to_disk of `datasets`", lambda looks: holds_saved_dataset(looks.path)),
-    Shape(Parquet, "a file .parquet or a folder of them", lambda looks: looks.has(Parquet.suffixes)),
-    Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda looks: looks.has(Arrow.suffixes)),
+    Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda path: _is_file(path, SUFFIXES)),
+    Shape(Coco, "a COCO file .json of images and annotations", lambda path: _is_file(path, (".json",))),
+    Shape(Muge, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", holds_muge),
+    Shape(Arrow, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
+    Shape(Parquet, "a file .parquet or a folder of them", lambda path: _is_or_has(path, Parquet.suffixes)),
+    Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda path: _is_or_has(path, Arrow.suffixes)),
+    Shape(ClassFolders, "a folder of class folders of pictures", holds_class_folders),
 )
 KINDS: dict[str, type[Source]] = {shape.source.kind: shape.source for shape in SHAPES}
 
 
-def open_source(info: SourceInfo) -> Source:
+def open_source(info: SourceInfo, kind: type[Source] | None = None) -> Source:
     """The source at a path.
 
     Args:
-        info: what was asked for; kind and sha256 are found here, and an empty root or fields are the kind's own.
+        info: what was asked for; sha256 is found later, and an empty root or fields are the kind's own.
+        kind: of source; by default recognised by the path's shape.
 
     Raises:
         CacheError: nothing there, or of no known kind.
     """
-    kind = KINDS[_recognised(info.path)]
+    kind = kind or KINDS[_recognised(info.path)]
     path = Path(info.path)
     root = info.image_root or str(path if path.is_dir() else path.parent)
     require_image_root(Path(root))
@@ -99,12 +73,32 @@ def _recognised(named: str) -> str:
     path = Path(named)
     if not path.exists():
         raise CacheError(f"{path}: no such file or folder")
-    looks = Looks.of(path)
     for shape in SHAPES:
-        if shape.fits(looks):
+        if shape.fits(path):
             return shape.source.kind
     known = "; ".join(shape.words for shape in SHAPES)
-    raise CacheError(f"{path}: is {looks}, which is no known source. Known are: {known} (docs/sources.md)")
+    raise CacheError(f"{path} is {_described(path)}, no known source. Known are: {known} (docs/sources.md)")
+
+
+def _is_file(path: Path, suffixes: Sequence[str]) -> bool:
+    return path.suffix.lower() in suffixes and path.is_file()
+
+
+def _is_or_has(path: Path, suffixes: Sequence[str]) -> bool:
+    """Whether it is such a file, or a folder that has some, perhaps in folders of splits."""
+    if not path.is_dir():
+        return _is_file(path, suffixes)
+    entries = list(path.iterdir())
+    deeper = (file for entry in entries if entry.is_dir() for file in islice(entry.iterdir(), 100))
+    return any(_is_file(file, suffixes) for file in chain(entries, deeper))
+
+
+def _described(path: Path) -> str:
+    """What there is, for messages: `a folder of 3 .txt, 1 folders`."""
+    if not path.is_dir():
+        return f"a file {path.suffix or 'without suffix'}"
+    found = Counter("folders" if entry.is_dir() else entry.suffix or "others" for entry in path.iterdir())
+    return f"a folder of {', '.join(f'{count} {name}' for name, count in found.most_common(5)) or 'nothing'}"
 
 
 class RowsReader(NamedTuple):

@@ -15,6 +15,7 @@ from .format import (
     FILE,
     HASH,
     KEY,
+    LANGUAGE,
     LOCATOR,
     NORM,
     PLANNED_ARRAYS,
@@ -149,6 +150,19 @@ class Cache(CheckedGroup):
     def captions(self, start: int = 0, stop: int | None = None) -> list[str]:
         """Captions `start` to `stop`, in the order of `caption_image`."""
         return self._ragged(TEXT, start, stop)
+
+    def languages(self, start: int = 0, stop: int | None = None) -> list[str] | None:
+        """The tags of captions `start` to `stop`, empty where one has none; None where the source tells none at all."""
+        if LANGUAGE not in self.root:
+            return None
+        return [self.info.languages[code] for code in self._read(LANGUAGE, (slice(start, stop),)).tolist()]
+
+    def count_languages(self) -> dict[str, int]:
+        """How many captions have each tag, the most frequent first; empty where the source tells none."""
+        if LANGUAGE not in self.root:
+            return {}
+        counts = np.bincount(self._read(LANGUAGE, (slice(None),)), minlength=len(self.info.languages)).tolist()
+        return {tag: num for num, tag in sorted(zip(counts, self.info.languages, strict=True), reverse=True) if num}
 
     def keys(self, start: int = 0, stop: int | None = None) -> list[str]:
         """Keys of pictures `start` to `stop`: their paths as the manifest has them."""

@@ -231,7 +231,7 @@ def open_store(location: Location, *, read_only: bool) -> CacheStore | Hdf5Store
 
 def _open_hdf5(path: Path, read_only: bool) -> Hdf5Store:
     if not read_only:
-        raise CacheError(f"{path}: a cache in an HDF5 file is only read: write a Zarr one and convert it")
+        raise CacheError(f"{path}: a cache in an HDF5 file is only read: work on a Zarr one and convert that")
     if not path.exists():
         raise CacheError(f"{path}: no such cache: make one with `clipglot convert CACHE {path}`")
     return Hdf5Store(path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..cache.format import EXPLANATION, Status
+from ..cache.format import EXPLANATION, CacheInfo, Status
 from ..cache.location import Location, to_location
 from ..cache.plan import is_planned
 from ..cache.report import PassReport
@@ -60,7 +60,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
             result = cache_pictures(settings, show, on_report=show_bottleneck)
         except KeyboardInterrupt:
-            click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
+            if is_first_process():
+                click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
             raise SystemExit(130) from None
     report = result.report
     if not is_first_process():
@@ -99,6 +100,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         )
     if result.cache.info.num_duplicates:
         say(f"{result.cache.info.num_duplicates:,} pictures have the very bytes of another one")
+    for flag, num in result.cache.info.left_out.items():
+        say(f"{num:,} rows were left out by {flag}")
     if repeats:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
@@ -167,6 +170,7 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
                 "pictures": f"{info.num_pictures:,}",
                 "captions": f"{info.num_captions:,}"
                 + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
+                **_languages(opened),
                 "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
                 f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
                 **_views(opened),
@@ -178,6 +182,7 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
                 "decoding": info.decoding,
                 **({"teacher": _teacher(opened)} if info.source.has_teacher else {}),
                 "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
+                **_left_out(info),
                 "image root": info.source.image_root,
                 "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
             },
@@ -217,6 +222,21 @@ def _views(cache: Cache) -> dict[str, str]:
     return {"views": shown}
 
 
+def _languages(cache: Cache) -> dict[str, str]:
+    """How many captions there are in each language, where the source tells."""
+    counts = cache.count_languages()
+    shown = ", ".join(f"{tag or 'untold'} {count:,}" for tag, count in counts.items())
+    return {"languages": shown} if counts else {}
+
+
+def _left_out(info: CacheInfo) -> dict[str, str]:
+    """How many records were not taken, and why."""
+    asked = {"--where": info.source.where, "--split": info.source.split}
+    return {
+        f"left out by {flag}": f"{count:,} rows (asked for: {asked[flag]})" for flag, count in info.left_out.items()
+    }
+
+
 def _teacher(cache: Cache) -> str:
     """How many captions have a teacher's embedding, and from which columns."""
     has = int((cache.teacher_status() == TeacherStatus.EMBEDDED).sum()) if cache.info.state == "sealed" else 0
@@ -231,6 +251,8 @@ def _contents(cache: Cache) -> dict[str, Any]:
         "num_pictures": info.num_pictures,
         "num_captions": info.num_captions,
         "dropped_captions": info.dropped_captions,
+        "left_out": info.left_out,
+        "languages": cache.count_languages(),
         "num_views": info.num_views,
         "num_duplicates": info.num_duplicates,
         "augmentation": asdict(info.augmentation) if info.augmentation else None,

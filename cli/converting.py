@@ -56,10 +56,11 @@ def import_(settings: ImportSettings, as_json: bool) -> None:
 
     \b
     clipglot import laion -o train.zarr --model ViT-B-32 --pretrained openai
-    clipglot import emb.npy --captions rows.csv -o train.zarr --model local-dir:vit
+    clipglot import emb.npy --captions rows.csv -o a.zarr --model local-dir:vit
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), progress_bar() as progress:
-        tasks = {stage: progress.add_task(stage, total=None, note="", visible=False) for stage in ("plan", "import")}
+        stages = ("read", "plan", "import")
+        tasks = {stage: progress.add_task(stage, total=None, note="", visible=False) for stage in stages}
         from ..distill.importing import import_embeddings
 
         result = import_embeddings(

@@ -45,8 +45,9 @@ class Look:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to do, and nobody there who does it."""
-        return self.state == "sealed" and not self.signs and self.chunks_done == self.num_chunks
+        """Whether nothing is left to do, and nobody there who does something; a dead worker may have left its sign."""
+        living = any(silence < SILENT_S for silence in self.silence_s.values())
+        return self.state == "sealed" and not living and self.chunks_done == self.num_chunks
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -72,7 +73,7 @@ def looks(location: Location) -> Iterator[Look]:
     while True:
         cache = Cache(location)
         planning = cache.info.state == "planning"
-        signs, now = read_signs(cache.store), monotonic()
+        signs, now = {} if cache.is_one_file else read_signs(cache.store), monotonic()
         watch.look({name: (sign.host, sign.pid, sign.counter) for name, sign in signs.items()}, now)
         num_chunks = 0 if planning else cache.num_chunks
         yield Look(

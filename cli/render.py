@@ -26,6 +26,7 @@ from ..cache.errors import CacheError
 from ..distill.errors import DistillError, LoneError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
+from .main import is_first_process
 
 # Names of files and texts of users are printed as they are: "[a].png" is no markup, ":cat:" no emoji.
 output = Console(markup=False, emoji=False, highlight=False)
@@ -79,7 +80,7 @@ class _Count(MofNCompleteColumn):
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar on standard error; silent where that is not a terminal."""
+    """A bar on standard error, of the first process; silent where that is not a terminal."""
     columns = (
         TextColumn("{task.description:>8}"),
         BarColumn(),
@@ -88,7 +89,7 @@ def progress_bar() -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=status, disable=not status.is_terminal) as progress:
+    with Progress(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
         yield progress
 
 

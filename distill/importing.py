@@ -70,7 +70,7 @@ def import_embeddings(
             "pass the --model and --pretrained that made them"
         )
     candidates = np.unique(np.linspace(0, max(0, len(source) - 1), NUM_CANDIDATES).astype(np.int64))
-    rows, keys = survey(source, candidates)
+    rows, keys = survey(source, candidates, lambda done: on_progress("read", done, len(source)))
     cosines = _probe(source, tower, settings.image_root, candidates, keys) if settings.image_root else []
     info = replace(source.info, sha256=source.sha256())
     encoder = replace(encoder_info(tower), precision=settings.precision)

@@ -104,7 +104,8 @@ def _is_prepared(job: Job) -> bool:
     _require_same(cache, job)
     if job.teacher_sha256 and cache.info.teacher_sha256 is None:
         return False
-    return num_begun(cache) >= job.settings.views
+    views = job.settings.views
+    return views == 1 or (num_begun(cache) >= views and cache.info.augmentation == job.settings.augmentation)
 
 
 def _plan(job: Job, on_progress: OnProgress) -> bool:
@@ -131,6 +132,7 @@ def _plan(job: Job, on_progress: OnProgress) -> bool:
         batches,
         info,
         files=source.files,
+        left_out=source.left_out,
         chunk_rows=settings.chunk_rows,
         hashed=settings.images,
         on_progress=lambda done: on_progress("plan", done, None),

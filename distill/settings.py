@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..cache.format import Augmentation, Decoding, SourceInfo
+from ..cache.condition import Condition
+from ..cache.errors import CacheError
+from ..cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
 from ..cache.location import Url, is_hdf5
 from ..cache.workers import Worker
 from .errors import DistillError
@@ -49,11 +51,20 @@ class CacheSettings:
     text_field: Annotated[
         tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
     ] = ()
+    language: Annotated[
+        tuple[str, ...], "BCP 47 tag of the captions, e.g. zh; once, or once for each --text-field"
+    ] = ()
+    language_field: Annotated[str | None, "column with the tag of a row's captions, or of each"] = None
+    where: Annotated[str | None, "take only records that fulfil this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
+        None
+    )
+    split: Annotated[
+        str | None, "take only this part of a source, e.g. train; of a table the rows whose column split says so"
+    ] = None
     teacher_field: Annotated[
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
-    split: Annotated[str | None, "the part to take, where a source has several, e.g. train"] = None
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[int | None, "processes that decode pictures (default: the number of cores)"] = None
@@ -96,6 +107,18 @@ class CacheSettings:
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
         )
+        bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
+        require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
+        require(not (self.language and self.language_field), "--language and --language-field exclude each other")
+        require(
+            len(self.language) in (0, 1, max(1, len(self.text_field))),
+            f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
+        )
+        if self.where is not None:
+            try:
+                Condition(self.where)
+            except CacheError as error:
+                raise DistillError(str(error)) from error
         require(
             self.images or (bool(self.teacher_field) and self.views == 1),
             "--no-images needs the texts of a --teacher-field, and has no --views",
@@ -134,10 +157,13 @@ class CacheSettings:
             image_root=str(self.image_root.absolute()) if self.image_root else "",
             image_field=self.image_field or "",
             text_fields=list(self.text_field),
-            split=self.split,
             limit=self.limit,
             teacher_fields=list(self.teacher_field),
             images=self.images,
+            where=self.where,
+            split=self.split,
+            languages=list(self.language),
+            language_field=self.language_field,
         )
 
     @property

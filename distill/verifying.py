@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import CacheError
-from ..cache.files import locked
 from ..cache.format import CacheInfo
 from ..cache.location import Location
+from ..cache.sources import KINDS
 from ..cache.store import Cache
+from ..cache.stores import store_at
 from ..cache.verify import find_faults
 from ..encoders.errors import EncoderError
 from ..encoders.image import load_image_tower
 from .device import resolve_device
+from .errors import DistillError
 from .integrity_settings import VerifySettings
 from .probing import Probes, embed_again
 from .provenance import encoder_info
@@ -52,10 +54,12 @@ def verify_cache(
 
     Raises:
         CacheError: no cache, or one whose planning did not finish.
-        DistillError: no such device.
+        DistillError: no such device, or a repair of what no single pass made.
     """
     cache = Cache(settings.cache, read_only=not settings.repair)
-    with locked(cache.path) if settings.repair and isinstance(cache.path, Path) else nullcontext():
+    if settings.repair:
+        _require_made_by_one_pass(cache)
+    with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
         found = find_faults(cache, on_progress)
         lost = [fault.chunk for fault in found if fault.chunk]
         marked = cache.mark_lost(lost) if settings.repair else []
@@ -72,6 +76,14 @@ def verify_cache(
         probes=probes,
         incomplete=bool(settings.names_a_sample and probes.not_checked),
     )
+
+
+def _require_made_by_one_pass(cache: Cache) -> None:
+    if cache.info.appended or cache.info.source.kind not in KINDS:
+        raise DistillError(
+            f"{cache.path} was imported, or merged from several caches, so no `clipglot cache` command makes its "
+            "chunks: repair what it was made from, and make it again"
+        )
 
 
 def _probe(cache: Cache, settings: VerifySettings, sample: int) -> Probes:
@@ -108,9 +120,11 @@ def cache_command(info: CacheInfo, output: Location) -> str:
         "text_field": tuple(source.text_fields),
         "teacher_field": tuple(source.teacher_fields),
         "images": source.images,
+        "split": source.split,
         "limit": source.limit,
         "batch_size": info.batch_size,
         "max_pixels": info.max_pixels,
+        "decoding": info.decoding,
         "views": info.num_views,
         "precision": encoder.precision,
     }

@@ -6,7 +6,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
 
 import json
+import shutil
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 import torch
 from bucket import Bucket, serving
 from drawn import draw_pictures
+from launched import Started, ask, launching
 from safetensors.torch import save_file
 from zarr.core.sync import sync
 
@@ -76,8 +80,10 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         for name, value in served.environment.items():
             patch.setenv(name, value)
         yield served
-        sync(fsspec.filesystem("s3", asynchronous=True)._s3creator.__aexit__(None, None, None))  # all of them share it
-        fsspec.filesystem("s3", asynchronous=True).clear_instance_cache()  # the next server is another
+        shared = fsspec.filesystem("s3", asynchronous=True)  # by all stores of this process
+        if hasattr(shared, "_s3creator"):  # it was used
+            sync(shared._s3creator.__aexit__(None, None, None))
+        shared.clear_instance_cache()  # the next server is another
 
 
 @pytest.fixture(scope="session")
@@ -150,3 +156,66 @@ def taught_caches(
         make_cache(taught_manifests[name], folder / name, model=MODEL, batch_size=64, teacher_field=("en",))
     make_cache(taught_manifests["val"], folder / "val", model=MODEL, batch_size=64)
     return {name: folder / name for name in taught_manifests}
+
+
+@pytest.fixture(scope="session")
+def with_tokens(tiny_cache: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of `tiny_cache` that was trained on. Read only."""
+    folder = tmp_path_factory.mktemp("zarr")
+    shutil.copytree(tiny_cache, folder / "own.zarr", ignore=lambda *_: ["tokens"])
+    make_run(folder / "own.zarr", folder / "run", epochs=1)
+    return folder / "own.zarr"
+
+
+@pytest.fixture(scope="session")
+def h5(with_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in one HDF5 file. Read only."""
+    from clipglot.cache.convert import convert
+    from clipglot.cache.store import Cache
+
+    path = tmp_path_factory.mktemp("h5") / "own.h5"
+    convert(Cache(with_tokens), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 160 pictures: 20 chunks of 8."""
+    return draw_pictures(tmp_path_factory.mktemp("many"), 160)
+
+
+@pytest.fixture(scope="session")
+def alone(many_pictures: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that one worker makes of them. Read only."""
+    cache = tmp_path_factory.mktemp("alone") / "cache.zarr"
+    make_cache(many_pictures, cache, chunk_rows=8)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Any]:
+    """The process that workers are forked from."""
+    with launching() as process:
+        yield process
+
+
+@pytest.fixture
+def start_worker(launcher: Any, many_pictures: Path, tiny_clip: Path, tmp_path: Path) -> Iterator[Any]:
+    """`start_worker(output, "0/2")`: a worker on `many_pictures`, which does not outlive the test."""
+    started: list[int] = []
+
+    def begin(output: object, worker: str, script: str = "") -> Started:
+        arguments = ["cache", many_pictures, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--workers", 1, "--worker", worker]
+        messages = tmp_path / f"messages{len(started)}"
+        for stream in (1, 2):
+            Path(f"{messages}.{stream}").touch()
+        task: dict[str, Any] = {"arguments": [str(a) for a in arguments], "messages": str(messages), "script": script}
+        task["environment"] = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        started.append(ask(launcher, task))
+        return Started(started[-1], messages, launcher)
+
+    yield begin
+    for pid in started:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)

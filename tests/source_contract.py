@@ -221,8 +221,10 @@ class SourceContract(ABC):
         folder, cache = tmp_path / "source", tmp_path / "cache.zarr"
         made = self.made(folder)
         make_cache(made.path, cache, **made.options)
-        one_letter = [*self.captions[:-1], [self.captions[-1][0][:-1] + "x"]]
-        changed = self.made(folder, one_letter)
+        captions = [list(texts) for texts in self.captions]
+        last = [texts for texts in captions if texts][-1]
+        last[-1] = last[-1][:-1] + "x"
+        changed = self.made(folder, captions)
         with pytest.raises(DistillError, match="has changed"):
             make_cache(changed.path, cache, **changed.options)
 

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.distill.export import export_run
+from clipglot.distill.settings import ExportSettings
 from source_contract import HOSTILE, Made, Planned, SourceContract, encoded_pictures, without, write_pictures
 
 Captions = Sequence[Sequence[str]]
@@ -130,16 +132,27 @@ def test_a_picture_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: s
         {"bytes": None, "path": "images/0001.png"},
         {"bytes": None, "path": None},
         None,
+        {"bytes": b"", "path": "images/0001.png"},
         {"bytes": None, "path": "/etc/hostname"},
     ]
-    table = ColumnContract.table(structs, [["a"]] * 5, IMAGE)
+    table = ColumnContract.table(structs, [["a"]] * 6, IMAGE)
     path = tmp_path / f"pairs.{suffix}"
     if suffix == "parquet":
         pq.write_table(table, path)
     else:
         pyarrow.feather.write_feather(table, path)
-    expected = [*Columns.pictures[:2], Status.MISSING, Status.MISSING, Status.OUTSIDE_ROOT]
+    expected = [*Columns.pictures[:2], *[Status.MISSING] * 3, Status.OUTSIDE_ROOT]
     assert Planned.of(SourceContract.open(Made(path))).read(slice(None)) == expected
+
+
+def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
+    pictures = pa.array([Columns.pictures[0], None, Columns.pictures[2]])
+    paths = pa.array([b"\xff"] * 3).view(pa.string())
+    made = Columns.write(
+        tmp_path / "pairs.parquet", image=pa.StructArray.from_arrays([pictures, paths], fields=list(IMAGE))
+    )
+    found = Planned.of(SourceContract.open(made)).read(slice(None))
+    assert found == [Columns.pictures[0], Status.UNREADABLE, Columns.pictures[2]]
 
 
 def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
@@ -170,3 +183,13 @@ def test_a_column_that_does_not_fit_is_named(
     with pytest.raises(CacheError, match=message) as error:
         list(SourceContract.open(Made(made.path, options)).rows())
     assert str(made.path) in str(error.value)
+
+
+def test_export_embeds_pictures_in_a_column_again(
+    make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    pictures = encoded_pictures(10)
+    pq.write_table(ColumnContract.table(pictures, [["кот"]] * 10, pa.binary()), tmp_path / "pairs.parquet")
+    make_cache(tmp_path / "pairs.parquet", tmp_path / "cache.zarr")
+    run = make_run(tmp_path / "cache.zarr", tmp_path / "run", epochs=1)
+    assert export_run(ExportSettings(run=run, output=tmp_path / "merged")).num_probes == 8

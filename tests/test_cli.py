@@ -29,9 +29,10 @@ from rich.console import Console
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
     "clipglot": "--version",
-    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --teacher-field --images "
-    "--split --limit --batch-size --workers --chunk-rows --max-pixels --decoding --views --augment-scale "
-    "--augment-flip --augment-jitter --augment-grayscale --augment-seed --precision --device --worker --config --json",
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
+    "--where --split --teacher-field --images --limit --batch-size --workers --chunk-rows --max-pixels --decoding "
+    "--views --augment-scale --augment-flip --augment-jitter --augment-grayscale --augment-seed --precision --device "
+    "--worker --config --json",
     "inspect": "CACHE --failures --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "

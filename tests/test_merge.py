@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo, Status
@@ -19,17 +18,13 @@ from clipglot.cache.plan import plan_cache
 from clipglot.cache.rows import Locator, Row, batched
 from clipglot.cache.sealing import write_info
 from clipglot.cache.store import Cache
-from clipglot.cli.main import main
 from clipglot.distill.export import export_run
 from clipglot.distill.settings import ExportSettings
 from clipglot.distill.synthetic import write_random_cache
+from copies import run
 from drawn import draw_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +113,7 @@ def test_a_key_of_two_caches_is_refused_or_prefixed(others: tuple[Path, Path], t
     [
         ("tower", "weights_sha256 is '"),
         ("precision", "precision is 'bf16' there and 'fp32' here"),
+        ("decoding", "decoding is 'scaled' there and 'exact' here"),
         ("views", "num_views is 1 there and 2 here"),
         ("augmentation", "augmentation is 'scale 0.7, "),
         ("not sealed", "is not complete ("),
@@ -144,6 +140,8 @@ def test_what_does_not_fit_together_is_refused(
             write_info(cache, replace(cache.info, encoder=replace(encoder, weights_sha256="f" * 64)))
         case "precision":
             write_info(cache, replace(cache.info, encoder=replace(encoder, precision="bf16")))
+        case "decoding":
+            write_info(cache, replace(cache.info, decoding="scaled"))
         case "views":
             b = tiny_cache
         case "augmentation":
@@ -206,7 +204,7 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
     assert (found.files(), found.locators().tolist()) == (merged.files(), expected)  # type: ignore[union-attr]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=150), min_size=2, max_size=4))
 def test_any_sizes_and_numbers_of_captions(tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]]) -> None:
     folder = tmp_path_factory.mktemp("sizes")

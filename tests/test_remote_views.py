@@ -64,7 +64,8 @@ def test_a_copy_made_while_views_are_added_is_whole_with_those_it_has(viewed: Pa
 def test_an_absent_chunk_of_a_view_is_named(chunk: str, viewed: Path) -> None:
     url, again = upload(viewed, f"absent-{chunk[7:10]}.zarr"), "upload it again from the cache that this is a copy of"
     fsspec.filesystem("memory").rm(f"{url.removeprefix('memory:/')}/{chunk}")
-    assert Cache(url).verify() == [f"{chunk}: absent: {again}"]
+    (fault,) = Cache(url).verify()
+    assert fault.startswith(f"{chunk}: absent: {again}, or delete ")
     with pytest.raises(CacheError, match=f"{chunk} is absent: {again}"):
         (Cache.image_emb if "emb" in chunk else Cache.norm)(Cache(url), int(chunk.split("/")[3]))
 

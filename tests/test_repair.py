@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.files import locked
 from clipglot.cache.store import Cache
 from clipglot.cache.views import make_room
 from clipglot.cli.main import main
+from clipglot.distill.verifying import cache_command
 from taught import MODEL
 from test_cache_damage import flip_a_byte
 from test_verify import rewrite
@@ -128,3 +130,42 @@ def test_a_cache_that_is_being_written_is_not_repaired(copied: Path) -> None:
         result = CliRunner().invoke(main, ["verify", str(copied), "--repair"])
     assert (result.exit_code, "another clipglot command is writing it" in result.stderr) == (1, True)
     assert Cache(copied).info.state == "sealed"
+
+
+def test_what_no_single_pass_made_is_not_marked(tiny_cache: Path, tmp_path: Path) -> None:
+    merged = tmp_path / "merged.zarr"
+    for name in ("a", "b"):
+        shutil.copytree(tiny_cache, tmp_path / name)
+    given = ["merge", str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(merged)]
+    assert CliRunner().invoke(main, [*given, "--prefix"]).exit_code == 0
+    flip_a_byte(merged / "images/emb/c/0/0/0")
+    before = files(merged)
+    result = CliRunner().invoke(main, ["verify", str(merged), "--repair"])
+    assert (result.exit_code, "repair what it was made from" in result.stderr) == (1, True)
+    assert files(merged) == before
+
+
+def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -> None:
+    words = shlex.split(cache_command(Cache(whole).info, whole))
+    assert words[2].endswith("mixed.jsonl")
+    for flag, value in {"--limit": "30", "--views": "2", "--augment-flip": "0.5", "--max-pixels": "1000000"}.items():
+        assert words[words.index(flag) + 1] == value
+    assert not {"--precision", "--image-root", "--image-field", "--text-field", "--decoding"} & set(words)
+
+
+def test_a_cache_at_a_url_is_repaired_there(bucket: Bucket, tiny_cache: Path) -> None:
+    url = bucket.upload(tiny_cache, "repaired.zarr")
+    before = bucket.contents("repaired.zarr")
+    bucket.flip_a_byte("repaired.zarr/images/emb/c/0/1/0")
+    bucket.delete("repaired.zarr/images/norm/c/0/3")
+    result = CliRunner().invoke(main, ["verify", url, "--repair", "--json"])
+    document = json.loads(result.stdout)
+    assert (document["marked"], document["state"]) == (["images/status/c/1", "images/status/c/3"], "planned")
+    run_again(document["command"])
+    assert bucket.contents("repaired.zarr") == before
+
+
+def test_an_hdf5_file_is_not_repaired_but_converted_again(tiny_cache: Path, tmp_path: Path) -> None:
+    assert CliRunner().invoke(main, ["convert", str(tiny_cache), str(tmp_path / "c.h5")]).exit_code == 0
+    result = CliRunner().invoke(main, ["verify", str(tmp_path / "c.h5"), "--repair"])
+    assert (result.exit_code, "HDF5" in result.stderr) == (1, True), result.output

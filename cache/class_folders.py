@@ -1,0 +1,85 @@
+"""A folder of class folders, as image classification has them: the caption of a picture is the name of its folder."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from .errors import CacheError
+from .records import RecordReader, is_unicode
+from .rows import Row
+from .source import Source
+from .splits import chosen_split
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
+
+
+class ClassFolders(Source):
+    """`class name/picture.jpg`, or `train/class name/picture.jpg` with a split; sorted, underscores read as spaces."""
+
+    kind = "class folders"
+
+    def rows(self) -> Iterator[Row]:
+        """Every picture.
+
+        Raises:
+            CacheError: splits to choose from, or a name that is no UTF-8.
+        """
+        self.left_out.clear()
+        info = replace(self.info, split=None)  # splits are folders here
+        reader = RecordReader(info, has_key=False, left_out=self.left_out)
+        for line, (name, key) in enumerate(self._pictures(), 1):
+            if row := reader.row({"text": name.replace("_", " ")}, line, key, key=key):
+                yield row
+
+    def sha256(self) -> str:
+        """Of the names; pictures themselves are not looked at."""
+        digest = hashlib.sha256()
+        for _, key in self._pictures():
+            digest.update(key.encode() + b"\0")
+        return digest.hexdigest()
+
+    def _pictures(self) -> Iterator[tuple[str, str]]:
+        """Class and key of each picture, a folder at a time."""
+        top, root = Path(self.info.path), Path(self.info.image_root)
+        if not top.is_relative_to(root):
+            raise CacheError(f"{top} lies outside {root}: pass --image-root DIR, a folder that holds it")
+        folder, names = top, _names(top, folders=True)
+        is_split = names and not any(_has_pictures(top / name) for name in names)
+        if is_split or self.info.split is not None:
+            folder = top / chosen_split(names if is_split else [], self.info.split, top)
+        for name in _names(folder, folders=True):
+            for file in _names(folder / name):
+                yield name, (folder / name / file).relative_to(root).as_posix()
+
+
+def holds_class_folders(path: Path) -> bool:
+    """Whether a folder has folders of pictures, perhaps in folders of splits."""
+    folders = [path / name for name in _names(path, folders=True)] if path.is_dir() else []
+    return any(map(_has_pictures, folders)) or any(
+        _has_pictures(folder / name) for folder in folders for name in _names(folder, folders=True)
+    )
+
+
+def _has_pictures(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(map(_is_picture, entries))
+
+
+def _is_picture(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not entry.is_dir()
+
+
+def _names(folder: Path, *, folders: bool = False) -> list[str]:
+    """Names of the pictures, or of the folders, in a folder; hidden ones are none."""
+    with os.scandir(folder) as entries:
+        names = [
+            entry.name
+            for entry in entries
+            if (entry.is_dir() and not entry.name.startswith(".") if folders else _is_picture(entry))
+        ]
+    for name in names:
+        if not is_unicode(name):
+            raise CacheError(f"{folder}: the name {name!r} is no UTF-8: rename it")
+    return sorted(names)
