@@ -1,11 +1,12 @@
 """The caching pass beside what it consists of: its speed / the lower one of the decoding and the tower ceiling.
 
     scripts/bench caching_pass --data DIR [--num 1500] [--rounds 3] [--deit deit_tiny.safetensors]
+    scripts/bench caching_pass --data DIR --device cuda --precision bf16 --batch-size 256 --in-memory --num 6000
 
 DIR has pictures in `images/`. In every round, in turn and on the same pictures: the worker processes decode into a sink
 (the ceiling of decoding); the tower runs on pixels that lie ready (its ceiling); the whole pass, into a cache on a
 local disk, starting its workers and sealing included. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at
-224 pixels, the latter with random weights, which compute no faster.
+224 pixels, the latter with random weights, which compute no faster. With --in-memory the workers hold the files.
 """
 
 import argparse
@@ -13,21 +14,21 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import open_clip
 import torch
-from clipglot.cache.decoding import Block, block_decoder
+from clipglot.cache.decoding import Block, BlockReader, block_decoder
 from clipglot.cache.embed import embed_missing
-from clipglot.cache.format import CacheInfo, SourceInfo
+from clipglot.cache.format import CacheInfo, SourceInfo, Status
 from clipglot.cache.pictures import Geometry
 from clipglot.cache.plan import plan_cache
 from clipglot.cache.report import PassReport
 from clipglot.cache.rows import Row, batched
-from clipglot.cache.sources import RowsReader, reader_of
+from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.distill.bench import machine
 from clipglot.distill.device import resolve_device
@@ -35,10 +36,21 @@ from clipglot.distill.provenance import encoder_info
 from clipglot.distill.settings import num_usable_cores
 from clipglot.encoders.image import ImageTower, load_image_tower
 from clipglot.encoders.image_queue import ImageQueue
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-BATCH = 64
 READY = 4  # batches of pixels that the tower's ceiling is measured on, again and again
+
+
+@dataclass(frozen=True)
+class MemoryReader:
+    """Gives the workers files that they hold in memory."""
+
+    files: dict[str, bytes]
+
+    def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
+        """The bytes of some pictures."""
+        return (self.files[key] for key in keys)
 
 
 @dataclass(frozen=True)
@@ -50,26 +62,32 @@ class Job:
     keys: list[str]
     folder: Path
     workers: int
+    batch_size: int
+    in_memory: bool
 
     def planned(self) -> Cache:
         """A new cache of all pictures, with nothing in it."""
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "cache.zarr"
         source = SourceInfo(path="", sha256="", image_root=str(self.images), image_field="image", text_fields=["text"])
-        info = CacheInfo(state="planning", encoder=encoder_info(self.tower), source=source, batch_size=BATCH)
+        info = CacheInfo(state="planning", encoder=encoder_info(self.tower), source=source, batch_size=self.batch_size)
         rows = (Row(i, key, [key]) for i, key in enumerate(self.keys))
         plan_cache(path, batched(rows), info, hashed=True)
         return Cache(path, read_only=False)
+
+    def reader(self, cache: Cache) -> BlockReader:
+        """What gives the workers the files."""
+        if self.in_memory:
+            return MemoryReader({key: (self.images / key).read_bytes() for key in self.keys})
+        return reader_of(cache)
 
     def decode(self) -> float:
         """Pictures/s of the workers alone."""
         cache, started = self.planned(), time.perf_counter()
         geometry = Geometry.from_preprocess(self.tower.preprocess)
-        reader: RowsReader = reader_of(cache)
-        blocks = (
-            Block(start, self.keys[start : start + BATCH], None, (0,)) for start in range(0, len(self.keys), BATCH)
-        )
-        options = {"block_rows": BATCH, "workers": self.workers, "max_pixels": cache.info.max_pixels}
-        with block_decoder(reader, geometry, **options) as decoder:
+        size = self.batch_size
+        blocks = (Block(start, self.keys[start : start + size], None, (0,)) for start in range(0, len(self.keys), size))
+        options = {"block_rows": size, "workers": self.workers, "max_pixels": cache.info.max_pixels}
+        with block_decoder(self.reader(cache), geometry, **options) as decoder:
             num = sum(len(block.status) for block in decoder.decode(blocks))
             seconds = time.perf_counter() - started
         assert num == len(self.keys)
@@ -78,23 +96,23 @@ class Job:
     def compute(self) -> float:
         """Pictures/s of the tower alone."""
         queue, (height, width) = ImageQueue(self.tower), self.tower.preprocess["size"]
-        ready = queue.staging((READY, BATCH, height, width, 3))
+        ready = queue.staging((READY, self.batch_size, height, width, 3))
         ready[:] = np.random.default_rng(0).integers(0, 256, ready.shape, np.uint8)
-        num_batches = -(-len(self.keys) // BATCH)
-        queue.submit(ready[0], BATCH)()
+        num_batches = -(-len(self.keys) // self.batch_size)
+        queue.submit(ready[0], self.batch_size)()
         started, waiting = time.perf_counter(), []
         for i in range(num_batches):
-            waiting.append(queue.submit(ready[i % READY], BATCH))
+            waiting.append(queue.submit(ready[i % READY], self.batch_size))
             if len(waiting) > queue.in_flight:
                 waiting.pop(0)()
         for features in waiting:
             features()
-        return num_batches * BATCH / (time.perf_counter() - started)
+        return num_batches * self.batch_size / (time.perf_counter() - started)
 
     def whole(self) -> tuple[float, PassReport]:
         """Pictures/s of the pass, and its report."""
         cache = self.planned()
-        report = embed_missing(cache, ImageQueue(self.tower), reader=reader_of(cache), workers=self.workers)
+        report = embed_missing(cache, ImageQueue(self.tower), reader=self.reader(cache), workers=self.workers)
         assert report.num_embedded == len(self.keys)
         return report.num_pictures / report.wall_s, report
 
@@ -118,7 +136,7 @@ def towers(folder: Path, deit: Path | None, device: torch.device) -> dict[str, C
     return {"DeiT-Tiny/16": deit_tiny, "ViT-B/32": vit_b_32}
 
 
-def spread(values: list[float], digits: str = ",.0f") -> str:
+def spread(values: list[float], digits: str = ",.1f") -> str:
     """Median, and least and greatest."""
     return f"{statistics.median(values):{digits}} ({min(values):{digits}} .. {max(values):{digits}})"
 
@@ -133,18 +151,22 @@ def main() -> None:
     parser.add_argument("--towers", nargs="+", default=["DeiT-Tiny/16", "ViT-B/32"], help="which of the two")
     parser.add_argument("--deit", type=Path, help="weights of timm's deit_tiny_patch16_224 (default: random)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--in-memory", action="store_true", help="files that the workers hold, instead of a disk's")
     args = parser.parse_args()
     device = resolve_device(args.device)
     keys = sorted(path.name for path in (args.data / "images").iterdir())[: args.num]
     print(f"{machine(device)}, torch {torch.__version__}, {args.workers} workers, {torch.get_num_threads()} threads;")
-    print(f"{len(keys):,} pictures in batches of {BATCH}, {args.rounds} rounds in turns, fp32\n")
+    print(f"{len(keys):,} pictures in batches of {args.batch_size}, {args.rounds} rounds in turns, {args.precision}\n")
     print("| tower | decoding alone, pictures/s | tower alone | pass | pass / the lower one | it waited for |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="clipglot-pass-") as name:
         for tower_name, make in towers(Path(name), args.deit, device).items():
             if tower_name not in args.towers:
                 continue
-            job = Job(make(), args.data / "images", keys, Path(name), args.workers)
+            tower = replace(make(), precision=args.precision)
+            job = Job(tower, args.data / "images", keys, Path(name), args.workers, args.batch_size, args.in_memory)
             decode, compute, whole, waited = [], [], [], ""
             for _ in range(args.rounds):
                 decode.append(job.decode())

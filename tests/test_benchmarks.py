@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.linear_model import Ridge
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -82,3 +83,24 @@ def test_runs_on_one_view_and_on_several_stand_beside_each_other(
     assert head[0] == "40 pictures, 2 stored views"
     assert [line[:2] for line in lines] == [["--views 1", "2"], ["--views all", "2"]]
     assert lines[0][2:] != lines[1][2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--in-memory", "--precision", "bf16"]])
+def test_the_pass_is_held_to_the_slower_of_decoding_and_tower(options: list[str], manifest: Path) -> None:
+    small = ("--num", 24, "--rounds", 1, "--workers", 1, "--batch-size", 8, "--towers", "DeiT-Tiny/16")
+    head, line = table("caching_pass.py", "--data", manifest.parent, "--device", "cpu", *small, *options)
+    assert head[-2] == "pass / the lower one"
+    decode, tower, whole, ratio = (float(cell.split()[0].replace(",", "")) for cell in line[1:5])
+    assert ratio == pytest.approx(whole / min(decode, tower), rel=0.15)
+
+
+@pytest.mark.slow
+def test_decoders_are_held_to_pillow(tmp_path: Path) -> None:
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (600, 500, 3), np.uint8)
+        Image.fromarray(pixels).resize((1000, 1200)).save(tmp_path / f"{i}.jpg")
+    _, *lines = table("decoding.py", "--pictures", tmp_path, "--rounds", 1)
+    same = {line[0]: line[-1] for line in lines if len(line) > 4}
+    assert same["--decoding exact"] == same["plain calls of Pillow"] == "4 of 4"
+    assert same["--decoding scaled"] == "0 of 4"
