@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from .arrow_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile
+from .arrow_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes
 from .condition import Condition
 from .errors import CacheError
 from .format import SourceInfo
@@ -118,14 +118,15 @@ class ColumnSource(Source):
         for path in self._paths():
             with _naming(path):
                 file = self.file_type(path)
-            inside = self.info.images and holds_pictures(file.schema, self.info.image_field, path)
+                inside = self.info.images and holds_pictures(file.schema, self.info.image_field, path)
+                columns = self._columns(file.schema, path, inside)
             kinds.add(inside)
             if len(kinds) > 1:
                 raise CacheError(
                     f"{path}: {self.info.image_field!r} has {'bytes' if inside else 'paths'} of pictures where the "
                     f"files before it have {'paths' if inside else 'bytes'}: cache them apart"
                 )
-            yield path, file, inside, self._columns(file.schema, path, inside)
+            yield path, file, inside, columns
 
     def _columns(self, schema: pa.Schema, path: Path, inside: bool) -> list[str]:
         info = self.info
@@ -241,18 +242,9 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
     try:
         found: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
-        columns = [[_lenient(value) for value in _as_bytes(column).to_pylist()] for column in batch.columns]
+        columns = [[_lenient(value) for value in as_bytes(column).to_pylist()] for column in batch.columns]
         return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
     return found
-
-
-def _as_bytes(column: pa.Array) -> pa.Array:
-    kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return column.cast(pa.large_binary())
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return column.cast(pa.large_list(pa.large_binary())) if pa.types.is_string(kind.value_type) else column
-    return column
 
 
 def _lenient(value: Any) -> Any:

@@ -22,7 +22,7 @@ from .rows import ROWS_AT_A_TIME
 from .source import Reader
 
 PICTURES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
-UNREADABLE = (pa.ArrowException, OSError, EOFError)
+UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # what a damaged file raises
 
 
 class ColumnFile(ABC):
@@ -80,20 +80,14 @@ class ParquetFile(ColumnFile):
         return self._held.column(0)[row - self._first]
 
     def digest(self, columns: Sequence[str]) -> bytes:
-        """Over the footer, which tells the sizes of all columns, and the bytes of these as stored."""
+        """Over the footer, which tells the sizes of all columns, and these columns."""
         digest = hashlib.sha256()
         with open(self._path, "rb") as file:
             file.seek(-8, 2)
             file.seek(-8 - int.from_bytes(file.read(4), "little"), 2)
             digest.update(file.read())
-            for group in range(self._file.num_row_groups):
-                stored = self._file.metadata.row_group(group)
-                for chunk in map(stored.column, range(stored.num_columns)):
-                    if any(
-                        chunk.path_in_schema == name or chunk.path_in_schema.startswith(f"{name}.") for name in columns
-                    ):
-                        file.seek(min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset))))
-                        digest.update(file.read(chunk.total_compressed_size))
+        for _, _, batch in self.records(columns):
+            _update(digest, batch)
         return digest.digest()
 
     def _batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator[pa.RecordBatch]:
@@ -117,6 +111,8 @@ class ArrowFile(ColumnFile):
     def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """As `ColumnFile` says."""
         for group, batch in enumerate(self._batches(columns)):
+            for column in batch.columns:
+                as_bytes(column).validate(full=True)  # what is mapped was never looked at
             for row in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 yield group, row, batch.slice(row, ROWS_AT_A_TIME)
 
@@ -127,15 +123,17 @@ class ArrowFile(ColumnFile):
         while self._group != group:
             self._held = self._opened.read_next_batch() if self._is_stream else self._opened.get_batch(group)
             self._group = self._group + 1 if self._is_stream else group
+            pictures = self._held.column(column)
+            pictures.validate()
+            for part in pictures.flatten() if pa.types.is_struct(pictures.type) else (pictures,):
+                as_bytes(part).validate(full=True)
         return self._held.column(column)[row]
 
     def digest(self, columns: Sequence[str]) -> bytes:
-        """Over the size of the file and the buffers of these columns."""
+        """Over the size of the file and these columns."""
         digest = hashlib.sha256(f"{self._path.stat().st_size} {self.schema.names}".encode(errors="replace"))
-        for batch in self._batches(columns):
-            digest.update(f"{batch.num_rows}".encode())
-            for buffer in (buffer for column in batch.columns for buffer in column.buffers() if buffer is not None):
-                digest.update(buffer)
+        for _, _, batch in self.records(columns):
+            _update(digest, batch)
         return digest.digest()
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -150,6 +148,26 @@ class ArrowFile(ColumnFile):
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
         source = pa.memory_map(str(self._path))
         return (pa.ipc.open_stream if self._is_stream else pa.ipc.open_file)(source, options=options)
+
+
+def as_bytes(column: pa.Array) -> pa.Array:
+    """Texts, or lists of them, as they lie, whether they are UTF-8 or not; other columns are left as they are."""
+    return column.view(kind) if (kind := _bytes_type(column.type)) is not None else column
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        held = _bytes_type(kind.value_type)
+        lists = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return None if held is None else lists(held)
+    pairs = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return pairs.get(kind)
+
+
+def _update(digest: Any, batch: pa.RecordBatch) -> None:
+    """Add what a batch says, however its buffers lie."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        digest.update(repr((name, as_bytes(column).to_pylist())).encode(errors="replace"))
 
 
 class ColumnReader(Reader):
@@ -187,7 +205,7 @@ class ColumnReader(Reader):
             value: bytes | str | dict[str, Any] | None = found.as_py()
         except RejectedPictureError as rejected:
             return rejected.status
-        except (*UNREADABLE, StopIteration, LookupError, UnicodeDecodeError):  # damaged, or another than was planned
+        except (*UNREADABLE, StopIteration, LookupError):  # damaged, or another than was planned
             self._open = None
             return Status.UNREADABLE
         return Status.MISSING if not value or isinstance(value, dict) else value

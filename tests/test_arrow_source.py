@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet as pq
@@ -153,6 +154,35 @@ def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
     )
     found = Planned.of(SourceContract.open(made)).read(slice(None))
     assert found == [Columns.pictures[0], Status.UNREADABLE, Columns.pictures[2]]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "feather", "arrow"])
+def test_a_damaged_file_is_read_or_refused_by_name(suffix: str, tmp_path: Path) -> None:
+    """Any bytes of it changed, or its end cut off."""
+    structs = [{"bytes": bytes([i]) * 20, "path": f"{i}.png"} for i in range(40)]
+    table, path = ColumnContract.table(structs, [["猫", "a cat"]] * 40, IMAGE), tmp_path / f"pairs.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path, row_group_size=15)
+    elif suffix == "feather":
+        pyarrow.feather.write_feather(table, path, chunksize=15)
+    else:
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            writer.write_table(table, max_chunksize=15)
+    whole, rng, outcomes = path.read_bytes(), np.random.default_rng(0), set()
+    for _ in range(400):
+        damaged = bytearray(whole)
+        for place in rng.integers(len(damaged), size=rng.integers(1, 5)):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(len(damaged)) if rng.random() < 0.1 else len(damaged)])
+        try:
+            source = SourceContract.open(Made(path))
+            assert len(source.sha256()) == 64
+            Planned.of(source).read(slice(None))
+            outcomes.add("read")
+        except CacheError as error:
+            outcomes.add("refused")
+            assert str(error).startswith(str(path))  # noqa: PT017
+    assert outcomes == {"read", "refused"}
 
 
 def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
