@@ -159,7 +159,13 @@ class Arrow(ColumnSource):
     def _paths(self) -> list[Path]:
         path = Path(self.info.path)
         if (path / SAVED_SPLITS).is_file():
-            return _saved(path / chosen_split(_json(path / SAVED_SPLITS).get("splits", []), self.info.split, path))
+            folders = list(path.iterdir())
+            splits = _json(path / SAVED_SPLITS).get("splits")
+            if not isinstance(splits, list) or not all(
+                isinstance(name, str) and (path / name) in folders for name in splits
+            ):
+                raise CacheError(f"{path / SAVED_SPLITS}: expected the names of folders here, found {splits!r:.100}")
+            return _saved(path / chosen_split(splits, self.info.split, path))
         if (path / SAVED).is_file() and self.info.split is None:
             return _saved(path)
         return super()._paths()

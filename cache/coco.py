@@ -1,6 +1,6 @@
 """Captions as COCO has them, and what follows it (STAIR, COCO-CN): one JSON file of images and annotations.
 
-The file is held in memory: COCO's own 90 MB take about half a gigabyte while the cache is planned.
+The file is held in memory while the cache is planned.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from .errors import CacheError
 from .files import sha256_file
-from .records import RecordReader
+from .records import RecordReader, is_unicode
 from .rows import Row
 from .source import Source
 
@@ -40,7 +40,7 @@ class Coco(Source):
             by_image[_field(annotation, "image_id", f"{path}: annotations[{i}]")].append((i, annotation))
         for i, image in enumerate(images):
             key = _field(image, self.info.image_field, f"{path}: images[{i}]", "; pass --image-field NAME")
-            if not isinstance(key, str) or not key:
+            if not isinstance(key, str) or not key or not is_unicode(key):
                 raise CacheError(f"{path}: images[{i}]: {self.info.image_field!r} must be a path, found {key!r:.100}")
             found = by_image.pop(_field(image, "id", f"{path}: images[{i}]"), [])
             line += not found

@@ -227,13 +227,16 @@ def name_below(root: Path, path: Path) -> str:
     """The name by which `resolve_below` finds a file.
 
     Raises:
-        CacheError: it lies elsewhere, or is a link that leads there.
+        CacheError: it lies elsewhere, is a link that leads there, or has a name that is no UTF-8.
     """
     if not path.is_relative_to(root) or not path.resolve().is_relative_to(root.resolve()):
         raise CacheError(
             f"{path} leads to {path.resolve()}, outside {root}: pass --image-root DIR, a folder that holds both"
         )
-    return path.relative_to(root).as_posix()
+    name = path.relative_to(root).as_posix()
+    if name.encode(errors="replace") != os.fsencode(name):
+        raise CacheError(f"{root}: the name {name!r} in it is no UTF-8: rename it")
+    return name
 
 
 def resolve_below(root: Path, name: str) -> Path:

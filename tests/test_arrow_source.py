@@ -146,6 +146,51 @@ def test_a_picture_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: s
     assert Planned.of(SourceContract.open(Made(path))).read(slice(None)) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "dataset_dict.json",
+            '{"splits": ["../other"]}',
+            r"expected the names of folders here, found \['\.\./other'\]",
+        ),
+        ("dataset_dict.json", '{"splits": [1, []]}', r"expected the names of folders here, found \[1, \[\]\]"),
+        ("dataset_dict.json", "[]", r"expected a JSON object, found list"),
+        ("state.json", "{", r"state\.json: not readable as JSON"),
+        ("state.json", '{"_data_files": [3]}', r"state\.json: names no data files"),
+        ("state.json", '{"_indices_data_files": [{}]}', r"by an index beside the data: .* flatten_indices"),
+        ("state.json", '{"_data_files": [{"filename": "../../x.arrow"}]}', r"saved/x\.arrow: not readable"),
+    ],
+)
+def test_a_dataset_that_was_saved_otherwise_is_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / name).write_text(content)
+    with pytest.raises(CacheError, match=message):
+        list(SourceContract.open(Made(tmp_path / "saved")).rows())
+
+
+def test_a_link_out_of_the_folder_names_the_remedy(tmp_path: Path) -> None:
+    """As the Hub's folder of downloads has them."""
+    for folder in ("blobs", "snapshot"):
+        (tmp_path / folder).mkdir()
+    Columns.write(tmp_path / "blobs" / "0a1b")
+    link = tmp_path / "snapshot" / "train-00000-of-00001.parquet"
+    link.symlink_to(Path("..", "blobs", "0a1b"))
+    with pytest.raises(CacheError, match=r"leads to .*0a1b, outside .*snapshot: pass --image-root DIR"):
+        list(SourceContract.open(Made(link.parent)).rows())
+    planned = Planned.of(SourceContract.open(Made(link.parent, {"image_root": tmp_path})))
+    assert planned.read(slice(None)) == Columns.pictures
+
+
+def test_a_condition_asks_columns_that_are_not_taken(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+    made = Columns.write(tmp_path / "pairs.parquet", width=[1, 2, 3])
+    cache = make_cache(made.path, tmp_path / "cache.zarr", where="width >= 2").cache
+    assert cache.keys() == ["pairs.parquet#1", "pairs.parquet#2"]
+    assert cache.captions() == ["b", "c"]
+    assert cache.info.left_out == {"--where": 1}
+    assert cache.info.counts == {"embedded": 2}
+
+
 def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
     pictures = pa.array([Columns.pictures[0], None, Columns.pictures[2]])
     paths = pa.array([b"\xff"] * 3).view(pa.string())

@@ -179,6 +179,10 @@ def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> Non
         ('{"images": [1], "annotations": []}', r"images\[0\]: expected a JSON object, found int"),
         ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: no field 'file_name' .*pass --image-field NAME"),
         ('{"images": [{"id": 1, "file_name": 2}], "annotations": []}', r"images\[0\]: 'file_name' must be a path"),
+        (
+            '{"images": [{"id": 1, "file_name": "\\ud800"}], "annotations": []}',
+            r"images\[0\]: 'file_name' must be a path, found '\\ud800'",
+        ),
         ('{"images": [{"file_name": "a"}], "annotations": []}', r"images\[0\]: no field 'id' \(found: file_name\)"),
         ('{"images": [], "annotations": [{"image_id": 1}]}', r"annotations\[0\] is of an image that is not among"),
         ('{"images": [], "annotations": [{"image_id": []}]}', r"annotations\[0\]: 'image_id' must be a number or"),
