@@ -108,7 +108,7 @@ def _described(path: Path) -> str:
     """What there is, for messages: `a folder of 3 .txt, 1 folders`."""
     if not path.is_dir():
         return f"a file {path.suffix or 'without suffix'}"
-    found = Counter("folders" if entry.is_dir() else entry.suffix or "others" for entry in path.iterdir())
+    found = Counter("folders" if entry.is_dir() else entry.suffix or "others" for entry in sorted(path.iterdir()))
     return f"a folder of {', '.join(f'{count} {name}' for name, count in found.most_common(5)) or 'nothing'}"
 
 

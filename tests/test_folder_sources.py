@@ -203,7 +203,7 @@ def test_what_is_not_cocos_is_named(content: str, message: str, tmp_path: Path) 
 def test_what_is_no_source_is_told_what_there_is(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheError, match=r"is a folder of 1 \.txt, 1 folders, no known source\. Known are: .* COCO"):
+    with pytest.raises(CacheError, match=r"is a folder of 1 folders, 1 \.txt, no known source\. Known are: .* COCO"):
         make_cache(tmp_path, tmp_path / "cache.zarr")
     with pytest.raises(CacheError, match=r"is a folder of nothing, no known source"):
         make_cache(tmp_path / "empty", tmp_path / "cache.zarr")
