@@ -60,6 +60,10 @@ class CheckedGroup:
             )
         return self.path
 
+    def forget_arrays(self) -> None:
+        """Open arrays anew when they are next read, because they were replaced."""
+        self._arrays.clear()
+
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the cache's arrays.
 

@@ -22,7 +22,7 @@ from .format import ATTRIBUTE, EMB, NORM, STATUS, TOKENS, CacheInfo, Status
 from .pictures import Geometry
 from .ragged import open_array
 from .store import Cache
-from .views import Missing, missing_views
+from .views import Missing, keep_rows_before, missing_views
 
 Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
@@ -189,20 +189,20 @@ def write_info(cache: Cache, info: CacheInfo) -> None:
 def _blocks(cache: Cache, missing: Missing) -> Iterator[Block]:
     """Every batch of the given chunks; only one chunk's keys are held."""
     for chunk, views in missing.items():
-        rows = cache.chunk_slice(chunk)
-        keys, locators = cache.keys(rows.start, rows.stop), cache.locators(rows.start, rows.stop)
+        start, stop = cache.first_pending(chunk) or cache.chunk_slice(chunk).start, cache.chunk_slice(chunk).stop
+        keys, locators = cache.keys(start, stop), cache.locators(start, stop)
         for offset in range(0, len(keys), cache.info.batch_size):
             batch = slice(offset, offset + cache.info.batch_size)
-            yield Block(rows.start + offset, keys[batch], None if locators is None else locators[batch], views)
+            yield Block(start + offset, keys[batch], None if locators is None else locators[batch], views)
 
 
 def _begin(cache: Cache, start: int, views: Views) -> _Chunk:
     index = start // cache.info.chunk_rows
-    rows = cache.chunk_slice(index)
-    num = rows.stop - rows.start
+    num = len(range(len(cache))[cache.chunk_slice(index)])
     status = np.zeros(num, np.uint8) if 0 in views else cache.status(index)
-    emb = np.zeros((len(views), num, cache.info.encoder.dim), np.float16)
-    return _Chunk(index, rows, views, emb, np.zeros((len(views), num), np.float32), status)
+    emb, norm = np.zeros((len(views), num, cache.info.encoder.dim), np.float16), np.zeros((len(views), num), np.float32)
+    keep_rows_before(cache, start, views, emb, norm, status)
+    return _Chunk(index, cache.chunk_slice(index), views, emb, norm, status)
 
 
 def _embed_block(cache: Cache, block: DecodedBlock, chunk: _Chunk, encode: Encode, report: PassReport) -> None:

@@ -30,7 +30,7 @@ MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47, as far as its form goes
 
-State = Literal["planning", "planned", "sealed"]
+State = Literal["planning", "planned", "appending", "sealed"]
 
 
 class Status(IntEnum):

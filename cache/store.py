@@ -86,7 +86,19 @@ class Cache(CheckedGroup):
     def missing_chunks(self) -> list[int]:
         """The chunks that no pass has finished, ascending. Status is written last, so it alone tells."""
         done = self.stored_numbers(f"{STATUS}/c")
-        return [chunk for chunk in range(self.num_chunks) if chunk not in done]
+        return [chunk for chunk in range(self.num_chunks) if chunk not in done or self.first_pending(chunk) is not None]
+
+    def first_pending(self, chunk: int) -> int | None:
+        """The first row of a chunk that is still to be embedded while those before it are not: a source was appended.
+
+        None if the chunk is done, or nothing of it is stored.
+        """
+        rows = self.chunk_slice(chunk)
+        begins = [source.first_row for source in self.info.appended if rows.start < source.first_row < rows.stop]
+        if self.info.state == "sealed" or not begins or chunk not in self.stored_numbers(f"{STATUS}/c"):
+            return None
+        pending = np.flatnonzero(self.status(chunk) == Status.PENDING)
+        return rows.start + int(pending[0]) if len(pending) else None
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""
@@ -194,7 +206,7 @@ class Cache(CheckedGroup):
         Raises:
             CacheError: planning did not finish, so there is nothing to check.
         """
-        if self.info.state == "planning":
+        if self.info.state in ("planning", "appending"):
             raise CacheError(f"{self.path} was being planned when it stopped: run its `clipglot cache` command again")
         faults, arrays = [], {}
         taught = TEACHER_ARRAYS if self.info.source.has_teacher else ()

@@ -4,7 +4,10 @@ A cache stays sealed, with the views that it has, while more are added: they cou
 chunk, V views.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
 from .format import EMB, NORM, STATUS, Status
 from .store import Cache
@@ -18,16 +21,42 @@ def missing_views(cache: Cache, num_views: int) -> Missing:
 
     Status is written when a chunk has all views of its pass, and the norm of a view after its embeddings.
     """
-    done = cache.stored_numbers(f"{STATUS}/c")
+    not_done = set(cache.missing_chunks())
     further = [cache.stored_numbers(f"{NORM}/c/{view}") for view in range(1, num_views)]
     missing: Missing = {}
     for chunk in range(cache.num_chunks):
         views = tuple(v for v, chunks in enumerate(further, 1) if chunk not in chunks)
-        if chunk not in done:
+        if chunk in not_done:
             missing[chunk] = tuple(range(num_views))
         elif views:
             missing[chunk] = views
     return missing
+
+
+def keep_rows_before(
+    cache: Cache,
+    start: int,
+    views: Sequence[int],
+    emb: NDArray[np.float16],
+    norm: NDArray[np.float32],
+    status: NDArray[np.uint8],
+) -> None:
+    """Fill in what a chunk has before a row at which a pass begins, where a source was appended; else that is nothing.
+
+    Args:
+        cache: the cache.
+        start: the row.
+        views: the v views that are made.
+        emb: `[v, R, D]`, of the chunk that holds it.
+        norm: `[v, R]`.
+        status: `[R]`.
+    """
+    first = cache.chunk_slice(start // cache.info.chunk_rows).start
+    if start > first:
+        status[: start - first] = cache.array(STATUS)[first:start]
+        for i, view in enumerate(views):
+            emb[i, : start - first] = cache.array(EMB)[view, first:start]
+            norm[i, : start - first] = cache.array(NORM)[view, first:start]
 
 
 def make_room(cache: Cache, num_views: int) -> None:

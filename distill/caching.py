@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
+from ..cache.append import finish_append, plan_append
 from ..cache.embed import PassReport, embed_missing, write_info
 from ..cache.files import locked
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
@@ -15,7 +16,7 @@ from ..cache.sources import KINDS, open_source, reader_of
 from ..cache.store import Cache
 from ..cache.teacher import embed_teacher
 from ..cache.texts import embed_missing_texts, rows_of_texts
-from ..cache.views import has_further_views, make_room, missing_views
+from ..cache.views import has_further_views, make_room, missing_views, num_begun
 from ..encoders.image import ImageTower, load_image_tower
 from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
@@ -24,6 +25,9 @@ from .provenance import encoder_info, require_same_encoder
 from .settings import CacheSettings
 
 Stage = Literal["plan", "teach", "embed"]
+Difference = tuple[str, Any, Any]
+"""A setting, what it was and what it is now."""
+
 _LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
 
 
@@ -57,9 +61,13 @@ def cache_pictures(
     tower, teacher = _load(settings)
     encoder = encoder_info(tower)
     with locked(settings.output):
-        resumed = _plan(settings, source, info, encoder, lambda done: on_progress("plan", done, None))
+        plan = _append if settings.append else _plan
+        resumed = plan(settings, source, info, encoder, lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
-        if cache.info.source != info:  # the same manifest and pictures, elsewhere than when they were planned
+        finish_append(cache)
+        if (
+            not settings.append and cache.info.source != info
+        ):  # the same manifest and pictures, elsewhere than when they were planned
             write_info(cache, replace(cache.info, source=info))
         if teacher:
             _require_same_teacher(cache, teacher.weights_sha256)
@@ -130,6 +138,47 @@ def _plan(
     return False
 
 
+def _append(
+    settings: CacheSettings,
+    source: Source,
+    source_info: SourceInfo,
+    encoder: EncoderInfo,
+    on_progress: Callable[[int], None],
+) -> bool:
+    """Add a source to a sealed cache unless it was added already; returns whether it was."""
+    if not is_planned(settings.output):
+        raise DistillError(f"{settings.output}: no cache to append to: leave out --append to make one")
+    cache = Cache(settings.output, read_only=False)
+    info = cache.info
+    require_same_encoder(info.encoder, encoder, f"the tower given for {settings.output}")
+    if info.source.teacher_fields:
+        raise DistillError(f"{settings.output} was taught by texts: a source cannot be added to it: cache all at once")
+    if settings.views not in (1, info.num_views) or num_begun(cache) > info.num_views:
+        raise DistillError(
+            f"{settings.output} has {info.num_views} views: --append adds pictures alone; "
+            "finish or add --views in a command without it"
+        )
+    _refuse(settings, _pass_differences(cache, settings))
+    finish_append(cache)
+    added = next((i for i, known in enumerate(info.appended) if not _source_differences(known, source_info)), None)
+    if added is None and info.state != "sealed":
+        raise DistillError(f"{settings.output} is not complete: run its last command again before more is appended")
+    if added is None:
+        plan_append(
+            cache,
+            source.batches(),
+            source_info,
+            files=source.files,
+            left_out=source.left_out,
+            on_progress=on_progress,
+        )
+        return False
+    moved = replace(source_info, first_row=info.appended[added].first_row)
+    if moved != info.appended[added]:  # the same manifest and pictures, elsewhere
+        write_info(cache, replace(cache.info, appended=[*info.appended[:added], moved, *info.appended[added + 1 :]]))
+    return True
+
+
 def _require_same_teacher(cache: Cache, found: str) -> None:
     """Keep the identity of the text tower that teaches, and refuse another."""
     if cache.info.teacher_sha256 is None:
@@ -147,36 +196,36 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     The image root may differ: pictures move, and their keys are relative to it. Views may be more: they are added, with
     the augmentation of those that are there.
     """
+    differences = _source_differences(existing.info.source, source) + _pass_differences(existing, settings)
+    if existing.info.state != "sealed" and settings.views < existing.info.num_views:
+        differences.append(("views", existing.info.num_views, settings.views))
+    _refuse(settings, differences)
+
+
+def _source_differences(planned: SourceInfo, source: SourceInfo) -> list[Difference]:
+    names = ["kind", "sha256", "image_field", "text_fields", "teacher_fields", "images", "limit", "where", "split"]
+    both = [(name, getattr(planned, name), getattr(source, name)) for name in [*names, "languages", "language_field"]]
+    return [(name, before, now) for name, before, now in both if before != now]
+
+
+def _pass_differences(existing: Cache, settings: CacheSettings) -> list[Difference]:
     planned = existing.info
-    differences = [
-        (name, getattr(planned.source, name), getattr(source, name))
-        for name in (
-            "kind",
-            "sha256",
-            "image_field",
-            "text_fields",
-            "teacher_fields",
-            "images",
-            "limit",
-            "where",
-            "split",
-            "languages",
-            "language_field",
-        )
+    differences: list[Difference] = [
+        ("batch_size", planned.batch_size, settings.batch_size),
+        ("max_pixels", planned.max_pixels, settings.max_pixels),
+        ("precision", planned.encoder.precision, settings.precision),
     ]
-    differences.append(("batch_size", planned.batch_size, settings.batch_size))
-    differences.append(("max_pixels", planned.max_pixels, settings.max_pixels))
-    differences.append(("precision", planned.encoder.precision, settings.precision))
-    if planned.state != "sealed" and settings.views < planned.num_views:
-        differences.append(("views", planned.num_views, settings.views))
     if settings.views > 1 and planned.augmentation and (planned.num_views > 1 or has_further_views(existing)):
         differences.append(("augmentation", str(planned.augmentation), str(settings.augmentation)))
     if settings.chunk_rows is not None:
         differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))
+    return [(name, before, now) for name, before, now in differences if before != now]
+
+
+def _refuse(settings: CacheSettings, differences: list[Difference]) -> None:
     for name, before, now in differences:
-        if before != now:
-            what = f"the manifest {settings.source} has changed (sha256)" if name == "sha256" else name
-            raise DistillError(
-                f"{settings.output} was planned with other settings: {what} was {before!r}, now {now!r}; "
-                "give the same ones to resume, or choose another -o"
-            )
+        what = f"the manifest {settings.source} has changed (sha256)" if name == "sha256" else name
+        raise DistillError(
+            f"{settings.output} was planned with other settings: {what} was {before!r}, now {now!r}; "
+            "give the same ones to resume, or choose another -o"
+        )

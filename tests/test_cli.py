@@ -30,7 +30,7 @@ from rich.console import Console
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
-    "--where --split --teacher-field --images "
+    "--where --split --teacher-field --images --append "
     "--limit --batch-size --workers --chunk-rows --max-pixels --views --augment-scale --augment-flip --augment-jitter "
     "--augment-grayscale --augment-seed --precision --device --config --json",
     "inspect": "CACHE --failures --json",
