@@ -19,7 +19,19 @@ from zarr.core.sync import sync
 from .columns import ColumnWriter, Digests, digests_of
 from .embed import write_info
 from .errors import CacheError
-from .format import EMB, EMBEDDED_ARRAYS, FILE, KEY, LANGUAGE, LOCATOR, TEXT, TOKENS, SourceInfo, plan_chunk_rows
+from .format import (
+    CAPTION_IMAGE,
+    EMBEDDED_ARRAYS,
+    FILE,
+    KEY,
+    LANGUAGE,
+    LOCATOR,
+    STATUS,
+    TEXT,
+    TOKENS,
+    SourceInfo,
+    plan_chunk_rows,
+)
 from .ragged import RaggedReader, RaggedWriter, Texts, create_array, open_array
 from .rows import Batch
 from .store import Cache
@@ -111,13 +123,12 @@ def finish_append(cache: Cache) -> None:
     if cache.info.state == "appending":
         staged, N = cache.root[STAGED], cache.info.num_pictures
         assert isinstance(staged, zarr.Group)
-        for name in (KEY, TEXT, LOCATOR, FILE, LANGUAGE, "captions/image", *EMBEDDED_ARRAYS):
+        for name in (KEY, TEXT, LOCATOR, FILE, LANGUAGE, CAPTION_IMAGE, *EMBEDDED_ARRAYS):
             if name in staged:
                 sync(store.delete_dir(name))
         sync(_copy(cache, STAGED))
         for name in EMBEDDED_ARRAYS:
-            array = open_array(cache.root, name)
-            axis = array.ndim - 1 if name != EMB else 1
+            array, axis = open_array(cache.root, name), 0 if name == STATUS else 1
             array.resize((*array.shape[:axis], N, *array.shape[axis + 1 :]))
         sync(store.delete_dir(TOKENS))  # of the captions before; training writes them again
         write_info(cache, replace(cache.info, state="planned"))
@@ -158,16 +169,13 @@ def _are_in(digests: Digests, known: Digests) -> NDArray[np.bool_]:
 def _stage_embedded(cache: Cache, staged: zarr.Group, num: int, chunk_rows: int) -> None:
     """Copy embeddings, norms and statuses into larger chunks; the rows to come are pending."""
     for name in EMBEDDED_ARRAYS:
-        old = cache.array(name)
-        axis = 1 if name != "images/status" else 0
+        old, axis = cache.array(name), 0 if name == STATUS else 1
         shape, chunks = list(old.shape), list(old.chunks)
         shape[axis], chunks[axis] = num, chunk_rows
         new = create_array(staged, name, tuple(shape), tuple(chunks), str(old.dtype))
         for start in range(0, len(cache), chunk_rows):
-            rows = slice(start, min(start + chunk_rows, len(cache)))
-            for view in range(old.shape[0]) if axis else [slice(None)]:
-                place = (view, rows) if axis else (rows,)
-                new[place] = old[place]
+            rows = (*[slice(None)] * axis, slice(start, min(start + chunk_rows, len(cache))))
+            new[rows] = cache._read(name, rows)  # an absent chunk is an error there, not zeros
 
 
 async def _copy(cache: Cache, folder: str) -> None:

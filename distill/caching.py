@@ -149,6 +149,7 @@ def _append(
     if not is_planned(settings.output):
         raise DistillError(f"{settings.output}: no cache to append to: leave out --append to make one")
     cache = Cache(settings.output, read_only=False)
+    finish_append(cache)
     info = cache.info
     require_same_encoder(info.encoder, encoder, f"the tower given for {settings.output}")
     if info.source.teacher_fields:
@@ -159,7 +160,6 @@ def _append(
             "finish or add --views in a command without it"
         )
     _refuse(settings, _pass_differences(cache, settings))
-    finish_append(cache)
     added = next((i for i, known in enumerate(info.appended) if not _source_differences(known, source_info)), None)
     if added is None and info.state != "sealed":
         raise DistillError(f"{settings.output} is not complete: run its last command again before more is appended")

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from clipglot.cache import append as appending
+from clipglot.cache import files as store_files
 from clipglot.cache import format as cache_format
 from clipglot.cache.errors import CacheError
+from clipglot.cache.format import SourceInfo
+from clipglot.cache.sources import open_source
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
@@ -129,8 +133,59 @@ def test_training_goes_on_with_all_rows(
     assert Cache(path).verify() == []
 
 
-# For each number that it is given it runs the command in a process of its own, which dies as by SIGKILL when it writes or
-# deletes for that time; it answers with the exit code and how often the process did so, if it lived.
+class Stopped(Exception):  # noqa: N818
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize("rechunked", [False, True])
+def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
+    rechunked: bool, manifests: dict[str, Path], make_cache: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old, settings = tmp_path / "c.zarr", tmp_path / "old.zarr", {"batch_size": 1} if rechunked else {}
+    make_cache(manifests["old"], old, **settings)
+    if rechunked:
+        monkeypatch.setattr(cache_format, "MIN_CHUNKS", 4)
+    source = open_source(
+        SourceInfo(path=str(manifests["more"]), sha256="", image_root="", image_field="", text_fields=[])
+    )
+    write, num = store_files.write_whole, 0
+
+    def plan(stop_at: int) -> dict[str, bytes]:
+        nonlocal num
+        num = 0
+
+        def counted(target: Path, data: Any) -> None:
+            nonlocal num
+            num += 1
+            if num == stop_at:
+                raise Stopped
+            write(target, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store_files, "write_whole", counted)
+            cache = Cache(path, read_only=False)
+            appending.finish_append(cache)
+            if cache.info.state == "sealed":
+                appending.plan_append(cache, source.batches(), source.info, left_out=Counter())
+        return files(path)
+
+    shutil.copytree(old, path)
+    expected, total = plan(-1), num
+    assert (Cache(path).info.chunk_rows > Cache(old).info.chunk_rows) == rechunked
+    for at in (*range(1, total, max(1, total // 8)), total):
+        shutil.rmtree(path)
+        shutil.copytree(old, path)
+        with pytest.raises(Stopped):
+            plan(at)
+        state = Cache(path).info.state
+        assert state in ("sealed", "appending")
+        if state == "sealed":
+            assert Cache(path).verify() == []
+        assert plan(-1) == expected
+
+
+# For each number that it is given it runs the command in a process of its own, which dies as by SIGKILL when it writes
+# or deletes for that time; it answers with the exit code and how often the process did so, if it lived.
 LAUNCHER = """
 import os, signal, sys
 import clipglot.distill.caching
@@ -183,7 +238,7 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
         assert run(-1) == 0
         num, expected, states = int((tmp_path / "count").read_text()), files(path), set()
         assert num > 30
-        for at in (*range(1, num, 3), num):
+        for at in (*range(1, num, 9), num):
             shutil.rmtree(path)
             shutil.copytree(old, path)
             assert run(at) == -signal.SIGKILL
