@@ -65,9 +65,8 @@ def cache_pictures(
         resumed = plan(settings, source, info, encoder, lambda done: on_progress("plan", done, None))
         cache = Cache(settings.output, read_only=False)
         finish_append(cache)
-        if (
-            not settings.append and cache.info.source != info
-        ):  # the same manifest and pictures, elsewhere than when they were planned
+        moved = cache.info.source != info and not settings.append
+        if moved:  # the same manifest and pictures, elsewhere than when they were planned
             write_info(cache, replace(cache.info, source=info))
         if teacher:
             _require_same_teacher(cache, teacher.weights_sha256)

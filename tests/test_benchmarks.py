@@ -82,3 +82,14 @@ def test_runs_on_one_view_and_on_several_stand_beside_each_other(
     assert head[0] == "40 pictures, 2 stored views"
     assert [line[:2] for line in lines] == [["--views 1", "2"], ["--views all", "2"]]
     assert lines[0][2:] != lines[1][2:]
+
+
+@pytest.mark.slow
+def test_planning_is_measured_with_its_stages(tmp_path: Path) -> None:
+    head, line = table("planning.py", "--rows", 3000, "--lines-per-picture", 3, "--rounds", 1, "--folder", tmp_path)
+    found = dict(zip(head, line, strict=True))
+    assert float(found["to the ceiling"]) > 0
+    assert sum(float(found[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
+        100, abs=3
+    )
+    assert list(tmp_path.iterdir()) == []
