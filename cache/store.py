@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checked import CheckedGroup
+from .checked import CheckedGroup, chunk_name
 from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
@@ -70,14 +70,25 @@ class Cache(CheckedGroup):
         start = chunk * self.info.chunk_rows
         return slice(start, min(start + self.info.chunk_rows, len(self)))
 
+    def require_laid_out(self) -> None:
+        """Raise unless the arrays stand as planned.
+
+        Raises:
+            CacheError: a plan, or that of an appended source, was cut short.
+        """
+        if not self.info.is_laid_out:
+            done = "planned" if self.info.state == "planning" else "appended to"
+            raise CacheError(f"{self.path} was being {done} when it stopped: run its `clipglot cache` command again")
+
     def require_sealed(self) -> "Cache":
         """Return the cache if its pass is complete.
 
         Raises:
             CacheError: it is not; the message says how much is missing.
         """
+        self.require_laid_out()
         if self.info.state != "sealed":
-            missing = len(self.missing_chunks()) if self.info.state == "planned" else "all"
+            missing = len(self.missing_chunks())
             raise CacheError(
                 f"{self.path} is not complete ({missing} of its chunks are still to be embedded): "
                 "run the same `clipglot cache` command again to finish it"
@@ -87,7 +98,38 @@ class Cache(CheckedGroup):
     def missing_chunks(self) -> list[int]:
         """The chunks that no pass has finished, ascending. Status is written last, so it alone tells."""
         done = self.stored_numbers(f"{STATUS}/c")
-        return [chunk for chunk in range(self.num_chunks) if chunk not in done]
+        return [chunk for chunk in range(self.num_chunks) if chunk not in done or self.first_pending(chunk)]
+
+    def first_pending(self, chunk: int) -> int | None:
+        """The row of a chunk at which a source was appended, while its rows are still to be embedded; else None.
+
+        The rows before it are done.
+        """
+        if self.info.state == "sealed" or not self.info.appended:
+            return None
+        first, rows = self.info.appended[-1].first_row, self.chunk_slice(chunk)
+        if not rows.start < first < rows.stop or chunk not in self.stored_numbers(f"{STATUS}/c"):
+            return None
+        return first if self.status(chunk)[first - rows.start] == Status.PENDING else None
+
+    def rows_kept(self, name: str, chunk: int, view: int | None = None) -> NDArray[Any]:
+        """The rows of a chunk before `first_pending`, of an array and, where it has views, of one of them.
+
+        Raises:
+            CacheError: they are absent or damaged.
+        """
+        array, head = self.array(name), () if view is None else (view,)
+        index = (*head, chunk, *[0] * (array.ndim - len(head) - 1))
+        folder, _, file = chunk_name(array, index).rpartition("/")
+        if file not in self.stored_names(folder):  # the cache is not sealed, so that zarr would make it zeros
+            raise CacheError(f"{self.path}: {folder}/{file} is absent: {self.remedy([(STATUS, (chunk,))])}")
+        rows = slice(self.chunk_slice(chunk).start, self.first_pending(chunk))
+        return self._read(name, (*head, rows), only=[index])
+
+    def rows_left(self, chunk: int) -> slice:
+        """The rows of a missing chunk that a pass has to embed."""
+        rows = self.chunk_slice(chunk)
+        return slice(self.first_pending(chunk) or rows.start, rows.stop)
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""
@@ -206,9 +248,9 @@ class Cache(CheckedGroup):
             raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
         return view
 
-    def read(self, name: str) -> NDArray[Any]:
-        """All of an array."""
-        return self._read(name, (...,))
+    def read(self, name: str, selection: tuple[Any, ...] = (...,)) -> NDArray[Any]:
+        """All of an array, or some."""
+        return self._read(name, selection)
 
     def texts(self, name: str, start: int = 0, stop: int | None = None) -> Texts:
         """Some texts of a ragged array, as arrays."""
