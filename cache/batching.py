@@ -73,13 +73,13 @@ class Chunk:
         return chunk
 
     def _keep_rows(self, cache: Cache) -> None:
-        kept = slice(0, self.num_kept)
+        kept, rows = slice(0, self.num_kept), slice(self.rows.start, self.rows.start + self.num_kept)
         for number, view in enumerate(self.views):
-            self.emb[number, kept] = cache.rows_kept(EMB, self.index, view)
-            self.norm[number, kept] = cache.rows_kept(NORM, self.index, view)
+            self.emb[number, kept] = cache.rows_kept(EMB, rows, view)
+            self.norm[number, kept] = cache.rows_kept(NORM, rows, view)
         if HASH in cache.root:
-            self.hash[kept] = cache.rows_kept(HASH, self.index)
-        self.status[kept] = cache.rows_kept(STATUS, self.index)
+            self.hash[kept] = cache.rows_kept(HASH, rows)
+        self.status[kept] = cache.rows_kept(STATUS, rows)
 
     def take(self, block: DecodedBlock) -> list[int]:
         """Note what became of a block's pictures.

@@ -100,36 +100,36 @@ class Cache(CheckedGroup):
         done = self.stored_numbers(f"{STATUS}/c")
         return [chunk for chunk in range(self.num_chunks) if chunk not in done or self.first_pending(chunk)]
 
+    def appended_row(self, chunk: int) -> int | None:
+        """The row inside a chunk at which the last source was appended, if the rows before it are stored; else None."""
+        first, rows = self.info.appended[-1].first_row if self.info.appended else 0, self.chunk_slice(chunk)
+        inside = rows.start < first < rows.stop
+        return first if inside and chunk in self.stored_numbers(f"{STATUS}/c") else None
+
     def first_pending(self, chunk: int) -> int | None:
-        """The row of a chunk at which a source was appended, while its rows are still to be embedded; else None.
-
-        The rows before it are done.
-        """
-        if self.info.state == "sealed" or not self.info.appended:
+        """The same while that row, and with it the rest of the chunk, is still to be embedded; else None."""
+        first = None if self.info.state == "sealed" else self.appended_row(chunk)
+        if first is None or self.status(chunk)[first - self.chunk_slice(chunk).start] != Status.PENDING:
             return None
-        first, rows = self.info.appended[-1].first_row, self.chunk_slice(chunk)
-        if not rows.start < first < rows.stop or chunk not in self.stored_numbers(f"{STATUS}/c"):
-            return None
-        return first if self.status(chunk)[first - rows.start] == Status.PENDING else None
+        return first
 
-    def rows_kept(self, name: str, chunk: int, view: int | None = None) -> NDArray[Any]:
-        """The rows of a chunk before `first_pending`, of an array and, where it has views, of one of them.
+    def rows_kept(self, name: str, rows: slice, view: int | None = None) -> NDArray[Any]:
+        """Rows at the start of a chunk that a pass has written, though the cache is not sealed.
+
+        Args:
+            name: of the array.
+            rows: of one chunk.
+            view: of an array that has views.
 
         Raises:
             CacheError: they are absent or damaged.
         """
-        array, head = self.array(name), () if view is None else (view,)
+        array, head, chunk = self.array(name), () if view is None else (view,), rows.start // self.info.chunk_rows
         index = (*head, chunk, *[0] * (array.ndim - len(head) - 1))
         folder, _, file = chunk_name(array, index).rpartition("/")
-        if file not in self.stored_names(folder):  # the cache is not sealed, so that zarr would make it zeros
+        if file not in self.stored_names(folder):  # zarr would make it zeros
             raise CacheError(f"{self.path}: {folder}/{file} is absent: {self.remedy([(STATUS, (chunk,))])}")
-        rows = slice(self.chunk_slice(chunk).start, self.first_pending(chunk))
         return self._read(name, (*head, rows), only=[index])
-
-    def rows_left(self, chunk: int) -> slice:
-        """The rows of a missing chunk that a pass has to embed."""
-        rows = self.chunk_slice(chunk)
-        return slice(self.first_pending(chunk) or rows.start, rows.stop)
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""

@@ -91,7 +91,8 @@ def _embed(
         embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress("teach", done, total))
     num_views = max(settings.views, cache.info.num_views)
     missing = [chunk for chunk in missing_views(cache, num_views) if chunk % worker.num == worker.index]
-    total = sum(len(range(len(cache))[cache.rows_left(chunk)]) for chunk in missing)
+    slices = [(cache.chunk_slice(chunk), cache.first_pending(chunk)) for chunk in missing]
+    total = sum(rows.stop - (pending or rows.start) for rows, pending in slices)
 
     def embedded(done: int, report: PassReport) -> None:
         on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own

@@ -1,6 +1,5 @@
 """Appending: new pictures become rows after the old ones, whose bytes stay; killed at any step, it is finished."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from appended import content, files, write_manifests
 from clipglot.cache import append as appending
 from clipglot.cache import files as store_files
 from clipglot.cache import format as cache_format
@@ -20,36 +19,14 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.sources import open_source
 from clipglot.cache.store import Cache
-from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from drawn import draw_pictures
 
 Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of thirty pictures `old` has the first ten, `more` those from the fifth on, `grown` and `all` every one."""
-    drawn = draw_pictures(tmp_path_factory.mktemp("appended"), 30)
-    lines = drawn.read_text().splitlines()
-    lines[12] = json.dumps({"image": "images/absent.png", "text": "нет"})
-    found = {"all": drawn}
-    for name, part in (("old", lines[:10]), ("more", [*lines[5:], lines[20]]), ("grown", lines)):
-        found[name] = drawn.with_name(f"{name}.jsonl")
-        found[name].write_text("\n".join(part))
-    drawn.write_text("\n".join(lines))
-    return found
-
-
-def content(path: Path) -> tuple[Any, ...]:
-    cache = Cache(path).require_sealed()
-    assert cache.verify() == []
-    captions = list(zip(cache.caption_image().tolist(), cache.captions(), strict=True))
-    return cache.keys(), captions, cache.image_emb(), cache.norm(), cache.status().tolist()
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return write_manifests(tmp_path_factory.mktemp("appended"))
 
 
 @pytest.mark.parametrize("more", ["more", "grown"])
@@ -288,16 +265,3 @@ def test_a_source_that_fails_leaves_the_cache_as_it_was(
     make_cache(manifests["more"], path, append=True)
     assert len(content(path)[0]) == 30
     assert appending.STAGED not in Cache(path).root
-
-
-def test_the_command_says_what_was_there_already(
-    manifests: dict[str, Path], make_cache: Make, tiny_clip: Path, tmp_path: Path
-) -> None:
-    path = tmp_path / "c.zarr"
-    make_cache(manifests["old"], path)
-    given = ["cache", manifests["more"], "-o", path, "--append", "--batch-size", 8, "--workers", 1]
-    made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
-    assert made.exit_code == 0, made.output
-    assert "5 rows were left out by --append (their pictures were there already)" in made.output
-    shown = CliRunner().invoke(main, ["inspect", str(path)]).stdout
-    assert "source from row 10" in shown
