@@ -24,6 +24,8 @@ def is_planned(path: Location) -> bool:
 
     Raises:
         CacheError: something else stands there, which planning must not replace; or a store that refuses.
+
+    A cache to which a source is being appended is planned: its old rows are there.
     """
     names = store_at(path, read_only=True).names("")
     if MARK in names:

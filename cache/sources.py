@@ -137,7 +137,9 @@ def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsRe
     """
     files = cache.files()
     readers: list[tuple[int, Reader]] = []
-    for info in cache.info.sources:
+    for info, end in zip(cache.info.sources, [*(s.first_row for s in cache.info.appended), len(cache)], strict=True):
+        if info.first_row == end:
+            continue  # all its pictures were there already
         root = to_location(info.image_root)
         located = cache.locators(info.first_row, info.first_row + 1)
         if located is None or located[0, 0] < 0:
