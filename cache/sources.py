@@ -20,6 +20,7 @@ from .location import Location, Url, to_location
 from .manifest import SUFFIXES, Table
 from .muge import Muge, holds_muge
 from .paths import PathReader, require_root
+from .remote import HTTP
 from .shards import names_tars, root_of
 from .source import Reader, Source
 from .store import Cache
@@ -105,6 +106,8 @@ def _is_or_has(path: Location, suffixes: Sequence[str]) -> bool:
 
 def _described(path: Location) -> str:
     """What there is, for messages: `a folder of 3 .txt, 1 folders`."""
+    if isinstance(path, Url) and path.scheme in HTTP:
+        return "on a web server, where files are read but no folders"
     if not is_folder(path):
         return f"a file {path.suffix or 'without suffix'}"
     found = Counter("folders" if entry.is_folder else Path(entry.name).suffix or "others" for entry in entries(path))

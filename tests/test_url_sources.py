@@ -14,6 +14,8 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from bucket import NAME, Bucket, serving
 from click.testing import CliRunner
@@ -87,6 +89,8 @@ class AtUrl(SourceContract):
         for key in self.bucket.objects():
             if key.startswith(f"{name}/"):
                 self.bucket.delete(key)
+        for empty in (found for found in local.rglob("*") if found.is_dir() and not any(found.iterdir())):
+            self.bucket.put(f"{name}/{empty.relative_to(local).as_posix()}/", b"")  # as consoles of stores do
         return made.below(local, Url(self.bucket.upload(local, name)))  # type: ignore[arg-type]
 
     def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
@@ -240,6 +244,9 @@ def test_the_documented_commands_run(bucket: Bucket, tmp_path: Path, tiny_clip: 
     pictures, captions = encoded_pictures(3), [["a cat"], ["кот"], ["猫"]]
     table = as_table(tmp_path, pictures, captions)
     write_shards(tmp_path / "shards", pictures, captions, per_shard=1)
+    (tmp_path / "data").mkdir()
+    rows = pa.table({"image": pictures, "text": captions})
+    pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet")
     for file in (table, *tmp_path.glob("*/*")):
         bucket.client.put_object(Bucket=NAME, Key=file.relative_to(tmp_path).as_posix(), Body=file.read_bytes())
     for line in block.splitlines():
