@@ -122,7 +122,10 @@ class RowsReader(NamedTuple):
         ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
         for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
             if a < b:
-                yield from reader.read(keys[a:b], None if locators is None else locators[a:b])
+                located = (
+                    locators is not None and locators[a, 0] >= 0
+                )  # sources of files have none beside those of tars
+                yield from reader.read(keys[a:b], locators[a:b] if located else None)
 
 
 def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsReader:
