@@ -122,10 +122,8 @@ class RowsReader(NamedTuple):
         ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
         for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
             if a < b:
-                located = (
-                    locators is not None and locators[a, 0] >= 0
-                )  # sources of files have none beside those of tars
-                yield from reader.read(keys[a:b], locators[a:b] if located else None)
+                are_files = locators is None or locators[a, 0] < 0  # also beside pictures inside larger files
+                yield from reader.read(keys[a:b], None if locators is None or are_files else locators[a:b])
 
 
 def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsReader:
