@@ -22,10 +22,10 @@ from .teacher import make_room_for_teacher
 def is_planned(path: Location) -> bool:
     """Whether a planned cache stands at `path`; nothing, or what an interrupted plan left, is False.
 
+    One to which a source is being appended is planned, because its old rows are there.
+
     Raises:
         CacheError: something else stands there, which planning must not replace; or a store that refuses.
-
-    A cache to which a source is being appended is planned: its old rows are there.
     """
     names = store_at(path, read_only=True).names("")
     if MARK in names:

@@ -124,7 +124,8 @@ class RowsReader(NamedTuple):
         ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
         for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
             if a < b:
-                yield from reader.read(keys[a:b], None if locators is None else locators[a:b])
+                are_files = locators is None or locators[a, 0] < 0  # also beside pictures inside larger files
+                yield from reader.read(keys[a:b], None if locators is None or are_files else locators[a:b])
 
 
 def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsReader:

@@ -19,6 +19,7 @@ from clipglot.cache.stores import RemoteStore
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
 from launched import SLOW, ended
+from tarred import members_of, write_tar
 
 Make = Callable[..., Any]
 
@@ -87,7 +88,7 @@ def test_workers_share_it_once_the_first_has_planned_it(
     make_cache(many_pictures, lone, chunk_rows=8, append=True)
     second = start_worker(path, "1/2", "", "--append")
     second.until(lambda: "worker 1 of 2 waits until worker 0 has planned" in second.err())
-    first = start_worker(path, "0/2", SLOW.format(0.2), "--append")
+    first = start_worker(path, "0/2", SLOW.format(0.6), "--append")
     done = [ended(worker) for worker in (first, second)]
     assert all(int(line.split(" did ")[1].split()[0]) for line in done)
     assert files(path) == files(lone)
@@ -168,6 +169,27 @@ def test_while_rows_take_their_places_nothing_else_is_done(
         assert (refused.exit_code, said in " ".join(refused.output.split())) == (1, True)
     make_cache(manifests["old"], old)
     assert files(old) == files(whole)
+
+
+def test_tars_are_appended_to_files_and_to_other_tars(
+    old: Path, manifests: dict[str, Path], make_cache: Make, tmp_path: Path
+) -> None:
+    images = manifests["old"].parent / "images"
+    for name, numbers in (("a", (20, 21, 3)), ("b", (22, 9))):
+        members = [m for i in numbers for m in members_of(f"{name}{i}", (images / f"{i:04}.png").read_bytes(), ["x"])]
+        make_cache(write_tar(tmp_path / f"{name}.tar", members), old, append=True)
+    keys, _, emb, _, status = content(old)
+    cache = Cache(old)
+    assert (len(keys), status, cache.files()) == (15, [1] * 15, ["a.tar", "b.tar"])
+    assert emb[[12, 14]].tobytes() == emb[[3, 9]].tobytes()
+    locators = cache.locators()
+    assert locators is not None
+    assert locators[:, 0].tolist() == [-1] * 10 + [0] * 3 + [1] * 2
+    assert cache.info.num_duplicates == 2
+    for chunk in ("0", "1"):
+        (old / "images/status/c" / chunk).unlink()
+    make_cache(manifests["old"], old)  # each row from the source that it came from
+    assert content(old)[2].tobytes() == emb.tobytes()
 
 
 @pytest.mark.parametrize("hashed", [True, False])
