@@ -43,7 +43,8 @@ class ClassFolders(Source):
     def _pictures(self) -> Iterator[tuple[str, str]]:
         """Class and key of each picture, a folder at a time."""
         top, root = to_location(self.info.path), to_location(self.info.image_root)
-        if not f"{top}/".startswith(f"{root}/"):
+        above = str(root).rstrip("/") + "/"
+        if not f"{top}/".startswith(above):
             raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
         folder, names = top, _names(top, folders=True)
         is_split = names and not any(_has_pictures(top / name) for name in names)
@@ -51,7 +52,7 @@ class ClassFolders(Source):
             folder = top / chosen_split(names if is_split else [], self.info.split, top)
         for name in _names(folder, folders=True):
             for file in _names(folder / name):
-                yield name, str(folder / name / file).removeprefix(f"{root}/")
+                yield name, str(folder / name / file).removeprefix(above)
 
 
 def holds_class_folders(path: Location) -> bool:

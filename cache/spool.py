@@ -176,8 +176,9 @@ class Files:
         if url is None:
             raise RejectedPictureError(Status.OUTSIDE_ROOT)
         file = self._spool.open(url, self._state(number, url))
-        if number + 1 < len(self._names) and (following := self._url(number + 1)):
-            self._spool.fetch_ahead(following, self._state(number + 1, following))
+        following = self._url(number + 1) if number + 1 < len(self._names) else None
+        if following and (state := self._state(number + 1, following)):  # of merged caches it may be another source's
+            self._spool.fetch_ahead(following, state)
         return file
 
     def _url(self, number: int) -> Url | None:
