@@ -22,6 +22,7 @@ from clipglot.cache.store import Cache
 from PIL import Image
 
 if __name__ == "__main__":  # the decoding processes import this file too, and need no torch
+    import torch
     from clipglot.demo.run import ENGLISH_CLIP
     from clipglot.distill.caching import cache_pictures
     from clipglot.distill.settings import CacheSettings
@@ -51,13 +52,13 @@ def start(source: Path, output: Location, worker: str | None, slowed_s: float, m
     os.setsid()
     for descriptor in (1, 2):
         os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    encode = ImageTower.encode
+    forward = ImageTower.forward
 
-    def slowly(tower: ImageTower, pixels: np.ndarray) -> np.ndarray:
+    def slowly(tower: ImageTower, x: "torch.Tensor") -> "torch.Tensor":
         time.sleep(slowed_s)
-        return encode(tower, pixels)
+        return forward(tower, x)
 
-    ImageTower.encode = slowly
+    ImageTower.forward = slowly
     code = 1
     try:
         model = f"local-dir:{ENGLISH_CLIP}"
