@@ -19,6 +19,7 @@ HASH = "images/hash"  # absent in older caches, and in those that no pass over p
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
+IMPORTED = "embeddings"  # the kind of source that embeddings come from that are there already
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
 TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
