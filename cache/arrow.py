@@ -100,8 +100,8 @@ class ColumnSource(Source):
         found: dict[str, list[Path]] = {}
         for entry in sorted(path.iterdir()):
             if entry.is_dir():
-                if inside := self._in(entry):
-                    found[entry.name] = inside
+                for file in self._in(entry):  # as on the Hub, data/train-0….parquet is of train, not of data
+                    found.setdefault(split_of(file) or entry.name, []).append(file)
             elif self._is_file(entry):
                 found.setdefault(split_of(entry), []).append(entry)
         return found[chosen_split(found, wanted, path)] if found else []
@@ -266,3 +266,7 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         raise CacheError(f"{path}: not readable ({error}): fetch or write it again") from None
+    except (ValueError, OverflowError) as error:  # Python's dates end with the year 9999, and have no nanoseconds
+        raise CacheError(
+            f"{path}: a value that cannot be read ({error}): cast its column, or leave it out of --where"
+        ) from None
