@@ -185,8 +185,20 @@ def test_bad_languages_are_refused_at_once(given: dict[str, Any], message: str) 
 
 def test_the_command_reports_rows_left_out(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
     records = [json.loads(line) for line in manifest.read_text().splitlines()]
-    manifest.write_text("\n".join(json.dumps(record | {"n": i}) for i, record in enumerate(records)))
-    given = ["cache", manifest, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}", "--workers", 1]
+    numbered = tmp_path / "numbered.jsonl"
+    numbered.write_text("\n".join(json.dumps(record | {"n": i}) for i, record in enumerate(records)))
+    given = [
+        "cache",
+        numbered,
+        "--image-root",
+        manifest.parent,
+        "-o",
+        tmp_path / "c.zarr",
+        "--model",
+        f"local-dir:{tiny_clip}",
+        "--workers",
+        1,
+    ]
     given = [str(argument) for argument in [*given, "--where", "n > 1", "--language", "ru"]]
     made = CliRunner().invoke(main, given)
     assert made.exit_code == 0, made.output
