@@ -215,6 +215,8 @@ class CacheInfo:
             if info.decoding not in get_args(Decoding):
                 raise ValueError(f"decoding is {info.decoding!r}")
             sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}
+            if not all(type(size) is int for size in (*sizes.values(), info.num_captions)):
+                raise ValueError(f"sizes are {sizes}, num_captions is {info.num_captions!r}")
             if info.state != "planning" and min(sizes.values()) < 1:
                 raise ValueError(f"sizes are {sizes}")
         except (KeyError, TypeError, ValueError) as error:
