@@ -1,5 +1,6 @@
 """A folder of class folders, as image classification has them: the caption of a picture is the name of its folder."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -68,7 +69,16 @@ def _has_pictures(folder: Path) -> bool:
 
 
 def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not entry.is_dir()
+    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not _is_folder(entry)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link to itself; as a picture it is a missing one
 
 
 def _names(folder: Path, *, folders: bool = False) -> list[str]:
@@ -77,7 +87,7 @@ def _names(folder: Path, *, folders: bool = False) -> list[str]:
         names = [
             entry.name
             for entry in entries
-            if (entry.is_dir() and not entry.name.startswith(".") if folders else _is_picture(entry))
+            if (_is_folder(entry) and not entry.name.startswith(".") if folders else _is_picture(entry))
         ]
     for name in names:
         if not is_unicode(name):
