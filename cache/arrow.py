@@ -19,12 +19,13 @@ from .arrow_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, Parque
 from .condition import Condition
 from .errors import CacheError
 from .format import SourceInfo
-from .location import Location
-from .pictures import name_below
+from .listing import Entry, entries, is_folder, name_in, state_at
+from .location import Location, Url, to_location
 from .records import RecordReader
 from .rows import Locator, Row
 from .source import Reader, Source
 from .splits import chosen_split
+from .spool import Files, local_file
 
 SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")  # as on the Hub: train-00000-of-00004
 SPLIT_NAMES = ("train", "test", "val", "valid", "validation", "dev")
@@ -57,8 +58,9 @@ class ColumnSource(Source):
         self.left_out.clear()
         for path, file, inside, columns in self._opened():
             if inside:
-                self._files.append(name_below(Path(self.info.image_root), path))
-            name = path.name if path == Path(self.info.path) else path.relative_to(self.info.path).as_posix()
+                self._files.append(name_in(to_location(self.info.image_root), path))
+            source = to_location(self.info.path)
+            name = path.name if path == source else str(path).removeprefix(f"{source}/")
             reader = RecordReader(self._record_info, has_key=not inside, left_out=self.left_out)
             before = line
             with _naming(path):
@@ -76,8 +78,11 @@ class ColumnSource(Source):
         return self._files
 
     def sha256(self) -> str:
-        """Of the columns that are planned from, and the sizes of the others."""
+        """Of the columns that are planned from, and the sizes of the others; at a URL of what the store tells."""
         digest = sha256()
+        far = [path for path in self._paths() if isinstance(path, Url)]
+        if far:
+            return sha256("".join(f"{path.name}\0{state_at(path)}\0" for path in far).encode()).hexdigest()
         for path, file, _, columns in self._opened():
             digest.update(path.name.encode(errors="surrogateescape") + b"\0")
             with _naming(path):
@@ -87,37 +92,37 @@ class ColumnSource(Source):
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
         """Of pictures in a column."""
-        return ColumnReader(cls.file_type, Path(root).resolve(), files, info.image_field)
+        return ColumnReader(cls.file_type, Files(root, files), info.image_field)
 
-    def _paths(self) -> list[Path]:
-        path, wanted = Path(self.info.path), self.info.split
-        if not path.is_dir():
+    def _paths(self) -> list[Location]:
+        path, wanted = to_location(self.info.path), self.info.split
+        if not is_folder(path):
             if wanted is not None:
                 raise CacheError(
                     f"{path}: --split {wanted} chooses files of a folder, and this is one file: leave it out"
                 )
             return [path]
-        found: dict[str, list[Path]] = {}
-        for entry in sorted(path.iterdir()):
-            if entry.is_dir():
-                for file in self._in(entry):  # as on the Hub, data/train-0….parquet is of train, not of data
-                    found.setdefault(split_of(file) or entry.name, []).append(file)
-            elif self._is_file(entry):
-                found.setdefault(split_of(entry), []).append(entry)
+        found: dict[str, list[Location]] = {}
+        for entry in entries(path):
+            if entry.is_folder:
+                for file in filter(self._fits, entries(path / entry.name)):
+                    place = (
+                        path / entry.name / file.name
+                    )  # as on the Hub, data/train-0….parquet is of train, not of data
+                    found.setdefault(split_of(place) or entry.name, []).append(place)
+            elif self._fits(entry):
+                found.setdefault(split_of(path / entry.name), []).append(path / entry.name)
         return found[chosen_split(found, wanted, path)] if found else []
 
-    def _in(self, folder: Path) -> list[Path]:
-        return sorted(filter(self._is_file, folder.iterdir()))
+    def _fits(self, entry: Entry) -> bool:
+        return entry.is_file and entry.name.lower().endswith(self.suffixes) and not entry.name.startswith(".")
 
-    def _is_file(self, path: Path) -> bool:
-        return path.suffix.lower() in self.suffixes and not path.name.startswith(".") and path.is_file()
-
-    def _opened(self) -> Iterator[tuple[Path, ColumnFile, bool, list[str]]]:
+    def _opened(self) -> Iterator[tuple[Location, ColumnFile, bool, list[str]]]:
         """Each file, whether pictures are inside, and the columns to plan from."""
         kinds: set[bool] = set()
         for path in self._paths():
             with _naming(path):
-                file = self.file_type(path)
+                file = self.file_type.at(path)
                 inside = self.info.images and holds_pictures(file.schema, self.info.image_field, path)
                 columns = self._columns(file.schema, path, inside)
             kinds.add(inside)
@@ -128,7 +133,7 @@ class ColumnSource(Source):
                 )
             yield path, file, inside, columns
 
-    def _columns(self, schema: pa.Schema, path: Path, inside: bool) -> list[str]:
+    def _columns(self, schema: pa.Schema, path: Location, inside: bool) -> list[str]:
         info = self.info
         flags = dict.fromkeys(info.text_fields, "--text-field")
         flags |= dict.fromkeys(info.teacher_fields, "--teacher-field")
@@ -156,27 +161,31 @@ class Arrow(ColumnSource):
     suffixes = (".arrow", ".feather", ".ipc")
     file_type = ArrowFile
 
-    def _paths(self) -> list[Path]:
-        path = Path(self.info.path)
-        if (path / SAVED_SPLITS).is_file():
-            folders = list(path.iterdir())
+    def _paths(self) -> list[Location]:
+        path = to_location(self.info.path)
+        listed = entries(path)
+        if _has(listed, SAVED_SPLITS):
+            folders = [entry.name for entry in listed]
             splits = _json(path / SAVED_SPLITS).get("splits")
-            if not isinstance(splits, list) or not all(
-                isinstance(name, str) and (path / name) in folders for name in splits
-            ):
+            if not isinstance(splits, list) or not all(isinstance(name, str) and name in folders for name in splits):
                 raise CacheError(f"{path / SAVED_SPLITS}: expected the names of folders here, found {splits!r:.100}")
             return _saved(path / chosen_split(splits, self.info.split, path))
-        if (path / SAVED).is_file() and self.info.split is None:
+        if _has(listed, SAVED) and self.info.split is None:
             return _saved(path)
         return super()._paths()
 
 
-def holds_saved_dataset(path: Path) -> bool:
+def holds_saved_dataset(path: Location) -> bool:
     """Whether `datasets` wrote a folder by `save_to_disk`."""
-    return (path / SAVED_SPLITS).is_file() or (path / SAVED).is_file()
+    listed = entries(path)
+    return _has(listed, SAVED_SPLITS) or _has(listed, SAVED)
 
 
-def _saved(folder: Path) -> list[Path]:
+def _has(listed: Sequence[Entry], name: str) -> bool:
+    return any(entry.is_file and entry.name == name for entry in listed)
+
+
+def _saved(folder: Location) -> list[Location]:
     state = _json(folder / SAVED)
     if state.get("_indices_data_files"):
         raise CacheError(f"{folder}: its rows are chosen by an index beside the data: save it after flatten_indices()")
@@ -186,9 +195,9 @@ def _saved(folder: Path) -> list[Path]:
         raise CacheError(f"{folder / SAVED}: names no data files: save the dataset again") from None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Location) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(local_file(str(path)).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(found, dict):
@@ -196,7 +205,7 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
-def split_of(path: Path) -> str:
+def split_of(path: Location) -> str:
     """The split that a file's name speaks of, or "".
 
     >>> split_of(Path("train-00000-of-00004.parquet")), split_of(Path("test.arrow")), split_of(Path("part0.parquet"))
@@ -208,7 +217,7 @@ def split_of(path: Path) -> str:
     return path.stem if path.stem in SPLIT_NAMES else ""
 
 
-def require_column(schema: pa.Schema, name: str, flag: str, path: Path) -> pa.DataType:
+def require_column(schema: pa.Schema, name: str, flag: str, path: Location) -> pa.DataType:
     """The type of a column.
 
     Raises:
@@ -222,7 +231,7 @@ def require_column(schema: pa.Schema, name: str, flag: str, path: Path) -> pa.Da
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def holds_pictures(schema: pa.Schema, name: str, path: Path) -> bool:
+def holds_pictures(schema: pa.Schema, name: str, path: Location) -> bool:
     """Whether a column has pictures; otherwise it has their paths.
 
     Raises:
@@ -260,7 +269,7 @@ def _lenient(value: Any) -> Any:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Location) -> Iterator[None]:
     """Errors of a damaged file name it."""
     try:
         yield

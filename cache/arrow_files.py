@@ -8,7 +8,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from .format import Status
+from .location import Location, Url
 from .paths import PathReader
-from .pictures import RejectedPictureError, resolve_below
+from .pictures import RejectedPictureError
+from .remote import HTTP, RangeFile, UrlReader
 from .rows import ROWS_AT_A_TIME
 from .source import Reader
+from .spool import Files, local_file
 
 PICTURES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
 UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # what a damaged file raises
@@ -37,6 +40,15 @@ class ColumnFile(ABC):
     @abstractmethod
     def __init__(self, path: Path) -> None: ...
 
+    @classmethod
+    def at(cls, location: Location) -> Self:
+        """The file at a location, to plan from.
+
+        Raises:
+            CacheError: a URL at which there is nothing, or that cannot be read.
+        """
+        return cls(local_file(str(location)))
+
     @abstractmethod
     def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """Some columns of every row, as (group, row of the first, some rows)."""
@@ -53,12 +65,20 @@ class ColumnFile(ABC):
 class ParquetFile(ColumnFile):
     """Parquet. A row group is streamed, never held."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RangeFile) -> None:
         self._path = path
-        self._file = pq.ParquetFile(path, memory_map=True, pre_buffer=False, page_checksum_verification=True)
+        is_far = isinstance(path, RangeFile)  # then neighbouring columns come by one request
+        self._file = pq.ParquetFile(path, memory_map=not is_far, pre_buffer=is_far, page_checksum_verification=True)
         self.schema = self._file.schema_arrow
         self._place: tuple[str, int] | None = None
         self._first = 0  # row of those held
+
+    @classmethod
+    def at(cls, location: Location) -> Self:
+        """In an object store nothing is fetched but the footer and what is asked for; web servers need not do that."""
+        if isinstance(location, Url) and location.scheme not in HTTP:
+            return cls(RangeFile(location))
+        return super().at(location)
 
     def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """As `ColumnFile` says."""
@@ -82,6 +102,7 @@ class ParquetFile(ColumnFile):
     def digest(self, columns: Sequence[str]) -> bytes:
         """Over the footer, which tells the sizes of all columns, and these columns."""
         digest = hashlib.sha256()
+        assert isinstance(self._path, Path)
         with open(self._path, "rb") as file:
             file.seek(-8, 2)
             file.seek(-8 - int.from_bytes(file.read(4), "little"), 2)
@@ -101,9 +122,8 @@ class ArrowFile(ColumnFile):
     """Arrow's own format, as a file (also Feather) or as a stream, which is how `datasets` saves it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        with open(path, "rb") as file:
-            self._is_stream = file.read(6) != b"ARROW1"
+        self._content = pa.memory_map(str(path)).read_buffer()  # stays, should the path lead elsewhere meanwhile
+        self._is_stream = self._content[:6] != b"ARROW1"
         self.schema = self._open().schema
         self._opened: Any = None
         self._group = -1  # the one that is held
@@ -131,7 +151,7 @@ class ArrowFile(ColumnFile):
 
     def digest(self, columns: Sequence[str]) -> bytes:
         """Over the size of the file and these columns."""
-        digest = hashlib.sha256(f"{self._path.stat().st_size} {self.schema.names}".encode(errors="replace"))
+        digest = hashlib.sha256(f"{self._content.size} {self.schema.names}".encode(errors="replace"))
         for _, _, batch in self.records(columns):
             _update(digest, batch)
         return digest.digest()
@@ -146,8 +166,7 @@ class ArrowFile(ColumnFile):
     def _open(self, columns: Sequence[str] | None = None) -> Any:
         fields = None if columns is None else [self.schema.get_field_index(name) for name in columns]
         options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
-        source = pa.memory_map(str(self._path))
-        return (pa.ipc.open_stream if self._is_stream else pa.ipc.open_file)(source, options=options)
+        return (pa.ipc.open_stream if self._is_stream else pa.ipc.open_file)(self._content, options=options)
 
 
 def as_bytes(column: pa.Array) -> pa.Array:
@@ -173,8 +192,9 @@ def _update(digest: Any, batch: pa.RecordBatch) -> None:
 class ColumnReader(Reader):
     """Reads pictures from a column of files, one of which is open at a time."""
 
-    def __init__(self, file_type: type[ColumnFile], root: Path, files: Sequence[str], column: str) -> None:
-        self._file_type, self._root, self._files, self._column = file_type, root, files, column
+    def __init__(self, file_type: type[ColumnFile], files: Files, column: str) -> None:
+        self._file_type, self._files, self._column = file_type, files, column
+        self._by_path = UrlReader(files.root) if isinstance(files.root, Url) else PathReader(files.root)
         self._open: tuple[int, ColumnFile] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -187,7 +207,7 @@ class ColumnReader(Reader):
         for file, group, row in locators.tolist():
             found = self._find(file, group, row)
             if isinstance(found, str):
-                yield from PathReader(self._root).read([found], None)
+                yield from self._by_path.read([found], None)
             else:
                 yield found
 
@@ -196,7 +216,8 @@ class ColumnReader(Reader):
         try:
             if self._open is None or self._open[0] != file:
                 self._open = None
-                self._open = file, self._file_type(resolve_below(self._root, self._files[file]))
+                with self._files.open(file) as opened:  # by its number, as another process may take away its name
+                    self._open = file, self._file_type(Path(f"/proc/self/fd/{opened.fileno()}"))
             found = self._open[1].value(self._column, group, row)
             for name in ("bytes", "path") if isinstance(found, pa.StructScalar) and found.is_valid else ():
                 if name in found and found[name].is_valid:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .decoding import DecodedBlock, Views
 from .errors import CacheError
-from .format import HASH, Status
+from .format import EMB, HASH, NORM, STATUS, Status
 from .pictures import Geometry
 from .report import PassReport
 from .store import Cache
@@ -37,6 +37,7 @@ class Chunk:
         status: `[R]`; without the plain view among `views`, what the cache says.
         hash: `[R, 2]`, of each picture's bytes; zeros where none were read.
         known_hash: without the plain view among `views`, what the cache says; None where it says nothing.
+        num_kept: of its first rows, which were done before a source was appended.
         first: of the bytes seen, the row in this chunk that had them first.
         copies: (row, first row with the same bytes).
     """
@@ -49,16 +50,17 @@ class Chunk:
     status: NDArray[np.uint8]
     hash: NDArray[np.uint64]
     known_hash: NDArray[np.uint64] | None = None
+    num_kept: int = 0
     first: dict[bytes, int] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
     def begin(cls, cache: Cache, start: int, views: Views) -> "Chunk":
-        """The chunk that begins at a row."""
+        """The chunk of which a pass begins at a row: its first, or that at which a source was appended."""
         index = start // cache.info.chunk_rows
         rows = cache.chunk_slice(index)
         num = rows.stop - rows.start
-        return cls(
+        chunk = cls(
             index=index,
             rows=rows,
             views=views,
@@ -67,7 +69,20 @@ class Chunk:
             status=np.zeros(num, np.uint8) if 0 in views else cache.status(index),
             hash=np.zeros((num, 2), np.uint64),
             known_hash=cache.hashes(index) if 0 not in views and HASH in cache.root else None,
+            num_kept=start - rows.start,
         )
+        if chunk.num_kept:
+            chunk._keep_rows(cache)
+        return chunk
+
+    def _keep_rows(self, cache: Cache) -> None:
+        kept, rows = slice(0, self.num_kept), slice(self.rows.start, self.rows.start + self.num_kept)
+        for number, view in enumerate(self.views):
+            self.emb[number, kept] = cache.rows_kept(EMB, rows, view)
+            self.norm[number, kept] = cache.rows_kept(NORM, rows, view)
+        if HASH in cache.root:
+            self.hash[kept] = cache.rows_kept(HASH, rows)
+        self.status[kept] = cache.rows_kept(STATUS, rows)
 
     def take(self, block: DecodedBlock) -> list[int]:
         """Note what became of a block's pictures.
@@ -223,6 +238,6 @@ class Batches:
         self._free.append(batch.pixels)
         if batch.is_last:
             chunk.complete(self._cache)
-            report.num_embedded += int(np.count_nonzero(chunk.status == Status.EMBEDDED))
+            report.num_embedded += int(np.count_nonzero(chunk.status[chunk.num_kept :] == Status.EMBEDDED))
             report.num_copied += len(chunk.copies)
             self._on_chunk(chunk)

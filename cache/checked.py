@@ -19,6 +19,7 @@ from .format import (
     HASH,
     IMPORTED,
     NORM,
+    STAGED,
     STATUS,
     TAUGHT_ARRAYS,
     TEACHER_EMB,
@@ -135,7 +136,8 @@ class CheckedGroup:
         def visit(folder: str, names: list[str]) -> None:
             for name in sorted(names):
                 path = f"{folder}/{name}".lstrip("/")
-                inside = [] if name == "zarr.json" or name.endswith(PARTIAL) else self._store.names(path)
+                is_passing = path == STAGED or name == "zarr.json" or name.endswith(PARTIAL)
+                inside = [] if is_passing else self._store.names(path)
                 if "zarr.json" not in inside:
                     continue
                 if self._is_group(path):

@@ -1,13 +1,12 @@
 """A folder of class folders, as image classification has them: the caption of a picture is the name of its folder."""
 
-import errno
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from .errors import CacheError
+from .listing import Entry, entries
+from .location import Location, to_location
 from .records import RecordReader, is_unicode
 from .rows import Row
 from .source import Source
@@ -43,53 +42,43 @@ class ClassFolders(Source):
 
     def _pictures(self) -> Iterator[tuple[str, str]]:
         """Class and key of each picture, a folder at a time."""
-        top, root = Path(self.info.path), Path(self.info.image_root)
-        if not top.is_relative_to(root):
-            raise CacheError(f"{top} lies outside {root}: pass --image-root DIR, a folder that holds it")
+        top, root = to_location(self.info.path), to_location(self.info.image_root)
+        above = str(root).rstrip("/") + "/"
+        if not f"{top}/".startswith(above):
+            raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
         folder, names = top, _names(top, folders=True)
         is_split = names and not any(_has_pictures(top / name) for name in names)
         if is_split or self.info.split is not None:
             folder = top / chosen_split(names if is_split else [], self.info.split, top)
         for name in _names(folder, folders=True):
             for file in _names(folder / name):
-                yield name, (folder / name / file).relative_to(root).as_posix()
+                yield name, str(folder / name / file).removeprefix(above)
 
 
-def holds_class_folders(path: Path) -> bool:
+def holds_class_folders(path: Location) -> bool:
     """Whether a folder has folders of pictures, perhaps in folders of splits."""
-    folders = [path / name for name in _names(path, folders=True)] if path.is_dir() else []
+    folders = [path / name for name in _names(path, folders=True)]
     return any(map(_has_pictures, folders)) or any(
         _has_pictures(folder / name) for folder in folders for name in _names(folder, folders=True)
     )
 
 
-def _has_pictures(folder: Path) -> bool:
-    with os.scandir(folder) as entries:
-        return any(map(_is_picture, entries))
+def _has_pictures(folder: Location) -> bool:
+    return any(map(_is_picture, entries(folder)))
 
 
-def _is_picture(entry: os.DirEntry[str]) -> bool:
-    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not _is_folder(entry)
+def _is_picture(entry: Entry) -> bool:
+    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not entry.is_folder
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        return False  # a link to itself; as a picture it is a missing one
-
-
-def _names(folder: Path, *, folders: bool = False) -> list[str]:
+def _names(folder: Location, *, folders: bool = False) -> list[str]:
     """Names of the pictures, or of the folders, in a folder; hidden ones are none."""
-    with os.scandir(folder) as entries:
-        names = [
-            entry.name
-            for entry in entries
-            if (_is_folder(entry) and not entry.name.startswith(".") if folders else _is_picture(entry))
-        ]
+    names = [
+        entry.name
+        for entry in entries(folder)
+        if (entry.is_folder and not entry.name.startswith(".") if folders else _is_picture(entry))
+    ]
     for name in names:
         if not is_unicode(name):
             raise CacheError(f"{folder}: the name {name!r} is no UTF-8: rename it")
-    return sorted(names)
+    return names

@@ -14,6 +14,7 @@ from .files import sha256_file
 from .records import RecordReader, is_unicode
 from .rows import Row
 from .source import Source
+from .spool import local_file
 
 
 class Coco(Source):
@@ -29,10 +30,10 @@ class Coco(Source):
         Raises:
             CacheError: the file is not as COCO's.
         """
-        path = Path(self.info.path)
+        path = self.info.path
         if self.info.split is not None:
             raise CacheError(f"{path}: one file is one split: leave out --split {self.info.split}")
-        images, annotations = self._read(path)
+        images, annotations = self._read(local_file(path), path)
         self.left_out.clear()
         reader, line = RecordReader(self.info, has_key=False, left_out=self.left_out), 0
         by_image = defaultdict(list)
@@ -56,20 +57,20 @@ class Coco(Source):
 
     def sha256(self) -> str:
         """Of the file's bytes."""
-        return sha256_file(Path(self.info.path))
+        return sha256_file(local_file(self.info.path))
 
     @staticmethod
-    def _read(path: Path) -> tuple[list[Any], list[Any]]:
+    def _read(path: Path, name: str) -> tuple[list[Any], list[Any]]:
         try:
             found = json.loads(path.read_bytes().decode("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
-            raise CacheError(f"{path}: not readable as JSON in UTF-8 ({error})") from None
+            raise CacheError(f"{name}: not readable as JSON in UTF-8 ({error})") from None
         images, annotations = (
             (found.get("images"), found.get("annotations")) if isinstance(found, dict) else (None, None)
         )
         if not isinstance(images, list) or not isinstance(annotations, list):
             keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, dict) else type(found).__name__
-            raise CacheError(f"{path}: expected lists 'images' and 'annotations' as in COCO, found {keys}")
+            raise CacheError(f"{name}: expected lists 'images' and 'annotations' as in COCO, found {keys}")
         return images, annotations
 
 

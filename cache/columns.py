@@ -80,9 +80,12 @@ class ColumnWriter:
         first = first_lines(np.concatenate(self._digests) if self._digests else np.zeros((0, 2), np.uint64))
         self._digests = []
         is_first = first == np.arange(len(first))
-        if not is_first.all():
-            self._merge_lines(is_first, (np.cumsum(is_first) - 1)[first])
-        return int(np.count_nonzero(is_first)), self._num_captions
+        num = int(np.count_nonzero(is_first))
+        if num < len(first):
+            rows = (np.cumsum(is_first) - 1)[first]
+            del first
+            self._merge_lines(is_first, rows)
+        return num, self._num_captions
 
     def _is_within(self, digests: Digests) -> NDArray[np.bool_]:
         assert self._limit is not None

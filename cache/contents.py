@@ -149,7 +149,8 @@ def _picture_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fau
     emb, norm = cache.array(EMB), cache.array(NORM)
     for chunk in sorted(cache.stored_numbers(f"{STATUS}/c")):
         rows = cache.chunk_slice(chunk)
-        status = cache.status(chunk)
+        rows = slice(rows.start, cache.first_pending(chunk) or rows.stop)  # what follows may be half done
+        status = cache.status(chunk)[: rows.stop - rows.start]
         embedded = status == Status.EMBEDDED
         unknown = ~np.isin(status, [code for code in Status if code != Status.PENDING])
         yield from _faults(cache, (STATUS, (chunk,)), rows.start, unknown, "a status that is none")

@@ -112,6 +112,8 @@ def _blocks(cache: Cache, chunks: Iterable[tuple[int, Views]]) -> Iterator[Block
     """Every batch of the given chunks; only one chunk's keys are held."""
     for chunk, views in chunks:
         rows = cache.chunk_slice(chunk)
+        if 0 in views:  # what is before that row is kept, also if another worker has just finished the chunk
+            rows = slice(cache.appended_row(chunk) or rows.start, rows.stop)
         keys, locators = cache.keys(rows.start, rows.stop), cache.locators(rows.start, rows.stop)
         for offset in range(0, len(keys), cache.info.batch_size):
             batch = slice(offset, offset + cache.info.batch_size)

@@ -216,6 +216,11 @@ class DurableLocalStore(LocalStore):
                     return write_whole(path, data)
             raise FileNotFoundError(errno.ENOENT, "its folder is deleted again and again")
 
+    def keys_below(self, folder: str) -> list[str]:
+        """All files below a folder, from the top; not what killed writers left."""
+        found = (path for path in (self.root / folder).rglob("*") if path.is_file() and path.suffix != PARTIAL)
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
     def delete_below(self, folder: str) -> None:
         """Delete a folder, if there is one. What others put into it meanwhile stays."""
         if not (self.root / folder).is_dir():

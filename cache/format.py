@@ -20,6 +20,7 @@ KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
 IMPORTED = "embeddings"  # the kind of source that embeddings come from that are there already
+STAGED = "append"  # rows of an appended source on their way, see `append.py`
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
 TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
@@ -32,7 +33,8 @@ MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB
 
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47, as far as its form goes
 
-State = Literal["planning", "planned", "sealed"]
+State = Literal["planning", "planned", "appending", "sealed"]
+NOT_LAID_OUT = ("planning", "appending")
 Decoding = Literal["exact", "scaled"]  # of JPEGs: at full size, or at a part of it that is enough for the tower
 
 
@@ -178,8 +180,13 @@ class CacheInfo:
     format_version: int = FORMAT_VERSION
 
     @property
+    def is_laid_out(self) -> bool:
+        """Whether its arrays stand as the other fields say: not while they are planned or changed for more rows."""
+        return self.state not in NOT_LAID_OUT
+
+    @property
     def sources(self) -> list[SourceInfo]:
-        """All sources, in the order of their rows."""
+        """All sources, in the order of their rows; one that brought nothing new has none."""
         return [self.source, *self.appended]
 
     def to_attributes(self) -> dict[str, Any]:

@@ -28,7 +28,8 @@ BLANK_STARTS = np.array([0xE19A, 0xE280, 0xE281, 0xE380], np.uint16)
 
 def has_columns(info: SourceInfo) -> bool:
     """Whether what is asked for can be read as columns."""
-    return info.images and not (info.teacher_fields or info.where or info.split or info.language_field)
+    filtered = info.where is not None or info.split is not None
+    return info.images and not (filtered or info.teacher_fields or info.language_field)
 
 
 def plain_batch(block: bytes, info: SourceInfo) -> Batch | None:

@@ -1,10 +1,15 @@
-"""Where a cache lies: in a local folder or at the URL of an object store. Told apart once, where it is named."""
+"""Where a cache or a source lies: in a local folder or at a URL. Told apart once, where it is named."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 
 class Url(str):
-    """A folder as fsspec names it, e.g. `s3://bucket/train.zarr`."""
+    """A file or folder as fsspec names it, e.g. `s3://bucket/train.zarr`, with parts of a `Path`.
+
+    >>> url = Url("s3://bucket/data") / "train.parquet"
+    >>> str(url), url.name, url.stem, url.suffix
+    ('s3://bucket/data/train.parquet', 'train.parquet', 'train', '.parquet')
+    """
 
     __slots__ = ()
 
@@ -12,6 +17,24 @@ class Url(str):
     def scheme(self) -> str:
         """What stands before `://`; the last of a chain such as `simplecache::s3://`."""
         return self.partition("://")[0].rpartition("::")[2]
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.rpartition("/")[2]
+
+    @property
+    def stem(self) -> str:
+        """The last part without its suffix."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """How the last part ends, with a dot."""
+        return PurePosixPath(self.name).suffix
+
+    def __truediv__(self, name: str) -> "Url":
+        return Url(f"{self}/{name}")
 
     def absolute(self) -> "Url":
         """Itself: it holds in every working directory."""

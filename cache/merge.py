@@ -17,7 +17,20 @@ from .columns import digests_of, first_lines
 from .convert import require_nothing
 from .errors import CacheError
 from .files import explained, whole_directory
-from .format import EMB, KEY, LANGUAGE, NORM, STATUS, TAUGHT_ARRAYS, TEACHER_TEXT, TEXT, CacheInfo, SourceInfo
+from .format import (
+    EMB,
+    HASH,
+    KEY,
+    LANGUAGE,
+    NORM,
+    STATUS,
+    TAUGHT_ARRAYS,
+    TEACHER_EMB,
+    TEACHER_TEXT,
+    TEXT,
+    CacheInfo,
+    SourceInfo,
+)
 from .location import is_hdf5
 from .plan import plan_cache
 from .ragged import Texts, open_array
@@ -60,7 +73,8 @@ def merge_caches(
         # A limit was for the lines of its own source.
         first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
         batches = (batch for cache in _located(caches, starts) for batch in cache)
-        plan_cache(folder, batches, first, files=lambda: [name for cache in caches for name in cache.files()])
+        files = [name for cache in caches for name in cache.files()]
+        plan_cache(folder, batches, first, files=lambda: files, hashed=all(HASH in cache.root for cache in caches))
         merged = Cache(folder, read_only=False)
         _copy_rows(caches, merged, on_progress)
         seal(merged)
@@ -160,13 +174,14 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
 
 def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[int, int], None]) -> None:
     """Write the rows of all caches in chunks of the new one."""
-    names = (EMB, NORM, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
+    hashed = [HASH] if HASH in merged.root else []  # else duplicates cannot be counted
+    names = (EMB, NORM, *hashed, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
     arrays = {name: open_array(merged.root, name) for name in names}
     done, total = 0, sum(array.nchunks for array in arrays.values())
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, array in arrays.items():
-            row_axis = min(array.ndim - 1, 1)
+            row_axis = int(name in (EMB, NORM, TEACHER_EMB))  # after that of views
             for view in range(array.shape[0] if row_axis else 1):
                 blocks = _blocks(caches, name, view if row_axis else None)
                 for start, rows in _rechunked(blocks, array.chunks[row_axis]):

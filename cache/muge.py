@@ -21,12 +21,14 @@ from .errors import CacheError
 from .files import sha256_file
 from .format import SourceInfo, Status
 from .json_lines import blocks, records
-from .location import Location
-from .pictures import MAX_FILE_BYTES, RejectedPictureError, name_below, resolve_below
+from .listing import entries, is_file, name_in
+from .location import Location, to_location
+from .pictures import MAX_FILE_BYTES, RejectedPictureError
 from .records import RecordReader, is_unicode
 from .rows import Locator, Row
 from .source import Reader, Source
 from .splits import chosen_split
+from .spool import Files, local_file
 
 PICTURES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 IDS = ("image_ids", "image_id")
@@ -48,12 +50,12 @@ class Muge(Source):
             CacheError: a line is not as promised.
         """
         pictures, texts = self._paths()
-        line, places = 0, Places.scanned(pictures)
+        line, places = 0, Places.scanned(local_file(str(pictures)), str(pictures))
         spoken_of: set[str] = set()
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are files here
         reader = RecordReader(info, has_key=False, left_out=self.left_out)
-        for block in blocks(texts):
+        for block in blocks(local_file(str(texts))):
             for number, record in records(texts, block):
                 where = f"{texts}:{number}"
                 row = reader.row(record, number, where)
@@ -69,32 +71,34 @@ class Muge(Source):
 
     def files(self) -> list[str]:
         """The TSV."""
-        return [name_below(Path(self.info.image_root), self._paths()[0])]
+        return [name_in(to_location(self.info.image_root), self._paths()[0])]
 
     def sha256(self) -> str:
         """Of the texts, and of the size and evenly spaced samples of the TSV."""
         pictures, texts = self._paths()
-        return hashlib.sha256(f"{pictures.name} {sampled(pictures)} {sha256_file(texts)}".encode()).hexdigest()
+        found = sampled(local_file(str(pictures))), sha256_file(local_file(str(texts)))
+        return hashlib.sha256(f"{pictures.name} {found[0]} {found[1]}".encode()).hexdigest()
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
         """Of base64 by its place."""
-        return Base64Reader(Path(root).resolve(), files)
+        return Base64Reader(Files(root, files))
 
-    def _paths(self) -> tuple[Path, Path]:
-        folder = Path(self.info.path)
-        splits = [path.name.removesuffix(PICTURES) for path in folder.glob(f"*{PICTURES}")]
+    def _paths(self) -> tuple[Location, Location]:
+        folder = to_location(self.info.path)
+        listed = [entry.name for entry in entries(folder)]
+        splits = [name.removesuffix(PICTURES) for name in listed if name.endswith(PICTURES)]
         split = chosen_split(splits, self.info.split, folder) if splits else ""
         found = folder / f"{split}{PICTURES}", folder / f"{split}{TEXTS}"
         for path in found:
-            if not path.is_file():
+            if not is_file(path):
                 raise CacheError(f"{path}: no such file: pictures and texts of a split lie side by side")
         return found
 
 
-def holds_muge(path: Path) -> bool:
+def holds_muge(path: Location) -> bool:
     """Whether a folder has pictures in base64 as Chinese-CLIP does."""
-    return next(path.glob(f"*{PICTURES}"), None) is not None
+    return any(entry.name.endswith(PICTURES) for entry in entries(path))
 
 
 class Places:
@@ -105,8 +109,12 @@ class Places:
         self._starts, self._sizes = array("q"), array("q")
 
     @classmethod
-    def scanned(cls, path: Path) -> "Places":
+    def scanned(cls, path: Path, name: str) -> "Places":
         """Find the line breaks and tabs of a file that is mapped, not read into memory.
+
+        Args:
+            path: of it.
+            name: its own, for messages.
 
         Raises:
             CacheError: a line without tab, or an id that is no UTF-8.
@@ -130,7 +138,7 @@ class Places:
                     )
                     if not key or not is_unicode(key):
                         raise CacheError(
-                            f"{path}:{number}: expected an id, a tab and base64, found {content[start : start + 40]!r}"
+                            f"{name}:{number}: expected an id, a tab and base64, found {content[start : start + 40]!r}"
                         )
                     if key not in places._index:
                         places._index[key] = len(places._index)
@@ -151,8 +159,8 @@ class Places:
 class Base64Reader(Reader):
     """Reads pictures from lines of base64, in the standard or the URL-safe alphabet."""
 
-    def __init__(self, root: Path, files: Sequence[str]) -> None:
-        self._root, self._files = root, files
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
         """The pictures; what is no base64 is damaged."""
@@ -167,7 +175,7 @@ class Base64Reader(Reader):
 
     def _decoded(self, file: int, start: int, size: int) -> bytes | Status:
         try:
-            with open(resolve_below(self._root, self._files[file]), "rb") as lines:
+            with self._files.open(file) as lines:
                 lines.seek(start)
                 encoded = lines.read(size)
             return base64.b64decode(encoded.translate(FROM_URLSAFE), validate=True)

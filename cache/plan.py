@@ -22,6 +22,8 @@ from .teacher import make_room_for_teacher
 def is_planned(path: Location) -> bool:
     """Whether a planned cache stands at `path`; nothing, or what an interrupted plan left, is False.
 
+    One to which a source is being appended is planned, because its old rows are there.
+
     Raises:
         CacheError: something else stands there, which planning must not replace; or a store that refuses.
     """

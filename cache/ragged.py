@@ -14,7 +14,7 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from .format import CHUNK_BYTES
 
 ROWS_AT_A_TIME = 8192
-PIECE_BYTES = 2**27  # of texts that are brought into another order at a time
+PIECE_BYTES = 2**26  # of texts that are brought into another order at a time
 
 # What zarr raises on files that it cannot make sense of; it has no error of its own for them.
 UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)

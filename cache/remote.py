@@ -5,11 +5,14 @@ refuses everybody must not pass for thousands of broken pictures.
 """
 
 import errno
+import io
+import os
 import posixpath
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
@@ -73,6 +76,60 @@ def told_state(told: Mapping[str, Any]) -> str:
     """By which a changed object is recognised: its size and, where the store tells one, a tag of its content."""
     tag = next((told[name] for name in ("ETag", "etag", "md5Hash") if name in told), "")
     return f"{told.get('size')} {tag}"
+
+
+class RangeFile(io.RawIOBase):
+    """A file in an object store, of which the ranges that are asked for are fetched, each by one request."""
+
+    def __init__(self, url: Url) -> None:
+        """Ask for its size.
+
+        Raises:
+            CacheError: there is none, the store refuses, or cannot be reached.
+        """
+        self._url, self._position = url, 0
+        self._fs, self._path = open_filesystem(url)
+        with self._explained():
+            self._size = int(self._fs.info(self._path)["size"])
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def tell(self) -> int:
+        """Where the next byte comes from."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As of any file; nothing is asked for."""
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """The next bytes, fewer at the end of the file.
+
+        Raises:
+            CacheError: the file is gone, the store refuses, or cannot be reached.
+        """
+        end = self._size if size is None or size < 0 else min(self._position + size, self._size)
+        if end <= self._position:
+            return b""
+        with self._explained():
+            found: bytes = self._fs.cat_file(self._path, start=self._position, end=end)
+        self._position += len(found)
+        return found
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            with explained_store(self._url, ""):
+                yield
+        except NOT_THERE as error:
+            raise CacheError(f"{self._url}: no such object: check the URL, or upload it again") from error
 
 
 class UrlReader(Reader):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import CacheError
+from .listing import entries
 from .location import Location, Url, to_location
-from .remote import AT_ONCE, HTTP, open_filesystem, state_of, told_state
-from .stores import NOT_THERE, explained_store
+from .remote import AT_ONCE, HTTP, state_of
 
 SUFFIX = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
@@ -187,12 +187,4 @@ def _told_of(names: Sequence[str], source: Url) -> dict[str, str]:
 
 def _listed(folder: Url) -> dict[str, str]:
     """What a store tells of each file in a folder, by URL, in the order of their names; nothing if there is none."""
-    fs, path = open_filesystem(folder)
-    try:
-        with explained_store(folder, ""):
-            fs.invalidate_cache()
-            found = fs.ls(path, detail=True)
-    except NOT_THERE:
-        return {}
-    names = {entry["name"].rpartition("/")[2]: told_state(entry) for entry in found if entry["type"] == "file"}
-    return {f"{folder}/{name}": names[name] for name in sorted(names)}
+    return {f"{folder}/{entry.name}": entry.state for entry in entries(folder) if entry.is_file}

@@ -15,11 +15,12 @@ from .class_folders import ClassFolders, holds_class_folders
 from .coco import Coco
 from .errors import CacheError
 from .format import SourceInfo, Status
-from .location import Url, to_location
+from .listing import entries, is_file, is_folder, is_there, look_again
+from .location import Location, Url, to_location
 from .manifest import SUFFIXES, Table
 from .muge import Muge, holds_muge
 from .paths import PathReader, require_root
-from .remote import state_of
+from .remote import HTTP
 from .shards import names_tars, root_of
 from .source import Reader, Source
 from .store import Cache
@@ -31,7 +32,7 @@ class Shape(NamedTuple):
 
     source: type[Source]
     words: str
-    fits: Callable[[Path], bool]
+    fits: Callable[[Location], bool]
 
 
 SHAPES = (  # the first that fits decides
@@ -44,6 +45,7 @@ SHAPES = (  # the first that fits decides
     Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda path: _is_or_has(path, Arrow.suffixes)),
     Shape(ClassFolders, "a folder of class folders of pictures", holds_class_folders),
 )
+FOLDERS_LOOKED_INTO = 20  # for splits; each takes a request at a URL, and class folders may be thousands
 KINDS: dict[str, type[Source]] = {shape.source.kind: shape.source for shape in SHAPES}
 
 
@@ -57,6 +59,7 @@ def open_source(info: SourceInfo, kind: type[Source] | None = None) -> Source:
     Raises:
         CacheError: nothing there, or of no known kind.
     """
+    look_again(to_location(info.path))
     kind = kind or KINDS[_recognised(info.path)]
     root = info.image_root or root_of(info.path)
     source = kind(
@@ -76,14 +79,10 @@ def _recognised(named: str) -> str:
     if names_tars(named):
         return Tars.kind
     path = to_location(named)
-    if isinstance(path, Url):
-        if not path.lower().endswith(SUFFIXES):
-            raise CacheError(f"{path}: read from URLs are {', '.join(SUFFIXES)} and tars: copy it to a local folder")
-        if state_of(path) is None:
-            raise CacheError(f"{path}: nothing there: check the URL")
-        return Table.kind
-    if not path.exists():
-        raise CacheError(f"{path}: no such file or folder")
+    if not is_there(path):
+        raise CacheError(
+            f"{path}: {'nothing there: check the URL' if isinstance(path, Url) else 'no such file or folder'}"
+        )
     for shape in SHAPES:
         if shape.fits(path):
             return shape.source.kind
@@ -91,24 +90,27 @@ def _recognised(named: str) -> str:
     raise CacheError(f"{path} is {_described(path)}, no known source. Known are: {known} (docs/sources.md)")
 
 
-def _is_file(path: Path, suffixes: Sequence[str]) -> bool:
-    return path.suffix.lower() in suffixes and path.is_file()
+def _is_file(path: Location, suffixes: Sequence[str]) -> bool:
+    return path.suffix.lower() in suffixes and is_file(path)
 
 
-def _is_or_has(path: Path, suffixes: Sequence[str]) -> bool:
+def _is_or_has(path: Location, suffixes: Sequence[str]) -> bool:
     """Whether it is such a file, or a folder that has some, perhaps in folders of splits."""
-    if not path.is_dir():
+    if not is_folder(path):
         return _is_file(path, suffixes)
-    entries = list(path.iterdir())
-    deeper = (file for entry in entries if entry.is_dir() for file in islice(entry.iterdir(), 100))
-    return any(_is_file(file, suffixes) for file in chain(entries, deeper))
+    listed = entries(path)
+    folders = (entry.name for entry in listed if entry.is_folder)
+    deeper = (file for name in islice(folders, FOLDERS_LOOKED_INTO) for file in entries(path / name))
+    return any(entry.is_file and entry.name.lower().endswith(tuple(suffixes)) for entry in chain(listed, deeper))
 
 
-def _described(path: Path) -> str:
+def _described(path: Location) -> str:
     """What there is, for messages: `a folder of 3 .txt, 1 folders`."""
-    if not path.is_dir():
+    if isinstance(path, Url) and path.scheme in HTTP:
+        return "on a web server, where files are read but no folders"
+    if not is_folder(path):
         return f"a file {path.suffix or 'without suffix'}"
-    found = Counter("folders" if entry.is_dir() else entry.suffix or "others" for entry in sorted(path.iterdir()))
+    found = Counter("folders" if entry.is_folder else Path(entry.name).suffix or "others" for entry in entries(path))
     return f"a folder of {', '.join(f'{count} {name}' for name, count in found.most_common(5)) or 'nothing'}"
 
 
@@ -122,7 +124,8 @@ class RowsReader(NamedTuple):
         ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
         for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
             if a < b:
-                yield from reader.read(keys[a:b], None if locators is None else locators[a:b])
+                are_files = locators is None or locators[a, 0] < 0  # also beside pictures inside larger files
+                yield from reader.read(keys[a:b], None if locators is None or are_files else locators[a:b])
 
 
 def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsReader:
@@ -137,7 +140,9 @@ def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsRe
     """
     files = cache.files()
     readers: list[tuple[int, Reader]] = []
-    for info in cache.info.sources:
+    for info, end in zip(cache.info.sources, [*(s.first_row for s in cache.info.appended), len(cache)], strict=True):
+        if info.first_row == end:
+            continue  # all its pictures were there already
         root = to_location(info.image_root)
         located = cache.locators(info.first_row, info.first_row + 1)
         if located is None or located[0, 0] < 0:

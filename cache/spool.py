@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 
 from .errors import CacheError
 from .files import NO_SPACE, PARTIAL
-from .location import Url, to_location
-from .remote import open_filesystem, state_of
+from .format import Status
+from .location import Location, Url, to_location
+from .pictures import RejectedPictureError, resolve_below
+from .remote import below, open_filesystem, state_of
 from .stores import NOT_THERE, explained_store
 
 PREFIX = "clipglot-spool-"
@@ -72,9 +74,9 @@ class Spool:
                 if not path.exists():
                     self._fetch(url, path)
 
-    def fetch_ahead(self, url: Url) -> None:
+    def fetch_ahead(self, url: Url, state: str = "") -> None:
         """Begin to fetch a file that will be wanted next, unless another process does."""
-        path = self.path(url)
+        path = self.path(url, state)
         if not path.exists():
             threading.Thread(target=self._try_ahead, args=(url, path), daemon=True).start()
 
@@ -143,6 +145,49 @@ def local_file(named: str) -> Path:
     spool, state = _for_this_process(), state_of(location) or ""
     spool.open(location, state).close()
     return spool.path(location, state)
+
+
+class Files:
+    """The larger files of a source, by their numbers: on the disk, or fetched from URLs. Pickled to each process."""
+
+    def __init__(self, root: Location, names: Sequence[str]) -> None:
+        """Open nothing yet.
+
+        Args:
+            root: the image root.
+            names: of the files, below it.
+        """
+        self.root = root if isinstance(root, Url) else root.resolve()
+        self._names = list(names)
+        self._spool = _for_this_process() if isinstance(root, Url) else None  # where planning has fetched them to
+        self._states: dict[int, str] = {}
+
+    def open(self, number: int) -> BinaryIO:
+        """A file.
+
+        Raises:
+            RejectedPictureError: it is not below the root; of a local one, it is absent.
+            CacheError: at its URL there is nothing, or it cannot be read.
+        """
+        if self._spool is None:
+            assert isinstance(self.root, Path)
+            return open(resolve_below(self.root, self._names[number]), "rb")
+        url = self._url(number)
+        if url is None:
+            raise RejectedPictureError(Status.OUTSIDE_ROOT)
+        file = self._spool.open(url, self._state(number, url))
+        following = self._url(number + 1) if number + 1 < len(self._names) else None
+        if following and (state := self._state(number + 1, following)):  # of merged caches it may be another source's
+            self._spool.fetch_ahead(following, state)
+        return file
+
+    def _url(self, number: int) -> Url | None:
+        return Url(f"{self.root}/{name}") if below(str(self.root), name := self._names[number]) else None
+
+    def _state(self, number: int, url: Url) -> str:
+        if number not in self._states:
+            self._states[number] = state_of(url) or ""
+        return self._states[number]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checked import CheckedGroup
+from .checked import CheckedGroup, chunk_name
 from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
@@ -70,14 +70,25 @@ class Cache(CheckedGroup):
         start = chunk * self.info.chunk_rows
         return slice(start, min(start + self.info.chunk_rows, len(self)))
 
+    def require_laid_out(self) -> None:
+        """Raise unless the arrays stand as planned.
+
+        Raises:
+            CacheError: a plan, or that of an appended source, was cut short.
+        """
+        if not self.info.is_laid_out:
+            done = "planned" if self.info.state == "planning" else "appended to"
+            raise CacheError(f"{self.path} was being {done} when it stopped: run its `clipglot cache` command again")
+
     def require_sealed(self) -> "Cache":
         """Return the cache if its pass is complete.
 
         Raises:
             CacheError: it is not; the message says how much is missing.
         """
+        self.require_laid_out()
         if self.info.state != "sealed":
-            missing = len(self.missing_chunks()) if self.info.state == "planned" else "all"
+            missing = len(self.missing_chunks())
             raise CacheError(
                 f"{self.path} is not complete ({missing} of its chunks are still to be embedded): "
                 "run the same `clipglot cache` command again to finish it"
@@ -87,7 +98,38 @@ class Cache(CheckedGroup):
     def missing_chunks(self) -> list[int]:
         """The chunks that no pass has finished, ascending. Status is written last, so it alone tells."""
         done = self.stored_numbers(f"{STATUS}/c")
-        return [chunk for chunk in range(self.num_chunks) if chunk not in done]
+        return [chunk for chunk in range(self.num_chunks) if chunk not in done or self.first_pending(chunk)]
+
+    def appended_row(self, chunk: int) -> int | None:
+        """The row inside a chunk at which the last source was appended, if the rows before it are stored; else None."""
+        first, rows = self.info.appended[-1].first_row if self.info.appended else 0, self.chunk_slice(chunk)
+        inside = rows.start < first < rows.stop
+        return first if inside and chunk in self.stored_numbers(f"{STATUS}/c") else None
+
+    def first_pending(self, chunk: int) -> int | None:
+        """The same while that row, and with it the rest of the chunk, is still to be embedded; else None."""
+        first = None if self.info.state == "sealed" else self.appended_row(chunk)
+        if first is None or self.status(chunk)[first - self.chunk_slice(chunk).start] != Status.PENDING:
+            return None
+        return first
+
+    def rows_kept(self, name: str, rows: slice, view: int | None = None) -> NDArray[Any]:
+        """Rows at the start of a chunk that a pass has written, though the cache is not sealed.
+
+        Args:
+            name: of the array.
+            rows: of one chunk.
+            view: of an array that has views.
+
+        Raises:
+            CacheError: they are absent or damaged.
+        """
+        array, head, chunk = self.array(name), () if view is None else (view,), rows.start // self.info.chunk_rows
+        index = (*head, chunk, *[0] * (array.ndim - len(head) - 1))
+        folder, _, file = chunk_name(array, index).rpartition("/")
+        if file not in self.stored_names(folder):  # zarr would make it zeros
+            raise CacheError(f"{self.path}: {folder}/{file} is absent: {self.remedy([(STATUS, (chunk,))])}")
+        return self._read(name, (*head, rows), only=[index])
 
     def image_emb(self, view: int = 0) -> NDArray[np.float16]:
         """All embeddings of one view, `[N, D] float16`, unit norm; rows that were not embedded are zero."""
@@ -206,9 +248,9 @@ class Cache(CheckedGroup):
             raise IndexError(f"view {view} asked for, the cache has {self.info.num_views}")
         return view
 
-    def read(self, name: str) -> NDArray[Any]:
-        """All of an array."""
-        return self._read(name, (...,))
+    def read(self, name: str, selection: tuple[Any, ...] = (...,)) -> NDArray[Any]:
+        """All of an array, or some."""
+        return self._read(name, selection)
 
     def texts(self, name: str, start: int = 0, stop: int | None = None) -> Texts:
         """Some texts of a ragged array, as arrays."""

@@ -143,6 +143,10 @@ class RemoteStore(FsspecStore):
         """Put a small object."""
         sync(self.set(key, default_buffer_prototype().buffer.from_bytes(data)))
 
+    def keys_below(self, folder: str) -> list[str]:
+        """All objects below a folder, from the top."""
+        return sync(self._keys_below(f"{folder}/"))
+
     def delete_below(self, folder: str) -> None:
         """Delete all objects below a folder."""
         sync(self.delete_dir(folder))
@@ -173,7 +177,8 @@ class RemoteStore(FsspecStore):
 
 
 CacheStore = DurableLocalStore | RemoteStore
-"""Where a cache lies: zarr's own interface, and names, read, write, delete_below, delete_file, empty, sweep, held."""
+"""Where a cache lies: zarr's own interface, and names, read, write, keys_below, delete_below, delete_file, empty, sweep
+and held."""
 
 
 @contextmanager

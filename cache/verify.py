@@ -40,8 +40,7 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
     Raises:
         CacheError: planning did not finish, so there is nothing to check.
     """
-    if cache.info.state == "planning":
-        raise CacheError(f"{cache.path} was being planned when it stopped: run its `clipglot cache` command again")
+    cache.require_laid_out()
     faults: list[Fault] = []
     arrays: dict[str, zarr.Array[Any]] = {}
     for name in (*cache.required_arrays, *_optional(cache), *_copied_tokens(cache)):

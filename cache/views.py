@@ -6,7 +6,7 @@ chunk, V views.
 
 import numpy as np
 
-from .format import EMB, NORM, STATUS, Status
+from .format import EMB, NORM, Status
 from .store import Cache
 
 Missing = dict[int, tuple[int, ...]]
@@ -18,12 +18,12 @@ def missing_views(cache: Cache, num_views: int) -> Missing:
 
     Status is written when a chunk has all views of its pass, and the norm of a view after its embeddings.
     """
-    done = cache.stored_numbers(f"{STATUS}/c")
+    not_done = set(cache.missing_chunks())
     further = [cache.stored_numbers(f"{NORM}/c/{view}") for view in range(1, num_views)]
     missing: Missing = {}
     for chunk in range(cache.num_chunks):
         views = tuple(v for v, chunks in enumerate(further, 1) if chunk not in chunks)
-        if chunk not in done:
+        if chunk in not_done:
             missing[chunk] = tuple(range(num_views))
         elif views:
             missing[chunk] = views

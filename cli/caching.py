@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ..cache.append import KNOWN
 from ..cache.format import EXPLANATION, CacheInfo, Status
 from ..cache.location import Location, to_location
 from ..cache.plan import is_planned
@@ -102,7 +103,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     if result.cache.info.num_duplicates:
         say(f"{result.cache.info.num_duplicates:,} pictures have the very bytes of another one")
     for flag, num in result.cache.info.left_out.items():
-        say(f"{num:,} rows were left out by {flag}")
+        say(f"{num:,} rows were left out by {flag}{_because(result.cache.info, flag)}")
     if repeats:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
@@ -131,6 +132,8 @@ def _kept(path: Location) -> str:
     if not is_planned(path):
         return "no picture was embedded yet"
     cache = Cache(path)
+    if not cache.info.is_laid_out:
+        return "what was embedded before is kept"
     num_done = cache.num_chunks - len(missing_views(cache, num_begun(cache)))
     return f"{num_done:,} of {cache.num_chunks:,} chunks are embedded and kept"
 
@@ -148,8 +151,7 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
             watch_until_sealed(cache, as_json=as_json)
             return
         opened = Cache(cache)
-        if opened.info.state == "planning":
-            raise click.ClickException(f"{cache} was being planned when it stopped: run its `clipglot cache` again")
+        opened.require_laid_out()
         listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
         look = next(looks(cache))
         if as_json:
@@ -183,6 +185,7 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
                 "decoding": info.decoding,
                 **({"teacher": _teacher(opened)} if info.source.has_teacher else {}),
                 "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
+                **{f"source from row {s.first_row:,}": f"{s.path} (sha256 {s.sha256[:12]}…)" for s in info.appended},
                 **_left_out(info),
                 "image root": info.source.image_root,
                 "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
@@ -232,10 +235,14 @@ def _languages(cache: Cache) -> dict[str, str]:
 
 def _left_out(info: CacheInfo) -> dict[str, str]:
     """How many records were not taken, and why."""
-    asked = {"--where": info.source.where, "--split": info.source.split}
-    return {
-        f"left out by {flag}": f"{count:,} rows (asked for: {asked[flag]})" for flag, count in info.left_out.items()
-    }
+    return {f"left out by {flag}": f"{count:,} rows{_because(info, flag)}" for flag, count in info.left_out.items()}
+
+
+def _because(info: CacheInfo, flag: str) -> str:
+    if flag == KNOWN:
+        return " (their pictures were there already)"
+    asked = {(source.where if flag == "--where" else source.split) for source in info.sources} - {None}
+    return f" (asked for: {'; '.join(sorted(map(str, asked)))})"
 
 
 def _teacher(cache: Cache) -> str:
@@ -263,6 +270,7 @@ def _contents(cache: Cache) -> dict[str, Any]:
         "status": {status.label: count for status, count in cache.count_status().items()},
         "encoder": asdict(info.encoder),
         "source": asdict(info.source),
+        "appended": [asdict(source) for source in info.appended],
         "libraries": info.libraries,
         "teacher_sha256": info.teacher_sha256,
     }

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..cache.format import NOT_LAID_OUT
 from ..cache.location import Location
 from ..cache.sharing import Sign, read_signs
 from ..cache.store import Cache
@@ -72,7 +73,7 @@ def looks(location: Location) -> Iterator[Look]:
     watch = Watch()
     while True:
         cache = Cache(location)
-        planning = cache.info.state == "planning"
+        planning = not cache.info.is_laid_out
         signs, now = {} if cache.is_one_file else read_signs(cache.store), monotonic()
         watch.look({name: (sign.host, sign.pid, sign.counter) for name, sign in signs.items()}, now)
         num_chunks = 0 if planning else cache.num_chunks
@@ -105,13 +106,13 @@ def watch_until_sealed(location: Location, *, as_json: bool) -> None:
 def show(look: Look) -> Group:
     """The table of workers, what is done of the whole, and what cannot be known."""
     lines: list[Table | Text] = [Text(f"{look.chunks_done:,} of {look.num_chunks:,} chunks are stored ({look.state})")]
-    if look.state == "planning":
+    if look.state in NOT_LAID_OUT:
         lines = [Text("being planned, or its plan was cut short: a plan gives no sign of life")]
     if look.captions_left:
         lines.append(Text(f"{look.captions_left:,} chunks of captions are left for the teacher, which comes first"))
     if look.signs:
         lines.append(_workers(look))
-    if look.is_over or look.state == "planning":
+    if look.is_over or look.state in NOT_LAID_OUT:
         return Group(*lines)
     if not look.signs:
         lines.append(Text("nobody gives a sign of being at it: run its `clipglot cache` command again to go on"))

@@ -46,7 +46,9 @@ def cache_pictures(
     source: Source | None = None,
     on_report: Callable[[PassReport], None] = lambda report: None,
 ) -> CacheResult:
-    """Embed every picture of a source, finish what an earlier pass left, or add views; alone, or as one of several.
+    """Embed every picture of a source, finish what an earlier pass left, or add views or a further source.
+
+    Alone, or as one of several that share the pass.
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
@@ -89,7 +91,8 @@ def _embed(
         embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress("teach", done, total))
     num_views = max(settings.views, cache.info.num_views)
     missing = [chunk for chunk in missing_views(cache, num_views) if chunk % worker.num == worker.index]
-    total = sum(len(range(len(cache))[cache.chunk_slice(chunk)]) for chunk in missing)
+    slices = [(cache.chunk_slice(chunk), cache.first_pending(chunk)) for chunk in missing]
+    total = sum(rows.stop - (pending or rows.start) for rows, pending in slices)
 
     def embedded(done: int, report: PassReport) -> None:
         on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own

@@ -99,6 +99,8 @@ def _plan(
         plan_cache(output, source.batches(), planned, on_progress=on_progress)
         return False
     existing = Cache(output).info
+    if existing.appended:
+        raise DistillError(f"{output} was appended to since: run its `clipglot cache` command instead")
     require_same_encoder(existing.encoder, encoder, f"the tower given for {output}")
     for name in ("kind", "sha256", "image_field", "text_fields"):
         before, now = getattr(existing.source, name), getattr(info, name)

@@ -67,6 +67,7 @@ class CacheSettings:
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
+    append: Annotated[bool, "add the pictures that a sealed cache does not have, and embed only those"] = False
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[
@@ -111,6 +112,7 @@ class CacheSettings:
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
         )
+        require(not (self.append and self.teacher_field), "--append has no --teacher-field: cache all sources at once")
         bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
         require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
         require(not (self.language and self.language_field), "--language and --language-field exclude each other")

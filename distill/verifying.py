@@ -81,8 +81,8 @@ def verify_cache(
 def _require_made_by_one_pass(cache: Cache) -> None:
     if cache.info.appended or cache.info.source.kind not in KINDS:
         raise DistillError(
-            f"{cache.path} was imported, or merged from several caches, so no `clipglot cache` command makes its "
-            "chunks: repair what it was made from, and make it again"
+            f"{cache.path} was imported, merged from several caches or appended to, so no one `clipglot cache` "
+            "command makes its chunks: repair what it was made from, and make it again"
         )
 
 

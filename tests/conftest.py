@@ -204,9 +204,9 @@ def start_worker(launcher: Any, many_pictures: Path, tiny_clip: Path, tmp_path: 
     """`start_worker(output, "0/2")`: a worker on `many_pictures`, which does not outlive the test."""
     started: list[int] = []
 
-    def begin(output: object, worker: str, script: str = "") -> Started:
+    def begin(output: object, worker: str, script: str = "", *options: str) -> Started:
         arguments = ["cache", many_pictures, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
-        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--workers", 1, "--worker", worker]
+        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--workers", 1, "--worker", worker, *options]
         messages = tmp_path / f"messages{len(started)}"
         for stream in (1, 2):
             Path(f"{messages}.{stream}").touch()

@@ -13,8 +13,8 @@ from typing import Any
 
 SLOW = """
 from clipglot.encoders.image import ImageTower
-encode = ImageTower.encode
-ImageTower.encode = lambda tower, pixels: time.sleep({}) or encode(tower, pixels)
+forward = ImageTower.forward
+ImageTower.forward = lambda tower, x: time.sleep({}) or forward(tower, x)
 """
 IMPATIENT = "import clipglot.cache.workers as workers, clipglot.cache.sharing as sharing\nsharing.BEAT_S = 0.2\n"
 IMPATIENT += "workers.Watch.__init__.__defaults__ = (2.0, *workers.Watch.__init__.__defaults__[1:])\n"

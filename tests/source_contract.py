@@ -66,7 +66,9 @@ class Made:
         """The same, after its folder was moved."""
 
         def moved(value: Any) -> Any:
-            return new / value.relative_to(old) if isinstance(value, Path) else value
+            if not isinstance(value, Path):
+                return value
+            return new / value.relative_to(old) if value != old else new
 
         return Made(moved(self.path), {name: moved(value) for name, value in self.options.items()})
 

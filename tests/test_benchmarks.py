@@ -104,3 +104,14 @@ def test_decoders_are_held_to_pillow(tmp_path: Path) -> None:
     same = {line[0]: line[-1] for line in lines if len(line) > 4}
     assert same["--decoding exact"] == same["plain calls of Pillow"] == "4 of 4"
     assert same["--decoding scaled"] == "0 of 4"
+
+
+@pytest.mark.slow
+def test_planning_is_measured_with_its_stages(tmp_path: Path) -> None:
+    head, line = table("planning.py", "--rows", 3000, "--lines-per-picture", 3, "--rounds", 1, "--folder", tmp_path)
+    found = dict(zip(head, line, strict=True))
+    assert float(found["to the ceiling"]) > 0
+    assert sum(float(found[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
+        100, abs=3
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ def test_every_line_of_a_tsv_is_found(tmp_path: Path) -> None:
     lines = [f"id{i}\t{'A' * (i * 37 % 5000)}".encode() for i in range(3000)]
     for end, path in ((b"\n", tmp_path / "a"), (b"\r\n", tmp_path / "b")):
         path.write_bytes(end.join(lines))
-        places, content = Places.scanned(path), path.read_bytes()
+        places, content = Places.scanned(path, "lines"), path.read_bytes()
         assert list(places) == [f"id{i}" for i in range(3000)]
         for line, key in zip(lines, places, strict=True):
             _, start, size = places.locator(key)

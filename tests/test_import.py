@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from clipglot.cache.embeddings import open_embeddings
 from clipglot.cache.format import SourceInfo, Status
+from clipglot.cache.sealing import write_info
 from clipglot.cache.store import Cache
 from clipglot.distill.export import export_run
 from clipglot.distill.settings import ExportSettings
@@ -176,6 +178,9 @@ def test_killed_and_run_again_it_has_the_bytes_of_an_undisturbed_import(
     for name in ("a.zarr", "b.zarr"):
         assert run(*command, "-o", tmp_path / name).exit_code == 0
     assert files(tmp_path / "a.zarr") == files(tmp_path / "b.zarr")
+    cache = Cache(tmp_path / "b.zarr", read_only=False)
+    write_info(cache, replace(cache.info, appended=[replace(cache.info.source, first_row=len(cache))]))
+    assert "b.zarr was appended to since: run its" in run(*command, "-o", tmp_path / "b.zarr").stderr
     np.save(tmp_path / "emb.npy", np.tile(raw, (60, 1)) * 2)
     result = run(*command, "-o", tmp_path / "a.zarr")
     assert "a.zarr was made from another source: sha256 was" in result.stderr

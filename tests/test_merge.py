@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
-from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo, Status
+from clipglot.cache.format import HASH, CacheInfo, EncoderInfo, SourceInfo, Status
 from clipglot.cache.merge import merge_caches
 from clipglot.cache.plan import plan_cache
 from clipglot.cache.rows import Locator, Row, batched
@@ -55,12 +55,23 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
             assert np.array_equal(read(merged, view), np.concatenate([read(cache, view) for cache in both]))
     assert np.array_equal(merged.status(), np.concatenate([cache.status() for cache in both]))
     assert merged.info.counts == {"embedded": 61, "not a picture": 2}
+    assert np.array_equal(merged.read(HASH), np.concatenate([cache.read(HASH) for cache in both]))
     assert [(s.path, s.first_row) for s in merged.info.sources] == [
         (both[0].info.source.path, 0),
         (both[1].info.source.path, 40),
     ]
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
     assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
+
+
+def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, Path], tmp_path: Path) -> None:
+    twin = Path(shutil.copytree(others[1], tmp_path / "twin.zarr"))
+    merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "m.zarr", prefixes=["a", "b"])
+    assert (Cache(others[1]).info.num_duplicates, merged.info.num_duplicates) == (0, 22)  # one picture is broken
+    assert merged.verify() == []
+    shutil.rmtree(twin / HASH)
+    merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "n.zarr", prefixes=["a", "b"])
+    assert (HASH in merged.root, merged.info.num_duplicates) == (False, None)
 
 
 def test_it_trains_and_exports_and_merges_again(

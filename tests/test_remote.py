@@ -174,7 +174,7 @@ def test_what_needs_a_disk_is_refused_with_what_to_do(
     monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match=rf"{url}: its embeddings would take more than half .* --embeddings chunks"):
         open_images(Cache(url), settings(tmp_path, tmp_path), CPU)
-    for arguments in (["train", url, "-o", "s3://bucket/run"], ["cache", "s3://bucket/a.jsonl", "-o", "c"]):
+    for arguments in (["train", url, "-o", "s3://bucket/run"],):
         result = CliRunner().invoke(main, arguments)
         assert (result.exit_code, "is a URL, expected a local path" in result.stderr) == (2, True)
 
