@@ -105,8 +105,11 @@ class ColumnSource(Source):
         found: dict[str, list[Location]] = {}
         for entry in entries(path):
             if entry.is_folder:
-                if inside := [path / entry.name / file.name for file in filter(self._fits, entries(path / entry.name))]:
-                    found[entry.name] = inside
+                for file in filter(self._fits, entries(path / entry.name)):
+                    place = (
+                        path / entry.name / file.name
+                    )  # as on the Hub, data/train-0….parquet is of train, not of data
+                    found.setdefault(split_of(place) or entry.name, []).append(place)
             elif self._fits(entry):
                 found.setdefault(split_of(path / entry.name), []).append(path / entry.name)
         return found[chosen_split(found, wanted, path)] if found else []
@@ -272,3 +275,7 @@ def _naming(path: Location) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         raise CacheError(f"{path}: not readable ({error}): fetch or write it again") from None
+    except (ValueError, OverflowError) as error:  # Python's dates end with the year 9999, and have no nanoseconds
+        raise CacheError(
+            f"{path}: a value that cannot be read ({error}): cast its column, or leave it out of --where"
+        ) from None

@@ -36,6 +36,7 @@ class Chunk:
         norm: `[v, R]`; 0 in a further view that repeats the plain one.
         status: `[R]`; without the plain view among `views`, what the cache says.
         hash: `[R, 2]`, of each picture's bytes; zeros where none were read.
+        known_hash: without the plain view among `views`, what the cache says; None where it says nothing.
         num_kept: of its first rows, which were done before a source was appended.
         first: of the bytes seen, the row in this chunk that had them first.
         copies: (row, first row with the same bytes).
@@ -48,6 +49,7 @@ class Chunk:
     norm: NDArray[np.float32]
     status: NDArray[np.uint8]
     hash: NDArray[np.uint64]
+    known_hash: NDArray[np.uint64] | None = None
     num_kept: int = 0
     first: dict[bytes, int] = field(default_factory=dict)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -66,6 +68,7 @@ class Chunk:
             norm=np.zeros((len(views), num), np.float32),
             status=np.zeros(num, np.uint8) if 0 in views else cache.status(index),
             hash=np.zeros((num, 2), np.uint64),
+            known_hash=cache.hashes(index) if 0 not in views and HASH in cache.root else None,
             num_kept=start - rows.start,
         )
         if chunk.num_kept:
@@ -85,15 +88,19 @@ class Chunk:
         """Note what became of a block's pictures.
 
         Returns:
-            Those of the block that the tower has to see: decoded, and the first with their bytes.
+            Those of the block that the tower has to see: decoded, still those of the plain view, and the first with
+            their bytes.
         """
         offset = block.start - self.rows.start
         rows = slice(offset, offset + len(block.status))
         self.hash[rows] = block.hash
         if 0 in self.views:
             self.status[rows] = block.status
+        usable = block.status == Status.EMBEDDED
+        if self.known_hash is not None:  # a view of another picture would be taught with this one's captions
+            usable &= (block.hash == self.known_hash[rows]).all(axis=1)
         wanted = []
-        for i in np.flatnonzero(block.status == Status.EMBEDDED).tolist():
+        for i in np.flatnonzero(usable).tolist():
             first = self.first.setdefault(block.hash[i].tobytes(), offset + i)
             if first == offset + i:
                 wanted.append(i)

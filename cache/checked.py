@@ -17,6 +17,7 @@ from .format import (
     EMB,
     EMBEDDED_ARRAYS,
     HASH,
+    IMPORTED,
     NORM,
     STAGED,
     STATUS,
@@ -242,10 +243,13 @@ class CheckedGroup:
             damaged = {name.rpartition("/")[0] for name, _ in chunks}
             return f"delete {' '.join(sorted(damaged))}: training writes it again"
         marks = {_mark(name, index) for name, index in chunks}
+        if self.info.appended:
+            return "repair what it was made from, and make it again"
+        again = AGAIN.replace("cache", "import", 1) if self.info.source.kind == IMPORTED else AGAIN
         if not marks or None in marks:
-            return REMAKE
+            return f"delete the cache and {again}"
         what = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
-        return f"delete {' '.join(sorted(filter(None, marks)))} and {AGAIN} to embed these {what} anew"
+        return f"delete {' '.join(sorted(filter(None, marks)))} and {again} to embed these {what} anew"
 
     def mark_lost(self, chunks: list[tuple[str, tuple[int, ...]]]) -> list[str]:
         """Have the next pass embed again what chunks hold, given as array and index; others are left alone.

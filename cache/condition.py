@@ -84,7 +84,8 @@ class Condition:
             except TypeError:
                 raise CacheError(
                     f"{where}: --where {self._text!r}: {_named(left_node, left)} cannot be compared with "
-                    f"{_named(right_node, right)}: mend the record, or add a condition such as 'is not None and …'"
+                    f"{_named(right_node, right)}: mend the record, or put 'x is not None and …' before it, or in a "
+                    "table of texts \"x != '' and …\""
                 ) from None
             if not holds:
                 return False

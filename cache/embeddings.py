@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from .arrow import Parquet
 from .errors import CacheError
 from .files import sha256_file
-from .format import ATTRIBUTE, SourceInfo
+from .format import ATTRIBUTE, IMPORTED, SourceInfo
 from .location import is_hdf5
 from .manifest import SUFFIXES, Table
 from .rows import ROWS_AT_A_TIME, Row
@@ -48,7 +48,7 @@ class Embeddings(Source):
         dim: D.
     """
 
-    kind = "embeddings"
+    kind = IMPORTED
 
     def __init__(self, info: SourceInfo, parts: Sequence[tuple[Part, int]], *, named: bool) -> None:
         """Take what `open_embeddings` found.

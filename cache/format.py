@@ -19,6 +19,7 @@ HASH = "images/hash"  # absent in older caches, and in those that no pass over p
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
+IMPORTED = "embeddings"  # the kind of source that embeddings come from that are there already
 STAGED = "append"  # rows of an appended source on their way, see `append.py`
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
@@ -221,6 +222,8 @@ class CacheInfo:
             if info.decoding not in get_args(Decoding):
                 raise ValueError(f"decoding is {info.decoding!r}")
             sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}
+            if not all(type(size) is int for size in (*sizes.values(), info.num_captions)):
+                raise ValueError(f"sizes are {sizes}, num_captions is {info.num_captions!r}")
             if info.state != "planning" and min(sizes.values()) < 1:
                 raise ValueError(f"sizes are {sizes}")
         except (KeyError, TypeError, ValueError) as error:

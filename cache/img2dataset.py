@@ -44,6 +44,10 @@ def records_of(file: BinaryIO, where: str, columns: Sequence[str]) -> Iterator[d
                     yield record
     except _DAMAGED as error:
         raise _unreadable(where, error) from error
+    except (ValueError, OverflowError) as error:  # Python's dates end with the year 9999, and have no nanoseconds
+        raise CacheError(
+            f"{where}: a value that cannot be read ({error}): cast its column, or leave it out of the table"
+        ) from error
 
 
 def _unreadable(where: str, error: Exception) -> CacheError:

@@ -1,5 +1,6 @@
 """What lies in a folder, on the disk or at a URL: the parts of a source that are found by their names."""
 
+import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ def entries(folder: Location) -> list[Entry]:
         if not folder.is_dir():
             return []
         with os.scandir(folder) as found:
-            return sorted(Entry(entry.name, entry.is_dir(), entry.is_file()) for entry in found)
+            return sorted(map(_entry, found))
     fs, path = open_filesystem(folder)
     try:
         with explained_store(folder, ""):
@@ -58,6 +59,15 @@ def entries(folder: Location) -> list[Entry]:
         for name, entry in named
         if name != path.rstrip("/")  # an empty object that stands for the folder itself
     )
+
+
+def _entry(found: os.DirEntry[str]) -> Entry:
+    try:
+        return Entry(found.name, found.is_dir(), found.is_file())
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return Entry(found.name, is_folder=False, is_file=False)  # a link to itself
 
 
 def is_there(location: Location) -> bool:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .columns import digests_of, first_lines
 from .convert import require_nothing
 from .errors import CacheError
-from .files import whole_directory
+from .files import explained, whole_directory
 from .format import (
     EMB,
     HASH,
@@ -69,7 +69,7 @@ def merge_caches(
         require_alike(caches[0].require_sealed(), cache.require_sealed())
     starts = [""] * len(caches) if prefixes is None else [f"{prefix}/" for prefix in prefixes]
     require_distinct_keys(caches, starts)
-    with whole_directory(output) as folder:
+    with explained(output), whole_directory(output) as folder:
         # A limit was for the lines of its own source.
         first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
         batches = (batch for cache in _located(caches, starts) for batch in cache)

@@ -207,4 +207,4 @@ def _keys(record: dict[str, Any], where: str) -> list[str]:
     ids = value if isinstance(value, list) else [value]
     if not all(isinstance(key, int | str) and not isinstance(key, bool) and is_unicode(str(key)) for key in ids):
         raise CacheError(f"{where}: {field!r} must be the id of a picture, or a list of them, found {value!r:.100}")
-    return [str(key) for key in ids]
+    return list(dict.fromkeys(map(str, ids)))  # a text belongs once to a picture that it names twice

@@ -66,7 +66,8 @@ class Tars(Source):
             CacheError: a tar or a table is damaged, a text is not as promised, or nothing has pictures or texts.
         """
         self._files = []
-        records, line = RecordReader(self.info, has_key=False), 0
+        self.left_out.clear()
+        records, line = RecordReader(self.info, has_key=False, left_out=self.left_out), 0
         with _Opener(self._shards) as opener:
             for shard in self._shards:
                 self._files.append(shard.name)

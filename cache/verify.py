@@ -100,7 +100,9 @@ def _count_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> Iter
     wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
     for name, shape in wrong.items():
         yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"
-    if wrong:
+    if arrays[EMB].chunks[1] != info.chunk_rows:
+        yield f"zarr.json: chunk_rows is {info.chunk_rows}, the chunks of {EMB} have {arrays[EMB].chunks[1]}: {remake}"
+    if wrong or arrays[EMB].chunks[1] != info.chunk_rows:
         return
     counts = {status.label: count for status, count in cache.count_status().items()}
     if info.state == "sealed" and counts != info.counts:

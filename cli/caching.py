@@ -30,7 +30,8 @@ cache_argument = click.argument("cache", type=to_location)
 def cache(settings: CacheSettings, as_json: bool) -> None:
     """Embed every picture of SOURCE once; run it again to resume.
 
-    SOURCE is a .jsonl, .csv or .tsv file with a picture's path and its caption or captions in each row.
+    SOURCE is a table (.jsonl, .csv, .tsv) with a picture's path and its captions in each row, tars, Parquet or Arrow
+    files, a dataset that Hugging Face's library saved, or another shape of docs/sources.md.
 
     With --views K it keeps K views of each: the plain one, and random crops for training to draw from. Run again with
     more views, it adds them; the cache stays usable meanwhile.

@@ -201,6 +201,23 @@ def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
     assert found == [Columns.pictures[0], Status.UNREADABLE, Columns.pictures[2]]
 
 
+def test_a_folder_of_the_hub_has_the_splits_of_its_files(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        Columns.write(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    with pytest.raises(CacheError, match=r"has several splits \(test, train\): pass --split NAME"):
+        list(SourceContract.open(Made(tmp_path)).rows())
+    keys = Planned.of(SourceContract.open(Made(tmp_path, {"split": "test"}))).keys
+    assert keys == [f"data/test-00000-of-00001.parquet#{i}" for i in range(3)]
+
+
+@pytest.mark.parametrize("values", [pa.array([1] * 3, pa.timestamp("ns")), pa.array([2**62] * 3, pa.timestamp("us"))])
+def test_dates_that_python_has_not_are_refused_by_name(values: pa.Array, tmp_path: Path) -> None:
+    made = Columns.write(tmp_path / "pairs.parquet", date=values)
+    with pytest.raises(CacheError, match=r"pairs\.parquet: a value that cannot be read \(.*\): cast its column"):
+        list(SourceContract.open(Made(made.path, {"where": "date != 3"})).rows())
+
+
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "arrow"])
 def test_a_damaged_file_is_read_or_refused_by_name(suffix: str, tmp_path: Path) -> None:
     """Any bytes of it changed, or its end cut off."""

@@ -124,6 +124,11 @@ def test_a_damaged_line_is_named(pictures: bytes, text: dict[str, Any], message:
         muge(tmp_path, pictures, text)
 
 
+def test_a_text_that_names_a_picture_twice_is_its_caption_once(tmp_path: Path) -> None:
+    found = muge(tmp_path, b"1\tAAAA\n2\tAAAA\n", {"text": "a", "image_ids": [1, "1", 2]})
+    assert (found.keys, found.captions) == (["1", "2"], [["a"], ["a"]])
+
+
 def test_every_line_of_a_tsv_is_found(tmp_path: Path) -> None:
     """As a plain reading of the file finds them."""
     lines = [f"id{i}\t{'A' * (i * 37 % 5000)}".encode() for i in range(3000)]
@@ -157,6 +162,7 @@ def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> Non
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "b" / "folder.png").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
     source = SourceContract.open(Made(tmp_path))
     assert list(source.rows()) == [
         Row(1, "a_c/3.webp", ["a c"], [], []),

@@ -102,6 +102,19 @@ def test_an_hdf5_dataset_and_a_parquet_table(kind: str, given: Any, tiny_clip: P
     ]
 
 
+def test_a_damaged_chunk_is_imported_again_as_verify_says(npy: Path, tiny_clip: Path) -> None:
+    out, rows = npy.with_name("c.zarr"), npy.with_name("rows.jsonl")
+    given = ["import", npy, "--captions", rows, "-o", out, *tower(tiny_clip)]
+    assert run(*given).exit_code == 0
+    before = files(out)
+    (out / "images/emb/c/0/0/0").write_bytes(b"damaged")
+    said = run("verify", out).stdout
+    assert "delete images/status/c/0 and run its `clipglot import` command again" in said
+    (out / "images/status/c/0").unlink()
+    assert run(*given).exit_code == 0
+    assert files(out) == before
+
+
 def test_rows_that_name_no_picture_are_numbered(npy: Path, given: Any, tiny_clip: Path) -> None:
     npy.with_name("rows.csv").write_text("text\n" + "\n".join(f"caption {i}" for i in range(40)) + "\n")
     out, rows = npy.with_name("c.zarr"), npy.with_name("rows.csv")

@@ -215,6 +215,11 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
     assert (found.files(), found.locators().tolist()) == (merged.files(), expected)  # type: ignore[union-attr]
 
 
+def test_a_place_that_cannot_be_written_is_named(others: tuple[Path, Path]) -> None:
+    with pytest.raises(CacheError, match=r"^/proc/none/m.zarr: cannot be written \(.*\): make it writable or choose"):
+        merge_caches([Cache(path) for path in others], Path("/proc/none/m.zarr"))
+
+
 @settings(max_examples=6, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=150), min_size=2, max_size=4))
 def test_any_sizes_and_numbers_of_captions(tmp_path_factory: pytest.TempPathFactory, sizes: list[list[int]]) -> None:

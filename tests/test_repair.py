@@ -27,6 +27,7 @@ def whole(
     """A cache with a teacher and two views, and settings that are not the usual ones. Read only."""
     path = tmp_path_factory.mktemp("whole") / "c.zarr"
     changes = {"views": 2, "augment_flip": 0.5, "limit": 30, "max_pixels": 10**6, "teacher_field": ("en",)}
+    changes |= {"where": "image != 'no such'", "language": ("ru",)}
     make_cache(taught_manifests["mixed"], path, model=MODEL, **changes)
     return path
 
@@ -143,12 +144,16 @@ def test_what_no_single_pass_made_is_not_marked(tiny_cache: Path, tmp_path: Path
     result = CliRunner().invoke(main, ["verify", str(merged), "--repair"])
     assert (result.exit_code, "repair what it was made from" in result.stderr) == (1, True)
     assert files(merged) == before
+    result = CliRunner().invoke(main, ["verify", str(merged)])
+    assert "repair what it was made from, and make it again" in result.stdout
+    assert "delete" not in result.stdout
 
 
 def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -> None:
     words = shlex.split(cache_command(Cache(whole).info, whole))
     assert words[2].endswith("mixed.jsonl")
-    for flag, value in {"--limit": "30", "--views": "2", "--augment-flip": "0.5", "--max-pixels": "1000000"}.items():
+    expected = {"--limit": "30", "--views": "2", "--augment-flip": "0.5", "--max-pixels": "1000000"}
+    for flag, value in (expected | {"--where": "image != 'no such'", "--language": "ru"}).items():
         assert words[words.index(flag) + 1] == value
     assert not {"--precision", "--image-root", "--image-field", "--text-field", "--decoding"} & set(words)
 

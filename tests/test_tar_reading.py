@@ -21,9 +21,13 @@ PICTURES = encoded_pictures(12)
 CAPTIONS = [f"подпись {i}" for i in range(12)]
 
 
-def planned(path: Path, **given: Any) -> Planned:
+def info_of(path: Path, **given: Any) -> SourceInfo:
     info = SourceInfo(path=str(path), sha256="", image_root="", image_field="", text_fields=[])
-    return Planned.of(open_source(SourceInfo(**vars(info) | given)))
+    return SourceInfo(**vars(info) | given)
+
+
+def planned(path: Path, **given: Any) -> Planned:
+    return Planned.of(open_source(info_of(path, **given)))
 
 
 def reads(path: Path, **given: Any) -> dict[str, tuple[list[str], bytes | Status]]:
@@ -172,6 +176,16 @@ def test_tables_and_headers_give_the_same_rows(tmp_path: Path) -> None:
         table.unlink()
     assert reads(tmp_path) == by_table
     assert reads(tmp_path, text_fields=["caption", "en"]) == by_table_en
+
+
+def test_samples_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    write_img2dataset(tmp_path, PICTURES, CAPTIONS, n=list(range(12)))
+    for _ in ("by its tables", "by its headers"):
+        source = open_source(info_of(tmp_path, where="n >= 5"))
+        assert len(list(source.rows())) == 7
+        assert source.left_out == {"--where": 5}
+        for table in tmp_path.glob("*.parquet"):
+            table.unlink()
 
 
 def test_a_picture_that_is_not_in_its_tar_is_missing(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`clipglot verify` finds what checksums cannot tell, embeds pictures again, and says what it could not check."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -176,3 +177,23 @@ def test_nothing_is_written_without_repair(own: Path) -> None:
     before = stamps()
     found(own)
     assert stamps() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("chunk_rows", 16, r"zarr\.json: chunk_rows is 16, the chunks of images/emb have \d+: delete the cache"),
+        ("num_captions", None, "damaged metadata .*num_captions is None"),
+        ("batch_size", "8", "damaged metadata .*'batch_size': '8'"),
+    ],
+)
+def test_metadata_that_cannot_be_is_named(
+    tiny_cache: Path, field: str, value: Any, message: str, tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "c.zarr"))
+    metadata = json.loads((cache / "zarr.json").read_text())
+    metadata["attributes"]["clipglot"][field] = value
+    (cache / "zarr.json").write_text(json.dumps(metadata))
+    result = CliRunner().invoke(main, ["verify", str(cache), "--sample", "0"])
+    assert result.exit_code == 1
+    assert re.search(message, result.stdout + result.stderr)

@@ -259,20 +259,21 @@ def test_a_picture_that_is_gone_repeats_its_plain_view_and_one_that_came_back_st
     make_cache(manifest, cache)
     hidden.rename(tmp_path / "images/0003.png")
     (tmp_path / "images/0009.png").unlink()
+    shutil.copy(tmp_path / "images/0001.png", tmp_path / "images/0011.png")  # another picture than was captioned
     model = ["--model", Cache(cache).info.encoder.model, "--batch-size", "8", "--workers", "1"]
     options = [*model, "--views", "3", "--augment-scale", "0.4"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert "16 pictures in 3 views" in said.stdout
-    assert "2 further views repeat the plain one" in said.stdout
+    assert "4 further views repeat the plain one" in said.stdout
     opened = Cache(cache)
-    assert opened.status()[[3, 9]].tolist() == [Status.MISSING, Status.EMBEDDED]
+    assert opened.status()[[3, 9, 11]].tolist() == [Status.MISSING, Status.EMBEDDED, Status.EMBEDDED]
     for view in (1, 2):
         emb, norm = opened.image_emb(view), opened.norm(view)
         assert not emb[3].any()
-        assert np.array_equal(emb[9], opened.image_emb()[9])
-        assert np.flatnonzero(norm == 0).tolist() == [3, 9]
-    assert count_repeats(opened) == 2
-    assert "2 repeat the plain one" in CliRunner().invoke(main, ["inspect", str(cache)]).stdout
+        assert np.array_equal(emb[[9, 11]], opened.image_emb()[[9, 11]])
+        assert np.flatnonzero(norm == 0).tolist() == [3, 9, 11]
+    assert count_repeats(opened) == 4
+    assert "4 repeat the plain one" in CliRunner().invoke(main, ["inspect", str(cache)]).stdout
     assert opened.verify() == []
 
 
