@@ -9,6 +9,8 @@ local disk, starting its workers and sealing included. Each has all cores. The t
 224 pixels, the latter with random weights, which compute no faster. With --in-memory the workers hold the files.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import statistics
@@ -19,8 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import open_clip
-import torch
 from clipglot.cache.decoding import Block, BlockReader, block_decoder
 from clipglot.cache.embed import embed_missing
 from clipglot.cache.format import CacheInfo, SourceInfo, Status
@@ -30,14 +30,18 @@ from clipglot.cache.report import PassReport
 from clipglot.cache.rows import Row, batched
 from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
-from clipglot.distill.bench import machine
-from clipglot.distill.device import resolve_device
-from clipglot.distill.provenance import encoder_info
 from clipglot.distill.settings import num_usable_cores
-from clipglot.encoders.image import ImageTower, load_image_tower
-from clipglot.encoders.image_queue import ImageQueue
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+
+if __name__ == "__main__":  # the decoding processes import this file too, and need no torch
+    import open_clip
+    import torch
+    from clipglot.distill.bench import machine
+    from clipglot.distill.device import resolve_device
+    from clipglot.distill.provenance import encoder_info
+    from clipglot.encoders.image import ImageTower, load_image_tower
+    from clipglot.encoders.image_queue import ImageQueue
+    from safetensors.torch import save_file
 
 READY = 4  # batches of pixels that the tower's ceiling is measured on, again and again
 
