@@ -227,7 +227,8 @@ def _merged_info(caches: Sequence[Cache], written: CacheInfo) -> CacheInfo:
     for cache in caches:
         dropped.update(cache.info.dropped_captions)
     largest = max(cache.info.max_pixels for cache in caches)
-    return replace(written, source=source, appended=appended, dropped_captions=dict(dropped), max_pixels=largest)
+    written = replace(written, source=source, appended=appended, merged=True)
+    return replace(written, dropped_captions=dict(dropped), max_pixels=largest)
 
 
 def _merged_sources(caches: Sequence[Cache]) -> list[SourceInfo]:

@@ -108,3 +108,11 @@ def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> Non
     shutil.rmtree(tmp_path / "own.zarr" / "images" / "status" / "c")  # another process resumes
     again = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stdout == found.stdout
+    (tmp_path / "own.zarr/images/emb/c/0/0/0").unlink()
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr")])
+    assert "delete images/status/c/0 and run your program again to embed these rows anew" in checked.stdout
+    refused = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr"), "--repair"])
+    assert "comes from a source of your own (database)" in refused.stderr
+    (tmp_path / "own.zarr/images/status/c/0").unlink()
+    assert subprocess.run([sys.executable, script], cwd=tmp_path).returncode == 0
+    assert Cache(tmp_path / "own.zarr").verify() == []
