@@ -168,7 +168,7 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
             translations=cache.texts(TEACHER_TEXT, first, last) if cache.info.source.has_teacher else None,
             languages=None if codes is None else [cache.info.languages[code] for code in codes[first:last].tolist()],
             locators=locators,
-            dropped=Counter(),
+            dropped={},
         )
 
 
