@@ -180,7 +180,7 @@ def _stored(cache: Cache, writer: ColumnWriter) -> Iterator[Batch]:
             owners=owners[a:b] - start,
             languages=cache.languages(a, b),
             locators=cache.locators(start, stop),
-            dropped=Counter(),
+            dropped={},
         )
         writer.append(batch)
         yield batch

@@ -17,7 +17,6 @@ from .format import (
     EMB,
     EMBEDDED_ARRAYS,
     HASH,
-    IMPORTED,
     NORM,
     STAGED,
     STATUS,
@@ -32,8 +31,7 @@ from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
 from .stores import UPLOAD_AGAIN, CacheStore, RemoteStore, open_store
 
-AGAIN = "run its `clipglot cache` command again"
-REMAKE = f"delete the cache and {AGAIN}"
+REMAKE = "delete the cache and run its `clipglot cache` command again"
 
 
 class CheckedGroup:
@@ -243,11 +241,11 @@ class CheckedGroup:
             damaged = {name.rpartition("/")[0] for name, _ in chunks}
             return f"delete {' '.join(sorted(damaged))}: training writes it again"
         marks = {_mark(name, index) for name, index in chunks}
-        if self.info.appended:
+        if self.info.maker is None:
             return "repair what it was made from, and make it again"
-        again = AGAIN.replace("cache", "import", 1) if self.info.source.kind == IMPORTED else AGAIN
+        again = f"run {self.info.maker} again"
         if not marks or None in marks:
-            return f"delete the cache and {again}"
+            return f"delete the cache and {again}{', then those that appended to it' if self.info.appended else ''}"
         what = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
         return f"delete {' '.join(sorted(filter(None, marks)))} and {again} to embed these {what} anew"
 

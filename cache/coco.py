@@ -25,7 +25,9 @@ class Coco(Source):
     text_fields: ClassVar[tuple[str, ...]] = ("caption",)
 
     def rows(self) -> Iterator[Row]:
-        """Each annotation of each image, in the order of the images; an image without any is a row, too.
+        """Each annotation of each image, in the order of the images.
+
+        An image without any is a row, too, unless there is a condition.
 
         Raises:
             CacheError: the file is not as COCO's.
@@ -44,8 +46,10 @@ class Coco(Source):
             if not isinstance(key, str) or not key or not is_unicode(key):
                 raise CacheError(f"{path}: images[{i}]: {self.info.image_field!r} must be a path, found {key!r:.100}")
             found = by_image.pop(_field(image, "id", f"{path}: images[{i}]"), [])
-            line += not found
-            if not found:
+            if not found and self.info.where is not None:  # a record that is not there fulfils no condition
+                self.left_out["--where"] += 1
+            elif not found:
+                line += 1
                 yield Row(line, key, ())
             for number, annotation in found:
                 line += 1

@@ -68,7 +68,7 @@ class ColumnWriter:
         self._append_locators(batch)
         self._num_lines += len(batch)
         self._num_captions += len(batch.captions)
-        self.dropped += batch.dropped
+        self.dropped += Counter({reason: len(rows) for reason, rows in batch.dropped.items()})
         return True
 
     def close(self) -> tuple[int, int]:

@@ -20,6 +20,8 @@ KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
 IMPORTED = "embeddings"  # the kind of source that embeddings come from that are there already
+# What `clipglot cache` reads; any other is a source of one's own.
+SOURCE_KINDS = frozenset({"table", "webdataset", "coco", "muge", "parquet", "arrow", "class folders"})
 STAGED = "append"  # rows of an appended source on their way, see `append.py`
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
@@ -162,6 +164,7 @@ class CacheInfo:
     encoder: EncoderInfo
     source: SourceInfo
     appended: list[SourceInfo] = field(default_factory=list)
+    merged: bool = False  # of several caches, so that no pass makes its chunks
     num_views: int = 1
     augmentation: Augmentation | None = None
     teacher_sha256: str | None = None
@@ -188,6 +191,16 @@ class CacheInfo:
     def sources(self) -> list[SourceInfo]:
         """All sources, in the order of their rows; one that brought nothing new has none."""
         return [self.source, *self.appended]
+
+    @property
+    def maker(self) -> str | None:
+        """What makes lost chunks anew when it is run again; None where nothing makes all of them."""
+        kinds = {source.kind for source in self.sources}
+        if self.merged or (self.appended and IMPORTED in kinds):
+            return None
+        if IMPORTED in kinds:
+            return "its `clipglot import` command"
+        return "its `clipglot cache` command" if kinds <= SOURCE_KINDS else "your program"
 
     def to_attributes(self) -> dict[str, Any]:
         """The JSON form that is written to the group's attributes."""

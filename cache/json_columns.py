@@ -6,7 +6,6 @@ decides, so that there is one definition of what is taken, dropped or refused, a
 
 import json
 import re
-from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -161,7 +160,8 @@ def _batch(keys: Texts, columns: list[tuple[Texts, NDArray[np.int64]]], language
         fields = np.repeat(np.arange(len(columns)), [len(rows) for _, rows in columns])
         order = np.argsort(owners, kind="stable")
         captions, owners, fields = captions.take(order), owners[order], fields[order]
-    kept, dropped = _worth_keeping(captions)
+    kept, lost = _worth_keeping(captions)
+    dropped = {reason: owners[rows] for reason, rows in lost.items()}
     if dropped:
         captions, owners, fields = captions.take(kept), owners[kept], fields[kept]
     tags = languages * (len(columns) if len(languages) == 1 else 1)
@@ -174,8 +174,8 @@ def _batch(keys: Texts, columns: list[tuple[Texts, NDArray[np.int64]]], language
     )
 
 
-def _worth_keeping(captions: Texts) -> tuple[NDArray[np.int64], Counter[str]]:
-    """Which captions stay, and how many do not by reason: as `rows` decides one by one."""
+def _worth_keeping(captions: Texts) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+    """Which captions stay, and by reason which do not: as `rows` decides one by one."""
     raw, starts, lengths = captions.raw, captions.offsets[:-1], np.diff(captions.offsets)
     keep = lengths > 0
     first = raw.take(starts, mode="clip") if len(raw) else np.zeros(len(keep), np.uint8)
@@ -183,11 +183,9 @@ def _worth_keeping(captions: Texts) -> tuple[NDArray[np.int64], Counter[str]]:
     may_be_blank = (first <= 0x20) | (first == 0xC2) | np.isin(first.astype(np.uint16) << 8 | second, BLANK_STARTS)
     for i in np.flatnonzero(keep & may_be_blank).tolist():
         keep[i] = bool(raw[starts[i] : starts[i] + lengths[i]].tobytes().decode().strip())
-    dropped = Counter({"empty": int(np.count_nonzero(~keep))})
     with_nul = np.zeros(len(keep), bool)
     with_nul[np.searchsorted(captions.offsets, np.flatnonzero(raw == 0), side="right") - 1] = True
-    dropped["holds NUL"] = int(np.count_nonzero(keep & with_nul))
-    keep &= ~with_nul
-    dropped["too long"] = int(np.count_nonzero(keep & (lengths > MAX_CAPTION_BYTES)))
-    keep &= lengths <= MAX_CAPTION_BYTES
-    return np.flatnonzero(keep), +dropped
+    too_long = lengths > MAX_CAPTION_BYTES
+    lost = {"empty": ~keep, "holds NUL": keep & with_nul, "too long": keep & ~with_nul & too_long}
+    found = {reason: np.flatnonzero(these) for reason, these in lost.items() if these.any()}
+    return np.flatnonzero(keep & ~with_nul & ~too_long), found

@@ -168,7 +168,7 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
             translations=cache.texts(TEACHER_TEXT, first, last) if cache.info.source.has_teacher else None,
             languages=None if codes is None else [cache.info.languages[code] for code in codes[first:last].tolist()],
             locators=locators,
-            dropped=Counter(),
+            dropped={},
         )
 
 
@@ -227,7 +227,8 @@ def _merged_info(caches: Sequence[Cache], written: CacheInfo) -> CacheInfo:
     for cache in caches:
         dropped.update(cache.info.dropped_captions)
     largest = max(cache.info.max_pixels for cache in caches)
-    return replace(written, source=source, appended=appended, dropped_captions=dict(dropped), max_pixels=largest)
+    written = replace(written, source=source, appended=appended, merged=True)
+    return replace(written, dropped_captions=dict(dropped), max_pixels=largest)
 
 
 def _merged_sources(caches: Sequence[Cache]) -> list[SourceInfo]:

@@ -38,7 +38,10 @@ SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
 class Muge(Source):
-    """Texts and pictures of one split: pictures in the order in which texts speak of them, then those of no text."""
+    """Texts and pictures of one split: pictures in the order in which texts speak of them, then those of no text.
+
+    With a condition those of no text are left out.
+    """
 
     kind = "muge"
     image_field: ClassVar[str] = ""
@@ -65,7 +68,11 @@ class Muge(Source):
                     if row:
                         yield row._replace(line=line, key=key, locator=places.locator(key))
         for key in places:
-            if key not in spoken_of:
+            if key in spoken_of:
+                continue
+            if self.info.where is not None:  # a record that is not there fulfils no condition
+                self.left_out["--where"] += 1
+            else:
                 line += 1
                 yield Row(line, key, (), locator=places.locator(key))
 
@@ -205,6 +212,10 @@ def _keys(record: dict[str, Any], where: str) -> list[str]:
         raise CacheError(f"{where}: no field {' or '.join(map(repr, IDS))} (found: {', '.join(map(str, record))})")
     value = record[field]
     ids = value if isinstance(value, list) else [value]
-    if not all(isinstance(key, int | str) and not isinstance(key, bool) and is_unicode(str(key)) for key in ids):
+    if not all(_is_id(key) for key in ids):
         raise CacheError(f"{where}: {field!r} must be the id of a picture, or a list of them, found {value!r:.100}")
     return list(dict.fromkeys(map(str, ids)))  # a text belongs once to a picture that it names twice
+
+
+def _is_id(key: object) -> bool:
+    return isinstance(key, int | str) and not isinstance(key, bool) and key != "" and is_unicode(str(key))

@@ -3,8 +3,8 @@
 n pictures and m captions of a batch.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -58,7 +58,7 @@ class Batch:
         translations: of each caption, as `align` gives them; None where the rows have none.
         languages: the tag of each caption; None where the rows have none.
         locators: `[n, 3]`, see `Locator`; None where keys are paths.
-        dropped: captions that were not, by reason.
+        dropped: by reason, of each caption that was not worth it the row in this batch.
     """
 
     keys: Texts
@@ -67,23 +67,22 @@ class Batch:
     translations: Texts | None = None
     languages: Sequence[str] | None = None
     locators: NDArray[np.int64] | None = None
-    dropped: Counter[str]
+    dropped: Mapping[str, NDArray[np.int64]]
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def take(self, wanted: NDArray[np.bool_]) -> "Batch":
         """The batch without some of its rows, `[n] bool`."""
-        of_caption = wanted[self.owners]
-        kept = np.flatnonzero(of_caption)
+        kept, new_row = np.flatnonzero(wanted[self.owners]), np.cumsum(wanted) - 1
         return Batch(
             keys=self.keys.take(np.flatnonzero(wanted)),
             captions=self.captions.take(kept),
-            owners=(np.cumsum(wanted) - 1)[self.owners[kept]],
+            owners=new_row[self.owners[kept]],
             translations=self.translations.take(kept) if self.translations is not None else None,
             languages=[self.languages[i] for i in kept.tolist()] if self.languages is not None else None,
             locators=self.locators[wanted] if self.locators is not None else None,
-            dropped=self.dropped,
+            dropped={reason: new_row[rows[wanted[rows]]] for reason, rows in self.dropped.items()},
         )
 
 
@@ -96,13 +95,15 @@ def batched(rows: Iterable[Row], rows_at_a_time: int = ROWS_AT_A_TIME) -> Iterat
 
 def _columns(rows: Sequence[Row]) -> Batch:
     captions, owners, translations, languages = [], [], [], []
-    dropped: Counter[str] = Counter()
+    dropped = defaultdict[str, list[int]](list)
     for i, row in enumerate(rows):
         lessons = align(row.captions, row.translations) if row.translations else [""] * len(row.captions)
         tags = row.languages or [""] * len(row.captions)
         for caption, lesson, tag in zip(row.captions, lessons, tags, strict=True):
-            text = _encoded(caption, dropped)
-            if text is not None:
+            text, reason = _encoded(caption)
+            if reason:
+                dropped[reason].append(i)
+            else:
                 captions.append(text)
                 owners.append(i)
                 translations.append(lesson.encode(errors="replace"))
@@ -116,27 +117,21 @@ def _columns(rows: Sequence[Row]) -> Batch:
         translations=Texts.of(translations) if any(row.translations for row in rows) else None,
         languages=languages if any(row.languages for row in rows) else None,
         locators=np.asarray(located, np.int64) if located else None,
-        dropped=dropped,
+        dropped={reason: np.asarray(places, np.int64) for reason, places in dropped.items()},
     )
 
 
-def _encoded(caption: str, dropped: Counter[str]) -> bytes | None:
-    """A caption as UTF-8, or None with the reason counted."""
+def _encoded(caption: str) -> tuple[bytes, str]:
+    """A caption as UTF-8, and the reason to drop it, empty where there is none."""
     if not caption.strip():
-        dropped["empty"] += 1
-        return None
+        return b"", "empty"
     if "\0" in caption:
-        dropped["holds NUL"] += 1
-        return None
+        return b"", "holds NUL"
     try:
         text = caption.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, from JSON's \\ud83d
-        dropped["not unicode"] += 1
-        return None
-    if len(text) > MAX_CAPTION_BYTES:
-        dropped["too long"] += 1
-        return None
-    return text
+        return b"", "not unicode"
+    return text, "too long" if len(text) > MAX_CAPTION_BYTES else ""
 
 
 def align(captions: Sequence[str], translations: Sequence[str]) -> list[str]:

@@ -29,6 +29,8 @@ from .tokens import TOKEN_GROUP, find_token_faults
 if TYPE_CHECKING:
     from .store import Cache
 
+MAX_CHUNKS = 10_000_000  # of an array: of 16 MB each 160 TB
+
 
 def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Fault]:
     """Check all of a cache; what is damaged is not looked into.
@@ -48,7 +50,10 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
             arrays[name] = cache.array(name)
         except CacheError as error:
             faults.append(Fault(str(error)))
-    total, done = sum(len(chunk_indices(array)) for array in arrays.values()), 0
+    for name, what in _shape_faults(cache, arrays).items():
+        faults.append(Fault(what))
+        del arrays[name]  # its chunks may be more than anybody can list
+    total, done = sum(array.nchunks for array in arrays.values()), 0
     if not faults:
         total += num_steps(cache)
     for name, array in arrays.items():
@@ -60,7 +65,7 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
             on_progress(done, total)
     if cache.is_folder:
         faults += map(Fault, find_token_faults(cache.folder / TOKENS, cache.info.num_captions))
-    faults = faults or [Fault(what) for what in _count_faults(cache, arrays)]
+    faults = faults or [Fault(what) for what in _count_faults(cache)]
 
     def step() -> None:
         nonlocal done
@@ -83,27 +88,41 @@ def _copied_tokens(cache: "Cache") -> list[str]:
     return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]
 
 
-def _count_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> Iterator[str]:
-    """What does not fit together although every checksum holds; these facts lie in zarr.json files."""
+def _shape_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
+    """What does not fit together although every checksum holds, by array; these facts lie in zarr.json files."""
     remake, info, N, M = cache.remedy([]), cache.info, cache.info.num_pictures, cache.info.num_captions
+    num_views = {name: max((info.num_views, *arrays[name].shape[:1])) for name in (EMB, NORM) if name in arrays}
     shapes: dict[str, tuple[int, ...]] = {
-        EMB: (max(info.num_views, arrays[EMB].shape[0]), N, info.encoder.dim),  # more views may be under way
-        NORM: (max(info.num_views, arrays[NORM].shape[0]), N),
+        EMB: (num_views.get(EMB, 0), N, info.encoder.dim),  # more views may be under way
+        NORM: (num_views.get(NORM, 0), N),
         STATUS: (N,),
+        HASH: (N, 2),
+        LOCATOR: (N, 3),
         f"{KEY}/offsets": (N + 1,),
         f"{TEXT}/offsets": (M + 1,),
         CAPTION_IMAGE: (M,),
+        LANGUAGE: (M,),
+        TEACHER_EMB: (1, M, info.encoder.dim),
+        TEACHER_STATUS: (M,),
+        f"{TEACHER_TEXT}/offsets": (M + 1,),
     }
-    if info.source.has_teacher:
-        shapes |= {TEACHER_EMB: (1, M, info.encoder.dim), TEACHER_STATUS: (M,), f"{TEACHER_TEXT}/offsets": (M + 1,)}
-    shapes |= {name: shape for name, shape in ((HASH, (N, 2)), (LOCATOR, (N, 3)), (LANGUAGE, (M,))) if name in arrays}
-    wrong = {name: arrays[name].shape for name, shape in shapes.items() if arrays[name].shape != shape}
-    for name, shape in wrong.items():
-        yield f"{name}/zarr.json: shape {shape}, expected {shapes[name]}: {remake}"
-    if arrays[EMB].chunks[1] != info.chunk_rows:
-        yield f"zarr.json: chunk_rows is {info.chunk_rows}, the chunks of {EMB} have {arrays[EMB].chunks[1]}: {remake}"
-    if wrong or arrays[EMB].chunks[1] != info.chunk_rows:
-        return
+    faults = {}
+    for name, array in arrays.items():
+        if array.shape != shapes.get(name, array.shape):
+            faults[name] = f"{name}/zarr.json: shape {array.shape}, expected {shapes[name]}: {remake}"
+        elif array.nchunks > MAX_CHUNKS:
+            faults[name] = (
+                f"{name}/zarr.json: shape {array.shape} in chunks of {array.chunks} is {array.nchunks:,} chunks, more "
+                f"than {MAX_CHUNKS:,}: {remake}"
+            )
+    if EMB in arrays and EMB not in faults and arrays[EMB].chunks[1] != info.chunk_rows:
+        found = arrays[EMB].chunks[1]
+        faults[EMB] = f"zarr.json: chunk_rows is {info.chunk_rows}, the chunks of {EMB} have {found}: {remake}"
+    return faults
+
+
+def _count_faults(cache: "Cache") -> Iterator[str]:
+    """Counts that the statuses do not bear out."""
     counts = {status.label: count for status, count in cache.count_status().items()}
-    if info.state == "sealed" and counts != info.counts:
-        yield f"zarr.json: counts are {info.counts}, the pictures' statuses say {counts}: {remake}"
+    if cache.info.state == "sealed" and counts != cache.info.counts:
+        yield f"zarr.json: counts are {cache.info.counts}, the pictures' statuses say {counts}: {cache.remedy([])}"

@@ -31,7 +31,8 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     """Embed every picture of SOURCE once; run it again to resume.
 
     SOURCE is a table (.jsonl, .csv, .tsv) with a picture's path and its captions in each row, tars, Parquet or Arrow
-    files, a dataset that Hugging Face's library saved, or another shape of docs/sources.md.
+    files, a dataset that Hugging Face's library saved, MUGE's folder, class folders or COCO's .json
+    (docs/sources.md).
 
     With --views K it keeps K views of each: the plain one, and random crops for training to draw from. Run again with
     more views, it adds them; the cache stays usable meanwhile.

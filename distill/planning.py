@@ -256,8 +256,9 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
 
 
 def _source_differences(planned: SourceInfo, source: SourceInfo) -> list[Difference]:
-    names = ["kind", "sha256", "image_field", "text_fields", "teacher_fields", "images", "limit", "where", "split"]
-    both = [(name, getattr(planned, name), getattr(source, name)) for name in [*names, "languages", "language_field"]]
+    names = ["kind", "image_field", "text_fields", "teacher_fields", "images", "limit", "where", "split", "languages"]
+    names += ["language_field", "sha256"]  # last: of Parquet and Arrow it covers the columns that the others ask for
+    both = [(name, getattr(planned, name), getattr(source, name)) for name in names]
     return [(name, before, now) for name, before, now in both if before != now]
 
 
@@ -278,8 +279,12 @@ def _pass_differences(existing: Cache, settings: CacheSettings) -> list[Differen
 
 def _refuse(settings: CacheSettings, differences: list[Difference]) -> None:
     for name, before, now in differences:
-        what = f"the manifest {settings.source} has changed (sha256)" if name == "sha256" else name
+        if name == "sha256":
+            raise DistillError(
+                f"{settings.source} has changed since {settings.output} was planned (its sha256 was {before[:12]}…, "
+                f"now {now[:12]}…): give the same one to resume, or choose another -o"
+            )
         raise DistillError(
-            f"{settings.output} was planned with other settings: {what} was {before!r}, now {now!r}; "
+            f"{settings.output} was planned with other settings: {name} was {before!r}, now {now!r}; "
             "give the same ones to resume, or choose another -o"
         )

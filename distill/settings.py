@@ -73,7 +73,9 @@ class CacheSettings:
     workers: Annotated[
         int | None, "processes that decode pictures (default: one a core, two for pictures at a URL)"
     ] = None
-    chunk_rows: Annotated[int | None, "rows of a stored chunk (default: about 16 MB, less in small caches)"] = None
+    chunk_rows: Annotated[
+        int | None, "rows of a stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
+    ] = None
     max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
     decoding: Annotated[
         Decoding, "scaled decodes a large JPEG to a part of its size, at least twice what the tower sees: twice as fast"

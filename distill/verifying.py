@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import CacheError
-from ..cache.format import CacheInfo
+from ..cache.format import IMPORTED, SOURCE_KINDS, CacheInfo
 from ..cache.location import Location
-from ..cache.sources import KINDS
 from ..cache.store import Cache
 from ..cache.stores import store_at
 from ..cache.verify import find_faults
@@ -54,11 +53,11 @@ def verify_cache(
 
     Raises:
         CacheError: no cache, or one whose planning did not finish.
-        DistillError: no such device, or a repair of what no single pass made.
+        DistillError: no such device, or a repair of what no `clipglot cache` command makes.
     """
     cache = Cache(settings.cache, read_only=not settings.repair)
     if settings.repair:
-        _require_made_by_one_pass(cache)
+        _require_made_by_commands(cache)
     with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
         found = find_faults(cache, on_progress)
         lost = [fault.chunk for fault in found if fault.chunk]
@@ -78,11 +77,17 @@ def verify_cache(
     )
 
 
-def _require_made_by_one_pass(cache: Cache) -> None:
-    if cache.info.appended or cache.info.source.kind not in KINDS:
+def _require_made_by_commands(cache: Cache) -> None:
+    kinds = {source.kind for source in cache.info.sources}
+    if cache.info.merged or IMPORTED in kinds:
         raise DistillError(
-            f"{cache.path} was imported, merged from several caches or appended to, so no one `clipglot cache` "
-            "command makes its chunks: repair what it was made from, and make it again"
+            f"{cache.path} was imported, or merged from several caches, so no `clipglot cache` command makes its "
+            "chunks: repair what it was made from, and make it again"
+        )
+    if own := kinds - SOURCE_KINDS:
+        raise DistillError(
+            f"{cache.path} comes from a source of your own ({', '.join(sorted(own))}), which no `clipglot cache` "
+            "command reads: delete what `clipglot verify` names, and run your program again"
         )
 
 
@@ -109,8 +114,12 @@ def _probe(cache: Cache, settings: VerifySettings, sample: int) -> Probes:
 
 
 def cache_command(info: CacheInfo, output: Location) -> str:
-    """The `clipglot cache` command that goes on with a cache, as a line for the shell."""
-    source, encoder = info.source, info.encoder
+    """The `clipglot cache` command that goes on with a cache, as a line for the shell.
+
+    It is that of the first source, or of the last with its path: one that has grown is not what it was.
+    """
+    grown = [source for source in info.appended if source.path == info.source.path]
+    source, encoder = grown[-1] if grown else info.source, info.encoder
     given: dict[str, Any] = {
         "output": output,
         "model": encoder.model,
@@ -135,7 +144,7 @@ def cache_command(info: CacheInfo, output: Location) -> str:
         given |= {f"augment_{name}": value for name, value in asdict(info.augmentation).items()}
     usual = {name: field.default for name, field in CacheSettings.__dataclass_fields__.items()}
     usual |= {"image_field": "image", "text_field": ("text",)}
-    words = ["clipglot", "cache", source.path]
+    words = ["clipglot", "cache", source.path, *(["--append"] if grown else [])]
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if value is False:

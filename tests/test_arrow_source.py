@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.distill.errors import DistillError
 from clipglot.distill.export import export_run
 from clipglot.distill.settings import ExportSettings
 from source_contract import HOSTILE, Made, Planned, SourceContract, encoded_pictures, without, write_pictures
@@ -189,6 +190,8 @@ def test_a_condition_asks_columns_that_are_not_taken(tmp_path: Path, make_cache:
     assert cache.captions() == ["b", "c"]
     assert cache.info.left_out == {"--where": 1}
     assert cache.info.counts == {"embedded": 2}
+    with pytest.raises(DistillError, match=r"other settings: where was 'width >= 2', now None; give the same"):
+        make_cache(made.path, tmp_path / "cache.zarr")
 
 
 def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:

@@ -110,6 +110,16 @@ def test_a_description_of_another_shape_is_named(array: str, copied: Path) -> No
     assert fault.startswith(f"{array}/zarr.json: shape")
 
 
+@pytest.mark.parametrize("array", ["images/emb", "images/status", "images/key/bytes", "captions/text/offsets"])
+def test_a_shape_of_more_chunks_than_can_be_listed_is_named(array: str, copied: Path) -> None:
+    description = json.loads((copied / array / "zarr.json").read_text())
+    description["shape"][0] = 10**15
+    (copied / array / "zarr.json").write_text(json.dumps(description))
+    exit_code, (fault,) = verified(copied)
+    assert exit_code == 1
+    assert fault.startswith(f"{array}/zarr.json: shape (1000000000000000,")
+
+
 @pytest.mark.parametrize(
     "edit",
     [

@@ -116,12 +116,25 @@ def test_a_text_of_several_pictures_one_of_none_and_one_of_a_missing_picture(tmp
         (b"x" * 10_000 + b"\tAAAA\n", {"text": "a", "image_ids": [7]}, r"valid_imgs\.tsv:1: expected an id"),
         (b"7\tAAAA\n", {"text": "a"}, r"valid_texts\.jsonl:1: no field 'image_ids' or 'image_id' \(found: text\)"),
         (b"7\tAAAA\n", {"text": "a", "image_ids": [[7]]}, r"'image_ids' must be the id of a picture, or a list"),
+        (b"7\tAAAA\n", {"text": "a", "image_ids": [7, ""]}, r"'image_ids' must be the id of a picture, or a list"),
         (b"7\tAAAA\n", {"image_ids": [7]}, r"valid_texts\.jsonl:1: no field 'text' .*: pass --text-field"),
     ],
 )
 def test_a_damaged_line_is_named(pictures: bytes, text: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=message):
         muge(tmp_path, pictures, text)
+
+
+def test_a_condition_leaves_out_pictures_without_text(tmp_path: Path) -> None:
+    muge(tmp_path / "m", b"7\tAAAA\n8\tAAAA\n9\tAAAA\n", *({"text": "a", "image_id": 6 + n, "n": n} for n in (1, 2)))
+    images = [{"id": i, "file_name": str(i)} for i in (7, 8, 9)]
+    annotations = [{"image_id": 6 + n, "caption": "a", "n": n} for n in (1, 2)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    for path in (tmp_path / "m", tmp_path / "coco.json"):
+        assert [row.key for row in SourceContract.open(Made(path)).rows()] == ["7", "8", "9"]
+        source = SourceContract.open(Made(path, {"where": "n > 1"}))
+        assert [row.key for row in source.rows()] == ["8"]
+        assert source.left_out == {"--where": 2}
 
 
 def test_a_text_that_names_a_picture_twice_is_its_caption_once(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from clipglot.cache.rows import MAX_CAPTION_BYTES, Batch, batched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-Content = tuple[list[tuple[str, list[str], list[str]]], dict[str, int], str]
+Content = tuple[list[tuple[str, list[str], list[str]]], list[tuple[str, int]], str]
 
 
 def source(path: Path, *text_fields: str, languages: tuple[str, ...] = ()) -> SourceInfo:
@@ -30,9 +30,9 @@ def source(path: Path, *text_fields: str, languages: tuple[str, ...] = ()) -> So
 
 
 def content(batches: Iterable[Batch]) -> Content:
-    """Rows with captions and languages, dropped captions, and the error if there is one; batches end anywhere."""
+    """Rows with captions and languages, dropped captions by row, and the error if any; batches end anywhere."""
     rows: list[tuple[str, list[str], list[str]]] = []
-    dropped: dict[str, int] = {}
+    dropped: list[tuple[str, int]] = []
     try:
         for batch in batches:
             start = len(rows)
@@ -41,11 +41,10 @@ def content(batches: Iterable[Batch]) -> Content:
             for owner, caption, tag in zip(batch.owners.tolist(), batch.captions.split(), tags, strict=True):
                 rows[start + owner][1].append(caption.decode())
                 rows[start + owner][2].append(tag)
-            for reason, count in batch.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+            dropped += [(reason, start + row) for reason, owners in batch.dropped.items() for row in owners.tolist()]
     except CacheError as error:
-        return [], {}, str(error)
-    return rows, dropped, ""
+        return [], [], str(error)
+    return rows, sorted(dropped), ""
 
 
 def both(info: SourceInfo) -> Content:

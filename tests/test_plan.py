@@ -90,6 +90,14 @@ def test_a_limit_keeps_the_first_pictures_and_their_later_captions(tmp_path: Pat
     assert (cache.keys(), cache.captions(), info.num_pictures) == (["a", "b"], ["1", "4", "2"], 2)
 
 
+@pytest.mark.parametrize("at_a_time", [1, 5, 8192])
+def test_captions_beyond_a_limit_do_not_count_as_dropped(at_a_time: int, tmp_path: Path) -> None:
+    pairs = [(str(i), ["ok", "", "\0"][: 2 + i % 2]) for i in range(24)]
+    info = plan_cache(tmp_path / "c.zarr", rows(pairs, at_a_time), limited(2))
+    assert (info.num_captions, info.dropped_captions) == (2, {"empty": 2, "holds NUL": 1})
+    assert next(rows(pairs)).take(np.arange(24) > 21).dropped["holds NUL"].tolist() == [1]
+
+
 def test_pictures_without_captions_are_planned_too(tmp_path: Path) -> None:
     plan_cache(tmp_path / "c.zarr", rows([("a", []), ("b", [])]), INFO)
     cache = Cache(tmp_path / "c.zarr")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from appended import write_manifests
 from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.files import locked
@@ -147,6 +148,26 @@ def test_what_no_single_pass_made_is_not_marked(tiny_cache: Path, tmp_path: Path
     result = CliRunner().invoke(main, ["verify", str(merged)])
     assert "repair what it was made from, and make it again" in result.stdout
     assert "delete" not in result.stdout
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_cache_that_was_appended_to_is_repaired(grown: bool, make_cache: Callable[..., Any], tmp_path: Path) -> None:
+    manifests, path = write_manifests(tmp_path / "appended"), tmp_path / "c.zarr"
+    make_cache(manifests["old"], path)
+    more = Path(shutil.copy(manifests["grown"], manifests["old"])) if grown else manifests["more"]
+    make_cache(more, path, append=True)
+    before, lost = files(path), ("images/emb/c/0/0/0", "images/norm/c/0/1", "images/status/c/3")
+    for chunk, damage in zip(lost, DAMAGE.values(), strict=True):
+        damage(path / chunk)
+    _, document = repair(path)
+    assert document["marked"] == [f"images/status/c/{i}" for i in (0, 1, 3)]
+    assert "delete images/status/c/0 and run its `clipglot cache` command again" in document["faults"][0]
+    assert ("--append" in shlex.split(document["command"])) == grown
+    run_again(document["command"])
+    assert files(path) == before
+    flip_a_byte(path / "captions/image/c/0")
+    said = "delete the cache and run its `clipglot cache` command again, then those that appended to it"
+    assert repair(path)[1]["faults"][0].endswith(said)
 
 
 def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 import test_arrow_source as columns
 import test_folder_sources as folders
 from click.testing import CliRunner
-from clipglot.cache.sources import SHAPES
+from clipglot.cache.format import SOURCE_KINDS
+from clipglot.cache.sources import KINDS, SHAPES
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from source_contract import encoded_pictures, write_pictures
@@ -89,6 +90,10 @@ def test_every_kind_is_shown() -> None:
     assert {command[2] for command in COMMANDS} == set(MAKE)
     for word in (word for shape in SHAPES for word in re.findall(r"\.[a-z]+|[a-z_]+\.json\b|_imgs\.tsv", shape.words)):
         assert word in DOCS
+    assert set(KINDS) == SOURCE_KINDS
+    said = " ".join(CliRunner().invoke(main, ["cache", "--help"]).stdout.split())
+    for words in ("table", "tars", "Parquet or Arrow files", "dataset", "MUGE's folder", "class folders", "COCO's"):
+        assert words in said
 
 
 def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> None:
@@ -108,3 +113,11 @@ def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> Non
     shutil.rmtree(tmp_path / "own.zarr" / "images" / "status" / "c")  # another process resumes
     again = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert again.stdout == found.stdout
+    (tmp_path / "own.zarr/images/emb/c/0/0/0").unlink()
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr")])
+    assert "delete images/status/c/0 and run your program again to embed these rows anew" in checked.stdout
+    refused = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr"), "--repair"])
+    assert "comes from a source of your own (database)" in refused.stderr
+    (tmp_path / "own.zarr/images/status/c/0").unlink()
+    assert subprocess.run([sys.executable, script], cwd=tmp_path).returncode == 0
+    assert Cache(tmp_path / "own.zarr").verify() == []
