@@ -53,7 +53,8 @@ def embed_missing(
         workers: decoding processes.
         num_views: views that the cache shall have; never fewer than it has. There is room for them.
         worker: which of those that share the pass this is.
-        on_progress: called after each block of pictures with those taken in by this pass.
+        on_progress: called with the pictures taken in by this pass: after each block of them, and about every second
+            while it waits for other workers.
 
     Raises:
         CacheError: the tower's output has another width than planned, a decoding process died, no room to write, or the
@@ -78,13 +79,19 @@ def embed_missing(
                 num_views=most_views,
                 augmentation=cache.info.augmentation,
             ) as decoder,
-            _chunk_writer(cache, report) as writer,
             sharing(cache.store, worker, "embed") as share,
+            _chunk_writer(cache, report, share.wrote) as writer,
         ):
             batches = Batches(cache, tower, most_views, report, writer.submit)
-            waited_from = time.perf_counter()
-            for block in _shared_blocks(cache, decoder, batches, writer, share, num_views):
-                report.wait_s += time.perf_counter() - waited_from
+
+            def wait_for_others(waited_s: float) -> None:
+                report.others_s += waited_s
+                report.wall_s = time.perf_counter() - started
+                on_progress(report.num_pictures, report)
+
+            waited_from, others_s = time.perf_counter(), 0.0
+            for block in _shared_blocks(cache, decoder, batches, writer, share, num_views, wait_for_others):
+                report.wait_s += time.perf_counter() - waited_from - (report.others_s - others_s)
                 report.read_s += block.read_s
                 report.decode_s += block.decode_s
                 batches.add(block)
@@ -92,17 +99,23 @@ def embed_missing(
                 report.wall_s = time.perf_counter() - started
                 share.note(report.num_pictures, report.wall_s, report.bottleneck)
                 on_progress(report.num_pictures, report)
-                waited_from = time.perf_counter()
+                waited_from, others_s = time.perf_counter(), report.others_s
     seal(cache, num_views, worker, changed=bool(missing))
     report.wall_s = time.perf_counter() - started
     return report
 
 
 def _shared_blocks(
-    cache: Cache, decoder: BlockDecoder, batches: Batches, writer: "_ChunkWriter", share: Share, num_views: int
+    cache: Cache,
+    decoder: BlockDecoder,
+    batches: Batches,
+    writer: "_ChunkWriter",
+    share: Share,
+    num_views: int,
+    on_wait: Callable[[float], None],
 ) -> Iterator[DecodedBlock]:
     """The blocks of this worker's chunks, decoded, until no chunk is missing."""
-    while share.has_more(lambda: missing_views(cache, num_views)):
+    while share.has_more(lambda: missing_views(cache, num_views), on_wait):
         yield from decoder.decode(_blocks(cache, share.chunks(lambda: missing_views(cache, num_views))))
         batches.finish()
         writer.join()
@@ -123,14 +136,20 @@ def _blocks(cache: Cache, chunks: Iterable[tuple[int, Views]]) -> Iterator[Block
 class _ChunkWriter:
     """Writes chunks in order in a thread of its own, so that the tower does not wait for the disk."""
 
-    def __init__(self, cache: Cache, report: PassReport, thread: ThreadPoolExecutor) -> None:
-        self._cache, self._report, self._thread = cache, report, thread
+    def __init__(
+        self, cache: Cache, report: PassReport, on_written: Callable[[int], None], thread: ThreadPoolExecutor
+    ) -> None:
+        self._cache, self._report, self._on_written, self._thread = cache, report, on_written, thread
         self._writing: Future[None] | None = None
 
     def submit(self, chunk: Chunk) -> None:
         """Start to write a chunk when the one before is on disk."""
         self.join()
-        self._writing = self._thread.submit(_write, self._cache, chunk, self._report)
+        self._writing = self._thread.submit(self._write, chunk)
+
+    def _write(self, chunk: Chunk) -> None:
+        _write(self._cache, chunk, self._report)
+        self._on_written(chunk.index)
 
     def raise_early(self) -> None:
         """Raise the error of a write that failed, rather than after another chunk has been embedded."""
@@ -149,10 +168,10 @@ class _ChunkWriter:
 
 
 @contextmanager
-def _chunk_writer(cache: Cache, report: PassReport) -> Iterator[_ChunkWriter]:
+def _chunk_writer(cache: Cache, report: PassReport, on_written: Callable[[int], None]) -> Iterator[_ChunkWriter]:
     """A `_ChunkWriter` whose chunks are on disk at the end of the block, also when that is an error or Ctrl-C."""
     with ThreadPoolExecutor(1, thread_name_prefix="chunk-writer") as thread:
-        writer = _ChunkWriter(cache, report, thread)
+        writer = _ChunkWriter(cache, report, on_written, thread)
         yield writer
         writer.join()
 

@@ -20,6 +20,7 @@ from .files import explained, whole_directory
 from .format import (
     EMB,
     HASH,
+    IMPORTED,
     KEY,
     LANGUAGE,
     NORM,
@@ -86,14 +87,23 @@ def require_alike(ours: Cache, theirs: Cache) -> None:
     """Refuse caches whose rows would not mean the same.
 
     Raises:
-        CacheError: with the field and both values.
+        CacheError: with the field, and which cache has which value.
     """
     for (name, expected), (_, found) in zip(_identity(ours.info), _identity(theirs.info), strict=True):
         if expected != found:
             raise CacheError(
-                f"{theirs.path} and {ours.path} cannot be one cache: {name} is {found!r} there and {expected!r} here: "
-                "merge caches that were made with the same settings"
+                f"these cannot be one cache: {name} differs ({ours.path}: {expected!r}, {theirs.path}: {found!r}): "
+                + _remedy(name, ours, theirs)
             )
+
+
+def _remedy(name: str, ours: Cache, theirs: Cache) -> str:
+    """What to do about a field that differs."""
+    for imported, other in ((theirs, ours), (ours, theirs)):
+        if name == "precision" and any(source.kind == IMPORTED for source in imported.info.sources):
+            wanted = other.info.encoder.precision
+            return f"if {imported.path} was computed in that, too, import it again with --precision {wanted}"
+    return "merge caches that were made with the same settings"
 
 
 def _identity(info: CacheInfo) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ class PassReport:
         read_s: seconds spent reading pictures, summed over the workers.
         decode_s: seconds spent decoding, summed over the workers.
         wait_s: seconds the pass waited for decoded pictures.
+        others_s: seconds it waited because other workers were at all that was left.
         transfer_s: seconds in which pixels moved to the device and were normalized.
         forward_s: seconds in which the tower computed.
         tower_s: seconds the pass waited for the tower.
@@ -29,6 +30,7 @@ class PassReport:
     read_s: float = 0.0
     decode_s: float = 0.0
     wait_s: float = 0.0
+    others_s: float = 0.0
     transfer_s: float = 0.0
     forward_s: float = 0.0
     tower_s: float = 0.0
@@ -48,5 +50,6 @@ class PassReport:
             "the transfer to the device" if self.transfer_s > self.forward_s else "the tower": self.tower_s,
             "reading" if self.read_s > self.decode_s else "decoding": self.wait_s,
             "writing": self.write_wait_s,
+            "other workers": self.others_s,
         }
         return max(stages, key=stages.__getitem__)

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import monotonic, sleep
 from typing import Literal, TypeVar
 
@@ -19,9 +19,10 @@ from .stores import CacheStore
 from .workers import Watch, Worker, next_chunk
 
 WORKERS = "workers"
-BEAT_S = 10.0  # between two signs of life, but there is one at each chunk
+BEAT_S = 10.0  # between two signs of life; there is one more when a chunk is taken up
 LOOK_S = 30.0  # between two looks at those of others
 POLL_S = 1.0  # the same once there are only chunks of others left, and between two questions whether these are done
+OTHERS = "other workers"  # what a worker waits for when they are at all that is left
 
 Stage = Literal["teach", "embed"]
 T = TypeVar("T")
@@ -86,6 +87,7 @@ class Share:
         self._sign = Sign(worker=worker.index, of=worker.num, host=socket.gethostname(), pid=os.getpid(), stage=stage)
         self._name = f"{worker.index}.json"
         self._others: dict[str, Sign] = {}
+        self._written: set[int] = set()  # of those in the sign, until the store is asked what is missing
         self._looked_at: float | None = None
         self._lock, self._left = threading.Lock(), threading.Event()
         self._failure: CacheError | None = None
@@ -102,18 +104,38 @@ class Share:
             self.beat()
             yield chunk, left
 
-    def has_more(self, missing: Callable[[], Mapping[int, T]]) -> bool:
+    def has_more(
+        self,
+        missing: Callable[[], Mapping[int, T]],
+        on_wait: Callable[[float], None] = lambda waited_s: None,
+    ) -> bool:
         """Whether something is left to embed; while living workers are at all of it, wait for them.
 
         What a dead one was at is then taken over. To be asked when all that `chunks` gave is written.
+
+        Args:
+            missing: asks the store.
+            on_wait: called again and again while it waits, with the seconds since the last time.
         """
         left = missing()
         self._settle(left)
         self._sign.chunks.clear()
+        self._written.clear()
+        said, looked_at = self._sign.bottleneck, monotonic()
         while left and self._find(left) is None:
+            self._sign.bottleneck = OTHERS
             sleep(POLL_S)
-            left = missing()
+            left, before, looked_at = missing(), looked_at, monotonic()
+            on_wait(looked_at - before)
+        self._sign.bottleneck = said
         return bool(left)
+
+    def wrote(self, chunk: int) -> None:
+        """Say with the next sign that a chunk is done; may be called from any thread.
+
+        It is still one that was taken: what is missing may have been asked before it was written.
+        """
+        self._written.add(chunk)
 
     def note(self, num_pictures: int, wall_s: float, bottleneck: str) -> None:
         """Keep what the next sign says."""
@@ -125,8 +147,11 @@ class Share:
         """Give a sign of life."""
         with self._lock:
             if not self._left.is_set():
-                self._sign.counter += 1
-                self._store.write(f"{WORKERS}/{self._name}", json.dumps(asdict(self._sign)).encode())
+                sign = self._sign
+                sign.counter += 1
+                at = [chunk for chunk in sign.chunks if chunk not in self._written]
+                says = replace(sign, chunks=at, chunks_done=sign.chunks_done + len(sign.chunks) - len(at))
+                self._store.write(f"{WORKERS}/{self._name}", json.dumps(asdict(says)).encode())
 
     def _find(self, left: Mapping[int, T]) -> tuple[int, T] | None:
         if self._failure:

@@ -47,15 +47,22 @@ def embed_missing_texts(
         cache: planned from `rows_of_texts`, open for writing.
         encode: the teacher.
         worker: which of those that share the pass this is.
-        on_progress: called after each chunk with the texts done in this pass.
+        on_progress: called with the texts done in this pass: after each chunk, and about every second while it waits
+            for other workers.
 
     Raises:
         CacheError: the teacher's output has another width than planned, or no room to write.
     """
     report, started = PassReport(), time.perf_counter()
+
+    def wait_for_others(waited_s: float) -> None:
+        report.others_s += waited_s
+        report.wall_s = time.perf_counter() - started
+        on_progress(report.num_pictures, report)
+
     missing = cache.missing_chunks()
     with sharing(cache.store, worker, "embed") as share:
-        while share.has_more(lambda: dict.fromkeys(cache.missing_chunks())):
+        while share.has_more(lambda: dict.fromkeys(cache.missing_chunks()), wait_for_others):
             for chunk, _ in share.chunks(lambda: dict.fromkeys(cache.missing_chunks())):
                 _embed_chunk(cache, encode, chunk, report)
                 report.wall_s = time.perf_counter() - started

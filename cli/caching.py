@@ -6,20 +6,31 @@ from typing import Any
 
 import click
 
-from ..cache.append import KNOWN
-from ..cache.format import EXPLANATION, CacheInfo, Status
+from ..cache.format import EXPLANATION, Status
 from ..cache.location import Location, to_location
 from ..cache.plan import is_planned
 from ..cache.report import PassReport
 from ..cache.store import Cache
-from ..cache.teacher import TeacherStatus
 from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
+from ..distill.stopping import interrupted_by_sigterm
+from .contents import because, contents, languages, left_out, sources, teacher, views
 from .folders import require_kind
 from .inspecting import looks, show, watch_until_sealed
 from .main import is_first_process
 from .options import settings_options
-from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, say, table, warn
+from .render import (
+    PlainProgress,
+    facts,
+    friendly_errors,
+    json_option,
+    output,
+    print_json,
+    progress_bar,
+    say,
+    table,
+    warn,
+)
 
 cache_argument = click.argument("cache", type=to_location)
 
@@ -42,8 +53,16 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
     Under torchrun, or as jobs that each have their --worker I/N, it is shared; nobody needs to talk to anybody.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    with friendly_errors(), progress_bar() as progress:
+    plain = PlainProgress()
+    with friendly_errors(), interrupted_by_sigterm(), progress_bar() as progress:
         tasks: dict[str, Any] = {}
+        so_far: dict[str, str] = {}
+        said: set[str] = set()
+
+        def speak(stage: str, line: str) -> None:
+            if is_first_process() and not as_json:
+                plain.show(f"{stage}: {line}", at_once=stage not in said)
+                said.add(stage)
 
         def show(stage: str, done: int, total: int | None) -> None:
             if stage == "wait":
@@ -54,14 +73,20 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
                     progress.update(task.id, total=task.completed)
                 tasks[stage] = progress.add_task(stage, total=total, note="")
             progress.update(tasks[stage], completed=done, total=total)
+            so_far[stage] = f"{done:,}" + (f" of {total:,}" if total else "")
+            if stage != "embed":  # which `show_pass` tells more of
+                speak(stage, so_far[stage])
 
-        def show_bottleneck(report: PassReport) -> None:
-            progress.update(tasks["embed"], note=f"waits for {report.bottleneck}")
+        def show_pass(report: PassReport) -> None:
+            note = f"waits for {report.bottleneck}"
+            progress.update(tasks["embed"], note=note)
+            what, speed = "pictures" if settings.images else "texts", report.num_pictures / report.wall_s
+            speak("embed", f"{so_far['embed']} {what}, {speed:,.0f}/s, {note}")
 
         try:
             from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
 
-            result = cache_pictures(settings, show, on_report=show_bottleneck)
+            result = cache_pictures(settings, show, on_report=show_pass)
         except KeyboardInterrupt:
             if is_first_process():
                 click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
@@ -76,14 +101,14 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             | asdict(report)
             | {"bottleneck": report.bottleneck}
             | made
-            | _contents(result.cache)
+            | contents(result.cache)
         )
         return
     counts, repeats = result.cache.info.counts, count_repeats(result.cache)
     if report.num_pictures:
-        views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
+        in_views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
         say(
-            f"{settings.output}: {_by(settings)}{report.num_pictures:,} pictures{views} in {report.wall_s:.1f} s "
+            f"{settings.output}: {_by(settings)}{report.num_pictures:,} pictures{in_views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
             f"{counts.get('embedded', 0):,} of {len(result.cache):,} embedded"
         )
@@ -104,7 +129,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     if result.cache.info.num_duplicates:
         say(f"{result.cache.info.num_duplicates:,} pictures have the very bytes of another one")
     for flag, num in result.cache.info.left_out.items():
-        say(f"{num:,} rows were left out by {flag}{_because(result.cache.info, flag)}")
+        say(f"{num:,} rows were left out by {flag}{because(result.cache.info, flag)}")
     if repeats:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if counts.get("embedded", 0) < len(result.cache):
@@ -157,7 +182,7 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
         look = next(looks(cache))
         if as_json:
             print_json(
-                _contents(opened)
+                contents(opened)
                 | look.to_json()
                 | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
             )
@@ -174,21 +199,19 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
                 "pictures": f"{info.num_pictures:,}",
                 "captions": f"{info.num_captions:,}"
                 + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
-                **_languages(opened),
+                **languages(opened),
                 "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
                 f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
-                **_views(opened),
+                **views(opened),
                 **({} if info.num_duplicates is None else {"exact duplicates": f"{info.num_duplicates:,}"}),
                 "image tower": encoder,
                 "its sha256": info.encoder.weights_sha256,
                 "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
                 "precision": info.encoder.precision,
                 "decoding": info.decoding,
-                **({"teacher": _teacher(opened)} if info.source.has_teacher else {}),
-                "source": f"{info.source.path} (sha256 {info.source.sha256[:12]}…)",
-                **{f"source from row {s.first_row:,}": f"{s.path} (sha256 {s.sha256[:12]}…)" for s in info.appended},
-                **_left_out(info),
-                "image root": info.source.image_root,
+                **({"teacher": teacher(opened)} if info.source.has_teacher else {}),
+                **sources(info),
+                **left_out(info),
                 "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
             },
         )
@@ -212,66 +235,3 @@ def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
         num_failed = sum(count for status, count in counts.items() if status > Status.EMBEDDED)
         if num_failed > len(listed):
             say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")
-
-
-def _views(cache: Cache) -> dict[str, str]:
-    """What there is to say of views, where there are further ones."""
-    info, begun = cache.info, num_begun(cache)
-    if begun == 1:
-        return {}
-    shown = f"{info.num_views}: the plain one, then augmented: {info.augmentation}"
-    if info.state == "sealed" and (repeats := count_repeats(cache)):
-        shown += f"; {repeats:,} repeat the plain one, their pictures could not be read again"
-    if begun > info.num_views:
-        shown += f"; {begun} are begun, run it again to add them"
-    return {"views": shown}
-
-
-def _languages(cache: Cache) -> dict[str, str]:
-    """How many captions there are in each language, where the source tells."""
-    counts = cache.count_languages()
-    shown = ", ".join(f"{tag or 'untold'} {count:,}" for tag, count in counts.items())
-    return {"languages": shown} if counts else {}
-
-
-def _left_out(info: CacheInfo) -> dict[str, str]:
-    """How many records were not taken, and why."""
-    return {f"left out by {flag}": f"{count:,} rows{_because(info, flag)}" for flag, count in info.left_out.items()}
-
-
-def _because(info: CacheInfo, flag: str) -> str:
-    if flag == KNOWN:
-        return " (their pictures were there already)"
-    asked = {(source.where if flag == "--where" else source.split) for source in info.sources} - {None}
-    return f" (asked for: {'; '.join(sorted(map(str, asked)))})"
-
-
-def _teacher(cache: Cache) -> str:
-    """How many captions have a teacher's embedding, and from which columns."""
-    has = int((cache.teacher_status() == TeacherStatus.EMBEDDED).sum()) if cache.info.state == "sealed" else 0
-    return f"{has:,} of {cache.info.num_captions:,} captions, from {', '.join(cache.info.source.teacher_fields)}"
-
-
-def _contents(cache: Cache) -> dict[str, Any]:
-    info = cache.info
-    return {
-        "path": str(cache.path),
-        "state": info.state,
-        "num_pictures": info.num_pictures,
-        "num_captions": info.num_captions,
-        "dropped_captions": info.dropped_captions,
-        "left_out": info.left_out,
-        "languages": cache.count_languages(),
-        "num_views": info.num_views,
-        "num_duplicates": info.num_duplicates,
-        "augmentation": asdict(info.augmentation) if info.augmentation else None,
-        "dim": info.encoder.dim,
-        "chunk_rows": info.chunk_rows,
-        "decoding": info.decoding,
-        "status": {status.label: count for status, count in cache.count_status().items()},
-        "encoder": asdict(info.encoder),
-        "source": asdict(info.source),
-        "appended": [asdict(source) for source in info.appended],
-        "libraries": info.libraries,
-        "teacher_sha256": info.teacher_sha256,
-    }

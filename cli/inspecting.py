@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -10,14 +11,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..cache.files import MARK, PARTIAL
 from ..cache.format import NOT_LAID_OUT
-from ..cache.location import Location
+from ..cache.location import Location, is_hdf5
 from ..cache.sharing import Sign, read_signs
 from ..cache.store import Cache
+from ..cache.stores import store_at
 from ..cache.teacher import missing_teacher_chunks
 from ..cache.views import missing_views, num_begun
 from ..cache.workers import SILENT_S, Watch
-from .render import output, print_json, table
+from .render import output, print_json, table, warn
 
 LOOK_S = 3.0  # between two looks
 
@@ -90,7 +93,14 @@ def looks(location: Location) -> Iterator[Look]:
 
 
 def watch_until_sealed(location: Location, *, as_json: bool) -> None:
-    """Show how a pass gets on until it is over: a table that is drawn anew, or one JSON document a line."""
+    """Show how a pass gets on until it is over: a table that is drawn anew, or one JSON document a line.
+
+    It may be begun before the pass has planned.
+    """
+    if not _is_begun(location):
+        warn(f"waits until a `clipglot cache` command has begun {location}; Ctrl-C ends the waiting")
+    while not _is_begun(location):
+        sleep(LOOK_S)
     if as_json:
         for look in looks(location):
             print_json(look.to_json(), indent=None)
@@ -101,6 +111,14 @@ def watch_until_sealed(location: Location, *, as_json: bool) -> None:
             live.update(show(look), refresh=True)
             if look.is_over:
                 return
+
+
+def _is_begun(location: Location) -> bool:
+    """Whether a cache stands there, though its plan may not be whole; a file does not come to be by a pass."""
+    if isinstance(location, Path) and is_hdf5(location):
+        return True
+    names = store_at(location, read_only=True).names("")
+    return MARK in names or not all(name.endswith(PARTIAL) for name in names)  # what else stands there is refused
 
 
 def show(look: Look) -> Group:

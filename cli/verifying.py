@@ -41,7 +41,8 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
         if probes.not_checked:
             say(f"not checked whether the tower still gives these embeddings: {probes.not_checked}")
         if result.command:
-            say(f"marked to be embedded again ({', '.join(result.marked)}): {result.command}")
+            say(f"marked to be embedded again: {', '.join(result.marked)}")
+            say(f"now run: {result.command}")
         elif settings.repair and result.faults:
             say("none of this can be embedded again: see above what to do")
     if result.faults or result.incomplete:

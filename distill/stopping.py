@@ -46,3 +46,21 @@ def stop_on_signal() -> Iterator[threading.Event]:
     finally:
         for caught, handler in previous.items():
             signal.signal(caught, handler)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM (a scheduler's preemption) raises KeyboardInterrupt in the block, as SIGINT (Ctrl-C) does.
+
+    Further ones change nothing while the block is left: a scheduler and `torchrun` above the process each send theirs.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -3,6 +3,7 @@
 b captions of this process, D features.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,12 @@ class StepResult:
 
     loss: Tensor
     grad_norm: Tensor
+
+
+def _no_buffers_sent() -> dict[str, Any]:
+    """How this torch is told to leave buffers alone: from 2.13 on under another name, with a warning of the old one."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 class Student:
@@ -70,7 +77,7 @@ class Student:
             # Its splitting of compiled graphs at bucket boundaries cannot take flex_attention apart.
             torch._dynamo.config.optimize_ddp = False
             # Buffers never change, and processes with more micro-batches than others would not send them at one time.
-            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, broadcast_buffers=False)
+            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, **_no_buffers_sent())
 
     @property
     def evaluated(self) -> StudentTower:

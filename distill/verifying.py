@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..cache.contents import Fault
 from ..cache.errors import CacheError
 from ..cache.format import IMPORTED, SOURCE_KINDS, CacheInfo
 from ..cache.location import Location
@@ -62,7 +63,8 @@ def verify_cache(
         found = find_faults(cache, on_progress)
         lost = [fault.chunk for fault in found if fault.chunk]
         marked = cache.mark_lost(lost) if settings.repair else []
-    faults, sample = [fault.what for fault in found], SAMPLE if settings.sample is None else settings.sample
+    faults = [_what(fault, cache, marked) for fault in found]
+    sample = SAMPLE if settings.sample is None else settings.sample
     if faults:
         probes = Probes(not_checked="the faults come first" if sample else None)
     else:
@@ -152,3 +154,9 @@ def cache_command(info: CacheInfo, output: Location) -> str:
         elif value is not None and value != usual[name]:
             words += [word for each in (value if isinstance(value, tuple) else [value]) for word in (flag, str(each))]
     return shlex.join(words)
+
+
+def _what(fault: Fault, cache: Cache, marked: list[str]) -> str:
+    """A fault's line; without what to do by hand where its chunk was marked, for that is done."""
+    remedy = cache.remedy([fault.chunk]) if fault.chunk else ""
+    return fault.what.removesuffix(f": {remedy}") if set(marked) & set(remedy.split()) else fault.what

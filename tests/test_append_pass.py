@@ -215,4 +215,4 @@ def test_the_command_says_what_was_there_already(old: Path, manifests: dict[str,
     assert made.exit_code == 0, made.output
     assert "5 rows were left out by --append (their pictures were there already)" in made.output
     shown = CliRunner().invoke(main, ["inspect", str(old)]).stdout
-    assert "source from row 10" in shown
+    assert ", from row 10" in shown

@@ -169,8 +169,9 @@ def test_a_pass_killed_at_random_moments_gives_the_same_files(
     assert files(cache) == files(undisturbed)
 
 
-def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
-    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_and_sigterm_end_the_pass_without_a_traceback_and_keep_its_work(
+    number: int, running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache.zarr"
     with running(cache) as a_pass:
@@ -178,11 +179,12 @@ def test_control_c_ends_the_pass_without_a_traceback_and_keeps_its_work(
         os.killpg(a_pass.pid, signal.SIGSTOP)
         (memory,) = a_pass.memory  # one for all, else the check that nobody holds it later would check nothing
         assert shared_memory(session(a_pass.pid))[memory] > 1  # the pass and those workers that have begun
-        os.killpg(a_pass.pid, signal.SIGINT)  # as a terminal does: to the pass and its workers
+        os.killpg(a_pass.pid, number)  # as a terminal and a scheduler do: to the pass and its workers
         os.killpg(a_pass.pid, signal.SIGCONT)
-        assert a_pass.wait() != 0
+        assert a_pass.wait() == 130
     messages = a_pass.messages.read_text()
     assert "Traceback" not in messages
+    assert "leaked" not in messages
     assert len(messages.splitlines()) < 5, messages
     assert 5 <= num_done(cache) < 30
     assert f"stopped: {num_done(cache)} of " in messages

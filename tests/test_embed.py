@@ -281,6 +281,7 @@ def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
         ({"wait_s": 3, "tower_s": 2, "write_s": 9, "write_wait_s": 1}, "decoding"),
         ({"wait_s": 1, "tower_s": 3, "write_s": 9, "write_wait_s": 2}, "the tower"),
         ({"wait_s": 1, "tower_s": 2, "write_s": 9, "write_wait_s": 3}, "writing"),
+        ({"wait_s": 1, "tower_s": 2, "others_s": 3}, "other workers"),
     ],
 )
 def test_the_bottleneck_is_what_the_pass_waited_for(seconds: dict[str, float], stage: str) -> None:

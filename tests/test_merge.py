@@ -1,6 +1,7 @@
 """Caches of one tower put together hold the rows of all, and train; what does not fit together is refused by name."""
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
-from clipglot.cache.format import HASH, CacheInfo, EncoderInfo, SourceInfo, Status
+from clipglot.cache.format import HASH, IMPORTED, CacheInfo, EncoderInfo, SourceInfo, Status
 from clipglot.cache.merge import merge_caches
 from clipglot.cache.plan import plan_cache
 from clipglot.cache.rows import Locator, Row, batched
@@ -63,6 +64,15 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
     assert steps == [(i + 1, len(steps)) for i in range(len(steps))]
     assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
 
+    shown = run("inspect", merged.path).stdout
+    for said in (f"{both[0].info.source.path} (sha256", f"{both[1].info.source.path} (sha256", "from row 40"):
+        assert said in shown
+    for name in ("image root", "image root 2", "text fields 2"):
+        assert re.search(rf"^{name}  ", shown, re.MULTILINE)
+    assert [source["first_row"] for source in json.loads(run("inspect", merged.path, "--json").stdout)["appended"]] == [
+        40
+    ]
+
 
 def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, Path], tmp_path: Path) -> None:
     twin = Path(shutil.copytree(others[1], tmp_path / "twin.zarr"))
@@ -100,7 +110,7 @@ def test_teachers_are_merged_with_their_captions(taught_caches: dict[str, Path],
         assert np.array_equal(read(merged), np.concatenate([read(cache) for cache in both]))
     texts = [cache.texts("teacher/text").split() for cache in (merged, *both)]
     assert texts[0] == texts[1] + texts[2]
-    with pytest.raises(CacheError, match="cannot be one cache: teacher is False there and True here"):
+    with pytest.raises(CacheError, match=r"cannot be one cache: teacher differs .*: True, .*: False"):
         merge_caches([both[0], Cache(taught_caches["val"])], tmp_path / "n.zarr")
 
 
@@ -122,11 +132,12 @@ def test_a_key_of_two_caches_is_refused_or_prefixed(others: tuple[Path, Path], t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("tower", "weights_sha256 is '"),
-        ("precision", "precision is 'bf16' there and 'fp32' here"),
-        ("decoding", "decoding is 'scaled' there and 'exact' here"),
-        ("views", "num_views is 1 there and 2 here"),
-        ("augmentation", "augmentation is 'scale 0.7, "),
+        ("tower", "weights_sha256 differs ("),
+        ("precision", "a.zarr: 'fp32', "),
+        ("imported", "b.zarr was computed in that, too, import it again with --precision fp32"),
+        ("decoding", "b.zarr: 'scaled'): merge caches that were made with the same settings"),
+        ("views", "num_views differs ("),
+        ("augmentation", "b.zarr: 'scale 0.7, "),
         ("not sealed", "is not complete ("),
         ("exists", "exists: choose another name"),
         ("hdf5", "merge into a Zarr folder, then `clipglot convert` it"),
@@ -151,6 +162,9 @@ def test_what_does_not_fit_together_is_refused(
             write_info(cache, replace(cache.info, encoder=replace(encoder, weights_sha256="f" * 64)))
         case "precision":
             write_info(cache, replace(cache.info, encoder=replace(encoder, precision="bf16")))
+        case "imported":
+            source = replace(cache.info.source, kind=IMPORTED)
+            write_info(cache, replace(cache.info, source=source, encoder=replace(encoder, precision="bf16")))
         case "decoding":
             write_info(cache, replace(cache.info, decoding="scaled"))
         case "views":

@@ -60,6 +60,7 @@ def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alone: Path, how: list[str]) -> None:
     printed = run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--json", *how)
     assert json.loads(printed.stdout)["complete"]  # one document: the first process speaks for both
+    assert "Warning" not in printed.stderr
     assert_equal_but_for_rounding(tmp_path / "run", alone)
 
 

@@ -79,6 +79,7 @@ def test_a_lost_chunk_is_marked_and_the_command_makes_every_file_as_it_was(
     exit_code, document = repair(copied)
     assert (exit_code, document["marked"], document["state"]) == (1, [MARKED[chunk]], "planned")
     assert len(document["faults"]) == 1
+    assert "delete" not in document["faults"][0]
     assert not (copied / MARKED[chunk]).exists()
     run_again(document["command"])
     assert files(copied) == files(whole)
@@ -114,6 +115,14 @@ def test_a_whole_cache_is_left_as_it_is(copied: Path, whole: Path) -> None:
     exit_code, document = repair(copied)
     assert (exit_code, document["marked"], document["state"]) == (0, [], "sealed")
     assert files(copied) == files(whole)
+
+
+def test_a_repair_says_what_to_run_and_nothing_to_delete(copied: Path) -> None:
+    flip_a_byte(copied / "images/emb/c/0/2/0")
+    printed = CliRunner().invoke(main, ["verify", str(copied), "--repair"]).stdout.splitlines()
+    assert printed[-1].startswith("now run: clipglot cache ")
+    assert printed[-2] == "marked to be embedded again: images/status/c/2"
+    assert not [line for line in printed if "delete" in line]
 
 
 def test_views_under_way_are_marked_and_the_cache_stays_sealed(copied: Path) -> None:

@@ -180,11 +180,24 @@ def test_watching_tells_the_living_from_the_silent_until_the_pass_is_over(
     assert [json.loads(line)["workers"][0]["silent_s"] for line in lines] == [0, 30, 60]
 
 
-def test_control_c_takes_the_sign_away(start_worker: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_and_sigterm_take_the_sign_away(number: int, start_worker: Any, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
     stopped = start_worker(cache, "0/2", SLOW.format(0.5))
     stopped.until((cache / "workers" / "0.json").exists)
-    os.killpg(stopped.pid, signal.SIGINT)
+    os.killpg(stopped.pid, number)
     assert stopped.wait() == 130
     assert "run the same command again to resume" in stopped.err()
     assert not (cache / "workers").exists()
+
+
+def test_watching_may_begin_before_the_pass(alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    monkeypatch.setattr(inspecting, "sleep", lambda seconds: shutil.copytree(alone, cache))
+    result = CliRunner().invoke(main, ["inspect", str(cache), "--watch", "--json"])
+    assert (result.exit_code, json.loads(result.stdout)["state"]) == (0, "sealed")
+    assert f"waits until a `clipglot cache` command has begun {cache}" in result.stderr
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").touch()
+    refused = CliRunner().invoke(main, ["inspect", str(tmp_path / "folder"), "--watch"])
+    assert (refused.exit_code, "has no zarr.json, expected a cache" in refused.stderr) == (1, True)
