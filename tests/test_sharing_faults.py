@@ -14,6 +14,8 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.store import Cache
 from launched import SLOW, ended
 
+pytestmark = pytest.mark.slow
+
 # Sealing may not write a file of 100 bytes.
 LIMITED = """
 import resource

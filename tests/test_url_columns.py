@@ -22,6 +22,8 @@ from clipglot.cache.spool import local_file
 from source_contract import Made, Planned, SourceContract, as_table, encoded_pictures
 from test_web_sources import web
 
+pytestmark = pytest.mark.slow
+
 bucket, temporary = urls.bucket, urls.temporary
 
 

@@ -41,6 +41,8 @@ from source_contract import (
 from tarred import write_img2dataset, write_shards
 from zarr.core.sync import sync
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:

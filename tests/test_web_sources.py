@@ -15,6 +15,8 @@ from clipglot.cache.location import Url
 from clipglot.cache.paths import PathReader
 from drawn import draw_pictures
 
+pytestmark = pytest.mark.slow
+
 
 class Troubled(ThreadingHTTPServer):
     """A web server over a folder that answers with an error for some paths, or for all after so many answers."""
