@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from zarr.core.buffer import Buffer
@@ -22,6 +23,8 @@ from .format import TOKENS
 PARTIAL = ".partial"
 MARK = "zarr.json"  # of the group: a cache is there if it is
 TRIES = 5  # at a file whose folder others delete
+SWEEPING_S = 10.0  # in which whoever left a shared folder last has swept it
+POLL_S = 0.05
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
 
@@ -90,7 +93,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
     Args:
         folder: to hold.
         wait: for a process that holds it, rather than raise.
-        shared: with others that share it; whoever leaves last sweeps what killed ones left.
+        shared: with others that share it; whoever leaves last sweeps what killed ones left. Who comes meanwhile waits.
 
     Raises:
         CacheError: another process holds it in a way that excludes this one, it is no folder, or it cannot be created.
@@ -115,6 +118,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
 
 def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+    patient_until = monotonic() + (SWEEPING_S if shared else 0)
     while True:
         alone = True
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +127,9 @@ def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
             fcntl.flock(descriptor, operation)
         except BlockingIOError:
             os.close(descriptor)
+            if monotonic() < patient_until:
+                sleep(POLL_S)
+                continue
             raise CacheError(
                 f"{folder}: another clipglot command is writing it: wait for it to end, or choose another -o"
             ) from None

@@ -6,10 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clipglot.cache import files
 from clipglot.cache.errors import CacheError
 from clipglot.cache.files import locked, sweep_partial, whole_directory
 from clipglot.cache.plan import is_planned
@@ -17,6 +20,8 @@ from clipglot.cache.stores import store_at
 
 HOLDER = """
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from clipglot.cache.files import locked
 with locked(Path(sys.argv[1])):
@@ -38,6 +43,32 @@ def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(tmp_path: Path)
         holder.send_signal(signal.SIGKILL)
     with locked(folder):
         assert not is_planned(folder)
+
+
+def test_who_comes_while_a_shared_folder_is_swept_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun, may_end, order = threading.Event(), threading.Event(), list[str]()
+
+    def sweep(root: Path, *, keep: str | None = None) -> int:
+        begun.set()
+        assert may_end.wait(60)
+        order.append("swept")
+        return 0
+
+    def hold() -> None:
+        with locked(tmp_path, shared=True):
+            order.append("held")
+
+    monkeypatch.setattr(files, "sweep_partial", sweep)
+    monkeypatch.setattr(files, "sleep", lambda seconds: may_end.set())
+    with ThreadPoolExecutor(2) as threads:
+        leaving = threads.submit(hold)
+        assert begun.wait(60)
+        try:
+            threads.submit(hold).result()
+        finally:
+            may_end.set()
+        leaving.result()
+    assert order == ["held", "swept", "held", "swept"]
 
 
 def test_a_folder_stays_only_if_it_was_there_or_was_filled(tmp_path: Path) -> None:
