@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..encoders.memory import keep_freed_memory
 from ..encoders.packing import Packed, PackedCaptions
 from ..encoders.rows import PackedRows
 from ..encoders.text import Attention, TextConfig, TextTower
@@ -57,6 +58,7 @@ class Steps:
         """
         self.device = resolve_device(training.device)
         set_matmul_precision(self.device, tf32=training.tf32)
+        keep_freed_memory(self.device)
         self.precision: Precision = resolve_precision(training.precision, self.device)
         torch.manual_seed(training.seed)
         tower = TextTower(config)

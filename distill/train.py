@@ -11,6 +11,7 @@ from typing import Any
 
 from ..cache.errors import CacheError
 from ..cache.files import locked
+from ..encoders.memory import keep_freed_memory
 from . import parallel
 from .device import resolve_device, set_matmul_precision
 from .errors import DistillError, LoneError
@@ -88,6 +89,7 @@ def train(
     """
     device = resolve_device(settings.device)
     set_matmul_precision(device, tf32=settings.tf32)
+    keep_freed_memory(device)
     with parallel.joined(device):
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
         with ExitStack() as held:

@@ -96,6 +96,14 @@ def test_the_pass_is_held_to_the_slower_of_decoding_and_tower(options: list[str]
 
 
 @pytest.mark.slow
+def test_kept_memory_costs_no_pages() -> None:
+    head, line = table("memory.py", "--towers", "text", "--rounds", 1, "--batches", 1, "--batch-size", 4)
+    found = dict(zip(head, line, strict=True))
+    assert int(found["kept"].replace(",", "")) < int(found["pages a row, given back"].replace(",", ""))
+    assert float(found["kept / given back"].split()[0]) > 0
+
+
+@pytest.mark.slow
 def test_decoders_are_held_to_pillow(tmp_path: Path) -> None:
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (600, 500, 3), np.uint8)

@@ -1,0 +1,39 @@
+"""Memory that a batch frees is there for the next one, instead of coming back from the system page by page."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from clipglot.encoders.memory import keep_freed_memory
+
+COUNT_FAULTS = """
+import resource, torch
+from clipglot.encoders.memory import keep_freed_memory
+if {kept}:
+    keep_freed_memory(torch.device("cpu"))
+def batch():
+    return torch.ones(10 * 2**20).sum()  # 40 MB
+for _ in range(20):  # the heap finds its size
+    batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(kept: bool) -> int:
+    script = COUNT_FAULTS.format(kept=kept)
+    return int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_the_next_batch_gets_what_the_last_one_freed() -> None:
+    given_back = faults(kept=False)
+    assert given_back >= 20  # a page each at least, were pages as large as that
+    assert faults(kept=True) * 10 < given_back
+
+
+def test_a_gpu_is_left_to_torch() -> None:
+    assert not keep_freed_memory(torch.device("cuda"))
