@@ -30,6 +30,7 @@ FORMATS = tuple(
 )
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
+BAND_PIXELS = 2**22  # converted at a time, where that takes several times the memory of the picture itself
 SCALED_SIDES = 2  # a JPEG that is decoded to a part of its size keeps so many times the sides it will be resized to
 
 Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
@@ -119,16 +120,36 @@ class Geometry:
 
 def to_rgb(picture: Image.Image) -> Image.Image:
     """RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
-    if picture.mode.startswith("I"):  # 16-bit grey; convert() would clip it to white
-        values = np.asarray(picture).astype(np.float32)
-        picture = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
     if picture.mode == "F":
         raise RejectedPictureError(Status.NOT_A_PICTURE)  # float TIFFs hold measurements, of unknown range
+    if picture.mode.startswith("I"):
+        return _by_bands(picture, _scaled_grey)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
-        picture = Image.alpha_composite(white, picture)
+        return _by_bands(picture, _on_white)
     return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert a picture of any size with the memory of some rows, besides the picture and the result."""
+    rows = max(1, BAND_PIXELS // picture.width)
+    if rows >= picture.height:
+        return convert(picture)
+    rgb = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        rgb.paste(convert(picture.crop(box)), box)
+    return rgb
+
+
+def _scaled_grey(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which `convert` would clip to white."""
+    values = np.asarray(picture).astype(np.float32)
+    return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
 
 
 def decode(

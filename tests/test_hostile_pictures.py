@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from clipglot.cache import pictures
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import Geometry, RejectedPictureError, decode
+from clipglot.cache.pictures import Geometry, RejectedPictureError, decode, to_rgb
 from clipglot.cli.main import main
 from drawn import draw_pictures
 from PIL import Image
@@ -255,3 +256,25 @@ def test_a_file_that_becomes_a_fifo_while_it_is_opened_does_not_hang(tmp_path: P
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, 9)
+
+
+def of_form(form: str) -> Image.Image:
+    rng = np.random.default_rng(0)
+    if form == "sixteen bits":
+        return Image.fromarray(rng.integers(0, 2**16, (20, 30), np.uint16))
+    picture = Image.fromarray(rng.integers(0, 256, (20, 30, 4), np.uint8))
+    if form == "P":
+        picture = picture.convert("RGB").quantize(8)
+        picture.info["transparency"] = 3
+    return picture.convert(form)
+
+
+@pytest.mark.parametrize("form", ["RGBA", "LA", "PA", "P", "sixteen bits"])
+def test_large_pictures_are_converted_by_bands_to_the_same_pixels(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = of_form(form)
+    whole = np.asarray(to_rgb(picture))
+    monkeypatch.setattr(pictures, "BAND_PIXELS", 7 * picture.width)  # of 20 rows: the last band is lower
+    by_bands = to_rgb(picture)
+    assert (by_bands.mode, by_bands.size) == ("RGB", picture.size)
+    assert np.array_equal(whole, np.asarray(by_bands))
+    assert len(np.unique(whole)) > 5
