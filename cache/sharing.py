@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -44,6 +45,7 @@ class Sign:
         pictures_per_s: since it began.
         bottleneck: what it waited for.
         counter: grows with each sign, so that others see that it lives.
+        token: of this run of it, unlike that of any other.
     """
 
     worker: int
@@ -57,6 +59,20 @@ class Sign:
     pictures_per_s: float = 0.0
     bottleneck: str = ""
     counter: int = 0
+    token: str = ""
+
+    @classmethod
+    def read(cls, store: CacheStore, name: str) -> "Sign | None":
+        """The sign of a worker, by its file; None if it has left.
+
+        Raises:
+            CacheError: what stands there is none, or the store refuses.
+        """
+        content = store.read(f"{WORKERS}/{name}")
+        try:
+            return None if content is None else cls(**json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise CacheError(f"{WORKERS}/{name} is no sign of a worker ({error}): delete it") from error
 
 
 def read_signs(store: CacheStore) -> dict[str, Sign]:
@@ -69,13 +85,8 @@ def read_signs(store: CacheStore) -> dict[str, Sign]:
     for name in sorted(store.names(WORKERS)):
         if not name.endswith(".json") or name.startswith("."):
             continue  # half of one, by a killed worker
-        content = store.read(f"{WORKERS}/{name}")
-        if content is None:
-            continue  # it has left meanwhile
-        try:
-            signs[name] = Sign(**json.loads(content))
-        except (ValueError, TypeError) as error:
-            raise CacheError(f"{WORKERS}/{name} is no sign of a worker ({error}): delete it") from error
+        if sign := Sign.read(store, name):
+            signs[name] = sign
     return dict(sorted(signs.items(), key=lambda item: item[1].worker))
 
 
@@ -84,7 +95,8 @@ class Share:
 
     def __init__(self, store: CacheStore, worker: Worker, stage: Stage) -> None:
         self._store, self._worker, self._watch = store, worker, Watch()
-        self._sign = Sign(worker=worker.index, of=worker.num, host=socket.gethostname(), pid=os.getpid(), stage=stage)
+        host, pid, token = socket.gethostname(), os.getpid(), uuid.uuid4().hex
+        self._sign = Sign(worker=worker.index, of=worker.num, host=host, pid=pid, stage=stage, token=token)
         self._name = f"{worker.index}.json"
         self._others: dict[str, Sign] = {}
         self._written: set[int] = set()  # of those in the sign, until the store is asked what is missing
@@ -144,14 +156,30 @@ class Share:
         sign.pictures_per_s = round(num_pictures / max(wall_s, 1e-9), 1)
 
     def beat(self) -> None:
-        """Give a sign of life."""
+        """Give a sign of life.
+
+        Raises:
+            CacheError: another process has since given signs as the same worker; it goes on, and this one ends.
+        """
         with self._lock:
             if not self._left.is_set():
                 sign = self._sign
+                if sign.counter:
+                    self._require_to_be_the_only_one()
                 sign.counter += 1
                 at = [chunk for chunk in sign.chunks if chunk not in self._written]
                 says = replace(sign, chunks=at, chunks_done=sign.chunks_done + len(sign.chunks) - len(at))
                 self._store.write(f"{WORKERS}/{self._name}", json.dumps(asdict(says)).encode())
+
+    def _require_to_be_the_only_one(self) -> None:
+        """Of two processes that are the same worker, the one that began first finds the other's sign over its own."""
+        found, own = Sign.read(self._store, self._name), self._sign
+        if found and found.of == own.of and found.token != own.token:
+            self._left.set()  # the sign is not this one's to take away
+            raise CacheError(
+                f"{found.host} ({found.pid}) has begun as worker {own.worker} of {own.of}, too, and goes on: give each "
+                "process its own --worker I/N"
+            )
 
     def _find(self, left: Mapping[int, T]) -> tuple[int, T] | None:
         if self._failure:
@@ -193,8 +221,9 @@ class Share:
 
     def _leave(self) -> None:
         with self._lock:
-            self._left.set()
-            self._store.delete_file(f"{WORKERS}/{self._name}")
+            if not self._left.is_set():
+                self._left.set()
+                self._store.delete_file(f"{WORKERS}/{self._name}")
 
 
 @contextmanager

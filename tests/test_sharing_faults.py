@@ -97,6 +97,17 @@ def test_a_read_only_disk_is_said_and_a_finished_cache_on_it_is_fine(
         assert "is complete already: 160 pictures embedded" in ended(start_worker(whole, "1/2"))
 
 
+def test_one_worker_that_is_started_twice_runs_once(start_worker: Any, alone: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    earlier = start_worker(cache, "0/2", SLOW.format(0.5))
+    earlier.until((cache / "workers" / "0.json").exists)
+    later = start_worker(cache, "0/2", SLOW.format(0.1))
+    assert earlier.wait() == 1
+    assert f"({later.pid}) has begun as worker 0 of 2, too, and goes on: give each process its own" in earlier.err()
+    ended(later)
+    assert files(cache) == files(alone)
+
+
 @pytest.mark.parametrize("chunk", ["images/status/c/3", "images/key/bytes/c/0"])
 def test_a_flipped_byte_in_the_store_is_named_by_whoever_meets_it(
     chunk: str, bucket: Bucket, start_worker: Any, alone: Path, tmp_path: Path

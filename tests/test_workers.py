@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from clipglot.cache import sharing as module
 from clipglot.cache.errors import CacheError
-from clipglot.cache.sharing import Sign, read_signs, sharing
+from clipglot.cache.sharing import Share, Sign, read_signs, sharing
 from clipglot.cache.stores import store_at
 from clipglot.cache.workers import ALONE, Watch, Worker, next_chunk
 from clipglot.distill.errors import DistillError
@@ -161,6 +161,31 @@ def test_a_sign_that_is_none_is_named(tmp_path: Path) -> None:
         store.write("workers/3.json", content)
         with pytest.raises(CacheError, match=r"workers/3\.json is no sign of a worker .*: delete it"):
             read_signs(store)
+
+
+def test_of_two_that_are_the_same_worker_the_later_goes_on(tmp_path: Path) -> None:
+    store = store_at(tmp_path, read_only=False)
+    store.write("workers/1.json", sign_of_another(1, counter=5))  # of one that was killed: nobody minds it
+
+    def begin_before(later: Share) -> None:
+        with sharing(store, Worker(1, 2), "embed") as earlier:
+            earlier.beat()
+            earlier.beat()
+            later.beat()
+            earlier.beat()
+
+    with sharing(store, Worker(1, 2), "embed") as later:
+        with pytest.raises(
+            CacheError, match=rf"\({os.getpid()}\) has begun as worker 1 of 2, too, .* its own --worker"
+        ):
+            begin_before(later)
+        assert list(read_signs(store)) == ["1.json"]
+        with sharing(store, Worker(1, 3), "embed") as of_another_number:
+            of_another_number.beat()
+            later.beat()
+            of_another_number.beat()
+        later.beat()
+    assert store.names("workers") == []
 
 
 def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
