@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import pytest
 from bucket import Bucket, serving
 from clipglot.cache.errors import CacheError
 from clipglot.cache.store import Cache
-from launched import SLOW, ended
+from launched import IMPATIENT, SLOW, ended
 
 pytestmark = pytest.mark.slow
 
@@ -28,6 +29,14 @@ def write_little(*arguments):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 sealing.write_info = write_little
+"""
+
+# The clock of the wall stands so many years from ours, and leaps an hour back and forth with each look at it.
+OTHER_CLOCK = """
+import itertools
+now, leap = time.time, itertools.cycle((3600, -3600))
+time.time = lambda: now() + {0} * 365.25 * 86400 + next(leap)
+time.time_ns = lambda: int(time.time() * 1e9)
 """
 
 
@@ -95,6 +104,18 @@ def test_a_read_only_disk_is_said_and_a_finished_cache_on_it_is_fine(
         assert worker.wait() == 1
         assert "Read-only file system): make it writable or choose another -o" in worker.err()
         assert "is complete already: 160 pictures embedded" in ended(start_worker(whole, "1/2"))
+
+
+def test_clocks_that_differ_by_years_and_leap_change_nothing(start_worker: Any, alone: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    first = start_worker(cache, "0/3", OTHER_CLOCK.format(-30) + IMPATIENT + SLOW.format(0.3))
+    first.until((cache / "workers" / "0.json").exists)
+    os.utime(cache / "workers" / "0.json", (2**32, 2**32))  # of the year 2106
+    second = start_worker(cache, "1/3", OTHER_CLOCK.format(40) + IMPATIENT + SLOW.format(0.3))
+    second.until((cache / "workers" / "1.json").exists)
+    os.killpg(second.pid, signal.SIGKILL)  # 2/3 never comes
+    ended(first)
+    assert files(cache) == files(alone)
 
 
 def test_one_worker_that_is_started_twice_runs_once(start_worker: Any, alone: Path, tmp_path: Path) -> None:
