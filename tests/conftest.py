@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,25 @@ def taught_caches(
         make_cache(taught_manifests[name], folder / name, model=MODEL, batch_size=64, teacher_field=("en",))
     make_cache(taught_manifests["val"], folder / "val", model=MODEL, batch_size=64)
     return {name: folder / name for name in taught_manifests}
+
+
+@pytest.fixture(scope="module")
+def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each family. Read only."""
+    from language_models import FAMILIES, save_tiny_lm
+
+    return {family: save_tiny_lm(tmp_path_factory.mktemp("lm") / family, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def lm_settings(lms: dict[str, Path], tiny_cache: Path, tmp_path: Path) -> Any:
+    """The settings of a run with the tiny BERT."""
+    from language_models import CONTEXT
+    from runs import settings
+
+    base = settings(tiny_cache, tmp_path / "run")
+    shape = {"width": 512, "layers": 6, "heads": 8}  # the defaults: a language model has its own
+    return replace(base, text=str(lms["bert"]), context_length=CONTEXT, lm_lr=1e-3, **shape)
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ TEXTS = [
     "桌上的猫",
     "yellow noise",
 ]
+CAPTIONS = [*TEXTS, "", "шум " * 50, "a", TEXTS[0]]
+CONTEXT = 24
 SPECIAL = ["<pad>", "<cls>", "<sep>", "<unk>"]
 BERT: dict[str, Any] = {
     "hidden_size": 16,

@@ -6,13 +6,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import at_url as urls
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import test_arrow_source as columns
 import test_folder_sources as folders
-import test_url_sources as urls
 from bucket import NAME, Bucket
 from clipglot.cache.arrow_files import ParquetFile
 from clipglot.cache.errors import CacheError

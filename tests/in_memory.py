@@ -1,0 +1,37 @@
+"""Pictures in memory: drawn, stored as a file of some kind, and decoded or rejected."""
+
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from clipglot.cache.format import Status
+from clipglot.cache.pictures import Geometry, RejectedPictureError, decode
+from PIL import Image, ImageDraw
+
+SQUARE = Geometry(height=16, width=16, resize_mode="shortest", interpolation="bicubic", fill=0)
+PLAIN = Geometry(height=20, width=30, resize_mode="squash", interpolation="bicubic", fill=0)  # of `drawing()`: as it is
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def drawing(mode: str = "RGB") -> Image.Image:
+    """A red disc on blue, 30 by 20, off the centre so that turning it shows."""
+    picture = Image.new("RGB", (30, 20), (0, 0, 255))
+    ImageDraw.Draw(picture).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
+    return picture.convert(mode)
+
+
+def stored(picture: Image.Image, kind: str, **options: Any) -> BytesIO:
+    file = BytesIO()
+    picture.save(file, kind, **options)
+    file.seek(0)
+    return file
+
+
+def rejection(file: BytesIO, geometry: Geometry = SQUARE, **limits: int) -> Status:
+    with pytest.raises(RejectedPictureError) as rejected:
+        decode(file, geometry, **limits)
+    return rejected.value.status
