@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import AbsentObjectError, CacheError
-from .files import PARTIAL, DurableLocalStore
+from .files import DurableLocalStore
 from .format import (
     ATTRIBUTE,
     EMB,
@@ -30,6 +30,7 @@ from .hdf5 import CONVERT_AGAIN, Hdf5Store
 from .location import Location, Url, to_location
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
 from .stores import UPLOAD_AGAIN, CacheStore, RemoteStore, open_store
+from .whole import PARTIAL
 
 REMAKE = "delete the cache and run its `clipglot cache` command again"
 

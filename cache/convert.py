@@ -17,13 +17,14 @@ import numpy as np
 import zarr
 
 from .errors import CacheError
-from .files import NO_SPACE, DurableLocalStore, partial_of, sync_to_disk, whole_directory
+from .files import DurableLocalStore
 from .format import ATTRIBUTE, EMB, NORM
 from .hdf5 import grid, region
 from .hdf5_writing import new_file
 from .location import is_hdf5
 from .ragged import create_array
 from .store import Cache
+from .whole import NO_SPACE, partial_of, sync_to_disk, whole_directory
 
 Create = Callable[[str, tuple[int, ...], tuple[int, ...], str], Any]
 """Make an array from name, shape, chunk shape and dtype; it is written by assigning to its regions."""
@@ -112,17 +113,16 @@ def _whole_file(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: something stands at `path` by then.
     """
-    partial = partial_of(path, alone=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield partial
-        sync_to_disk(partial)
-        if os.path.lexists(path):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-        partial.rename(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with partial_of(path, Path.touch) as partial:
+        try:
+            yield partial
+            sync_to_disk(partial)
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            partial.rename(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
     sync_to_disk(path.parent)
 
 

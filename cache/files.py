@@ -1,13 +1,11 @@
-"""Files that are whole or absent: every write goes to a temporary name, is synced, then replaces the target."""
+"""A cache's local folder: who holds it for writing, and zarr's store in it, whose files are whole or absent."""
 
 import asyncio
 import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -19,68 +17,12 @@ from zarr.storage import LocalStore
 
 from .errors import CacheError
 from .format import TOKENS
+from .whole import NO_LOCKS, PARTIAL, explained, sweep_partial, write_whole
 
-PARTIAL = ".partial"
 MARK = "zarr.json"  # of the group: a cache is there if it is
 TRIES = 5  # at a file whose folder others delete
 SWEEPING_S = 10.0  # in which whoever left a shared folder last has swept it
 POLL_S = 0.05
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
-
-
-def sync_to_disk(path: Path) -> None:
-    """Bring a file's bytes, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, data: Any) -> None:
-    """Write `data` (bytes-like) to `path` so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync_to_disk(path.parent)  # without it a power cut can undo the rename
-
-
-@contextmanager
-def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
-    """Yield a temporary sibling of `path` to fill; it takes the name `path` only when the block ends well.
-
-    What an earlier, killed attempt at the same name left behind goes first, unless another process may be at it now.
-    """
-    partial = partial_of(path, alone)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for written in (*partial.rglob("*"), partial):
-            sync_to_disk(written)
-        partial.rename(path)  # fails if a non-empty `path` appeared meanwhile
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    sync_to_disk(path.parent)
-
-
-def partial_of(path: Path, alone: bool) -> Path:
-    """A new temporary name beside `path`; alone, what killed attempts left under such names goes."""
-    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
-    for left in path.parent.iterdir() if alone and path.parent.is_dir() else ():
-        if partial_name.fullmatch(left.name) and left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
-        elif partial_name.fullmatch(left.name):
-            left.unlink(missing_ok=True)
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
 
 
 @contextmanager
@@ -154,24 +96,6 @@ def require_folder_or_nothing(path: Path) -> None:
         raise CacheError(f"{path} is a symlink to {path.readlink()}, which is absent: choose another -o")
     if path.exists() and not path.is_dir():
         raise CacheError(f"{path} is a file: choose another -o")
-
-
-def sweep_partial(root: Path, *, keep: str | None = None) -> int:
-    """Delete what killed writers left below `root`, but for a folder `keep` in it, where others may be writing.
-
-    Returns:
-        How many files and folders went.
-    """
-    num = 0
-    for path in list(root.rglob(f"*{PARTIAL}")):
-        if not os.path.lexists(path) or path.relative_to(root).parts[0] == keep:
-            continue  # it went with its folder, or stays
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-        num += 1
-    return num
 
 
 def sha256_file(path: Path) -> str:
@@ -285,15 +209,3 @@ def _rmdir_if_empty(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
             raise
-
-
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
-        raise CacheError(
-            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again"
-        ) from error

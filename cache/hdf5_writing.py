@@ -52,13 +52,13 @@ class Hdf5Array:
 
 @contextmanager
 def new_file(path: Path, metadata: Any) -> Iterator[Hdf5Writer]:
-    """Create a file; the metadata is what a Zarr group has as its attribute.
+    """Write a file anew; the metadata is what a Zarr group has as its attribute.
 
     Raises:
         OSError: it could not be written.
     """
     text = json.dumps(metadata, ensure_ascii=False).encode()
-    with _Disk(path, "x+") as disk:
+    with _Disk(path, "w+") as disk:
         with h5py.File(disk, "w", libver=LIBVER) as file:
             file.attrs.create(ATTRIBUTE, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
             file.attrs[CHECKSUM] = np.uint32(google_crc32c.value(text))

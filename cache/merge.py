@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from .columns import digests_of, first_lines
 from .convert import require_nothing
 from .errors import CacheError
-from .files import explained, whole_directory
 from .format import (
     EMB,
     HASH,
@@ -38,6 +37,7 @@ from .ragged import Texts, open_array
 from .rows import Batch
 from .sealing import seal, write_info
 from .store import Cache
+from .whole import explained, whole_directory
 
 ROWS_AT_A_TIME = 2**16
 

@@ -9,7 +9,7 @@ import zarr
 
 from .columns import ColumnWriter
 from .errors import CacheError
-from .files import MARK, PARTIAL
+from .files import MARK
 from .format import ATTRIBUTE, EMB, FILE, HASH, NORM, STATUS, CacheInfo, plan_chunk_rows
 from .location import Location
 from .ragged import RaggedWriter, Texts, create_array
@@ -17,6 +17,7 @@ from .rows import Batch
 from .store import Cache
 from .stores import CacheStore, store_at
 from .teacher import make_room_for_teacher
+from .whole import PARTIAL
 
 
 def is_planned(path: Location) -> bool:

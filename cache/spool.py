@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .errors import CacheError
-from .files import NO_SPACE, PARTIAL
 from .format import Status
 from .location import Location, Url, to_location
 from .pictures import RejectedPictureError, resolve_below
 from .remote import below, open_filesystem, state_of
 from .stores import NOT_THERE, explained_store
+from .whole import NO_SPACE, PARTIAL
 
 PREFIX = "clipglot-spool-"
 KEPT_BYTES = 4 * 2**30  # of files that were used last, and at least KEPT_FILES

@@ -16,9 +16,10 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import CacheError
-from .files import DurableLocalStore, explained, locked, whole_directory
+from .files import DurableLocalStore, locked
 from .mapped import MappedRows
 from .ragged import UNREADABLE_METADATA, StreamedArray, open_array
+from .whole import explained, whole_directory
 
 OFFSETS_AT_A_TIME = 2**21
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)

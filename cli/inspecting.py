@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..cache.files import MARK, PARTIAL
+from ..cache.files import MARK
 from ..cache.format import NOT_LAID_OUT
 from ..cache.location import Location, is_hdf5
 from ..cache.sharing import Sign, read_signs
@@ -19,6 +19,7 @@ from ..cache.store import Cache
 from ..cache.stores import store_at
 from ..cache.teacher import missing_teacher_chunks
 from ..cache.views import missing_views, num_begun
+from ..cache.whole import PARTIAL
 from ..cache.workers import SILENT_S, Watch
 from .render import output, print_json, table, warn
 

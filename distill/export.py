@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from ..cache.errors import CacheError
-from ..cache.files import whole_directory
 from ..cache.format import EncoderInfo
 from ..cache.location import to_location
 from ..cache.pictures import Geometry
 from ..cache.store import Cache
+from ..cache.whole import whole_directory
 from ..encoders.clip import load_merged
 from ..encoders.image import ImageTower, load_image_tower
 from ..encoders.lm import LMConfig, LMTower

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ..cache.files import whole_directory, write_whole
+from ..cache.whole import whole_directory, write_whole
 from ..encoders.lm import LMConfig, LMTower
 from ..encoders.text import TextConfig, TextTower
 from ..encoders.tower import StudentTower

@@ -17,8 +17,8 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from ..cache.files import PARTIAL, sweep_partial, whole_directory, write_whole
 from ..cache.location import Url, to_location
+from ..cache.whole import PARTIAL, sweep_partial, whole_directory, write_whole
 from ..encoders.lm_tokenizer import AnyTokenizer
 from .errors import DistillError
 from .provenance import content_of

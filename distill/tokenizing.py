@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..cache.files import whole_directory
 from ..cache.store import Cache
+from ..cache.whole import whole_directory
 from ..encoders.clip_bpe import OPEN_CLIP, open_clip_tokenizer
 from ..encoders.extending import extend
 from ..encoders.splitting import ScriptSplit, sample, split_badly, split_by_script

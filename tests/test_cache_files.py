@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from clipglot.cache import files
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import locked, sweep_partial, whole_directory
+from clipglot.cache.files import locked
 from clipglot.cache.plan import is_planned
 from clipglot.cache.stores import store_at
+from clipglot.cache.whole import sweep_partial, whole_directory
 
 HOLDER = """
 import sys
@@ -121,6 +122,20 @@ def test_a_whole_directory_removes_its_own_leftovers_alone(name: str, tmp_path: 
     with whole_directory(tmp_path / name) as partial:
         (partial / "file").touch()
     assert set(tmp_path.iterdir()) == {tmp_path / name, other, third}
+
+
+def test_two_that_make_one_directory_leave_each_other_alone(tmp_path: Path) -> None:
+    def overtaken() -> None:
+        with whole_directory(tmp_path / "merged") as slower:
+            (slower / "file").touch()
+            with whole_directory(tmp_path / "merged") as faster:
+                (faster / "file").write_text("faster")
+            assert (slower / "file").exists()
+
+    with pytest.raises(OSError, match="not empty"):
+        overtaken()
+    assert (tmp_path / "merged" / "file").read_text() == "faster"
+    assert list(tmp_path.iterdir()) == [tmp_path / "merged"]
 
 
 def test_a_local_store_waits_out_those_who_delete_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

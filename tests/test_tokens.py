@@ -20,10 +20,10 @@ import zarr
 from click.testing import CliRunner
 from clipglot.cache import ragged
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import sweep_partial
 from clipglot.cache.processes import worker_pool
 from clipglot.cache.store import Cache
 from clipglot.cache.tokens import write_tokens
+from clipglot.cache.whole import sweep_partial
 from clipglot.cli.main import main
 from clipglot.distill import tokens
 from clipglot.distill.errors import DistillError

@@ -1,0 +1,136 @@
+"""Files and folders that are whole or absent: written under a temporary name, synced, then given their own."""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from .errors import CacheError
+
+PARTIAL = ".partial"
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
+
+
+def sync_to_disk(path: Path) -> None:
+    """Bring a file's bytes, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, data: Any) -> None:
+    """Write `data` (bytes-like) to `path` so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_to_disk(path.parent)  # without it a power cut can undo the rename
+
+
+@contextmanager
+def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` to fill; it takes the name `path` only when the block ends well.
+
+    What earlier, killed attempts at the same name left behind goes first.
+
+    Args:
+        path: absent, or empty.
+        alone: no other process may be at the same name now, where the filesystem has no locks that would tell.
+    """
+    with partial_of(path, Path.mkdir, alone) as partial:
+        try:
+            yield partial
+            for written in (*partial.rglob("*"), partial):
+                sync_to_disk(written)
+            partial.rename(path)  # fails if a non-empty `path` appeared meanwhile
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    sync_to_disk(path.parent)
+
+
+@contextmanager
+def partial_of(path: Path, make: Callable[[Path], None], alone: bool = True) -> Iterator[Path]:
+    """Yield a new temporary name beside `path`, held until the block ends so that others see that somebody is at it.
+
+    Args:
+        path: whose folder is created.
+        make: creates the file or folder of that name.
+        alone: as of `whole_directory`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    for left in path.parent.iterdir():
+        if not partial_name.fullmatch(left.name):
+            continue
+        with suppress(FileNotFoundError), _held_if_free(left) as is_free:
+            if is_free or (is_free is None and alone):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    make(partial)
+    with _held_if_free(partial):
+        yield partial
+
+
+@contextmanager
+def _held_if_free(path: Path) -> Iterator[bool | None]:
+    """Hold a file or folder if nobody else does; yields whether it is held now, None if the filesystem has no locks."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held: bool | None = True
+        except BlockingIOError:
+            held = False
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            held = None
+        yield held
+    finally:
+        os.close(descriptor)
+
+
+def sweep_partial(root: Path, *, keep: str | None = None) -> int:
+    """Delete what killed writers left below `root`, but for a folder `keep` in it, where others may be writing.
+
+    Returns:
+        How many files and folders went.
+    """
+    num = 0
+    for path in list(root.rglob(f"*{PARTIAL}")):
+        if not os.path.lexists(path) or path.relative_to(root).parts[0] == keep:
+            continue  # it went with its folder, or stays
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+        num += 1
+    return num
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn a full disk or a read-only folder into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
+        raise CacheError(
+            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again"
+        ) from error
