@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .below import name_below
 from .errors import CacheError
 from .location import Location, Url
-from .pictures import name_below
 from .remote import HTTP, open_filesystem, told_state
 from .stores import NOT_THERE, explained_store
 

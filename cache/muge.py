@@ -17,13 +17,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .below import MAX_FILE_BYTES
 from .errors import CacheError
 from .files import sha256_file
 from .format import SourceInfo, Status
 from .json_lines import blocks, records
 from .listing import entries, is_file, name_in
 from .location import Location, to_location
-from .pictures import MAX_FILE_BYTES, RejectedPictureError
+from .pictures import RejectedPictureError
 from .records import RecordReader, is_unicode
 from .rows import Locator, Row
 from .source import Reader, Source

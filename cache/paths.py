@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .below import open_below, require_image_root
 from .format import Status
 from .location import Location, Url
-from .pictures import RejectedPictureError, open_below, require_image_root
+from .pictures import RejectedPictureError
 from .remote import UrlReader, require_remote_root
 from .source import Reader
 

@@ -20,10 +20,10 @@ import numpy as np
 from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 
+from .below import MAX_FILE_BYTES
 from .errors import CacheError
 from .format import Status
 from .location import Url
-from .pictures import MAX_FILE_BYTES
 from .source import Reader
 from .stores import NOT_THERE, explained_store, known_scheme
 

@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .below import resolve_below
 from .errors import CacheError
 from .format import Status
 from .location import Location, Url, to_location
-from .pictures import RejectedPictureError, resolve_below
+from .pictures import RejectedPictureError
 from .remote import below, open_filesystem, state_of
 from .stores import NOT_THERE, explained_store
 from .whole import NO_SPACE, PARTIAL

@@ -10,10 +10,11 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .below import MAX_FILE_BYTES, resolve_below
 from .errors import CacheError
 from .format import Status
 from .location import Location, Url
-from .pictures import MAX_FILE_BYTES, RejectedPictureError, resolve_below
+from .pictures import RejectedPictureError
 from .remote import below
 from .samples import read_bytes, readable, split_name
 from .source import Reader

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.below import open_below
 from ..cache.embeddings import Embeddings, open_embeddings
 from ..cache.files import locked
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.importing import import_missing, survey
-from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
+from ..cache.pictures import Geometry, RejectedPictureError, decode
 from ..cache.plan import is_planned, plan_cache
 from ..cache.report import PassReport
 from ..cache.sealing import write_info

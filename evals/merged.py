@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..cache.below import open_below
 from ..cache.format import Status
-from ..cache.pictures import Geometry, RejectedPictureError, decode, open_below
+from ..cache.pictures import Geometry, RejectedPictureError, decode
 from ..cache.store import Cache
 from ..encoders.clip import MergedClip
 from .errors import EvalError

@@ -222,7 +222,8 @@ def test_a_key_that_is_no_text_stops_the_plan_and_names_its_line(tmp_path: Path,
 SWAP = """
 import os, sys
 from pathlib import Path
-from clipglot.cache.pictures import RejectedPictureError, open_below
+from clipglot.cache.below import open_below
+from clipglot.cache.pictures import RejectedPictureError
 root = Path(sys.argv[1])
 if os.fork() == 0:
     while True:
