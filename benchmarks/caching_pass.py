@@ -6,12 +6,15 @@
 DIR has pictures in `images/`. In every round, in turn and on the same pictures: the worker processes decode into a sink
 (the ceiling of decoding); the tower runs on pixels that lie ready (its ceiling); the whole pass, into a cache on a
 local disk, starting its workers and sealing included. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at
-224 pixels, the latter with random weights, which compute no faster. With --in-memory the workers hold the files.
+224 pixels, the latter with random weights, which compute no faster. Beside them stands a tower that computes nothing:
+the pass is then bound by decoding, as beside a GPU, which takes no core from it. With --in-memory the workers hold the
+files.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -43,6 +46,7 @@ if __name__ == "__main__":  # the decoding processes import this file too, and n
     from clipglot.encoders.image_queue import ImageQueue
     from safetensors.torch import save_file
 
+NOTHING = "nothing"  # computes the third tower
 READY = 4  # batches of pixels that the tower's ceiling is measured on, again and again
 
 
@@ -68,6 +72,7 @@ class Job:
     workers: int
     batch_size: int
     in_memory: bool
+    computes: bool
 
     def planned(self) -> Cache:
         """A new cache of all pictures, with nothing in it."""
@@ -84,6 +89,10 @@ class Job:
             return MemoryReader({key: (self.images / key).read_bytes() for key in self.keys})
         return reader_of(cache)
 
+    def nothing(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features that take no time."""
+        return np.ones((len(pixels), self.tower.dim), np.float32)
+
     def decode(self) -> float:
         """Pictures/s of the workers alone."""
         cache, started = self.planned(), time.perf_counter()
@@ -99,6 +108,8 @@ class Job:
 
     def compute(self) -> float:
         """Pictures/s of the tower alone."""
+        if not self.computes:
+            return math.inf
         queue, (height, width) = ImageQueue(self.tower), self.tower.preprocess["size"]
         ready = queue.staging((READY, self.batch_size, height, width, 3))
         ready[:] = np.random.default_rng(0).integers(0, 256, ready.shape, np.uint8)
@@ -116,7 +127,8 @@ class Job:
     def whole(self) -> tuple[float, PassReport]:
         """Pictures/s of the pass, and its report."""
         cache = self.planned()
-        report = embed_missing(cache, ImageQueue(self.tower), reader=self.reader(cache), workers=self.workers)
+        tower = ImageQueue(self.tower) if self.computes else self.nothing
+        report = embed_missing(cache, tower, reader=self.reader(cache), workers=self.workers)
         assert report.num_embedded == len(self.keys)
         return report.num_pictures / report.wall_s, report
 
@@ -137,7 +149,7 @@ def towers(folder: Path, deit: Path | None, device: torch.device) -> dict[str, C
             save_file(timm.create_model("deit_tiny_patch16_224").state_dict(), file)
         return load_image_tower("timm/deit_tiny_patch16_224", str(file), device=device)
 
-    return {"DeiT-Tiny/16": deit_tiny, "ViT-B/32": vit_b_32}
+    return {"DeiT-Tiny/16": deit_tiny, "ViT-B/32": vit_b_32, NOTHING: deit_tiny}
 
 
 def spread(values: list[float], digits: str = ",.1f") -> str:
@@ -152,7 +164,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=1500, help="pictures taken, the first by name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=num_usable_cores())
-    parser.add_argument("--towers", nargs="+", default=["DeiT-Tiny/16", "ViT-B/32"], help="which of the two")
+    parser.add_argument("--towers", nargs="+", default=["DeiT-Tiny/16", "ViT-B/32", NOTHING], help="which of the three")
     parser.add_argument("--deit", type=Path, help="weights of timm's deit_tiny_patch16_224 (default: random)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
@@ -170,7 +182,8 @@ def main() -> None:
             if tower_name not in args.towers:
                 continue
             tower = replace(make(), precision=args.precision)
-            job = Job(tower, args.data / "images", keys, Path(name), args.workers, args.batch_size, args.in_memory)
+            images, computes = args.data / "images", tower_name != NOTHING
+            job = Job(tower, images, keys, Path(name), args.workers, args.batch_size, args.in_memory, computes)
             decode, compute, whole, waited = [], [], [], ""
             for _ in range(args.rounds):
                 decode.append(job.decode())

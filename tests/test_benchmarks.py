@@ -88,9 +88,10 @@ def test_runs_on_one_view_and_on_several_stand_beside_each_other(
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--in-memory", "--precision", "bf16"]])
 def test_the_pass_is_held_to_the_slower_of_decoding_and_tower(options: list[str], manifest: Path) -> None:
-    small = ("--num", 24, "--rounds", 1, "--workers", 1, "--batch-size", 8, "--towers", "DeiT-Tiny/16")
-    head, line = table("caching_pass.py", "--data", manifest.parent, "--device", "cpu", *small, *options)
+    small = ("--num", 24, "--rounds", 1, "--workers", 1, "--batch-size", 8, "--towers", "DeiT-Tiny/16", "nothing")
+    head, line, without = table("caching_pass.py", "--data", manifest.parent, "--device", "cpu", *small, *options)
     assert head[-2] == "pass / the lower one"
+    assert (without[0], without[2].split()[0]) == ("nothing", "inf")
     decode, tower, whole, ratio = (float(cell.split()[0].replace(",", "")) for cell in line[1:5])
     assert ratio == pytest.approx(whole / min(decode, tower), rel=0.15)
 
