@@ -1,7 +1,7 @@
 """Which kind of source a path is, by its shape; and the readers of the pictures that a cache was planned from."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
@@ -128,27 +128,62 @@ class RowsReader(NamedTuple):
                 yield from reader.read(keys[a:b], None if locators is None or are_files else locators[a:b])
 
 
-def reader_of(cache: Cache, kinds: Mapping[str, type[Source]] = KINDS) -> RowsReader:
+def reader_of(
+    cache: Cache,
+    kinds: Mapping[str, type[Source]] = KINDS,
+    *,
+    sources: Sequence[SourceInfo] | None = None,
+    rows: Collection[range] | None = None,
+) -> RowsReader:
     """What reads the pictures that a cache was planned from.
 
     Args:
         cache: planned.
         kinds: the sources that are known, by their names.
+        sources: of the cache, as they lie for this process; by default as the cache has them.
+        rows: that are to be read; by default all. A source that has none of them need not be there.
 
     Raises:
         CacheError: an image root that is not there, or a source that is not known.
     """
-    files = cache.files()
+    files, sources = cache.files(), cache.info.sources if sources is None else sources
+    asked = [range(len(cache))] if rows is None else rows
     readers: list[tuple[int, Reader]] = []
-    for info, end in zip(cache.info.sources, [*(s.first_row for s in cache.info.appended), len(cache)], strict=True):
-        if info.first_row == end:
+    for info, end in zip(sources, [*(s.first_row for s in cache.info.appended), len(cache)], strict=True):
+        own = range(info.first_row, end)
+        if not own:
             continue  # all its pictures were there already
-        root = to_location(info.image_root)
-        located = cache.locators(info.first_row, info.first_row + 1)
-        if located is None or located[0, 0] < 0:
-            readers.append((info.first_row, PathReader.below(root)))
-        elif info.kind in kinds:
-            readers.append((info.first_row, kinds[info.kind].reader(root, files, info)))
-        else:
-            raise CacheError(f"{cache.path}: its pictures come from a source {info.kind!r} that is not known here")
+        try:
+            readers.append((info.first_row, _reader_of(cache, info, files, kinds)))
+        except CacheError as error:
+            if any(max(own.start, some.start) < min(own.stop, some.stop) for some in asked):
+                raise _named(info, error, alone=len(sources) == 1) from error
+            readers.append((info.first_row, _Absent()))
     return RowsReader(tuple(readers))
+
+
+def _reader_of(cache: Cache, info: SourceInfo, files: Sequence[str], kinds: Mapping[str, type[Source]]) -> Reader:
+    root = to_location(info.image_root)
+    located = cache.locators(info.first_row, info.first_row + 1)
+    if located is None or located[0, 0] < 0:
+        return PathReader.below(root)
+    if info.kind in kinds:
+        return kinds[info.kind].reader(root, files, info)
+    raise CacheError(f"{cache.path}: its pictures come from a source {info.kind!r} that is not known here")
+
+
+def _named(info: SourceInfo, error: CacheError, *, alone: bool) -> CacheError:
+    """The error of a source that is not at hand; of several, it says which one must be named to say where it is."""
+    if alone:
+        return error
+    how = "--append --image-root DIR" if info.first_row else "--image-root DIR"
+    return CacheError(
+        f"{error}. These are pictures of {info.path}: run its `clipglot cache` command with {how} to say where they are"
+    )
+
+
+class _Absent(Reader):
+    """Stands in for a source that is not at hand, none of whose pictures is read."""
+
+    def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
+        raise AssertionError("a picture of a source that was not to be read")

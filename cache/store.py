@@ -100,6 +100,11 @@ class Cache(CheckedGroup):
         done = self.stored_numbers(f"{STATUS}/c")
         return [chunk for chunk in range(self.num_chunks) if chunk not in done or self.first_pending(chunk)]
 
+    def failed_chunks(self) -> list[int]:
+        """The chunks of a sealed cache in which some picture was not embedded, ascending."""
+        failed: list[int] = np.unique(np.flatnonzero(self.status() > Status.EMBEDDED) // self.info.chunk_rows).tolist()
+        return failed
+
     def appended_row(self, chunk: int) -> int | None:
         """The row inside a chunk at which the last source was appended, if the rows before it are stored; else None."""
         first, rows = self.info.appended[-1].first_row if self.info.appended else 0, self.chunk_slice(chunk)
@@ -112,6 +117,11 @@ class Cache(CheckedGroup):
         if first is None or self.status(chunk)[first - self.chunk_slice(chunk).start] != Status.PENDING:
             return None
         return first
+
+    def pending_rows(self, chunk: int) -> range:
+        """The rows of a missing chunk that a pass has to read."""
+        rows = self.chunk_slice(chunk)
+        return range(self.first_pending(chunk) or rows.start, rows.stop)
 
     def rows_kept(self, name: str, rows: slice, view: int | None = None) -> NDArray[Any]:
         """Rows at the start of a chunk that a pass has written, though the cache is not sealed.

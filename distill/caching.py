@@ -7,7 +7,7 @@ from ..cache.embed import embed_missing
 from ..cache.errors import CacheError
 from ..cache.report import PassReport
 from ..cache.source import Source
-from ..cache.sources import KINDS, open_source, reader_of
+from ..cache.sources import open_source, reader_of
 from ..cache.store import Cache
 from ..cache.stores import store_at
 from ..cache.teacher import embed_teacher
@@ -18,7 +18,8 @@ from ..encoders.image_queue import Deviation, ImageQueue
 from ..encoders.teacher import TextTeacher, load_with_teacher
 from .device import resolve_device
 from .errors import LoneError
-from .planning import Job, OnProgress, prepare, prepare_or_wait
+from .job import Job
+from .planning import OnProgress, prepare, prepare_or_wait
 from .provenance import encoder_info
 from .settings import CacheSettings
 
@@ -90,9 +91,8 @@ def _embed(
     if teacher and settings.images:  # first, so that a sealed cache has all of it
         embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress("teach", done, total))
     num_views = max(settings.views, cache.info.num_views)
-    missing = [chunk for chunk in missing_views(cache, num_views) if chunk % worker.num == worker.index]
-    slices = [(cache.chunk_slice(chunk), cache.first_pending(chunk)) for chunk in missing]
-    total = sum(rows.stop - (pending or rows.start) for rows, pending in slices)
+    to_make = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
+    total = sum(len(rows) for chunk, rows in to_make.items() if chunk % worker.num == worker.index)
 
     def embedded(done: int, report: PassReport) -> None:
         on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own
@@ -105,7 +105,7 @@ def _embed(
     report = embed_missing(
         cache,
         queue,
-        reader=reader_of(cache, {**KINDS, job.source.kind: type(job.source)}),
+        reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=to_make.values()),
         workers=settings.resolved_workers,
         num_views=num_views,
         worker=worker,

@@ -5,49 +5,29 @@ Of several workers the first does so; the others wait until they find it done.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 from ..cache.append import finish_append, plan_append
-from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
+from ..cache.format import STATUS, CacheInfo
 from ..cache.plan import is_planned, plan_cache
 from ..cache.rows import batched
 from ..cache.sealing import write_info
-from ..cache.source import Source
+from ..cache.sources import reader_of
 from ..cache.store import Cache
 from ..cache.stores import CacheStore
 from ..cache.texts import rows_of_texts
-from ..cache.views import has_further_views, make_room, num_begun
+from ..cache.views import make_room, num_begun
 from ..cache.workers import Worker
 from .errors import DistillError
-from .provenance import require_same_encoder
-from .settings import CacheSettings
+from .job import Job, number_of, require_appendable, require_same, require_same_teacher
 
 Stage = Literal["wait", "plan", "teach", "embed"]
 OnProgress = Callable[[Stage, int, int | None], None]
-Difference = tuple[str, Any, Any]
-"""A setting, what it was and what it is now."""
 POLL_S = 2.0  # between two looks whether the plan is there
 PATIENCE_S = 2 * 3600.0  # a manifest of a hundred million lines is planned in less
 _LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be cached, by which towers.
-
-    Attributes:
-        settings: as given.
-        source: opened, with its sha256.
-        encoder: the image tower.
-        teacher_sha256: of the text tower that teaches, if one does.
-    """
-
-    settings: CacheSettings
-    source: Source
-    encoder: EncoderInfo
-    teacher_sha256: str | None
 
 
 def prepare(job: Job, on_progress: OnProgress) -> bool:
@@ -69,10 +49,13 @@ def prepare(job: Job, on_progress: OnProgress) -> bool:
     if cache.info.source != job.source.info:  # the same source and pictures, elsewhere than when they were planned
         write_info(cache, replace(cache.info, source=job.source.info))
     if job.teacher_sha256:
-        _require_same_teacher(cache, job.teacher_sha256)
+        require_same_teacher(cache, job.teacher_sha256)
         if cache.info.teacher_sha256 is None:
             write_info(cache, replace(cache.info, teacher_sha256=job.teacher_sha256))
+    if settings.retry and cache.info.state == "sealed":  # else it is on its way already
+        cache.mark_lost([(STATUS, (chunk,)) for chunk in cache.failed_chunks()])
     if settings.views > cache.info.num_views:
+        reader_of(cache, job.kinds)  # or fail before anything is changed
         write_info(cache, replace(cache.info, augmentation=settings.augmentation))
         make_room(cache, settings.views)
     return resumed
@@ -103,7 +86,7 @@ def prepare_or_wait(job: Job, worker: Worker, store: CacheStore, on_progress: On
             )
         time.sleep(POLL_S)
     if job.teacher_sha256:
-        _require_same_teacher(Cache(job.settings.output), job.teacher_sha256)
+        require_same_teacher(Cache(job.settings.output), job.teacher_sha256)
     return resumed
 
 
@@ -112,17 +95,17 @@ def _is_there(job: Job) -> bool:
     if not is_planned(job.settings.output):
         return False
     info = Cache(job.settings.output).info
-    return info.is_laid_out and (not job.settings.append or _place(info, job.source.info) is not None)
+    return info.is_laid_out and (not job.settings.append or number_of(info, job.source.info) is not None)
 
 
 def _is_prepared(job: Job) -> bool:
     if job.settings.append:
-        _require_appendable(job)
+        require_appendable(job)
         return _is_there(job)
     if not _is_there(job):
         return False
     cache = Cache(job.settings.output)
-    _require_same(cache, job)
+    require_same(cache, job)
     if job.teacher_sha256 and cache.info.teacher_sha256 is None:
         return False
     views = job.settings.views
@@ -133,7 +116,7 @@ def _plan(job: Job, on_progress: OnProgress) -> bool:
     """Plan the cache unless it is planned already; returns whether it was, with these very settings."""
     settings = job.settings
     if is_planned(settings.output):
-        _require_same(Cache(settings.output), job)
+        require_same(Cache(settings.output), job)
         return True
     source = job.source
     batches = source.batches() if settings.images else batched(rows_of_texts(source.rows()))
@@ -166,11 +149,11 @@ def _append(job: Job, on_progress: OnProgress) -> bool:
 
     If it brings nothing new, that is kept, too: others may wait to hear of it.
     """
-    _require_appendable(job)
+    require_appendable(job)
     settings, source = job.settings, job.source
     cache = Cache(settings.output, read_only=False)
-    place = _place(cache.info, source.info)
-    if place is None:
+    number = number_of(cache.info, source.info)
+    if number is None:
         plan_append(
             cache,
             source.batches(),
@@ -182,109 +165,7 @@ def _append(job: Job, on_progress: OnProgress) -> bool:
         )
         return False
     appended = list(cache.info.appended)
-    appended[place] = replace(source.info, first_row=appended[place].first_row)
+    appended[number] = replace(source.info, first_row=appended[number].first_row)
     if appended != cache.info.appended:  # the same source and pictures, elsewhere
         write_info(cache, replace(cache.info, appended=appended))
     return True
-
-
-def _place(info: CacheInfo, source: SourceInfo) -> int | None:
-    """Which of the appended sources it is, None if it is none of them."""
-    return next((i for i, known in enumerate(info.appended) if not _source_differences(known, source)), None)
-
-
-def _require_appendable(job: Job) -> None:
-    """Refuse a cache to which this source cannot be appended with these settings.
-
-    Raises:
-        DistillError: no cache, of another tower or batch, with other views, taught by texts, or not complete.
-    """
-    settings, output = job.settings, job.settings.output
-    if not is_planned(output):
-        raise DistillError(f"{output}: no cache to append to: leave out --append to make one")
-    info = Cache(output).info
-    if not info.is_laid_out:
-        return  # it is being done, and was found to be possible
-    require_same_encoder(info.encoder, job.encoder, f"the tower given for {output}")
-    if info.source.teacher_fields:
-        raise DistillError(f"{output} was taught by texts: a source cannot be added to it: cache all at once")
-    if settings.views not in (1, info.num_views) or num_begun(Cache(output)) > info.num_views:
-        raise DistillError(
-            f"{output} has {info.num_views} views: --append adds pictures alone; "
-            "finish or add --views in a command without it"
-        )
-    _refuse(settings, _pass_differences(Cache(output), settings))
-    if info.state != "sealed" and _place(info, job.source.info) is None:
-        raise DistillError(f"{output} is not complete: run its last command again before more is appended")
-
-
-def _require_same(existing: Cache, job: Job) -> None:
-    require_same_encoder(existing.info.encoder, job.encoder, f"the tower given for {job.settings.output}")
-    _require_same_plan(existing, job.source.info, job.settings)
-
-
-def _require_same_teacher(cache: Cache, found: str) -> None:
-    """Refuse another text tower than the one that teaches.
-
-    Raises:
-        DistillError: it is another.
-    """
-    taught_by = cache.info.teacher_sha256
-    if taught_by and taught_by != found:
-        raise DistillError(
-            f"{cache.path} was taught by a text tower of sha256 {taught_by[:12]}…, "
-            f"the one given has {found[:12]}…: give the same --model and --pretrained, or choose another -o"
-        )
-
-
-def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSettings) -> None:
-    """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
-
-    The image root may differ: pictures move, and their keys are relative to it. Views may be more: they are added, with
-    the augmentation of those that are there.
-    """
-    planned = existing.info
-    differences = _source_differences(planned.source, source) + _pass_differences(existing, settings)
-    if planned.state != "sealed" and settings.views < planned.num_views:
-        differences.append(("views", planned.num_views, settings.views))
-    _refuse(settings, differences)
-    if settings.views > planned.num_views and any(existing.first_pending(i) for i in range(existing.num_chunks)):
-        raise DistillError(
-            f"{settings.output} has appended pictures that are not embedded in its {planned.num_views} views: "
-            "run this command without --views first"
-        )
-
-
-def _source_differences(planned: SourceInfo, source: SourceInfo) -> list[Difference]:
-    names = ["kind", "image_field", "text_fields", "teacher_fields", "images", "limit", "where", "split", "languages"]
-    names += ["language_field", "sha256"]  # last: of Parquet and Arrow it covers the columns that the others ask for
-    both = [(name, getattr(planned, name), getattr(source, name)) for name in names]
-    return [(name, before, now) for name, before, now in both if before != now]
-
-
-def _pass_differences(existing: Cache, settings: CacheSettings) -> list[Difference]:
-    planned = existing.info
-    differences: list[Difference] = [
-        ("batch_size", planned.batch_size, settings.batch_size),
-        ("max_pixels", planned.max_pixels, settings.max_pixels),
-        ("decoding", planned.decoding, settings.decoding),
-        ("precision", planned.encoder.precision, settings.precision),
-    ]
-    if settings.views > 1 and planned.augmentation and (planned.num_views > 1 or has_further_views(existing)):
-        differences.append(("augmentation", str(planned.augmentation), str(settings.augmentation)))
-    if settings.chunk_rows is not None:
-        differences.append(("chunk_rows", planned.chunk_rows, settings.chunk_rows))
-    return [(name, before, now) for name, before, now in differences if before != now]
-
-
-def _refuse(settings: CacheSettings, differences: list[Difference]) -> None:
-    for name, before, now in differences:
-        if name == "sha256":
-            raise DistillError(
-                f"{settings.source} has changed since {settings.output} was planned (its sha256 was {before[:12]}…, "
-                f"now {now[:12]}…): give the same one to resume, or choose another -o"
-            )
-        raise DistillError(
-            f"{settings.output} was planned with other settings: {name} was {before!r}, now {now!r}; "
-            "give the same ones to resume, or choose another -o"
-        )

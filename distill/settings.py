@@ -68,6 +68,7 @@ class CacheSettings:
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
     append: Annotated[bool, "add the pictures that a sealed cache does not have, and embed only those"] = False
+    retry: Annotated[bool, "try the pictures of a complete cache again that could not be embedded"] = False
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[
@@ -104,6 +105,7 @@ class CacheSettings:
             f"--worker {self.worker}: expected I/N with I from 0 to N - 1, e.g. 0/4",
         )
         require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
+        _launched()
         zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
         require(
             isinstance(self.output, Url) or not is_hdf5(self.output),
@@ -114,6 +116,8 @@ class CacheSettings:
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
         )
+        require(not self.retry or self.share.is_alone, "--retry is for one process alone: leave out --worker")
+        require(not (self.retry and self.append), "--retry and --append exclude each other: run one after the other")
         require(not (self.append and self.teacher_field), "--append has no --teacher-field: cache all sources at once")
         bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
         require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
@@ -189,7 +193,7 @@ class CacheSettings:
     def share(self) -> Worker:
         """Which worker of the pass this is. Jobs of an array may each be several processes of `torchrun`."""
         index, num = (_share(self.worker) if self.worker else None) or (0, 1)
-        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = _launched()
         return Worker(index * world + rank, num * world)
 
 
@@ -197,6 +201,23 @@ def _share(worker: str) -> tuple[int, int] | None:
     """`I/N` as two numbers, None if it is no such thing."""
     found = re.fullmatch(r"(\d+)/(\d+)", worker)
     return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
+
+
+def _launched() -> tuple[int, int]:
+    """The number of this process among those that `torchrun` started, and their number; (0, 1) if it did not.
+
+    Raises:
+        DistillError: RANK and WORLD_SIZE in the environment cannot be of a launcher.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return 0, 1  # other programs set RANK, too
+    require(
+        rank.isdecimal() and world.isdecimal() and int(rank) < int(world),
+        f"RANK={rank} and WORLD_SIZE={world} in the environment, expected RANK below WORLD_SIZE: unset both, or start "
+        "this by torchrun",
+    )
+    return int(rank), int(world)
 
 
 @dataclass(frozen=True, kw_only=True)

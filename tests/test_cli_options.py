@@ -20,9 +20,9 @@ from invoked import run, small
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
-    "--where --split --teacher-field --images --append --limit --batch-size --workers --chunk-rows --max-pixels "
-    "--decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale --augment-seed --precision "
-    "--device --worker --config --json",
+    "--where --split --teacher-field --images --append --retry --limit --batch-size --workers --chunk-rows "
+    "--max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
+    "--augment-seed --precision --device --worker --config --json",
     "inspect": "CACHE --failures --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "

@@ -213,6 +213,8 @@ def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch
         (None, {}, Worker(0, 1)),
         ("1/4", {}, Worker(1, 4)),
         (None, {"RANK": "2", "WORLD_SIZE": "8"}, Worker(2, 8)),
+        (None, {"RANK": "3"}, Worker(0, 1)),
+        (None, {"RANK": "x", "WORLD_SIZE": "1"}, Worker(0, 1)),
         ("1/4", {"RANK": "1", "WORLD_SIZE": "2"}, Worker(3, 8)),
     ],
 )
@@ -222,6 +224,18 @@ def test_who_a_worker_is(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert CacheSettings(source=tmp_path, output=tmp_path, model="m", worker=flag).share == expected
+
+
+@pytest.mark.parametrize(("rank", "world"), [("3", "2"), ("0", "0"), ("x", "2"), ("0", "two"), ("-1", "2")])
+def test_an_environment_that_is_of_no_launcher_is_refused(
+    rank: str, world: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(
+        DistillError, match=f"RANK={rank} and WORLD_SIZE={world} in the environment, expected RANK below"
+    ):
+        CacheSettings(source=tmp_path, output=tmp_path, model="m")
 
 
 @pytest.mark.parametrize("flag", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
