@@ -1,19 +1,16 @@
 """Worker processes that decode pictures into shared memory, a block at a time, a bounded number of blocks ahead."""
 
-import mmap
 import os
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from io import BytesIO
-from multiprocessing.reduction import DupFd
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,8 +22,10 @@ from .errors import CacheError
 from .format import Augmentation, Decoding, Status
 from .pictures import Geometry, RejectedPictureError, decode_views
 from .processes import worker_pool
+from .shared_memory import SharedMemory
 
 SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
+MOST_DEATHS = 5  # of processes in succession; more are not for single pictures to answer for
 HASH_BYTES = 16
 BLOCKS_KEPT = 4  # of memory that Pillow gives back otherwise, page by page for every picture: a quarter of its time
 
@@ -83,44 +82,6 @@ class DecodedBlock:
     decode_s: float
 
 
-@dataclass(frozen=True)
-class _SharedMemory:
-    """Memory that parent and workers share: a file without a name, which lives as long as a process holds it.
-
-    Named segments (`multiprocessing.shared_memory`) stay in /dev/shm when a whole job is killed, and fall under its
-    limit, 64 MB in a container.
-    """
-
-    descriptor: int
-    shape: tuple[int, ...]
-
-    @classmethod
-    def create(cls, shape: tuple[int, ...]) -> "_SharedMemory":
-        descriptor = _open_nameless()
-        os.ftruncate(descriptor, int(np.prod(shape)))
-        return cls(descriptor, shape)
-
-    def view(self) -> NDArray[np.uint8]:
-        """All of it, as `[slots, views, rows, height, width, 3] uint8`."""
-        return np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(self.shape)
-
-    def __reduce__(self) -> Any:
-        """How a worker gets it while it starts: by its own copy of the descriptor."""
-        return _inherit, (DupFd(self.descriptor), self.shape)
-
-
-def _open_nameless() -> int:
-    """A descriptor of a new file without a name: in memory on Linux, in the temporary folder elsewhere."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("clipglot")
-    with tempfile.TemporaryFile(prefix="clipglot") as file:
-        return os.dup(file.fileno())
-
-
-def _inherit(duplicate: Any, shape: tuple[int, ...]) -> _SharedMemory:
-    return _SharedMemory(duplicate.detach(), shape)
-
-
 @dataclass(frozen=True, slots=True)
 class _Worker:
     """What a worker process knows; set once, when it starts."""
@@ -149,6 +110,9 @@ class BlockDecoder:
     """Decodes blocks of pictures in worker processes, in order.
 
     Memory is `workers + SLOTS_AHEAD` blocks of all views, whatever the number of pictures.
+
+    Attributes:
+        num_died: processes that were replaced, because they died.
     """
 
     def __init__(
@@ -176,12 +140,15 @@ class BlockDecoder:
             augmentation: what makes the views beyond the plain one, where there are any.
         """
         shape = (workers + SLOTS_AHEAD, num_views, block_rows, geometry.height, geometry.width, 3)
-        self._memory = _SharedMemory.create(shape)
+        self._memory = SharedMemory.create(shape)
         self._slots = self._memory.view()
         self._free = list(range(shape[0]))
         self._in_flight: deque[tuple[int, Block, Future[_Decoded]]] = deque()
-        known = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
-        self._pool = worker_pool(workers, __name__, _start_worker, *known)
+        self._known = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
+        self._workers = workers
+        self._pool = self._new_pool()
+        self._deaths = 0  # since the last block, or row, that was decoded
+        self.num_died = 0
 
     def close(self) -> None:
         """Stop the workers; the memory goes with the last view of it."""
@@ -190,18 +157,25 @@ class BlockDecoder:
         os.close(self._memory.descriptor)
 
     def decode(self, blocks: Iterable[Block]) -> Iterator[DecodedBlock]:
-        """Decode blocks in the order given."""
+        """Decode blocks in the order given. A picture that ends its process twice is damaged.
+
+        Raises:
+            CacheError: processes die one after another, so that it is not the pictures.
+        """
         waiting = iter(blocks)
         while True:
             while self._free and (block := next(waiting, None)) is not None:
-                self._submit(block)
+                slot = self._free.pop()
+                self._in_flight.append((slot, block, self._submit(slot, block)))
             if not self._in_flight:
                 return
             slot, block, future = self._in_flight.popleft()
             try:
-                status, hashes, read_s, decode_s = future.result()
-            except BrokenProcessPool as error:
-                raise _worker_died(block.start) from error
+                decoded = future.result()
+            except BrokenProcessPool:
+                decoded = self._decode_apart(slot, block)
+            self._deaths = 0
+            status, hashes, read_s, decode_s = decoded
             pixels = self._slots[slot, : len(block.views), : len(block.keys)]
             yield DecodedBlock(
                 start=block.start,
@@ -214,20 +188,58 @@ class BlockDecoder:
             )
             self._free.append(slot)
 
-    def _submit(self, block: Block) -> None:
-        slot = self._free.pop()
+    def _new_pool(self) -> ProcessPoolExecutor:
+        return worker_pool(self._workers, __name__, _start_worker, *self._known)
+
+    def _submit(self, slot: int, block: Block, offset: int = 0) -> Future[_Decoded]:
         try:
-            future = self._pool.submit(_decode_block, slot, block)
+            return self._pool.submit(_decode_block, slot, block, offset)
         except BrokenProcessPool as error:
-            raise _worker_died(block.start) from error
-        self._in_flight.append((slot, block, future))
+            broken: Future[_Decoded] = Future()
+            broken.set_exception(error)
+            return broken
 
+    def _decode_apart(self, slot: int, block: Block) -> _Decoded:
+        """Decode a block that was under way when a process died, with nothing beside it; the others begin anew."""
+        self._replace_pool()
+        decoded = self._tried(slot, block) or self._decode_by_row(slot, block)
+        for place, (other_slot, other, future) in enumerate(self._in_flight):
+            if future.exception():  # all are done, for they were of a pool that is gone
+                self._in_flight[place] = other_slot, other, self._submit(other_slot, other)
+        return decoded
 
-def _worker_died(start: int) -> CacheError:
-    return CacheError(
-        f"a decoding process died near row {start}, perhaps for want of memory: "
-        "run the same command again to resume, with fewer --workers"
-    )
+    def _decode_by_row(self, slot: int, block: Block) -> _Decoded:
+        """Decode a block of which some picture ends the process: that one is damaged."""
+        decoded: list[_Decoded] = []
+        for i, key in enumerate(block.keys):
+            locators = None if block.locators is None else block.locators[i : i + 1]
+            found = self._tried(slot, Block(block.start + i, [key], locators, block.views), i)
+            if found is None and self._deaths > MOST_DEATHS:
+                raise CacheError(
+                    f"decoding processes die one after another, the last one at row {block.start + i} ({key}), perhaps "
+                    "for want of memory: run the same command again to resume, with fewer --workers"
+                )
+            if found is None:
+                self._slots[slot, : len(block.views), i] = 0
+            else:
+                self._deaths = 0
+            decoded.append(found or (bytes([Status.DAMAGED]), bytes(HASH_BYTES), 0.0, 0.0))
+        status, hashes, read_s, decode_s = zip(*decoded, strict=True)
+        return b"".join(status), b"".join(hashes), sum(read_s), sum(decode_s)
+
+    def _tried(self, slot: int, block: Block, offset: int = 0) -> _Decoded | None:
+        """A block, decoded with nothing beside it; None if that ended the process."""
+        try:
+            return self._submit(slot, block, offset).result()
+        except BrokenProcessPool:
+            self._replace_pool()
+            return None
+
+    def _replace_pool(self) -> None:
+        self._pool.shutdown(wait=True)
+        self._pool = self._new_pool()
+        self._deaths += 1
+        self.num_died += 1
 
 
 @contextmanager
@@ -246,20 +258,24 @@ def _start_worker(
     max_pixels: int,
     decoding: Decoding,
     augmentation: Augmentation,
-    memory: _SharedMemory,
+    memory: SharedMemory,
 ) -> None:
     global _worker
     Image.core.set_blocks_max(BLOCKS_KEPT)  # type: ignore[attr-defined]  # documented, and not exported
     _worker = _Worker(geometry, reader, max_pixels, decoding, augmentation, memory.view())
 
 
-def _decode_block(slot: int, block: Block) -> _Decoded:
-    """Decode pictures into a slot; returns a status and a hash of each, and the seconds spent reading and decoding."""
+def _decode_block(slot: int, block: Block, offset: int) -> _Decoded:
+    """Decode pictures into a slot, from its row `offset` on.
+
+    Returns:
+        A status and a hash of each, and the seconds spent reading and decoding.
+    """
     assert _worker is not None
     status, hashes, read_s, decode_s = bytearray(len(block.keys)), bytearray(), 0.0, 0.0
     found = _worker.reader.read(block.start, block.keys, block.locators)
     for i in range(len(block.keys)):
-        pixels = _worker.slots[slot, : len(block.views), i]
+        pixels = _worker.slots[slot, : len(block.views), offset + i]
         started = time.perf_counter()
         encoded = next(found)
         hashes += (

@@ -94,6 +94,7 @@ def embed_missing(
                 report.wait_s += time.perf_counter() - waited_from - (report.others_s - others_s)
                 report.read_s += block.read_s
                 report.decode_s += block.decode_s
+                report.num_died = decoder.num_died
                 batches.add(block)
                 writer.raise_early()
                 report.wall_s = time.perf_counter() - started

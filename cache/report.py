@@ -11,6 +11,7 @@ class PassReport:
         num_pictures: pictures that this pass tried.
         num_embedded: of these, the embedded ones.
         num_copied: pictures whose bytes stood in their chunk already, which the tower did not see again.
+        num_died: decoding processes that died and were replaced.
         wall_s: seconds from start to end.
         read_s: seconds spent reading pictures, summed over the workers.
         decode_s: seconds spent decoding, summed over the workers.
@@ -26,6 +27,7 @@ class PassReport:
     num_pictures: int = 0
     num_embedded: int = 0
     num_copied: int = 0
+    num_died: int = 0
     wall_s: float = 0.0
     read_s: float = 0.0
     decode_s: float = 0.0
