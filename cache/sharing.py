@@ -23,6 +23,7 @@ WORKERS = "workers"
 BEAT_S = 10.0  # between two signs of life; there is one more when a chunk is taken up
 LOOK_S = 30.0  # between two looks at those of others
 POLL_S = 1.0  # the same once there are only chunks of others left, and between two questions whether these are done
+BEGUN = 1  # chunks that a worker may still be at when it takes over one of another's
 OTHERS = "other workers"  # what a worker waits for when they are at all that is left
 
 Stage = Literal["teach", "embed"]
@@ -188,6 +189,8 @@ class Share:
         own, worker = set(self._sign.chunks), self._worker
         chunk = next_chunk(left.keys(), worker, own | self._others_busy(LOOK_S))
         if not worker.is_alone and (chunk is None or chunk % worker.num != worker.index):
+            if len(own) > BEGUN:
+                return None  # pictures are read far ahead, and who owns the chunk may be about to begin it
             chunk = next_chunk(left.keys(), worker, own | self._others_busy(POLL_S))
         return None if chunk is None else (chunk, left[chunk])
 

@@ -78,6 +78,11 @@ def require_appendable(job: Job) -> None:
 
 
 def require_same(existing: Cache, job: Job) -> None:
+    """Refuse to go on with a cache of another tower, source or batch.
+
+    Raises:
+        DistillError: it is another; the message says in what.
+    """
     require_same_encoder(existing.info.encoder, job.encoder, f"the tower given for {job.settings.output}")
     _require_same_plan(existing, job.source.info, job.settings)
 

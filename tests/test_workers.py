@@ -105,6 +105,7 @@ def test_signs_dated_years_away_mean_what_fresh_ones_mean(
     """The other is at chunk 1, and its machine's clock stands in 1970, or in 2242."""
     store, now = store_at(tmp_path, read_only=False), [5e6]
     monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(module, "BEGUN", 9)
     left: dict[int, None] = {0: None, 1: None, 3: None}
 
     def asked(counter: int) -> list[int]:
@@ -127,7 +128,24 @@ def test_signs_dated_years_away_mean_what_fresh_ones_mean(
     assert store.names("workers") == ["1.json"]
 
 
-def test_a_sign_grows_with_each_chunk_and_is_gone_when_the_worker_leaves(tmp_path: Path) -> None:
+def test_chunks_of_others_are_taken_over_when_ones_own_are_nearly_stored(tmp_path: Path) -> None:
+    left = dict.fromkeys(range(6))
+    with sharing(store_at(tmp_path, read_only=False), Worker(0, 2), "embed") as share:
+        assert [chunk for chunk, _ in share.chunks(lambda: left)] == [0, 2, 4]  # read ahead of the tower
+        assert [chunk for chunk, _ in share.chunks(lambda: left)] == []
+        for stored in (0, 2):
+            del left[stored]
+        assert [chunk for chunk, _ in share.chunks(lambda: left)] == [5]
+        for stored in (4, 5, 1):  # the other has come meanwhile
+            del left[stored]
+        assert share.has_more(lambda: left)
+        assert [chunk for chunk, _ in share.chunks(lambda: left)] == [3]
+
+
+def test_a_sign_grows_with_each_chunk_and_is_gone_when_the_worker_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEGUN", 9)
     store, left = store_at(tmp_path, read_only=False), {0: None, 2: None, 1: None}
     with sharing(store, Worker(2, 3), "embed") as share:
         share.note(24, 2.0, "decoding")
