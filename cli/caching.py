@@ -35,8 +35,19 @@ from .render import (
 cache_argument = click.argument("cache", type=to_location)
 
 
+def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Of a cache that is there, the tower and how pictures go through it: nothing else could be added to it."""
+    with friendly_errors():
+        if "output" not in merged or not is_planned(merged["output"]):
+            return {}
+        info = Cache(merged["output"]).info
+    tower = {} if "model" in merged else {"model": info.encoder.model, "pretrained": info.encoder.pretrained}
+    given = {"batch_size": info.batch_size, "max_pixels": info.max_pixels, "decoding": info.decoding}
+    return given | {"precision": info.encoder.precision} | tower
+
+
 @click.command()
-@settings_options(CacheSettings, "source")
+@settings_options(CacheSettings, "source", known=_known)
 @json_option
 def cache(settings: CacheSettings, as_json: bool) -> None:
     """Embed every picture of SOURCE once; run it again to resume.

@@ -74,8 +74,10 @@ def settings_options(
             names = {field.name for field in fields(settings)}
             given = {name: values.pop(name) for name in list(values) if name in names}
             merged = _merge(settings, arguments, given, values.pop("config"))
+            merged = known(merged, values) | merged
+            _require_all(settings, merged)
             try:
-                resolved = settings(**known(merged, values) | merged)
+                resolved = settings(**merged)
             except DistillError as error:  # a value that cannot be is bad usage
                 raise click.UsageError(str(error)) from error
             return function(settings=resolved, **values)
@@ -147,11 +149,13 @@ def _merge(
     settings: type[Any], arguments: tuple[str, ...], given: dict[str, Any], config: Path | None
 ) -> dict[str, Any]:
     merged = _read_config(settings, arguments, config) if config else {}
-    merged |= {name: value for name, value in given.items() if value not in (None, ())}
+    return merged | {name: value for name, value in given.items() if value not in (None, ())}
+
+
+def _require_all(settings: type[Any], merged: dict[str, Any]) -> None:
     for field in fields(settings):
         if field.default is MISSING and field.name not in merged:
             raise click.UsageError(f"Missing option '--{field.name.replace('_', '-')}'.")
-    return merged
 
 
 def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) -> dict[str, Any]:

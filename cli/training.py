@@ -21,6 +21,8 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     recipe = options.pop("recipe")
     if not options["resume"]:
         return settings_of(recipe, merged) if recipe else {}
+    if "output" not in merged:
+        return {}
     from ..distill.run import Run
 
     with friendly_errors():

@@ -41,6 +41,22 @@ def old(manifests: dict[str, Path], make_cache: Make, tmp_path: Path) -> Path:
     return tmp_path / "old.zarr"
 
 
+def test_what_is_not_given_is_what_the_cache_was_made_with(
+    manifests: dict[str, Path], tiny_clip: Path, make_cache: Make, tmp_path: Path
+) -> None:
+    cache, given = tmp_path / "c.zarr", {"max_pixels": 4000, "decoding": "scaled", "precision": "bf16", "batch_size": 4}
+    make_cache(manifests["old"], cache, **given)
+    for options in ([], ["--append"], ["--append", "--model", f"local-dir:{tiny_clip}"]):
+        command = ["cache", str(manifests["more" if options else "old"]), "-o", str(cache), "--device", "cpu", *options]
+        done = CliRunner().invoke(main, command)
+        assert (done.exit_code, done.stderr.count("Error")) == (0, 0), done.output
+    info = Cache(cache).require_sealed().info
+    assert (info.batch_size, info.max_pixels, info.decoding, info.encoder.precision) == (4, 4000, "scaled", "bf16")
+    assert len(Cache(cache)) == 30
+    refused = CliRunner().invoke(main, [*command, "--batch-size", "8"])
+    assert "batch_size was 4, now 8" in refused.stderr
+
+
 @pytest.mark.parametrize("rechunked", [False, True])
 def test_at_a_url_it_has_the_bytes_of_the_local_one(
     rechunked: bool,
