@@ -69,7 +69,11 @@ class RecordReader:
         if self._image_field:
             key = record[self._image_field]
             if not isinstance(key, str) or not key:
-                raise CacheError(f"{where}: {self._image_field!r} must be the path of a picture, found {key!r}")
+                found = "null" if key is None else repr(key)
+                raise CacheError(
+                    f"{where}: {self._image_field!r} must be the path of a picture, found {found}: mend or drop the "
+                    f'record, or leave out those without by --where "{self._image_field} is not None"'
+                )
             if not is_unicode(key):
                 raise CacheError(f"{where}: {self._image_field!r} holds half of a surrogate pair: {key!r}")
         by_field = [captions_of(record[name], name, where) for name in self._info.text_fields]

@@ -81,6 +81,7 @@ def test_every_command_runs(
     assert command[:2] == ["clipglot", "cache"]
     output = command[command.index("-o") + 1]
     given = command[1 : command.index("--model")]
+    assert command[command.index("--model") + 2] == "--pretrained"  # without weights it would be refused
     result = CliRunner().invoke(main, [*given, "--model", f"local-dir:{tiny_clip}", "--workers", "1"])
     assert result.exit_code == 0, result.output
     assert Cache(tmp_path / output).info.counts == {"embedded": 3}
@@ -99,8 +100,9 @@ def test_every_kind_is_shown() -> None:
 def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> None:
     (code,) = blocks("python")
     script = tmp_path / "own.py"
-    assert code.count('model="ViT-B-32"') == 1
-    script.write_text(code.replace("ViT-B-32", f"local-dir:{tiny_clip}"))
+    tower = 'model="ViT-B-32", pretrained="openai"'
+    assert code.count(tower) == 1
+    script.write_text(code.replace(tower, f"model={f'local-dir:{tiny_clip}'!r}"))
     with closing(sqlite3.connect(tmp_path / "pairs.db")) as database, database:
         database.execute("CREATE TABLE pairs (id INTEGER PRIMARY KEY, picture BLOB, caption TEXT)")
         rows = [*zip(PICTURES, ["a cat", "кот", "猫"], strict=True), (None, "nothing")]
