@@ -203,6 +203,10 @@ def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> Non
             r"images\[0\]: 'file_name' must be a path, found '\\ud800'",
         ),
         ('{"images": [{"file_name": "a"}], "annotations": []}', r"images\[0\]: no field 'id' \(found: file_name\)"),
+        (
+            '{"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}], "annotations": []}',
+            r"images\[1\] has the id 7 of images\[0\]: give each its own, or leave one out",
+        ),
         ('{"images": [], "annotations": [{"image_id": 1}]}', r"annotations\[0\] is of an image that is not among"),
         ('{"images": [], "annotations": [{"image_id": []}]}', r"annotations\[0\]: 'image_id' must be a number or"),
         (
