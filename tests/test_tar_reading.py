@@ -178,6 +178,16 @@ def test_tables_and_headers_give_the_same_rows(tmp_path: Path) -> None:
     assert reads(tmp_path, text_fields=["caption", "en"]) == by_table_en
 
 
+def test_a_table_that_leads_out_of_the_root_is_refused(tmp_path: Path) -> None:
+    write_img2dataset(tmp_path / "shards", PICTURES, CAPTIONS)
+    table = tmp_path / "shards" / "00001.parquet"
+    table.rename(tmp_path / "outside.parquet")
+    table.symlink_to(tmp_path / "outside.parquet")
+    with pytest.raises(CacheError, match=rf"^{table} leads out of the .* holds {tmp_path}/outside\.parquet$"):
+        reads(tmp_path / "shards")
+    assert [read for _, read in reads(tmp_path / "shards", image_root=str(tmp_path)).values()] == PICTURES
+
+
 def test_samples_that_are_left_out_are_counted(tmp_path: Path) -> None:
     write_img2dataset(tmp_path, PICTURES, CAPTIONS, n=list(range(12)))
     for _ in ("by its tables", "by its headers"):
