@@ -1,6 +1,8 @@
 """Caches of one tower put together hold the rows of all, and train; what does not fit together is refused by name."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -246,6 +248,21 @@ def test_pictures_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Pa
     found = [next(read(row, merged.keys(row, row + 1), merged.locators(row, row + 1))) for row in range(48)]
     assert found == pictures * 4
     assert "48 pictures embedded again" in run("verify", merged.path, "--sample", 48, "--device", "cpu").stdout
+
+
+def test_a_full_disk_is_said_of_the_new_cache(
+    others: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("merge", *others, "-o", tmp_path / "m.zarr")
+    assert result.stderr.replace("\n", " ").strip() == (
+        f"Error: {tmp_path / 'm.zarr'}: cannot be written (No space left on device): free some space and run the same "
+        "command again"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_named(others: tuple[Path, Path]) -> None:
