@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .errors import CacheError
-from .listing import Entry, entries
+from .listing import Entry, entries, name_in
 from .location import Location, to_location
 from .records import RecordReader, is_unicode
 from .rows import Row
@@ -46,13 +46,31 @@ class ClassFolders(Source):
         above = str(root).rstrip("/") + "/"
         if not f"{top}/".startswith(above):
             raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
-        folder, names = top, _names(top, folders=True)
-        is_split = names and not any(_has_pictures(top / name) for name in names)
-        if is_split or self.info.split is not None:
-            folder = top / chosen_split(names if is_split else [], self.info.split, top)
-        for name in _names(folder, folders=True):
+        folder, names = top, _folders(top, root)
+        has_classes = any(_has_pictures(top / name) for name in names)
+        # What else lies there is no split: a run, or the very cache that is being made.
+        splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
+        if splits or self.info.split is not None:
+            folder = top / chosen_split(splits, self.info.split, top)
+        for name in _folders(folder, root):
             for file in _names(folder / name):
                 yield name, str(folder / name / file).removeprefix(above)
+
+
+def _folders(folder: Location, root: Location) -> list[str]:
+    """Names of the folders in a folder.
+
+    Raises:
+        CacheError: one is a link that leads out of the image root.
+    """
+    names = _names(folder, folders=True)
+    for name in names:
+        name_in(root, folder / name)
+    return names
+
+
+def _has_classes(folder: Location, root: Location) -> bool:
+    return any(_has_pictures(folder / name) for name in _folders(folder, root))
 
 
 def holds_class_folders(path: Location) -> bool:

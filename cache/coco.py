@@ -41,11 +41,18 @@ class Coco(Source):
         by_image = defaultdict(list)
         for i, annotation in enumerate(annotations):
             by_image[_field(annotation, "image_id", f"{path}: annotations[{i}]")].append((i, annotation))
+        place_of: dict[int | str, int] = {}
         for i, image in enumerate(images):
             key = _field(image, self.info.image_field, f"{path}: images[{i}]", "; pass --image-field NAME")
             if not isinstance(key, str) or not key or not is_unicode(key):
                 raise CacheError(f"{path}: images[{i}]: {self.info.image_field!r} must be a path, found {key!r:.100}")
-            found = by_image.pop(_field(image, "id", f"{path}: images[{i}]"), [])
+            image_id = _field(image, "id", f"{path}: images[{i}]")
+            if place_of.setdefault(image_id, i) != i:
+                raise CacheError(
+                    f"{path}: images[{i}] has the id {image_id!r} of images[{place_of[image_id]}]: give each its own, "
+                    "or leave one out"
+                )
+            found = by_image.pop(image_id, [])
             if not found and self.info.where is not None:  # a record that is not there fulfils no condition
                 self.left_out["--where"] += 1
             elif not found:

@@ -24,7 +24,7 @@ from .hdf5_writing import new_file
 from .location import is_hdf5
 from .ragged import create_array
 from .store import Cache
-from .whole import NO_SPACE, partial_of, sync_to_disk, whole_directory
+from .whole import explained, partial_of, sync_to_disk, whole_directory
 
 Create = Callable[[str, tuple[int, ...], tuple[int, ...], str], Any]
 """Make an array from name, shape, chunk shape and dtype; it is written by assigning to its regions."""
@@ -92,7 +92,7 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
         CacheError: something stands there, or there is no room.
     """
     require_nothing(output)
-    with _explained(output):
+    with explained(output, "make its folder writable or choose another name"):
         if is_hdf5(output):
             with _whole_file(output) as path, new_file(path, metadata) as file:
                 for name in groups:
@@ -140,13 +140,3 @@ def _shape(cache: Cache, name: str) -> tuple[int, ...]:
     """The shape of a copy: without views that a pass has begun to add."""
     shape = cache.array(name).shape
     return (cache.info.num_views, *shape[1:]) if name in (EMB, NORM) else shape
-
-
-@contextmanager
-def _explained(output: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        remedy = "free some space" if error.errno in NO_SPACE else "make its folder writable, or choose another name"
-        raise CacheError(f"{output}: cannot be written ({error.strerror or error}): {remedy}") from error

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from .arrow import Parquet
@@ -181,9 +182,9 @@ def _npy(path: Path, captions: Path) -> tuple[Part, int]:
 
     def read(start: int, stop: int) -> NDArray[Any]:
         # Opened anew each time: a folder may have more files than a process can hold open.
-        return np.array(np.load(path, mmap_mode="r", allow_pickle=False)[start:stop])
+        return np.array(open_memmap(path, mode="r")[start:stop])
 
-    found = _readable(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+    found = _readable(path, lambda: open_memmap(path, mode="r"))  # np.load would take archives and pickles, too
     return _part(path, captions, found.shape, found.dtype, read)
 
 
@@ -219,7 +220,9 @@ def _readable(path: Path, read: Callable[..., Any], *arguments: int) -> Any:
     try:
         return read(*arguments)
     except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:
-        raise CacheError(f"{path} cannot be read ({error}): it is damaged, or no such file") from error
+        raise CacheError(
+            f"{path} cannot be read ({error}): it is damaged, or no {path.suffix} file: write it again"
+        ) from error
 
 
 def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[Row]:

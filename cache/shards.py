@@ -98,21 +98,18 @@ def _local(path: Path, root: Path) -> list[Shard]:
     for tar in paths:
         if not tar.is_file():
             raise CacheError(f"{tar}: no such file: fetch it again, or leave it out of the pattern")
-        if not tar.resolve().is_relative_to(root.resolve()) or not tar.absolute().is_relative_to(root.absolute()):
-            raise CacheError(
-                f"{tar} leads out of the image root {root}: pass an --image-root that holds {tar.resolve()}"
-            )
-        sidecar = tar.with_suffix(".parquet")
-        shards.append(
-            Shard(
-                tar.absolute().relative_to(root.absolute()).as_posix(),
-                tar,
-                str(tar.stat().st_size),
-                sidecar if sidecar.is_file() else None,
-                "",
-            )
-        )
+        beside = tar.with_suffix(".parquet")
+        sidecar = beside if beside.is_file() else None
+        for file in filter(None, (tar, sidecar)):
+            _require_below(root, file)
+        name = tar.absolute().relative_to(root.absolute()).as_posix()
+        shards.append(Shard(name, tar, str(tar.stat().st_size), sidecar, ""))
     return shards
+
+
+def _require_below(root: Path, file: Path) -> None:
+    if not file.resolve().is_relative_to(root.resolve()) or not file.absolute().is_relative_to(root.absolute()):
+        raise CacheError(f"{file} leads out of the image root {root}: pass an --image-root that holds {file.resolve()}")
 
 
 def _remote(url: Url, root: Url) -> list[Shard]:

@@ -40,10 +40,12 @@ class Spool:
     def create(cls) -> "Spool":
         """A new one, in the temporary folder (`TMPDIR`)."""
         _sweep(Path(tempfile.gettempdir()))
-        spool = cls(Path(tempfile.mkdtemp(prefix=PREFIX)))
-        descriptor = os.open(spool._folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # held until this process ends, however it does
-        spool._remove = weakref.finalize(spool, _remove, spool._folder, descriptor)
+        held = None
+        while held is None:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+            held = _held(folder)
+        spool = cls(folder)
+        spool._remove = weakref.finalize(spool, _remove, folder, held)
         return spool
 
     _remove: Any = None
@@ -199,6 +201,21 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def _held(folder: Path) -> int | None:
+    """The descriptor that holds a new folder until this process ends, however it does.
+
+    None if another process swept the folder before it was held, as one that nobody has any more.
+    """
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), folder.stat()):
+                return descriptor
+        os.close(descriptor)
+    return None
 
 
 def _remove(folder: Path, descriptor: int) -> None:

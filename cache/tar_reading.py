@@ -1,6 +1,7 @@
 """Reads pictures out of tars, each from its place or, where that is not known yet, by its name."""
 
 import os
+import re
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -37,12 +38,13 @@ class _Tar:
         self.otherwise = Status.MISSING  # of a key that has no place
         weakref.finalize(self, file.close)
 
-    def place(self, key: str, extensions: Sequence[str]) -> tuple[int, int]:
-        """Where a picture lies."""
+    def place(self, keys: Sequence[str], extensions: Sequence[str]) -> tuple[int, int]:
+        """Where a picture lies, by the first of its keys that is there."""
         if self.places is None:
             self.places = {}
             self._index(self.places, {extension: i for i, extension in enumerate(extensions)})
-        return self.places.get(key, (NO_BYTES, int(self.otherwise)))
+        places = (self.places[key] for key in keys if key in self.places)
+        return next(places, (NO_BYTES, int(self.otherwise)))
 
     def _index(self, places: Places, rank: dict[str, int]) -> None:
         """Note where the pictures of a tar lie. Of a damaged one, those before the damage."""
@@ -73,6 +75,18 @@ class _Tar:
                 f"{start:,}: it has changed since the cache was planned: put the old one back, or choose another -o"
             )
         return found
+
+
+def keys_in(key: str, tar: str) -> list[str]:
+    """What a picture's key can be in its tar: merged caches have prefixes, and it may hold the tar's name itself.
+
+    >>> keys_in("00000.tar/12", "00000.tar"), keys_in("news/00000.tar/12", "00000.tar")
+    (['12'], ['12'])
+    >>> keys_in("0.tar/a/0.tar/12", "0.tar")  # without a prefix first
+    ['a/0.tar/12', '12']
+    """
+    names = re.finditer(rf"(?:^|(?<=/))(?={re.escape(tar)}/)", key)
+    return [key[name.end() + len(tar) + 1 :] for name in names]
 
 
 class TarReader(Reader):
@@ -106,7 +120,7 @@ class TarReader(Reader):
                 yield tar
                 continue
             if start == BY_NAME:
-                start, size = tar.place(key.removeprefix(f"{self._files[number]}/"), self._extensions)
+                start, size = tar.place(keys_in(key, self._files[number]), self._extensions)
             yield tar.picture(start, size)
 
     def _tar(self, number: int) -> _Tar | Status:

@@ -48,6 +48,8 @@ class Tars(Source):
         wanted = [*info.text_fields, *info.teacher_fields, *([info.language_field] if info.language_field else [])]
         self._fields = {field: _alternatives(field) for field in wanted}
         self._extensions = _alternatives(info.image_field.lower())
+        alone = {name: [name] for names in self._fields.values() for name in names} if info.where is not None else {}
+        self._of_record = self._fields | alone  # each by itself, for a condition cannot name `txt;caption`
         self._needs_all = info.where is not None or info.split is not None  # of a record, to choose by
 
     @classmethod
@@ -135,7 +137,7 @@ class Tars(Source):
     def _record(self, sample: Sample, descriptor: int, where: str) -> dict[str, Any]:
         """The values of all wanted fields, None where there is none, and all of the sample's JSON if it is read."""
         found: dict[str, Any] = {}
-        for field, names in self._fields.items():
+        for field, names in self._of_record.items():
             name = next((name.lower() for name in names if name.lower() in sample.members), None)
             found[field] = _text(sample.members[name], descriptor, where) if name else None
         described = sample.members.get("json")
@@ -147,7 +149,7 @@ class Tars(Source):
             raise CacheError(f"{where}.json is not JSON in UTF-8 ({error}): mend it, or leave the sample out") from None
         if not isinstance(record, dict):
             raise CacheError(f"{where}.json: expected a JSON object, found {type(record).__name__}")
-        for field, names in self._fields.items():
+        for field, names in self._of_record.items():
             if found[field] is None:
                 found[field] = next((record[name] for name in names if record.get(name) is not None), None)
         return record | found

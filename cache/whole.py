@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CacheError
+from .errors import UnwritableError
 
 PARTIAL = ".partial"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -125,12 +125,24 @@ def sweep_partial(root: Path, *, keep: str | None = None) -> int:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn a full disk or a read-only folder into an error that says what to do."""
+def explained(path: Path, remedy: str = "make it writable or choose another -o") -> Iterator[None]:
+    """Turn a full disk or a read-only folder into an error that says what to do.
+
+    What is written within, perhaps under a temporary name, is a part of `path`: that is what the error names.
+
+    Args:
+        path: what the user knows of.
+        remedy: where there is room, but `path` may not be written.
+
+    Raises:
+        UnwritableError: as said.
+    """
     try:
         yield
-    except OSError as error:
-        remedy = "free some space" if error.errno in NO_SPACE else "make it writable or choose another -o"
-        raise CacheError(
-            f"{path}: cannot be written ({error.strerror or error}): {remedy} and run the same command again"
-        ) from error
+    except (OSError, UnwritableError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        assert isinstance(cause, OSError)
+        remedy = "free some space" if cause.errno in NO_SPACE else remedy
+        raise UnwritableError(
+            f"{path}: cannot be written ({cause.strerror or cause}): {remedy} and run the same command again"
+        ) from cause

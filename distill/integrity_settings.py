@@ -1,7 +1,6 @@
 """The settings of `clipglot verify` and `clipglot duplicates`; see `settings` for how such classes are made."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from ..cache.location import Location
@@ -19,7 +18,9 @@ class VerifySettings:
     seed: Annotated[int, "of the sample"] = 0
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
-    image_root: Annotated[Path | None, "where the pictures are now, if they moved since caching"] = None
+    image_root: Annotated[
+        Location | None, "folder, or URL, where the pictures are now, if they moved since caching"
+    ] = None
     repair: Annotated[bool, "have the next `clipglot cache` embed again what is damaged"] = False
     device: Device = "auto"
 

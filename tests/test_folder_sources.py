@@ -188,6 +188,26 @@ def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> Non
         list(source.rows())
 
 
+@pytest.mark.parametrize("link", ["fox", "train/fox", "train"])
+def test_class_folders_outside_the_root_are_not_looked_into(link: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "outside" / "fox", encoded_pictures(1))
+    write_pictures(tmp_path / "in" / Path(link).parent / "cat", encoded_pictures(1))
+    (tmp_path / "in" / link).symlink_to(tmp_path / "outside" / ("" if link == "train" else "fox"))
+    with pytest.raises(CacheError, match=rf"^{tmp_path}/in/{link} leads to {tmp_path}/outside.*: pass --image-root"):
+        list(SourceContract.open(Made(tmp_path / "in")).rows())
+    source = SourceContract.open(Made(tmp_path / "in", {"image_root": tmp_path}))
+    assert any("cat" in row.key for row in source.rows())
+
+
+def test_what_else_lies_beside_splits_is_none(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+    write_pictures(tmp_path / "train" / "fox", encoded_pictures(3))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+    for resumed in (False, True):  # into the very folder that it reads
+        made = make_cache(tmp_path, tmp_path / "out.zarr")
+        assert (made.resumed, made.cache.keys(0)[0][:10], len(made.cache)) == (resumed, "train/fox/", 3)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -203,6 +223,10 @@ def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> Non
             r"images\[0\]: 'file_name' must be a path, found '\\ud800'",
         ),
         ('{"images": [{"file_name": "a"}], "annotations": []}', r"images\[0\]: no field 'id' \(found: file_name\)"),
+        (
+            '{"images": [{"id": 7, "file_name": "a"}, {"id": 7, "file_name": "b"}], "annotations": []}',
+            r"images\[1\] has the id 7 of images\[0\]: give each its own, or leave one out",
+        ),
         ('{"images": [], "annotations": [{"image_id": 1}]}', r"annotations\[0\] is of an image that is not among"),
         ('{"images": [], "annotations": [{"image_id": []}]}', r"annotations\[0\]: 'image_id' must be a number or"),
         (

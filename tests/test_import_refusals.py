@@ -52,6 +52,9 @@ def test_another_tower_is_refused_by_its_pictures(npy: Path, other_clip: Path, t
         ("flat", "emb.npy holds float32 of shape (640,), expected"),
         ("truncated", "emb.npy cannot be read ("),
         ("pickle", "emb.npy cannot be read ("),
+        ("archive", "emb.npy cannot be read ("),
+        ("damaged archive", "it is damaged, or no .npy file: write it again"),
+        ("complex", "emb.npy holds complex64 of shape (40, 16), expected"),
         ("nan", "every row is NaN, infinite or zero"),
         ("absent", "no such file or folder"),
         ("no captions", "pass --captions FILE"),
@@ -86,6 +89,12 @@ def test_what_does_not_fit_is_refused_in_one_sentence(
             npy.write_bytes(npy.read_bytes()[:-5])
         case "pickle":
             np.save(npy, np.array([[{}]], object), allow_pickle=True)
+        case "archive" | "damaged archive":
+            np.savez(npy.with_suffix(""), raw)
+            content = npy.with_suffix(".npz").read_bytes()
+            npy.write_bytes(content if change == "archive" else content[:-50])
+        case "complex":
+            np.save(npy, raw.astype(np.complex64))
         case "nan":
             np.save(npy, raw * np.nan)
         case "absent":

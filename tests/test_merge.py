@@ -1,6 +1,8 @@
 """Caches of one tower put together hold the rows of all, and train; what does not fit together is refused by name."""
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -18,6 +20,7 @@ from clipglot.cache.merge import merge_caches
 from clipglot.cache.plan import plan_cache
 from clipglot.cache.rows import Locator, Row, batched
 from clipglot.cache.sealing import write_info
+from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.distill.export import export_run
 from clipglot.distill.settings import ExportSettings
@@ -26,6 +29,8 @@ from copies import run
 from drawn import draw_pictures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from source_contract import encoded_pictures
+from tarred import write_img2dataset
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +232,37 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
     convert(merged, tmp_path / "m.h5")
     found = Cache(tmp_path / "m.h5")
     assert (found.files(), found.locators().tolist()) == (merged.files(), expected)  # type: ignore[union-attr]
+
+
+def test_pictures_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Path, make_cache: Any) -> None:
+    pictures = encoded_pictures(12)
+    for name in ("a", "00000.tar"):  # a cache is perhaps called like its tar
+        write_img2dataset(tmp_path / name, pictures, [f"{i}" for i in range(12)])
+        make_cache(tmp_path / name, tmp_path / f"{name}.zarr", text_field=("caption",))
+    both = [tmp_path / "a.zarr", tmp_path / "00000.tar.zarr"]
+    assert run("merge", *both, "-o", tmp_path / "once.zarr", "--prefix").exit_code == 0
+    assert run("merge", *both, tmp_path / "once.zarr", "-o", tmp_path / "m.zarr", "--prefix").exit_code == 0
+    merged = Cache(tmp_path / "m.zarr")
+    assert merged.keys(47, 48) == ["once/00000.tar/00002.tar/000020006"]
+    read = reader_of(merged).read
+    found = [next(read(row, merged.keys(row, row + 1), merged.locators(row, row + 1))) for row in range(48)]
+    assert found == pictures * 4
+    assert "48 pictures embedded again" in run("verify", merged.path, "--sample", 48, "--device", "cpu").stdout
+
+
+def test_a_full_disk_is_said_of_the_new_cache(
+    others: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = run("merge", *others, "-o", tmp_path / "m.zarr")
+    assert result.stderr.replace("\n", " ").strip() == (
+        f"Error: {tmp_path / 'm.zarr'}: cannot be written (No space left on device): free some space and run the same "
+        "command again"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_place_that_cannot_be_written_is_named(others: tuple[Path, Path]) -> None:

@@ -178,6 +178,38 @@ def test_tables_and_headers_give_the_same_rows(tmp_path: Path) -> None:
     assert reads(tmp_path, text_fields=["caption", "en"]) == by_table_en
 
 
+def test_a_table_that_leads_out_of_the_root_is_refused(tmp_path: Path) -> None:
+    write_img2dataset(tmp_path / "shards", PICTURES, CAPTIONS)
+    table = tmp_path / "shards" / "00001.parquet"
+    table.rename(tmp_path / "outside.parquet")
+    table.symlink_to(tmp_path / "outside.parquet")
+    with pytest.raises(CacheError, match=rf"^{table} leads out of the .* holds {tmp_path}/outside\.parquet$"):
+        reads(tmp_path / "shards")
+    assert [read for _, read in reads(tmp_path / "shards", image_root=str(tmp_path)).values()] == PICTURES
+
+
+def test_a_condition_names_each_of_what_may_stand_in_for_each_other(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar",
+        [
+            *(("1.png", b"1"), ("1.txt", b"a"), ("1.json", b'{"caption": "of the JSON"}')),
+            *(("2.png", b"2"), ("2.caption", b"a")),
+            *(("3.png", b"3"), ("3.txt", b"b"), ("3.caption", b"c"), ("3.json", b'{"txt": "a", "caption": "a"}')),
+        ],
+    )
+    for where, expected in (
+        ("txt == 'a'", ["1"]),
+        ("caption == 'a'", ["2"]),
+        ("txt == 'b' and caption == 'c'", ["3"]),
+        ("caption == 'of the JSON'", ["1"]),
+        ("txt is None", ["2"]),
+    ):
+        assert planned(tmp_path, where=where).keys == [f"a.tar/{name}" for name in expected]
+    assert planned(tmp_path, where="txt == 'b'").captions == [["b"]]
+    with pytest.raises(CacheError, match=r"no field 'text' \(found: caption, txt;caption, txt\): change --where"):
+        planned(tmp_path, where="text == 'a'")
+
+
 def test_samples_that_are_left_out_are_counted(tmp_path: Path) -> None:
     write_img2dataset(tmp_path, PICTURES, CAPTIONS, n=list(range(12)))
     for _ in ("by its tables", "by its headers"):

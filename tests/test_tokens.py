@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_plainly_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(
-            CacheError, match=r"tokens.* cannot be written \(No space left on device\): free some space"
+            CacheError, match=r"/tokens/[0-9a-f]+: cannot be written \(No space left on device\): free some space"
         ):
             open_tokens(cache, tokenizer, CONTEXT, tmp_path / "beside")
     assert not group_of(cache, tokenizer).exists()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -135,6 +136,16 @@ def test_what_could_not_be_checked_is_said_and_an_error_only_if_asked_for(own: P
     assert (printed.exit_code, why in printed.stdout, "every checksum holds" in printed.stdout) == (0, True, True)
     assert found(own, "--image-root", tmp_path / "moved")["probes"]["num"] > 14
     assert Cache(own).info.source.image_root == str(tmp_path / "pictures")
+
+
+def test_pictures_that_moved_to_a_url_are_checked_there(own: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(own.parent / "pictures"), "/verified", recursive=True)
+    shutil.rmtree(own.parent / "pictures")
+    probes = found(own, "--image-root", "memory://verified")["probes"]
+    assert (probes["num"], probes["not_checked"], probes["changed"]) == (16, None, [])
+    assert "memory://gone: nothing there" in found(own, "--image-root", "memory://gone")["probes"]["not_checked"]
+    store.rm("/verified", recursive=True)
 
 
 def test_a_tower_that_moved_is_not_checked_until_it_is_named(
