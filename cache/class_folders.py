@@ -13,6 +13,8 @@ from .source import Source
 from .splits import chosen_split
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
+TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
+CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
 class ClassFolders(Source):
@@ -52,8 +54,11 @@ class ClassFolders(Source):
         splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
         if splits or self.info.split is not None:
             folder = top / chosen_split(splits, self.info.split, top)
+        _require_no_table(top)
         for name in _folders(folder, root):
-            for file in _names(folder / name):
+            files = _names(folder / name)
+            _require_no_captions(folder / name, files)
+            for file in files:
                 yield name, str(folder / name / file).removeprefix(above)
 
 
@@ -67,6 +72,36 @@ def _folders(folder: Location, root: Location) -> list[str]:
     for name in names:
         name_in(root, folder / name)
     return names
+
+
+def _require_no_table(folder: Location) -> None:
+    """Raise if a table lies beside the folders: their names would stand in for the captions that it has.
+
+    Raises:
+        CacheError: there is one; the message names it.
+    """
+    for entry in entries(folder):
+        if entry.is_file and entry.name.lower().endswith(TABLES) and not entry.name.startswith("."):
+            raise CacheError(
+                f"{folder} has folders of pictures and, beside them, the table {entry.name}: pass {folder / entry.name}, "
+                "or put it elsewhere to have the names of the folders as captions"
+            )
+
+
+def _require_no_captions(folder: Location, pictures: list[str]) -> None:
+    """The same of texts that lie beside the pictures.
+
+    Raises:
+        CacheError: there is one that has the name of a picture.
+    """
+    stems = {name.rpartition(".")[0] for name in pictures}
+    for entry in entries(folder):
+        stem, _, extension = entry.name.rpartition(".")
+        if extension.lower() in CAPTIONS and stem in stems:
+            raise CacheError(
+                f"{folder / entry.name} lies beside the picture of its name, and of class folders the captions are the "
+                "names of the folders: write a table of pictures and texts, or put all of them into tars"
+            )
 
 
 def _has_classes(folder: Location, root: Location) -> bool:

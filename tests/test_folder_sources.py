@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -168,6 +169,20 @@ def test_a_split_must_be_chosen_and_be_there(tmp_path: Path) -> None:
     (tmp_path / "valid_texts.jsonl").unlink()
     with pytest.raises(CacheError, match=r"valid_texts\.jsonl: no such file: pictures and texts"):
         list(SourceContract.open(Made(tmp_path, {"split": "valid"})).rows())
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "pairs.CSV", "train/cat/1.txt", "train/dog/2.caption"])
+def test_class_folders_beside_captions_are_refused_because_these_would_be_lost(name: str, tmp_path: Path) -> None:
+    for picture in ("train/cat/1.jpg", "train/dog/2.png"):
+        (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / picture).touch()
+    for harmless in ("train/cat/3.txt", "README.txt", ".hidden.csv"):
+        (tmp_path / harmless).touch()
+    source = SourceContract.open(Made(tmp_path, {"split": "train"}))
+    assert len(list(source.rows())) == 2
+    (tmp_path / name).touch()
+    with pytest.raises(CacheError, match=re.escape(name)):
+        list(source.rows())
 
 
 def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> None:

@@ -90,7 +90,11 @@ def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -
             r"m\.jsonl:2: 'text' must be a string or a list of strings, found 3",
         ),
         ("m.jsonl", '{"image": "a", "text": [["x"]]}', r"m\.jsonl:1: 'text' must be"),
-        ("m.jsonl", '{"image": null, "text": "x"}', r"m\.jsonl:1: 'image' must be the path of a picture, found null: mend or drop"),
+        (
+            "m.jsonl",
+            '{"image": null, "text": "x"}',
+            r"m\.jsonl:1: 'image' must be the path of a picture, found null: mend or drop",
+        ),
         ("m.jsonl", '{"image": "\\ud800", "text": "x"}', r"m\.jsonl:1: 'image' holds half of a surrogate pair"),
         ("m.jsonl", '{"image": "a", "text": "x"}\n["a"]', r"m\.jsonl:2: expected a JSON object, found list"),
         ("m.jsonl", '{"image": "a", "text": "x"}{', r"m\.jsonl:1: not a line of JSON in UTF-8 .*: mend or drop it"),
