@@ -83,8 +83,8 @@ def _require_no_table(folder: Location) -> None:
     for entry in entries(folder):
         if entry.is_file and entry.name.lower().endswith(TABLES) and not entry.name.startswith("."):
             raise CacheError(
-                f"{folder} has folders of pictures and, beside them, the table {entry.name}: pass {folder / entry.name}, "
-                "or put it elsewhere to have the names of the folders as captions"
+                f"{folder} has folders of pictures, and the table {entry.name} too: pass {folder / entry.name}, or "
+                "put it elsewhere to have the names of the folders as captions"
             )
 
 

@@ -75,7 +75,9 @@ class Coco(Source):
         try:
             found = json.loads(path.read_bytes().decode("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
-            raise CacheError(f"{name}: not readable as JSON in UTF-8 ({error})") from None
+            lines = "Extra data: line 2" in str(error)  # of JSON that ends with the first line
+            remedy = "it looks like a record a line: name it .jsonl" if lines else "export or fetch it again"
+            raise CacheError(f"{name}: not readable as JSON in UTF-8 ({error}): {remedy}") from None
         images, annotations = (
             (found.get("images"), found.get("annotations")) if isinstance(found, dict) else (None, None)
         )

@@ -123,6 +123,11 @@ def _table(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[st
                 raise CacheError(f"{name}: empty: expected a header line with the names of the columns")
             if not is_unicode("".join(header)):
                 raise CacheError(f"{name}:1: not UTF-8 text: save the file as UTF-8")
+            if len(header) == 1 and ";" in header[0]:
+                raise CacheError(
+                    f"{name}:1: one column, {header[0]!r}: semicolons separate nothing here: save it with commas (.csv) "
+                    "or tabs (.tsv)"
+                )
             repeated = sorted({column for column in header if column and header.count(column) > 1})
             if repeated:
                 raise CacheError(f"{name}:1: several columns are called {', '.join(repeated)}: rename them")

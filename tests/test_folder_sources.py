@@ -228,7 +228,8 @@ def test_what_else_lies_beside_splits_is_none(tmp_path: Path, make_cache: Callab
     [
         ("[]", r"expected lists 'images' and 'annotations' as in COCO, found list"),
         ('{"images": [], "info": 1}', r"expected lists .*, found images, info"),
-        ("{", r"not readable as JSON in UTF-8"),
+        ("{", r"not readable as JSON in UTF-8 .*: export or fetch it again"),
+        ('{"image": "a.jpg"}\n{"image": "b.jpg"}', r"not readable as JSON .*: it looks like a record a line: name it"),
         ("[" * 100_000, r"not readable as JSON in UTF-8"),
         ('{"images": [1], "annotations": []}', r"images\[0\]: expected a JSON object, found int"),
         ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: no field 'file_name' .*pass --image-field NAME"),

@@ -76,7 +76,7 @@ def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -
         ("m.xml", "", r"unknown kind of manifest '\.xml'; known are \.jsonl"),
         ("m.csv", "", r"m\.csv: empty: expected a header line"),
         ("m.csv", "file,text\na,x", r"m\.csv:2: no field 'image' \(found: file, text\): pass --image-field"),
-        ("m.csv", "image;text\na;x", r"m\.csv:2: no field 'image' \(found: image;text\)"),
+        ("m.csv", "image;text\na;x", r"m\.csv:1: one column, 'image;text': semicolons separate nothing here: save"),
         ("m.csv", "image,text\na,x,y", r"m\.csv:2: 3 columns where the header has 2: quote fields"),
         ("m.csv", "image,text\n,x", r"m\.csv:2: 'image' must be the path of a picture, found ''"),
         ("m.csv", 'image,text\na,x\nb,"never closed\nc,y\n', r"m\.csv:3: not a row of a table .*: mend or drop it"),
