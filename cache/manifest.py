@@ -125,8 +125,8 @@ def _table(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[st
                 raise CacheError(f"{name}:1: not UTF-8 text: save the file as UTF-8")
             if len(header) == 1 and ";" in header[0]:
                 raise CacheError(
-                    f"{name}:1: one column, {header[0]!r}: semicolons separate nothing here: save it with commas (.csv) "
-                    "or tabs (.tsv)"
+                    f"{name}:1: one column, {header[0]!r}: semicolons separate nothing here: save it with commas "
+                    "(.csv) or tabs (.tsv)"
                 )
             repeated = sorted({column for column in header if column and header.count(column) > 1})
             if repeated:
