@@ -28,8 +28,22 @@ from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 from .main import is_first_process
 
+
+class _Output(Console):
+    """Standard output; where that is no terminal, lines end where their text does."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """As `Console.print`, which fills the last column of a table with spaces."""
+        if self.is_terminal:
+            super().print(*objects, **how)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **how)
+        click.echo("\n".join(line.rstrip() for line in captured.get().split("\n")), nl=False)
+
+
 # Names of files and texts of users are printed as they are: "[a].png" is no markup, ":cat:" no emoji.
-output = Console(markup=False, emoji=False, highlight=False)
+output = _Output(markup=False, emoji=False, highlight=False)
 if not output.is_terminal:
     output.width = 10_000  # a file has no edge to wrap at
 status = Console(stderr=True)
@@ -57,13 +71,16 @@ def friendly_errors() -> Iterator[None]:
 
 
 def say(line: str) -> None:
-    """One line of plain text on standard output, never wrapped or coloured."""
-    click.echo(line)
+    """Plain text on standard output: one line, which a terminal wraps between words."""
+    if output.is_terminal:
+        output.print(Text(line))
+    else:
+        click.echo(line)
 
 
 def warn(line: str) -> None:
-    """One line on standard error, above a bar that may be running there."""
-    status.print(Text(line, style="yellow"), soft_wrap=True)
+    """One line on standard error, above a bar that may be running there; a terminal wraps it between words."""
+    status.print(Text(line, style="yellow"), soft_wrap=not status.is_terminal)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:

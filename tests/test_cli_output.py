@@ -166,19 +166,39 @@ def test_names_and_texts_are_printed_as_they_are(merged: Path, manifest: Path, t
     assert "шум " * 59 in result.output  # not cut where there is no terminal
 
 
-def test_a_table_fits_a_terminal_of_80_columns(tiny_cache: Path) -> None:
+def in_a_terminal(*words: str) -> list[str]:
+    """The lines that a Python command writes to one of 80 columns."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "clipglot", "inspect", str(tiny_cache)]
-    with subprocess.Popen(command, stdout=theirs, env=os.environ | {"COLUMNS": "80", "TERM": "xterm"}):
+    command = [sys.executable, *words]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"COLUMNS": "80", "TERM": "xterm"}):
         os.close(theirs)
         shown = b""
         with suppress(OSError):  # so Linux says that the other side of a pseudo-terminal was closed
             while block := os.read(ours, 65536):
                 shown += block
     os.close(ours)
-    lines = click.unstyle(shown.decode()).splitlines()
+    return click.unstyle(shown.decode()).splitlines()
+
+
+def test_a_table_fits_a_terminal_of_80_columns(tiny_cache: Path) -> None:
+    lines = in_a_terminal("-m", "clipglot", "inspect", str(tiny_cache))
     assert "embedded" in lines[-1]
     assert max(map(len, lines)) <= 80
+
+
+def test_a_terminal_wraps_lines_between_words_and_a_pipe_does_not() -> None:
+    line = "c.zarr: 300 pictures in 26.1 s (23/s; it waited for the tower), 300 of 300 embedded [red] :cat:"
+    script = f"from clipglot.cli.render import say, warn; say({line!r}); warn({line!r})"
+    wrapped = ["c.zarr: 300 pictures in 26.1 s (23/s; it waited for the tower), 300 of 300", "embedded [red] :cat:"]
+    assert [line.rstrip() for line in in_a_terminal("-c", script)] == wrapped * 2
+    piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (piped.stdout, piped.stderr) == (f"{line}\n", f"{line}\n")
+
+
+def test_piped_tables_have_no_spaces_at_the_ends_of_their_lines(tiny_cache: Path) -> None:
+    lines = run("inspect", tiny_cache).stdout.splitlines()
+    assert [line for line in lines if line != line.rstrip()] == []
+    assert "" in lines
 
 
 def test_a_stage_without_a_total_shows_no_count(monkeypatch: pytest.MonkeyPatch) -> None:
