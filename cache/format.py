@@ -61,7 +61,7 @@ class Status(IntEnum):
 
 EXPLANATION: dict[Status, str] = {
     Status.PENDING: "not embedded yet: run the same `clipglot cache` command again to resume",
-    Status.EMBEDDED: "embedded",
+    Status.EMBEDDED: "in the cache",
     Status.MISSING: "no such file below the image root, or no picture in its record",
     Status.OUTSIDE_ROOT: "the path leaves the image root: pass an --image-root that holds it",
     Status.UNREADABLE: "the file exists but could not be read (permissions, I/O error, not a regular file)",

@@ -1,38 +1,29 @@
-"""`clipglot cache` and `inspect`."""
+"""`clipglot cache`."""
 
 from dataclasses import asdict
-from itertools import islice
 from typing import Any
 
 import click
 
-from ..cache.format import EXPLANATION, Status
-from ..cache.location import Location, to_location
+from ..cache.location import Location
 from ..cache.plan import is_planned
 from ..cache.report import PassReport
 from ..cache.store import Cache
 from ..cache.views import count_repeats, missing_views, num_begun
 from ..distill.settings import CacheSettings
 from ..distill.stopping import interrupted_by_sigterm
-from .contents import because, contents, languages, left_out, sources, teacher, views
-from .folders import require_kind
-from .inspecting import looks, show, watch_until_sealed
+from .contents import because, contents
 from .main import is_first_process
 from .options import settings_options
 from .render import (
     PlainProgress,
-    facts,
     friendly_errors,
     json_option,
-    output,
     print_json,
     progress_bar,
     say,
-    table,
     warn,
 )
-
-cache_argument = click.argument("cache", type=to_location)
 
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -173,76 +164,3 @@ def _kept(path: Location) -> str:
         return "what was embedded before is kept"
     num_done = cache.num_chunks - len(missing_views(cache, num_begun(cache)))
     return f"{num_done:,} of {cache.num_chunks:,} chunks are embedded and kept"
-
-
-@click.command()
-@cache_argument
-@click.option("--failures", type=int, default=10, show_default=True, help="failed pictures to list; -1 lists all")
-@click.option("--watch", is_flag=True, help="show how its workers get on, until the pass is over")
-@json_option
-def inspect(cache: Location, failures: int, watch: bool, as_json: bool) -> None:
-    """Show what is in CACHE, what failed and why; of a pass that is not over, its workers too."""
-    with friendly_errors():
-        require_kind(cache, "cache")
-        if watch:
-            watch_until_sealed(cache, as_json=as_json)
-            return
-        opened = Cache(cache)
-        opened.require_laid_out()
-        listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
-        look = next(looks(cache))
-        if as_json:
-            print_json(
-                contents(opened)
-                | look.to_json()
-                | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
-            )
-            return
-        info, counts = opened.info, opened.count_status()
-    encoder = f"{info.encoder.model}{f' / {info.encoder.pretrained}' if info.encoder.pretrained else ''}"
-    output.print(
-        facts(
-            str(cache),
-            {
-                "state": info.state
-                if info.state == "sealed"
-                else f"{info.state}: not complete, run it again to resume",
-                "pictures": f"{info.num_pictures:,}",
-                "captions": f"{info.num_captions:,}"
-                + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
-                **languages(opened),
-                "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
-                f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
-                **views(opened),
-                **({} if info.num_duplicates is None else {"exact duplicates": f"{info.num_duplicates:,}"}),
-                "image tower": encoder,
-                "its sha256": info.encoder.weights_sha256,
-                "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
-                "precision": info.encoder.precision,
-                "decoding": info.decoding,
-                **({"teacher": teacher(opened)} if info.source.has_teacher else {}),
-                **sources(info),
-                **left_out(info),
-                "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
-            },
-        )
-    )
-    shares = table("status", "pictures", "share", "meaning", numbers=("pictures", "share"))
-    for status, count in counts.items():
-        share = f"{count / len(opened):.2%}"
-        style = None if status == Status.EMBEDDED else "yellow"
-        shares.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=style)
-    output.print()
-    output.print(shares)
-    if not look.is_over:
-        output.print()
-        output.print(show(look))
-    if listed:
-        failed = table("row", "status", "picture", numbers=("row",))
-        for failure in listed:
-            failed.add_row(str(failure.row), failure.status.label, failure.key)
-        output.print()
-        output.print(failed)
-        num_failed = sum(count for status, count in counts.items() if status > Status.EMBEDDED)
-        if num_failed > len(listed):
-            say(f"… and {num_failed - len(listed):,} more: --failures -1 lists all")

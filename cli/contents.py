@@ -16,7 +16,7 @@ def sources(info: CacheInfo) -> dict[str, str]:
     for number, source in enumerate(info.sources, 1):
         mark = f" {number}" if number > 1 else ""
         begins = f", from row {source.first_row:,}" if mark else ""
-        shown[f"source{mark}"] = f"{source.path} (sha256 {source.sha256[:12]}…){begins}"
+        shown[f"source{mark}"] = f"{source.path} ({source.kind}, sha256 {source.sha256[:12]}…){begins}"
         shown[f"image root{mark}"] = source.image_root or "-"
         shown[f"text fields{mark}"] = ", ".join(source.text_fields) or "-"
         if source.limit is not None:

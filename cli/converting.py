@@ -8,9 +8,8 @@ import click
 from ..cache.location import Location, to_location
 from ..cache.store import Cache
 from ..distill.settings import ImportSettings
-from .caching import cache_argument
 from .folders import require_kind
-from .options import LocalPath, settings_options
+from .options import LocalPath, cache_argument, settings_options
 from .render import friendly_errors, json_option, print_json, progress_bar, say
 
 

@@ -1,169 +1,147 @@
-"""What `clipglot inspect` shows of a pass that is not over: its workers, as they say and as they are seen from here."""
+"""`clipglot inspect`."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from time import monotonic, sleep
-from typing import Any
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import islice
 
-from rich.console import Group
-from rich.live import Live
+import click
+from rich.cells import cell_len
 from rich.table import Table
-from rich.text import Text
 
-from ..cache.files import MARK
-from ..cache.format import NOT_LAID_OUT
-from ..cache.location import Location, is_hdf5
-from ..cache.sharing import Sign, read_signs
+from ..cache.captioned import Pair, look_at_pairs
+from ..cache.format import EXPLANATION, Status
+from ..cache.location import Location
 from ..cache.store import Cache
-from ..cache.stores import store_at
-from ..cache.teacher import missing_teacher_chunks
-from ..cache.views import missing_views, num_begun
-from ..cache.whole import PARTIAL
-from ..cache.workers import SILENT_S, Watch
-from .render import output, print_json, table, warn
-
-LOOK_S = 3.0  # between two looks
+from .contents import contents, languages, left_out, sources, teacher, views
+from .folders import require_kind
+from .options import cache_argument
+from .render import facts, friendly_errors, json_option, output, print_json, say, shortened, table
+from .watching import looks, show, watch_until_sealed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What one look at a pass found.
+class _Inspect(click.Command):
+    """Takes `--failures` with a number or without; click would take CACHE for it, or -1 for an option."""
 
-    Attributes:
-        state: of the cache.
-        chunks_done: stored, in all views that are begun.
-        num_chunks: of all.
-        captions_left: chunks of captions that a teacher has still to embed.
-        signs: of the workers that have not left.
-        silence_s: seconds without a new sign, by worker, as watched from here.
-        changed: workers of which a new sign was seen.
-    """
-
-    state: str
-    chunks_done: int
-    num_chunks: int
-    captions_left: int
-    signs: dict[str, Sign]
-    silence_s: dict[str, float]
-    changed: set[str]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to do, and nobody there who does something; a dead worker may have left its sign."""
-        living = any(silence < SILENT_S for silence in self.silence_s.values())
-        return self.state == "sealed" and not living and self.chunks_done == self.num_chunks
-
-    def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {
-            "state": self.state,
-            "chunks_done": self.chunks_done,
-            "num_chunks": self.num_chunks,
-            "caption_chunks_left": self.captions_left,
-            "workers": [
-                asdict(sign) | {"seen_alive": name in self.changed, "silent_s": round(self.silence_s[name], 1)}
-                for name, sign in self.signs.items()
-            ],
-        }
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Make one word of the option and its number, and give it one where none stands."""
+        joined: list[str] = []
+        for arg in args:
+            if joined[-1:] == ["--failures"]:
+                is_number = re.fullmatch(r"-?\d+", arg)
+                joined[-1:] = [f"--failures={arg}"] if is_number else ["--failures=-1", arg]
+            else:
+                joined.append(arg)
+        return super().parse_args(ctx, [f"{arg}=-1" if arg == "--failures" else arg for arg in joined])
 
 
-def looks(location: Location) -> Iterator[Look]:
-    """Look at a pass again and again; the first look is at once.
-
-    Raises:
-        CacheError: no cache there, or a store that refuses.
-    """
-    watch = Watch()
-    while True:
-        cache = Cache(location)
-        planning = not cache.info.is_laid_out
-        signs, now = {} if cache.is_one_file else read_signs(cache.store), monotonic()
-        watch.look({name: (sign.host, sign.pid, sign.counter) for name, sign in signs.items()}, now)
-        num_chunks = 0 if planning else cache.num_chunks
-        yield Look(
-            state=cache.info.state,
-            chunks_done=0 if planning else num_chunks - len(missing_views(cache, num_begun(cache))),
-            num_chunks=num_chunks,
-            captions_left=len(missing_teacher_chunks(cache)) if cache.info.source.has_teacher and not planning else 0,
-            signs=signs,
-            silence_s={name: watch.silence_s(name, now) for name in signs},
-            changed={name for name in signs if watch.was_seen_to_change(name)},
+@click.command(cls=_Inspect)
+@cache_argument
+@click.option(
+    "--failures",
+    type=int,
+    default=10,
+    show_default=True,
+    metavar="[N]",
+    help="failed pictures to list; all without a number, or with -1",
+)
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="pictures to list with their first caption, spread evenly over the cache",
+)
+@click.option("--watch", is_flag=True, help="show how its workers get on, until the pass is over")
+@json_option
+def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bool) -> None:
+    """Show what is in CACHE, what failed and why; of a pass that is not over, its workers too."""
+    with friendly_errors():
+        require_kind(cache, "cache")
+        if watch:
+            watch_until_sealed(cache, as_json=as_json)
+            return
+        opened = Cache(cache)
+        opened.require_laid_out()
+        listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
+        shown, num_uncaptioned = look_at_pairs(opened, pairs)
+        look = next(looks(cache))
+        if as_json:
+            print_json(
+                contents(opened)
+                | look.to_json()
+                | {"num_uncaptioned": num_uncaptioned, "pairs": [asdict(pair) for pair in shown]}
+                | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
+            )
+            return
+        info, counts = opened.info, opened.count_status()
+    encoder = f"{info.encoder.model}{f' / {info.encoder.pretrained}' if info.encoder.pretrained else ''}"
+    output.print(
+        facts(
+            str(cache),
+            {
+                "state": info.state
+                if info.state == "sealed"
+                else f"{info.state}: not complete, run it again to resume",
+                "pictures": f"{info.num_pictures:,}",
+                "captions": f"{info.num_captions:,}"
+                + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
+                "without captions": f"{num_uncaptioned:,} pictures",
+                **languages(opened),
+                "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
+                f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
+                **views(opened),
+                **({} if info.num_duplicates is None else {"exact duplicates": f"{info.num_duplicates:,}"}),
+                "image tower": encoder,
+                "its sha256": info.encoder.weights_sha256,
+                "preprocessing": ", ".join(f"{k} {v}" for k, v in info.encoder.preprocess.items()),
+                "precision": info.encoder.precision,
+                "decoding": info.decoding,
+                **({"teacher": teacher(opened)} if info.source.has_teacher else {}),
+                **sources(info),
+                **left_out(info),
+                "made with": ", ".join(f"{name} {v}" for name, v in info.libraries.items()),
+            },
         )
-        sleep(LOOK_S)
+    )
+    if shown:
+        output.print()
+        output.print(_pairs(shown, "picture" if info.source.images else "translation"))
+    shares = table("status", "pictures", "share", "meaning", numbers=("pictures", "share"))
+    for status, count in counts.items():
+        share = f"{count / len(opened):.2%}"
+        style = None if status == Status.EMBEDDED else "yellow"
+        shares.add_row(status.label, f"{count:,}", share, EXPLANATION[status], style=style)
+    output.print()
+    output.print(shares)
+    if not look.is_over:
+        output.print()
+        output.print(show(look))
+    if listed:
+        failed = table("row", "status", "picture", numbers=("row",))
+        for failure in listed:
+            failed.add_row(str(failure.row), failure.status.label, failure.key)
+        output.print()
+        output.print(failed)
+        num_failed = sum(count for status, count in counts.items() if status > Status.EMBEDDED)
+        if num_failed > len(listed):
+            say(f"… and {num_failed - len(listed):,} more: --failures lists all")
 
 
-def watch_until_sealed(location: Location, *, as_json: bool) -> None:
-    """Show how a pass gets on until it is over: a table that is drawn anew, or one JSON document a line.
-
-    It may be begun before the pass has planned.
-    """
-    if not _is_begun(location):
-        warn(f"waits until a `clipglot cache` command has begun {location}; Ctrl-C ends the waiting")
-    while not _is_begun(location):
-        sleep(LOOK_S)
-    if as_json:
-        for look in looks(location):
-            print_json(look.to_json(), indent=None)
-            if look.is_over:
-                return
-    with Live(console=output, auto_refresh=False) as live:
-        for look in looks(location):
-            live.update(show(look), refresh=True)
-            if look.is_over:
-                return
-
-
-def _is_begun(location: Location) -> bool:
-    """Whether a cache stands there, though its plan may not be whole; a file does not come to be by a pass."""
-    if isinstance(location, Path) and is_hdf5(location):
-        return True
-    names = store_at(location, read_only=True).names("")
-    return MARK in names or not all(name.endswith(PARTIAL) for name in names)  # what else stands there is refused
-
-
-def show(look: Look) -> Group:
-    """The table of workers, what is done of the whole, and what cannot be known."""
-    lines: list[Table | Text] = [Text(f"{look.chunks_done:,} of {look.num_chunks:,} chunks are stored ({look.state})")]
-    if look.state in NOT_LAID_OUT:
-        lines = [Text("being planned, or its plan was cut short: a plan gives no sign of life")]
-    if look.captions_left:
-        lines.append(Text(f"{look.captions_left:,} chunks of captions are left for the teacher, which comes first"))
-    if look.signs:
-        lines.append(_workers(look))
-    if look.is_over or look.state in NOT_LAID_OUT:
-        return Group(*lines)
-    if not look.signs:
-        lines.append(Text("nobody gives a sign of being at it: run its `clipglot cache` command again to go on"))
-    elif not look.changed:
-        lines.append(Text("whether they live cannot be told from one look: --watch takes more"))
-    else:
-        lines.append(Text("a worker that hangs in one batch still gives signs: its chunks done do not grow then"))
-    return Group(*lines)
-
-
-def _workers(look: Look) -> Table:
-    numbers = ("chunks done", "pictures/s")
-    shown = table("worker", "host", "at", "chunks done", "pictures/s", "waits for", "last sign", numbers=numbers)
-    for name, sign in look.signs.items():
-        at = f"{sign.stage} {', '.join(map(str, sign.chunks[:4]))}{', …' if len(sign.chunks) > 4 else ''}"
-        silence = look.silence_s[name]
-        if name in look.changed:
-            last, style = f"{silence:.0f} s ago", None
-        elif silence:
-            last, style = f"none in {silence:.0f} s", "yellow"
-        else:
-            last, style = "not watched yet", None
-        if silence >= SILENT_S:
-            last, style = f"none in {silence:.0f} s: taken for dead", "red"
-        shown.add_row(
-            f"{sign.worker} of {sign.of}",
-            f"{sign.host} ({sign.pid})",
-            at.strip(),
-            f"{sign.chunks_done:,}",
-            f"{sign.pictures_per_s:,.0f}",
-            sign.bottleneck or "-",
-            last,
-            style=style,
+def _pairs(pairs: Sequence[Pair], what: str) -> Table:
+    """A line for each, cut to the width of the terminal: of a picture's name the end tells most."""
+    names = ("row", what, "captions", "first caption")
+    listed = table(*names, numbers=("row", "captions"))
+    rows = [
+        (
+            str(pair.row),
+            shortened(pair.key, output.width // 3, keep_end=what == "picture"),
+            f"{pair.num_captions:,}",
         )
-    return shown
+        for pair in pairs
+    ]
+    widths = [max(map(cell_len, column)) for column in zip(names[:3], *rows, strict=True)]
+    left = max(1, output.width - sum(widths) - 2 * len(widths))  # two columns between two
+    for pair, row in zip(pairs, rows, strict=True):
+        listed.add_row(*row, "-" if pair.caption is None else shortened(pair.caption, left))
+    return listed

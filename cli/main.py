@@ -10,7 +10,7 @@ import click
 # name: (module, attribute, what `clipglot --help` says)
 COMMANDS = {
     "cache": ("caching", "cache", "Embed every picture of a source once."),
-    "inspect": ("caching", "inspect", "Show what is in a cache, what failed and why."),
+    "inspect": ("inspecting", "inspect", "Show what is in a cache, what failed and why."),
     "convert": ("converting", "convert", "Copy a cache to HDF5, or back to Zarr."),
     "import": ("converting", "import_", "Make a cache of embeddings that are there."),
     "merge": ("converting", "merge", "Put several caches of one tower together."),

@@ -18,6 +18,7 @@ from ..cache.location import Url, to_location
 from ..distill.errors import DistillError
 
 Command = Callable[..., Any]
+cache_argument = click.argument("cache", type=to_location)
 
 
 class SectionedCommand(click.Command):

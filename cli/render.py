@@ -3,12 +3,14 @@
 import errno
 import json
 import math
+import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -50,6 +52,7 @@ status = Console(stderr=True)
 # What the machine refuses, whatever the program does: the message names the path.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # what stands at the path
+_NO_PART_OF_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # of a terminal's, either: controls could steer it
 
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 
@@ -140,6 +143,20 @@ def table(*columns: str, numbers: Collection[str] = ()) -> Table:
     for column in columns:
         result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     return result
+
+
+def shortened(text: str, width: int, *, keep_end: bool = False) -> str:
+    r"""A text on one line of so many columns, without control characters; it is cut at its end, or at its beginning.
+
+    >>> shortened("a cat\nsits on a mat", 8), shortened("images/0001.jpg", 9, keep_end=True)
+    ('a cat s…', '…0001.jpg')
+    """
+    line = _NO_PART_OF_A_LINE.sub(" ", text).strip()
+    if cell_len(line) <= width:
+        return line
+    if keep_end:
+        return "…" + set_cell_size(line[::-1], width - 1).rstrip()[::-1]
+    return set_cell_size(line, width - 1).rstrip() + "…"
 
 
 def percent(share: float) -> str:

@@ -23,7 +23,7 @@ CONTRACT = {
     "--where --split --teacher-field --images --append --retry --limit --batch-size --workers --chunk-rows "
     "--max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
     "--augment-seed --precision --device --worker --config --json",
-    "inspect": "CACHE --failures --watch --json",
+    "inspect": "CACHE --failures --pairs --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
     "--keys --precision --config --json",

@@ -19,7 +19,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.files import locked
 from clipglot.cache.sharing import Sign
 from clipglot.cache.stores import store_at
-from clipglot.cli import inspecting
+from clipglot.cli import watching
 from clipglot.cli.main import main
 from launched import IMPATIENT, SLOW, ended
 from rich.console import Console
@@ -167,9 +167,9 @@ def test_watching_tells_the_living_from_the_silent_until_the_pass_is_over(
             shutil.rmtree(unfinished)
             shutil.copytree(alone, unfinished)
 
-    monkeypatch.setattr(inspecting, "monotonic", lambda: now[0])
-    monkeypatch.setattr(inspecting, "sleep", sleep)
-    monkeypatch.setattr(inspecting, "output", Console(file=shown, width=200, force_terminal=True))
+    monkeypatch.setattr(watching, "monotonic", lambda: now[0])
+    monkeypatch.setattr(watching, "sleep", sleep)
+    monkeypatch.setattr(watching, "output", Console(file=shown, width=200, force_terminal=True))
     result = CliRunner().invoke(main, ["inspect", str(unfinished), "--watch"])
     assert result.exit_code == 0, result.output
     seen = [word in shown.getvalue() for word in ("not watched yet", "0 s ago", "30 s ago", "60 s: taken for dead")]
@@ -193,7 +193,7 @@ def test_control_c_and_sigterm_take_the_sign_away(number: int, start_worker: Any
 
 def test_watching_may_begin_before_the_pass(alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
-    monkeypatch.setattr(inspecting, "sleep", lambda seconds: shutil.copytree(alone, cache))
+    monkeypatch.setattr(watching, "sleep", lambda seconds: shutil.copytree(alone, cache))
     result = CliRunner().invoke(main, ["inspect", str(cache), "--watch", "--json"])
     assert (result.exit_code, json.loads(result.stdout)["state"]) == (0, "sealed")
     assert f"waits until a `clipglot cache` command has begun {cache}" in result.stderr
