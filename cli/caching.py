@@ -15,8 +15,8 @@ from ..distill.stopping import interrupted_by_sigterm
 from .contents import because, contents
 from .main import is_first_process
 from .options import settings_options
+from .passing import PassProgress
 from .render import (
-    PlainProgress,
     friendly_errors,
     json_option,
     print_json,
@@ -55,43 +55,17 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
 
     Under torchrun, or as jobs that each have their --worker I/N, it is shared; nobody needs to talk to anybody.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    plain = PlainProgress()
-    with friendly_errors(), interrupted_by_sigterm(), progress_bar() as progress:
-        tasks: dict[str, Any] = {}
-        so_far: dict[str, str] = {}
-        said: set[str] = set()
-
-        def speak(stage: str, line: str) -> None:
-            if is_first_process() and not as_json:
-                plain.show(f"{stage}: {line}", at_once=stage not in said)
-                said.add(stage)
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage == "wait":
-                warn(f"{settings.share} waits until worker 0 has planned {settings.output}")
-                return
-            if stage not in tasks:
-                for task in progress.tasks:  # the stage before is done, whatever its total was
-                    progress.update(task.id, total=task.completed)
-                tasks[stage] = progress.add_task(stage, total=total, note="")
-            progress.update(tasks[stage], completed=done, total=total)
-            so_far[stage] = f"{done:,}" + (f" of {total:,}" if total else "")
-            if stage != "embed":  # which `show_pass` tells more of
-                speak(stage, so_far[stage])
-
-        def show_pass(report: PassReport) -> None:
-            note = f"waits for {report.bottleneck}"
-            progress.update(tasks["embed"], note=note)
-            what, speed = "pictures" if settings.images else "texts", report.num_pictures / report.wall_s
-            speak("embed", f"{so_far['embed']} {what}, {speed:,.0f}/s, {note}")
-
+    with friendly_errors(), interrupted_by_sigterm():
         try:
-            from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
+            with progress_bar() as progress:
+                shown = PassProgress(settings, progress, silent=as_json)
+                from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
 
-            result = cache_pictures(settings, show, on_report=show_pass)
-        except KeyboardInterrupt:
+                result = cache_pictures(settings, shown.show, on_report=shown.show_pass)
+                shown.end()
+        except KeyboardInterrupt:  # the bars are gone, and draw over nothing
             if is_first_process():
-                click.echo(f"stopped: {_kept(settings.output)}; run the same command again to resume", err=True)
+                warn(f"stopped: {_kept(settings.output)}; run the same command again to resume")
             raise SystemExit(130) from None
     report = result.report
     if not is_first_process():

@@ -62,6 +62,7 @@ def cache_pictures(
     """
     source = source or open_source(settings.source_info)
     source.info = replace(source.info, sha256=source.sha256())
+    on_progress("load", 0, None)
     tower, teacher = _load(settings)
     worker, store = settings.share, store_at(settings.output, read_only=False)
     job = Job(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
@@ -93,6 +94,9 @@ def _embed(
     num_views = max(settings.views, cache.info.num_views)
     to_make = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
     total = sum(len(rows) for chunk, rows in to_make.items() if chunk % worker.num == worker.index)
+
+    if to_make:
+        on_progress("embed", 0, total)  # the first batch takes its time
 
     def embedded(done: int, report: PassReport) -> None:
         on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own

@@ -23,7 +23,7 @@ from ..cache.workers import Worker
 from .errors import DistillError
 from .job import Job, number_of, require_appendable, require_same, require_same_teacher
 
-Stage = Literal["wait", "plan", "teach", "embed"]
+Stage = Literal["load", "wait", "plan", "teach", "embed"]
 OnProgress = Callable[[Stage, int, int | None], None]
 POLL_S = 2.0  # between two looks whether the plan is there
 PATIENCE_S = 2 * 3600.0  # a manifest of a hundred million lines is planned in less
