@@ -18,7 +18,7 @@ from .render import friendly_errors, json_option, print_json, progress_bar, say
 @click.argument("out", type=LocalPath(path_type=Path))
 @json_option
 def convert(cache: Location, out: Path, as_json: bool) -> None:
-    """Copy CACHE to OUT: one HDF5 file if its name ends in .h5, else Zarr.
+    """Copy CACHE to OUT: one HDF5 file if it is called .h5 or .hdf5, else Zarr.
 
     CACHE is a sealed cache of either kind, or the URL of one. Every checksum is
     checked, and OUT appears only when all of it is there.
@@ -27,6 +27,10 @@ def convert(cache: Location, out: Path, as_json: bool) -> None:
     clipglot convert train.zarr train.h5
     clipglot convert s3://bucket/train.zarr train.zarr
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
+    if out.suffix.lower() not in ("", ".zarr", ".h5", ".hdf5"):
+        raise click.UsageError(
+            f"OUT: {out} ends in {out.suffix}: call a Zarr folder .zarr, or nothing, and an HDF5 file .h5 or .hdf5"
+        )
     with friendly_errors(), progress_bar() as progress:
         from ..cache.convert import convert as copy
 

@@ -34,6 +34,7 @@ from rich.console import Console
         (["tokenizer", "c.zarr"], "pass --output DIR to write a tokenizer, or --inspect FOLDER"),
         (["tokenizer", "c.zarr", "-o", "t", "--kind", "bpe", "--extend", "x"], "what is extended keeps its kind"),
         (["tokenizer", "c.zarr", "--inspect", "x", "--vocab-size", "9"], "--vocab-size makes a tokenizer, --inspect"),
+        (["convert", "c.zarr", "c.txt"], "OUT: c.txt ends in .txt: call a Zarr folder .zarr, or nothing"),
         (["fly"], "No such command 'fly'"),
     ],
 )
