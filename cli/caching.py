@@ -1,10 +1,12 @@
 """`clipglot cache`."""
 
+from collections import Counter
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..cache.format import CacheInfo, Status
 from ..cache.location import Location
 from ..cache.plan import is_planned
 from ..cache.report import PassReport
@@ -24,6 +26,9 @@ from .render import (
     say,
     warn,
 )
+
+if TYPE_CHECKING:
+    from ..distill.caching import CacheResult
 
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -59,6 +64,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
         try:
             with progress_bar() as progress:
                 shown = PassProgress(settings, progress, silent=as_json)
+                before = Cache(settings.output).info if is_planned(settings.output) else None
                 from ..distill.caching import cache_pictures  # takes seconds, in which Ctrl-C may come
 
                 result = cache_pictures(settings, shown.show, on_report=shown.show_pass)
@@ -67,29 +73,42 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             if is_first_process():
                 warn(f"stopped: {_kept(settings.output)}; run the same command again to resume")
             raise SystemExit(130) from None
-    report = result.report
     if not is_first_process():
         return
     if as_json:
+        report = result.report
         made = {"most_at_once": result.most_at_once, "deviation": result.deviation and asdict(result.deviation)}
+        waited = report.bottleneck if report.num_pictures or report.others_s else None
         print_json(
             {"cache": str(settings.output), "resumed": result.resumed}
             | asdict(report)
-            | {"bottleneck": report.bottleneck}
+            | {"bottleneck": waited}
             | made
             | contents(result.cache)
         )
-        return
-    counts, repeats = result.cache.info.counts, count_repeats(result.cache)
+    else:
+        _say(settings, result, before)
+
+
+def _say(settings: CacheSettings, result: "CacheResult", before: CacheInfo | None) -> None:
+    """What the command did, and what the user should know of the cache.
+
+    Args:
+        settings: of the pass.
+        result: of it.
+        before: the metadata that the cache had, if it was there.
+    """
+    report, info, repeats = result.report, result.cache.info, count_repeats(result.cache)
+    was_sealed = before is not None and before.state == "sealed"
+    num_embedded, in_views = info.counts.get("embedded", 0), f" in {info.num_views} views" * (info.num_views > 1)
     if report.num_pictures:
-        in_views = f" in {result.cache.info.num_views} views" if result.cache.info.num_views > 1 else ""
         say(
             f"{settings.output}: {_by(settings)}{report.num_pictures:,} pictures{in_views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
-            f"{counts.get('embedded', 0):,} of {len(result.cache):,} embedded"
+            f"{num_embedded:,} of {len(result.cache):,} embedded"
         )
     else:
-        say(f"{settings.output} is complete already: {counts.get('embedded', 0):,} pictures embedded")
+        say(f"{settings.output} is complete already: {num_embedded:,} pictures embedded{in_views}")
     if report.num_pictures and settings.images:
         say(f"seconds by stage, which overlap: {_stages(report)}")
     if deviation := result.deviation:
@@ -102,14 +121,24 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             f"the device's memory held {result.most_at_once} of {settings.batch_size} pictures at once: "
             "the tower got its batches in parts"
         )
-    if result.cache.info.num_duplicates:
-        say(f"{result.cache.info.num_duplicates:,} pictures have the very bytes of another one")
-    for flag, num in result.cache.info.left_out.items():
-        say(f"{num:,} rows were left out by {flag}{because(result.cache.info, flag)}")
+    if info.num_duplicates:
+        say(f"{info.num_duplicates:,} pictures have the very bytes of another one")
+    # What a command that sealed the cache left out, that command has said.
+    for flag, num in (Counter(info.left_out) - Counter(before.left_out if before and was_sealed else {})).items():
+        say(f"{num:,} rows were left out by {flag}{because(info, flag)}")
     if repeats:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
-    if counts.get("embedded", 0) < len(result.cache):
-        say(f"what failed and why: clipglot inspect {settings.output}")
+    if num_embedded < len(result.cache):
+        say(f"{_failed(info)}; which: clipglot inspect {settings.output} --failures")
+    if report.num_pictures and not was_sealed:
+        say(f"next: clipglot train {settings.output} -o run")
+
+
+def _failed(info: CacheInfo) -> str:
+    """How many pictures of a sealed cache failed, and of which reason how many, the most frequent first."""
+    reasons = sorted((-num, reason) for reason, num in info.counts.items() if reason != Status.EMBEDDED.label)
+    listed = ", ".join(f"{-num:,} {reason}" for num, reason in reasons)
+    return f"{info.num_pictures - info.counts.get('embedded', 0):,} of {info.num_pictures:,} failed: {listed}"
 
 
 def _stages(report: PassReport) -> str:

@@ -52,7 +52,7 @@ def left_out(info: CacheInfo) -> dict[str, str]:
 def because(info: CacheInfo, flag: str) -> str:
     """Why records were left out by a flag."""
     if flag == KNOWN:
-        return " (their pictures were there already)"
+        return " (the cache has their pictures already; their captions were not added)"
     asked = {(source.where if flag == "--where" else source.split) for source in info.sources} - {None}
     return f" (asked for: {'; '.join(sorted(map(str, asked)))})"
 

@@ -229,6 +229,15 @@ def test_the_command_says_what_was_there_already(old: Path, manifests: dict[str,
     given = ["cache", manifests["more"], "-o", old, "--append", "--batch-size", 8, "--workers", 1]
     made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
     assert made.exit_code == 0, made.output
-    assert "5 rows were left out by --append (their pictures were there already)" in made.output
+    left_out = "(the cache has their pictures already; their captions were not added)"
+    assert f"5 rows were left out by --append {left_out}\n" in made.stdout
+    assert "next: " not in made.stdout
+    again = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
+    assert "29 pictures embedded" in again.stdout
+    assert "--append" not in again.stdout
+    given[1] = manifests["old"]
+    made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
+    assert f"10 rows were left out by --append {left_out}\n" in made.stdout
     shown = CliRunner().invoke(main, ["inspect", str(old)]).stdout
+    assert f"left out by --append  15 rows {left_out}\n" in shown
     assert ", from row 10" in shown

@@ -108,6 +108,15 @@ def test_each_broken_picture_costs_its_row_and_inspect_lists_its_reason(tiny_cli
     made = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert made.exit_code == 0, made.output
     assert "10 of 24 embedded" in made.stdout
+    why = "8 missing, 2 not a picture, 1 damaged, 1 outside root, 1 too large, 1 unreadable"
+    which = f"clipglot inspect {cache} --failures"
+    next_ = f"next: clipglot train {cache} -o run"
+    assert made.stdout.splitlines()[-2:] == [f"14 of 24 failed: {why}; which: {which}", next_]
+    again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
+    complete = f"{cache} is complete already: 10 pictures embedded"
+    assert [again.stdout.splitlines()[i] for i in (0, -1)] == [complete, f"14 of 24 failed: {why}; which: {which}"]
+    again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options, "--json"])
+    assert json.loads(again.stdout)["bottleneck"] is None
     shown = json.loads(CliRunner().invoke(main, ["inspect", str(cache), "--failures", "-1", "--json"]).stdout)
     assert {failure["key"]: failure["status"] for failure in shown["failures"]} == broken
     assert [failure["row"] for failure in shown["failures"]] == sorted(failure["row"] for failure in shown["failures"])

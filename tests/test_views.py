@@ -163,6 +163,10 @@ def test_a_picture_that_is_gone_repeats_its_plain_view_and_one_that_came_back_st
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert "16 pictures in 3 views" in said.stdout
     assert "4 further views repeat the plain one" in said.stdout
+    assert "next: " not in said.stdout  # it was complete before
+    options[options.index("3")] = "2"
+    again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
+    assert "is complete already: 15 pictures embedded in 3 views\n" in again.stdout
     opened = Cache(cache)
     assert opened.status()[[3, 9, 11]].tolist() == [Status.MISSING, Status.EMBEDDED, Status.EMBEDDED]
     for view in (1, 2):
