@@ -121,6 +121,8 @@ def _say(settings: CacheSettings, result: "CacheResult", before: CacheInfo | Non
             f"the device's memory held {result.most_at_once} of {settings.batch_size} pictures at once: "
             "the tower got its batches in parts"
         )
+    if report.num_died:
+        say(f"{report.num_died:,} decoding processes died and were replaced; pictures that end theirs are damaged")
     if info.num_duplicates:
         say(f"{info.num_duplicates:,} pictures have the very bytes of another one")
     # What a command that sealed the cache left out, that command has said.
@@ -129,7 +131,7 @@ def _say(settings: CacheSettings, result: "CacheResult", before: CacheInfo | Non
     if repeats:
         say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
     if num_embedded < len(result.cache):
-        say(f"{_failed(info)}; which: clipglot inspect {settings.output} --failures")
+        say(f"{_failed(info)}; which: clipglot inspect {settings.output} --failures; --retry tries them again")
     if report.num_pictures and not was_sealed:
         say(f"next: clipglot train {settings.output} -o run")
 
