@@ -32,7 +32,8 @@ from .format import (
     SourceInfo,
     plan_chunk_rows,
 )
-from .ragged import RaggedWriter, Texts, create_array, open_array
+from .plan import write_files
+from .ragged import create_array
 from .rows import Batch
 from .sealing import write_info
 from .store import Cache
@@ -66,9 +67,13 @@ def plan_append(
 
     Returns:
         How many pictures are new; if none is, the cache stays sealed, and keeps that the source was there.
+
+    Raises:
+        CacheError: an array of the cache cannot be opened, or no room to write; or what reading the source raises.
     """
     assert cache.info.state == "sealed"
     finish_append(cache)
+    cache.require_described()  # while it is as it was; once the mark says "appending" there is no way back
     info, N = cache.info, len(cache)
     staged = cache.root.create_group(STAGED)
     limit = None if source.limit is None else N + source.limit
@@ -93,10 +98,7 @@ def plan_append(
         write_info(cache, replace(info, appended=sources, left_out=out))
         finish_append(cache)
         return 0
-    if names := [*old_files, *files()]:
-        ragged = RaggedWriter(staged, FILE)
-        ragged.append(Texts.of([name.encode() for name in names]))
-        ragged.close()
+    with_files = write_files(staged, [*old_files, *files()])
     chunk_rows = plan_chunk_rows(num, info.encoder.dim, info.batch_size)
     if rechunked and chunk_rows >= FEW * info.chunk_rows:
         _stage_embedded(cache, staged, num, chunk_rows)
@@ -114,6 +116,7 @@ def plan_append(
         languages=list(writer.codes),
         counts={},
         num_duplicates=None,
+        arrays=[*_embedded(cache), *writer.names, *with_files],
     )
     write_info(cache, appending)  # from here on what is staged is what counts
     finish_append(cache)
@@ -126,9 +129,9 @@ def finish_append(cache: Cache) -> None:
     Args:
         cache: open for writing, by nobody else.
     """
-    store, root = cache.store, cache.root
+    store = cache.store
     if cache.info.state == "appending":
-        if STAGED in root:
+        if MARK in store.names(STAGED):
             _put_in_place(cache)
             store.delete_file(f"{STAGED}/{MARK}")  # it is in its place, and may go
         store.delete_below(STAGED)
@@ -140,15 +143,15 @@ def finish_append(cache: Cache) -> None:
 
 
 def _put_in_place(cache: Cache) -> None:
-    store, root, num = cache.store, cache.root, cache.info.num_pictures
+    store, num = cache.store, cache.info.num_pictures
     for name in (KEY, TEXT, LOCATOR, FILE, LANGUAGE, CAPTION_IMAGE, *EMBEDDED_ARRAYS):
-        if f"{STAGED}/{name}" in root:
+        if MARK in store.names(f"{STAGED}/{name}"):
             store.delete_below(name)
     for key in store.keys_below(STAGED):
         if key != f"{STAGED}/{MARK}":
             _copy(store, key, key.removeprefix(f"{STAGED}/"))
     for name in _embedded(cache):
-        array, axis = open_array(root, name), _row_axis(name)
+        array, axis = cache.array_now(name), _row_axis(name)
         array.resize((*array.shape[:axis], num, *array.shape[axis + 1 :]))
 
 
@@ -161,7 +164,7 @@ def _copy(store: CacheStore, key: str, to: str) -> None:
 
 def _embedded(cache: Cache) -> list[str]:
     """The arrays that a pass fills; older caches have no hashes."""
-    return [name for name in EMBEDDED_ARRAYS if name in cache.root]
+    return [name for name in EMBEDDED_ARRAYS if cache.has(name)]
 
 
 def _row_axis(name: str) -> int:

@@ -68,7 +68,7 @@ class Chunk:
             norm=np.zeros((len(views), num), np.float32),
             status=np.zeros(num, np.uint8) if 0 in views else cache.status(index),
             hash=np.zeros((num, 2), np.uint64),
-            known_hash=cache.hashes(index) if 0 not in views and HASH in cache.root else None,
+            known_hash=cache.hashes(index) if 0 not in views and cache.has(HASH) else None,
             num_kept=start - rows.start,
         )
         if chunk.num_kept:
@@ -80,7 +80,7 @@ class Chunk:
         for number, view in enumerate(self.views):
             self.emb[number, kept] = cache.rows_kept(EMB, rows, view)
             self.norm[number, kept] = cache.rows_kept(NORM, rows, view)
-        if HASH in cache.root:
+        if cache.has(HASH):
             self.hash[kept] = cache.rows_kept(HASH, rows)
         self.status[kept] = cache.rows_kept(STATUS, rows)
 

@@ -1,6 +1,6 @@
 """The Zarr group of a cache, read so that a chunk that is absent or damaged is named, with what to do about it."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,28 +11,15 @@ import zarr
 from numpy.typing import NDArray
 
 from .errors import AbsentObjectError, CacheError
-from .files import DurableLocalStore
-from .format import (
-    ATTRIBUTE,
-    EMB,
-    EMBEDDED_ARRAYS,
-    HASH,
-    NORM,
-    STAGED,
-    STATUS,
-    TAUGHT_ARRAYS,
-    TEACHER_EMB,
-    TEACHER_STATUS,
-    TOKENS,
-    CacheInfo,
-)
+from .files import MARK, DurableLocalStore
+from .format import EMB, EMBEDDED_ARRAYS, NORM, STAGED, TAUGHT_ARRAYS, CacheInfo
 from .hdf5 import CONVERT_AGAIN, Hdf5Store
 from .location import Location, Url, to_location
+from .metadata import RESTORE, read_metadata, write_metadata
 from .ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
+from .remedies import is_of_tokens, mark_of, remake
 from .stores import UPLOAD_AGAIN, CacheStore, RemoteStore, open_store
 from .whole import PARTIAL
-
-REMAKE = "delete the cache and run its `clipglot cache` command again"
 
 
 class CheckedGroup:
@@ -61,14 +48,18 @@ class CheckedGroup:
         """Read the metadata, again if another process may have changed them.
 
         Raises:
-            CacheError: no cache, or a format that this version does not read.
+            CacheError: no cache, a damaged one, or a format that this version does not read.
         """
+        restore = f"{UPLOAD_AGAIN}, or {RESTORE}" if isinstance(self.path, Url) else RESTORE
         try:
             self.root = zarr.open_group(self._store, mode="r" if self._store.read_only else "r+", zarr_format=3)
             attributes = dict(self.root.attrs)
         except UNREADABLE_METADATA as error:
-            raise CacheError(f"{self.path} is no cache, or its zarr.json is damaged ({error})") from error
-        self.info = CacheInfo.from_attributes(attributes, str(self.path))
+            raise CacheError(
+                f"{self.path} is no cache, or its zarr.json is damaged ({error}): pass a cache; if this was one, "
+                f"{restore}"
+            ) from error
+        self.info = read_metadata(attributes, str(self.path), restore)
         self._arrays: dict[str, zarr.Array[Any]] = {}
         if isinstance(self._store, RemoteStore):
             self._store.may_be_absent = () if self.info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
@@ -108,20 +99,56 @@ class CheckedGroup:
             )
         return self.path
 
+    def has(self, name: str) -> bool:
+        """Whether the cache has an array or ragged array, whatever became of it; an older one has what is there."""
+        if self.info.arrays is not None:
+            return not {name, f"{name}/bytes"}.isdisjoint(self.info.arrays)
+        try:
+            return name in self.root
+        except UNREADABLE_METADATA:
+            return True  # who reads it is told
+
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the cache's arrays.
 
         Raises:
             CacheError: its metadata is absent or damaged.
         """
+        if name not in self._arrays:
+            self._arrays[name] = self.array_now(name)
+        return self._arrays[name]
+
+    def array_now(self, name: str) -> zarr.Array[Any]:
+        """The same, with its metadata read again: there may be room for more by now.
+
+        Raises:
+            CacheError: its metadata is absent or damaged.
+        """
+        with self._described(name):
+            return open_array(self.root, name)
+
+    def require_group(self, name: str) -> None:
+        """Raise unless there is a group of that name.
+
+        Raises:
+            CacheError: its metadata is absent or damaged.
+        """
+        with self._described(name):
+            if not self._is_group(name):
+                raise TypeError(f"{name} is an array, expected a group")
+
+    def _is_group(self, name: str) -> bool:
+        with self._described(name):
+            return isinstance(self.root[name], zarr.Group)
+
+    @contextmanager
+    def _described(self, name: str) -> Iterator[None]:
+        """Read the metadata of an array or group inside the block: what zarr raises is explained."""
         try:
-            if name not in self._arrays:
-                self._arrays[name] = open_array(self.root, name)
-            return self._arrays[name]
+            yield
         except UNREADABLE_METADATA as error:
-            raise CacheError(
-                f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {self.remedy([])}"
-            ) from error
+            remedy = self.remedy([(name, ())] if is_of_tokens(name) else [])
+            raise CacheError(f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {remedy}") from error
 
     def nodes(self) -> tuple[list[str], list[str]]:
         """The names of all groups and of all arrays, whatever they are; not what a killed writer left.
@@ -135,9 +162,9 @@ class CheckedGroup:
         def visit(folder: str, names: list[str]) -> None:
             for name in sorted(names):
                 path = f"{folder}/{name}".lstrip("/")
-                is_passing = path == STAGED or name == "zarr.json" or name.endswith(PARTIAL)
+                is_passing = path == STAGED or name == MARK or name.endswith(PARTIAL)
                 inside = [] if is_passing else self._store.names(path)
-                if "zarr.json" not in inside:
+                if MARK not in inside:
                     continue
                 if self._is_group(path):
                     groups.append(path)
@@ -147,12 +174,6 @@ class CheckedGroup:
 
         visit("", self._store.names(""))
         return groups, arrays
-
-    def _is_group(self, path: str) -> bool:
-        try:
-            return isinstance(self.root[path], zarr.Group)
-        except UNREADABLE_METADATA as error:
-            raise CacheError(f"{self.path}: {path}/zarr.json is damaged ({error}): {self.remedy([])}") from error
 
     def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
         """One chunk of an array, less what lies beyond the array's edge.
@@ -232,23 +253,8 @@ class CheckedGroup:
 
     def remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
         """What to do about lost chunks, given as array and index: those of a pass can be made again alone."""
-        remedy = self._remake(chunks)
+        remedy = CONVERT_AGAIN if self.is_one_file else remake(chunks, self.info)
         return f"{UPLOAD_AGAIN}, or {remedy}" if isinstance(self.path, Url) else remedy
-
-    def _remake(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
-        if isinstance(self._store, Hdf5Store):
-            return CONVERT_AGAIN
-        if chunks and all(name.startswith(f"{TOKENS}/") for name, _ in chunks):
-            damaged = {name.rpartition("/")[0] for name, _ in chunks}
-            return f"delete {' '.join(sorted(damaged))}: training writes it again"
-        marks = {_mark(name, index) for name, index in chunks}
-        if self.info.maker is None:
-            return "repair what it was made from, and make it again"
-        again = f"run {self.info.maker} again"
-        if not marks or None in marks:
-            return f"delete the cache and {again}{', then those that appended to it' if self.info.appended else ''}"
-        what = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
-        return f"delete {' '.join(sorted(filter(None, marks)))} and {again} to embed these {what} anew"
 
     def mark_lost(self, chunks: list[tuple[str, tuple[int, ...]]]) -> list[str]:
         """Have the next pass embed again what chunks hold, given as array and index; others are left alone.
@@ -259,27 +265,24 @@ class CheckedGroup:
             The chunks that were deleted, so that what they stand for counts as not done.
         """
         assert not isinstance(self._store, Hdf5Store)  # never open for writing
-        marks = {mark: chunk for chunk in chunks if (mark := _mark(*chunk))}
+        marks = {mark: chunk for chunk in chunks if (mark := mark_of(*chunk))}
         if any(not self._pending(self.array(name), index) for name, index in marks.values()):
             self.info = replace(self.info, state="planned")
-            self.root.attrs[ATTRIBUTE] = self.info.to_attributes()
+            write_metadata(self.root, self.info)
         for mark in sorted(marks):
             self._store.delete_file(mark)
         return sorted(marks)
 
 
-def _mark(name: str, index: tuple[int, ...]) -> str | None:
-    """The chunk without which a pass embeds anew what a chunk holds; None if no pass makes it.
+def groups_above(names: Iterable[str]) -> list[str]:
+    """The groups that arrays lie in, parents first.
 
-    A chunk without status is not done, and a further view of one not without its norm.
+    >>> groups_above(["images/emb", "images/key/bytes"])
+    ['images', 'images/key']
     """
-    if name in TAUGHT_ARRAYS:
-        return f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}"
-    if name not in EMBEDDED_ARRAYS:
-        return None
-    if name in (EMB, NORM) and index[0]:
-        return f"{NORM}/c/{index[0]}/{index[1]}"
-    return f"{STATUS}/c/{index[0] if name in (STATUS, HASH) else index[1]}"
+    return sorted(
+        {"/".join(parts[:end]) for parts in (name.split("/") for name in names) for end in range(1, len(parts))}
+    )
 
 
 def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from .format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER_TEXT, TEXT
+from .format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, PLANNED_ARRAYS, TEACHER_TEXT, TEXT
 from .ragged import RaggedReader, RaggedWriter, StreamedArray, Texts, open_array
 from .rows import Batch
 
@@ -70,6 +70,13 @@ class ColumnWriter:
         self._num_captions += len(batch.captions)
         self.dropped += Counter({reason: len(rows) for reason, rows in batch.dropped.items()})
         return True
+
+    @property
+    def names(self) -> list[str]:
+        """The arrays that there are, of which the batches decide some."""
+        given = [(LANGUAGE, self._languages), (LOCATOR, self._locators)]
+        taught = [f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets"] if self._teacher else []
+        return [*PLANNED_ARRAYS, *taught, *(name for name, writer in given if writer)]
 
     def close(self) -> tuple[int, int]:
         """Complete the arrays; returns N and M."""

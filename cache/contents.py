@@ -59,7 +59,7 @@ def find_faults_in_contents(cache: "Cache", on_step: Callable[[], None] = lambda
         cache: planned or sealed; of a planned one, the chunks that are done.
         on_step: called after each chunk of embeddings, `num_steps` times.
     """
-    names = [KEY, TEXT] + [TEACHER_TEXT] * cache.info.source.has_teacher + [FILE] * (FILE in cache.root)
+    names = [KEY, TEXT] + [TEACHER_TEXT] * cache.info.source.has_teacher + [FILE] * cache.has(FILE)
     faults = [Fault(what) for name in names for what in _ragged_faults(cache, name)]
     yield from faults or map(Fault, _repeated_keys(cache))
     yield from map(Fault, _owner_faults(cache))

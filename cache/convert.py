@@ -22,6 +22,7 @@ from .format import ATTRIBUTE, EMB, NORM
 from .hdf5 import grid, region
 from .hdf5_writing import new_file
 from .location import is_hdf5
+from .metadata import with_checksum
 from .ragged import create_array
 from .store import Cache
 from .whole import explained, partial_of, sync_to_disk, whole_directory
@@ -62,8 +63,7 @@ def convert(
     """
     started = time.perf_counter()
     cache.require_sealed()
-    for name in cache.required_arrays:
-        cache.array(name)
+    cache.require_described()
     groups, names = cache.nodes()
     grids = {name: grid(_shape(cache, name), cache.array(name).chunks) for name in names}
     done, num_bytes, total = 0, 0, sum(int(np.prod(size)) for size in grids.values())
@@ -100,7 +100,7 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
                 yield file.create_array
         else:
             with whole_directory(output) as folder:
-                root = zarr.create_group(DurableLocalStore(folder), zarr_format=3, attributes={ATTRIBUTE: metadata})
+                root = zarr.create_group(DurableLocalStore(folder), zarr_format=3, attributes=with_checksum(metadata))
                 for name in groups:
                     root.create_group(name)
                 yield partial(create_array, root)

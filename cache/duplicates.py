@@ -14,7 +14,7 @@ def count_duplicates(cache: Cache) -> int | None:
 
     Memory does not grow with the cache: a round takes the hashes of one range, and hashes spread evenly.
     """
-    if HASH not in cache.root:
+    if not cache.has(HASH):
         return None
     rounds = -(-len(cache) // HASHES_AT_A_TIME)
     return sum(_count_of_round(cache, number, rounds) for number in range(rounds))

@@ -13,12 +13,11 @@ import zarr
 from numpy.typing import NDArray
 
 from .batching import Batches, Chunk
-from .checked import REMAKE
 from .decoding import Block, BlockDecoder, BlockReader, DecodedBlock, Views, block_decoder
 from .errors import CacheError
 from .format import EMB, HASH, NORM, STATUS
 from .pictures import Geometry
-from .ragged import open_array
+from .remedies import REMAKE
 from .report import PassReport
 from .sealing import seal
 from .sharing import Share, sharing
@@ -191,10 +190,10 @@ def _write(cache: Cache, chunk: Chunk, report: PassReport) -> None:
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
         for i, view in enumerate(chunk.views):
-            open_array(cache.root, EMB)[view, chunk.rows] = chunk.emb[i]
-            open_array(cache.root, NORM)[view, chunk.rows] = chunk.norm[i]
+            cache.array_now(EMB)[view, chunk.rows] = chunk.emb[i]
+            cache.array_now(NORM)[view, chunk.rows] = chunk.norm[i]
         if 0 in chunk.views:
-            if HASH in cache.root:
-                open_array(cache.root, HASH)[chunk.rows] = chunk.hash
-            open_array(cache.root, STATUS)[chunk.rows] = chunk.status
+            if cache.has(HASH):
+                cache.array_now(HASH)[chunk.rows] = chunk.hash
+            cache.array_now(STATUS)[chunk.rows] = chunk.status
     report.write_s += time.perf_counter() - write_from

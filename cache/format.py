@@ -13,6 +13,7 @@ from .errors import CacheError
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
+CHECKSUM = f"{ATTRIBUTE}_crc32c"  # the one that holds their checksum, see `metadata.py`; older caches have none
 
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 HASH = "images/hash"  # absent in older caches, and in those that no pass over pictures made
@@ -28,6 +29,7 @@ TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teach
 TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
 EMBEDDED_ARRAYS = (EMB, NORM, STATUS, HASH)  # filled by the pass, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
+OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # that not every source gives
 
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
 MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
@@ -180,6 +182,7 @@ class CacheInfo:
     left_out: dict[str, int] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
+    arrays: list[str] | None = None  # names of all but those of tokens; older caches do not tell
     format_version: int = FORMAT_VERSION
 
     @property
@@ -234,6 +237,8 @@ class CacheInfo:
                 raise ValueError(f"state is {info.state!r}")
             if info.decoding not in get_args(Decoding):
                 raise ValueError(f"decoding is {info.decoding!r}")
+            if info.arrays is not None and not all(isinstance(name, str) for name in info.arrays):
+                raise ValueError(f"arrays are {info.arrays!r}")
             sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}
             if not all(type(size) is int for size in (*sizes.values(), info.num_captions)):
                 raise ValueError(f"sizes are {sizes}, num_captions is {info.num_captions!r}")

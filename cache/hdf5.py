@@ -19,10 +19,10 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from .errors import AbsentObjectError, CacheError
-from .format import ATTRIBUTE
+from .format import ATTRIBUTE, CHECKSUM
+from .metadata import with_checksum
 from .ragged import create_array
 
-CHECKSUM = f"{ATTRIBUTE}_crc32c"  # attributes above 64 KB carry no checksum of HDF5's own
 CONVERT_AGAIN = "convert it again from the cache that this is a copy of"
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and chunk shape."""
@@ -198,7 +198,7 @@ def _documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[str, La
     if google_crc32c.value(text) != int(file.attrs[CHECKSUM]):
         raise ValueError(f"attribute {ATTRIBUTE!r} does not match its checksum")
     documents: dict[str, Buffer] = {}
-    root = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes={ATTRIBUTE: json.loads(text)})
+    root = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=with_checksum(json.loads(text)))
     for name in groups:
         root.create_group(name)
     for name, (shape, chunks) in datasets.items():

@@ -12,8 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from .format import ATTRIBUTE
-from .hdf5 import CHECKSUM
+from .format import ATTRIBUTE, CHECKSUM
 
 # From HDF5 1.10 on every piece of metadata has a checksum, and a file that was not closed is known by its mark.
 LIBVER = ("v110", "v110")
@@ -61,6 +60,7 @@ def new_file(path: Path, metadata: Any) -> Iterator[Hdf5Writer]:
     with _Disk(path, "w+") as disk:
         with h5py.File(disk, "w", libver=LIBVER) as file:
             file.attrs.create(ATTRIBUTE, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
+            # Attributes above 64 KB carry no checksum of HDF5's own.
             file.attrs[CHECKSUM] = np.uint32(google_crc32c.value(text))
             yield Hdf5Writer(file, disk)
         disk.raise_failure()

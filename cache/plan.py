@@ -10,8 +10,9 @@ import zarr
 from .columns import ColumnWriter
 from .errors import CacheError
 from .files import MARK
-from .format import ATTRIBUTE, EMB, FILE, HASH, NORM, STATUS, CacheInfo, plan_chunk_rows
+from .format import EMB, FILE, HASH, NORM, STATUS, TAUGHT_ARRAYS, CacheInfo, plan_chunk_rows
 from .location import Location
+from .metadata import with_checksum, write_metadata
 from .ragged import RaggedWriter, Texts, create_array
 from .rows import Batch
 from .store import Cache
@@ -97,7 +98,7 @@ def _lay_out(
     root = zarr.create_group(
         store,
         zarr_format=3,
-        attributes={ATTRIBUTE: replace(info, state="planning").to_attributes()},
+        attributes=with_checksum(replace(info, state="planning", arrays=None).to_attributes()),
     )
 
     writer, done = ColumnWriter(root, teacher=info.source.has_teacher, limit=info.source.limit), 0
@@ -118,10 +119,7 @@ def _lay_out(
     create_array(root, STATUS, (num,), (chunk_rows,), "uint8")
     if hashed:
         create_array(root, HASH, (num, 2), (chunk_rows, 2), "uint64")
-    if names := files():
-        ragged = RaggedWriter(root, FILE)
-        ragged.append(Texts.of([name.encode() for name in names]))
-        ragged.close()
+    with_files = write_files(root, files())
     if info.source.has_teacher:
         make_room_for_teacher(root, info, num_captions)
     planned = replace(
@@ -133,6 +131,25 @@ def _lay_out(
         dropped_captions=dict(writer.dropped),
         left_out=dict(left_out),
         languages=list(writer.codes),
+        arrays=[
+            EMB,
+            NORM,
+            STATUS,
+            *[HASH] * hashed,
+            *writer.names,
+            *with_files,
+            *TAUGHT_ARRAYS * info.source.has_teacher,
+        ],
     )
-    root.attrs[ATTRIBUTE] = planned.to_attributes()  # last: a plan without it never passes for whole
+    write_metadata(root, planned)  # last: a plan without it never passes for whole
     return planned
+
+
+def write_files(root: zarr.Group, names: Sequence[str]) -> list[str]:
+    """Write what locators count, if there is any; returns the names of the arrays."""
+    if not names:
+        return []
+    ragged = RaggedWriter(root, FILE)
+    ragged.append(Texts.of([name.encode() for name in names]))
+    ragged.close()
+    return [f"{FILE}/bytes", f"{FILE}/offsets"]

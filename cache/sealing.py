@@ -6,7 +6,8 @@ import numpy as np
 
 from .duplicates import count_duplicates
 from .errors import CacheError
-from .format import ATTRIBUTE, NORM, STATUS, TOKENS, CacheInfo, Status
+from .format import NORM, STATUS, TOKENS, CacheInfo, Status
+from .metadata import write_metadata
 from .sharing import WORKERS
 from .store import Cache
 from .views import missing_views
@@ -59,4 +60,4 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
 def write_info(cache: Cache, info: CacheInfo) -> None:
     """Replace the metadata of a cache that is open for writing."""
     cache.info = info
-    cache.root.attrs[ATTRIBUTE] = info.to_attributes()
+    write_metadata(cache.root, info)

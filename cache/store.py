@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checked import CheckedGroup, chunk_name
+from .checked import CheckedGroup, chunk_name, groups_above
 from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
@@ -18,6 +18,7 @@ from .format import (
     LANGUAGE,
     LOCATOR,
     NORM,
+    OPTIONAL_ARRAYS,
     PLANNED_ARRAYS,
     STATUS,
     TEACHER_ARRAYS,
@@ -64,6 +65,24 @@ class Cache(CheckedGroup):
     def required_arrays(self) -> tuple[str, ...]:
         """The arrays that a cache of this kind must have."""
         return (EMB, NORM, STATUS, *PLANNED_ARRAYS, *(TEACHER_ARRAYS if self.info.source.has_teacher else ()))
+
+    @property
+    def array_names(self) -> list[str]:
+        """The arrays that the cache has, but for those of tokens."""
+        if self.info.arrays is not None:
+            return self.info.arrays
+        return [*self.required_arrays, *(name for name in OPTIONAL_ARRAYS if self.has(name))]
+
+    def require_described(self) -> None:
+        """Raise unless the arrays that the cache has, and the groups above them, can be opened.
+
+        Raises:
+            CacheError: the metadata of one are absent or damaged.
+        """
+        for name in groups_above(self.array_names):
+            self.require_group(name)
+        for name in self.array_names:
+            self.array(name)
 
     def chunk_slice(self, chunk: int) -> slice:
         """The rows of an embedding chunk."""
@@ -205,13 +224,13 @@ class Cache(CheckedGroup):
 
     def languages(self, start: int = 0, stop: int | None = None) -> list[str] | None:
         """The tags of captions `start` to `stop`, empty where one has none; None where the source tells none at all."""
-        if LANGUAGE not in self.root:
+        if not self.has(LANGUAGE):
             return None
         return [self.info.languages[code] for code in self._read(LANGUAGE, (slice(start, stop),)).tolist()]
 
     def count_languages(self) -> dict[str, int]:
         """How many captions have each tag, the most frequent first; empty where the source tells none."""
-        if LANGUAGE not in self.root:
+        if not self.has(LANGUAGE):
             return {}
         counts = np.bincount(self._read(LANGUAGE, (slice(None),)), minlength=len(self.info.languages)).tolist()
         return {tag: num for num, tag in sorted(zip(counts, self.info.languages, strict=True), reverse=True) if num}
@@ -222,11 +241,11 @@ class Cache(CheckedGroup):
 
     def files(self) -> list[str]:
         """The larger files that locators count, as paths below the image root; none where keys are paths."""
-        return self._ragged(FILE, 0, None) if FILE in self.root else []
+        return self._ragged(FILE, 0, None) if self.has(FILE) else []
 
     def locators(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64] | None:
         """Where pictures `start` to `stop` lie, `[n, 3]`, see `Locator`; None where keys are paths."""
-        return self._read(LOCATOR, (slice(start, stop),)) if LOCATOR in self.root else None
+        return self._read(LOCATOR, (slice(start, stop),)) if self.has(LOCATOR) else None
 
     def failures(self) -> Iterator[Failure]:
         """Every picture that was tried and not embedded, in row order."""

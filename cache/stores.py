@@ -16,6 +16,7 @@ from .files import MARK, DurableLocalStore
 from .format import CAPTION_IMAGE, EMBEDDED_ARRAYS, FILE, KEY, LANGUAGE, LOCATOR, TEACHER_EMB, TEACHER_TEXT, TEXT
 from .hdf5 import Hdf5Store
 from .location import Location, Url, is_hdf5
+from .metadata import RESTORE
 
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
 NOT_THERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
@@ -255,5 +256,6 @@ def _require_cache_folder(path: Path) -> None:
     if not path.is_dir():
         raise CacheError(f"{path} is a file, expected a cache")
     if not (path / "zarr.json").exists():
-        holds = "holds a run" if (path / "run.json").exists() else "has no zarr.json"
-        raise CacheError(f"{path} {holds}, expected a cache")
+        if (path / "run.json").exists():
+            raise CacheError(f"{path} holds a run, expected a cache")
+        raise CacheError(f"{path} has no zarr.json, expected a cache: pass one; if this was one, {RESTORE}")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .errors import CacheError
 from .format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_chunk_rows
-from .ragged import RaggedReader, create_array, open_array
+from .ragged import create_array
 from .rows import SEPARATOR
 from .sharing import sharing
 from .store import Cache
@@ -74,11 +74,11 @@ def embed_teacher(
         while share.has_more(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
             for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
                 run = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
-                texts = RaggedReader(cache.root, TEACHER_TEXT).read(run.start, run.stop)
+                texts = [text.decode() for text in cache.texts(TEACHER_TEXT, run.start, run.stop).split()]
                 emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
                 with zarr.config.set({"array.write_empty_chunks": True}):
-                    open_array(cache.root, TEACHER_EMB)[0, run] = emb
-                    open_array(cache.root, TEACHER_STATUS)[run] = found
+                    cache.array_now(TEACHER_EMB)[0, run] = emb
+                    cache.array_now(TEACHER_STATUS)[run] = found
                 done += len(texts)
                 share.note(done, time.perf_counter() - started, "the tower")
                 on_progress(done, total)

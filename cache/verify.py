@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from .checked import chunk_indices, chunk_name
+from .checked import chunk_indices, chunk_name, groups_above
 from .contents import Fault, find_faults_in_contents, num_steps
 from .errors import CacheError
 from .format import (
     CAPTION_IMAGE,
     EMB,
-    FILE,
     HASH,
     KEY,
     LANGUAGE,
@@ -45,7 +44,16 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
     cache.require_laid_out()
     faults: list[Fault] = []
     arrays: dict[str, zarr.Array[Any]] = {}
-    for name in (*cache.required_arrays, *_optional(cache), *_copied_tokens(cache)):
+    tokens = list(filter(TOKEN_GROUP.fullmatch, sorted(cache.stored_names(TOKENS))))
+    # In a folder the arrays of tokens are checked as they are mapped.
+    copied = [] if cache.is_folder else [f"{TOKENS}/{key}/{name}" for key in tokens for name in ("ids", "offsets")]
+    names = [*cache.array_names, *copied]
+    for name in groups_above([*names, f"{TOKENS}/"] if tokens else names):
+        try:
+            cache.require_group(name)
+        except CacheError as error:
+            faults.append(Fault(str(error)))
+    for name in names:
         try:
             arrays[name] = cache.array(name)
         except CacheError as error:
@@ -73,19 +81,6 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
         on_progress(done, total)
 
     return faults or list(find_faults_in_contents(cache, step))
-
-
-def _optional(cache: "Cache") -> list[str]:
-    """Arrays that not every source gives."""
-    return [name for name in (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets") if name in cache.root]
-
-
-def _copied_tokens(cache: "Cache") -> list[str]:
-    """Arrays of tokens that were uploaded or converted with the cache; others are checked as they are mapped."""
-    if cache.is_folder:
-        return []
-    keys = filter(TOKEN_GROUP.fullmatch, sorted(cache.stored_names(TOKENS)))
-    return [f"{TOKENS}/{key}/{name}" for key in keys for name in ("ids", "offsets")]
 
 
 def _shape_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:

@@ -54,27 +54,27 @@ class _Inspect(click.Command):
 )
 @click.option("--watch", is_flag=True, help="show how its workers get on, until the pass is over")
 @json_option
+@friendly_errors()
 def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bool) -> None:
     """Show what is in CACHE, what failed and why; of a pass that is not over, its workers too."""
-    with friendly_errors():
-        require_kind(cache, "cache")
-        if watch:
-            watch_until_sealed(cache, as_json=as_json)
-            return
-        opened = Cache(cache)
-        opened.require_laid_out()
-        listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
-        shown, num_uncaptioned = look_at_pairs(opened, pairs)
-        look = next(looks(cache))
-        if as_json:
-            print_json(
-                contents(opened)
-                | look.to_json()
-                | {"num_uncaptioned": num_uncaptioned, "pairs": [asdict(pair) for pair in shown]}
-                | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
-            )
-            return
-        info, counts = opened.info, opened.count_status()
+    require_kind(cache, "cache")
+    if watch:
+        watch_until_sealed(cache, as_json=as_json)
+        return
+    opened = Cache(cache)
+    opened.require_laid_out()
+    listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
+    shown, num_uncaptioned = look_at_pairs(opened, pairs)
+    look = next(looks(cache))
+    if as_json:
+        print_json(
+            contents(opened)
+            | look.to_json()
+            | {"num_uncaptioned": num_uncaptioned, "pairs": [asdict(pair) for pair in shown]}
+            | {"failures": [{"row": f.row, "key": f.key, "status": f.status.label} for f in listed]}
+        )
+        return
+    info, counts = opened.info, opened.count_status()
     encoder = f"{info.encoder.model}{f' / {info.encoder.pretrained}' if info.encoder.pretrained else ''}"
     output.print(
         facts(

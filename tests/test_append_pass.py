@@ -18,6 +18,7 @@ from clipglot.cache.store import Cache
 from clipglot.cache.stores import RemoteStore
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
+from edited import make_older
 from launched import SLOW, ended
 from tarred import members_of, write_tar
 
@@ -218,6 +219,7 @@ def test_duplicates_are_counted_over_old_and_new_pictures(
     twins.write_text("".join(f'{{"image": "images/twin{name}.png", "text": "a"}}\n' for name in ("0001", "0009")))
     if not hashed:
         shutil.rmtree(old / HASH)
+        make_older(old, "num_duplicates")
     make_cache(twins, old, append=True)
     cache = Cache(old).require_sealed()
     assert (HASH in cache.root, cache.info.num_duplicates) == (hashed, 2 if hashed else None)

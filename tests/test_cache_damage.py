@@ -13,6 +13,7 @@ from clipglot.cache import ragged
 from clipglot.cache.errors import CacheError
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
+from edited import edit, edit_attributes
 
 READERS: dict[str, Callable[[Cache], Any]] = {
     "images/emb/c/0/1/0": Cache.image_emb,
@@ -121,7 +122,7 @@ def test_a_shape_of_more_chunks_than_can_be_listed_is_named(array: str, copied: 
 
 
 @pytest.mark.parametrize(
-    "edit",
+    "change",
     [
         lambda attributes: attributes.clear(),
         lambda attributes: attributes.update(clipglot=None),
@@ -136,18 +137,16 @@ def test_a_shape_of_more_chunks_than_can_be_listed_is_named(array: str, copied: 
         lambda attributes: attributes["clipglot"].update(unknown=1),
     ],
 )
-def test_metadata_that_lack_something_are_one_clear_error(edit: Callable[[dict[str, Any]], None], copied: Path) -> None:
-    metadata = json.loads((copied / "zarr.json").read_text())
-    edit(metadata["attributes"])
-    (copied / "zarr.json").write_text(json.dumps(metadata))
+def test_metadata_that_lack_something_are_one_clear_error(
+    change: Callable[[dict[str, Any]], object], copied: Path
+) -> None:
+    edit_attributes(copied, change)
     with pytest.raises(CacheError, match=r"cache\.zarr (has|is a Zarr group but)"):
         Cache(copied)
 
 
 def test_a_cache_of_another_format_says_which_and_what_to_do(copied: Path) -> None:
-    metadata = json.loads((copied / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"]["format_version"] = 99
-    (copied / "zarr.json").write_text(json.dumps(metadata))
+    edit(copied, format_version=99)
     with pytest.raises(CacheError, match=r"format 99, this clipglot reads format 1: install"):
         Cache(copied)
 
@@ -166,7 +165,7 @@ def test_what_is_no_cache_is_said_plainly(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="file is a file, expected a cache"):
         Cache(tmp_path / "file")
     (tmp_path / "run").mkdir()
-    with pytest.raises(CacheError, match=r"run has no zarr\.json, expected a cache"):
+    with pytest.raises(CacheError, match=r"run has no zarr\.json, expected a cache: pass one; if"):
         Cache(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{}")
     with pytest.raises(CacheError, match="run holds a run, expected a cache"):

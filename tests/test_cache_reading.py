@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from clipglot.cache.format import Status
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
+from edited import edit
 
 
 @pytest.mark.parametrize("rows", [[], [39], [3, 3, 38, 0, 8, 7, 38], list(range(40))])
@@ -34,9 +35,7 @@ def test_rows_that_are_not_there_are_refused(row: int, tiny_cache: Path) -> None
 
 def test_pictures_that_no_pass_came_to_have_not_failed(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    metadata = json.loads((cache / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"]["state"] = "planned"
-    (cache / "zarr.json").write_text(json.dumps(metadata))
+    edit(cache, state="planned")
     for chunk in (0, 3):
         (cache / f"images/status/c/{chunk}").unlink()
     assert Cache(cache).count_status() == {Status.PENDING: 16, Status.EMBEDDED: 24}

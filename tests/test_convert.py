@@ -1,6 +1,5 @@
 """A copy is whole or absent, and there and back gives the same bytes."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
 from clipglot.cache.store import Cache
 from copies import files, run
+from edited import edit
 from zarr.core.sync import sync
 
 AGAIN = "convert it again from the cache that this is a copy of"
@@ -75,9 +75,7 @@ def test_a_url_is_copied_to_the_disk_in_either_form(
 
 def test_only_a_sealed_cache_is_converted_and_only_to_a_free_name(tiny_cache: Path, h5: Path, tmp_path: Path) -> None:
     open_ = Path(shutil.copytree(tiny_cache, tmp_path / "open.zarr"))
-    metadata = json.loads((open_ / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"]["state"] = "planned"
-    (open_ / "zarr.json").write_text(json.dumps(metadata))
+    edit(open_, state="planned")
     (open_ / "images" / "status" / "c" / "1").unlink()
     result = run("convert", open_, tmp_path / "x.h5")
     assert (result.exit_code, "is not complete (1 of its chunks" in result.stderr) == (1, True)

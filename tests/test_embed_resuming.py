@@ -1,6 +1,5 @@
 """A pass that is resumed: the same bytes, what was planned stays, and what has changed is refused or recorded."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ from clipglot.distill.export import export_run
 from clipglot.distill.provenance import content_of, run_provenance
 from clipglot.distill.settings import ExportSettings
 from drawn import draw_pictures
+from edited import edit, make_older
 from passes import files, undo
 from PIL import Image
 
@@ -72,9 +72,7 @@ def test_a_resumed_pass_allows_the_pixels_that_were_planned(
 
 def test_a_cache_without_max_pixels_was_made_with_the_default(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    metadata = json.loads((cache / "zarr.json").read_text())
-    del metadata["attributes"]["clipglot"]["max_pixels"]
-    (cache / "zarr.json").write_text(json.dumps(metadata))
+    make_older(cache, "max_pixels")
     assert Cache(cache).info.max_pixels == 100_000_000
 
 
@@ -97,9 +95,7 @@ def test_a_changed_manifest_or_another_tower_is_refused_on_resuming(
 
 def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    metadata = json.loads((cache / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"]["state"] = "planned"
-    (cache / "zarr.json").write_text(json.dumps(metadata))
+    edit(cache, state="planned")
     undo(cache, 1, 4)
     with pytest.raises(CacheError, match=r"not complete \(2 of its chunks are still to be embedded\): run the same"):
         Cache(cache).require_sealed()

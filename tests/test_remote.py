@@ -28,6 +28,7 @@ from clipglot.distill.images import OnDevice
 from clipglot.distill.run import Run
 from clipglot.distill.settings import ExportSettings
 from clipglot.distill.train import train
+from edited import edited
 from logs import logged
 from runs import settings, stop_at
 
@@ -229,9 +230,7 @@ def test_tokens_that_were_uploaded_are_verified(bucket: Bucket, tiny_cache: Path
 
 def test_a_cache_that_is_not_sealed_says_so(bucket: Bucket, own: tuple[str, str], tiny_cache: Path) -> None:
     url, key = own
-    metadata = json.loads((tiny_cache / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"]["state"] = "planned"
-    bucket.client.put_object(Bucket="bucket", Key=f"{key}/zarr.json", Body=json.dumps(metadata).encode())
+    bucket.put(f"{key}/zarr.json", edited((tiny_cache / "zarr.json").read_bytes(), state="planned"))
     bucket.delete(f"{key}/images/status/c/2")
     with pytest.raises(CacheError, match=rf"{url} is not complete \(1 of its chunks"):
         Cache(url).require_sealed()

@@ -17,6 +17,7 @@ from clipglot.cache.sources import reader_of
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from drawn import draw_pictures
+from edited import make_older
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -138,9 +139,7 @@ def test_a_cache_without_hashes_is_read_and_finished_without(
 ) -> None:
     old = Path(shutil.copytree(cache, tmp_path / "old.zarr"))
     shutil.rmtree(old / "images/hash")
-    metadata = json.loads((old / "zarr.json").read_text())
-    del metadata["attributes"]["clipglot"]["num_duplicates"]
-    (old / "zarr.json").write_text(json.dumps(metadata))
+    make_older(old, "num_duplicates")
     assert Cache(old).verify() == []
     assert "exact duplicates" not in CliRunner().invoke(main, ["inspect", str(old)]).stdout
     (old / "images/status/c/1").unlink()

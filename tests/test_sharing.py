@@ -21,6 +21,7 @@ from clipglot.cache.sharing import Sign
 from clipglot.cache.stores import store_at
 from clipglot.cli import watching
 from clipglot.cli.main import main
+from edited import edit
 from launched import IMPATIENT, SLOW, ended
 from rich.console import Console
 
@@ -128,8 +129,7 @@ def test_two_workers_killed_while_they_write_to_a_store_give_the_same_objects(bu
 def unfinished(alone: Path, tmp_path: Path) -> Path:
     """A pass that worker 1 of 3 is at."""
     cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
-    text = (cache / "zarr.json").read_text().replace('"sealed"', '"planned"')
-    (cache / "zarr.json").write_text(text)
+    edit(cache, state="planned")
     (cache / "images/status/c/7").unlink()
     give_sign(cache, 1)
     return cache

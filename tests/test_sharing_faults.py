@@ -13,6 +13,7 @@ import pytest
 from bucket import Bucket, serving
 from clipglot.cache.errors import CacheError
 from clipglot.cache.store import Cache
+from edited import edit
 from launched import IMPATIENT, SLOW, ended
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,7 @@ def small_disk(at: Path, size: str = "1m") -> Iterator[Path]:
 def unfinished(alone: Path, at: Path) -> Path:
     """A copy with six chunks yet to be embedded."""
     cache = Path(shutil.copytree(alone, at))
-    (cache / "zarr.json").write_text((cache / "zarr.json").read_text().replace('"sealed"', '"planned"'))
+    edit(cache, state="planned")
     for chunk in (0, 1, 6, 7, 12, 13):
         for name in (f"emb/c/0/{chunk}/0", f"norm/c/0/{chunk}", f"status/c/{chunk}"):
             (cache / "images" / name).unlink()

@@ -16,6 +16,7 @@ from clipglot.cache import contents
 from clipglot.cache.store import Cache
 from clipglot.cli.main import main
 from drawn import draw_pictures
+from edited import edit
 from PIL import Image
 
 
@@ -202,9 +203,7 @@ def test_metadata_that_cannot_be_is_named(
     tiny_cache: Path, field: str, value: Any, message: str, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "c.zarr"))
-    metadata = json.loads((cache / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"][field] = value
-    (cache / "zarr.json").write_text(json.dumps(metadata))
+    edit(cache, **{field: value})
     result = CliRunner().invoke(main, ["verify", str(cache), "--sample", "0"])
     assert result.exit_code == 1
     assert re.search(message, result.stdout + result.stderr)

@@ -1,6 +1,5 @@
 """Views in a cache: the plain one stays as it was, and adding more to a cache that is in use."""
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +22,7 @@ from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
 from clipglot.encoders.image import load_image_tower
 from drawn import draw_pictures
+from edited import edit
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -126,9 +126,7 @@ def test_another_augmentation_or_fewer_views_than_planned_are_refused(
     with pytest.raises(DistillError, match=r"augmentation was 'scale 0.4, flip 0.5.*seed 7', now 'scale 0.3"):
         make_cache(manifest, viewed, **VIEWS | {"augment_scale": 0.3})
     cache = Path(shutil.copytree(viewed, tmp_path / "cache.zarr"))
-    metadata = json.loads((cache / "zarr.json").read_text())
-    metadata["attributes"]["clipglot"]["state"] = "planned"
-    (cache / "zarr.json").write_text(json.dumps(metadata))
+    edit(cache, state="planned")
     (cache / "images/status/c/2").unlink()
     with pytest.raises(DistillError, match="views was 3, now 2"):
         make_cache(manifest, cache, **VIEWS | {"views": 2})
