@@ -205,6 +205,11 @@ class CacheInfo:
             return "its `clipglot import` command"
         return "its `clipglot cache` command" if kinds <= SOURCE_KINDS else "your program"
 
+    @property
+    def is_made_by_commands(self) -> bool:
+        """Whether `clipglot cache` commands make all of its chunks."""
+        return not self.merged and {source.kind for source in self.sources} <= SOURCE_KINDS
+
     def to_attributes(self) -> dict[str, Any]:
         """The JSON form that is written to the group's attributes."""
         return asdict(self) | {"status_names": {str(s.value): s.label for s in Status}}

@@ -68,6 +68,7 @@ def merge_caches(
         raise CacheError(f"{output}: merge into a Zarr folder, then `clipglot convert` it")
     for cache in caches:
         require_alike(caches[0].require_sealed(), cache.require_sealed())
+        cache.require_described()
     starts = [""] * len(caches) if prefixes is None else [f"{prefix}/" for prefix in prefixes]
     require_distinct_keys(caches, starts)
     with explained(output), whole_directory(output) as folder:
@@ -75,7 +76,7 @@ def merge_caches(
         first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
         batches = (batch for cache in _located(caches, starts) for batch in cache)
         files = [name for cache in caches for name in cache.files()]
-        plan_cache(folder, batches, first, files=lambda: files, hashed=all(HASH in cache.root for cache in caches))
+        plan_cache(folder, batches, first, files=lambda: files, hashed=all(cache.has(HASH) for cache in caches))
         merged = Cache(folder, read_only=False)
         _copy_rows(caches, merged, on_progress)
         seal(merged)
@@ -164,7 +165,7 @@ def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterato
 
 def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
     owners = cache.caption_image()
-    codes = cache.read(LANGUAGE) if LANGUAGE in cache.root else None
+    codes = cache.read(LANGUAGE) if cache.has(LANGUAGE) else None
     for begin in range(0, len(cache), ROWS_AT_A_TIME):
         end = min(begin + ROWS_AT_A_TIME, len(cache))
         first, last = np.searchsorted(owners, [begin, end]).tolist()
@@ -184,7 +185,7 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
 
 def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[int, int], None]) -> None:
     """Write the rows of all caches in chunks of the new one."""
-    hashed = [HASH] if HASH in merged.root else []  # else duplicates cannot be counted
+    hashed = [HASH] if merged.has(HASH) else []  # else duplicates cannot be counted
     names = (EMB, NORM, *hashed, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
     arrays = {name: open_array(merged.root, name) for name in names}
     done, total = 0, sum(array.nchunks for array in arrays.values())

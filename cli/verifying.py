@@ -43,6 +43,8 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
         if result.command:
             say(f"marked to be embedded again: {', '.join(result.marked)}")
             say(f"now run: {result.command}")
+        elif result.faults and not settings.repair and info.is_made_by_commands and not result.cache.is_one_file:
+            say(f"what a pass makes again is marked by: clipglot verify {settings.cache} --repair")
         elif settings.repair and result.faults:
             say("none of this can be embedded again: see above what to do")
     if result.faults or result.incomplete:

@@ -48,7 +48,7 @@ def own(located: Path, tmp_path: Path) -> Path:
 @damages
 @pytest.mark.parametrize("name", [*GROUPS, *OPTIONAL])
 def test_a_lost_description_is_named_by_verify_and_stops_a_copy(
-    name: str, damage: str, own: Path, tmp_path: Path
+    name: str, damage: str, own: Path, located: Path, tmp_path: Path
 ) -> None:
     DAMAGES[damage](own / name / "zarr.json")
     result = run("verify", own, "--json")
@@ -58,6 +58,8 @@ def test_a_lost_description_is_named_by_verify_and_stops_a_copy(
     assert fault.endswith(f"): {REMEDY}")
     result = run("convert", own, tmp_path / "c.h5")
     assert (result.exit_code, fault in result.stderr, list(tmp_path.glob("*.h5"))) == (1, True, [])
+    result = run("merge", located, own, "-o", tmp_path / "m.zarr", "--prefix")
+    assert (result.exit_code, fault in result.stderr, list(tmp_path.glob("m*"))) == (1, True, [])
 
 
 @pytest.mark.parametrize("name", ["images/hash", "captions/language", "source/file"])
