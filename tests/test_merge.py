@@ -27,6 +27,7 @@ from clipglot.distill.settings import ExportSettings
 from clipglot.distill.synthetic import write_random_cache
 from copies import run
 from drawn import draw_pictures
+from edited import make_older
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from source_contract import encoded_pictures
@@ -70,7 +71,11 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
 
     shown = run("inspect", merged.path).stdout
-    for said in (f"{both[0].info.source.path} (sha256", f"{both[1].info.source.path} (sha256", "from row 40"):
+    for said in (
+        f"{both[0].info.source.path} (table, sha256",
+        f"{both[1].info.source.path} (table, sha256",
+        "from row 40",
+    ):
         assert said in shown
     for name in ("image root", "image root 2", "text fields 2"):
         assert re.search(rf"^{name}  ", shown, re.MULTILINE)
@@ -85,6 +90,7 @@ def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, P
     assert (Cache(others[1]).info.num_duplicates, merged.info.num_duplicates) == (0, 22)  # one picture is broken
     assert merged.verify() == []
     shutil.rmtree(twin / HASH)
+    make_older(twin)
     merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "n.zarr", prefixes=["a", "b"])
     assert (HASH in merged.root, merged.info.num_duplicates) == (False, None)
 
