@@ -185,7 +185,7 @@ def test_control_c_and_sigterm_end_the_pass_without_a_traceback_and_keep_its_wor
     messages = a_pass.messages.read_text()
     assert "Traceback" not in messages
     assert "leaked" not in messages
-    assert len(messages.splitlines()) < 5, messages
+    assert len(messages.splitlines()) <= 5, messages  # four of the stages, one of the end
     assert 5 <= num_done(cache) < 30
     assert f"stopped: {num_done(cache)} of " in messages
     make_cache(pictures, cache, **SETTINGS)
