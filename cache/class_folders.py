@@ -54,7 +54,8 @@ class ClassFolders(Source):
         splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
         if splits or self.info.split is not None:
             folder = top / chosen_split(splits, self.info.split, top)
-        _require_no_table(top)
+        for place in dict.fromkeys((top, folder)):
+            _require_no_table(place)
         for name in _folders(folder, root):
             files = _names(folder / name)
             _require_no_captions(folder / name, files)

@@ -147,7 +147,7 @@ class BlockDecoder:
         self._known = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
         self._workers = workers
         self._pool = self._new_pool()
-        self._deaths = 0  # since the last block, or row, that was decoded
+        self._deaths = 0  # since something was decoded
         self.num_died = 0
 
     def close(self) -> None:
@@ -157,7 +157,9 @@ class BlockDecoder:
         os.close(self._memory.descriptor)
 
     def decode(self, blocks: Iterable[Block]) -> Iterator[DecodedBlock]:
-        """Decode blocks in the order given. A picture that ends its process twice is damaged.
+        """Decode blocks in the order given. A picture that ends its process is damaged.
+
+        It is held to be that one if it does so alone.
 
         Raises:
             CacheError: processes die one after another, so that it is not the pictures.
@@ -172,9 +174,9 @@ class BlockDecoder:
             slot, block, future = self._in_flight.popleft()
             try:
                 decoded = future.result()
+                self._deaths = 0
             except BrokenProcessPool:
                 decoded = self._decode_apart(slot, block)
-            self._deaths = 0
             status, hashes, read_s, decode_s = decoded
             pixels = self._slots[slot, : len(block.views), : len(block.keys)]
             yield DecodedBlock(
@@ -221,8 +223,6 @@ class BlockDecoder:
                 )
             if found is None:
                 self._slots[slot, : len(block.views), i] = 0
-            else:
-                self._deaths = 0
             decoded.append(found or (bytes([Status.DAMAGED]), bytes(HASH_BYTES), 0.0, 0.0))
         status, hashes, read_s, decode_s = zip(*decoded, strict=True)
         return b"".join(status), b"".join(hashes), sum(read_s), sum(decode_s)
@@ -230,10 +230,12 @@ class BlockDecoder:
     def _tried(self, slot: int, block: Block, offset: int = 0) -> _Decoded | None:
         """A block, decoded with nothing beside it; None if that ended the process."""
         try:
-            return self._submit(slot, block, offset).result()
+            decoded = self._submit(slot, block, offset).result()
         except BrokenProcessPool:
             self._replace_pool()
             return None
+        self._deaths = 0
+        return decoded
 
     def _replace_pool(self) -> None:
         self._pool.shutdown(wait=True)

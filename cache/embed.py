@@ -56,8 +56,8 @@ def embed_missing(
             while it waits for other workers.
 
     Raises:
-        CacheError: the tower's output has another width than planned, a decoding process died, no room to write, or the
-            cache does not say how its views are made.
+        CacheError: the tower's output has another width than planned, decoding processes die one after another, no room
+            to write, or the cache does not say how its views are made.
     """
     report, started = PassReport(), time.perf_counter()
     num_views = max(num_views, cache.info.num_views)

@@ -151,7 +151,13 @@ class Share:
         self._written.add(chunk)
 
     def note(self, num_pictures: int, wall_s: float, bottleneck: str) -> None:
-        """Keep what the next sign says."""
+        """Keep what the next sign says.
+
+        Raises:
+            CacheError: what kept the last one from being given.
+        """
+        if self._failure:
+            raise self._failure
         sign = self._sign
         sign.pictures_done, sign.bottleneck = num_pictures, bottleneck
         sign.pictures_per_s = round(num_pictures / max(wall_s, 1e-9), 1)

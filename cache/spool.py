@@ -23,7 +23,7 @@ from .location import Location, Url, to_location
 from .pictures import RejectedPictureError
 from .remote import below, open_filesystem, state_of
 from .stores import NOT_THERE, explained_store
-from .whole import NO_SPACE, PARTIAL
+from .whole import NO_SPACE, PARTIAL, hold_new
 
 PREFIX = "clipglot-spool-"
 KEPT_BYTES = 4 * 2**30  # of files that were used last, and at least KEPT_FILES
@@ -43,7 +43,7 @@ class Spool:
         held = None
         while held is None:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-            held = _held(folder)
+            held = hold_new(folder)
         spool = cls(folder)
         spool._remove = weakref.finalize(spool, _remove, folder, held)
         return spool
@@ -201,21 +201,6 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _held(folder: Path) -> int | None:
-    """The descriptor that holds a new folder until this process ends, however it does.
-
-    None if another process swept the folder before it was held, as one that nobody has any more.
-    """
-    with suppress(FileNotFoundError):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), folder.stat()):
-                return descriptor
-        os.close(descriptor)
-    return None
 
 
 def _remove(folder: Path, descriptor: int) -> None:

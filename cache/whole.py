@@ -78,13 +78,38 @@ def partial_of(path: Path, make: Callable[[Path], None], alone: bool = True) -> 
     for left in path.parent.iterdir():
         if not partial_name.fullmatch(left.name):
             continue
-        with suppress(FileNotFoundError), _held_if_free(left) as is_free:
+        with suppress(FileNotFoundError, PermissionError), _held_if_free(left) as is_free:
             if is_free or (is_free is None and alone):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    make(partial)
-    with _held_if_free(partial):
+    descriptor = None
+    while descriptor is None:
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        make(partial)
+        descriptor = hold_new(partial)
+    try:
         yield partial
+    finally:
+        os.close(descriptor)
+
+
+def hold_new(path: Path) -> int | None:
+    """The descriptor that holds a file or folder that was just made, as long as it is open.
+
+    None if another process swept it before it was held, as something that nobody has any more.
+    """
+    with suppress(FileNotFoundError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        os.close(descriptor)
+    return None
 
 
 @contextmanager

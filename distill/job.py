@@ -42,8 +42,10 @@ class Job:
     def sources_of(self, info: CacheInfo) -> list[SourceInfo]:
         """The sources of a cache, of which the one that is named lies where this process finds it."""
         return [
-            source if _source_differences(source, self.source.info) else replace(self.source.info, first_row=first_row)
-            for source, first_row in ((source, source.first_row) for source in info.sources)
+            known
+            if _source_differences(known, self.source.info)
+            else replace(self.source.info, first_row=known.first_row)
+            for known in info.sources
         ]
 
 
@@ -118,7 +120,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
             "--append adds the pictures of a further source; or choose another -o"
         )
     differences = of_source + _pass_differences(existing, settings)
-    if planned.state != "sealed" and settings.views < planned.num_views:
+    if planned.state != "sealed" and settings.views < planned.num_views and not settings.retry:
         differences.append(("views", planned.num_views, settings.views))
     _refuse(settings, differences)
     if settings.views > planned.num_views and any(existing.first_pending(i) for i in range(existing.num_chunks)):

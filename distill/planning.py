@@ -52,10 +52,14 @@ def prepare(job: Job, on_progress: OnProgress) -> bool:
         require_same_teacher(cache, job.teacher_sha256)
         if cache.info.teacher_sha256 is None:
             write_info(cache, replace(cache.info, teacher_sha256=job.teacher_sha256))
-    if settings.retry and cache.info.state == "sealed":  # else it is on its way already
-        cache.mark_lost([(STATUS, (chunk,)) for chunk in cache.failed_chunks()])
     if settings.views > cache.info.num_views:
         reader_of(cache, job.kinds)  # or fail before anything is changed
+    if settings.retry and cache.info.state == "sealed":  # else it is on its way already
+        failed = cache.failed_chunks()
+        if settings.images:
+            reader_of(cache, job.kinds, rows=[cache.pending_rows(chunk) for chunk in failed])  # likewise
+        cache.mark_lost([(STATUS, (chunk,)) for chunk in failed])
+    if settings.views > cache.info.num_views:
         write_info(cache, replace(cache.info, augmentation=settings.augmentation))
         make_room(cache, settings.views)
     return resumed

@@ -68,7 +68,9 @@ class CacheSettings:
     ] = ()
     images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
     append: Annotated[bool, "add the pictures that a sealed cache does not have, and embed only those"] = False
-    retry: Annotated[bool, "try the pictures of a complete cache again that could not be embedded"] = False
+    retry: Annotated[
+        bool, "try the pictures of a complete cache again that could not be embedded, with all of their chunks"
+    ] = False
     limit: Annotated[int | None, "take only the first pictures"] = None
     batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
     workers: Annotated[

@@ -80,17 +80,19 @@ def verify_cache(
 
 
 def _require_made_by_commands(cache: Cache) -> None:
+    if cache.info.is_made_by_commands:
+        return
     kinds = {source.kind for source in cache.info.sources}
     if cache.info.merged or IMPORTED in kinds:
         raise DistillError(
             f"{cache.path} was imported, or merged from several caches, so no `clipglot cache` command makes its "
             "chunks: repair what it was made from, and make it again"
         )
-    if own := kinds - SOURCE_KINDS:
-        raise DistillError(
-            f"{cache.path} comes from a source of your own ({', '.join(sorted(own))}), which no `clipglot cache` "
-            "command reads: delete what `clipglot verify` names, and run your program again"
-        )
+    own = ", ".join(sorted(kinds - SOURCE_KINDS))
+    raise DistillError(
+        f"{cache.path} comes from a source of your own ({own}), which no `clipglot cache` command reads: delete what "
+        "`clipglot verify` names, and run your program again"
+    )
 
 
 def _probe(cache: Cache, settings: VerifySettings, sample: int) -> Probes:

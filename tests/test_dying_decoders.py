@@ -10,16 +10,15 @@ from deadly import DeadlyReader
 from numpy.typing import NDArray
 
 GEOMETRY = Geometry(height=8, width=8, resize_mode="squash", interpolation="bicubic", fill=0)
-ROWS = 6  # a block
 
 
-def decoded(deadly: set[int], num: int, workers: int = 2) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:
+def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:
     """Status, colour and hash of each of so many pictures, and how many processes died."""
     keys = [str(i) for i in range(num)]
-    blocks = [Block(start, keys[start : start + ROWS], None, (0,)) for start in range(0, num, ROWS)]
+    blocks = [Block(start, keys[start : start + block_rows], None, (0,)) for start in range(0, num, block_rows)]
     reader = DeadlyReader(frozenset(map(str, deadly)))
     status, colours, hashes = [], [], []
-    with block_decoder(reader, GEOMETRY, block_rows=ROWS, workers=workers, max_pixels=100) as decoder:
+    with block_decoder(reader, GEOMETRY, block_rows=block_rows, workers=2, max_pixels=100) as decoder:
         for block, asked in zip(decoder.decode(blocks), blocks, strict=True):
             assert block.start == asked.start
             status += [Status(value) for value in block.status.tolist()]
@@ -42,8 +41,9 @@ def test_a_picture_that_ends_its_process_is_damaged_and_the_others_are_as_ever(d
             assert (hashes[i] == all_hashes[i]).all()
 
 
-def test_processes_that_die_one_after_another_end_the_pass() -> None:
+@pytest.mark.parametrize("block_rows", [1, 2, 6])
+def test_processes_that_die_one_after_another_end_the_pass(block_rows: int) -> None:
     with pytest.raises(
         CacheError, match=r"die one after another, the last one at row \d+ \(\d+\), perhaps for want of"
     ):
-        decoded(set(range(12, 24)), 30)
+        decoded(set(range(12, 24)), 30, block_rows)

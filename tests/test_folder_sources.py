@@ -171,7 +171,9 @@ def test_a_split_must_be_chosen_and_be_there(tmp_path: Path) -> None:
         list(SourceContract.open(Made(tmp_path, {"split": "valid"})).rows())
 
 
-@pytest.mark.parametrize("name", ["metadata.jsonl", "pairs.CSV", "train/cat/1.txt", "train/dog/2.caption"])
+@pytest.mark.parametrize(
+    "name", ["metadata.jsonl", "pairs.CSV", "train/table.tsv", "train/cat/1.txt", "train/dog/2.caption"]
+)
 def test_class_folders_beside_captions_are_refused_because_these_would_be_lost(name: str, tmp_path: Path) -> None:
     for picture in ("train/cat/1.jpg", "train/dog/2.png"):
         (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)

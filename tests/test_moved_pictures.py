@@ -10,6 +10,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.store import Cache
+from clipglot.distill.caching import cache_pictures
 from clipglot.distill.errors import DistillError
 from clipglot.distill.settings import CacheSettings
 from drawn import draw_pictures
@@ -103,6 +104,44 @@ def test_pictures_that_were_away_are_tried_again_and_give_the_bytes_of_an_undist
     make_cache(manifest, cache, retry=True)
     assert files(cache) == files(tmp_path / "whole.zarr")
     assert make_cache(manifest, cache, retry=True).report.num_pictures == 0
+
+
+def test_a_stopped_retry_goes_on_by_the_same_command_and_keeps_the_views(make_cache: Make, tmp_path: Path) -> None:
+    manifest, cache = draw_pictures(tmp_path / "pictures", 16), tmp_path / "c.zarr"
+    make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8, views=2)
+    pictures = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (3, 11)]
+    for picture in pictures:
+        picture.rename(picture.with_suffix(".away"))
+    make_cache(manifest, cache, chunk_rows=8, views=2)
+    for picture in pictures:
+        picture.with_suffix(".away").rename(picture)
+
+    def stop(stage: str, done: int, total: int | None) -> None:
+        if stage == "embed" and done:
+            raise KeyboardInterrupt
+
+    settings = CacheSettings(
+        source=manifest, output=cache, model=Cache(cache).info.encoder.model, batch_size=8, retry=True
+    )
+    with pytest.raises(KeyboardInterrupt):
+        cache_pictures(settings, stop)
+    assert Cache(cache).info.state == "planned"
+    cache_pictures(settings)
+    assert files(cache) == files(tmp_path / "whole.zarr")
+
+
+def test_nothing_is_tried_again_before_all_that_is_read_is_there(make_cache: Make, tmp_path: Path) -> None:
+    cache, first, second = two_sources(tmp_path, make_cache)
+    (cache / "images/status/c/1").unlink()
+    next((second.parent / "images").iterdir()).write_bytes(b"broken")
+    make_cache(second, cache, append=True)
+    second.parent.rename(tmp_path / "gone")
+    before = files(cache)
+    with pytest.raises(
+        CacheError, match=r"pictures of .*second\.jsonl: run its `clipglot cache` command with --append"
+    ):
+        make_cache(first, cache, retry=True)
+    assert files(cache) == before
 
 
 @pytest.mark.parametrize("more", [{"worker": "0/2"}, {"append": True}])

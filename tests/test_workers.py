@@ -206,6 +206,22 @@ def test_of_two_that_are_the_same_worker_the_later_goes_on(tmp_path: Path) -> No
     assert store.names("workers") == []
 
 
+def test_a_worker_that_was_replaced_ends_within_its_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.01)
+    store, told = store_at(tmp_path, read_only=False), module.threading.Event()
+
+    def work() -> None:
+        with sharing(store, Worker(1, 2), "embed") as share:
+            share.beat()
+            store.write("workers/1.json", sign_of_another(1, counter=1))
+            while not told.wait(0.01):  # which never comes
+                share.note(8, 1.0, "decoding")
+
+    with pytest.raises(CacheError, match=r"far \(7\) has begun as worker 1 of 2, too"):
+        work()
+    assert list(read_signs(store)) == ["1.json"]
+
+
 def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT_S", 0.01)
     store, written = store_at(tmp_path, read_only=False), module.threading.Event()
