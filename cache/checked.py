@@ -134,7 +134,7 @@ class CheckedGroup:
             CacheError: its metadata is absent or damaged.
         """
         with self._described(name):
-            if not self._is_group(name):
+            if not isinstance(self.root[name], zarr.Group):
                 raise TypeError(f"{name} is an array, expected a group")
 
     def _is_group(self, name: str) -> bool:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from .errors import CacheError
 from .listing import Entry, entries, name_in
 from .location import Location, to_location
+from .manifest import SUFFIXES
 from .records import RecordReader, is_unicode
 from .rows import Row
 from .source import Source
 from .splits import chosen_split
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
-TABLES = (".jsonl", ".ndjson", ".csv", ".tsv")
 CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
@@ -82,7 +82,7 @@ def _require_no_table(folder: Location) -> None:
         CacheError: there is one; the message names it.
     """
     for entry in entries(folder):
-        if entry.is_file and entry.name.lower().endswith(TABLES) and not entry.name.startswith("."):
+        if entry.is_file and entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
             raise CacheError(
                 f"{folder} has folders of pictures, and the table {entry.name} too: pass {folder / entry.name}, or "
                 "put it elsewhere to have the names of the folders as captions"

@@ -17,7 +17,7 @@ from zarr.storage import LocalStore
 
 from .errors import CacheError
 from .format import TOKENS
-from .whole import NO_LOCKS, PARTIAL, explained, sweep_partial, write_whole
+from .whole import PARTIAL, explained, lock, sweep_partial, write_whole
 
 MARK = "zarr.json"  # of the group: a cache is there if it is
 TRIES = 5  # at a file whose folder others delete
@@ -62,11 +62,10 @@ def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     patient_until = monotonic() + (SWEEPING_S if shared else 0)
     while True:
-        alone = True
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fcntl.flock(descriptor, operation)
+            alone = lock(descriptor, operation)
         except BlockingIOError:
             os.close(descriptor)
             if monotonic() < patient_until:
@@ -75,11 +74,9 @@ def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
             raise CacheError(
                 f"{folder}: another clipglot command is writing it: wait for it to end, or choose another -o"
             ) from None
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                raise
-            alone = False
+        except OSError:
+            os.close(descriptor)
+            raise
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), folder.stat()):
                 return descriptor, alone

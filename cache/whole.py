@@ -92,6 +92,21 @@ def partial_of(path: Path, make: Callable[[Path], None], alone: bool = True) -> 
         os.close(descriptor)
 
 
+def lock(descriptor: int, operation: int) -> bool:
+    """`fcntl.flock`; returns whether there is a lock, which some filesystems have not.
+
+    Raises:
+        BlockingIOError: another holds it, and the operation does not wait.
+    """
+    try:
+        fcntl.flock(descriptor, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        return False
+    return True
+
+
 def hold_new(path: Path) -> int | None:
     """The descriptor that holds a file or folder that was just made, as long as it is open.
 
@@ -100,11 +115,10 @@ def hold_new(path: Path) -> int | None:
     with suppress(FileNotFoundError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                raise
+            lock(descriptor, fcntl.LOCK_EX)
+        except OSError:
+            os.close(descriptor)
+            raise
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
@@ -118,14 +132,9 @@ def _held_if_free(path: Path) -> Iterator[bool | None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held: bool | None = True
+            held: bool | None = lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB) or None
         except BlockingIOError:
             held = False
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            held = None
         yield held
     finally:
         os.close(descriptor)
