@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from clipglot.distill.student import Student
-from clipglot.distill.targets import Targets
+from clipglot.distill.data.targets import Targets
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text import TextConfig, TextTower
+from clipglot.distill.training.student import Student
+from clipglot.encoders.text_transformer import TextConfig, TextTower
 
 CPU = torch.device("cpu")
 DIM, VOCABULARY = 512, 49_408

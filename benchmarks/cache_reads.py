@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 from clipglot.cache.format import EMB
-from clipglot.cache.store import Cache
-from clipglot.distill.synthetic import copy_to_npy, write_random_cache
+from clipglot.cache.read.cache import Cache
+from clipglot.jobs.bench_data import copy_to_npy, write_random_cache
 from numpy.typing import NDArray
 
 RANDOM_ROWS = 4096

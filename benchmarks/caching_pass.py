@@ -24,26 +24,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from clipglot.cache.decoding import Block, BlockReader, block_decoder
-from clipglot.cache.embed import embed_missing
 from clipglot.cache.format import CacheInfo, SourceInfo, Status
-from clipglot.cache.pictures import Geometry
-from clipglot.cache.plan import plan_cache
-from clipglot.cache.report import PassReport
-from clipglot.cache.rows import Row, batched
-from clipglot.cache.sources import reader_of
-from clipglot.cache.store import Cache
-from clipglot.distill.settings import num_usable_cores
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.source import Row, batched
+from clipglot.cache.write.decode_pool import Block, BlockReader, block_decoder
+from clipglot.cache.write.embed import embed_missing
+from clipglot.cache.write.image_decode import Geometry
+from clipglot.cache.write.image_reader import reader_of
+from clipglot.cache.write.plan import plan_cache
+from clipglot.cache.write.report import PassReport
+from clipglot.distill.checks import num_usable_cores
 from numpy.typing import NDArray
 
 if __name__ == "__main__":  # the decoding processes import this file too, and need no torch
     import open_clip
     import torch
-    from clipglot.distill.bench import machine
     from clipglot.distill.device import resolve_device
     from clipglot.distill.provenance import encoder_info
-    from clipglot.encoders.image import ImageTower, load_image_tower
     from clipglot.encoders.image_queue import ImageQueue
+    from clipglot.encoders.image_tower import ImageTower, load_image_tower
+    from clipglot.jobs.bench import machine
     from safetensors.torch import save_file
 
 NOTHING = "nothing"  # computes the third tower

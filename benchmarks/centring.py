@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.evals.retrieval import retrieve
 from opponent import ridge
 from sklearn.feature_extraction.text import TfidfVectorizer

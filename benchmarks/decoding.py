@@ -18,8 +18,8 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from clipglot.cache.decoding import BLOCKS_KEPT
-from clipglot.cache.pictures import FORMATS, Geometry, decode_views
+from clipglot.cache.write.decode_pool import BLOCKS_KEPT
+from clipglot.cache.write.image_decode import FORMATS, Geometry, decode_views
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -120,7 +120,7 @@ def same(files: list[bytes], ways: dict[str, Decode]) -> dict[str, list[str]]:
 
 def cosines(files: list[bytes], ways: dict[str, Decode], weights: Path) -> dict[str, list[str]]:
     """Least and mean cosine of DeiT-Tiny's features to those of the first way."""
-    from clipglot.encoders.image import load_image_tower
+    from clipglot.encoders.image_tower import load_image_tower
 
     tower, features = load_image_tower("timm/deit_tiny_patch16_224", str(weights)), {}
     for name, decode in ways.items():

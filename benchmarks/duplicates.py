@@ -11,10 +11,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from clipglot.cache.store import Cache
-from clipglot.distill.caching import cache_pictures
-from clipglot.distill.settings import CacheSettings
+from clipglot.cache.read.cache import Cache
 from clipglot.evals.duplicates import find_duplicates
+from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.settings.cache import CacheSettings
 from PIL import Image, ImageEnhance, ImageOps
 
 MARKS = (0.999, 0.99, 0.97, 0.95, 0.9)

@@ -25,17 +25,17 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from clipglot.cache.format import EMB
-from clipglot.distill.batches import group_equal_captions
-from clipglot.distill.bench import machine
-from clipglot.distill.bench_settings import BenchSettings
-from clipglot.distill.data import TrainData
+from clipglot.distill.data.batch_sampler import group_equal_captions
+from clipglot.distill.data.image_embeddings import OnDevice, OnHost
+from clipglot.distill.data.pairs import TrainData
+from clipglot.distill.data.tokens import TokenTable
 from clipglot.distill.device import resolve_device
-from clipglot.distill.images import OnDevice, OnHost
-from clipglot.distill.synthetic import query_tokens, write_random_cache
-from clipglot.distill.timing import Steps, in_turns, matmul_flops_s
-from clipglot.distill.tokens import TokenTable
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text import Attention, TextConfig
+from clipglot.encoders.text_transformer import Attention, TextConfig
+from clipglot.jobs.bench import machine
+from clipglot.jobs.bench_data import query_tokens, write_random_cache
+from clipglot.jobs.bench_steps import Steps, in_turns, matmul_flops_s
+from clipglot.jobs.settings.bench import BenchSettings
 from torch import Tensor
 
 JOB_PAIRS = 3_700_000 * 30

@@ -18,15 +18,15 @@ from pathlib import Path
 import fsspec
 import numpy as np
 from clipglot.cache.location import Location, to_location
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from PIL import Image
 
 if __name__ == "__main__":  # the decoding processes import this file too, and need no torch
     import torch
     from clipglot.demo.run import ENGLISH_CLIP
-    from clipglot.distill.caching import cache_pictures
-    from clipglot.distill.settings import CacheSettings
-    from clipglot.encoders.image import ImageTower
+    from clipglot.encoders.image_tower import ImageTower
+    from clipglot.jobs.cache import cache_pictures
+    from clipglot.jobs.settings.cache import CacheSettings
 
 CHUNK = 8  # pictures, of a batch too
 SIDE = 32  # pixels

@@ -143,9 +143,9 @@ def peak_bytes() -> int:
 def losses() -> dict[str, Callable[[Any, Any], tuple[Any, Any]]]:
     """Loss and logarithm of the logit scale, which is a leaf, given pictures and captions."""
     import torch
-    from clipglot.distill.infonce import InfoNCE
-    from clipglot.distill.siglip import SigLIP
-    from clipglot.distill.targets import Targets
+    from clipglot.distill.data.targets import Targets
+    from clipglot.distill.losses.infonce import InfoNCE
+    from clipglot.distill.losses.siglip import SigLIP
     from open_clip.loss import ClipLoss, SigLipLoss
 
     def ours(kind: type[InfoNCE] | type[SigLIP]) -> Callable[[Any, Any], tuple[Any, Any]]:

@@ -25,7 +25,7 @@ def batch_of(tower: str, size: int) -> Callable[[], object]:
     import open_clip
     import timm
     import torch
-    from clipglot.encoders.text import TextConfig, TextTower
+    from clipglot.encoders.text_transformer import TextConfig, TextTower
 
     torch.manual_seed(0)
     if tower == "text":
@@ -48,7 +48,7 @@ def batch_of(tower: str, size: int) -> Callable[[], object]:
 def measure(tower: str, size: int, batches: int, kept: bool) -> dict[str, float]:
     """Rows a second (median of the batches), and the pages that the system made for each row."""
     import torch
-    from clipglot.encoders.memory import keep_freed_memory
+    from clipglot.encoders.malloc import keep_freed_memory
 
     if kept:
         assert keep_freed_memory(torch.device("cpu"))

@@ -3,8 +3,8 @@
 import numpy as np
 import scipy.sparse as sp
 import torch
-from clipglot.cache.store import Cache
-from clipglot.distill.ridge import ridge_by_rounds
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.training.ridge import ridge_by_rounds
 from clipglot.evals.retrieval import Ranks, retrieve
 from sklearn.feature_extraction.text import TfidfVectorizer
 

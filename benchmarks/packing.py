@@ -16,8 +16,8 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from clipglot.distill.synthetic import QUERIES, draw_lengths
-from clipglot.encoders.text import Attention, TextConfig, TextTower
+from clipglot.encoders.text_transformer import Attention, TextConfig, TextTower
+from clipglot.jobs.bench_data import QUERIES, draw_lengths
 from torch import Tensor
 
 VOCAB_SIZE, BOS, EOS, CONTEXT = 49_408, 49_406, 49_407, 77

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from clipglot.cache import columns
 from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo
-from clipglot.cache.manifest import Table
-from clipglot.cache.plan import plan_cache
-from clipglot.cache.rows import Batch
+from clipglot.cache.sources.source import Batch
+from clipglot.cache.sources.table import Table
+from clipglot.cache.write import row_writer as columns
+from clipglot.cache.write.plan import plan_cache
 
 SENTENCE = (
     "красный кот сидит на окне старого дома и смотрит на дождь a photo of the cat on an old table 猫が眠る 一只猫 睡觉"

@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from clipglot.cache.store import Cache
-from clipglot.distill.run import Run
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.training.run_folder import Run
 from clipglot.evals.retrieval import Ranks
 from opponent import tfidf_ridge
 

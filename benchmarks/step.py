@@ -9,8 +9,8 @@ of the medians, and the lowest and highest of a round.
 
 import argparse
 
-from clipglot.distill.bench import bench
-from clipglot.distill.bench_settings import BenchSettings
+from clipglot.jobs.bench import bench
+from clipglot.jobs.settings.bench import BenchSettings
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.sources import open_source
-from clipglot.cache.tar_headers import members
+from clipglot.cache.sources.kinds import open_source
+from clipglot.cache.sources.tar_index import members
 
 EXTENSIONS = ("jpg", "json", "txt")
 

@@ -11,12 +11,12 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-from clipglot.cache.store import Cache
-from clipglot.distill.data import load_validation
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_validation
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.distill.validation import validate
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.validate import validate
 from clipglot.encoders.tokenizer import CaptionTokenizer
 
 TRAIN = "--width 128 --layers 2 --heads 2 --context-length 48 --vocab-size 4000 --batch-size 256 --lr 1e-3 --workers 1"

@@ -14,7 +14,6 @@ from .errors import CacheError
 FORMAT_VERSION = 1
 ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 CHECKSUM = f"{ATTRIBUTE}_crc32c"  # the one that holds their checksum, see `metadata.py`; older caches have none
-
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
 HASH = "images/hash"  # absent in older caches, and in those that no pass over pictures made
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
@@ -30,13 +29,10 @@ TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_AR
 EMBEDDED_ARRAYS = (EMB, NORM, STATUS, HASH)  # filled by the pass, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # that not every source gives
-
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
 MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
 MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB as RGB
-
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47, as far as its form goes
-
 State = Literal["planning", "planned", "appending", "sealed"]
 NOT_LAID_OUT = ("planning", "appending")
 Decoding = Literal["exact", "scaled"]  # of JPEGs: at full size, or at a part of it that is enough for the tower

@@ -9,23 +9,21 @@ import click
 
 # name: (module, attribute, what `clipglot --help` says)
 COMMANDS = {
-    "cache": ("caching", "cache", "Embed every picture of a source once."),
-    "inspect": ("inspecting", "inspect", "Show what is in a cache, what failed and why."),
-    "convert": ("converting", "convert", "Copy a cache to HDF5, or back to Zarr."),
-    "import": ("converting", "import_", "Make a cache of embeddings that are there."),
-    "merge": ("converting", "merge", "Put several caches of one tower together."),
-    "verify": ("verifying", "verify", "Check and repair a cache."),
-    "duplicates": ("duplicating", "duplicates", "Find near-duplicate pictures, and leakage between caches."),
-    "tokenizer": ("tokenizing", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
-    "train": ("training", "train", "Train a text tower on a cache."),
-    "export": ("exporting", "export", "Merge both towers into one CLIP."),
-    "predict": ("exporting", "predict", "Which text describes a picture best?"),
-    "eval": ("evaluating", "evaluate", "Measure a merged CLIP."),
-    "bench": ("benching", "bench", "Measure what this machine reaches."),
+    "cache": ("cache", "cache", "Embed every picture of a source once."),
+    "inspect": ("inspect", "inspect", "Show what is in a cache, what failed and why."),
+    "convert": ("convert", "convert", "Copy a cache to HDF5, or back to Zarr."),
+    "import": ("convert", "import_", "Make a cache of embeddings that are there."),
+    "merge": ("convert", "merge", "Put several caches of one tower together."),
+    "verify": ("verify", "verify", "Check and repair a cache."),
+    "duplicates": ("duplicates", "duplicates", "Find near-duplicate pictures, and leakage between caches."),
+    "tokenizer": ("tokenizer", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
+    "train": ("train", "train", "Train a text tower on a cache."),
+    "export": ("export", "export", "Merge both towers into one CLIP."),
+    "predict": ("export", "predict", "Which text describes a picture best?"),
+    "eval": ("evaluate", "evaluate", "Measure a merged CLIP."),
+    "bench": ("bench", "bench", "Measure what this machine reaches."),
     "demo": ("demo", "demo", "Do the whole job on pictures that it draws itself."),
 }
-
-
 FIRST_SPEAKS_S = 20.0  # in which the first of several processes has met what all have met, and was ended by it
 
 

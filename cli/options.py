@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import click
 
-from ..cache.location import Url, to_location
+from ..cache.location import Location, Url, to_location
 from ..distill.errors import DistillError
 
 Command = Callable[..., Any]
@@ -192,3 +192,26 @@ def _from_toml(click_type: Any, value: Any) -> Any:
     if not isinstance(value, expected) or (isinstance(value, bool) and click_type is not bool):
         raise click.BadParameter(f"{value!r} is no {' or '.join(kind.__name__ for kind in expected)}")
     return click.types.convert_type(click_type)(str(value), None, None)
+
+
+Kind = Literal["cache", "run", "merged CLIP"]
+# The file by which each kind is known, and what to do with it.
+_KINDS: dict[Kind, tuple[str, str]] = {
+    "cache": ("zarr.json", "train on it with `clipglot train {} -o RUN`"),
+    "run": ("run.json", "merge it with `clipglot export {} -o MERGED`"),
+    "merged CLIP": ("open_clip_config.json", "`clipglot predict` and `clipglot eval` take it"),
+}
+
+
+def require_kind(path: Location, expected: Kind) -> None:
+    """Refuse a folder of another kind; what is of none, or at a URL, is for the command to judge.
+
+    Raises:
+        click.ClickException: says what it is and what takes it.
+    """
+    if isinstance(path, Url):
+        return
+    found: dict[Kind, str] = {kind: remedy for kind, (mark, remedy) in _KINDS.items() if (path / mark).is_file()}
+    if expected not in found:
+        for kind, remedy in found.items():
+            raise click.ClickException(f"{path} is a {kind}, expected a {expected}: {remedy.format(path)}")

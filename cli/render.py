@@ -53,7 +53,6 @@ status = Console(stderr=True)
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # what stands at the path
 _NO_PART_OF_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # of a terminal's, either: controls could steer it
-
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 
 

@@ -10,7 +10,6 @@ from .grammars import GRAMMARS, LANGUAGES, Language
 from .scenes import Colour, Group, Scene, Shape
 
 __all__ = ["LANGUAGES", "Language", "caption", "class_prompt"]
-
 # Which side each of two groups is on, in their order within the scene.
 _SIDES = {"beside": ("left", "right"), "stacked": ("top", "bottom")}
 

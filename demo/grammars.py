@@ -57,7 +57,6 @@ def _english(group: Group, tells_size: bool) -> SimpleNamespace:
 
 _EN_PLURALS = {"cross": "crosses"}
 _EN_NUMERALS = {2: "two", 3: "three", 4: "four", 5: "five"}
-
 _EN = Grammar(
     inflect=_english,
     alone=("{a.text}", "{a.there} {a.text}"),
@@ -150,7 +149,6 @@ _RU_NOUNS = {
     "crescent": "f луна луны луной лун лунами",
 }
 _RU_NUMERALS = {2: "два двух двумя", 3: "три трёх тремя", 4: "четыре четырёх четырьмя", 5: "пять пяти пятью"}
-
 _RU = Grammar(
     inflect=_russian,
     alone=("{a.nom}", "{a.drawn} {a.nom}"),
@@ -201,7 +199,6 @@ _ZH_NOUNS = {
     "ring": ("个", "圆环"),
     "crescent": ("弯", "月牙"),
 }
-
 _ZH = Grammar(
     inflect=_chinese,
     alone=("{a.text}", "{a.bare}"),
@@ -254,7 +251,6 @@ _KO_NOUNS = {
     "crescent": "초승달",
 }
 _KO_NUMERALS = {2: "두", 3: "세", 4: "네", 5: "다섯"}
-
 _KO = Grammar(
     inflect=_korean,
     alone=("{a.text}", "{a.subj} 있다"),
@@ -276,5 +272,4 @@ _KO = Grammar(
     },
     background={"white": "흰색", "grey": "회색", "black": "검은색"},
 )
-
 GRAMMARS: dict[Language, Grammar] = {"en": _EN, "ru": _RU, "zh": _ZH, "ko": _KO}

@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..distill.caching import CacheResult, cache_pictures
-from ..distill.export import export_run
-from ..distill.settings import CacheSettings, ExportSettings
-from ..distill.train import train
 from ..distill.train_settings import TrainSettings
-from ..encoders.clip import MergedClip, load_merged
+from ..distill.training.train import train
+from ..encoders.merged_clip import MergedClip, load_merged
 from ..evals.retrieval import retrieve
 from ..evals.zeroshot import zero_shot_accuracy
-from .captions import Language, caption, class_prompt
+from ..jobs.cache import CacheResult, cache_pictures
+from ..jobs.export import export_run
+from ..jobs.settings.cache import CacheSettings
+from ..jobs.settings.export import ExportSettings
+from .captions import caption, class_prompt
+from .grammars import Language
 from .scenes import HELD_OUT, PAIRS, Scene, classification_scenes, draw, held_out_scenes, training_scenes
 from .settings import BATCH_SIZE, DemoSettings
 
@@ -28,7 +30,6 @@ ENGLISH_CLIP = Path(__file__).parent / "english_clip"
 NUM_HELD_OUT = 500  # pictures to retrieve
 PER_CLASS = 20  # pictures of each held-out class
 CAPTIONS_A_PICTURE = 3
-
 OnProgress = Callable[[str, int, int | None], None]
 """Called with the stage, what is done of it and the total where known."""
 

@@ -22,23 +22,18 @@ Size = Literal["small", "large"]
 Background = Literal["white", "grey", "black"]
 Layout = Literal["centre", "left", "right", "top", "bottom", "scattered", "beside", "stacked"]
 Pair = tuple[Colour, Shape]
-
 COLOURS: tuple[Colour, ...] = get_args(Colour)
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 BACKGROUNDS: tuple[Background, ...] = get_args(Background)
-
 PAIRS: tuple[Pair, ...] = tuple((colour, shape) for colour in COLOURS for shape in SHAPES)
 """All 64 pairs, colour by colour: the classes of zero-shot classification, in their order."""
-
 # Two diagonals of the table of colours by shapes: each colour and each shape misses exactly two partners.
 HELD_OUT: tuple[Pair, ...] = tuple(
     (colour, shape) for c, colour in enumerate(COLOURS) for s, shape in enumerate(SHAPES) if (s - c) % 8 in (0, 3)
 )
 """The 16 pairs that no training scene contains."""
-
 TRAINED: tuple[Pair, ...] = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 """The 48 pairs that training scenes are made of."""
-
 _RGB: dict[str, tuple[int, int, int]] = {
     "red": (214, 36, 40),
     "orange": (246, 134, 22),

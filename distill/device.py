@@ -1,11 +1,13 @@
 """Where to compute, and in what precision."""
 
-from contextlib import AbstractContextManager, nullcontext
+import os
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from . import parallel
+from . import distributed as parallel
 from .errors import DistillError, LoneError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -61,3 +63,17 @@ def resolve_compile(compile_: Literal["auto", "on", "off"], device: torch.device
     if compile_ == "on" and device.type != "cuda":
         raise DistillError(f"--compile on: only a GPU gains from it, this is {device.type}: leave it out")
     return compile_ != "off" and device.type == "cuda"
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that the device has left for this process: on the CPU what could be freed, shared with the others here."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    limit, used = (Path(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with suppress(OSError, StopIteration):
+        meminfo = Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in meminfo if line.startswith("MemAvailable:")).split()[1])
+    with suppress(OSError, ValueError):  # "max" is no number: there is no limit
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return free // parallel.num_local_processes()

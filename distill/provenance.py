@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.format import EncoderInfo
-from ..cache.store import Cache
-from ..encoders.image import ImageTower, weights_file
+from ..cache.read.cache import Cache
+from ..encoders.image_tower import ImageTower
+from ..encoders.open_clip_loading import weights_file
 from .errors import DistillError
 
 LOCAL = "local-dir:"

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from .errors import DistillError
 
 Recipe = Literal["few", "many", "lm", "lora"]
-
 RECIPES: dict[Recipe, dict[str, Any]] = {
     # A scratch tower on some thousand pictures: begun as a bag of tokens fitted in closed form, small, with dropout.
     "few": {

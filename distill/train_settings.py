@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.location import Location
-from .settings import Device, require, require_at_least_one
+from .checks import Device, require, require_at_least_one
 
 # How `--help` puts them together.
 SECTIONS = {

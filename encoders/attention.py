@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .errors import EncoderError
+from .packed_rows import BLOCK
 from .packing import PackedCaptions
-from .rows import BLOCK
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Queries, keys and values `[S, W]` to `[S, W]`; given where the captions end `[B]`, to `[B, W]` for those alone."""

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import EncoderError
-from .image import ImageTower
-from .memory import keep_freed_memory
+from .image_tower import ImageTower
+from .malloc import keep_freed_memory
 
 Features = Callable[[], NDArray[np.float32]]
 

@@ -15,10 +15,77 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..cache.format import Status
-from ..cache.store import Cache
-from .components import Components
+from ..cache.read.cache import Cache
+from ..cache.storage.digests import digests_of
+from ..cache.storage.ragged import Texts
 from .errors import EvalError
-from .verbatim import count_repeated_captions, count_same_keys
+
+
+class Components:
+    """N things, joined pair by pair.
+
+    >>> components = Components(6)
+    >>> components.join(np.array([4, 1]), np.array([5, 2]))
+    >>> components.join(np.array([2]), np.array([5]))
+    >>> components.sizes()
+    {'num_groups': 1, 'num_pictures': 4, 'largest': 4}
+    """
+
+    def __init__(self, num: int) -> None:
+        self._root = np.arange(num)  # of each; a root is its own
+
+    def join(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        """Join pairs `[P]`, `[P]`: the larger root goes below the smaller, until each pair has one."""
+        while len(a := a[apart := self._root[a] != self._root[b]]):
+            b = b[apart]
+            roots = self._root[a], self._root[b]
+            np.minimum.at(self._root, np.maximum(*roots), np.minimum(*roots))
+            while not np.array_equal(up := self._root[self._root], self._root):
+                self._root = up
+
+    def sizes(self) -> dict[str, int]:
+        """How many groups of two or more there are, how many things in them, and in the largest."""
+        counts = np.bincount(self._root, minlength=1)
+        groups = counts[counts > 1]
+        return {
+            "num_groups": len(groups),
+            "num_pictures": int(groups.sum()),
+            "largest": int(groups.max(initial=0)),
+        }
+
+
+TEXTS_AT_A_TIME = 65_536
+
+
+def count_repeated_captions(cache: Cache, against: Cache | None = None) -> tuple[int, int]:
+    """How many captions a cache has, and how many of these stand there more than once.
+
+    With a second cache, how many that one has, and how many of these stand in the first.
+    """
+    ours, counts = np.unique(_caption_digests(cache), return_counts=True)
+    if against is None:
+        return int(counts.sum()), int(counts[counts > 1].sum())
+    theirs = _caption_digests(against)
+    return len(theirs), int(np.isin(theirs, ours).sum())
+
+
+def count_same_keys(cache: Cache, against: Cache) -> int:
+    """Pictures of the second cache whose key the first has, too."""
+    ours, theirs = (_digests(each.keys, len(each)) for each in (cache, against))
+    return int(np.isin(theirs, ours).sum())
+
+
+def _caption_digests(cache: Cache) -> NDArray[np.bytes_]:
+    return _digests(cache.captions, cache.info.num_captions)
+
+
+def _digests(read: Callable[[int, int], list[str]], num: int) -> NDArray[np.bytes_]:
+    parts = [digests_of(Texts.of([]))] + [
+        digests_of(Texts.of([text.encode() for text in read(start, min(start + TEXTS_AT_A_TIME, num))]))
+        for start in range(0, num, TEXTS_AT_A_TIME)
+    ]
+    return np.concatenate(parts).view("S16").ravel()
+
 
 MARKS = (0.999, 0.99, 0.97, 0.95)  # cosines that are always counted
 MOST_PAIRS = 10**10  # all of them take minutes on a few cores; beyond, a sample is drawn

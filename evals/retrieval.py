@@ -1,10 +1,13 @@
 """Retrieval: how often a caption finds its picture, and a picture one of its captions. Pure numpy."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.format import Status
+from ..cache.read.cache import Cache
+from ..encoders.merged_clip import MergedClip
 from .errors import EvalError
 
 Counts = NDArray[np.int64]
@@ -104,20 +107,31 @@ def retrieve(
     return RetrievalReport(text_to_image=text_to_image, image_to_text=Ranks.of(ahead, right, beside, num_texts))
 
 
-def alignment(text_emb: NDArray[np.float32], image_emb: NDArray[np.float32]) -> float:
-    """Mean squared distance of matching pairs `[B, D]`, unit norm (Wang & Isola 2020, arXiv:2005.10242, section 4)."""
-    return float(np.mean(np.sum((text_emb - image_emb) ** 2, axis=1)))
+def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
+    """Retrieve the pictures of a cache by their captions and back; no picture is opened.
 
-
-def uniformity(emb: NDArray[np.float32], most: int = 2048) -> float:
-    """Log of the mean Gaussian potential of distinct pairs, t = 2 (the same paper); lower is better, 0 is collapse.
-
-    Args:
-        emb: `[B, D]`, unit norm.
-        most: rows taken, evenly spaced.
+    Raises:
+        EvalError: the cache was made by another image tower, or has no caption of an embedded picture.
+        CacheError: the cache is not complete.
     """
-    if len(emb) < 2:
-        return 0.0
-    taken = emb[:: -(-len(emb) // most)]
-    cosine = (taken @ taken.T)[np.triu_indices(len(taken), 1)]
-    return float(np.log(np.mean(np.exp(-4 * (1 - cosine)))))
+    info = cache.require_sealed().info.encoder
+    tower = clip.image_tower
+    merged = replace(
+        info, weights_sha256=tower.weights_sha256, preprocess=tower.preprocess, quick_gelu=tower.quick_gelu
+    )
+    name = info.difference(merged)
+    if name:
+        raise EvalError(
+            f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.folder} "
+            f"is another ({name} {getattr(merged, name)}): cache the pictures with --model local-dir:{clip.folder}"
+        )
+    embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
+    row_of = np.full(len(cache), -1)
+    row_of[embedded] = np.arange(len(embedded))
+    text_image = row_of[cache.caption_image()]
+    kept = np.flatnonzero(text_image >= 0)
+    if not len(kept):
+        raise EvalError(f"{cache.path} has no embedded picture with a caption")
+    captions = cache.captions()
+    text_emb = clip.encode_texts([captions[i] for i in kept])
+    return retrieve(text_emb, cache.image_emb()[embedded].astype(np.float32), text_image[kept])

@@ -25,7 +25,8 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from clipglot.demo import scenes as world
-from clipglot.demo.captions import Language, caption, class_prompt
+from clipglot.demo.captions import caption, class_prompt
+from clipglot.demo.grammars import Language
 from clipglot.demo.scenes import Pair, Scene, draw
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from drawn import draw_pictures
 
 

@@ -68,7 +68,7 @@ class AtUrl(SourceContract):
     def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
         """A process of a pass has the environment of now, where the contract's has that of the first one."""
         planned = Planned.of(self.open(self.made(tmp_path)))
-        with worker_pool(1, "clipglot.cache.decoding", int) as pool:
+        with worker_pool(1, "clipglot.cache.write.decode_pool", int) as pool:
             found = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
         assert found == encoded_pictures(len(self.captions))
 

@@ -90,8 +90,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 @pytest.fixture(scope="session")
 def make_cache(tiny_clip: Path) -> Callable[..., Any]:
     """`make_cache(manifest, output, **settings)`: the pass with the tiny tower; returns the `CacheResult`."""
-    from clipglot.distill.caching import cache_pictures
-    from clipglot.distill.settings import CacheSettings
+    from clipglot.jobs.cache import cache_pictures
+    from clipglot.jobs.settings.cache import CacheSettings
 
     def make(source: Path, output: Path, **settings: Any) -> Any:
         defaults = {"model": f"local-dir:{tiny_clip}", "batch_size": 8, "workers": 1}
@@ -111,8 +111,8 @@ def tiny_cache(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory:
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     """`make_run(cache, output, **settings)`: train a tiny text tower for a moment; returns the run folder."""
-    from clipglot.distill.train import train
     from clipglot.distill.train_settings import TrainSettings
+    from clipglot.distill.training.train import train
 
     def make(cache: Path, output: Path, **settings: Any) -> Path:
         small = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 300, "context_length": 24, "batch_size": 8}
@@ -131,8 +131,8 @@ def tiny_run(tiny_cache: Path, make_run: Callable[..., Path], tmp_path_factory: 
 @pytest.fixture(scope="session")
 def merged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The export of `tiny_run`. Read only."""
-    from clipglot.distill.export import export_run
-    from clipglot.distill.settings import ExportSettings
+    from clipglot.jobs.export import export_run
+    from clipglot.jobs.settings.export import ExportSettings
 
     return export_run(ExportSettings(run=tiny_run, output=tmp_path_factory.mktemp("exports") / "merged")).folder
 
@@ -190,8 +190,8 @@ def with_tokens(tiny_cache: Path, make_run: Callable[..., Path], tmp_path_factor
 @pytest.fixture(scope="session")
 def h5(with_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in one HDF5 file. Read only."""
-    from clipglot.cache.convert import convert
-    from clipglot.cache.store import Cache
+    from clipglot.cache.read.cache import Cache
+    from clipglot.cache.write.convert import convert
 
     path = tmp_path_factory.mktemp("h5") / "own.h5"
     convert(Cache(with_tokens), path)

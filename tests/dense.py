@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from clipglot.distill.targets import Targets
+from clipglot.distill.data.targets import Targets
 from torch import Tensor
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import Geometry, RejectedPictureError, decode
+from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.write.image_decode import Geometry, decode
 from PIL import Image, ImageDraw
 
 SQUARE = Geometry(height=16, width=16, resize_mode="shortest", interpolation="bicubic", fill=0)

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 SLOW = """
-from clipglot.encoders.image import ImageTower
+from clipglot.encoders.image_tower import ImageTower
 forward = ImageTower.forward
 ImageTower.forward = lambda tower, x: time.sleep({}) or forward(tower, x)
 """
-IMPATIENT = "import clipglot.cache.workers as workers, clipglot.cache.sharing as sharing\nsharing.BEAT_S = 0.2\n"
-IMPATIENT += "workers.Watch.__init__.__defaults__ = (2.0, *workers.Watch.__init__.__defaults__[1:])\n"
+IMPATIENT = "import clipglot.cache.write.work_sharing as sharing\nsharing.BEAT_S = 0.2\n"
+IMPATIENT += "sharing.Watch.__init__.__defaults__ = (2.0, *sharing.Watch.__init__.__defaults__[1:])\n"
 
 # Forks `clipglot` commands after the imports, because importing torch takes longer than all that is tested.
 LAUNCHER = """
 import json, os, sys, time
-import clipglot.distill.caching
+import clipglot.jobs.cache
 from clipglot.cli.main import main
 for line in sys.stdin:
     task = json.loads(line)

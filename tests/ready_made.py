@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 
 
 def read_given(cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:

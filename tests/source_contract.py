@@ -18,13 +18,12 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.location import to_location
-from clipglot.cache.paths import PathReader
-from clipglot.cache.rows import Batch, batched
-from clipglot.cache.source import Reader, Source
-from clipglot.cache.sources import open_source
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.image_files import PathReader
+from clipglot.cache.sources.kinds import open_source
+from clipglot.cache.sources.source import Batch, Reader, Source, batched
 from clipglot.distill.errors import DistillError
-from clipglot.distill.settings import CacheSettings
+from clipglot.jobs.settings.cache import CacheSettings
 from drawn import WORDS
 from numpy.typing import NDArray
 from PIL import Image

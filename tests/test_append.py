@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from appended import content, files, write_manifests
-from clipglot.cache import append as appending
-from clipglot.cache import files as store_files
 from clipglot.cache import format as cache_format
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.sources import open_source
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.kinds import open_source
+from clipglot.cache.storage import local as store_files
+from clipglot.cache.write import append as appending
 from clipglot.distill.errors import DistillError
 
 Make = Callable[..., Any]
@@ -168,8 +168,8 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
 # or deletes for that time; it answers with the exit code and how often the process did so, if it lived.
 LAUNCHER = """
 import os, signal, sys
-import clipglot.distill.caching
-from clipglot.cache import files
+import clipglot.jobs.cache
+from clipglot.cache.storage import local as files
 from clipglot.cli.main import main
 
 def before(function):

@@ -9,13 +9,13 @@ import pytest
 from appended import content, files, write_manifests
 from bucket import Bucket
 from click.testing import CliRunner
-from clipglot.cache import files as store_files
 from clipglot.cache import format as cache_format
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import HASH
 from clipglot.cache.location import to_location
-from clipglot.cache.store import Cache
-from clipglot.cache.stores import RemoteStore
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage import local as store_files
+from clipglot.cache.storage.remote import RemoteStore
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
 from edited import make_older

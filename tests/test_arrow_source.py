@@ -14,8 +14,8 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
-from clipglot.distill.settings import ExportSettings
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from source_contract import HOSTILE, Made, Planned, SourceContract, encoded_pictures, without, write_pictures
 
 Captions = Sequence[Sequence[str]]

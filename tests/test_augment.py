@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from clipglot.cache import augment
-from clipglot.cache.augment import augmented, crop_box
 from clipglot.cache.format import Augmentation
-from clipglot.cache.pictures import Geometry
+from clipglot.cache.write import augment
+from clipglot.cache.write.augment import augmented, crop_box
+from clipglot.cache.write.image_decode import Geometry
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray

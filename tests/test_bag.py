@@ -3,9 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.encoders.bag import write_bag
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.text import Attention, TextTower
+from clipglot.encoders.text_bag_init import write_bag
+from clipglot.encoders.text_transformer import Attention, TextTower
 from towers import BOS, CAPTIONS, EOS, PAD, make_tower, padded, upstream
 
 SPECIAL = [PAD, BOS, EOS]

@@ -1,8 +1,8 @@
 """Negatives beyond the batch: drawn fairly, never the caption's own picture nor one that it describes as well."""
 
 import numpy as np
-from clipglot.distill.bank import BankPlan, SharedCaptions
-from clipglot.distill.batches import Batch
+from clipglot.distill.data.batch_sampler import Batch
+from clipglot.distill.data.negative_sampler import BankPlan, SharedCaptions
 from hypothesis import given
 from hypothesis import strategies as st
 

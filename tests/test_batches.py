@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from clipglot.distill import batches
-from clipglot.distill.batches import BatchPlan, group_equal_captions
+from clipglot.distill.data import batch_sampler as batches
+from clipglot.distill.data.batch_sampler import BatchPlan, group_equal_captions
+from clipglot.distill.data.shuffle import PooledOrder, Pooling
+from clipglot.distill.data.tokens import TokenTable
 from clipglot.distill.errors import DistillError
-from clipglot.distill.pools import PooledOrder, Pooling
-from clipglot.distill.tokens import TokenTable
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from clipglot.cache.format import EMB
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
-from clipglot.distill.bench import bench
-from clipglot.distill.bench_settings import BenchSettings
 from clipglot.distill.errors import DistillError
-from clipglot.distill.synthetic import copy_to_npy, query_texts, query_tokens, write_random_cache
-from clipglot.distill.timing import tower_flops
-from clipglot.encoders.text import TextConfig, TextTower
+from clipglot.encoders.text_transformer import TextConfig, TextTower
+from clipglot.jobs.bench import bench
+from clipglot.jobs.bench_data import copy_to_npy, query_texts, query_tokens, write_random_cache
+from clipglot.jobs.bench_steps import tower_flops
+from clipglot.jobs.settings.bench import BenchSettings
 from torch.utils.flop_counter import FlopCounterMode
 
 TINY: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "vocab_size": 300, "context_length": 16, "device": "cpu"}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache import ragged
 from clipglot.cache.errors import CacheError
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage import ragged
 from clipglot.cli.main import main
 from edited import edit, edit_attributes
 

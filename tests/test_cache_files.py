@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.cache import files
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import locked
-from clipglot.cache.plan import is_planned
-from clipglot.cache.stores import store_at
-from clipglot.cache.whole import sweep_partial, whole_directory
+from clipglot.cache.storage import atomic as files
+from clipglot.cache.storage.atomic import locked, sweep_partial, whole_directory
+from clipglot.cache.storage.open import store_at
+from clipglot.cache.write.plan import is_planned
 
 HOLDER = """
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from clipglot.cache.files import locked
+from clipglot.cache.storage.atomic import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

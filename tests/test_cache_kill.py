@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.demo.run import ENGLISH_CLIP
 from drawn import draw_pictures
 
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "workers": 2, "dev
 # after the imports, because importing torch takes longer than all that is tested.
 LAUNCHER = """
 import json, os, sys
-import clipglot.distill.caching
+import clipglot.jobs.cache
 from clipglot.cli.main import main
 for line in sys.stdin:
     arguments, messages = json.loads(line)

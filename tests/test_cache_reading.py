@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from clipglot.cache.format import Status
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from edited import edit
 

@@ -17,7 +17,7 @@ from typing import Any
 import click
 import pytest
 from clipglot.cli.render import PlainProgress, friendly_errors, progress_bar
-from clipglot.distill.run import Run
+from clipglot.distill.training.run_folder import Run
 from invoked import run, small
 from rich.console import Console
 

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from clipglot.cache import ragged
-from clipglot.cache.columns import ColumnWriter, first_lines
 from clipglot.cache.format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER_TEXT, TEXT
-from clipglot.cache.ragged import RaggedReader, Texts, open_array
-from clipglot.cache.rows import Locator, Row, batched
+from clipglot.cache.sources.source import Locator, Row, batched
+from clipglot.cache.storage import ragged
+from clipglot.cache.storage.digests import first_lines
+from clipglot.cache.storage.ragged import RaggedReader, Texts, open_array
+from clipglot.cache.write.row_writer import ColumnWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from clipglot.cache.condition import Condition
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.manifest import Table
-from clipglot.cache.plan import plan_cache
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.table import Table
+from clipglot.cache.sources.where import Condition
+from clipglot.cache.write.plan import plan_cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from clipglot.distill.settings import CacheSettings
+from clipglot.jobs.settings.cache import CacheSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import INFO

@@ -12,9 +12,9 @@ from typing import Any
 import fsspec
 import pytest
 from bucket import serving
-from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.convert import convert
 from copies import files, run
 from edited import edit
 from zarr.core.sync import sync
@@ -45,7 +45,7 @@ def test_views_and_teachers_go_there_and_back(
 def test_views_that_are_being_added_are_left_out(
     manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from clipglot.cache.views import make_room
+    from clipglot.cache.write.views import make_room
 
     make_cache(manifest, tmp_path / "a.zarr")
     before = files(tmp_path / "a.zarr")
@@ -100,8 +100,8 @@ def test_damage_of_the_cache_stops_it(tiny_cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["out.h5", "out.zarr"])
 def test_killed_at_any_moment_it_leaves_nothing_of_that_name(name: str, h5: Path, tmp_path: Path) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom clipglot.cache.convert import convert\n"
-        "from clipglot.cache.store import Cache\n"
+        "import sys, time\nfrom pathlib import Path\nfrom clipglot.cache.write.convert import convert\n"
+        "from clipglot.cache.read.cache import Cache\n"
         "def show(done, total):\n    print(done, flush=True)\n    time.sleep(0.01)\n"
         "convert(Cache(Path(sys.argv[1])), Path(sys.argv[2]), show)"
     )

@@ -3,7 +3,8 @@
 import random
 
 import pytest
-from clipglot.demo.captions import LANGUAGES, Language, caption, class_prompt
+from clipglot.demo.captions import caption, class_prompt
+from clipglot.demo.grammars import LANGUAGES, Language
 from clipglot.demo.scenes import COLOURS, SHAPES, Group, Scene, held_out_scenes, training_scenes
 
 LARGE_RED_CIRCLE = Group(colour="red", shape="circle", size="large")

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.demo.captions import caption
 from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.demo.scenes import Scene, draw, training_scenes
-from clipglot.distill.findings import Finding, chance_bound
-from clipglot.distill.pairs import PairFigures
-from clipglot.distill.train import TrainResult, train
+from clipglot.distill.data.statistics import PairFigures
+from clipglot.distill.training.diagnosis import Finding, chance_bound
+from clipglot.distill.training.train import TrainResult, train
 from clipglot.encoders.tokenizer import train_bpe
 from diagnosed import settings
 from logs import logged
@@ -137,8 +137,8 @@ def test_captions_that_just_fit_are_not_cut(caches: dict[str, Path], tmp_path: P
 
 
 def _pairs(cache: Path, run: Path, context_length: int) -> PairFigures:
-    from clipglot.distill.data import load_data, open_images
-    from clipglot.distill.pairs import count_pairs
+    from clipglot.distill.data.load import load_data, open_images
+    from clipglot.distill.data.statistics import count_pairs
     from torch import device
 
     given, opened = settings(cache, run, context_length=context_length), Cache(cache)

@@ -6,14 +6,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipglot.distill.data import ValidationData
-from clipglot.distill.diagnosis import WINDOW, Diagnosis
-from clipglot.distill.findings import Finding, chance_bound, chance_loss, find_in_pairs, remedy
-from clipglot.distill.pairs import PairFigures
-from clipglot.distill.tokens import tokenize
+from clipglot.distill.data.pairs import ValidationData
+from clipglot.distill.data.statistics import PairFigures
+from clipglot.distill.data.tokens import tokenize
 from clipglot.distill.train_settings import TrainSettings
+from clipglot.distill.training.diagnosis import (
+    WINDOW,
+    Diagnosis,
+    Finding,
+    chance_bound,
+    chance_loss,
+    find_in_pairs,
+    remedy,
+)
 from clipglot.encoders.tokenizer import train_bpe
-from clipglot.evals.geometry import anisotropy, effective_rank
+from clipglot.evals.embedding_stats import anisotropy, effective_rank
 from diagnosed import settings
 
 PAIRS = PairFigures(num_pictures=6000)

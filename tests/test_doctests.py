@@ -10,8 +10,9 @@ import clipglot
 import pytest
 
 PACKAGE = Path(clipglot.__file__).parent
-FILES = sorted(file for folder in PACKAGE.glob("*/__init__.py") for file in folder.parent.glob("*.py"))
-MODULES = ["clipglot", *(f"clipglot.{f.parent.name}.{f.stem}".removesuffix(".__init__") for f in FILES)]
+FILES = sorted(file for folder in PACKAGE.glob("[a-z]*/__init__.py") for file in folder.parent.rglob("*.py"))
+NAMES = [".".join(["clipglot", *file.relative_to(PACKAGE).with_suffix("").parts]) for file in FILES]
+MODULES = ["clipglot", *(name.removesuffix(".__init__") for name in NAMES)]
 
 
 def test_examples_in_docstrings_run() -> None:
@@ -37,7 +38,7 @@ def public(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[tuple[str, 
             yield from public(child, f"{prefix}.{child.name}")
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.name}")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_everything_public_has_a_docstring(file: Path) -> None:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     assert not [name for name, node in public(tree, file.stem) if not ast.get_docstring(node)]

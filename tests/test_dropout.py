@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.cache.store import Cache
-from clipglot.distill.data import load_data, open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.token_dropout import drop_tokens
 from clipglot.distill.errors import DistillError
-from clipglot.distill.feeding import Feed
-from clipglot.distill.run import Run
-from clipglot.distill.student import Student
-from clipglot.distill.token_dropout import drop_tokens
-from clipglot.distill.towers import build_tower
-from clipglot.distill.train import train
-from clipglot.encoders.text import Attention
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
+from clipglot.encoders.text_transformer import Attention
 from clipglot.encoders.tokenizer import train_bpe
 from hypothesis import given
 from hypothesis import strategies as st

@@ -11,11 +11,10 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.evals import duplicates
-from clipglot.evals.components import Components
-from clipglot.evals.duplicates import find_duplicates
+from clipglot.evals.duplicates import Components, find_duplicates
 from clipglot.evals.errors import EvalError
 from drawn import draw_pictures
 from hypothesis import given

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from clipglot.cache.decoding import Block, block_decoder
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import Geometry
+from clipglot.cache.write.decode_pool import Block, block_decoder
+from clipglot.cache.write.image_decode import Geometry
 from deadly import DeadlyReader
 from numpy.typing import NDArray
 

@@ -16,13 +16,13 @@ import open_clip
 import pytest
 import torch
 from click.testing import CliRunner
-from clipglot.cache import embed
-from clipglot.cache.embed import embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.report import PassReport
-from clipglot.cache.sources import reader_of
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write import embed
+from clipglot.cache.write.embed import embed_missing
+from clipglot.cache.write.image_reader import reader_of
+from clipglot.cache.write.report import PassReport
 from clipglot.cli.main import main
 from drawn import draw_pictures
 from numpy.typing import NDArray

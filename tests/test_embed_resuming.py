@@ -8,16 +8,16 @@ from typing import Any
 import open_clip
 import pytest
 from click.testing import CliRunner
-from clipglot.cache.embed import embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.sources import reader_of
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.embed import embed_missing
+from clipglot.cache.write.image_reader import reader_of
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
 from clipglot.distill.provenance import content_of, run_provenance
-from clipglot.distill.settings import ExportSettings
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from drawn import draw_pictures
 from edited import edit, make_older
 from passes import files, undo
@@ -129,7 +129,7 @@ def test_control_c_before_the_first_picture_says_what_is_kept(
 
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     undo(cache, 1)
-    monkeypatch.setattr("clipglot.distill.caching.load_image_tower", interrupted)
+    monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", interrupted)
     for output, kept in ((cache, "4 of 5 chunks are embedded and kept"), (tmp_path / "new.zarr", "no picture was")):
         command = ["cache", str(manifest), "-o", str(output), "--model", f"local-dir:{tiny_clip}"]
         result = CliRunner().invoke(main, command)

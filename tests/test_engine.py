@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.cache.store import Cache
-from clipglot.distill.data import load_data, open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
 from clipglot.distill.errors import DistillError
-from clipglot.distill.feeding import Feed
-from clipglot.distill.optimizer import learning_rate
-from clipglot.distill.run import Run
-from clipglot.distill.student import Student
-from clipglot.distill.towers import build_tower
-from clipglot.distill.train import train
 from clipglot.distill.train_settings import TrainSettings
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.optimizer import learning_rate
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
 from compared import assert_same_run, weights
 from logs import logged
@@ -191,7 +191,7 @@ def test_metrics_go_to_tensorboard(tiny_cache: Path, tmp_path: Path) -> None:
 def test_a_logger_that_is_not_installed_is_named_before_the_first_step(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipglot.distill.log.find_spec", lambda name: None)
+    monkeypatch.setattr("clipglot.distill.training.loggers.find_spec", lambda name: None)
     with pytest.raises(DistillError, match=r"pip install 'clipglot\[wandb\]'"):
         train(settings(tiny_cache, tmp_path / "run", log_to=("wandb",)))
     assert not (tmp_path / "run").exists()

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from clipglot.cache.errors import CacheError
-from clipglot.cache.store import Cache
-from clipglot.distill import images
-from clipglot.distill.batches import BatchPlan
-from clipglot.distill.data import open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data import image_embeddings as images
+from clipglot.distill.data.batch_sampler import BatchPlan
+from clipglot.distill.data.image_embeddings import Buffered, OnDevice, OnHost
+from clipglot.distill.data.load import open_images
+from clipglot.distill.data.loader import ahead
 from clipglot.distill.errors import DistillError
-from clipglot.distill.feeding import ahead
-from clipglot.distill.images import Buffered, OnDevice, OnHost
-from clipglot.distill.run import Run
-from clipglot.distill.train import train
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from compared import assert_same_run
 from logs import logged
 from runs import settings, stop_at
@@ -57,7 +57,7 @@ def test_embeddings_are_mapped_where_they_do_not_fit(
     tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnDevice)
-    monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
     assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnHost)
 
 

@@ -15,16 +15,16 @@ import open_clip
 import pytest
 import timm
 import torch
-from clipglot.cache.pictures import Geometry, decode
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.image_decode import Geometry, decode
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
-from clipglot.distill.settings import ExportSettings
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.image import load_image_tower
+from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.tokenizer import CaptionTokenizer
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from drawn import draw_pictures
 from safetensors.torch import save_file
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import open_clip
 import pytest
-from clipglot.encoders.clip_bpe import open_clip_tokenizer
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.extending import extend
-from clipglot.encoders.merges import learn_merges
-from clipglot.encoders.splitting import split_by_script
-from clipglot.encoders.tokenizer import CaptionTokenizer, clean, train_bpe, train_unigram
+from clipglot.encoders.tokenizer import CaptionTokenizer, clean, open_clip_tokenizer, train_bpe, train_unigram
+from clipglot.encoders.tokenizer_coverage import split_by_script
+from clipglot.encoders.tokenizer_extend import extend, learn_merges
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.muge import Places
-from clipglot.cache.rows import Row
+from clipglot.cache.sources.muge import Places
+from clipglot.cache.sources.source import Row
 from source_contract import CAPTIONS, Made, Planned, SourceContract, encoded_pictures, write_pictures
 
 Captions = Sequence[Sequence[str]]

@@ -8,17 +8,16 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
-from clipglot.distill.towers import build_tower, open_tokenizer
-from clipglot.distill.train import train
-from clipglot.encoders.clip_bpe import open_clip_tokenizer
+from clipglot.distill.training.build_tower import build_tower, open_tokenizer
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.extending import extend
-from clipglot.encoders.grafting import graft, load_clip_text
-from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
+from clipglot.encoders.text_transfer import graft, load_clip_text
+from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe
+from clipglot.encoders.tokenizer_extend import extend
 from conftest import TINY_CONFIG
 from open_clip.tokenizer import SimpleTokenizer
 from runs import settings

@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
-from clipglot.cache.store import Cache
-from clipglot.distill.data import open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.convert import convert
+from clipglot.distill.data.load import open_images
 from clipglot.distill.errors import DistillError
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
-from clipglot.distill.train import train
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from copies import run
 from logs import logged
 from runs import settings
@@ -103,7 +103,7 @@ def test_what_needs_a_folder_is_refused_with_what_to_do(
         Cache(h5, read_only=False)
     with pytest.raises(CacheError, match="no such cache: make one with `clipglot convert CACHE"):
         Cache(tmp_path / "none.h5")
-    monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match=r"more than half .* --embeddings chunks"):
         open_images(Cache(h5), settings(h5, tmp_path), CPU)
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache import pictures
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import Geometry, RejectedPictureError, decode, to_rgb
+from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.write import image_decode as pictures
+from clipglot.cache.write.image_decode import Geometry, decode, to_rgb
 from clipglot.cli.main import main
 from drawn import draw_pictures
 from PIL import Image
@@ -75,7 +76,8 @@ def gif(screen: int, frame: int) -> bytes:
 DECODE_ALL = """
 import resource, sys
 from pathlib import Path
-from clipglot.cache.pictures import Geometry, RejectedPictureError, decode
+from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.sources.source import RejectedPictureError
 geometry = Geometry(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: int(path.name)):
     before, said = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "EMBEDDED"
@@ -222,8 +224,8 @@ def test_a_key_that_is_no_text_stops_the_plan_and_names_its_line(tmp_path: Path,
 SWAP = """
 import os, sys
 from pathlib import Path
-from clipglot.cache.below import open_below
-from clipglot.cache.pictures import RejectedPictureError
+from clipglot.cache.sources.image_root import open_below
+from clipglot.cache.sources.source import RejectedPictureError
 root = Path(sys.argv[1])
 if os.fork() == 0:
     while True:

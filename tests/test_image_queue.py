@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.image import ImageTower, Precision, load_image_tower
 from clipglot.encoders.image_queue import ImageQueue
+from clipglot.encoders.image_tower import ImageTower, Precision, load_image_tower
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -99,7 +99,7 @@ def test_the_command_says_what_memory_held_and_how_far_half_precision_is_off(
         tower = load_image_tower(model, pretrained, **options)
         return replace(tower, visual=SmallMemory(tower.visual, 3))
 
-    monkeypatch.setattr("clipglot.distill.caching.load_image_tower", small)
+    monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", small)
     options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "1", "--precision", "bf16"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(tmp_path / "cache.zarr"), *options])
     assert said.exit_code == 0, said.output

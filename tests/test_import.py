@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from clipglot.cache.embeddings import open_embeddings
 from clipglot.cache.format import SourceInfo, Status
-from clipglot.cache.sealing import write_info
-from clipglot.cache.store import Cache
-from clipglot.distill.export import export_run
-from clipglot.distill.settings import ExportSettings
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.embeddings import open_embeddings
+from clipglot.cache.write.seal import write_info
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from copies import files, run
 from ready_made import read_given, tower, write_folder, write_jsonl
 
@@ -166,7 +166,8 @@ def test_killed_and_run_again_it_has_the_bytes_of_an_undisturbed_import(
     write_jsonl(tmp_path / "rows.jsonl", [f"{i}/{key}" for i in range(60) for key in keys], captions * 60)
     command = ["import", str(tmp_path / "emb.npy"), "--captions", str(tmp_path / "rows.jsonl"), *tower(tiny_clip)]
     script = (
-        "import os, signal, sys\nfrom clipglot.cli.main import main\nimport clipglot.cache.importing as it\n"
+        "import os, signal, sys\nfrom clipglot.cli.main import main\n"
+        "import clipglot.cache.write.import_embeddings as it\n"
         "write = it.write_chunk\n"
         "def dying(cache, rows, *arrays):\n    write(cache, rows, *arrays)\n"
         "    if rows.start >= 5 * cache.info.chunk_rows: os.kill(os.getpid(), signal.SIGKILL)\n"

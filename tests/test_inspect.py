@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipglot.cache import ragged
-from clipglot.cache.captioned import look_at_pairs
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.preview import look_at_pairs
+from clipglot.cache.storage import ragged
 from clipglot.cli.render import shortened
 from drawn import draw_pictures
 from invoked import run

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.cache import json_lines
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.json_columns import plain_batch
-from clipglot.cache.manifest import Table
-from clipglot.cache.rows import MAX_CAPTION_BYTES, Batch, batched
+from clipglot.cache.sources import jsonl as json_lines
+from clipglot.cache.sources.jsonl_arrow import plain_batch
+from clipglot.cache.sources.source import MAX_CAPTION_BYTES, Batch, batched
+from clipglot.cache.sources.table import Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

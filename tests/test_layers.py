@@ -1,4 +1,4 @@
-"""Who may import whom (docs/decisions/002)."""
+"""Who may import whom: folders by `MAY_IMPORT`, their sub-packages by `STAGES`."""
 
 import ast
 from pathlib import Path
@@ -12,17 +12,33 @@ MAY_IMPORT = {
     "encoders": set(),
     "evals": {"cache", "encoders"},
     "distill": {"cache", "encoders", "evals"},
-    "demo": {"cache", "encoders", "evals", "distill"},
-    "cli": {"cache", "encoders", "evals", "distill", "demo"},
+    "jobs": {"cache", "encoders", "evals", "distill"},
+    "demo": {"cache", "encoders", "evals", "distill", "jobs"},
+    "cli": {"cache", "encoders", "evals", "distill", "jobs", "demo"},
 }
-MUST_NOT_IMPORT = {"cache": {"torch", "open_clip", "timm", "transformers"}, "encoders": {"zarr", "h5py"}}
+# Inside a folder, lowest first: a sub-package imports those before it. The folder's own modules stand lowest.
+STAGES = {
+    "cache": ["cache", "cache.storage", "cache.sources", "cache.read", "cache.write"],
+    "distill": ["distill", "distill.data", "distill.losses", "distill.training"],
+    "jobs": ["jobs.settings", "jobs"],
+}
+MUST_NOT_IMPORT = {
+    "cache": {"torch", "open_clip", "timm", "transformers"},
+    "encoders": {"zarr", "h5py"},
+    "jobs.settings": {"torch", "open_clip", "timm", "transformers"},  # `--help` answers at once
+}
+MODULES = {
+    ".".join(file.relative_to(PACKAGE).with_suffix("").parts): file
+    for folder in MAY_IMPORT
+    for file in sorted((PACKAGE / folder).rglob("*.py"))
+}
 
 
-def imports(file: Path) -> set[str]:
+def imports(name: str) -> set[str]:
     """Absolute names of everything that a module imports, also inside its functions."""
     names = set()
-    package = ["clipglot", *file.parent.relative_to(PACKAGE).parts]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+    package = ["clipglot", *name.split(".")[:-1]]
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -32,21 +48,40 @@ def imports(file: Path) -> set[str]:
     return names
 
 
+def own(name: str) -> set[str]:
+    """The modules of clipglot that a module imports."""
+    found = {imported.removeprefix("clipglot.") for imported in imports(name) if imported.startswith("clipglot.")}
+    return (found & set(MODULES)) - {name}
+
+
+def package_of(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_a_folder_imports_only_those_below_it(folder: str) -> None:
-    found = {name for file in (PACKAGE / folder).glob("*.py") for name in imports(file)}
-    assert found, "no module there"
-    siblings = {name.split(".")[1] for name in found if name.startswith("clipglot.")} - {folder}
-    assert siblings <= MAY_IMPORT[folder] | {"__version__"}
-    assert not {name.split(".")[0] for name in found} & MUST_NOT_IMPORT.get(folder, set())
+    modules = [name for name in MODULES if name.startswith(f"{folder}.")]
+    assert modules, "no module there"
+    assert {found.split(".")[0] for name in modules for found in own(name)} <= MAY_IMPORT[folder] | {folder}
+
+
+@pytest.mark.parametrize("folder", STAGES)
+def test_a_stage_imports_only_those_before_it(folder: str) -> None:
+    stages = STAGES[folder]
+    assert {package_of(name) for name in MODULES if name.split(".")[0] == folder} == set(stages)
+    for name in MODULES:
+        if package_of(name) in stages:
+            at = stages.index(package_of(name))
+            assert {package_of(found) for found in own(name)} & set(stages) <= set(stages[: at + 1]), name
+
+
+@pytest.mark.parametrize("package", MUST_NOT_IMPORT)
+def test_a_package_does_without_what_is_not_its_own(package: str) -> None:
+    modules = [name for name in MODULES if name.startswith(f"{package}.")]
+    assert modules, "no module there"
+    found = {imported.split(".")[0] for name in modules for imported in imports(name)}
+    assert not found & MUST_NOT_IMPORT[package]
 
 
 def test_every_folder_of_the_package_has_its_place() -> None:
     assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == set(MAY_IMPORT)
-
-
-def test_folders_stay_flat_and_files_short() -> None:
-    for folder in MAY_IMPORT:
-        assert not [sub for sub in (PACKAGE / folder).glob("*/*.py") if "__pycache__" not in sub.parts]
-        for file in (PACKAGE / folder).glob("*.py"):
-            assert len(file.read_text(encoding="utf-8").splitlines()) <= 300, file

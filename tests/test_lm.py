@@ -13,15 +13,15 @@ import pytest
 import torch
 import transformers
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
-from clipglot.distill.settings import ExportSettings
-from clipglot.distill.train import train
-from clipglot.encoders.clip import load_merged
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.lm_loading import load_lm
-from clipglot.encoders.lm_tokenizer import LMTokenizer
+from clipglot.encoders.merged_clip import load_merged
+from clipglot.encoders.text_lm_loading import load_lm
+from clipglot.encoders.tokenizer_lm import LMTokenizer
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from language_models import CAPTIONS, CONTEXT, FAMILIES
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from clipglot.encoders.lm_packing import hidden_states, pack_tokens, pool, supports_rows
+from clipglot.encoders.packed_rows import PackedRows
 from clipglot.encoders.packing import PackedCaptions
-from clipglot.encoders.rows import PackedRows
+from clipglot.encoders.text_lm_forward import hidden_states, pack_tokens, pool, supports_rows
 
 SMALL: dict[str, Any] = {
     "vocab_size": 40,

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
-from clipglot.distill.final import load_final
-from clipglot.distill.optimizer import make_optimizer
 from clipglot.distill.recipes import settings_of
-from clipglot.distill.run import Run
-from clipglot.distill.towers import build_tower
-from clipglot.distill.train import train
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.optimizer import make_optimizer
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.lm import LMTower
-from clipglot.encoders.lm_loading import load_lm
-from clipglot.encoders.lm_tokenizer import LMTokenizer
+from clipglot.encoders.text_lm import LMTower
+from clipglot.encoders.text_lm_loading import load_lm
+from clipglot.encoders.tokenizer_lm import LMTokenizer
 from language_models import CAPTIONS, CONTEXT
 from runs import stop_at
 

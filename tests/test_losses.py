@@ -8,11 +8,11 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.distill import targets as targets_module
-from clipglot.distill.infonce import InfoNCE
-from clipglot.distill.loss import Loss
-from clipglot.distill.siglip import SigLIP
-from clipglot.distill.targets import Bank
+from clipglot.distill.data import targets as targets_module
+from clipglot.distill.data.targets import Bank
+from clipglot.distill.losses.infonce import InfoNCE
+from clipglot.distill.losses.loss import Loss
+from clipglot.distill.losses.siglip import SigLIP
 from dense import gradients, same_groups, targets, unit
 from torch import Tensor
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.manifest import SUFFIXES, Table
-from clipglot.cache.rows import Row
+from clipglot.cache.sources.source import Row
+from clipglot.cache.sources.table import SUFFIXES, Table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.json_lines import MAX_LINE_BYTES
-from clipglot.cache.manifest import SUFFIXES, Table
-from clipglot.cache.plan import plan_cache
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.jsonl import MAX_LINE_BYTES
+from clipglot.cache.sources.table import SUFFIXES, Table
+from clipglot.cache.write.plan import plan_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_plan import INFO

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import zarr
 from clipglot.cache.errors import CacheError
-from clipglot.cache.mapped import MappedRows
-from clipglot.cache.ragged import create_array
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage.mmap import MappedRows
+from clipglot.cache.storage.ragged import create_array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 import torch
-from clipglot.encoders.memory import keep_freed_memory
+from clipglot.encoders.malloc import keep_freed_memory
 
 COUNT_FAULTS = """
 import resource, torch
-from clipglot.encoders.memory import keep_freed_memory
+from clipglot.encoders.malloc import keep_freed_memory
 if {kept}:
     keep_freed_memory(torch.device("cpu"))
 def batch():

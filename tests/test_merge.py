@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipglot.cache.convert import convert
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import HASH, IMPORTED, CacheInfo, EncoderInfo, SourceInfo, Status
-from clipglot.cache.merge import merge_caches
-from clipglot.cache.plan import plan_cache
-from clipglot.cache.rows import Locator, Row, batched
-from clipglot.cache.sealing import write_info
-from clipglot.cache.sources import reader_of
-from clipglot.cache.store import Cache
-from clipglot.distill.export import export_run
-from clipglot.distill.settings import ExportSettings
-from clipglot.distill.synthetic import write_random_cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.source import Locator, Row, batched
+from clipglot.cache.write.convert import convert
+from clipglot.cache.write.image_reader import reader_of
+from clipglot.cache.write.merge import merge_caches
+from clipglot.cache.write.plan import plan_cache
+from clipglot.cache.write.seal import write_info
+from clipglot.jobs.bench_data import write_random_cache
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from copies import run
 from drawn import draw_pictures
 from edited import make_older

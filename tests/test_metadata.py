@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from bucket import Bucket
-from clipglot.cache.checked import groups_above
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import CHECKSUM
-from clipglot.cache.merge import merge_caches
 from clipglot.cache.metadata import checksum_of
-from clipglot.cache.store import Cache
+from clipglot.cache.read.arrays import groups_above
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.merge import merge_caches
 from copies import files, run
 from edited import edit, make_older
 from tarred import write_shards

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.store import Cache
-from clipglot.distill.caching import cache_pictures
+from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
-from clipglot.distill.settings import CacheSettings
+from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.settings.cache import CacheSettings
 from drawn import draw_pictures
 from launched import SLOW, ended
 from passes import files

@@ -14,6 +14,12 @@ import pytest
 ROOT = Path(clipglot.__file__).parent
 
 
+def folders() -> list[Path]:
+    """The folders of the checkout that are packages of clipglot."""
+    top = [file.parent for file in ROOT.glob("[a-z]*/__init__.py")]
+    return sorted(file.parent for folder in top for file in folder.rglob("__init__.py"))
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the checkout, so that building leaves nothing in it."""
@@ -27,8 +33,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_the_modules_their_data_and_nothing_else(wheel: Path) -> None:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    folders = [file.parent for file in ROOT.glob("*/__init__.py")]
-    modules = {f"clipglot/{file.relative_to(ROOT)}" for folder in folders for file in folder.glob("*.py")}
+    modules = {f"clipglot/{file.relative_to(ROOT)}" for folder in folders() for file in folder.glob("*.py")}
     weights = {f"clipglot/{file.relative_to(ROOT)}" for file in (ROOT / "demo" / "english_clip").glob("*")}
     assert held == {"clipglot/__init__.py", "clipglot/__main__.py", "clipglot/py.typed"} | modules | weights
     assert not any("test" in name for name in held)
@@ -53,6 +58,6 @@ def test_the_installed_wheel_runs_away_from_the_checkout(wheel: Path, tmp_path: 
 
 def test_every_folder_is_listed_and_the_version_is_the_packages(wheel: Path) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    folders = {f"clipglot.{file.parent.name}" for file in ROOT.glob("*/__init__.py")}
-    assert set(project["tool"]["setuptools"]["packages"]) == {"clipglot", *folders}
+    packages = {".".join(["clipglot", *folder.relative_to(ROOT).parts]) for folder in folders()}
+    assert sorted(project["tool"]["setuptools"]["packages"]) == ["clipglot", *sorted(packages)]
     assert wheel.name == f"clipglot-{clipglot.__version__}-py3-none-any.whl"

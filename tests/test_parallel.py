@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
-from clipglot.distill.train import train
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from logs import logged
 from runs import settings, stop_at
 
@@ -138,7 +138,7 @@ ALONE = """
 import sys
 from pathlib import Path
 from clipglot.cache.errors import CacheError
-from clipglot.distill import parallel
+from clipglot.distill import distributed as parallel
 from clipglot.distill.errors import DistillError
 import torch
 

@@ -14,11 +14,10 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner, Result
-from clipglot.cache import sharing as module
-from clipglot.cache.sharing import Sign, read_signs, sharing
-from clipglot.cache.store import Cache
-from clipglot.cache.stores import store_at
-from clipglot.cache.workers import ALONE, Worker
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage.open import store_at
+from clipglot.cache.write import work_sharing as module
+from clipglot.cache.write.work_sharing import ALONE, Sign, Worker, read_signs, sharing
 from clipglot.cli.main import main
 from clipglot.cli.render import PlainProgress
 from launched import SLOW

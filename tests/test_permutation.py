@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clipglot.distill.permutation import Permutation, choose, keys
+from clipglot.distill.data.shuffle import Permutation, choose, keys
 from hypothesis import given
 from hypothesis import strategies as st
 

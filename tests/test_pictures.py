@@ -10,7 +10,7 @@ import open_clip.transform as upstream
 import pytest
 import torch
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import Geometry, decode, decode_views
+from clipglot.cache.write.image_decode import Geometry, decode, decode_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import PLAIN, SQUARE, drawing, noise, rejection, stored
@@ -42,7 +42,7 @@ def test_the_geometry_is_open_clips_bit_for_bit(width: int, height: int, preproc
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 def test_the_towers_input_is_open_clips_preprocessed_tensor(resize_mode: str, tiny_clip: Path) -> None:
-    from clipglot.encoders.image import load_image_tower
+    from clipglot.encoders.image_tower import load_image_tower
 
     tower = load_image_tower(f"local-dir:{tiny_clip}", None)
     tower = replace(tower, preprocess={**tower.preprocess, "resize_mode": resize_mode})

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import zarr
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import locked
 from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
-from clipglot.cache.plan import is_planned, plan_cache
-from clipglot.cache.rows import ROWS_AT_A_TIME, Batch, Row, batched
-from clipglot.cache.sources import open_source
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.kinds import open_source
+from clipglot.cache.sources.source import ROWS_AT_A_TIME, Batch, Row, batched
+from clipglot.cache.storage.atomic import locked
+from clipglot.cache.write.plan import is_planned, plan_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -155,9 +155,10 @@ def test_what_an_interrupted_plan_left_is_planned_anew(leave: Callable[[Path], N
 def test_a_plan_killed_while_it_is_written_is_planned_anew(tmp_path: Path) -> None:
     script = f"""
 from itertools import count
-from clipglot.cache import plan, ragged
+from clipglot.cache.write import plan
+from clipglot.cache.storage import ragged
 from clipglot.cache.format import *
-from clipglot.cache.rows import Row, batched
+from clipglot.cache.sources.source import Row, batched
 from pathlib import Path
 ragged.CHUNK_BYTES = 2**16
 plan.plan_cache(Path("c.zarr"), batched(Row(i, str(i), ["x" * 50]) for i in count()), {INFO!r})

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.distill import targets as targets_module
-from clipglot.distill.infonce import InfoNCE
-from clipglot.distill.siglip import SigLIP
-from clipglot.distill.targets import Bank
+from clipglot.distill.data import targets as targets_module
+from clipglot.distill.data.targets import Bank
+from clipglot.distill.losses.infonce import InfoNCE
+from clipglot.distill.losses.siglip import SigLIP
 from dense import plain_infonce, require_equal, targets, unit
 
 # The picture of each caption, and pairs of a caption and another picture that carries it.

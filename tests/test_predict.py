@@ -6,10 +6,10 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clipglot.encoders.clip import MergedClip, load_merged
 from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.merged_clip import MergedClip, load_merged
 from clipglot.evals.errors import EvalError
-from clipglot.evals.merged import predict
+from clipglot.evals.predict import predict
 from PIL import Image
 
 TEXTS = ["красный шум", "синий шум", "[b]текст[/b] :cat:"]

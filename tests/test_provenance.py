@@ -11,16 +11,17 @@ import pytest
 import timm
 import torch
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import locked
-from clipglot.distill.caching import cache_pictures
-from clipglot.distill.export import export_run
+from clipglot.cache.storage.atomic import locked
 from clipglot.distill.provenance import encoder_info, public_provenance
-from clipglot.distill.run import Run
-from clipglot.distill.settings import CacheSettings, ExportSettings
-from clipglot.encoders.clip import load_merged
-from clipglot.encoders.image import load_image_tower
+from clipglot.distill.training.run_folder import Run
+from clipglot.encoders.image_tower import load_image_tower
+from clipglot.encoders.merged_clip import load_merged
 from clipglot.evals.errors import EvalError
-from clipglot.evals.merged import eval_retrieval
+from clipglot.evals.retrieval import eval_retrieval
+from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.cache import CacheSettings
+from clipglot.jobs.settings.export import ExportSettings
 from drawn import draw_pictures
 from safetensors.torch import save_file
 

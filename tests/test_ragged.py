@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import clipglot.cache.ragged as ragged
+import clipglot.cache.storage.ragged as ragged
 import pytest
 import zarr
-from clipglot.cache.ragged import RaggedReader, RaggedWriter, Texts
+from clipglot.cache.storage.ragged import RaggedReader, RaggedWriter, Texts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore

@@ -9,9 +9,10 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from clipglot.cache.below import MAX_FILE_BYTES, open_below
 from clipglot.cache.format import Status
-from clipglot.cache.pictures import Geometry, RejectedPictureError, decode
+from clipglot.cache.sources.image_root import MAX_FILE_BYTES, open_below
+from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.write.image_decode import Geometry, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from in_memory import SQUARE, drawing, noise, rejection, stored

@@ -18,16 +18,16 @@ from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.location import Url, to_location
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
-from clipglot.distill.data import open_images
+from clipglot.distill.data.image_embeddings import OnDevice
+from clipglot.distill.data.load import open_images
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
-from clipglot.distill.final import load_final
-from clipglot.distill.images import OnDevice
-from clipglot.distill.run import Run
-from clipglot.distill.settings import ExportSettings
-from clipglot.distill.train import train
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from edited import edited
 from logs import logged
 from runs import settings, stop_at
@@ -172,7 +172,7 @@ def test_what_needs_a_disk_is_refused_with_what_to_do(
             CacheError, match=rf"{url}: rows can be mapped only from .* local disk: .* --embeddings chunks"
         ):
             cannot()
-    monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match=rf"{url}: its embeddings would take more than half .* --embeddings chunks"):
         open_images(Cache(url), settings(tmp_path, tmp_path), CPU)
     for arguments in (["train", url, "-o", "s3://bucket/run"],):

@@ -13,12 +13,12 @@ import torch
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.location import to_location
-from clipglot.cache.store import Cache
-from clipglot.cache.views import count_repeats, has_further_views, make_room, missing_views, num_begun
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.views import count_repeats, has_further_views, make_room, missing_views, num_begun
 from clipglot.cli.main import main
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
-from clipglot.distill.train import train
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from logs import logged
 from runs import settings
 

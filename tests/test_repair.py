@@ -11,11 +11,11 @@ import pytest
 from appended import write_manifests
 from bucket import Bucket
 from click.testing import CliRunner
-from clipglot.cache.files import locked
-from clipglot.cache.store import Cache
-from clipglot.cache.views import make_room
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage.atomic import locked
+from clipglot.cache.write.views import make_room
 from clipglot.cli.main import main
-from clipglot.distill.verifying import cache_command
+from clipglot.jobs.verify import cache_command
 from taught import MODEL
 from test_cache_damage import flip_a_byte
 from test_verify import rewrite

@@ -10,12 +10,12 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from clipglot.cache.store import Cache
-from clipglot.encoders.clip import load_merged
+from clipglot.cache.read.cache import Cache
 from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.merged_clip import load_merged
+from clipglot.evals.embedding_stats import alignment, uniformity
 from clipglot.evals.errors import EvalError
-from clipglot.evals.merged import eval_retrieval
-from clipglot.evals.retrieval import Ranks, alignment, retrieve, uniformity
+from clipglot.evals.retrieval import Ranks, eval_retrieval, retrieve
 from drawn import draw_pictures
 from hypothesis import given
 from hypothesis import strategies as st

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from clipglot.distill.ridge import PairSums
+from clipglot.distill.training.ridge import PairSums
 from sklearn.covariance import empirical_covariance
 from sklearn.linear_model import Ridge
 

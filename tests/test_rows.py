@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from clipglot.encoders.rows import PackedRows, next_fit, round_up_rows, row_length
-from clipglot.encoders.text import Attention, TextTower
+from clipglot.encoders.packed_rows import PackedRows, next_fit, round_up_rows, row_length
+from clipglot.encoders.text_transformer import Attention, TextTower
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend

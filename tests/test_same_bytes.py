@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache import duplicates
-from clipglot.cache.embed import embed_missing
 from clipglot.cache.format import Status
-from clipglot.cache.sources import reader_of
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write import seal as duplicates
+from clipglot.cache.write.embed import embed_missing
+from clipglot.cache.write.image_reader import reader_of
 from clipglot.cli.main import main
 from drawn import draw_pictures
 from edited import make_older

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.cache.store import Cache
-from clipglot.distill.data import load_data, open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
 from clipglot.distill.errors import DistillError
-from clipglot.distill.feeding import Feed
-from clipglot.distill.student import Student
-from clipglot.distill.towers import build_tower
-from clipglot.distill.train import train
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
 from dense import plain_infonce
 from logs import logged

@@ -16,10 +16,10 @@ import pytest
 from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
-from clipglot.cache.files import locked
-from clipglot.cache.sharing import Sign
-from clipglot.cache.stores import store_at
-from clipglot.cli import watching
+from clipglot.cache.storage.atomic import locked
+from clipglot.cache.storage.open import store_at
+from clipglot.cache.write.work_sharing import Sign
+from clipglot.cli import inspect_watch as watching
 from clipglot.cli.main import main
 from edited import edit
 from launched import IMPATIENT, SLOW, ended

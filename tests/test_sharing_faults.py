@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from bucket import Bucket, serving
 from clipglot.cache.errors import CacheError
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from edited import edit
 from launched import IMPATIENT, SLOW, ended
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 # Sealing may not write a file of 100 bytes.
 LIMITED = """
 import resource
-from clipglot.cache import sealing
+from clipglot.cache.write import seal as sealing
 write_info, limits = sealing.write_info, resource.getrlimit(resource.RLIMIT_FSIZE)
 def write_little(*arguments):
     resource.setrlimit(resource.RLIMIT_FSIZE, (99, limits[1]))

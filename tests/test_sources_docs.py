@@ -16,8 +16,8 @@ import test_arrow_source as columns
 import test_folder_sources as folders
 from click.testing import CliRunner
 from clipglot.cache.format import SOURCE_KINDS
-from clipglot.cache.sources import KINDS, SHAPES
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.kinds import KINDS, SHAPES
 from clipglot.cli.main import main
 from source_contract import encoded_pictures, write_pictures
 from tarred import write_img2dataset, write_shards

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cli.main import main
 from clipglot.encoders.scripts import script_runs
-from clipglot.encoders.splitting import SAMPLE, sample, split_badly, split_by_script
 from clipglot.encoders.tokenizer import FILES, CaptionTokenizer, train_bpe, train_unigram
+from clipglot.encoders.tokenizer_coverage import SAMPLE, sample, split_badly, split_by_script
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 RUSSIAN = ["рыжий кот спит", "чёрный кот спит", "рыжий пёс"] * 2

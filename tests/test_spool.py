@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.cache.spool import PREFIX, Spool, _sweep
+from clipglot.cache.sources.download import PREFIX, Spool, _sweep
 
 
 @pytest.mark.parametrize("moment", ["made", "opened"])

@@ -14,9 +14,9 @@ from bucket import Bucket
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.location import Location, to_location
-from clipglot.cache.plan import is_planned
-from clipglot.cache.store import Cache
-from clipglot.cache.stores import CacheStore, store_at
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage.open import CacheStore, store_at
+from clipglot.cache.write.plan import is_planned
 from clipglot.cli.main import main
 from drawn import draw_pictures
 from edited import edited

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from clipglot.cache.errors import CacheError
-from clipglot.cache.tar_headers import BLOCK, MAX_EXTENDED_BYTES, DamagedTarError, Member, members
+from clipglot.cache.sources.tar_index import BLOCK, MAX_EXTENDED_BYTES, DamagedTarError, Member, members
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tarred import write_tar

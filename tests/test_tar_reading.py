@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo, Status
-from clipglot.cache.sources import open_source, reader_of
-from clipglot.cache.tar_headers import BLOCK
+from clipglot.cache.sources.kinds import open_source
+from clipglot.cache.sources.tar_index import BLOCK
+from clipglot.cache.write.image_reader import reader_of
 from source_contract import Planned, encoded_pictures
 from tarred import write_img2dataset, write_tar
 

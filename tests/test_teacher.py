@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipglot.cache import teacher as teaching
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT
-from clipglot.cache.ragged import RaggedReader
-from clipglot.cache.rows import align
-from clipglot.cache.sealing import write_info
-from clipglot.cache.store import Cache
-from clipglot.cache.teacher import TeacherStatus, missing_teacher_chunks
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.source import align
+from clipglot.cache.storage.ragged import RaggedReader
+from clipglot.cache.write import text_targets as teaching
+from clipglot.cache.write.seal import write_info
+from clipglot.cache.write.text_targets import TeacherStatus, missing_teacher_chunks
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
-from clipglot.distill.settings import ExportSettings
-from clipglot.distill.train import train
+from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.image import ImageTower
+from clipglot.encoders.image_tower import ImageTower
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from taught import MODEL, english, settings
 
 MakeCache = Callable[..., Any]

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.distill import targets as targets_module
-from clipglot.distill.alignment import alignment, uniformity
-from clipglot.distill.cosine import Cosine
-from clipglot.distill.losses import Objective
-from clipglot.distill.mse import SquaredDistance
-from clipglot.distill.simcse import contrast_passes
-from clipglot.distill.similarity import Similarity, match_similarities
-from clipglot.evals import retrieval
+from clipglot.distill.data import targets as targets_module
+from clipglot.distill.losses.auxiliary import alignment, contrast_passes, uniformity
+from clipglot.distill.losses.objective import Objective
+from clipglot.distill.losses.regression import Cosine, SquaredDistance
+from clipglot.distill.losses.similarity import Similarity, match_similarities
+from clipglot.evals import embedding_stats as retrieval
 from dense import gradients, require_equal, same_groups, targets, unit
 from runs import settings
 from torch import Tensor

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.cache.store import Cache
-from clipglot.distill.ridge import retrieval_metric, ridge_by_rounds
-from clipglot.distill.token_bag import Bags
-from clipglot.distill.tokens import tokenize
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.tokens import tokenize
+from clipglot.distill.training.ridge import retrieval_metric, ridge_by_rounds
+from clipglot.distill.training.token_bag import Bags
 from clipglot.encoders.tokenizer import train_bpe
 from clipglot.evals.retrieval import retrieve
 from sklearn.linear_model import Ridge

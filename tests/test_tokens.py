@@ -18,17 +18,17 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner
-from clipglot.cache import ragged
 from clipglot.cache.errors import CacheError
 from clipglot.cache.processes import worker_pool
-from clipglot.cache.store import Cache
-from clipglot.cache.tokens import write_tokens
-from clipglot.cache.whole import sweep_partial
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage import ragged
+from clipglot.cache.storage.atomic import sweep_partial
+from clipglot.cache.storage.token_arrays import write_tokens
 from clipglot.cli.main import main
-from clipglot.distill import tokens
+from clipglot.distill.data import tokens
+from clipglot.distill.data.tokens import TokenTable, open_tokens
 from clipglot.distill.errors import DistillError
 from clipglot.distill.provenance import content_id
-from clipglot.distill.tokens import TokenTable, open_tokens
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 
 CONTEXT = 12
@@ -38,7 +38,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from clipglot.cache import ragged, tokens
+from clipglot.cache.storage import ragged
+from clipglot.cache.storage import token_arrays as tokens
 ragged.CHUNK_BYTES = 64
 def blocks():
     for i in range(9):

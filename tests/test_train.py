@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from clipglot.cache.store import Cache
+from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
-from clipglot.distill.final import load_final
-from clipglot.distill.optimizer import make_optimizer
-from clipglot.distill.run import Run
-from clipglot.distill.train import train
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.optimizer import make_optimizer
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from drawn import draw_pictures
 from logs import TIMING, logged

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from clipglot.distill.final import load_final
-from clipglot.distill.run import Run
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
 from logs import logged
 
 SETTINGS = [

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from clipglot.cache.format import TEACHER_EMB
 from clipglot.cache.location import to_location
-from clipglot.cache.store import Cache
-from clipglot.distill.data import load_data, open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.targets import Targets
 from clipglot.distill.errors import DistillError
-from clipglot.distill.feeding import Feed
-from clipglot.distill.losses import Objective
-from clipglot.distill.run import Run
-from clipglot.distill.student import Student
-from clipglot.distill.targets import Targets
-from clipglot.distill.teacher import follow_teacher
-from clipglot.distill.towers import build_tower
-from clipglot.distill.train import train
+from clipglot.distill.losses.objective import Objective
+from clipglot.distill.losses.text_teacher import follow_teacher
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
 from logs import logged
 from runs import stop_at
@@ -114,7 +114,7 @@ def test_a_cache_at_a_url_teaches_as_the_local_one(
     train(near)
     train(replace(near, cache=url, output=tmp_path / "far"))
     assert logged(tmp_path / "far") == logged(tmp_path / "near")
-    monkeypatch.setattr("clipglot.distill.data.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match="more than half of the free memory: copy the cache to a local disk"):
         train(replace(near, cache=url, output=tmp_path / "small", embeddings="device"))
     fsspec.filesystem("memory").rm("/taught/mixed.zarr/teacher/emb/c/0/1/0")

@@ -9,20 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clipglot.cache.store import Cache
-from clipglot.distill.batches import BatchPlan
-from clipglot.distill.data import load_data, open_images
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.batch_sampler import BatchPlan
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.shuffle import Pooling
 from clipglot.distill.errors import DistillError
-from clipglot.distill.export import export_run
-from clipglot.distill.feeding import Feed
-from clipglot.distill.final import load_final
-from clipglot.distill.pools import Pooling
-from clipglot.distill.run import Run
-from clipglot.distill.settings import ExportSettings
-from clipglot.distill.student import Student
-from clipglot.distill.towers import build_tower
-from clipglot.distill.train import train
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
 from logs import logged
 from runs import settings, stop_at
 

@@ -14,11 +14,11 @@ import pytest
 import test_arrow_source as columns
 import test_folder_sources as folders
 from bucket import NAME, Bucket
-from clipglot.cache.arrow_files import ParquetFile
 from clipglot.cache.errors import CacheError
 from clipglot.cache.location import Url
-from clipglot.cache.remote import RangeFile
-from clipglot.cache.spool import local_file
+from clipglot.cache.sources.download import local_file
+from clipglot.cache.sources.parquet_files import ParquetFile
+from clipglot.cache.storage.urls import RangeFile
 from source_contract import Made, Planned, SourceContract, as_table, encoded_pictures
 from test_web_sources import web
 

@@ -14,8 +14,8 @@ import pytest
 from bucket import NAME, Bucket
 from clipglot.cache.format import Status
 from clipglot.cache.location import Url
-from clipglot.cache.paths import PathReader
-from clipglot.cache.spool import PREFIX, Spool
+from clipglot.cache.sources.download import PREFIX, Spool
+from clipglot.cache.sources.image_files import PathReader
 from source_contract import as_table, encoded_pictures
 from tarred import write_img2dataset, write_shards
 
@@ -63,8 +63,8 @@ def test_a_large_picture_comes_whole(bucket: Bucket, monkeypatch: pytest.MonkeyP
     sizes = (999, 1000, 1001, 5000, 5001)
     for size in sizes:
         bucket.client.put_object(Bucket=NAME, Key=f"large/{size}", Body=os.urandom(size))
-    monkeypatch.setattr("clipglot.cache.remote.FIRST_BYTES", 1000)
-    monkeypatch.setattr("clipglot.cache.remote.MAX_FILE_BYTES", 5000)
+    monkeypatch.setattr("clipglot.cache.sources.image_files.FIRST_BYTES", 1000)
+    monkeypatch.setattr("clipglot.cache.sources.image_files.MAX_FILE_BYTES", 5000)
     found = list(PathReader.below(Url(f"s3://{NAME}/large")).read([str(size) for size in sizes], None))
     assert [len(read) if isinstance(read, bytes) else read for read in found] == [*sizes[:-1], Status.TOO_LARGE]
 
@@ -101,7 +101,8 @@ def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary
     url = f"s3://{NAME}/spooled.bin"
     bucket.client.put_object(Bucket=NAME, Key="spooled.bin", Body=b"x" * 1000)
     script = (
-        "import os, signal; from clipglot.cache.location import Url; from clipglot.cache.spool import Spool; "
+        "import os, signal; from clipglot.cache.location import Url; "
+        "from clipglot.cache.sources.download import Spool; "
         f"spool = Spool.create(); file = spool.open(Url({url!r})); assert len(file.read()) == 1000; "
     )
     environment = os.environ | {"TMPDIR": str(temporary)}
@@ -122,7 +123,7 @@ def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary
 def test_processes_share_what_is_fetched_and_few_files_stay(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, temporary: Path
 ) -> None:
-    monkeypatch.setattr("clipglot.cache.spool.KEPT_BYTES", 2500)
+    monkeypatch.setattr("clipglot.cache.sources.download.KEPT_BYTES", 2500)
     urls = [Url(f"s3://{NAME}/few/{i}.bin") for i in range(8)]
     for i in range(8):
         bucket.client.put_object(Bucket=NAME, Key=f"few/{i}.bin", Body=bytes([i]) * 1000)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import zarr
 from click.testing import CliRunner, Result
-from clipglot.cache import contents
-from clipglot.cache.store import Cache
+from clipglot.cache.read import verify as contents
+from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from drawn import draw_pictures
 from edited import edit

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache.augment import augmented
-from clipglot.cache.embed import embed_missing
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Augmentation, Status
-from clipglot.cache.pictures import Geometry, decode
-from clipglot.cache.sealing import write_info
-from clipglot.cache.sources import reader_of
-from clipglot.cache.store import Cache
-from clipglot.cache.views import count_repeats, make_room, missing_views
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.augment import augmented
+from clipglot.cache.write.embed import embed_missing
+from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.write.image_reader import reader_of
+from clipglot.cache.write.seal import write_info
+from clipglot.cache.write.views import count_repeats, make_room, missing_views
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from clipglot.encoders.image import load_image_tower
+from clipglot.encoders.image_tower import load_image_tower
 from drawn import draw_pictures
 from edited import edit
 from numpy.typing import NDArray
@@ -91,8 +91,8 @@ def test_while_views_are_added_the_cache_serves_those_it_has(
             assert total == 40
             raise KeyboardInterrupt
 
-    from clipglot.distill.caching import cache_pictures
-    from clipglot.distill.settings import CacheSettings
+    from clipglot.jobs.cache import cache_pictures
+    from clipglot.jobs.settings.cache import CacheSettings
 
     model = Cache(cache).info.encoder.model
     given_ = CacheSettings(source=manifest, output=cache, model=model, batch_size=8, workers=1, **VIEWS)

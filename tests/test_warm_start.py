@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.cache.store import Cache
-from clipglot.distill import token_bag
-from clipglot.distill.batches import group_equal_captions
-from clipglot.distill.data import TrainData
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.batch_sampler import group_equal_captions
+from clipglot.distill.data.image_embeddings import OnDevice
+from clipglot.distill.data.pairs import TrainData
+from clipglot.distill.data.tokens import TokenTable, tokenize
 from clipglot.distill.errors import DistillError
-from clipglot.distill.final import load_final
-from clipglot.distill.images import OnDevice
-from clipglot.distill.run import Run
-from clipglot.distill.token_bag import PENALTIES, SHRINKAGES, TokenBag, fit_bag
-from clipglot.distill.tokens import TokenTable, tokenize
-from clipglot.distill.towers import scratch_config
-from clipglot.distill.train import train
+from clipglot.distill.training import token_bag
+from clipglot.distill.training.build_tower import scratch_config
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.token_bag import PENALTIES, SHRINKAGES, TokenBag, fit_bag
+from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from clipglot.evals.retrieval import retrieve
 from logs import logged

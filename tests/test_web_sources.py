@@ -12,7 +12,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.location import Url
-from clipglot.cache.paths import PathReader
+from clipglot.cache.sources.image_files import PathReader
 from drawn import draw_pictures
 
 pytestmark = pytest.mark.slow
@@ -52,7 +52,7 @@ def web(folder: Path, answers: int = 10**6, **codes: int) -> Iterator[str]:
 def test_a_picture_that_is_refused_costs_its_row_and_a_server_in_trouble_stops_the_pass(
     tmp_path: Path, make_cache: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipglot.cache.remote.PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("clipglot.cache.sources.image_files.PAUSES_S", (0.0, 0.0))
     manifest = draw_pictures(tmp_path / "site", 6)
     names = [f"images/{i:04}.png" for i in range(6)]
     with web(tmp_path / "site", **{"0001": 403, "0002": 404, "0003": 410}) as url:

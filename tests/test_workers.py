@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.cache import sharing as module
 from clipglot.cache.errors import CacheError
-from clipglot.cache.sharing import Share, Sign, read_signs, sharing
-from clipglot.cache.stores import store_at
-from clipglot.cache.workers import ALONE, Watch, Worker, next_chunk
+from clipglot.cache.storage.open import store_at
+from clipglot.cache.write import work_sharing as module
+from clipglot.cache.write.work_sharing import ALONE, Share, Sign, Watch, Worker, next_chunk, read_signs, sharing
 from clipglot.distill.errors import DistillError
-from clipglot.distill.settings import CacheSettings
+from clipglot.jobs.settings.cache import CacheSettings
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -279,7 +278,7 @@ def test_what_is_no_worker_is_refused(flag: str, tmp_path: Path) -> None:
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("clipglot.distill.settings.num_usable_cores", lambda: 16)
+    monkeypatch.setattr("clipglot.jobs.settings.cache.num_usable_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
     given = {"source": tmp_path, "output": tmp_path, "model": "m"}
     assert CacheSettings(**given).resolved_workers == 3

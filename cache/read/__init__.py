@@ -1,0 +1,1 @@
+"""Reads caches: arrays with checksums, rows, verification."""

@@ -1,0 +1,55 @@
+"""Which pictures of a cache have captions, and a few pairs to look at, so that wrong ones are seen before training."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..format import CAPTION_IMAGE
+from .cache import Cache
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A picture and what is said of it.
+
+    Attributes:
+        row: of the picture.
+        key: of the picture.
+        caption: the first one, None if it has none.
+        num_captions: that it has.
+    """
+
+    row: int
+    key: str
+    caption: str | None
+    num_captions: int
+
+
+def look_at_pairs(cache: Cache, num: int) -> tuple[list[Pair], int]:
+    """Read a few pairs and count pictures without captions; of texts only the chunks that hold those few are touched.
+
+    Args:
+        cache: laid out.
+        num: of pairs, from rows that are spread evenly over the cache, the first and the last among them.
+
+    Returns:
+        The pairs, and how many of all pictures have no caption.
+
+    Raises:
+        CacheError: a chunk is absent or damaged.
+    """
+    rows = np.linspace(0, len(cache) - 1, min(num, len(cache))).astype(np.int64)
+    first, counts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+    num_captioned, start, last = 0, 0, -1
+    for chunk in range(cache.array(CAPTION_IMAGE).cdata_shape[0]):
+        owners = cache.read_chunk(CAPTION_IMAGE, (chunk,))  # ascending
+        num_captioned += int(np.count_nonzero(np.diff(owners, prepend=last)))
+        a, b = np.searchsorted(owners, rows, side="left"), np.searchsorted(owners, rows, side="right")
+        first = np.where((counts == 0) & (b > a), start + a, first)
+        counts += b - a
+        start, last = start + len(owners), owners[-1]
+    pairs = [
+        Pair(row, cache.keys(row, row + 1)[0], cache.captions(at, at + 1)[0] if count else None, count)
+        for row, at, count in zip(rows.tolist(), first.tolist(), counts.tolist(), strict=True)
+    ]
+    return pairs, len(cache) - num_captioned

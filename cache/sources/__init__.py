@@ -1,0 +1,1 @@
+"""Sources of images and captions: tables, Parquet, tars, folders, embeddings."""

@@ -1,0 +1,136 @@
+"""A folder of class folders, as image classification has them: the caption of a picture is the name of its folder."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ..errors import CacheError
+from ..location import Location, to_location
+from .listing import Entry, entries, name_in
+from .records import RecordReader, chosen_split, is_unicode
+from .source import Row, Source
+from .table import SUFFIXES
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
+CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
+
+
+class ClassFolders(Source):
+    """`class name/picture.jpg`, or `train/class name/picture.jpg` with a split; sorted, underscores read as spaces."""
+
+    kind = "class folders"
+
+    def rows(self) -> Iterator[Row]:
+        """Every picture.
+
+        Raises:
+            CacheError: splits to choose from, or a name that is no UTF-8.
+        """
+        self.left_out.clear()
+        info = replace(self.info, split=None)  # splits are folders here
+        reader = RecordReader(info, has_key=False, left_out=self.left_out)
+        for line, (name, key) in enumerate(self._pictures(), 1):
+            if row := reader.row({"text": name.replace("_", " ")}, line, key, key=key):
+                yield row
+
+    def sha256(self) -> str:
+        """Of the names; pictures themselves are not looked at."""
+        digest = hashlib.sha256()
+        for _, key in self._pictures():
+            digest.update(key.encode() + b"\0")
+        return digest.hexdigest()
+
+    def _pictures(self) -> Iterator[tuple[str, str]]:
+        """Class and key of each picture, a folder at a time."""
+        top, root = to_location(self.info.path), to_location(self.info.image_root)
+        above = str(root).rstrip("/") + "/"
+        if not f"{top}/".startswith(above):
+            raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
+        folder, names = top, _folders(top, root)
+        has_classes = any(_has_pictures(top / name) for name in names)
+        # What else lies there is no split: a run, or the very cache that is being made.
+        splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
+        if splits or self.info.split is not None:
+            folder = top / chosen_split(splits, self.info.split, top)
+        for place in dict.fromkeys((top, folder)):
+            _require_no_table(place)
+        for name in _folders(folder, root):
+            files = _names(folder / name)
+            _require_no_captions(folder / name, files)
+            for file in files:
+                yield name, str(folder / name / file).removeprefix(above)
+
+
+def _folders(folder: Location, root: Location) -> list[str]:
+    """Names of the folders in a folder.
+
+    Raises:
+        CacheError: one is a link that leads out of the image root.
+    """
+    names = _names(folder, folders=True)
+    for name in names:
+        name_in(root, folder / name)
+    return names
+
+
+def _require_no_table(folder: Location) -> None:
+    """Raise if a table lies beside the folders: their names would stand in for the captions that it has.
+
+    Raises:
+        CacheError: there is one; the message names it.
+    """
+    for entry in entries(folder):
+        if entry.is_file and entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
+            raise CacheError(
+                f"{folder} has folders of pictures, and the table {entry.name} too: pass {folder / entry.name}, or "
+                "put it elsewhere to have the names of the folders as captions"
+            )
+
+
+def _require_no_captions(folder: Location, pictures: list[str]) -> None:
+    """The same of texts that lie beside the pictures.
+
+    Raises:
+        CacheError: there is one that has the name of a picture.
+    """
+    stems = {name.rpartition(".")[0] for name in pictures}
+    for entry in entries(folder):
+        stem, _, extension = entry.name.rpartition(".")
+        if extension.lower() in CAPTIONS and stem in stems:
+            raise CacheError(
+                f"{folder / entry.name} lies beside the picture of its name, and of class folders the captions are the "
+                "names of the folders: write a table of pictures and texts, or put all of them into tars"
+            )
+
+
+def _has_classes(folder: Location, root: Location) -> bool:
+    return any(_has_pictures(folder / name) for name in _folders(folder, root))
+
+
+def holds_class_folders(path: Location) -> bool:
+    """Whether a folder has folders of pictures, perhaps in folders of splits."""
+    folders = [path / name for name in _names(path, folders=True)]
+    return any(map(_has_pictures, folders)) or any(
+        _has_pictures(folder / name) for folder in folders for name in _names(folder, folders=True)
+    )
+
+
+def _has_pictures(folder: Location) -> bool:
+    return any(map(_is_picture, entries(folder)))
+
+
+def _is_picture(entry: Entry) -> bool:
+    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not entry.is_folder
+
+
+def _names(folder: Location, *, folders: bool = False) -> list[str]:
+    """Names of the pictures, or of the folders, in a folder; hidden ones are none."""
+    names = [
+        entry.name
+        for entry in entries(folder)
+        if (entry.is_folder and not entry.name.startswith(".") if folders else _is_picture(entry))
+    ]
+    for name in names:
+        if not is_unicode(name):
+            raise CacheError(f"{folder}: the name {name!r} is no UTF-8: rename it")
+    return names

@@ -1,0 +1,64 @@
+"""Files of a JSON record a line, read as blocks of whole lines and, where a block is not plain, line by line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..errors import CacheError
+
+BLOCK_BYTES = 2**22
+MAX_LINE_BYTES = 2**24  # longer ones are whole files without line breaks; a record takes some hundred bytes
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class Block(NamedTuple):
+    """Some whole lines.
+
+    Attributes:
+        line: the number of the first, from 1.
+        data: their bytes.
+    """
+
+    line: int
+    data: bytes
+
+
+def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
+    """A file as blocks of whole lines, without its byte order mark.
+
+    A line that is too long is cut, just above the limit; `records` of its block raises.
+    """
+    line = 1
+    with open(path, "rb") as file:
+        while data := file.read(block_bytes):
+            if not data.endswith(b"\n"):
+                data += file.readline(MAX_LINE_BYTES + 1)
+            yield Block(line, data.removeprefix(BYTE_ORDER_MARK) if line == 1 else data)
+            line += data.count(b"\n")
+
+
+def records(name: Path | str, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number and the record of each line that is not blank.
+
+    Args:
+        name: of the file, for messages.
+        block: of its lines.
+
+    Raises:
+        CacheError: a line is no JSON object.
+    """
+    for number, line in enumerate(block.data.split(b"\n"), block.line):
+        if len(line) > MAX_LINE_BYTES:
+            raise CacheError(
+                f"{name}:{number}: a line of more than {MAX_LINE_BYTES:,} bytes: write one record a line, or drop it"
+            )
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())  # given bytes, json would guess at UTF-16 and UTF-32
+        except (ValueError, RecursionError) as error:
+            raise CacheError(f"{name}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
+        if not isinstance(record, dict):
+            raise CacheError(f"{name}:{number}: expected a JSON object, found {type(record).__name__}")
+        yield number, record

@@ -1,0 +1,219 @@
+"""Folders as Chinese-CLIP and MUGE have them: pictures in base64 in a TSV, captions in JSON lines beside it.
+
+`train_imgs.tsv` has `id<TAB>base64` lines; `train_texts.jsonl` has `{"text": …, "image_ids": […]}` or
+`{"text": […], "image_id": …}` lines (https://github.com/OFA-Sys/Chinese-CLIP, "Data Preparation").
+"""
+
+import base64
+import binascii
+import hashlib
+import mmap
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from ..format import SourceInfo, Status
+from ..location import Location, to_location
+from ..storage.atomic import sha256_file
+from .download import Files, local_file
+from .image_root import MAX_FILE_BYTES
+from .jsonl import blocks, records
+from .listing import entries, is_file, name_in
+from .records import RecordReader, chosen_split, is_unicode
+from .source import Locator, Reader, RejectedPictureError, Row, Source
+
+PICTURES, TEXTS = "_imgs.tsv", "_texts.jsonl"
+IDS = ("image_ids", "image_id")
+ABSENT = -1  # the size of a picture that the TSV does not have
+FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
+SAMPLES, SAMPLE_BYTES = 256, 4096
+
+
+class Muge(Source):
+    """Texts and pictures of one split: pictures in the order in which texts speak of them, then those of no text.
+
+    With a condition those of no text are left out.
+    """
+
+    kind = "muge"
+    image_field: ClassVar[str] = ""
+
+    def rows(self) -> Iterator[Row]:
+        """Every text with each of its pictures. A picture that the TSV does not have is missing.
+
+        Raises:
+            CacheError: a line is not as promised.
+        """
+        pictures, texts = self._paths()
+        line, places = 0, Places.scanned(local_file(str(pictures)), str(pictures))
+        spoken_of: set[str] = set()
+        self.left_out.clear()
+        info = replace(self.info, split=None)  # splits are files here
+        reader = RecordReader(info, has_key=False, left_out=self.left_out)
+        for block in blocks(local_file(str(texts))):
+            for number, record in records(texts, block):
+                where = f"{texts}:{number}"
+                row = reader.row(record, number, where)
+                for key in _keys(record, where):
+                    line += 1
+                    spoken_of.add(key)
+                    if row:
+                        yield row._replace(line=line, key=key, locator=places.locator(key))
+        for key in places:
+            if key in spoken_of:
+                continue
+            if self.info.where is not None:  # a record that is not there fulfils no condition
+                self.left_out["--where"] += 1
+            else:
+                line += 1
+                yield Row(line, key, (), locator=places.locator(key))
+
+    def files(self) -> list[str]:
+        """The TSV."""
+        return [name_in(to_location(self.info.image_root), self._paths()[0])]
+
+    def sha256(self) -> str:
+        """Of the texts, and of the size and evenly spaced samples of the TSV."""
+        pictures, texts = self._paths()
+        found = sampled(local_file(str(pictures))), sha256_file(local_file(str(texts)))
+        return hashlib.sha256(f"{pictures.name} {found[0]} {found[1]}".encode()).hexdigest()
+
+    @classmethod
+    def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
+        """Of base64 by its place."""
+        return Base64Reader(Files(root, files))
+
+    def _paths(self) -> tuple[Location, Location]:
+        folder = to_location(self.info.path)
+        listed = [entry.name for entry in entries(folder)]
+        splits = [name.removesuffix(PICTURES) for name in listed if name.endswith(PICTURES)]
+        split = chosen_split(splits, self.info.split, folder) if splits else ""
+        found = folder / f"{split}{PICTURES}", folder / f"{split}{TEXTS}"
+        for path in found:
+            if not is_file(path):
+                raise CacheError(f"{path}: no such file: pictures and texts of a split lie side by side")
+        return found
+
+
+def holds_muge(path: Location) -> bool:
+    """Whether a folder has pictures in base64 as Chinese-CLIP does."""
+    return any(entry.name.endswith(PICTURES) for entry in entries(path))
+
+
+class Places:
+    """Where in a TSV the pictures lie, by their ids; some 150 bytes a picture. Of an id that comes twice, the first."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, int] = {}
+        self._starts, self._sizes = array("q"), array("q")
+
+    @classmethod
+    def scanned(cls, path: Path, name: str) -> "Places":
+        """Find the line breaks and tabs of a file that is mapped, not read into memory.
+
+        Args:
+            path: of it.
+            name: its own, for messages.
+
+        Raises:
+            CacheError: a line without tab, or an id that is no UTF-8.
+        """
+        places = cls()
+        if not path.stat().st_size:
+            return places
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start, number = 0, 0
+            while start < len(content):
+                number += 1
+                end = content.find(b"\n", start)
+                end = len(content) if end < 0 else end
+                following = end + 1
+                if content[end - 1 : end] == b"\r":
+                    end -= 1
+                if end > start:
+                    tab = content.find(b"\t", start, end)
+                    key = (
+                        content[start : max(tab, start)].decode(errors="surrogateescape") if tab - start < 4096 else ""
+                    )
+                    if not key or not is_unicode(key):
+                        raise CacheError(
+                            f"{name}:{number}: expected an id, a tab and base64, found {content[start : start + 40]!r}"
+                        )
+                    if key not in places._index:
+                        places._index[key] = len(places._index)
+                        places._starts.append(tab + 1)
+                        places._sizes.append(end - tab - 1)
+                start = following
+        return places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._index)
+
+    def locator(self, key: str) -> Locator:
+        """Where a picture lies."""
+        i = self._index.get(key)
+        return Locator(0, 0, ABSENT) if i is None else Locator(0, self._starts[i], self._sizes[i])
+
+
+class Base64Reader(Reader):
+    """Reads pictures from lines of base64, in the standard or the URL-safe alphabet."""
+
+    def __init__(self, files: Files) -> None:
+        self._files = files
+
+    def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
+        """The pictures; what is no base64 is damaged."""
+        assert locators is not None
+        for file, start, size in locators.tolist():
+            if size == ABSENT:
+                yield Status.MISSING
+            elif size > MAX_FILE_BYTES:
+                yield Status.TOO_LARGE
+            else:
+                yield self._decoded(file, start, size)
+
+    def _decoded(self, file: int, start: int, size: int) -> bytes | Status:
+        try:
+            with self._files.open(file) as lines:
+                lines.seek(start)
+                encoded = lines.read(size)
+            return base64.b64decode(encoded.translate(FROM_URLSAFE), validate=True)
+        except RejectedPictureError as rejected:
+            return rejected.status
+        except binascii.Error:
+            return Status.DAMAGED
+        except OSError:
+            return Status.UNREADABLE
+
+
+def sampled(path: Path) -> str:
+    """Digest of a large file's size and of evenly spaced samples of it, all of a small one."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(SAMPLES):
+            file.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def _keys(record: dict[str, Any], where: str) -> list[str]:
+    """The ids of the pictures that a text belongs to: in MUGE none for the texts of the test split."""
+    field = next((name for name in IDS if name in record), None)
+    if field is None:
+        raise CacheError(f"{where}: no field {' or '.join(map(repr, IDS))} (found: {', '.join(map(str, record))})")
+    value = record[field]
+    ids = value if isinstance(value, list) else [value]
+    if not all(_is_id(key) for key in ids):
+        raise CacheError(f"{where}: {field!r} must be the id of a picture, or a list of them, found {value!r:.100}")
+    return list(dict.fromkeys(map(str, ids)))  # a text belongs once to a picture that it names twice
+
+
+def _is_id(key: object) -> bool:
+    return isinstance(key, int | str) and not isinstance(key, bool) and key != "" and is_unicode(str(key))

@@ -1,0 +1,230 @@
+"""One Parquet or Arrow file, open: its columns to plan from, without those of pictures, and single pictures by place.
+
+A group is a row group of a Parquet file, or a record batch of an Arrow file; a row is counted within its group. Files
+are mapped into memory, so that the kernel pages pictures in and out.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ..format import Status
+from ..location import Location, Url
+from ..storage.urls import HTTP, RangeFile
+from .download import Files, local_file
+from .image_files import PathReader, UrlReader
+from .source import ROWS_AT_A_TIME, Reader, RejectedPictureError
+
+PICTURES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
+UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # what a damaged file raises
+
+
+class ColumnFile(ABC):
+    """An open file of columns.
+
+    Attributes:
+        schema: its columns.
+    """
+
+    schema: pa.Schema
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None: ...
+
+    @classmethod
+    def at(cls, location: Location) -> Self:
+        """The file at a location, to plan from.
+
+        Raises:
+            CacheError: a URL at which there is nothing, or that cannot be read.
+        """
+        return cls(local_file(str(location)))
+
+    @abstractmethod
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """Some columns of every row, as (group, row of the first, some rows)."""
+
+    @abstractmethod
+    def value(self, column: str, group: int, row: int) -> pa.Scalar:
+        """A value by its place; cheap if it comes after the last one that was asked for."""
+
+    @abstractmethod
+    def digest(self, columns: Sequence[str]) -> bytes:
+        """By which a change of these columns, or of the size of any, is recognised."""
+
+
+class ParquetFile(ColumnFile):
+    """Parquet. A row group is streamed, never held."""
+
+    def __init__(self, path: Path | RangeFile) -> None:
+        self._path = path
+        is_far = isinstance(path, RangeFile)  # then neighbouring columns come by one request
+        self._file = pq.ParquetFile(path, memory_map=not is_far, pre_buffer=is_far, page_checksum_verification=True)
+        self.schema = self._file.schema_arrow
+        self._place: tuple[str, int] | None = None
+        self._first = 0  # row of those held
+
+    @classmethod
+    def at(cls, location: Location) -> Self:
+        """In an object store nothing is fetched but the footer and what is asked for; web servers need not do that."""
+        if isinstance(location, Url) and location.scheme not in HTTP:
+            return cls(RangeFile(location))
+        return super().at(location)
+
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """As `ColumnFile` says."""
+        for group in range(self._file.num_row_groups):
+            row = 0
+            for batch in self._batches(columns, group, ROWS_AT_A_TIME):
+                yield group, row, batch
+                row += batch.num_rows
+
+    def value(self, column: str, group: int, row: int) -> pa.Scalar:
+        """As `ColumnFile` says."""
+        if self._place != (column, group) or row < self._first:
+            self._place, self._first = (column, group), 0
+            self._following = self._batches([column], group, PICTURES_AT_A_TIME)
+            self._held = next(self._following)
+        while row >= self._first + self._held.num_rows:
+            self._first += self._held.num_rows
+            self._held = next(self._following)
+        return self._held.column(0)[row - self._first]
+
+    def digest(self, columns: Sequence[str]) -> bytes:
+        """Over the footer, which tells the sizes of all columns, and these columns."""
+        digest = hashlib.sha256()
+        assert isinstance(self._path, Path)
+        with open(self._path, "rb") as file:
+            file.seek(-8, 2)
+            file.seek(-8 - int.from_bytes(file.read(4), "little"), 2)
+            digest.update(file.read())
+        for _, _, batch in self.records(columns):
+            _update(digest, batch)
+        return digest.digest()
+
+    def _batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator[pa.RecordBatch]:
+        found: Iterator[pa.RecordBatch] = self._file.iter_batches(
+            rows, row_groups=[group], columns=list(columns), use_threads=False
+        )
+        return found
+
+
+class ArrowFile(ColumnFile):
+    """Arrow's own format, as a file (also Feather) or as a stream, which is how `datasets` saves it."""
+
+    def __init__(self, path: Path) -> None:
+        self._content = pa.memory_map(str(path)).read_buffer()  # stays, should the path lead elsewhere meanwhile
+        self._is_stream = self._content[:6] != b"ARROW1"
+        self.schema = self._open().schema
+        self._opened: Any = None
+        self._group = -1  # the one that is held
+
+    def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """As `ColumnFile` says."""
+        for group, batch in enumerate(self._batches(columns)):
+            for column in batch.columns:
+                as_bytes(column).validate(full=True)  # what is mapped was never looked at
+            for row in range(0, batch.num_rows, ROWS_AT_A_TIME):
+                yield group, row, batch.slice(row, ROWS_AT_A_TIME)
+
+    def value(self, column: str, group: int, row: int) -> pa.Scalar:
+        """As `ColumnFile` says."""
+        if self._opened is None or (self._is_stream and group < self._group):  # a stream goes on, never back
+            self._opened, self._group = self._open(), -1  # all columns: mapped, where a choice of them would be copied
+        while self._group != group:
+            self._held = self._opened.read_next_batch() if self._is_stream else self._opened.get_batch(group)
+            self._group = self._group + 1 if self._is_stream else group
+            pictures = self._held.column(column)
+            pictures.validate()
+            for part in pictures.flatten() if pa.types.is_struct(pictures.type) else (pictures,):
+                as_bytes(part).validate(full=True)
+        return self._held.column(column)[row]
+
+    def digest(self, columns: Sequence[str]) -> bytes:
+        """Over the size of the file and these columns."""
+        digest = hashlib.sha256(f"{self._content.size} {self.schema.names}".encode(errors="replace"))
+        for _, _, batch in self.records(columns):
+            _update(digest, batch)
+        return digest.digest()
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        opened = self._open(columns)
+        if self._is_stream:
+            yield from opened
+        else:
+            yield from map(opened.get_batch, range(opened.num_record_batches))
+
+    def _open(self, columns: Sequence[str] | None = None) -> Any:
+        fields = None if columns is None else [self.schema.get_field_index(name) for name in columns]
+        options = pa.ipc.IpcReadOptions(included_fields=fields, use_threads=False)
+        return (pa.ipc.open_stream if self._is_stream else pa.ipc.open_file)(self._content, options=options)
+
+
+def as_bytes(column: pa.Array) -> pa.Array:
+    """Texts, or lists of them, as they lie, whether they are UTF-8 or not; other columns are left as they are."""
+    return column.view(kind) if (kind := _bytes_type(column.type)) is not None else column
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        held = _bytes_type(kind.value_type)
+        lists = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return None if held is None else lists(held)
+    pairs = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return pairs.get(kind)
+
+
+def _update(digest: Any, batch: pa.RecordBatch) -> None:
+    """Add what a batch says, however its buffers lie."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        digest.update(repr((name, as_bytes(column).to_pylist())).encode(errors="replace"))
+
+
+class ColumnReader(Reader):
+    """Reads pictures from a column of files, one of which is open at a time."""
+
+    def __init__(self, file_type: type[ColumnFile], files: Files, column: str) -> None:
+        self._file_type, self._files, self._column = file_type, files, column
+        self._by_path = UrlReader(files.root) if isinstance(files.root, Url) else PathReader(files.root)
+        self._open: tuple[int, ColumnFile] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open file."""
+        return self.__dict__ | {"_open": None}
+
+    def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
+        """The pictures; none where the column is null. Where a struct has no bytes, those of the file at its path."""
+        assert locators is not None
+        for file, group, row in locators.tolist():
+            found = self._find(file, group, row)
+            if isinstance(found, str):
+                yield from self._by_path.read([found], None)
+            else:
+                yield found
+
+    def _find(self, file: int, group: int, row: int) -> bytes | str | Status:
+        """A picture, or its path, or why there is neither."""
+        try:
+            if self._open is None or self._open[0] != file:
+                self._open = None
+                with self._files.open(file) as opened:  # by its number, as another process may take away its name
+                    self._open = file, self._file_type(Path(f"/proc/self/fd/{opened.fileno()}"))
+            found = self._open[1].value(self._column, group, row)
+            for name in ("bytes", "path") if isinstance(found, pa.StructScalar) and found.is_valid else ():
+                if name in found and found[name].is_valid:
+                    found = found[name]
+                    break
+            value: bytes | str | dict[str, Any] | None = found.as_py()
+        except RejectedPictureError as rejected:
+            return rejected.status
+        except (*UNREADABLE, StopIteration, LookupError):  # damaged, or another than was planned
+            self._open = None
+            return Status.UNREADABLE
+        return Status.MISSING if not value or isinstance(value, dict) else value

@@ -1,0 +1,1 @@
+"""Stores of a cache's bytes: local folders, object stores, HDF5, memory maps."""

@@ -1,0 +1,163 @@
+"""Random rows of a local array straight from its chunk files, as fast as from one flat file.
+
+A chunk file is raw bytes with a crc32c tail, so it can be mapped. All chunks of an array are mapped into one stretch of
+addresses, each at a whole number of rows: any rows are then one gather, however many chunks hold them. The codec is
+bypassed, so nothing guards against damage until `check` has read every chunk once.
+"""
+
+import ctypes
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+
+CRC_BYTES = 4
+READ_THREADS = 8
+MAP_FIXED = 0x10  # on Linux and macOS; the standard library names neither it nor mmap's address
+CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+
+
+class MappedRows:
+    """N rows of an array in the cache's encoding: all of a one-dimensional array, one view of the others.
+
+    Resident memory is page cache alone, and no file stays open.
+    """
+
+    def __init__(
+        self, array: zarr.Array[Any], folder: Path, *, remedy: Callable[[tuple[int, ...]], str], view: int = 0
+    ) -> None:
+        """Map every chunk.
+
+        Args:
+            array: `[N]` in chunks `[R]`, or `[V, N, …]` in chunks `[1, R, …]`.
+            folder: where its zarr.json and chunks are.
+            remedy: what to do about a lost or damaged chunk, given its index.
+            view: which of V.
+
+        Raises:
+            CacheError: another encoding, or a chunk that is absent or of the wrong size.
+        """
+        _require_raw(array, folder)
+        axis = min(array.ndim - 1, 1)
+        self.shape, self.dtype = array.shape[axis:], array.dtype
+        self._folder, self._remedy = folder, remedy
+        self._indices = [index for index in np.ndindex(*array.cdata_shape) if not axis or index[0] == view]
+        self._files = [folder / array.metadata.encode_chunk_key(index) for index in self._indices]
+        self._chunk_rows = array.chunks[axis]
+
+        row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+        self._file_bytes = self._chunk_rows * row_bytes + CRC_BYTES
+        # Addresses cost nothing, so each chunk gets a stretch that is whole in both pages and rows.
+        grain = math.lcm(mmap.ALLOCATIONGRANULARITY, row_bytes)
+        stretch = -(-self._file_bytes // grain) * grain
+        self._stretch_rows = stretch // row_bytes
+        space = mmap.mmap(-1, max(1, len(self._files)) * stretch, mmap.MAP_PRIVATE | mmap.MAP_ANON, mmap.PROT_READ)
+        raw = np.frombuffer(space, np.uint8)  # holds `space`, whose end unmaps the chunks too
+        for i in range(len(self._files)):
+            self._map(i, raw.ctypes.data + i * stretch)
+        self._rows: NDArray[Any] = raw.view(self.dtype).reshape(-1, *self.shape[1:])
+
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
+    def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Some rows, in the order given, with repeats.
+
+        Raises:
+            IndexError: a row that is not there.
+        """
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, {self._folder} has {len(self)}")
+        if len(self._files) > 1:
+            rows = rows + rows // self._chunk_rows * (self._stretch_rows - self._chunk_rows)
+        return self._rows.take(rows, axis=0)
+
+    def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Rows `start` to `stop` (exclusive; all by default), copied."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        rows = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
+        for at in range(start - start % self._chunk_rows, stop, self._chunk_rows):
+            first, last = max(start, at), min(stop, at + self._chunk_rows)
+            held = at // self._chunk_rows * self._stretch_rows - at
+            rows[first - start : last - start] = self._rows[first + held : last + held]
+        return rows
+
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> "MappedRows":
+        """Read every chunk and return the rows if all match their checksums.
+
+        Raises:
+            CacheError: with the chunk's file and what to do.
+        """
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            for done, fault in enumerate(threads.map(self._fault, range(len(self._files))), 1):
+                if fault:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise CacheError(fault)
+                on_progress(done, len(self._files))
+        return self
+
+    def faults(self) -> Iterator[str]:
+        """One line for every chunk that is damaged."""
+        with ThreadPoolExecutor(READ_THREADS) as threads:
+            yield from filter(None, threads.map(self._fault, range(len(self._files))))
+
+    def _fault(self, i: int) -> str | None:
+        try:
+            content = self._files[i].read_bytes()  # threads wait for the disk side by side; for a mapping, in turn
+        except OSError as error:
+            return self._damaged(i, error.strerror or str(error))
+        if len(content) != self._file_bytes:
+            return self._damaged(i, f"{len(content):,} bytes, expected {self._file_bytes:,}")
+        found = google_crc32c.value(np.frombuffer(content, np.uint8)[:-CRC_BYTES])
+        stored = int.from_bytes(content[-CRC_BYTES:], "little")
+        return None if found == stored else self._damaged(i, f"crc32c {found:08x}, expected {stored:08x}")
+
+    def _damaged(self, i: int, what: str) -> str:
+        return f"damaged chunk {self._files[i]} ({what}): {self._remedy(self._indices[i])}"
+
+    def _map(self, i: int, address: int) -> None:
+        try:
+            descriptor = os.open(self._files[i], os.O_RDONLY)
+        except FileNotFoundError:
+            raise CacheError(f"{self._files[i]} is absent: {self._remedy(self._indices[i])}") from None
+        try:
+            size = os.fstat(descriptor).st_size
+            if size != self._file_bytes:
+                raise CacheError(self._damaged(i, f"{size:,} bytes, expected {self._file_bytes:,}"))
+            flags = mmap.MAP_SHARED | MAP_FIXED
+            if _libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0) != address:
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(self._files[i]))
+        finally:
+            os.close(descriptor)
+
+
+def _require_raw(array: zarr.Array[Any], folder: Path) -> None:
+    """Check that an array's chunks are whole rows of raw little-endian bytes with a crc32c tail.
+
+    Raises:
+        CacheError: they are not.
+    """
+    codecs = [codec.to_dict() for codec in getattr(array.metadata, "codecs", ())]
+    raw = codecs == CODECS or (array.dtype.itemsize == 1 and codecs == [{"name": "bytes"}, CODECS[1]])
+    row_axis = min(array.ndim - 1, 1)
+    whole_rows = (
+        array.chunks[:row_axis] == (1,) * row_axis and array.chunks[row_axis + 1 :] == array.shape[row_axis + 1 :]
+    )
+    if not (raw and whole_rows):
+        raise CacheError(
+            f"{folder}: stored as {' + '.join(codec['name'] for codec in codecs)} in chunks {array.chunks}, expected "
+            "whole rows of raw little-endian bytes + crc32c (docs/cache.md): cache again"
+        )

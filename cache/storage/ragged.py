@@ -1,0 +1,227 @@
+"""Ragged UTF-8 arrays: a Zarr group of `bytes [total] uint8` and `offsets [N+1] int64`, written as a stream."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from ..format import CHUNK_BYTES
+
+ROWS_AT_A_TIME = 8192
+PIECE_BYTES = 2**26  # of texts that are brought into another order at a time
+# What zarr raises on files that it cannot make sense of; it has no error of its own for them.
+UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
+UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """n UTF-8 texts in memory, as two arrays: text i is `raw[offsets[i]:offsets[i + 1]]`; `offsets[0]` is 0."""
+
+    raw: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[bytes]) -> "Texts":
+        """Encoded texts, joined.
+
+        >>> Texts.of([b"ab", b"", b"c"]).offsets
+        array([0, 2, 2, 3])
+        """
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
+        return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Texts"]) -> "Texts":
+        """One after another.
+
+        >>> Texts.joined([Texts.of([b"ab"]), Texts.of([b"", b"c"])]).split()
+        [b'ab', b'', b'c']
+        """
+        lengths = [np.diff(part.offsets) for part in parts]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+        return cls(np.concatenate([part.raw for part in parts]), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def take(self, rows: NDArray[np.int64]) -> "Texts":
+        """Some of them, in the order given.
+
+        >>> Texts.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
+        [b'c', b'ab']
+        """
+        buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]
+        taken = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
+        _, offsets, raw = taken.buffers()
+        raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
+        return Texts(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
+
+    def split(self) -> list[bytes]:
+        """One object each."""
+        raw = self.raw.tobytes()
+        return [raw[a:b] for a, b in pairwise(self.offsets.tolist())]
+
+
+def create_array(
+    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
+) -> zarr.Array[Any]:
+    """An array in the cache's one encoding: raw little-endian bytes with a crc32c tail, every chunk written."""
+    return group.create_array(
+        name,
+        shape=shape,
+        chunks=chunks,
+        dtype=dtype,
+        serializer=BytesCodec(),
+        compressors=[Crc32cCodec()],
+        fill_value=0,
+        config={"write_empty_chunks": True},  # a chunk of zeros is a fact, an absent one means "not done"
+    )
+
+
+def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of the group.
+
+    Raises:
+        KeyError, TypeError: there is none of that name.
+    """
+    found = group[name]
+    if not isinstance(found, zarr.Array):
+        raise TypeError(f"{name} is a group, expected an array")
+    return found
+
+
+class StreamedArray:
+    """An array of unknown length, of numbers or of rows of some, appended to and written in whole chunks.
+
+    Zarr stores the last chunk at full size, so an array that fits one chunk gets a chunk of exactly its length.
+    """
+
+    def __init__(self, group: zarr.Group, name: str, dtype: str, *, width: int | None = None) -> None:
+        self._group, self._name, self._dtype = group, name, dtype
+        self._row = () if width is None else (width,)
+        self._rows = CHUNK_BYTES // (np.dtype(dtype).itemsize * (width or 1))
+        self._array: zarr.Array[Any] | None = None
+        self._pending: list[NDArray[Any]] = []
+        self._num_pending = 0
+        self._length = 0
+
+    def append(self, values: NDArray[Any]) -> None:
+        """Add values at the end."""
+        self._pending.append(values)
+        self._num_pending += len(values)
+        if self._num_pending >= self._rows:
+            self._flush(self._num_pending // self._rows * self._rows)
+
+    def close(self) -> None:
+        """Write what is left; an empty array is an array too."""
+        if self._num_pending or self._array is None:
+            self._flush(self._num_pending)
+
+    def _flush(self, count: int) -> None:
+        if self._array is None:
+            chunk = max(1, min(self._rows, count))
+            self._array = create_array(self._group, self._name, (0, *self._row), (chunk, *self._row), self._dtype)
+        values = np.concatenate(self._pending) if self._pending else np.zeros((0, *self._row), self._dtype)
+        self._array.resize((self._length + count, *self._row))
+        if count:
+            self._array[self._length :] = values[:count]
+        self._length += count
+        self._pending, self._num_pending = [values[count:]], len(values) - count
+
+
+class RaggedWriter:
+    """Appends texts to a new ragged array; `close` completes it."""
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        ragged = group.create_group(name)
+        self._bytes = StreamedArray(ragged, "bytes", "uint8")
+        self._offsets = StreamedArray(ragged, "offsets", "int64")
+        self._offsets.append(np.zeros(1, np.int64))
+        self._end = 0
+
+    def append(self, texts: Texts) -> None:
+        """Add texts at the end."""
+        self._offsets.append(self._end + texts.offsets[1:])
+        self._end += int(texts.offsets[-1])
+        self._bytes.append(texts.raw)
+
+    def close(self) -> None:
+        """Write what is left in memory."""
+        self._bytes.close()
+        self._offsets.close()
+
+
+class RaggedReader:
+    """Reads rows of a ragged array; only the chunks that hold them are touched."""
+
+    def __init__(self, group: zarr.Group, name: str) -> None:
+        self._bytes, self._offsets = open_array(group, f"{name}/bytes"), open_array(group, f"{name}/offsets")
+
+    def __len__(self) -> int:
+        return int(self._offsets.shape[0]) - 1
+
+    def read(self, start: int = 0, stop: int | None = None) -> list[str]:
+        """The texts of rows `start` to `stop` (exclusive; all by default)."""
+        return [text.decode() for text in self.texts(start, stop).split()]
+
+    def texts(self, start: int = 0, stop: int | None = None) -> Texts:
+        """The same as arrays."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        if start >= stop:
+            return Texts.of([])
+        offsets = np.asarray(self._offsets[start : stop + 1])
+        raw = np.asarray(self._bytes[int(offsets[0]) : int(offsets[-1])])
+        return Texts(raw, offsets - offsets[0])
+
+    def blocks(self) -> Iterator[Texts]:
+        """All texts, some megabytes at a time."""
+        for start, stop in _ranges(self._all_offsets(), CHUNK_BYTES):
+            yield self.texts(start, stop)
+
+    def gathered(self, order: NDArray[np.int64]) -> Iterator[Texts]:
+        """Some texts, in the order given, gathered piece by piece from the blocks that hold some of a piece.
+
+        Args:
+            order: rows, without repeats.
+        """
+        offsets = self._all_offsets()
+        blocks = _ranges(offsets, CHUNK_BYTES)
+        first_rows = np.array([start for start, _ in blocks])
+        for piece_start, piece_stop in _ranges(np.append(0, np.cumsum(np.diff(offsets)[order])), PIECE_BYTES):
+            wanted = order[piece_start:piece_stop]
+            ascending = np.argsort(wanted, kind="stable")
+            cuts = np.searchsorted(wanted[ascending], first_rows[1:])
+            parts = [
+                self.texts(start, stop).take(rows - start)
+                for (start, stop), rows in zip(blocks, np.split(wanted[ascending], cuts), strict=True)
+                if len(rows)
+            ]
+            piece, back = Texts.joined(parts), np.argsort(ascending, kind="stable")
+            del parts
+            for start in range(0, len(back), ROWS_AT_A_TIME):
+                yield piece.take(back[start : start + ROWS_AT_A_TIME])
+
+    def _all_offsets(self) -> NDArray[np.int64]:
+        return np.asarray(self._offsets[:])
+
+
+def _ranges(offsets: NDArray[np.int64], size_bytes: int) -> list[tuple[int, int]]:
+    """Texts as ranges of about so many bytes, each of at least one text.
+
+    >>> _ranges(np.array([0, 3, 4, 9, 10]), 5)
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    ranges, start = [], 0
+    while start < len(offsets) - 1:
+        stop = int(np.searchsorted(offsets, offsets[start] + size_bytes, side="right")) - 1
+        ranges.append((start, max(start + 1, stop)))
+        start = ranges[-1][1]
+    return ranges

@@ -1,0 +1,141 @@
+"""Token ids of a cache's captions, kept so that tokenizing happens once: `tokens/<key>` with `ids` and `offsets`.
+
+Who tokenizes gives the key, a sha256 over all that decides the ids; here groups are written, found again and checked.
+The folder `tokens` lies in the cache or, where that cannot be written, wherever the caller says.
+"""
+
+import errno
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from .atomic import explained, locked, whole_directory
+from .local import DurableLocalStore
+from .mmap import MappedRows
+from .ragged import UNREADABLE_METADATA, StreamedArray, open_array
+
+OFFSETS_AT_A_TIME = 2**21
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+TOKEN_GROUP = re.compile("[0-9a-f]{64}")
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTokens:
+    """A group of tokens, mapped: caption i of M is `ids[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        ids: `[T] uint16 | uint32`.
+        offsets: `[M + 1] int64`.
+    """
+
+    ids: MappedRows
+    offsets: MappedRows
+
+
+def can_write(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is created; asking for permission would miss read-only mounts.
+
+    Raises:
+        CacheError: it should be possible, but is not, e.g. on a full disk.
+    """
+    with explained(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return True
+        except OSError as error:
+            if error.errno in READ_ONLY:
+                return False
+            raise
+
+
+def write_tokens(group: Path, dtype: str, blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
+    """Write a group, whole or not at all. While another process writes there, wait; what it wrote is kept.
+
+    Args:
+        group: the folder, `tokens/<key>`.
+        dtype: of the ids.
+        blocks: ids and lengths of runs of captions, in order; not asked for if the group is there.
+
+    Raises:
+        CacheError: no room to write.
+    """
+    with locked(group.parent, wait=True) as alone, explained(group):
+        if group.exists():
+            return
+        zarr.open_group(DurableLocalStore(group.parent), mode="a", zarr_format=3)
+        try:
+            with whole_directory(group, alone=alone) as partial:
+                root = zarr.create_group(DurableLocalStore(partial), zarr_format=3)
+                ids, offsets = StreamedArray(root, "ids", dtype), StreamedArray(root, "offsets", "int64")
+                offsets.append(np.zeros(1, np.int64))
+                end = 0
+                for block, lengths in blocks:
+                    ids.append(block.astype(dtype))
+                    offsets.append(end + np.cumsum(lengths, dtype=np.int64))
+                    end += len(block)
+                ids.close()
+                offsets.close()
+        except OSError as error:
+            if error.errno not in TAKEN:  # where there are no locks, another process may have been first
+                raise
+
+
+def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredTokens:
+    """Map a group of tokens.
+
+    Args:
+        group: the folder, `tokens/<key>`.
+        num_captions: M.
+        check: read all chunks once against their checksums.
+
+    Raises:
+        CacheError: a damaged group, or one of other captions; the message says what to delete.
+    """
+    remedy = f"delete {group}: training writes it again"
+    try:
+        root = zarr.open_group(DurableLocalStore(group, read_only=True), mode="r")
+        arrays = {name: open_array(root, name) for name in ("ids", "offsets")}
+    except UNREADABLE_METADATA as error:
+        raise CacheError(f"{group} is no whole group of tokens ({error}): {remedy}") from error
+    ids, offsets = (MappedRows(array, group / name, remedy=lambda _: remedy) for name, array in arrays.items())
+    if len(offsets) != num_captions + 1:
+        raise CacheError(f"{group} holds {len(offsets) - 1:,} captions, expected {num_captions:,}: {remedy}")
+    if check:
+        ids.check()
+        offsets.check()
+    return StoredTokens(ids, offsets)
+
+
+def find_token_faults(tokens: Path, num_captions: int) -> Iterator[str]:
+    """One line for everything that is wrong in the groups below a folder `tokens`."""
+    for group in sorted(tokens.iterdir()) if tokens.is_dir() else ():
+        if not TOKEN_GROUP.fullmatch(group.name):
+            continue  # what a killed writer left
+        try:
+            stored = map_tokens(group, num_captions, check=False)
+        except CacheError as error:
+            yield str(error)
+            continue
+        faults = [*stored.ids.faults(), *stored.offsets.faults()]
+        yield from faults
+        if not faults and not _ascends(stored):
+            yield f"{group}/offsets: not ascending to {len(stored.ids):,}: delete {group}: training writes it again"
+
+
+def _ascends(stored: StoredTokens) -> bool:
+    last = 0
+    for start in range(0, len(stored.offsets), OFFSETS_AT_A_TIME):
+        block = stored.offsets.read(start, start + OFFSETS_AT_A_TIME)
+        if (np.diff(block, prepend=last) < 0).any():
+            return False
+        last = int(block[-1])
+    return int(stored.offsets.read(0, 1)[0]) == 0 and last == len(stored.ids)

@@ -1,0 +1,1 @@
+"""Writes caches: plan, embed, seal, append, merge, import, convert."""

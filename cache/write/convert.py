@@ -1,0 +1,141 @@
+"""A sealed cache from one kind of store to another, chunk by chunk: a Zarr folder or an HDF5 file, by the new name.
+
+What is read is checked against its checksums, and what is written is whole or absent.
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from ..errors import CacheError
+from ..format import ATTRIBUTE, EMB, NORM
+from ..location import is_hdf5
+from ..metadata import with_checksum
+from ..read.cache import Cache
+from ..storage.atomic import explained, partial_of, sync_to_disk, whole_directory
+from ..storage.hdf5 import grid, new_file, region
+from ..storage.local import DurableLocalStore
+from ..storage.ragged import create_array
+
+Create = Callable[[str, tuple[int, ...], tuple[int, ...], str], Any]
+"""Make an array from name, shape, chunk shape and dtype; it is written by assigning to its regions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """What was copied.
+
+    Attributes:
+        num_arrays: with those of tokens.
+        num_chunks: of all of them.
+        num_bytes: that they hold.
+        wall_s: seconds from start to end.
+    """
+
+    num_arrays: int
+    num_chunks: int
+    num_bytes: int
+    wall_s: float
+
+
+def convert(
+    cache: Cache, output: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> Converted:
+    """Copy a sealed cache, with whatever arrays it holds. Views that are still being added are left out.
+
+    Args:
+        cache: local or at a URL.
+        output: an HDF5 file if its name ends in .h5 or .hdf5, else a Zarr folder; nothing must stand there.
+        on_progress: called after each chunk with the chunks done and all chunks.
+
+    Raises:
+        CacheError: the cache is not sealed or damaged, something stands at the output, or there is no room for it.
+    """
+    started = time.perf_counter()
+    cache.require_sealed()
+    cache.require_described()
+    groups, names = cache.nodes()
+    grids = {name: grid(_shape(cache, name), cache.array(name).chunks) for name in names}
+    done, num_bytes, total = 0, 0, sum(int(np.prod(size)) for size in grids.values())
+    with new_store(output, cache.root.attrs[ATTRIBUTE], groups) as create:
+        for name in names:
+            array, shape = cache.array(name), _shape(cache, name)
+            copy = create(name, shape, array.chunks, array.dtype.name)
+            for index in np.ndindex(*grids[name]):
+                block = cache.read_chunk(name, index)
+                copy[region(shape, array.chunks, index)] = block
+                done, num_bytes = done + 1, num_bytes + block.nbytes
+                on_progress(done, total)
+    return Converted(num_arrays=len(names), num_chunks=total, num_bytes=num_bytes, wall_s=time.perf_counter() - started)
+
+
+@contextmanager
+def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create]:
+    """Yield what creates arrays in a new store; it takes the name `output` only when the block ends well.
+
+    Args:
+        output: an HDF5 file or a Zarr folder, by its name.
+        metadata: as in the group's attribute.
+        groups: to create, parents first.
+
+    Raises:
+        CacheError: something stands there, or there is no room.
+    """
+    require_nothing(output)
+    with explained(output, "make its folder writable or choose another name"):
+        if is_hdf5(output):
+            with _whole_file(output) as path, new_file(path, metadata) as file:
+                for name in groups:
+                    file.create_group(name)
+                yield file.create_array
+        else:
+            with whole_directory(output) as folder:
+                root = zarr.create_group(DurableLocalStore(folder), zarr_format=3, attributes=with_checksum(metadata))
+                for name in groups:
+                    root.create_group(name)
+                yield partial(create_array, root)
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary sibling of `path` to write; it takes the name `path` only when the block ends well.
+
+    Raises:
+        FileExistsError: something stands at `path` by then.
+    """
+    with partial_of(path, Path.touch) as partial:
+        try:
+            yield partial
+            sync_to_disk(partial)
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            partial.rename(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    sync_to_disk(path.parent)
+
+
+def require_nothing(output: Path) -> None:
+    """Refuse a name that is taken.
+
+    Raises:
+        CacheError: something stands there.
+    """
+    if os.path.lexists(output):
+        raise CacheError(f"{output} exists: choose another name, or delete it")
+
+
+def _shape(cache: Cache, name: str) -> tuple[int, ...]:
+    """The shape of a copy: without views that a pass has begun to add."""
+    shape = cache.array(name).shape
+    return (cache.info.num_views, *shape[1:]) if name in (EMB, NORM) else shape

@@ -1,0 +1,222 @@
+"""From the bytes of a picture file to the pixels that a tower sees.
+
+Runs in worker processes, so it imports Pillow and numpy alone: workers start in a tenth of a second and stay small.
+The geometry repeats open_clip's inference transform (`open_clip/transform.py`, `image_transform`) on Pillow pictures,
+bit for bit; `tests/test_pictures.py` holds the two together.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import CacheError
+from ..format import MAX_PIXELS, Status
+from ..sources.source import RejectedPictureError
+
+Image.init()  # registers every format; `formats=` below fails on a name that is not registered yet
+# What photographs and drawings come in. Formats whose decoder runs other programs (EPS) stay out.
+FORMATS = tuple(
+    name
+    for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+    if name in Image.OPEN
+)
+BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
+BAND_PIXELS = 2**22  # converted at a time, where that takes several times the memory of the picture itself
+SCALED_SIDES = 2  # a JPEG that is decoded to a part of its size keeps so many times the sides it will be resized to
+Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """How a picture becomes `[height, width]` pixels: the geometric half of open_clip's `preprocess_cfg`."""
+
+    height: int
+    width: int
+    resize_mode: Literal["shortest", "longest", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    fill: int
+
+    @classmethod
+    def from_preprocess(cls, preprocess: Mapping[str, Any]) -> "Geometry":
+        """Read open_clip's `preprocess_cfg`.
+
+        Raises:
+            CacheError: a resize mode or interpolation that open_clip does not have.
+        """
+        size = preprocess["size"]
+        height, width = (size, size) if isinstance(size, int) else size[-2:]
+        resize_mode: Any = preprocess.get("resize_mode") or "shortest"
+        interpolation: Any = preprocess.get("interpolation") or "bicubic"
+        if interpolation == "random":  # open_clip's name for "any in training"; at inference it means bicubic
+            interpolation = "bicubic"
+        if resize_mode not in ("shortest", "longest", "squash") or interpolation not in (
+            "bicubic",
+            "bilinear",
+        ):
+            raise CacheError(
+                f"the tower's preprocessing asks for resize_mode={resize_mode!r}, interpolation={interpolation!r}; "
+                "known are shortest, longest, squash and bicubic, bilinear"
+            )
+        fill = int(preprocess.get("fill_color") or 0)
+        return cls(height=height, width=width, resize_mode=resize_mode, interpolation=interpolation, fill=fill)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """The (width, height) to resize a picture to, before cropping or padding."""
+        if self.resize_mode == "squash":
+            return self.width, self.height
+        if self.resize_mode == "shortest" and self.width == self.height:  # torchvision's Resize(int) truncates
+            if width <= height:
+                return self.width, int(self.width * height / width)
+            return int(self.height * width / height), self.height
+        choose = max if self.resize_mode == "longest" else min
+        ratio = choose(height / self.height, width / self.width)
+        return round(width / ratio), round(height / ratio)
+
+    def apply(self, picture: Image.Image) -> Image.Image:
+        """Resize, then crop or pad around the centre to exactly `[height, width]`."""
+        return self.frame(self.resize(picture))
+
+    def resize(self, picture: Image.Image) -> Image.Image:
+        """The first half of `apply`."""
+        # Non-square "shortest" is always bicubic upstream.
+        bilinear = self.interpolation == "bilinear" and not (
+            self.resize_mode == "shortest" and self.width != self.height
+        )
+        size = self.resized(*picture.size)
+        if picture.size == size:
+            return picture
+        return picture.resize(size, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
+
+    def frame(self, picture: Image.Image) -> Image.Image:
+        """The second half of `apply`: crop or pad."""
+        pad_width, pad_height = max(0, self.width - picture.width), max(0, self.height - picture.height)
+        if pad_width or pad_height:
+            border = (pad_width // 2, pad_height // 2, (pad_width + 1) // 2, (pad_height + 1) // 2)
+            picture = ImageOps.expand(picture, border, (self.fill,) * 3)
+        if picture.size == (self.width, self.height):
+            return picture
+        left = round((picture.width - self.width) / 2)
+        top = round((picture.height - self.height) / 2)
+        return picture.crop((left, top, left + self.width, top + self.height))
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
+    if picture.mode == "F":
+        raise RejectedPictureError(Status.NOT_A_PICTURE)  # float TIFFs hold measurements, of unknown range
+    if picture.mode.startswith("I"):
+        return _by_bands(picture, _scaled_grey)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        return _by_bands(picture, _on_white)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _by_bands(picture: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Convert a picture of any size with the memory of some rows, besides the picture and the result."""
+    rows = max(1, BAND_PIXELS // picture.width)
+    if rows >= picture.height:
+        return convert(picture)
+    rgb = Image.new("RGB", picture.size)
+    for top in range(0, picture.height, rows):
+        box = (0, top, picture.width, min(top + rows, picture.height))
+        rgb.paste(convert(picture.crop(box)), box)
+    return rgb
+
+
+def _scaled_grey(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which `convert` would clip to white."""
+    values = np.asarray(picture).astype(np.float32)
+    return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def decode(
+    file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
+) -> NDArray[np.uint8]:
+    """Decode one picture to what the tower sees.
+
+    Args:
+        file: an open binary file or a path.
+        geometry: the tower's resize and crop.
+        max_pixels: refuse pictures larger than this, by their header alone, also after resizing.
+        scaled: decode a JPEG to half, a quarter or an eighth of its size where that is enough (`SCALED_SIDES`).
+
+    Returns:
+        `[height, width, 3] uint8`.
+
+    Raises:
+        RejectedPictureError: it is no picture, damaged or too large.
+    """
+    pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels, scaled=scaled)[0]
+    return pixels
+
+
+def decode_views(
+    file: IO[bytes] | Path,
+    geometry: Geometry,
+    views: Sequence[Callable[[Image.Image], Image.Image]],
+    max_pixels: int = MAX_PIXELS,
+    *,
+    scaled: bool = False,
+) -> NDArray[np.uint8]:
+    """Decode one picture once, and render several views of it.
+
+    Args:
+        file: as `decode` takes it.
+        geometry: the tower's resize and crop.
+        views: what makes each of V views, of exactly the geometry's size, from the RGB picture.
+        max_pixels: as `decode` takes it.
+        scaled: as `decode` takes it.
+
+    Returns:
+        `[V, height, width, 3] uint8`.
+
+    Raises:
+        RejectedPictureError: as `decode`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
+            picture: Image.Image = Image.open(file, formats=FORMATS)
+            _require_size(picture, geometry, max_pixels)
+            if scaled:
+                picture.draft(None, _least_size(picture, geometry))  # only JPEG can
+            picture.load()  # the first frame of an animation
+            ImageOps.exif_transpose(picture, in_place=True)
+            _require_size(picture, geometry, max_pixels)
+            picture = to_rgb(picture)
+            return np.stack([np.asarray(view(picture), dtype=np.uint8) for view in views])
+    except RejectedPictureError:
+        raise
+    except UnidentifiedImageError:
+        raise RejectedPictureError(Status.NOT_A_PICTURE) from None
+    except MemoryError:
+        raise RejectedPictureError(Status.TOO_LARGE) from None
+    except Exception:
+        # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
+        # Little but their calls stands in this block, and the row keeps its reason.
+        raise RejectedPictureError(Status.DAMAGED) from None
+
+
+def _require_size(picture: Image.Image, geometry: Geometry, max_pixels: int) -> None:
+    """Refuse what would take too much memory now or once resized, and what would be resized to nothing."""
+    width, height = geometry.resized(*picture.size)
+    if max(picture.width * picture.height, width * height) > max_pixels or min(width, height) < 1:
+        raise RejectedPictureError(Status.TOO_LARGE)
+
+
+def _least_size(picture: Image.Image, geometry: Geometry) -> tuple[int, int]:
+    """The (width, height) that a scaled picture keeps, whichever way EXIF turns it."""
+    width, height = geometry.resized(*picture.size)
+    turned_height, turned_width = geometry.resized(picture.height, picture.width)
+    return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)

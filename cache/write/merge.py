@@ -1,0 +1,251 @@
+"""Several sealed caches of one tower put together: rows in order, chunks cut anew, captions with their pictures.
+
+N pictures, M captions, V views, R rows a chunk, over all caches.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from ..format import (
+    EMB,
+    HASH,
+    IMPORTED,
+    KEY,
+    LANGUAGE,
+    NORM,
+    STATUS,
+    TAUGHT_ARRAYS,
+    TEACHER_EMB,
+    TEACHER_TEXT,
+    TEXT,
+    CacheInfo,
+    SourceInfo,
+)
+from ..location import is_hdf5
+from ..read.cache import Cache
+from ..sources.source import Batch
+from ..storage.atomic import explained, whole_directory
+from ..storage.digests import digests_of, first_lines
+from ..storage.ragged import Texts, open_array
+from .convert import require_nothing
+from .plan import plan_cache
+from .seal import seal, write_info
+
+ROWS_AT_A_TIME = 2**16
+
+
+def merge_caches(
+    caches: Sequence[Cache],
+    output: Path,
+    *,
+    prefixes: Sequence[str] | None = None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Cache:
+    """Write one cache with the rows of all; their tokens are left out, training makes them anew.
+
+    Args:
+        caches: two or more, sealed, of one tower.
+        output: a Zarr folder; nothing must stand there.
+        prefixes: what each cache's keys get before them, and a slash.
+        on_progress: called with chunks of the new cache that are written and all of them.
+
+    Returns:
+        The new cache.
+
+    Raises:
+        CacheError: caches that do not fit together, by what they differ in; a key that two have; damage; no room.
+    """
+    require_nothing(output)
+    if is_hdf5(output):
+        raise CacheError(f"{output}: merge into a Zarr folder, then `clipglot convert` it")
+    for cache in caches:
+        require_alike(caches[0].require_sealed(), cache.require_sealed())
+        cache.require_described()
+    starts = [""] * len(caches) if prefixes is None else [f"{prefix}/" for prefix in prefixes]
+    require_distinct_keys(caches, starts)
+    with explained(output), whole_directory(output) as folder:
+        # A limit was for the lines of its own source.
+        first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
+        batches = (batch for cache in _located(caches, starts) for batch in cache)
+        files = [name for cache in caches for name in cache.files()]
+        plan_cache(folder, batches, first, files=lambda: files, hashed=all(cache.has(HASH) for cache in caches))
+        merged = Cache(folder, read_only=False)
+        _copy_rows(caches, merged, on_progress)
+        seal(merged)
+        write_info(merged, _merged_info(caches, merged.info))
+    return Cache(output)
+
+
+def require_alike(ours: Cache, theirs: Cache) -> None:
+    """Refuse caches whose rows would not mean the same.
+
+    Raises:
+        CacheError: with the field, and which cache has which value.
+    """
+    for (name, expected), (_, found) in zip(_identity(ours.info), _identity(theirs.info), strict=True):
+        if expected != found:
+            raise CacheError(
+                f"these cannot be one cache: {name} differs ({ours.path}: {expected!r}, {theirs.path}: {found!r}): "
+                + _remedy(name, ours, theirs)
+            )
+
+
+def _remedy(name: str, ours: Cache, theirs: Cache) -> str:
+    """What to do about a field that differs."""
+    for imported, other in ((theirs, ours), (ours, theirs)):
+        if name == "precision" and any(source.kind == IMPORTED for source in imported.info.sources):
+            wanted = other.info.encoder.precision
+            return f"if {imported.path} was computed in that, too, import it again with --precision {wanted}"
+    return "merge caches that were made with the same settings"
+
+
+def _identity(info: CacheInfo) -> list[tuple[str, Any]]:
+    """What rows of one cache have in common."""
+    encoder = info.encoder
+    augmentation = str(info.augmentation) if info.augmentation and info.num_views > 1 else None
+    return [
+        *(
+            (name, getattr(encoder, name))
+            for name in ("weights_sha256", "preprocess", "quick_gelu", "dim", "precision")
+        ),
+        ("decoding", info.decoding),
+        ("num_views", info.num_views),
+        ("augmentation", augmentation),
+        ("images", info.source.images),
+        ("teacher", info.source.has_teacher),
+        ("teacher_sha256", info.teacher_sha256),
+    ]
+
+
+def require_distinct_keys(caches: Sequence[Cache], starts: Sequence[str]) -> None:
+    """Refuse a key that two caches have: it would name two rows.
+
+    Raises:
+        CacheError: names the key and both caches.
+    """
+    digests = [
+        digests_of(_keys(cache, begin, start))
+        for cache, start in zip(caches, starts, strict=True)
+        for begin in range(0, len(cache), ROWS_AT_A_TIME)
+    ]
+    first = first_lines(np.concatenate(digests))
+    repeated = np.flatnonzero(first != np.arange(len(first)))
+    if not len(repeated):
+        return
+    ends = np.cumsum([len(cache) for cache in caches])
+    one, other = (int(np.searchsorted(ends, row, side="right")) for row in (first[repeated[0]], repeated[0]))
+    row = int(repeated[0] - (ends[other] - len(caches[other])))
+    remedy = "--prefix puts each cache's name before its keys" if not any(starts) else "rename one of the caches"
+    raise CacheError(
+        f"{caches[one].path} and {caches[other].path} both have {starts[other]}{caches[other].keys(row, row + 1)[0]} "
+        f"({len(repeated):,} such): {remedy}, or leave one out"
+    )
+
+
+def _keys(cache: Cache, begin: int, start: str) -> Texts:
+    keys = cache.texts(KEY, begin, begin + ROWS_AT_A_TIME)
+    return Texts.of([start.encode() + key for key in keys.split()]) if start else keys
+
+
+def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterator[Batch]]:
+    """The rows of each cache, with locators that count the files of all."""
+    num_files = 0
+    for cache, start in zip(caches, starts, strict=True):
+        yield _batches(cache, start, num_files)
+        num_files += len(cache.files())
+
+
+def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
+    owners = cache.caption_image()
+    codes = cache.read(LANGUAGE) if cache.has(LANGUAGE) else None
+    for begin in range(0, len(cache), ROWS_AT_A_TIME):
+        end = min(begin + ROWS_AT_A_TIME, len(cache))
+        first, last = np.searchsorted(owners, [begin, end]).tolist()
+        locators = cache.locators(begin, end)
+        if locators is not None:
+            locators[locators[:, 0] >= 0, 0] += files_before
+        yield Batch(
+            keys=_keys(cache, begin, start),
+            captions=cache.texts(TEXT, first, last),
+            owners=owners[first:last] - begin,
+            translations=cache.texts(TEACHER_TEXT, first, last) if cache.info.source.has_teacher else None,
+            languages=None if codes is None else [cache.info.languages[code] for code in codes[first:last].tolist()],
+            locators=locators,
+            dropped={},
+        )
+
+
+def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[int, int], None]) -> None:
+    """Write the rows of all caches in chunks of the new one."""
+    hashed = [HASH] if merged.has(HASH) else []  # else duplicates cannot be counted
+    names = (EMB, NORM, *hashed, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
+    arrays = {name: open_array(merged.root, name) for name in names}
+    done, total = 0, sum(array.nchunks for array in arrays.values())
+    # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        for name, array in arrays.items():
+            row_axis = int(name in (EMB, NORM, TEACHER_EMB))  # after that of views
+            for view in range(array.shape[0] if row_axis else 1):
+                blocks = _blocks(caches, name, view if row_axis else None)
+                for start, rows in _rechunked(blocks, array.chunks[row_axis]):
+                    array[(view,) * row_axis + (slice(start, start + len(rows)),)] = rows
+                    done += 1
+                    on_progress(done, total)
+
+
+def _blocks(caches: Sequence[Cache], name: str, view: int | None) -> Iterator[NDArray[Any]]:
+    """The rows of an array, one view of it, chunk by chunk, of one cache after the other."""
+    for cache in caches:
+        for index in np.ndindex(*cache.array(name).cdata_shape):
+            if view is None:
+                yield cache.read_chunk(name, index)
+            elif index[0] == view:
+                yield cache.read_chunk(name, index)[0]
+
+
+def _rechunked(blocks: Iterator[NDArray[Any]], size: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The same rows in blocks of `size`, the last perhaps smaller, each with its first row.
+
+    >>> [(start, rows.tolist()) for start, rows in _rechunked(iter([np.arange(3), np.arange(3, 5)]), 2)]
+    [(0, [0, 1]), (2, [2, 3]), (4, [4])]
+    """
+    pending: list[NDArray[Any]] = []
+    start = held = 0
+    for block in blocks:
+        while held + len(block) >= size:
+            cut = size - held
+            yield start, np.concatenate([*pending, block[:cut]])
+            start, block, pending, held = start + size, block[cut:], [], 0
+        if len(block):
+            pending.append(block)
+            held += len(block)
+    if pending:
+        yield start, np.concatenate(pending)
+
+
+def _merged_info(caches: Sequence[Cache], written: CacheInfo) -> CacheInfo:
+    """What the planned and sealed cache does not know by itself."""
+    source, *appended = _merged_sources(caches)
+    dropped: Counter[str] = Counter()
+    for cache in caches:
+        dropped.update(cache.info.dropped_captions)
+    largest = max(cache.info.max_pixels for cache in caches)
+    written = replace(written, source=source, appended=appended, merged=True)
+    return replace(written, dropped_captions=dict(dropped), max_pixels=largest)
+
+
+def _merged_sources(caches: Sequence[Cache]) -> list[SourceInfo]:
+    """The sources of all, each with the new row of its first picture."""
+    sources, before = [], 0
+    for cache in caches:
+        sources += [replace(source, first_row=before + source.first_row) for source in cache.info.sources]
+        before += len(cache)
+    return sources

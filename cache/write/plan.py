@@ -1,0 +1,155 @@
+"""Planning: from a source to an empty cache whose rows and order are fixed before the first picture is opened."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import MappingProxyType
+
+import zarr
+
+from ..errors import CacheError
+from ..format import EMB, FILE, HASH, NORM, STATUS, TAUGHT_ARRAYS, CacheInfo, plan_chunk_rows
+from ..location import Location
+from ..metadata import with_checksum, write_metadata
+from ..read.cache import Cache
+from ..sources.source import Batch
+from ..storage.atomic import PARTIAL
+from ..storage.local import MARK
+from ..storage.open import CacheStore, store_at
+from ..storage.ragged import RaggedWriter, Texts, create_array
+from .row_writer import ColumnWriter
+from .text_targets import make_room_for_teacher
+
+
+def is_planned(path: Location) -> bool:
+    """Whether a planned cache stands at `path`; nothing, or what an interrupted plan left, is False.
+
+    One to which a source is being appended is planned, because its old rows are there.
+
+    Raises:
+        CacheError: something else stands there, which planning must not replace; or a store that refuses.
+    """
+    names = store_at(path, read_only=True).names("")
+    if MARK in names:
+        return Cache(path).info.state != "planning"
+    if not all(name.endswith(PARTIAL) for name in names):
+        raise CacheError(f"{path} exists and is no cache: choose another -o")
+    return False
+
+
+def plan_cache(
+    path: Location,
+    batches: Iterable[Batch],
+    info: CacheInfo,
+    *,
+    files: Callable[[], Sequence[str]] = list,
+    left_out: Mapping[str, int] = MappingProxyType({}),
+    chunk_rows: int | None = None,
+    hashed: bool = False,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> CacheInfo:
+    """Lay out a cache: keys, captions and empty embedding arrays.
+
+    A plan that is cut short leaves the state "planning" behind and is simply planned anew; one that fails leaves
+    nothing.
+
+    Args:
+        path: where the cache goes; absent, or left by an interrupted plan.
+        batches: the source's rows, in order. Rows with the same key are one picture. With a limit, reading stops after
+            the first batch that brings nothing for the pictures within it.
+        info: encoder, source and batch size; counts and state are filled in here.
+        files: asked for once the rows are read: what locators count.
+        left_out: likewise: how many records were left out, by flag.
+        chunk_rows: rows of an embedding chunk; by default about 16 MB, less in a small cache.
+        hashed: a pass over pictures will keep the hash of each one's bytes.
+        on_progress: called with the number of rows read.
+
+    Returns:
+        The metadata as written, in state "planned".
+
+    Raises:
+        CacheError: no pictures, a source that is not readable (from `batches`), or no room to write.
+    """
+    if is_planned(path):
+        raise CacheError(f"{path} is planned already")
+    if chunk_rows is not None and chunk_rows % info.batch_size:
+        raise CacheError(f"chunk rows ({chunk_rows}) must be a multiple of the batch size ({info.batch_size})")
+    store = store_at(path, read_only=False)
+    try:
+        return _lay_out(store, batches, info, files, left_out, chunk_rows, hashed, on_progress)
+    except CacheError:
+        with suppress(CacheError):  # an unfinished plan is no harm
+            store.empty(for_good=True)
+        raise
+
+
+def _lay_out(
+    store: CacheStore,
+    batches: Iterable[Batch],
+    info: CacheInfo,
+    files: Callable[[], Sequence[str]],
+    left_out: Mapping[str, int],
+    chunk_rows: int | None,
+    hashed: bool,
+    on_progress: Callable[[int], None],
+) -> CacheInfo:
+    store.empty()
+    # Metadata and attributes in one write: a kill leaves a folder that is recognised as an unfinished plan.
+    root = zarr.create_group(
+        store,
+        zarr_format=3,
+        attributes=with_checksum(replace(info, state="planning", arrays=None).to_attributes()),
+    )
+
+    writer, done = ColumnWriter(root, teacher=info.source.has_teacher, limit=info.source.limit), 0
+    for batch in batches:
+        wanted = writer.append(batch)
+        done += len(batch)
+        on_progress(done)
+        if not wanted:
+            break
+    num, num_captions = writer.close()
+    if not num:
+        of = "".join(f"; {flag} left out {count:,} records" for flag, count in left_out.items())
+        raise CacheError(f"{info.source.path}: no pictures in it{of}")
+    dim, views = info.encoder.dim, info.num_views
+    chunk_rows = chunk_rows or plan_chunk_rows(num, dim, info.batch_size)
+    create_array(root, EMB, (views, num, dim), (1, chunk_rows, dim), "float16")
+    create_array(root, NORM, (views, num), (1, chunk_rows), "float32")
+    create_array(root, STATUS, (num,), (chunk_rows,), "uint8")
+    if hashed:
+        create_array(root, HASH, (num, 2), (chunk_rows, 2), "uint64")
+    with_files = write_files(root, files())
+    if info.source.has_teacher:
+        make_room_for_teacher(root, info, num_captions)
+    planned = replace(
+        info,
+        state="planned",
+        num_pictures=num,
+        num_captions=num_captions,
+        chunk_rows=chunk_rows,
+        dropped_captions=dict(writer.dropped),
+        left_out=dict(left_out),
+        languages=list(writer.codes),
+        arrays=[
+            EMB,
+            NORM,
+            STATUS,
+            *[HASH] * hashed,
+            *writer.names,
+            *with_files,
+            *TAUGHT_ARRAYS * info.source.has_teacher,
+        ],
+    )
+    write_metadata(root, planned)  # last: a plan without it never passes for whole
+    return planned
+
+
+def write_files(root: zarr.Group, names: Sequence[str]) -> list[str]:
+    """Write what locators count, if there is any; returns the names of the arrays."""
+    if not names:
+        return []
+    ragged = RaggedWriter(root, FILE)
+    ragged.append(Texts.of([name.encode() for name in names]))
+    ragged.close()
+    return [f"{FILE}/bytes", f"{FILE}/offsets"]

@@ -1,0 +1,159 @@
+"""The planned arrays: batches of rows are written as they come, then the lines of one picture are brought together.
+
+L lines, N pictures, M captions. In memory are 16 bytes a line, then some numbers for each line and caption that is
+sorted, never all texts.
+"""
+
+from collections import Counter
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, PLANNED_ARRAYS, TEACHER_TEXT, TEXT
+from ..sources.source import Batch
+from ..storage.digests import Digests, digests_of, first_lines
+from ..storage.ragged import RaggedReader, RaggedWriter, StreamedArray, Texts, open_array
+
+
+class ColumnWriter:
+    """Writes the planned arrays of a cache below a group."""
+
+    def __init__(self, root: zarr.Group, *, teacher: bool, limit: int | None = None) -> None:
+        """Create the arrays.
+
+        Args:
+            root: the group.
+            teacher: whether captions have translations.
+            limit: only the lines of the first so many pictures are taken.
+        """
+        self._root, self._limit = root, limit
+        self._keys, self._texts = RaggedWriter(root, KEY), RaggedWriter(root, TEXT)
+        self._teacher = RaggedWriter(root, TEACHER_TEXT) if teacher else None
+        self._owners = StreamedArray(root, CAPTION_IMAGE, "int64")
+        self._languages: StreamedArray | None = None
+        self._locators: StreamedArray | None = None
+        self._digests: list[Digests] = []
+        self._within: set[bytes] = set()  # the pictures taken so far, where there is a limit
+        self._num_lines = 0
+        self._num_captions = 0
+        self.codes: dict[str, int] = {}  # of the tags of languages, by first use
+        self.dropped: Counter[str] = Counter()
+
+    def append(self, batch: Batch) -> bool:
+        """Add lines; False if the limit was reached before and none of them has a caption for a picture within it."""
+        digests = digests_of(batch.keys)
+        if self._limit is not None:
+            full = len(self._within) >= self._limit
+            wanted = self._is_within(digests)
+            batch, digests = batch.take(wanted), digests[wanted]
+            if full and not len(batch.captions):
+                return False
+        self._keys.append(batch.keys)
+        self._digests.append(digests)
+        self._texts.append(batch.captions)
+        if self._teacher:
+            self._teacher.append(batch.translations or Texts.of([b""] * len(batch.captions)))
+        self._owners.append(self._num_lines + batch.owners)
+        self._append_languages(batch)
+        self._append_locators(batch)
+        self._num_lines += len(batch)
+        self._num_captions += len(batch.captions)
+        self.dropped += Counter({reason: len(rows) for reason, rows in batch.dropped.items()})
+        return True
+
+    @property
+    def names(self) -> list[str]:
+        """The arrays that there are, of which the batches decide some."""
+        given = [(LANGUAGE, self._languages), (LOCATOR, self._locators)]
+        taught = [f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets"] if self._teacher else []
+        return [*PLANNED_ARRAYS, *taught, *(name for name, writer in given if writer)]
+
+    def close(self) -> tuple[int, int]:
+        """Complete the arrays; returns N and M."""
+        writers = (self._keys, self._texts, self._teacher, self._owners, self._languages, self._locators)
+        for writer in writers:
+            if writer:
+                writer.close()
+        first = first_lines(np.concatenate(self._digests) if self._digests else np.zeros((0, 2), np.uint64))
+        self._digests = []
+        is_first = first == np.arange(len(first))
+        num = int(np.count_nonzero(is_first))
+        if num < len(first):
+            rows = (np.cumsum(is_first) - 1)[first]
+            del first
+            self._merge_lines(is_first, rows)
+        return num, self._num_captions
+
+    def _is_within(self, digests: Digests) -> NDArray[np.bool_]:
+        assert self._limit is not None
+        wanted = np.zeros(len(digests), bool)
+        for i, digest in enumerate(map(bytes, digests)):
+            if digest not in self._within and len(self._within) < self._limit:
+                self._within.add(digest)
+            wanted[i] = digest in self._within
+        return wanted
+
+    def _append_languages(self, batch: Batch) -> None:
+        if batch.languages is not None and self._languages is None:
+            self.codes.setdefault("", 0)
+            self._languages = StreamedArray(self._root, LANGUAGE, "uint16")
+            self._languages.append(np.zeros(self._num_captions, np.uint16))
+        if self._languages:
+            tags = [""] * len(batch.captions) if batch.languages is None else batch.languages
+            codes = [self.codes.setdefault(tag, len(self.codes)) for tag in tags]
+            self._languages.append(np.array(codes, np.uint16))
+
+    def _append_locators(self, batch: Batch) -> None:
+        if batch.locators is not None and self._locators is None:
+            self._locators = StreamedArray(self._root, LOCATOR, "int64", width=3)
+            self._locators.append(np.full((self._num_lines, 3), -1))
+        if self._locators:
+            self._locators.append(np.full((len(batch), 3), -1) if batch.locators is None else batch.locators)
+
+    def _merge_lines(self, is_first: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
+        """Give the lines of a picture one row, that of the first of them, and bring its captions together.
+
+        Args:
+            is_first: `[L]`, whether a line is the first of its picture.
+            rows: `[L]`, the row of each line's picture.
+        """
+        lines = np.flatnonzero(is_first)
+        _reorder_texts(self._root, KEY, lines)
+        if self._locators:
+            _reorder(self._root, LOCATOR, lines)
+        owners = rows[np.asarray(open_array(self._root, CAPTION_IMAGE)[:])]
+        order = np.argsort(owners, kind="stable")
+        _rewrite(self._root, CAPTION_IMAGE, owners[order])
+        if (np.diff(order) < 0).any():
+            for name in (TEXT, TEACHER_TEXT) if self._teacher else (TEXT,):
+                _reorder_texts(self._root, name, order)
+            if self._languages:
+                _reorder(self._root, LANGUAGE, order)
+
+
+def _reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
+    """Write some texts anew, in another order. However far they move, one piece and one block are in memory."""
+    moved = f"{name}-moved"
+    writer = RaggedWriter(root, moved)
+    for piece in RaggedReader(root, name).gathered(order):
+        writer.append(piece)
+    writer.close()
+    del root[name]
+    writer, reader = RaggedWriter(root, name), RaggedReader(root, moved)  # object stores have no renaming
+    for piece in reader.blocks():
+        writer.append(piece)
+    writer.close()
+    del root[moved]
+
+
+def _reorder(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
+    _rewrite(root, name, np.asarray(open_array(root, name)[:])[order])
+
+
+def _rewrite(root: zarr.Group, name: str, values: NDArray[np.generic]) -> None:
+    del root[name]
+    width = values.shape[1] if values.ndim > 1 else None
+    writer = StreamedArray(root, name, str(values.dtype), width=width)
+    writer.append(values)
+    writer.close()

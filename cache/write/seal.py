@@ -1,0 +1,87 @@
+"""The end of a pass: what became of the pictures is counted, and the cache is marked complete."""
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from ..format import HASH, NORM, STATUS, TOKENS, CacheInfo, Status
+from ..metadata import write_metadata
+from ..read.cache import Cache
+from .views import missing_views
+from .work_sharing import ALONE, WORKERS, Worker
+
+
+def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: bool = True) -> None:
+    """Count what became of the pictures and mark the cache complete, with so many views or those it has.
+
+    Several workers may do so at once: each finds the same.
+
+    Args:
+        cache: of which no chunk is missing.
+        num_views: that it shall have.
+        worker: who seals.
+        changed: whether chunks were missing, so that counts may be others.
+
+    Raises:
+        CacheError: not one picture could be embedded, or not one for a further view; the next pass tries again.
+    """
+    cache.refresh()  # another worker may have been first
+    num_views = max(num_views, cache.info.num_views)
+    if missing_views(cache, num_views):
+        raise CacheError(f"{cache.path}: chunks went while it was sealed: run the same command again")
+    if worker.is_alone:  # those who share a pass sweep when the last of them leaves
+        cache.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
+    cache.store.delete_below(WORKERS)
+    if not changed and cache.info.state == "sealed" and cache.info.num_views == num_views:
+        return
+    counts = {status.label: count for status, count in cache.count_status().items()}
+    if Status.EMBEDDED.label not in counts:
+        cache.store.delete_below(f"{STATUS}/c")
+        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        root = "--image-root (links that lead out of it are not followed)"
+        raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
+    norm = cache.array(NORM)
+    empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
+    for view in empty:
+        cache.store.delete_below(f"{NORM}/c/{view}")
+    if empty:
+        raise CacheError(
+            f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
+        )
+    num_duplicates = count_duplicates(cache)
+    sealed = replace(cache.info, state="sealed", counts=counts, num_views=num_views, num_duplicates=num_duplicates)
+    if sealed != cache.info:
+        write_info(cache, sealed)
+
+
+def write_info(cache: Cache, info: CacheInfo) -> None:
+    """Replace the metadata of a cache that is open for writing."""
+    cache.info = info
+    write_metadata(cache.root, info)
+
+
+HASHES_AT_A_TIME = 2**22  # of 16 bytes; more are counted in several rounds
+
+
+def count_duplicates(cache: Cache) -> int | None:
+    """Embedded pictures whose bytes another one before them has; None for a cache without hashes.
+
+    Memory does not grow with the cache: a round takes the hashes of one range, and hashes spread evenly.
+    """
+    if not cache.has(HASH):
+        return None
+    rounds = -(-len(cache) // HASHES_AT_A_TIME)
+    return sum(_count_of_round(cache, number, rounds) for number in range(rounds))
+
+
+def _count_of_round(cache: Cache, number: int, rounds: int) -> int:
+    parts: list[NDArray[np.uint64]] = []
+    for chunk in range(cache.num_chunks):
+        hashes = cache.hashes(chunk)
+        chosen = (hashes[:, 0] % rounds == number) & (cache.status(chunk) == Status.EMBEDDED)
+        parts.append(hashes[chosen & hashes.any(axis=1)])
+    # Both halves as one value of 16 bytes, which sorts without care for its order.
+    values = np.ascontiguousarray(np.concatenate(parts)).view("V16").ravel()
+    return len(values) - len(np.unique(values))

@@ -1,0 +1,117 @@
+"""The teacher's embeddings of captions: what the text tower of the very same CLIP makes of them in a language it reads.
+
+Each caption may have a translation; its embedding is a second target beside the picture's, in the same space (Carlsson
+et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M captions, D features, R captions of a chunk.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from ..errors import CacheError
+from ..format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_chunk_rows
+from ..read.cache import Cache
+from ..sources.source import SEPARATOR
+from ..storage.ragged import create_array
+from .work_sharing import ALONE, Worker, sharing
+
+Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts to embeddings `[B, D] float32`, unit norm."""
+
+
+class TeacherStatus(IntEnum):
+    """What became of a caption's translation. Codes are part of the format."""
+
+    PENDING = 0
+    EMBEDDED = 1
+    NONE_GIVEN = 2
+    NOT_FINITE = 3
+
+
+def make_room_for_teacher(root: zarr.Group, info: CacheInfo, num_captions: int) -> None:
+    """Create the empty arrays of a plan."""
+    dim = info.encoder.dim
+    rows = plan_chunk_rows(max(1, num_captions), dim, info.batch_size)
+    create_array(root, TEACHER_EMB, (1, num_captions, dim), (1, rows, dim), "float16")
+    create_array(root, TEACHER_STATUS, (num_captions,), (rows,), "uint8")
+
+
+def missing_teacher_chunks(cache: Cache) -> list[int]:
+    """The chunks of captions that no pass has finished, ascending. Status is written last, so it alone tells."""
+    done = cache.stored_numbers(f"{TEACHER_STATUS}/c")
+    return [chunk for chunk in range(cache.array(TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
+
+
+def embed_teacher(
+    cache: Cache,
+    encode: Encode,
+    worker: Worker = ALONE,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Embed the translations of the chunks that are missing; several workers share them.
+
+    Args:
+        cache: planned with a teacher's field, open for writing.
+        encode: the teacher.
+        worker: which of those that share the pass this is.
+        on_progress: called with captions done and to be done, in this pass.
+
+    Raises:
+        CacheError: the teacher's output has another width than planned, or no room to write.
+    """
+    status = cache.array(TEACHER_STATUS)
+    rows, num_captions = status.chunks[0], status.shape[0]
+    done, total = 0, sum(min(rows, num_captions - chunk * rows) for chunk in missing_teacher_chunks(cache))
+    if not total:
+        return
+    started = time.perf_counter()
+    with sharing(cache.store, worker, "teach") as share:
+        while share.has_more(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
+            for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
+                run = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
+                texts = [text.decode() for text in cache.texts(TEACHER_TEXT, run.start, run.stop).split()]
+                emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+                with zarr.config.set({"array.write_empty_chunks": True}):
+                    cache.array_now(TEACHER_EMB)[0, run] = emb
+                    cache.array_now(TEACHER_STATUS)[run] = found
+                done += len(texts)
+                share.note(done, time.perf_counter() - started, "the tower")
+                on_progress(done, total)
+
+
+def embed_texts(
+    texts: Sequence[str], encode: Encode, batch_size: int, dim: int
+) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
+    """Embed texts that may be several lines each.
+
+    Args:
+        texts: of R captions, empty where there is none.
+        encode: the teacher.
+        batch_size: lines of one forward.
+        dim: D.
+
+    Returns:
+        Embeddings `[R, D]`, unit norm or zero, and what became of each `[R]`.
+
+    Raises:
+        CacheError: the teacher's output has another width.
+    """
+    lines = [text.split(SEPARATOR) if text else [] for text in texts]
+    owner = np.repeat(np.arange(len(texts)), [len(of_caption) for of_caption in lines])
+    flat = [line for of_caption in lines for line in of_caption]
+    sums = np.zeros((len(texts), dim))
+    for start in range(0, len(flat), batch_size):
+        batch = encode(flat[start : start + batch_size])
+        if batch.shape[1:] != (dim,):
+            raise CacheError(f"the teacher gave features of shape {batch.shape}, the cache was planned for {dim}")
+        np.add.at(sums, owner[start : start + batch_size], batch)
+    norm = np.linalg.norm(sums, axis=1)
+    good = np.isfinite(norm) & (norm > 1e-6)
+    status = np.where(good, TeacherStatus.EMBEDDED, TeacherStatus.NOT_FINITE)
+    status[[not text for text in texts]] = TeacherStatus.NONE_GIVEN
+    emb = np.where(good[:, None], sums, 0) / np.where(good, norm, 1)[:, None]
+    return emb.astype(np.float16), status.astype(np.uint8)

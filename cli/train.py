@@ -1,0 +1,148 @@
+"""`clipglot train`."""
+
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from ..distill.recipes import Recipe, settings_of
+from ..distill.train_settings import SECTIONS, TrainSettings
+from .main import is_first_process
+from .options import SectionedCommand, require_kind, settings_options
+from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+
+if TYPE_CHECKING:
+    from ..distill.training.diagnosis import Finding
+    from ..distill.training.train import TrainResult
+
+
+def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """With --resume, what the run was begun with; else what the recipe says."""
+    recipe = options.pop("recipe")
+    if not options["resume"]:
+        return settings_of(recipe, merged) if recipe else {}
+    if "output" not in merged:
+        return {}
+    from ..distill.training.run_folder import Run
+
+    with friendly_errors():
+        return Run(merged["output"]).settings_to_resume()
+
+
+@click.command(cls=SectionedCommand, sections=SECTIONS)
+@settings_options(TrainSettings, "cache", known=_known)
+@click.option(
+    "--recipe",
+    type=click.Choice(get_args(Recipe)),
+    help="settings found by measurement, where none are given: few or many pictures, a language model whole or by LoRA",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="go on from the newest checkpoint, with the run's own settings where none are given; one that would make it "
+    "another run is refused",
+)
+@json_option
+def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
+    """Train a text tower on the pictures and captions of CACHE; no picture is opened.
+
+    Ctrl-C saves a checkpoint; with --resume the run goes on exactly where it
+    stopped: clipglot train CACHE -o RUN --resume is enough.
+
+    \b
+    clipglot train train.zarr -o run --val val.zarr --recipe few
+    """  # noqa: D301 (click reads the character \b, so the string is not raw)
+    plain = PlainProgress()
+    with friendly_errors(), progress_bar() as progress:
+        require_kind(settings.cache, "cache")
+        if settings.val:
+            require_kind(settings.val, "cache")
+        from ..distill.training.train import train as run_training
+
+        task = progress.add_task("train", note="", total=None)
+        notes = {"loss": "", "recall": ""}
+
+        def show_preparing(what: str, done: int, total: int) -> None:
+            progress.update(task, description=what, completed=done, total=total)
+
+        def show(step: int, total: int, metrics: dict[str, Any]) -> None:
+            if "loss" in metrics:
+                notes["loss"] = f"loss {metrics['loss']:.3f}, {metrics['pairs_per_s']:,.0f} pairs/s"
+            if "r_at_10" in metrics:
+                notes["recall"] = f", R@10 {percent(metrics['r_at_10'])}"
+            progress.update(
+                task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
+            )
+            if is_first_process() and not as_json and len(metrics) > 2:  # less is no line of metrics.jsonl
+                note = (notes["loss"] + notes["recall"]).removeprefix(", ")
+                plain.show(f"step {step:,} of {total:,}: {note}", at_once="r_at_10" in metrics)
+
+        def show_finding(finding: "Finding") -> None:
+            warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
+
+        result = run_training(
+            settings, resume=resume, on_prepare=show_preparing, on_progress=show, on_finding=show_finding
+        )
+    if not is_first_process():
+        return
+    trace, traced = _trace(settings, result)
+    if as_json:
+        print_json(
+            {
+                "run": str(settings.output),
+                "complete": result.complete,
+                "began_at": result.began_at,
+                "step": result.step,
+                "num_steps": result.num_steps,
+                "vocab_size": result.vocab_size,
+                "trace": trace,
+                "num_trained": result.num_trained,
+                "num_parameters": result.num_parameters,
+                "validation": result.validation,
+                "best": result.best,
+                "findings": [finding.to_json() for finding in result.findings],
+            }
+        )
+    elif result.complete:
+        recall = f": {_recall(result.validation)}" if result.validation else ""
+        if result.began_at == result.num_steps:
+            say(f"{settings.output} was finished already, after {result.num_steps:,} steps: nothing was done{recall}")
+        else:
+            share = percent(result.num_trained / result.num_parameters)
+            trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
+            say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
+        if result.best and result.validation and result.best["r_at_10"] > result.validation["r_at_10"]:
+            at = "before the first step" if result.best["step"] == 0 else f"after step {result.best['step']:,}"
+            say(f"best validation: R@10 {percent(result.best['r_at_10'])} {at}")
+        if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
+            asked = f"--vocab-size {settings.vocab_size:,}"
+            say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")
+        if traced:
+            say(traced)
+        say(f"next: clipglot export {settings.output} -o merged")
+    if not result.complete:
+        click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: go on with --resume", err=True)
+        raise SystemExit(130)
+
+
+def _trace(settings: TrainSettings, result: "TrainResult") -> tuple[str | None, str]:
+    """Where the profiler's trace is, if it was asked for and written, and a line about it."""
+    from ..distill.training.throughput import WARM_UP, trace_file
+
+    if not settings.profile:
+        return None, ""
+    num_recorded = min(settings.profile, result.step - result.began_at - WARM_UP)
+    if num_recorded < 1:
+        done = result.step - result.began_at
+        return None, f"profile: nothing recorded in {done} steps: the first {WARM_UP} are warm-up"
+    trace = str(trace_file(settings.output))
+    return (
+        trace,
+        f"profile: {num_recorded} of {settings.profile} steps in {trace}, for ui.perfetto.dev or chrome://tracing",
+    )
+
+
+def _recall(validation: dict[str, Any]) -> str:
+    return (
+        f"R@1 {percent(validation['r_at_1'])}, R@5 {percent(validation['r_at_5'])}, "
+        f"R@10 {percent(validation['r_at_10'])}, median rank {validation['median_rank']:g}"
+    )

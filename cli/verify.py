@@ -1,0 +1,50 @@
+"""`clipglot verify`."""
+
+from dataclasses import asdict
+
+import click
+
+from ..jobs.settings.verify import VerifySettings
+from .options import require_kind, settings_options
+from .render import friendly_errors, json_option, print_json, progress_bar, say
+
+
+@click.command()
+@settings_options(VerifySettings, "cache")
+@json_option
+def verify(settings: VerifySettings, as_json: bool) -> None:
+    """Read all of CACHE: checksums, counts, contents, and a sample of pictures embedded again.
+
+    Exit code 1 if anything is wrong, or if pictures that you asked for could not be embedded again. With --repair
+    damaged chunks of embeddings are marked, and the `clipglot cache` command that is then printed mends them.
+    """
+    with friendly_errors(), progress_bar() as progress:
+        require_kind(settings.cache, "cache")
+        from ..jobs.verify import verify_cache
+
+        task = progress.add_task("verify", total=None, note="")
+        result = verify_cache(settings, lambda done, total: progress.update(task, completed=done, total=total))
+    info, probes = result.cache.info, result.probes
+    if as_json:
+        print_json(
+            {"cache": str(settings.cache), "state": info.state, "faults": result.faults}
+            | {"marked": result.marked, "command": result.command, "probes": asdict(probes)}
+        )
+    else:
+        for fault in result.faults:
+            say(fault)
+        if not result.faults:
+            say(f"{settings.cache}: every checksum holds ({info.state}, {info.num_pictures:,} pictures)")
+        if probes.num:
+            say(f"{probes.num} pictures embedded again, worst cosine {probes.min_cosine:.6f}")
+        if probes.not_checked:
+            say(f"not checked whether the tower still gives these embeddings: {probes.not_checked}")
+        if result.command:
+            say(f"marked to be embedded again: {', '.join(result.marked)}")
+            say(f"now run: {result.command}")
+        elif result.faults and not settings.repair and info.is_made_by_commands and not result.cache.is_one_file:
+            say(f"what a pass makes again is marked by: clipglot verify {settings.cache} --repair")
+        elif settings.repair and result.faults:
+            say("none of this can be embedded again: see above what to do")
+    if result.faults or result.incomplete:
+        raise SystemExit(1)

@@ -1,0 +1,1 @@
+"""Batches of a run: tokens, embeddings, samplers, prefetching."""

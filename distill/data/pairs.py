@@ -1,0 +1,48 @@
+"""Pairs of embeddings and tokens, as training and validation hold them in memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .image_embeddings import ImageSource
+from .text_targets import Teacher
+from .tokens import TokenTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """What a run trains on.
+
+    Attributes:
+        images: where embeddings `[N, D] float16` are read.
+        tokens: of all captions.
+        caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
+        caption_group: `[M]`, equal where captions have the same tokens, and so the same embedding.
+        teacher: what a teacher makes of them, if it is asked.
+    """
+
+    images: ImageSource
+    tokens: TokenTable
+    caption_image: NDArray[np.int64]
+    caption_group: NDArray[np.int64]
+    teacher: Teacher | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationData:
+    """What a run is measured on: n embedded pictures and their m captions.
+
+    Attributes:
+        image_emb: `[n, D] float32`.
+        tokens: of all captions of the cache.
+        captions: `[m]`, which of them have an embedded picture.
+        owners: `[m]`, the place in `image_emb` of each one's picture.
+        groups: `[m]`, equal where captions have the same tokens.
+    """
+
+    image_emb: NDArray[np.float32]
+    tokens: TokenTable
+    captions: NDArray[np.int64]
+    owners: NDArray[np.int64]
+    groups: NDArray[np.int64]

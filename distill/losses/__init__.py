@@ -1,0 +1,1 @@
+"""Losses between text features and frozen image embeddings, computed in blocks."""

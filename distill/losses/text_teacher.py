@@ -1,0 +1,27 @@
+"""The text teacher in training: its embedding of a caption's translation is drawn near, beside the picture or alone.
+
+b captions of this process, D features.
+"""
+
+from torch import Tensor
+
+from ..data.targets import Targets
+from ..distributed import with_sum_of_all
+
+
+def follow_teacher(text_emb: Tensor, targets: Targets) -> Tensor:
+    """1 - cosine to the teacher's embedding, averaged over the batch's pictures; captions without one add nothing.
+
+    The captions of a picture count one together, as in the losses.
+
+    On unit vectors this is half the squared distance, the loss of Carlsson et al. 2022, "Cross-lingual and multilingual
+    CLIP", section 3, less what it asks of the length.
+
+    Args:
+        text_emb: `[b, D] float32`, unit norm.
+        targets: with the teacher's embeddings of these captions, and whose they are.
+    """
+    assert targets.teacher_emb is not None
+    teacher_emb = targets.teacher_emb.to(text_emb.dtype)
+    distance = teacher_emb.any(1).to(text_emb.dtype) - (text_emb * teacher_emb).sum(1)  # [b]
+    return with_sum_of_all(targets.mean(distance))

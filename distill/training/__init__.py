@@ -1,0 +1,1 @@
+"""The training run: tower, optimizer, loop, checkpoints, validation, diagnosis."""

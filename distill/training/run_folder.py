@@ -1,0 +1,219 @@
+"""The run folder: settings, provenance, metrics, checkpoints and the final tower, each file whole or absent.
+
+    run/run.json  metrics.jsonl  tokenizer/  checkpoints/step-*.pt  final/
+
+`run.json` holds the resolved settings and the provenance of the cache, in one file so that neither is ever alone. Token
+ids lie in `tokens/` if the cache cannot be written.
+"""
+
+import io
+import json
+import math
+import os
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import torch
+
+from ...cache.location import Url, to_location
+from ...cache.storage.atomic import PARTIAL, sweep_partial, whole_directory, write_whole
+from ...encoders.tokenizer_lm import AnyTokenizer
+from ..errors import DistillError
+from ..provenance import content_of
+from ..train_settings import TrainSettings
+
+KEEP_CHECKPOINTS = 2
+# Settings that may differ when a run goes on: they change where and how it runs, not what it computes. Paths are free
+# because files move; what is in the cache is compared by its provenance, and the tokenizer is kept in the run.
+FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", "checkpoint_every", "profile"}
+# These are resolved into what a run is computed in, or change memory and speed alone.
+FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
+FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
+FREE_ON_RESUME |= {"views"}  # their number is in the provenance, whatever the cache has by now
+
+
+class Run:
+    """A run folder, present or to be made."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tokenizer, self.tokens, self.final = path / "tokenizer", path / "tokens", path / "final"
+        self._description = path / "run.json"
+        self._metrics, self._checkpoints = path / "metrics.jsonl", path / "checkpoints"
+
+    def require_ready(self, settings: TrainSettings, description: dict[str, Any], *, resume: bool) -> None:
+        """Check that a run may begin here, or that the one that is here is the same; writes nothing.
+
+        Args:
+            settings: of the run.
+            description: provenance and precision, as they are now.
+            resume: whether the user asked to go on.
+
+        Raises:
+            DistillError: something else stands there, or a run with other settings or another cache.
+        """
+        if self._description.exists():
+            if not resume:
+                raise DistillError(f"{self.path} holds a run already: pass --resume to go on, or choose another -o")
+            self._require_same(settings, description)
+        elif os.path.lexists(self.path) and not self._is_debris():
+            raise DistillError(f"{self.path} exists and holds no run: choose another -o")
+
+    def begin(
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: AnyTokenizer, *, resume: bool
+    ) -> None:
+        """Write settings, provenance and tokenizer, before the first step.
+
+        Raises:
+            DistillError: as `require_ready`, which is asked again now that the folder is ours alone.
+        """
+        self.require_ready(settings, description, resume=resume)
+        self.path.mkdir(parents=True, exist_ok=True)
+        sweep_partial(self.path)
+        write_json(self._description, {"settings": _to_json(settings)} | description)
+        self._checkpoints.mkdir(exist_ok=True)
+        if not self.tokenizer.exists():
+            with whole_directory(self.tokenizer) as folder:
+                tokenizer.save(folder)
+
+    def provenance(self) -> dict[str, Any]:
+        """Where the targets came from: the encoder and counts of the cache.
+
+        Raises:
+            DistillError: no run here, or a damaged one.
+        """
+        if not self._description.exists():
+            raise DistillError(f"{self.path}: no run there: make one with `clipglot train CACHE -o {self.path}`")
+        result: dict[str, Any] = self._describe()["provenance"]
+        return result
+
+    def settings_to_resume(self) -> dict[str, Any]:
+        """The settings that it was begun with, as values of TrainSettings's fields; nothing where no run is.
+
+        Raises:
+            DistillError: the run's description is damaged.
+        """
+        hints = get_type_hints(TrainSettings)
+        begun = self._describe()["settings"] if self._description.exists() else {}
+        return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
+
+    def settings(self) -> dict[str, Any]:
+        """The resolved settings, as they were written.
+
+        Raises:
+            DistillError: the run's description is damaged.
+        """
+        result: dict[str, Any] = self._describe()["settings"]
+        return result
+
+    def _describe(self) -> dict[str, Any]:
+        try:
+            description: dict[str, Any] = json.loads(self._description.read_text(encoding="utf-8"))
+            return {key: description[key] for key in ("settings", "provenance", "computed_in")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DistillError(f"{self._description} is damaged ({error}): choose another -o and train anew") from error
+
+    def _require_same(self, settings: TrainSettings, description: dict[str, Any]) -> None:
+        then, now = self._describe(), _to_json(settings)
+        begun = then["settings"] | {"computed in": then["computed_in"]}
+        now |= {"computed in": description["computed_in"]}
+        for name in sorted((begun.keys() | now.keys()) - FREE_ON_RESUME):
+            if begun.get(name) != now.get(name):
+                raise DistillError(
+                    f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
+                    "leave it out to resume with the settings of the run, or choose another -o"
+                )
+        before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
+        if before != found:
+            raise DistillError(
+                f"{self.path} was begun on {before} stored views a picture, now there are {found}: "
+                f"pass --views {before}"
+            )
+        if content_of(then["provenance"]) != content_of(description["provenance"]):
+            raise DistillError(
+                f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o"
+            )
+
+    def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Write a checkpoint after `step` steps; older ones go once it is whole."""
+        buffer = io.BytesIO()
+        torch.save(state | {"step": step}, buffer)
+        write_whole(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
+        for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
+            old.unlink()
+
+    def has_checkpoint(self) -> bool:
+        """Whether there is one to go on from."""
+        return bool(self._sorted_checkpoints())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint, on the CPU; None if there is none yet.
+
+        Raises:
+            DistillError: the newest one is damaged.
+        """
+        files = self._sorted_checkpoints()
+        if not files:
+            return None
+        try:
+            state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
+        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+            before = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
+            raise DistillError(
+                f"{files[-1]} is damaged ({str(error).splitlines()[0]}): delete it to {before}"
+            ) from error
+        return state
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        # Steps whose float16 gradients overflow have no norm, and JSON has no infinity.
+        numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps(numbers) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a line torn by a kill is left out."""
+        lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def last_validation(self) -> dict[str, Any] | None:
+        """The newest validation, if there was one."""
+        return next((line for line in reversed(self.metrics()) if "r_at_1" in line), None)
+
+    def best_validation(self) -> dict[str, Any] | None:
+        """The validation with the best R@10, the first of those that are equal."""
+        return max((line for line in self.metrics() if "r_at_1" in line), key=lambda v: v["r_at_10"], default=None)
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop what was logged after `step`: a resumed run logs it again."""
+        kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+        write_whole(self._metrics, "".join(kept).encode())
+
+    def _is_debris(self) -> bool:
+        """Whether the folder is empty, or holds only what comes before a run begins, or what a killed start left."""
+        return self.path.is_dir() and all(
+            file == self.tokens or file.name.endswith(PARTIAL) for file in self.path.iterdir()
+        )
+
+    def _sorted_checkpoints(self) -> list[Path]:
+        return sorted(self._checkpoints.glob("step-*.pt"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _from_json(hint: Any, value: Any) -> Any:
+    """A setting's value, given its type and its form in run.json."""
+    kinds = get_args(hint) or (hint,)
+    if isinstance(value, str) and (Url in kinds or Path in kinds):
+        return to_location(value) if Url in kinds else Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _to_json(settings: TrainSettings) -> dict[str, Any]:
+    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # as JSON gives them back

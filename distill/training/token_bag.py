@@ -1,0 +1,176 @@
+"""The bag of tokens with which a scratch tower begins (`--warm-start ridge`), fitted in closed form.
+
+Each token gets a weight vector, so that the sum over a caption predicts the embedding of its picture: ridge regression
+on token counts, and a metric for retrieval (`ridge.py`). Penalty and metric are chosen on held-out pictures, then all
+pictures are used. The tower then has to learn only what a bag of tokens cannot say.
+
+V tokens of the vocabulary, N pictures, M captions, D dimensions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...cache.read.cache import Cache
+from ...encoders.packing import runs, spans_to_eos
+from ...encoders.text_transformer import TextConfig
+from ...evals.retrieval import retrieve
+from ..data.pairs import TrainData
+from ..errors import DistillError
+from .ridge import retrieval_metric, ridge_by_rounds
+
+MOST_CAPTIONS = 2**18  # more change a bag of tokens little, and its solution takes a pass over them each round
+MOST_HELD_OUT = 1000  # pictures, as in common retrieval sets
+PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0)  # falling: each solution is near the one before
+SHRINKAGES = (0.3, 1.0, 3.0)
+TOLERANCE = 1e-2  # recall changes no more below
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenBag:
+    """A linear model of token counts.
+
+    Attributes:
+        weights: `[V, D] float32`, 0 for tokens that begin, end and fill captions.
+        bias: `[D] float32`.
+        alpha: the penalty that was chosen.
+        shrinkage: of the metric that was chosen.
+    """
+
+    weights: Tensor
+    bias: Tensor
+    alpha: float
+    shrinkage: float
+
+
+class Bags:
+    """The token counts `[M, V]` of captions, kept as two lists: the tokens of captions, and the captions of tokens."""
+
+    def __init__(self, ids: Rows, lengths: Rows, vocab_size: int, device: torch.device | str = "cpu") -> None:
+        """Of M captions.
+
+        Args:
+            ids: `[T]`, all captions joined.
+            lengths: `[M]`.
+            vocab_size: V.
+            device: where products are computed.
+        """
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        order = np.argsort(ids, kind="stable")
+        counts = np.bincount(ids, minlength=vocab_size)
+        arrays = ids, np.cumsum(lengths) - lengths, owners[order], np.cumsum(counts) - counts
+        self._ids, self._starts, self._owners, self._token_starts = (torch.from_numpy(a).to(device) for a in arrays)
+        self.num_captions, self.counts = len(lengths), torch.from_numpy(counts).to(device)
+
+    def times(self, weights: Tensor) -> Tensor:
+        """The sum of each caption's token weights: `[V, D]` to `[M, D]`."""
+        return F.embedding_bag(self._ids, weights, self._starts, mode="sum")
+
+    def transposed_times(self, values: Tensor) -> Tensor:
+        """The sum over each token's captions: `[M, D]` to `[V, D]`."""
+        return F.embedding_bag(self._owners, values, self._token_starts, mode="sum")
+
+    def solve(
+        self, targets: Tensor, alpha: float, *, start: Tensor | None = None, tolerance: float = TOLERANCE
+    ) -> tuple[Tensor, Tensor]:
+        """Token weights `[V, D]` and the unpenalised intercept `[D]` of a ridge regression.
+
+        Args:
+            targets: `[M, D]`.
+            alpha: the penalty.
+            start: the weights for another penalty.
+            tolerance: as of `ridge_by_rounds`.
+        """
+        mean, target_mean = self.counts.to(targets.dtype) / self.num_captions, targets.mean(0)
+
+        def gram(weights: Tensor) -> Tensor:
+            return self.transposed_times(self.times(weights)) - self.num_captions * torch.outer(mean, mean @ weights)
+
+        weights = ridge_by_rounds(
+            gram, self.transposed_times(targets - target_mean), alpha, start=start, tolerance=tolerance
+        )
+        return weights, target_mean - mean @ weights
+
+
+def fit_bag(
+    cache: Cache,
+    data: TrainData,
+    config: TextConfig,
+    bos_id: int,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> TokenBag:
+    """Fit a bag of tokens to a cache; of a large one whole chunks, evenly spaced.
+
+    Args:
+        cache: that is trained on.
+        data: of the same cache.
+        config: of the tower that will begin as this bag.
+        bos_id: the token that begins every caption.
+        device: where it is computed.
+        on_progress: called with regressions solved and to solve.
+
+    Raises:
+        CacheError: a chunk is absent or damaged.
+        DistillError: fewer than two pictures have captions.
+    """
+    caption_image = data.caption_image
+    rows = _some_pictures(cache, caption_image)
+    if len(rows) < 2:
+        raise DistillError(f"{cache.path} has captions of {len(rows)} pictures: --warm-start ridge needs two or more")
+    captions = np.flatnonzero(np.isin(caption_image, rows))
+    owners = np.searchsorted(rows, caption_image[captions])  # [m], in `rows`
+    image_emb = F.normalize(torch.from_numpy(cache.emb_rows(rows)).to(device).float(), dim=-1)
+
+    def bags(chosen: Rows) -> Bags:
+        ids, lengths = data.tokens.gather(captions[chosen])
+        starts, lengths = spans_to_eos(ids, lengths, config.eos_id)
+        ids, own = ids[runs(starts, lengths)], np.repeat(np.arange(len(lengths)), lengths)
+        counted = ~np.isin(ids, (config.pad_id, bos_id, config.eos_id))
+        return Bags(ids[counted], np.bincount(own[counted], minlength=len(lengths)), config.vocab_size, device)
+
+    first_held_out = len(rows) - min(MOST_HELD_OUT, -(-len(rows) // 10))
+    fitted, held_out = np.flatnonzero(owners < first_held_out), np.flatnonzero(owners >= first_held_out)
+    fit_on, asked, seen = bags(fitted), bags(held_out), image_emb[:first_held_out]
+    gallery = image_emb[first_held_out:].cpu().numpy()
+    targets = _directions(seen)[torch.from_numpy(owners[fitted]).to(device)]
+    metrics = {shrinkage: retrieval_metric(seen, shrinkage) for shrinkage in SHRINKAGES}
+    scores: dict[tuple[float, float], float] = {}
+    weights = None
+    for i, alpha in enumerate(PENALTIES):
+        weights, bias = fit_on.solve(targets, alpha, start=weights)
+        predicted = asked.times(weights) + bias
+        for shrinkage, metric in metrics.items():
+            text_emb = F.normalize(predicted @ metric, dim=-1).cpu().numpy()
+            ranks = retrieve(text_emb, gallery, owners[held_out] - first_held_out).text_to_image
+            scores[alpha, shrinkage] = ranks.r_at_1 + ranks.r_at_5 + ranks.r_at_10
+        on_progress(i + 1, len(PENALTIES) + 1)
+    alpha, shrinkage = max(product(PENALTIES, SHRINKAGES), key=lambda choice: scores[choice])
+
+    everything = bags(np.arange(len(captions)))
+    weights, bias = everything.solve(_directions(image_emb)[torch.from_numpy(owners).to(device)], alpha)
+    metric = retrieval_metric(image_emb, shrinkage)
+    on_progress(len(PENALTIES) + 1, len(PENALTIES) + 1)
+    return TokenBag(weights=weights @ metric, bias=bias @ metric, alpha=alpha, shrinkage=shrinkage)
+
+
+def _directions(image_emb: Tensor) -> Tensor:
+    """What is regressed onto, `[N, D]`: the directions of pictures as seen from their mean."""
+    return F.normalize(image_emb - image_emb.mean(0), dim=-1)
+
+
+def _some_pictures(cache: Cache, caption_image: Rows) -> Rows:
+    """Rows of pictures with captions, ascending: all, or those of chunks that are evenly spaced."""
+    rows = np.unique(caption_image[caption_image >= 0])
+    num_chunks = cache.num_chunks
+    taken = max(1, num_chunks * MOST_CAPTIONS // max(MOST_CAPTIONS, len(caption_image)))
+    chunks = np.unique(np.linspace(0, num_chunks - 1, taken).astype(np.int64))
+    result: Rows = rows[np.isin(rows // cache.info.chunk_rows, chunks)]
+    return result

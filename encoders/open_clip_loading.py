@@ -1,0 +1,133 @@
+"""Why weights did not load: one short message with a remedy, for whatever the libraries below raise."""
+
+import hashlib
+import pickle
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import open_clip
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from open_clip.pretrained import get_pretrained_cfg
+from safetensors import SafetensorError
+from torch import Tensor
+
+from .errors import EncoderError
+
+
+def not_loaded(model: str, weights: str | None, error: Exception) -> EncoderError:
+    """Say which weights did not load and what to do; upstream's messages run over hundreds of keys."""
+    if isinstance(error.__cause__, pickle.UnpicklingError):  # timm names pickled code as the reason, whatever it was
+        error = error.__cause__
+    text = str(error)
+    reason = textwrap.shorten(text if " " in text else repr(error), 300, placeholder=" …")
+    if unreachable := _unreachable(error):
+        file = "--model local-dir:PATH" if ":" in model else "--pretrained FILE"
+        reason = (
+            f"its weights are not on this machine and cannot be fetched ({textwrap.shorten(unreachable, 300)}): "
+            f"pass {file}, or try again with a network"
+        )
+    elif isinstance(error, pickle.UnpicklingError) and "unsupported global" in text.lower():
+        reason = "it holds more than tensors and could run any code: save its tensors as safetensors where you trust it"
+    elif isinstance(
+        error, SafetensorError | pickle.UnpicklingError | KeyError | EOFError
+    ):  # torch.load raises KeyErrors
+        reason = f"the file is damaged, or holds no weights ({reason}): fetch it again"
+    elif "loading state_dict" in reason:
+        reason = f"these weights belong to another model ({reason}): pass the file that was saved from this one"
+    return EncoderError(f"--model {model}{f' --pretrained {weights}' if weights else ''}: {reason}")
+
+
+def _unreachable(error: BaseException) -> str | None:
+    """Why the network gave nothing, if that is where the error comes from."""
+    chain = [error]
+    while before := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(before)
+    return str(chain[-1]) if any(isinstance(link, LocalEntryNotFoundError | URLError) for link in chain) else None
+
+
+TIMM_PREFIX, LOCAL_PREFIX = "timm/", "local-dir:"
+LM_CONFIG = "config.json"  # of transformers, beside the weights
+
+
+def weights_file(model: str, pretrained: str | None) -> Path | None:
+    """The file that `pretrained` names; None for a tag, which wins over a file of that name as in open_clip."""
+    if pretrained is None:
+        return None
+    if not model.startswith(TIMM_PREFIX) and get_pretrained_cfg(model.replace("/", "-"), pretrained):
+        return None
+    return file if (file := Path(pretrained)).is_file() else None
+
+
+def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
+    """A whole open_clip model with its weights, on the CPU in float32, and its config.
+
+    A language model's config is read from the model's own folder if it is there, not from the hub.
+
+    Raises:
+        EncoderError: unknown name, no weights, or weights that do not fit.
+    """
+    has_schema = ":" in model
+    if not has_schema:
+        model = model.replace("/", "-")  # as create_model does: OpenAI's names have slashes, ViT-B/32
+    if has_schema and pretrained:
+        raise EncoderError(f"--model {model} brings its own weights: drop --pretrained {pretrained}")
+    try:
+        config = open_clip.get_model_config(model)
+    except Exception as error:  # a hub error, a missing file, broken JSON: open_clip wraps none of them
+        raise EncoderError(
+            f"--model {model}: cannot read its open_clip_config.json ({error}): "
+            "pass the folder or repository of an open_clip model"
+        ) from error
+    if config is None:
+        raise EncoderError(
+            f"--model {model}: not an open_clip model; see open_clip.list_models(), or use timm/NAME, local-dir:PATH"
+        )
+    if not has_schema and not pretrained:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise EncoderError(f"--model {model} needs weights: pass --pretrained FILE or a tag ({tags})")
+    if pretrained and not get_pretrained_cfg(model, pretrained) and not Path(pretrained).is_file():
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise EncoderError(f"--pretrained {pretrained}: no such file, and no tag of {model}; its tags are: {tags}")
+    # open_clip only warns when a tag was trained with the other activation; the features would be wrong.
+    tag = get_pretrained_cfg(model, pretrained) if pretrained and not has_schema else {}
+    if tag and tag.get("quick_gelu", False):
+        config["quick_gelu"] = True
+    try:
+        clip = open_clip.create_model(
+            model,
+            pretrained=pretrained,
+            force_quick_gelu=bool(config.get("quick_gelu", False)),
+            pretrained_text=False,
+            require_pretrained=True,
+            **_offline_text(model, config),
+        )
+    except Exception as error:  # wrong keys, damaged file, download failed: one message says which
+        raise not_loaded(model, pretrained, error) from error
+    config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
+    return clip, config
+
+
+def _offline_text(model: str, config: dict[str, Any]) -> dict[str, Any]:
+    """What makes open_clip build a language model from a `local-dir:` alone: its loader only knows it by name."""
+    folder, text_cfg = model.removeprefix(LOCAL_PREFIX), config["text_cfg"]
+    if "hf_model_name" not in text_cfg or folder == model or not (Path(folder) / LM_CONFIG).is_file():
+        return {}
+    return {"text_cfg": text_cfg | {"hf_model_name": folder, "hf_model_pretrained": False}}
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    >>> hash_tensors({"a": torch.zeros(2)})[:8] == hash_tensors({"a": torch.zeros(1, 2)})[:8]
+    False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

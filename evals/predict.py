@@ -1,0 +1,59 @@
+"""Measuring a merged CLIP: retrieval on a cache, and which text describes a picture best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..cache.format import Status
+from ..cache.sources.image_root import open_below
+from ..cache.sources.source import RejectedPictureError
+from ..cache.write.image_decode import Geometry, decode
+from ..encoders.merged_clip import MergedClip
+from .errors import EvalError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """Texts for one picture: cosines, and the softmax that the CLIP's temperature gives. Best first."""
+
+    image: str
+    texts: list[str]
+    cosines: list[float]
+    probabilities: list[float]
+
+
+def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> list[Prediction]:
+    """Order texts by how well they describe each picture.
+
+    Raises:
+        EvalError: no text, or a picture that cannot be read; the message names it.
+    """
+    if not texts:
+        raise EvalError("nothing to choose from: pass --text at least once")
+    text_emb = clip.encode_texts(texts)
+    geometry = Geometry.from_preprocess(clip.image_tower.preprocess)
+    predictions = []
+    for image in images:
+        try:
+            path = image.resolve()  # the user named it: a link may lead anywhere
+            with open_below(path.parent, path.name) as file:
+                features = clip.image_tower.encode(decode(file, geometry)[None])[0]
+        except RejectedPictureError as rejected:
+            reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
+            raise EvalError(f"{image}: {reason}: leave it out, or pass a picture") from rejected
+        cosines = text_emb @ (features / np.linalg.norm(features))
+        logits = clip.logit_scale * cosines.astype(np.float64)
+        probabilities = np.exp(logits - logits.max())
+        probabilities /= probabilities.sum()
+        order = np.argsort(-cosines, kind="stable")
+        predictions.append(
+            Prediction(
+                image=str(image),
+                texts=[texts[i] for i in order],
+                cosines=cosines[order].tolist(),
+                probabilities=probabilities[order].tolist(),
+            )
+        )
+    return predictions

@@ -1,0 +1,1 @@
+"""One frozen dataclass of settings for each command."""

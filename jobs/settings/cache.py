@@ -1,0 +1,199 @@
+"""Settings of `clipglot cache`."""
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ...cache.errors import CacheError
+from ...cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
+from ...cache.location import Url, is_hdf5
+from ...cache.sources.where import Condition
+from ...cache.write.work_sharing import Worker
+from ...distill.checks import Device, num_usable_cores, require, require_at_least_one
+from ...distill.errors import DistillError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """`clipglot cache`: embed every picture of a source once."""
+
+    source: Annotated[Path | Url, "pictures and captions: .jsonl, .csv, .tsv, tars, or another shape (docs/sources.md)"]
+    output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
+    model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
+    pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
+    image_root: Annotated[
+        Path | Url | None, "folder, or URL, that picture paths are relative to (default: the source's)"
+    ] = None
+    image_field: Annotated[str | None, "column with the picture, or its path (default: image)"] = None
+    text_field: Annotated[
+        tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
+    ] = ()
+    language: Annotated[
+        tuple[str, ...], "BCP 47 tag of the captions, e.g. zh; once, or once for each --text-field"
+    ] = ()
+    language_field: Annotated[str | None, "column with the tag of a row's captions, or of each"] = None
+    where: Annotated[str | None, "take only records that fulfil this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
+        None
+    )
+    split: Annotated[
+        str | None, "take only this part of a source, e.g. train; of a table the rows whose column split says so"
+    ] = None
+    teacher_field: Annotated[
+        tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
+    ] = ()
+    images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
+    append: Annotated[bool, "add the pictures that a sealed cache does not have, and embed only those"] = False
+    retry: Annotated[
+        bool, "try the pictures of a complete cache again that could not be embedded, with all of their chunks"
+    ] = False
+    limit: Annotated[int | None, "take only the first pictures"] = None
+    batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
+    workers: Annotated[
+        int | None, "processes that decode pictures (default: one a core, two for pictures at a URL)"
+    ] = None
+    chunk_rows: Annotated[
+        int | None, "rows of a stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
+    ] = None
+    max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
+    decoding: Annotated[
+        Decoding, "scaled decodes a large JPEG to a part of its size, at least twice what the tower sees: twice as fast"
+    ] = "exact"
+    views: Annotated[
+        int, "stored views of a picture: the plain one, then augmented ones; run it again with more to add them"
+    ] = 1
+    augment_scale: Annotated[
+        float, "least share of a picture's area in an augmented view (random resized crop); 1 crops nothing more"
+    ] = 0.5
+    augment_flip: Annotated[
+        float, "chance that such a view is mirrored; captions that name left, right or lettering then fit no more"
+    ] = 0.0
+    augment_jitter: Annotated[float, "most change of its brightness, contrast and saturation, 0 to 1"] = 0.0
+    augment_grayscale: Annotated[float, "chance that it loses its colours; captions that name some fit no more"] = 0.0
+    augment_seed: Annotated[int, "with row and view fixes every augmentation"] = 0
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
+    device: Device = "auto"
+    worker: Annotated[
+        str | None, "share of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
+    ] = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.worker is None or _share(self.worker) is not None,
+            f"--worker {self.worker}: expected I/N with I from 0 to N - 1, e.g. 0/4",
+        )
+        require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
+        _launched()
+        zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
+        require(
+            isinstance(self.output, Url) or not is_hdf5(self.output),
+            f"-o {self.output}: a pass killed while it writes HDF5 could lose what it did: pass -o {zarr}, then "
+            f"`clipglot convert {zarr} {self.output}`",
+        )
+        require(
+            self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
+            f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
+        )
+        require(not self.retry or self.share.is_alone, "--retry is for one process alone: leave out --worker")
+        require(not (self.retry and self.append), "--retry and --append exclude each other: run one after the other")
+        require(not (self.append and self.teacher_field), "--append has no --teacher-field: cache all sources at once")
+        bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
+        require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
+        require(not (self.language and self.language_field), "--language and --language-field exclude each other")
+        require(
+            len(self.language) in (0, 1, max(1, len(self.text_field))),
+            f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
+        )
+        if self.where is not None:
+            try:
+                Condition(self.where)
+            except CacheError as error:
+                raise DistillError(str(error)) from error
+        require(
+            self.images or (bool(self.teacher_field) and self.views == 1),
+            "--no-images needs the texts of a --teacher-field, and has no --views",
+        )
+        require(0 < self.augment_scale <= 1, f"--augment-scale {self.augment_scale}: is a share above 0, at most 1")
+        for name in ("flip", "jitter", "grayscale"):
+            value = getattr(self, f"augment_{name}")
+            require(0 <= value <= 1, f"--augment-{name} {value}: must lie between 0 and 1")
+        require(0 <= self.augment_seed < 2**63, f"--augment-seed {self.augment_seed}: must lie between 0 and 2^63")
+        require(
+            self.views > 1 or self.augmentation == Augmentation(),
+            "--augment-… are for the views beyond the plain one: pass --views 2 or more",
+        )
+        require(
+            self.views == 1 or replace(self.augmentation, seed=0) != Augmentation(scale=1),
+            f"--views {self.views} would all be the same: lower --augment-scale, or raise --augment-flip, -jitter, …",
+        )
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What makes the views beyond the plain one."""
+        return Augmentation(
+            scale=self.augment_scale,
+            flip=self.augment_flip,
+            jitter=self.augment_jitter,
+            grayscale=self.augment_grayscale,
+            seed=self.augment_seed,
+        )
+
+    @property
+    def source_info(self) -> SourceInfo:
+        """What is asked for of the source; what is not given is for the kind of source to say."""
+        return SourceInfo(
+            path=str(self.source.absolute()),  # so that it holds in every working directory
+            sha256="",
+            image_root=str(self.image_root.absolute()) if self.image_root else "",
+            image_field=self.image_field or "",
+            text_fields=list(self.text_field),
+            limit=self.limit,
+            teacher_fields=list(self.teacher_field),
+            images=self.images,
+            where=self.where,
+            split=self.split,
+            languages=list(self.language),
+            language_field=self.language_field,
+        )
+
+    @property
+    def resolved_workers(self) -> int:
+        """The number of decoding processes.
+
+        Those that read over a network wait half of the time. Those that `torchrun` started on one machine share its
+        cores.
+        """
+        remote = isinstance(self.image_root or self.source, Url)
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.workers or max(1, num_usable_cores() * (2 if remote else 1) // local_processes)
+
+    @property
+    def share(self) -> Worker:
+        """Which worker of the pass this is. Jobs of an array may each be several processes of `torchrun`."""
+        index, num = (_share(self.worker) if self.worker else None) or (0, 1)
+        rank, world = _launched()
+        return Worker(index * world + rank, num * world)
+
+
+def _share(worker: str) -> tuple[int, int] | None:
+    """`I/N` as two numbers, None if it is no such thing."""
+    found = re.fullmatch(r"(\d+)/(\d+)", worker)
+    return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
+
+
+def _launched() -> tuple[int, int]:
+    """The number of this process among those that `torchrun` started, and their number; (0, 1) if it did not.
+
+    Raises:
+        DistillError: RANK and WORLD_SIZE in the environment cannot be of a launcher.
+    """
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if world == "1":
+        return 0, 1  # other programs set RANK, too
+    require(
+        rank.isdecimal() and world.isdecimal() and int(rank) < int(world),
+        f"RANK={rank} and WORLD_SIZE={world} in the environment, expected RANK below WORLD_SIZE: unset both, or start "
+        "this by torchrun",
+    )
+    return int(rank), int(world)

@@ -1,0 +1,30 @@
+"""Settings of `clipglot duplicates`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ...cache.location import Location
+from ...distill.checks import Device, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicatesSettings:
+    """`clipglot duplicates`: pictures with a near neighbour."""
+
+    cache: Annotated[Location, "cache to look in, e.g. that of training"]
+    against: Annotated[Location | None, "a second cache, e.g. of validation: which of its pictures has CACHE too"] = (
+        None
+    )
+    threshold: Annotated[float, "cosine from which on two pictures count as duplicates"] = 0.97
+    sample: Annotated[
+        int | None, "pictures compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"
+    ] = None
+    seed: Annotated[int, "of the sample"] = 0
+    pairs: Annotated[int, "pairs to list, nearest first; -1 lists all"] = 10
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require(-1 <= self.threshold <= 1, f"--threshold {self.threshold}: a cosine lies between -1 and 1")
+        require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
+        require(self.pairs >= -1, f"--pairs {self.pairs}: must be -1 or more")
+        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")

@@ -1,0 +1,15 @@
+"""Settings of `clipglot export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """`clipglot export`: merge the frozen image tower and the trained text tower into one CLIP."""
+
+    run: Annotated[Path, "folder of a finished run"]
+    output: Annotated[Path, "folder of the merged CLIP; must not exist"]
+    model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
+    pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None

@@ -1,0 +1,48 @@
+"""Settings of `clipglot import`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ...cache.format import SourceInfo
+from ...cache.location import is_hdf5
+from ...distill.checks import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportSettings:
+    """`clipglot import`: make a cache of embeddings that are there."""
+
+    source: Annotated[Path, "clip-retrieval's output folder, or an .npy or .h5 file of embeddings"]
+    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    model: Annotated[str, "image tower that made them: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME, timm/NAME"]
+    pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
+    captions: Annotated[Path | None, "table of .npy's or .h5's rows, in order: .jsonl, .csv, .tsv or .parquet"] = None
+    dataset: Annotated[str | None, "name of the embeddings in an .h5 file"] = None
+    image_root: Annotated[Path | None, "folder with the pictures: a few are embedded again as a check"] = None
+    image_field: Annotated[str | None, "column with the picture's path (default: image; the folder's: image_path)"] = (
+        None
+    )
+    text_field: Annotated[
+        tuple[str, ...],
+        "column with its caption or captions; may be given more than once (default: text; the folder's: caption)",
+    ] = ()
+    keys: Annotated[bool, "the captions name their pictures; without, rows are named by their numbers"] = True
+    precision: Annotated[
+        Literal["fp32", "bf16", "fp16"], "what they were computed in; later checks are as strict as that"
+    ] = "bf16"
+
+    def __post_init__(self) -> None:
+        require(not is_hdf5(self.output), f"-o {self.output}: import into a Zarr folder, then `clipglot convert` it")
+        require(self.keys or self.image_root is None, "--image-root needs the pictures' names: drop --no-keys")
+
+    @property
+    def source_info(self) -> SourceInfo:
+        """What is asked for of the source; what is not given is for its kind to say."""
+        return SourceInfo(
+            path=str(self.source.absolute()),
+            sha256="",
+            image_root=str(self.image_root.absolute()) if self.image_root else "",
+            image_field=self.image_field or "",
+            text_fields=list(self.text_field),
+        )

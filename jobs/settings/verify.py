@@ -1,0 +1,34 @@
+"""Settings of `clipglot verify`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ...cache.location import Location
+from ...distill.checks import Device, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings:
+    """`clipglot verify`: whether a cache is whole, and still what its tower makes of its pictures."""
+
+    cache: Annotated[Location, "cache to check"]
+    sample: Annotated[
+        int | None, "pictures to embed again, 0 for none; not to be able to is then an error (default: 16 if possible)"
+    ] = None
+    seed: Annotated[int, "of the sample"] = 0
+    model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
+    pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
+    image_root: Annotated[
+        Location | None, "folder, or URL, where the pictures are now, if they moved since caching"
+    ] = None
+    repair: Annotated[bool, "have the next `clipglot cache` embed again what is damaged"] = False
+    device: Device = "auto"
+
+    def __post_init__(self) -> None:
+        require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
+        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
+
+    @property
+    def names_a_sample(self) -> bool:
+        """Whether the user asked for pictures to be embedded again, in so many words."""
+        return bool(self.sample or ((self.model or self.pretrained or self.image_root) and self.sample is None))
