@@ -18,10 +18,10 @@ import fsspec
 import open_clip
 import pytest
 import torch
-from bucket import Bucket, serving
-from drawn import draw_pictures
-from launched import Started, ask, launching
 from safetensors.torch import save_file
+from support.drawings import draw_pictures
+from support.s3_server import Bucket, serving
+from support.worker_processes import Started, ask, launching
 from zarr.core.sync import sync
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -140,7 +140,7 @@ def merged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def taught_manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Scenes with captions and translations: `train`, `val`, and `mixed`, which has translations of half. Read only."""
-    from taught import draw_scenes
+    from support.translated_scenes import draw_scenes
 
     return draw_scenes(tmp_path_factory.mktemp("scenes"))
 
@@ -150,7 +150,7 @@ def taught_caches(
     taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
     """Their caches, with a teacher but for `val`. Read only."""
-    from taught import MODEL
+    from support.translated_scenes import MODEL
 
     folder = tmp_path_factory.mktemp("caches")
     for name in ("train", "mixed"):
@@ -162,7 +162,7 @@ def taught_caches(
 @pytest.fixture(scope="module")
 def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder of each family. Read only."""
-    from language_models import FAMILIES, save_tiny_lm
+    from support.tiny_lms import FAMILIES, save_tiny_lm
 
     return {family: save_tiny_lm(tmp_path_factory.mktemp("lm") / family, family) for family in FAMILIES}
 
@@ -170,8 +170,8 @@ def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def lm_settings(lms: dict[str, Path], tiny_cache: Path, tmp_path: Path) -> Any:
     """The settings of a run with the tiny BERT."""
-    from language_models import CONTEXT
-    from runs import settings
+    from support.runs import settings
+    from support.tiny_lms import CONTEXT
 
     base = settings(tiny_cache, tmp_path / "run")
     shape = {"width": 512, "layers": 6, "heads": 8}  # the defaults: a language model has its own

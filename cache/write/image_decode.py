@@ -2,7 +2,7 @@
 
 Runs in worker processes, so it imports Pillow and numpy alone: workers start in a tenth of a second and stay small.
 The geometry repeats open_clip's inference transform (`open_clip/transform.py`, `image_transform`) on Pillow pictures,
-bit for bit; `tests/test_pictures.py` holds the two together.
+bit for bit; `tests/cache/write/test_image_decode.py` holds the two together.
 """
 
 import warnings

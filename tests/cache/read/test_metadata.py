@@ -1,0 +1,228 @@
+"""The zarr.json of a cache, its groups and its arrays: what is lost or damaged there is named, with what to do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import CHECKSUM
+from clipglot.cache.metadata import checksum_of
+from clipglot.cache.read.arrays import groups_above
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.merge import merge_caches
+from support.copies import files, run
+from support.metadata_edits import edit, make_older
+from support.s3_server import Bucket
+from support.tars import write_shards
+
+REMEDY = "delete the cache and run its `clipglot cache` command again"
+GROUPS = ["captions", "captions/text", "images", "images/key", "source", "source/file"]
+OPTIONAL = ["images/hash", "images/locator", "captions/language", "source/file/bytes"]
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "deleted": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:30]),
+}
+damages = pytest.mark.parametrize("damage", DAMAGES)
+
+
+@pytest.fixture(scope="module")
+def located(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that has each array that a cache may lack: of tars, with languages. Read only."""
+    folder = tmp_path_factory.mktemp("located")
+    pictures = [path.read_bytes() for path in sorted((manifest.parent / "images").iterdir())[:12]]
+    write_shards(folder / "shards", pictures, [["ein Bild"]] * len(pictures))
+    make_cache(folder / "shards", folder / "c.zarr", text_field=("caption",), language=("de",))
+    return folder / "c.zarr"
+
+
+@pytest.fixture
+def own(located: Path, tmp_path: Path) -> Path:
+    """A copy that may be broken."""
+    return Path(shutil.copytree(located, tmp_path / "own.zarr"))
+
+
+@damages
+@pytest.mark.parametrize("name", [*GROUPS, *OPTIONAL])
+def test_a_lost_description_is_named_by_verify_and_stops_a_copy(
+    name: str, damage: str, own: Path, located: Path, tmp_path: Path
+) -> None:
+    DAMAGES[damage](own / name / "zarr.json")
+    result = run("verify", own, "--json")
+    (fault,) = json.loads(result.stdout)["faults"]
+    assert result.exit_code == 1
+    assert fault.startswith(f"{own}: {name}/zarr.json is absent or damaged (")
+    assert fault.endswith(f"): {REMEDY}")
+    result = run("convert", own, tmp_path / "c.h5")
+    assert (result.exit_code, fault in result.stderr, list(tmp_path.glob("*.h5"))) == (1, True, [])
+    result = run("merge", located, own, "-o", tmp_path / "m.zarr", "--prefix")
+    assert (result.exit_code, fault in result.stderr, list(tmp_path.glob("m*"))) == (1, True, [])
+
+
+@pytest.mark.parametrize("name", ["images/hash", "captions/language", "source/file"])
+def test_nothing_is_appended_to_a_cache_that_lacks_a_description(
+    name: str, own: Path, located: Path, manifest: Path, make_cache: Callable[..., Any]
+) -> None:
+    (own / name / "zarr.json").unlink()
+    before = files(own)
+    with pytest.raises(CacheError, match=f"{name}/zarr.json is absent or damaged .*: delete the cache and run"):
+        make_cache(manifest, own, append=True, text_field=("text",))
+    assert files(own) == before
+    shutil.copyfile(located / name / "zarr.json", own / name / "zarr.json")
+    make_cache(manifest, own, append=True, text_field=("text",))
+    assert Cache(own).verify() == []
+
+
+@damages
+def test_a_lost_description_is_explained_where_it_is_read(damage: str, own: Path) -> None:
+    for name in OPTIONAL:
+        DAMAGES[damage](own / name / "zarr.json")
+    cache = Cache(own)
+    readers = {
+        "images/hash": lambda: cache.hashes(0),
+        "images/locator": cache.locators,
+        "captions/language": cache.languages,
+        "source/file/bytes": cache.files,
+    }
+    for name, read in readers.items():
+        with pytest.raises(CacheError, match=rf"{name}/zarr\.json is absent or damaged .*: delete the"):
+            read()
+    for arguments in ([], ["--json"]):
+        result = run("inspect", own, *arguments)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: {own}: captions/language/zarr.json is absent or damaged (")
+
+
+@damages
+def test_a_lost_description_in_a_store_is_named(damage: str, own: Path, bucket: Bucket) -> None:
+    for number, name in enumerate(("images/hash", "captions")):
+        copy = Path(shutil.copytree(own, own.with_name(f"{number}.zarr")))
+        DAMAGES[damage](copy / name / "zarr.json")
+        url = bucket.upload(copy, f"{damage}{number}.zarr")
+        (fault,) = Cache(url).verify()
+        assert fault.startswith(f"{url}: {name}/zarr.json is absent or damaged (")
+        assert fault.endswith(f"): upload it again from the cache that this is a copy of, or {REMEDY}")
+
+
+def test_the_group_of_tokens_is_checked_too(own: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    make_run(own, tmp_path / "run", epochs=1)
+    (own / "tokens/zarr.json").write_bytes(b"{")
+    (fault,) = Cache(own).verify()
+    assert fault.startswith(f"{own}: tokens/zarr.json is absent or damaged (")
+    assert fault.endswith("): delete tokens: training writes it again")
+    with pytest.raises(CacheError, match=r"tokens/zarr\.json is absent or damaged"):
+        Cache(own).nodes()
+    shutil.rmtree(own / "tokens")
+    assert Cache(own).verify() == []
+
+
+def test_no_flipped_bit_of_the_metadata_is_taken_for_what_was_written(own: Path) -> None:
+    content = (own / "zarr.json").read_bytes()
+    info, num_found = Cache(own).info, 0
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 7
+        (own / "zarr.json").write_bytes(flipped)
+        try:
+            assert Cache(own).info == info, flipped[place - 20 : place + 20]
+        except CacheError:
+            num_found += 1
+    assert num_found > len(content) // 3  # much of the rest is indentation
+
+
+def test_metadata_that_were_edited_by_hand_say_so(own: Path, bucket: Bucket) -> None:
+    text = (own / "zarr.json").read_text()
+    expected = json.loads(text)["attributes"][CHECKSUM]
+    (own / "zarr.json").write_text(text.replace('"batch_size": 8', '"batch_size": 9'))
+    found = checksum_of(json.loads((own / "zarr.json").read_text())["attributes"]["clipglot"])
+    what = (
+        f"{own} has damaged metadata: zarr.json, 'clipglot' has crc32c {found}, expected {expected} "
+        "('clipglot_crc32c'); the file was damaged, or edited by hand: "
+    )
+    restore = "put back what it held, or delete the cache and make it again"
+    for command in (["verify"], ["inspect"], ["convert", own.with_name("x.h5")]):
+        result = run(command[0], own, *command[1:])
+        assert (result.exit_code, result.stderr) == (1, f"Error: {what}{restore}\n")
+    with pytest.raises(CacheError, match=f"by hand: upload it again from the cache .*, or {restore}"):
+        Cache(bucket.upload(own, "edited.zarr"))
+    (own / "zarr.json").write_text(text.replace(f',\n    "{CHECKSUM}": {expected}', ""))
+    with pytest.raises(CacheError, match=rf"has crc32c {expected}, expected None \('clipglot_crc32c'\)"):
+        Cache(own)
+    (own / "zarr.json").write_text(json.dumps(json.loads(text), sort_keys=True))  # the same content
+    assert Cache(own).verify() == []
+
+
+@pytest.mark.parametrize("damage", ["emptied", "cut"])
+def test_a_broken_zarr_json_has_a_remedy(damage: str, own: Path, bucket: Bucket) -> None:
+    DAMAGES[damage](own / "zarr.json")
+    restore = "put back what it held, or delete the cache and make it again"
+    for command in ("verify", "inspect"):
+        result = run(command, own)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"Error: {own} is no cache, or its zarr.json is damaged (")
+        assert result.stderr.endswith(f"): pass a cache; if this was one, {restore}\n")
+    with pytest.raises(CacheError, match=f"if this was one, upload it again from .*, or {restore}"):
+        Cache(bucket.upload(own, f"broken-{damage}.zarr"))
+
+
+def test_every_cache_says_which_arrays_it_has(
+    located: Path,
+    tiny_cache: Path,
+    taught_caches: dict[str, Path],
+    manifest: Path,
+    make_cache: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    grown = tmp_path / "grown.zarr"
+    make_cache(located.parent / "shards", grown, text_field=("caption",))
+    make_cache(manifest, grown, append=True, text_field=("text",), language=("ru",))
+    assert run("convert", located, tmp_path / "located.h5").exit_code == 0
+    merge_caches([Cache(tiny_cache), Cache(located)], tmp_path / "merged.zarr", prefixes=["a", "b"])
+    for path in (
+        located,
+        tiny_cache,
+        *taught_caches.values(),
+        grown,
+        tmp_path / "located.h5",
+        tmp_path / "merged.zarr",
+    ):
+        cache = Cache(path)
+        groups, arrays = cache.nodes()
+        assert cache.info.arrays is not None
+        assert sorted(cache.info.arrays) == [name for name in sorted(arrays) if not name.startswith("tokens/")]
+        assert groups_above(arrays) == sorted(groups)
+        assert cache.verify() == []
+    assert Cache(grown).has("captions/language")
+    assert not Cache(tiny_cache).has("captions/language")
+
+
+def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
+    own: Path, located: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_older(own)
+    cache = Cache(own)
+    assert (cache.info.arrays, cache.has("captions/language"), cache.has("source/file")) == (None, True, True)
+    assert cache.verify() == []
+    assert sorted(cache.array_names) == sorted(Cache(located).array_names)
+    assert run("convert", own, tmp_path / "c.h5").exit_code == 0
+    assert run("convert", tmp_path / "c.h5", tmp_path / "back.zarr").exit_code == 0
+    assert Cache(tmp_path / "back.zarr").info == cache.info
+    assert files(tmp_path / "back.zarr") | {"zarr.json": b""} == files(own) | {"zarr.json": b""}
+    assert CHECKSUM in Cache(tmp_path / "back.zarr").root.attrs
+    (own / "images/hash/zarr.json").write_bytes(b"")
+    (fault,) = Cache(own).verify()
+    assert fault.startswith(f"{own}: images/hash/zarr.json is absent or damaged (")
+    shutil.copyfile(located / "images/hash/zarr.json", own / "images/hash/zarr.json")
+    make_cache(manifest, own, append=True, text_field=("text",))
+    assert Cache(own).verify() == []
+    assert sorted(Cache(own).info.arrays or ()) == sorted(Cache(located).array_names)
+    assert CHECKSUM in Cache(own).root.attrs
+
+
+def test_arrays_that_are_no_names_are_damage(own: Path) -> None:
+    edit(own, arrays=["images/emb", 3])
+    with pytest.raises(CacheError, match=r"damaged metadata \(arrays are \['images/emb', 3\]\): cache again"):
+        Cache(own)

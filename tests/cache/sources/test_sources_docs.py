@@ -1,0 +1,125 @@
+"""docs/sources.md: its commands run on sources of the names that they use, and its own source is cached."""
+
+import json
+import re
+import shlex
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import test_folder_sources as folders
+import test_parquet as columns
+from click.testing import CliRunner
+from clipglot.cache.format import SOURCE_KINDS
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.sources.kinds import KINDS, SHAPES
+from clipglot.cli.main import main
+from support.source_contract import encoded_pictures, write_pictures
+from support.tars import write_img2dataset, write_shards
+
+DOCS = (Path(__file__).parents[3] / "docs" / "sources.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCS, re.DOTALL | re.MULTILINE)
+
+
+COMMANDS = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
+PICTURES, CAPTIONS = encoded_pictures(3), [["a cat"], ["кот", "кошка"], ["猫"]]
+
+
+def make_tables(folder: Path) -> None:
+    names = write_pictures(folder, PICTURES)
+    lines = [json.dumps({"image": name, "text": texts}) for name, texts in zip(names, CAPTIONS, strict=True)]
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    (folder / "pairs.csv").write_text("file,zh,en\n" + "".join(f"{name},猫,a cat\n" for name in names))
+
+
+def make_hub(folder: Path) -> None:
+    made = columns.TestParquetFolderOfASplit().make(folder, PICTURES, CAPTIONS)
+    for path in made.path.iterdir():
+        pq.write_table(pq.read_table(path).rename_columns(["image", "caption", "width"]), path)
+
+
+def make_muge(folder: Path) -> None:
+    (folder / "MUGE").mkdir()
+    folders.TestMuge().make(folder / "MUGE", PICTURES, CAPTIONS)
+
+
+def make_birds(folder: Path) -> None:
+    for name, picture in zip(("hooded_crow", "blue_tit", "swift"), PICTURES, strict=True):
+        write_pictures(folder / "birds" / name, [picture])
+
+
+MAKE = {
+    "pairs.jsonl": make_tables,
+    "pairs.csv": make_tables,
+    "shards": lambda folder: write_shards(folder / "shards", PICTURES, CAPTIONS, per_shard=1),
+    "shards/{00000..00002}.tar": lambda folder: write_shards(folder / "shards", PICTURES, CAPTIONS, per_shard=1),
+    "downloads": lambda folder: write_img2dataset(folder / "downloads", PICTURES, [texts[0] for texts in CAPTIONS]),
+    "pairs.parquet": lambda folder: columns.TestParquetOfBytes().make(folder, PICTURES, CAPTIONS),
+    "data": make_hub,
+    "pairs.feather": lambda folder: columns.TestFeather().make(folder, PICTURES, CAPTIONS),
+    "saved": lambda folder: columns.TestSavedSplits().make(folder, PICTURES, CAPTIONS),
+    "MUGE": make_muge,
+    "birds": make_birds,
+    "annotations/captions_train2017.json": lambda folder: folders.TestCoco().make(folder, PICTURES, CAPTIONS),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[2])
+def test_every_command_runs(
+    command: list[str], tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MAKE[command[2]](tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert command[:2] == ["clipglot", "cache"]
+    output = command[command.index("-o") + 1]
+    given = command[1 : command.index("--model")]
+    assert command[command.index("--model") + 2] == "--pretrained"  # without weights it would be refused
+    result = CliRunner().invoke(main, [*given, "--model", f"local-dir:{tiny_clip}", "--workers", "1"])
+    assert result.exit_code == 0, result.output
+    assert Cache(tmp_path / output).info.counts == {"embedded": 3}
+
+
+def test_every_kind_is_shown() -> None:
+    assert {command[2] for command in COMMANDS} == set(MAKE)
+    for word in (word for shape in SHAPES for word in re.findall(r"\.[a-z]+|[a-z_]+\.json\b|_imgs\.tsv", shape.words)):
+        assert word in DOCS
+    assert set(KINDS) == SOURCE_KINDS
+    said = " ".join(CliRunner().invoke(main, ["cache", "--help"]).stdout.split())
+    for words in ("table", "tars", "Parquet or Arrow files", "dataset", "MUGE's folder", "class folders", "COCO's"):
+        assert words in said
+
+
+def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> None:
+    (code,) = blocks("python")
+    script = tmp_path / "own.py"
+    tower = 'model="ViT-B-32", pretrained="openai"'
+    assert code.count(tower) == 1
+    script.write_text(code.replace(tower, f"model={f'local-dir:{tiny_clip}'!r}"))
+    with closing(sqlite3.connect(tmp_path / "pairs.db")) as database, database:
+        database.execute("CREATE TABLE pairs (id INTEGER PRIMARY KEY, picture BLOB, caption TEXT)")
+        rows = [*zip(PICTURES, ["a cat", "кот", "猫"], strict=True), (None, "nothing")]
+        database.executemany("INSERT INTO pairs (picture, caption) VALUES (?, ?)", rows)
+    found = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout == "{'embedded': 3, 'missing': 1}\n"
+    cache = Cache(tmp_path / "own.zarr")
+    assert cache.info.source.kind == "database"
+    assert cache.captions() == ["a cat", "кот", "猫", "nothing"]
+    shutil.rmtree(tmp_path / "own.zarr" / "images" / "status" / "c")  # another process resumes
+    again = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert again.stdout == found.stdout
+    (tmp_path / "own.zarr/images/emb/c/0/0/0").unlink()
+    checked = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr")])
+    assert "delete images/status/c/0 and run your program again to embed these rows anew" in checked.stdout
+    refused = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr"), "--repair"])
+    assert "comes from a source of your own (database)" in refused.stderr
+    (tmp_path / "own.zarr/images/status/c/0").unlink()
+    assert subprocess.run([sys.executable, script], cwd=tmp_path).returncode == 0
+    assert Cache(tmp_path / "own.zarr").verify() == []

@@ -1,0 +1,159 @@
+"""Column files, MUGE's folders, COCO's file and class folders at URLs: as on the disk."""
+
+import os
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import test_folder_sources as folders
+import test_parquet as columns
+from clipglot.cache.errors import CacheError
+from clipglot.cache.location import Url
+from clipglot.cache.sources.download import local_file
+from clipglot.cache.sources.parquet_files import ParquetFile
+from clipglot.cache.storage.urls import RangeFile
+from support import url_sources as urls
+from support.s3_server import NAME, Bucket
+from support.source_contract import Made, Planned, SourceContract, as_table, encoded_pictures
+from test_web_sources import web
+
+pytestmark = pytest.mark.slow
+
+bucket, temporary = urls.bucket, urls.temporary
+
+
+class TestParquet(urls.AtUrl, columns.TestParquetOfBytes):
+    pass
+
+
+class TestParquetFolderOfASplit(urls.AtUrl, columns.TestParquetFolderOfASplit):
+    pass
+
+
+class TestParquetOfPaths(urls.AtUrl, columns.TestParquetOfPaths):
+    pass
+
+
+class TestFeather(urls.AtUrl, columns.TestFeather):
+    pass
+
+
+class TestSavedDataset(urls.AtUrl, columns.TestSavedDataset):
+    pass
+
+
+class TestSavedSplits(urls.AtUrl, columns.TestSavedSplits):
+    pass
+
+
+class TestMuge(urls.AtUrl, folders.TestMuge):
+    pass
+
+
+class TestMugeOfASplit(urls.AtUrl, folders.TestMugeOfASplit):
+    pass
+
+
+class TestCoco(urls.AtUrl, folders.TestCoco):
+    pass
+
+
+class TestClassFolders(urls.AtUrl, folders.TestClassFolders):
+    pass
+
+
+class TestClassFoldersOfASplit(urls.AtUrl, folders.TestClassFoldersOfASplit):
+    pass
+
+
+def test_planning_asks_for_the_columns_that_it_needs(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, groups = 120, 3
+    pictures = [os.urandom(20_000) for _ in range(rows)]
+    table = columns.ColumnContract.table(pictures, [[f"подпись {i}"] for i in range(rows)], pa.binary())
+    pq.write_table(table, content := BytesIO(), row_group_size=rows // groups)
+    bucket.put("ranges/pairs.parquet", content.getvalue())
+    sizes: list[int] = []
+    read = RangeFile.read
+
+    def counted(file: RangeFile, size: int | None = -1) -> bytes:
+        found = read(file, size)
+        sizes.append(len(found))
+        return found
+
+    monkeypatch.setattr(RangeFile, "read", counted)
+    source = SourceContract.open(Made(Url(f"s3://{NAME}/ranges/pairs.parquet")))  # type: ignore[arg-type]
+    assert len(list(source.rows())) == rows
+    assert source.sha256()
+    assert len(sizes) == bucket.num_gets("ranges/").total() == 1 + groups
+    assert sum(sizes) < 100_000 < 20_000 * rows
+
+
+def test_each_file_is_fetched_once(bucket: Bucket, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+    pictures, captions = encoded_pictures(12), [[f"подпись {i}"] for i in range(12)]
+    expected = make_cache(as_table(tmp_path, pictures, captions), tmp_path / "expected.zarr").cache.image_emb()
+    planning = {"data": 3, "feather": 0, "muge": 0}  # ranges of each Parquet file: its footer, and two row groups
+    for name in planning:
+        (tmp_path / name).mkdir()
+    for i in range(3):
+        part = slice(4 * i, 4 * i + 4)
+        table = columns.ColumnContract.table(pictures[part], captions[part], pa.binary())
+        pq.write_table(table, tmp_path / "data" / f"{i}.parquet", row_group_size=2)
+    columns.TestFeather().make(tmp_path / "feather", pictures, captions)
+    folders.TestMuge().make(tmp_path / "muge", pictures, captions)
+    for name, ranges in planning.items():
+        url = Url(bucket.upload(tmp_path / name, f"fetched/{name}"))
+        found = make_cache(url, tmp_path / f"{name}.zarr", workers=3).cache
+        assert np.array_equal(found.image_emb(), expected)
+        gets = bucket.num_gets(f"fetched/{name}/")
+        assert gets == {f"fetched/{name}/{path.name}": ranges + 1 for path in (tmp_path / name).iterdir()}
+
+
+def test_a_file_that_goes_while_it_is_planned_from_is_named(bucket: Bucket) -> None:
+    table = columns.ColumnContract.table(encoded_pictures(3), [["a"]] * 3, pa.binary())
+    pq.write_table(table, content := BytesIO())
+    bucket.put("goes/pairs.parquet", content.getvalue())
+    file = ParquetFile.at(Url(f"s3://{NAME}/goes/pairs.parquet"))
+    bucket.delete("goes/pairs.parquet")
+    with pytest.raises(CacheError, match=r"s3://bucket/goes/pairs\.parquet: no such object: check the URL"):
+        list(file.records(["text"]))
+    with pytest.raises(CacheError, match="no such object"):
+        ParquetFile.at(Url(f"s3://{NAME}/goes/pairs.parquet"))
+
+
+def test_a_damaged_file_is_named(bucket: Bucket) -> None:
+    for name in ("pairs.parquet", "pairs.arrow", "captions.json"):
+        bucket.put(f"damaged/{name}", b"PAR1 is how a Parquet file begins and ends, but this is none PAR1")
+        with pytest.raises(CacheError, match=rf"s3://bucket/damaged/{name}: not readable"):
+            list(SourceContract.open(Made(Url(f"s3://{NAME}/damaged/{name}"))).rows())  # type: ignore[arg-type]
+
+
+def test_a_reader_reads_on_in_a_file_that_made_room_for_others(bucket: Bucket, tmp_path: Path) -> None:
+    """Backwards, too, in a stream, which is then begun anew."""
+    pictures = encoded_pictures(9)
+    columns.save_to_disk(tmp_path, columns.ColumnContract.table(pictures, [["a"]] * 9, pa.binary()), 1)
+    source = SourceContract.open(Made(Url(bucket.upload(tmp_path, "stream"))))  # type: ignore[arg-type]
+    planned = Planned.of(source)
+    assert planned.read(slice(8, 9)) == pictures[8:]
+    name = "stream/data-00000-of-00001.arrow"
+    local_file(f"s3://{NAME}/{name}").unlink()
+    bucket.delete(name)
+    assert planned.read(slice(0, 9)) == pictures
+
+
+def test_a_folder_on_a_web_server_is_refused_and_a_file_read(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+    pictures, captions = encoded_pictures(6), [[f"подпись {i}"] for i in range(6)]
+    expected = make_cache(as_table(tmp_path / "table", pictures, captions), tmp_path / "t.zarr").cache.image_emb()
+    (tmp_path / "site").mkdir()
+    columns.TestParquetOfBytes().make(tmp_path / "site", pictures, captions)
+    columns.TestFeather().make(tmp_path / "site", pictures, captions)
+    with web(tmp_path / "site") as url:
+        for name in ("pairs.parquet", "pairs.feather"):
+            found = make_cache(Url(f"{url}/{name}"), tmp_path / f"{name}.zarr").cache
+            assert np.array_equal(found.image_emb(), expected)
+        with pytest.raises(CacheError, match=rf"{url} is on a web server, where files are read but no folders"):
+            make_cache(Url(url), tmp_path / "none.zarr")

@@ -1,0 +1,278 @@
+"""What every store of caches promises, and a pass over any of them: the same bytes as on a local disk."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from clipglot.cache.errors import CacheError
+from clipglot.cache.location import Location, to_location
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.storage.open import CacheStore, store_at
+from clipglot.cache.write.plan import is_planned
+from clipglot.cli.main import main
+from support.drawings import draw_pictures
+from support.metadata_edits import edited
+from support.s3_server import Bucket
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.3, "augment_flip": 0.5}
+
+
+class StoreContract:
+    """Inherited for each kind of store; `at` is where a cache may be made, and nothing is yet."""
+
+    @pytest.fixture
+    def at(self) -> Location:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def contents(self, at: Location) -> Callable[[], dict[str, bytes]]:
+        """`contents()`: every file or object, by name."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, at: Location) -> CacheStore:
+        return store_at(at, read_only=False)
+
+    def test_small_objects_are_written_replaced_listed_and_deleted(self, store: CacheStore) -> None:
+        assert (store.names(""), store.names("a"), store.read("a/1.json")) == ([], [], None)
+        for content in (b"one", b"another"):
+            store.write("a/1.json", content)
+            assert store.read("a/1.json") == content
+        store.write("a/b/2.json", b"")
+        store.write("c", b"x")
+        assert (sorted(store.names("")), sorted(store.names("a")), store.read("a/b/2.json")) == (
+            ["a", "c"],
+            ["1.json", "b"],
+            b"",
+        )
+        store.delete_below("a/b")
+        store.delete_below("a/b")
+        assert (store.names("a"), store.read("c")) == (["1.json"], b"x")
+        store.delete_file("a/1.json")
+        store.delete_file("a/1.json")
+        assert store.names("") == ["c"]
+        store.delete_below("")
+        assert store.names("") == []
+
+    def test_names_with_characters_of_patterns_are_names(self, store: CacheStore) -> None:
+        for key in ("a[1]/x", "a1/x", "b*/x", "bb/x"):
+            store.write(key, b"x")
+        store.delete_below("a[1]")
+        sync(store.delete("b*/x"))
+        assert sorted(store.names("")) in (["a1", "bb"], ["a1", "b*", "bb"])  # a local folder stays
+        assert (store.names("a1"), store.names("b*"), store.names("bb")) == (["x"], [], ["x"])
+
+    def test_zarrs_own_way_gives_the_same_objects(self, store: CacheStore) -> None:
+        prototype = default_buffer_prototype()
+
+        async def there_and_back() -> Any:
+            await asyncio.gather(*(store.set(f"x/{i}", prototype.buffer.from_bytes(b"%d" % i)) for i in range(20)))
+            found = await store.get("x/7", prototype)
+            await store.delete("x/7")
+            return found.to_bytes() if found else None
+
+        assert sync(there_and_back()) == b"7"
+        assert len(store.names("x")) == 19
+        assert store.read("x/19") == b"19"
+
+    def test_a_writer_sees_what_others_wrote_meanwhile(self, at: Location, store: CacheStore) -> None:
+        other, prototype = store_at(at, read_only=False), default_buffer_prototype()
+        for key in ("images/status/c/0", "images/key/zarr.json", "zarr.json"):
+            for content in (b"before", b"after"):
+                (other if content == b"after" and not key.startswith("images/key") else store).write(key, content)
+                found = sync(store.get(key, prototype))
+                assert found is not None
+                assert found.to_bytes() == content
+        assert store.names("images/status/c") == ["0"]
+        other.write("images/status/c/1", b"")
+        assert sorted(store.names("images/status/c")) == ["0", "1"]
+        other.delete_below("images/status")
+        assert store.names("images/status/c") == []
+
+    def test_what_is_read_only_is_not_written(self, at: Location) -> None:
+        with pytest.raises(ValueError, match="read-only"):
+            sync(store_at(at, read_only=True).set("x", default_buffer_prototype().buffer.from_bytes(b"x")))
+
+    def test_what_is_no_cache_is_not_replaced(self, at: Location, store: CacheStore) -> None:
+        assert not is_planned(at)
+        store.write("thesis.pdf", b"years")
+        with pytest.raises(CacheError, match="exists and is no cache: choose another -o"):
+            is_planned(at)
+        assert store.read("thesis.pdf") == b"years"
+
+    def test_a_pass_gives_the_bytes_of_a_local_one_and_goes_on_where_it_stopped(
+        self,
+        at: Location,
+        store: CacheStore,
+        contents: Callable[[], dict[str, bytes]],
+        tiny_cache: Path,
+        manifest: Path,
+        make_cache: Callable[..., Any],
+    ) -> None:
+        expected = {k: v for k, v in files(tiny_cache).items() if not k.startswith("tokens/")}
+        result = make_cache(manifest, at)
+        assert (result.resumed, contents()) == (False, expected)
+        assert Cache(at).verify() == []
+        for chunk in (0, 3):
+            for name in (f"images/emb/c/0/{chunk}/0", f"images/norm/c/0/{chunk}", f"images/status/c/{chunk}"):
+                store.delete_file(name)
+        store.write("zarr.json", edited(expected["zarr.json"], state="planned"))
+        result = make_cache(manifest, at)
+        assert (result.resumed, result.report.num_pictures, contents()) == (True, 16, expected)
+        assert make_cache(manifest, at).report.num_pictures == 0
+
+    def test_views_and_a_teacher_are_the_local_ones(
+        self,
+        at: Location,
+        contents: Callable[[], dict[str, bytes]],
+        taught_manifests: dict[str, Path],
+        make_cache: Callable[..., Any],
+        tmp_path: Path,
+    ) -> None:
+        from support.translated_scenes import MODEL
+
+        for views in ({}, VIEWS):
+            for where in (at, tmp_path / "near.zarr"):
+                more = {"model": MODEL, "batch_size": 64, "limit": 100, "teacher_field": ("en",)} | views
+                make_cache(taught_manifests["train"], where, **more)
+        assert contents() == files(tmp_path / "near.zarr")
+        assert Cache(at).info.num_views == 3
+
+    def test_an_unfinished_plan_is_planned_anew(
+        self,
+        at: Location,
+        store: CacheStore,
+        contents: Callable[[], dict[str, bytes]],
+        tiny_cache: Path,
+        manifest: Path,
+        make_cache: Callable[..., Any],
+    ) -> None:
+        expected = {k: v for k, v in files(tiny_cache).items() if not k.startswith("tokens/")}
+        store.write("zarr.json", edited(expected["zarr.json"], state="planning"))
+        store.write("images/status/c/0", b"of another plan")
+        store.write("images/emb/c/0/99/0", b"of another plan")
+        assert not is_planned(at)
+        make_cache(manifest, at)
+        assert contents() == expected
+
+    def test_a_plan_that_fails_leaves_nothing(
+        self, at: Location, store: CacheStore, make_cache: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        source = draw_pictures(tmp_path / "pictures", 3)
+        source.write_text(source.read_text() + "no JSON\n")
+        with pytest.raises(CacheError, match="not a line of JSON"):
+            make_cache(source, at)
+        assert store.names("") == []
+
+    def test_a_wrong_image_root_can_be_mended(
+        self, at: Location, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        with pytest.raises(CacheError, match="not one picture could be embedded"):
+            make_cache(manifest, at, image_root=tmp_path)
+        assert make_cache(manifest, at).cache.info.counts == {"embedded": 40}
+
+    @pytest.mark.parametrize("chunk", ["images/emb/c/0/2/0", "images/status/c/1", "images/key/bytes/c/0"])
+    def test_a_truncated_object_is_named(
+        self, chunk: str, at: Location, store: CacheStore, manifest: Path, make_cache: Callable[..., Any]
+    ) -> None:
+        make_cache(manifest, at)
+        whole = store.read(chunk)
+        assert whole
+        store.write(chunk, whole[: len(whole) // 2])
+        (fault,) = Cache(at).verify()
+        assert fault.startswith(f"{chunk}: damaged (")
+        if "images/key" in chunk:
+            return
+        (remedy,) = re.findall(r"delete (images/status/c/\d) and run its `clipglot cache` command again", fault)
+        store.delete_file(remedy)
+        make_cache(manifest, at)
+        assert Cache(at).verify() == []
+
+
+class TestLocalStore(StoreContract):
+    @pytest.fixture
+    def at(self, tmp_path: Path) -> Location:
+        return tmp_path / "cache[1].zarr"
+
+    @pytest.fixture
+    def contents(self, at: Location) -> Callable[[], dict[str, bytes]]:
+        return lambda: files(Path(at))
+
+
+class TestRemoteStore(StoreContract):
+    @pytest.fixture
+    def at(self, bucket: Bucket) -> Location:
+        return to_location(f"s3://bucket/{len(bucket.objects())}/cache[1].zarr")
+
+    @pytest.fixture
+    def contents(self, at: Location, bucket: Bucket) -> Callable[[], dict[str, bytes]]:
+        return lambda: bucket.contents(str(at).removeprefix("s3://bucket/"))
+
+
+class TestMemoryStore(StoreContract):
+    """fsspec's own, whose ways differ from S3's: folders are there for themselves."""
+
+    @pytest.fixture
+    def at(self, tmp_path: Path) -> Location:
+        return to_location(f"memory:/{tmp_path}/cache[1].zarr")
+
+    @pytest.fixture
+    def contents(self, at: Location) -> Callable[[], dict[str, bytes]]:
+        import fsspec
+
+        memory, root = fsspec.filesystem("memory"), str(at).removeprefix("memory:/")
+        return lambda: {name.removeprefix(f"{root}/"): memory.cat_file(name) for name in memory.find(root)}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def options(tiny_clip: Path) -> list[str]:
+    return ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "1", "--device", "cpu"]
+
+
+def test_the_command_writes_to_a_bucket_and_says_where(
+    bucket: Bucket, manifest: Path, tiny_clip: Path, tiny_cache: Path
+) -> None:
+    command = ["cache", str(manifest), "-o", "s3://bucket/by-command.zarr/", *options(tiny_clip)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("s3://bucket/by-command.zarr: 40 pictures in ")
+    expected = {k: v for k, v in files(tiny_cache).items() if not k.startswith("tokens/")}
+    assert bucket.contents("by-command.zarr") == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "changes", "message"),
+    [
+        ("s3://no-such-bucket/c.zarr", {}, "create the bucket, or check the URL"),
+        ("s3://bucket/c.zarr", {"AWS_ACCESS_KEY_ID": None}, "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (
+            "s3://bucket/c.zarr",
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
+            "check the connection, and AWS_ENDPOINT_URL",
+        ),
+    ],
+    ids=["bucket", "credentials", "connection"],
+)
+def test_a_store_that_refuses_is_one_clear_error(
+    url: str, changes: dict[str, str | None], message: str, bucket: Bucket, manifest: Path, tiny_clip: Path
+) -> None:
+    environment = {k: v for k, v in (dict(os.environ) | changes).items() if v is not None}
+    command = [sys.executable, "-m", "clipglot", "cache", str(manifest), "-o", url, *options(tiny_clip)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    *loading, error = done.stderr.splitlines()
+    assert error.startswith(f"Error: {url}")
+    assert message in error
+    assert all(line.startswith("load: ") for line in loading)

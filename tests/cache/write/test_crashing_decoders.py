@@ -1,0 +1,49 @@
+"""A picture that ends the process which decodes it costs its row; processes that all die end the pass."""
+
+import numpy as np
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import Status
+from clipglot.cache.write.decode_pool import Block, block_decoder
+from clipglot.cache.write.image_decode import Geometry
+from numpy.typing import NDArray
+from support.crashing_reader import DeadlyReader
+
+GEOMETRY = Geometry(height=8, width=8, resize_mode="squash", interpolation="bicubic", fill=0)
+
+
+def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:
+    """Status, colour and hash of each of so many pictures, and how many processes died."""
+    keys = [str(i) for i in range(num)]
+    blocks = [Block(start, keys[start : start + block_rows], None, (0,)) for start in range(0, num, block_rows)]
+    reader = DeadlyReader(frozenset(map(str, deadly)))
+    status, colours, hashes = [], [], []
+    with block_decoder(reader, GEOMETRY, block_rows=block_rows, workers=2, max_pixels=100) as decoder:
+        for block, asked in zip(decoder.decode(blocks), blocks, strict=True):
+            assert block.start == asked.start
+            status += [Status(value) for value in block.status.tolist()]
+            colours += block.pixels[0, :, 0, 0, 0].tolist()
+            hashes.append(block.hash.copy())
+        return status, colours, np.concatenate(hashes), decoder.num_died
+
+
+@pytest.mark.parametrize("deadly", [{0}, {7}, {3, 4}, {5, 6, 20, 29}])
+def test_a_picture_that_ends_its_process_is_damaged_and_the_others_are_as_ever(deadly: set[int]) -> None:
+    status, colours, hashes, num_died = decoded(deadly, 30)
+    _, all_colours, all_hashes, none = decoded(set(), 30)
+    assert (none, all_colours) == (0, list(range(30)))
+    assert num_died >= 3
+    for i in range(30):
+        if i in deadly:
+            assert (status[i], colours[i], hashes[i].any()) == (Status.DAMAGED, 0, np.False_)
+        else:
+            assert (status[i], colours[i]) == (Status.EMBEDDED, i)
+            assert (hashes[i] == all_hashes[i]).all()
+
+
+@pytest.mark.parametrize("block_rows", [1, 2, 6])
+def test_processes_that_die_one_after_another_end_the_pass(block_rows: int) -> None:
+    with pytest.raises(
+        CacheError, match=r"die one after another, the last one at row \d+ \(\d+\), perhaps for want of"
+    ):
+        decoded(set(range(12, 24)), 30, block_rows)

@@ -1,0 +1,150 @@
+"""Pictures that lie elsewhere than they did: for one worker, for one of several sources, or for a while nowhere."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import Status
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.errors import DistillError
+from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.settings.cache import CacheSettings
+from support.cache_bytes import files
+from support.drawings import draw_pictures
+from support.worker_processes import SLOW, ended
+
+Make = Callable[..., Any]
+
+
+def two_sources(folder: Path, make_cache: Make) -> tuple[Path, Path, Path]:
+    """A cache of eight pictures, a chunk of eight rows, and eight more; and the manifests of both."""
+    manifests = []
+    for name in ("first", "second"):
+        drawn = draw_pictures(folder / name, 8)
+        rows = [json.loads(line) for line in drawn.read_text().splitlines()]
+        for row in rows:
+            picture = Path(row["image"])
+            (drawn.parent / picture).rename(drawn.parent / picture.with_name(f"{name}{picture.name}"))
+            row["image"] = str(picture.with_name(f"{name}{picture.name}"))
+        drawn.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        manifests.append(drawn.rename(drawn.with_name(f"{name}.jsonl")))
+    first, second = manifests
+    make_cache(first, folder / "c.zarr", chunk_rows=8)
+    make_cache(second, folder / "c.zarr", append=True)
+    return folder / "c.zarr", first, second
+
+
+@pytest.mark.slow
+def test_each_worker_reads_below_its_own_root(
+    start_worker: Any, many_pictures: Path, alone: Path, tmp_path: Path
+) -> None:
+    cache, there, here = tmp_path / "cache.zarr", tmp_path / "there", tmp_path / "here"
+    for root in (there, here):
+        shutil.copytree(many_pictures.parent, root)
+    first = start_worker(cache, "0/2", SLOW.format(0.5), "--image-root", there)
+    first.until((cache / "workers" / "0.json").exists)
+    shutil.rmtree(there)
+    there.mkdir()  # as a disk that is mounted on the other machine alone
+    assert "worker 1 of 2 did" in ended(start_worker(cache, "1/2", "", "--image-root", here))
+    assert first.wait() in (0, 1)
+    status = Cache(cache).status()
+    assert (status[8:16] == Status.EMBEDDED).all()  # the chunk of which worker 1 is the owner
+
+
+def test_a_source_none_of_whose_pictures_is_read_need_not_be_there(make_cache: Make, tmp_path: Path) -> None:
+    cache, first, second = two_sources(tmp_path, make_cache)
+    whole = files(cache)
+    first.parent.rename(tmp_path / "gone")
+    third = draw_pictures(tmp_path / "third", 8)
+    make_cache(third, cache, append=True)
+    assert Cache(cache).require_sealed().info.counts == {"embedded": 24}
+    assert files(cache)["images/emb/c/0/0/0"] == whole["images/emb/c/0/0/0"]
+    (cache / "images/status/c/1").unlink()  # of the second source's
+    make_cache(second, cache, append=True)
+    assert Cache(cache).status().tolist() == [Status.EMBEDDED] * 24
+    (cache / "images/status/c/0").unlink()
+    with pytest.raises(
+        CacheError, match=r"first: no such folder.*pictures of .*first\.jsonl: run its `clipglot cache`"
+    ):
+        make_cache(second, cache, append=True)
+
+
+def test_views_are_not_begun_before_all_sources_are_there(make_cache: Make, tmp_path: Path) -> None:
+    cache, first, second = two_sources(tmp_path, make_cache)
+    for manifest in (first, second):
+        manifest.parent.rename(tmp_path / f"{manifest.stem}_moved")
+    first, second = (tmp_path / f"{name}_moved" / f"{name}.jsonl" for name in ("first", "second"))
+    before = files(cache)
+    with pytest.raises(CacheError, match=r"second\.jsonl: run its `clipglot cache` command with --append --image-root"):
+        make_cache(first, cache, views=2)
+    make_cache(second, cache, append=True)  # as that says
+    make_cache(first, cache, views=2)
+    assert Cache(cache).image_emb(1).any(axis=1).all()
+    assert files(cache)["images/emb/c/0/0/0"] == before["images/emb/c/0/0/0"]
+
+
+def test_pictures_that_were_away_are_tried_again_and_give_the_bytes_of_an_undisturbed_pass(
+    make_cache: Make, tmp_path: Path
+) -> None:
+    manifest, cache = draw_pictures(tmp_path / "pictures", 24), tmp_path / "c.zarr"
+    make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8)
+    away = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (9, 11)]
+    for picture in away:
+        picture.rename(picture.with_suffix(".away"))
+    make_cache(manifest, cache, chunk_rows=8)
+    away[0].with_suffix(".away").rename(away[0])
+    assert make_cache(manifest, cache).report.num_pictures == 0
+    assert make_cache(manifest, cache, retry=True).report.num_pictures == 8  # one chunk
+    assert [failure.row for failure in Cache(cache).failures()] == [11]
+    away[1].with_suffix(".away").rename(away[1])
+    make_cache(manifest, cache, retry=True)
+    assert files(cache) == files(tmp_path / "whole.zarr")
+    assert make_cache(manifest, cache, retry=True).report.num_pictures == 0
+
+
+def test_a_stopped_retry_goes_on_by_the_same_command_and_keeps_the_views(make_cache: Make, tmp_path: Path) -> None:
+    manifest, cache = draw_pictures(tmp_path / "pictures", 16), tmp_path / "c.zarr"
+    make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8, views=2)
+    pictures = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (3, 11)]
+    for picture in pictures:
+        picture.rename(picture.with_suffix(".away"))
+    make_cache(manifest, cache, chunk_rows=8, views=2)
+    for picture in pictures:
+        picture.with_suffix(".away").rename(picture)
+
+    def stop(stage: str, done: int, total: int | None) -> None:
+        if stage == "embed" and done:
+            raise KeyboardInterrupt
+
+    settings = CacheSettings(
+        source=manifest, output=cache, model=Cache(cache).info.encoder.model, batch_size=8, retry=True
+    )
+    with pytest.raises(KeyboardInterrupt):
+        cache_pictures(settings, stop)
+    assert Cache(cache).info.state == "planned"
+    cache_pictures(settings)
+    assert files(cache) == files(tmp_path / "whole.zarr")
+
+
+def test_nothing_is_tried_again_before_all_that_is_read_is_there(make_cache: Make, tmp_path: Path) -> None:
+    cache, first, second = two_sources(tmp_path, make_cache)
+    (cache / "images/status/c/1").unlink()
+    next((second.parent / "images").iterdir()).write_bytes(b"broken")
+    make_cache(second, cache, append=True)
+    second.parent.rename(tmp_path / "gone")
+    before = files(cache)
+    with pytest.raises(
+        CacheError, match=r"pictures of .*second\.jsonl: run its `clipglot cache` command with --append"
+    ):
+        make_cache(first, cache, retry=True)
+    assert files(cache) == before
+
+
+@pytest.mark.parametrize("more", [{"worker": "0/2"}, {"append": True}])
+def test_trying_again_is_for_a_lone_pass(more: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="--retry"):
+        CacheSettings(source=tmp_path, output=tmp_path, model="m", retry=True, **more)

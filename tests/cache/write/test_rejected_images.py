@@ -1,0 +1,133 @@
+"""Pictures that are rejected: too large, damaged, none at all, or no file below the root that may be read."""
+
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from clipglot.cache.format import Status
+from clipglot.cache.sources.image_root import MAX_FILE_BYTES, open_below
+from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.write.image_decode import Geometry, decode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from support.image_bytes import SQUARE, drawing, noise, rejection, stored
+
+
+def huge_png(width: int, height: int) -> BytesIO:
+    """A header that promises a picture, and nothing more."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return BytesIO(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+        + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(40_000, 40_000), (2**31 - 1, 2**31 - 1), (60_000_000, 1), (1, 60_000_000)])
+def test_a_huge_picture_is_refused_by_its_header(size: tuple[int, int]) -> None:
+    assert rejection(huge_png(*size)) is Status.TOO_LARGE
+
+
+def test_the_limit_of_pixels_is_exact_and_also_holds_after_resizing() -> None:
+    assert decode(stored(drawing(), "PNG"), SQUARE, max_pixels=600).shape == (16, 16, 3)
+    assert rejection(stored(drawing(), "PNG"), max_pixels=599) is Status.TOO_LARGE
+    thin = stored(Image.new("RGB", (300, 1)), "PNG")  # 4,800 by 16 once its shorter side is 16
+    assert rejection(thin, max_pixels=10_000) is Status.TOO_LARGE
+
+
+def test_a_thin_line_that_would_vanish_costs_its_row_also_when_turned() -> None:
+    letterbox = Geometry(height=10, width=400, resize_mode="longest", interpolation="bicubic", fill=0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    line = Image.new("RGB", (300, 1))
+    assert decode(stored(line, "PNG"), letterbox).shape == (10, 400, 3)
+    assert rejection(stored(line, "PNG", exif=exif), letterbox) is Status.TOO_LARGE
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
+def test_a_file_cut_anywhere_is_rejected_and_raises_nothing_else(kind: str) -> None:
+    whole = stored(noise(64, 48), kind).getvalue()
+    for length in {0, 1, 11, 40, len(whole) // 3, len(whole) // 2}:
+        assert rejection(BytesIO(whole[:length])) in (Status.DAMAGED, Status.NOT_A_PICTURE, Status.TOO_LARGE)
+
+
+@settings(deadline=None)
+@given(position=st.integers(0, 10_000), value=st.integers(0, 255), kind=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF"]))
+def test_a_changed_byte_decodes_or_is_rejected(position: int, value: int, kind: str) -> None:
+    damaged = bytearray(stored(drawing(), kind).getvalue())
+    damaged[position % len(damaged)] = value
+    with suppress(RejectedPictureError):
+        assert decode(BytesIO(damaged), SQUARE).shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+def test_what_is_no_picture_is_told_so(content: bytes) -> None:
+    assert rejection(BytesIO(content)) is Status.NOT_A_PICTURE
+
+
+def link(folder: Path) -> str:
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    return "link.png"
+
+
+def loop(folder: Path) -> str:
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    return "loop.png"
+
+
+def fifo(folder: Path) -> str:
+    os.mkfifo(folder / "pipe.png")
+    return "pipe.png"
+
+
+def endless(folder: Path) -> str:
+    with open(folder / "endless.webp", "wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    return "endless.webp"
+
+
+@pytest.mark.parametrize(
+    ("make_key", "status"),
+    [
+        (lambda folder: "absent.png", Status.MISSING),
+        (lambda folder: "in.png/more.png", Status.MISSING),
+        (lambda folder: "nul\0.png", Status.MISSING),
+        (lambda folder: "x" * 5000, Status.MISSING),
+        (loop, Status.MISSING),
+        (lambda folder: "../secret.png", Status.OUTSIDE_ROOT),
+        (lambda folder: "a/../../secret.png", Status.OUTSIDE_ROOT),
+        (lambda folder: str(folder.parent / "secret.png"), Status.OUTSIDE_ROOT),
+        (lambda folder: "/etc/passwd", Status.OUTSIDE_ROOT),
+        (link, Status.OUTSIDE_ROOT),
+        (lambda folder: ".", Status.UNREADABLE),
+        (fifo, Status.UNREADABLE),
+        (endless, Status.TOO_LARGE),
+    ],
+)
+def test_nothing_but_a_file_below_the_root_is_opened(
+    make_key: Callable[[Path], str], status: Status, tmp_path: Path
+) -> None:
+    root = tmp_path.resolve() / "root"
+    root.mkdir()
+    for path in (root / "in.png", tmp_path / "secret.png"):
+        drawing().save(path)
+    with pytest.raises(RejectedPictureError) as rejected:
+        open_below(root, make_key(root))
+    assert rejected.value.status is status
+    for key in ("in.png", "./a/../in.png", str(root / "in.png")):
+        with open_below(root, key) as file:
+            assert file.name == str(root / "in.png")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_without_permission_is_unreadable(tmp_path: Path) -> None:
+    drawing().save(tmp_path / "closed.png")
+    (tmp_path / "closed.png").chmod(0)
+    with pytest.raises(RejectedPictureError) as rejected:
+        open_below(tmp_path.resolve(), "closed.png")
+    assert rejected.value.status is Status.UNREADABLE

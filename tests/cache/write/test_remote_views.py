@@ -1,0 +1,84 @@
+"""Views of a cache in an object store: read, drawn by training, and not missed while they are still being added."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from clipglot.cache.errors import CacheError
+from clipglot.cache.location import to_location
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.views import count_repeats, has_further_views, make_room, missing_views, num_begun
+from clipglot.cli.main import main
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
+from support.run_logs import logged
+from support.runs import settings
+
+
+@pytest.fixture(scope="module")
+def viewed(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed cache of `manifest` with three views. Read only."""
+    cache = tmp_path_factory.mktemp("viewed") / "cache.zarr"
+    make_cache(manifest, cache, views=3)
+    return cache
+
+
+def upload(cache: Path, name: str) -> str:
+    fsspec.filesystem("memory").put(str(cache), f"/views/{name}", recursive=True)
+    return f"memory://views/{name}"
+
+
+def test_views_read_as_on_the_disk(viewed: Path) -> None:
+    far, near = Cache(upload(viewed, "read.zarr")), Cache(viewed)
+    for view in range(3):
+        assert np.array_equal(far.image_emb(view), near.image_emb(view))
+        assert np.array_equal(far.norm(view), near.norm(view))
+        assert np.array_equal(far.emb_rows(np.array([39, 0]), view), near.image_emb(view)[[39, 0]])
+    with pytest.raises(IndexError, match="view 3 asked for, the cache has 3"):
+        far.image_emb(3)
+    assert (missing_views(far, 3), has_further_views(far), count_repeats(far)) == ({}, True, 0)
+    assert missing_views(far, 4) == missing_views(near, 4) == dict.fromkeys(range(near.num_chunks), (3,))
+    assert far.verify() == []
+
+
+def test_a_copy_made_while_views_are_added_is_whole_with_those_it_has(viewed: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(viewed, tmp_path / "cache.zarr"))
+    make_room(Cache(cache, read_only=False), 4)
+    shutil.copytree(cache / "images/emb/c/2/0", cache / "images/emb/c/3/0")
+    url = upload(cache, "growing.zarr")
+    assert Cache(cache).verify() == Cache(url).verify() == []
+    assert np.array_equal(Cache(url).image_emb(2), Cache(viewed).image_emb(2))
+    assert (Cache(url).info.num_views, num_begun(Cache(url))) == (3, 4)
+    assert "4 are begun" in CliRunner().invoke(main, ["inspect", url]).stdout
+
+
+@pytest.mark.parametrize("chunk", ["images/emb/c/2/1/0", "images/norm/c/1/3"])
+def test_an_absent_chunk_of_a_view_is_named(chunk: str, viewed: Path) -> None:
+    url, again = upload(viewed, f"absent-{chunk[7:10]}.zarr"), "upload it again from the cache that this is a copy of"
+    fsspec.filesystem("memory").rm(f"{url.removeprefix('memory:/')}/{chunk}")
+    (fault,) = Cache(url).verify()
+    assert fault.startswith(f"{chunk}: absent: {again}, or delete ")
+    with pytest.raises(CacheError, match=f"{chunk} is absent: {again}"):
+        (Cache.image_emb if "emb" in chunk else Cache.norm)(Cache(url), int(chunk.split("/")[3]))
+
+
+@pytest.mark.parametrize("embeddings", ["device", "chunks"])
+def test_training_draws_views_as_from_the_local_copy(embeddings: Any, viewed: Path, tmp_path: Path) -> None:
+    chunk_gb = 2 * 8 * 16 / 1e9
+    near = settings(viewed, tmp_path / "near", embeddings=embeddings, buffer_gb=6 * chunk_gb, batch_size=4)
+    far = replace(near, cache=to_location(upload(viewed, f"{embeddings}.zarr")), output=tmp_path / "far")
+    train(near)
+    train(far)
+    train(replace(far, views="1", output=tmp_path / "one"))
+    assert logged(tmp_path / "far") == logged(tmp_path / "near") != logged(tmp_path / "one")
+    expected = load_final(Run(tmp_path / "near")).tower.state_dict()
+    found = load_final(Run(tmp_path / "far")).tower.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

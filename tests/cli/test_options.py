@@ -1,0 +1,205 @@
+"""The command line's commands, options and settings: a contract, help for each, and which value wins."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from clipglot import __version__
+from clipglot.cli.main import COMMANDS, main
+from clipglot.distill.train_settings import SECTIONS, TrainSettings
+from support.command_line import run, small
+
+# Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
+CONTRACT = {
+    "clipglot": "--version",
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
+    "--where --split --teacher-field --images --append --retry --limit --batch-size --workers --chunk-rows "
+    "--max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
+    "--augment-seed --precision --device --worker --config --json",
+    "inspect": "CACHE --failures --pairs --watch --json",
+    "convert": "CACHE OUT --json",
+    "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
+    "--keys --precision --config --json",
+    "merge": "CACHES --output --prefix --json",
+    "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --config --json",
+    "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
+    "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
+    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
+    "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
+    "--warm-start --dropout --token-dropout --epochs --views --batch-size --captions-per-picture "
+    "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
+    "--similarity --alignment --uniformity --simcse --teacher-weight --teacher-temperature --negatives --temperature "
+    "--max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
+    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --recipe "
+    "--resume --json",
+    "export": "RUN --output --model --pretrained --config --json",
+    "predict": "MERGED IMAGES --text --json",
+    "eval": "",
+    "eval retrieval": "MERGED CACHE --json",
+    "bench": "CACHE --vocab-size --context-length --width --layers --heads --batch-size --steps --precision --compile "
+    "--device --config --json",
+    "demo": "--output --language --pictures --epochs --seed --config --json",
+}
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
+    yield " ".join(path) or "clipglot", command
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from walk(child, (*path, name))
+
+
+TREE = dict(walk(main))
+
+
+def test_commands_and_options_are_a_contract() -> None:
+    names = {
+        path: " ".join(p.opts[-1] if isinstance(p, click.Option) else (p.name or "").upper() for p in command.params)
+        for path, command in TREE.items()
+    }
+    assert names == CONTRACT
+
+
+@pytest.mark.parametrize("path", TREE)
+def test_every_command_and_option_has_help_that_fits_a_terminal(path: str) -> None:
+    command = TREE[path]
+    assert command.help
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, parameter.opts
+        else:
+            assert (parameter.name or "").upper() in command.help
+    result = run(*([] if path == "clipglot" else path.split()), "--help")
+    assert result.exit_code == 0
+    assert max(map(len, result.output.splitlines())) <= 80
+    assert "\b" not in result.output
+    assert "\\b" not in result.output
+
+
+def test_the_list_of_commands_is_that_of_the_modules() -> None:
+    result = run("--help")
+    assert [line.split()[0] for line in result.output.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)
+    assert __version__ in run("--version").output
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["cache", "--help"], ["nonsense"]])
+def test_help_answers_without_importing_the_heavy_libraries(arguments: list[str]) -> None:
+    heavy = ["torch", "open_clip", "timm", "transformers", "tokenizers"] + ["zarr"] * (arguments[0] != "cache")
+    script = (
+        "import sys\nfrom clipglot.cli.main import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit as end:\n    code = end.code\n"
+        f"assert not set({heavy}) & set(sys.modules), set({heavy}) & set(sys.modules)\n"
+        "sys.exit(code)"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert process.returncode == (2 if arguments == ["nonsense"] else 0), process.stderr
+    assert ("No such command 'nonsense'" in process.stderr) == (arguments == ["nonsense"])
+
+
+def test_python_dash_m_runs_the_command_line() -> None:
+    command = [sys.executable, "-m", "clipglot", "--version"]
+    assert __version__ in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tmp_path: Path) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text('epochs = 3\nlr = 1\nwarmup = 0\nlog-every = 2\nprecision = "fp32"\ntf32 = false\n')
+    result = run(*small(tiny_cache, tmp_path / "run"), "--config", config, "--epochs", 1, "--warmup", 0.05)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "run" / "run.json").read_text())["settings"]
+    assert (settings["epochs"], settings["warmup"]) == (1, 0.05)  # flags, also with the default's value
+    assert (settings["lr"], settings["log_every"], settings["tf32"]) == (1.0, 2, False)  # file
+    assert settings["seed"] == 0  # default
+
+
+def test_resume_takes_what_is_not_given_from_the_run(tiny_cache: Path, tmp_path: Path) -> None:
+    toml, output = tmp_path / "train.toml", tmp_path / "run"
+    toml.write_text(f'val = "{tiny_cache}"\nlog-every = 2\nema = 0.5\n')
+    given = [*small(tiny_cache, output), "--epochs", 2, "--lr", 0.01, "--log-to", "tensorboard", "--config", toml]
+    assert run(*given).exit_code == 0
+    begun = json.loads((output / "run.json").read_text())["settings"]
+    toml.write_text("log-every = 5\n")
+    resumed = run("train", tiny_cache, "-o", output, "--resume", "--config", toml, "--checkpoint-every", 3)
+    assert resumed.exit_code == 0, resumed.output
+    now = json.loads((output / "run.json").read_text())["settings"]
+    assert now == begun | {"log_every": 5, "checkpoint_every": 3}  # the file and the flag win over the run
+    for different in (["--lr", 0.1], ["--ema", 0]):  # a default's value, too, is given
+        refused = run("train", tiny_cache, "-o", output, "--resume", *different)
+        assert refused.exit_code == 1
+        assert f"was begun with {different[0][2:]} = " in refused.stderr
+
+
+def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache: Path, tmp_path: Path) -> None:
+    assert run(*small(tiny_cache, tmp_path / "run"), "--epochs", 1, "--resume").exit_code == 0
+    (tmp_path / "run" / "run.json").write_text("{")
+    refused = run("train", tiny_cache, "-o", tmp_path / "run", "--resume")
+    assert (refused.exit_code, "run.json is damaged" in refused.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("epoch = 3", "unknown setting 'epoch'; did you mean epochs?"),
+        ("colour = 3", "unknown setting 'colour'; known are alignment"),
+        ("cache = 'x'", "unknown setting 'cache'"),
+        ("epochs = 1.5", "epochs: 1.5 is no int"),
+        ("epochs = '3'", "epochs: '3' is no int"),
+        ("epochs = true", "epochs: True is no int"),
+        ("tf32 = 'no'", "tf32: 'no' is no bool"),
+        ("lr = 'fast'", "lr: 'fast' is no int or float"),
+        ("val = ['a', 'b']", "val: ['a', 'b'] is no str"),
+        ("precision = 'fp8'", "precision: 'fp8' is not one of"),
+        ("epochs = 0", "--epochs 0: must be at least 1"),
+        ("epochs = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_bad_usage_and_says_why(content: str, message: str, tmp_path: Path) -> None:
+    config = tmp_path / "train.toml"
+    config.write_text(content)
+    result = run("train", "c.zarr", "-o", tmp_path / "run", "--config", config)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_lists_in_the_file_are_repeated_flags(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    config = tmp_path / "cache.toml"
+    config.write_text(f'model = "local-dir:{tiny_clip}"\ntext_field = ["text", "image"]\nworkers = 1\nlimit = 2\n')
+    result = run("cache", manifest, "-o", tmp_path / "c.zarr", "--config", config, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["source"]["text_fields"] == ["text", "image"]
+
+
+def test_no_help_says_required_twice() -> None:
+    for path in TREE:
+        shown = run(*([] if path == "clipglot" else path.split()), "--help").output
+        assert not re.search(r"\[required\]\s+\[required\]", shown), path
+
+
+def test_the_docs_name_every_field_of_the_metrics_and_a_file_of_settings_that_loads(
+    tiny_run: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    fields = {name for line in (tiny_run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    assert {name for name in fields if f"`{name}`" not in docs} == set()
+    assert {file.name for file in tiny_run.iterdir() if f"`{file.name}" not in docs} == set()
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
+    (tmp_path / "train.toml").write_text(toml)
+    refused = run("train", tmp_path / "no.zarr", "-o", tmp_path / "run", "--config", tmp_path / "train.toml")
+    assert refused.stderr.startswith(f"Error: {tmp_path / 'no.zarr'}: no such cache")  # and not bad usage
+
+
+def test_every_setting_of_training_has_its_place_in_the_help() -> None:
+    listed = [name for names in SECTIONS.values() for name in names.split()]
+    assert sorted(listed) == sorted(field.name for field in fields(TrainSettings))
+    shown = CliRunner().invoke(main, ["train", "--help"]).output
+    assert [line for line in shown.splitlines() if line.rstrip(":") in SECTIONS] == [f"{name}:" for name in SECTIONS]

@@ -1,0 +1,100 @@
+"""Several captions of a picture in one step: fed, learned from, resumed, and counted once a picture."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
+from clipglot.distill.errors import DistillError
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
+from clipglot.encoders.tokenizer import train_bpe
+from support.dense_losses import plain_infonce
+from support.run_logs import logged
+from support.runs import settings, stop_at
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("changes", [{}, {"equal_captions": "positive", "label_smoothing": 0.1}], ids=str)
+@pytest.mark.parametrize("captions_per_picture", [1, 2, 9])
+def test_a_step_has_the_loss_of_the_whole_matrix(
+    tiny_cache: Path, tmp_path: Path, captions_per_picture: int, changes: dict[str, Any]
+) -> None:
+    """With everything from the cache itself: every picture, every caption as text."""
+    cache = Cache(tiny_cache)
+    given = settings(
+        tiny_cache, tmp_path, captions_per_picture=captions_per_picture, negatives="12", micro_batch=5, **changes
+    )
+    captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
+    tokenizer = train_bpe(captions, 300)
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
+    feed = Feed(given, data, student.tower, CPU)
+    num_shared = 0
+    for step, fed in enumerate(feed.steps(0, 6)):
+        batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
+        picture = np.arange(len(batch.rows)) if batch.picture is None else batch.picture
+        texts = [captions[i] for i in batch.captions]
+        carries = [{captions[i] for i in np.flatnonzero(owners == row)} for row in range(len(image_emb))]
+        equal = torch.tensor([[text in carries[row] for row in batch.rows] for text in texts])
+        equal[np.arange(len(texts)), picture] = False
+        num_shared += int(equal.sum())
+        assert fed.draw is not None
+        drawn = fed.draw.rows
+        allowed = [[row not in batch.rows and text not in carries[row] for row in drawn] for text in texts]
+        text_emb = F.normalize(student.tower.encode(tokenizer.encode(texts, given.context_length)), dim=-1)
+        expected = plain_infonce(
+            text_emb.double(),
+            image_emb[batch.rows].double(),
+            student.loss.logit_scale.exp().double(),
+            picture=torch.from_numpy(picture),
+            equal=equal,
+            positive="equal_captions" in changes,
+            smoothing=given.label_smoothing,
+            further=image_emb[drawn].double(),
+            allowed=torch.tensor(allowed),
+        )
+        features = torch.cat([student.tower(part) for part in fed.packed])
+        torch.testing.assert_close(student.loss(features, feed.targets(fed)).double(), expected, rtol=1e-4, atol=1e-5)
+    assert num_shared, "no caption was shared within a batch"
+    feed.close()
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip", "similarity", "mse"])
+def test_micro_batches_change_nothing_but_rounding_and_runs_resume_exactly(
+    tiny_cache: Path, tmp_path: Path, loss: str
+) -> None:
+    whole = settings(tiny_cache, tmp_path / "whole", loss=loss, captions_per_picture=3, alignment=0.1)
+    train(whole)
+    straight = replace(whole, output=tmp_path / "straight", micro_batch=5)
+    train(straight)
+    ours, theirs = (
+        [line["loss"] for line in logged(tmp_path / name) if "loss" in line] for name in ("straight", "whole")
+    )
+    assert ours == pytest.approx(theirs, rel=2e-3)
+    broken = replace(straight, output=tmp_path / "broken")
+    assert not train(broken, on_progress=stop_at(9)).complete
+    assert train(broken, resume=True).complete
+    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"captions_per_picture": 0}, "--captions-per-picture 0"),
+        ({"captions_per_picture": 2, "uniformity": 0.1}, "drop --captions-per-picture"),
+        ({"captions_per_picture": 2, "simcse": 0.1, "dropout": 0.1}, "drop --captions-per-picture"),
+        ({"equal_captions": "positive", "loss": "cosine"}, "--loss cosine has no right and wrong pictures"),
+    ],
+)
+def test_what_does_not_go_together(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=message):
+        settings(tmp_path, tmp_path / "run", **wrong)

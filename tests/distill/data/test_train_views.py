@@ -1,0 +1,171 @@
+"""Training on stored views: which one is drawn, where it is read, and that a run goes on with those it began with."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.batch_sampler import BatchPlan
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.shuffle import Pooling
+from clipglot.distill.errors import DistillError
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
+from clipglot.encoders.tokenizer import train_bpe
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
+from support.run_logs import logged
+from support.runs import settings, stop_at
+
+CPU = torch.device("cpu")
+CAPTION_IMAGE = np.repeat(np.arange(400), 2)
+
+
+@pytest.fixture(scope="module")
+def viewed(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed cache of `manifest` with three views. Read only."""
+    cache = tmp_path_factory.mktemp("viewed") / "cache.zarr"
+    make_cache(manifest, cache, views=3)
+    return cache
+
+
+@pytest.fixture(scope="module")
+def viewed_run(viewed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("viewed") / "run"
+    train(settings(viewed, run))
+    return run
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    assert logged(ours) == logged(theirs)
+    expected = load_final(Run(theirs)).tower.state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in load_final(Run(ours)).tower.state_dict().items())
+
+
+def drawn(plan: BatchPlan, epoch: int) -> dict[int, int]:
+    """The view of each picture in an epoch."""
+    batches = [plan.batch(epoch, index) for index in range(len(plan))]
+    return {row: view for b in batches for row, view in zip(b.rows.tolist(), b.views.tolist(), strict=True)}
+
+
+def test_each_picture_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
+    plan = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
+    draws = [drawn(plan, epoch) for epoch in range(12)]
+    assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
+    several = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_picture=2)
+    assert drawn(several, 5) == draws[5]
+    assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=8, seed=4, num_views=4), 5) != draws[5]
+    table = np.array([[draw[row] for row in range(400)] for draw in draws])  # [epochs, N]
+    for view in range(4):
+        assert 0.2 < (table == view).mean() < 0.3
+        assert 0.2 < (table[1:][table[:-1] == view] == view).mean() < 0.3  # no memory of the epoch before
+        assert 0.2 < (table[:, 1:][table[:, :-1] == view] == view).mean() < 0.3  # nor of the picture before
+
+
+def test_whole_chunks_draw_together_and_are_read_in_that_view() -> None:
+    pooling = Pooling(chunk_rows=50, pool_chunks=2)
+    plan = BatchPlan(CAPTION_IMAGE, batch_size=40, seed=0, num_views=3, pooling=pooling)
+    seen = set()
+    for epoch in range(4):
+        draw = drawn(plan, epoch)
+        of_chunk = {chunk: {draw[row] for row in range(50 * chunk, 50 * chunk + 50)} for chunk in range(8)}
+        assert all(len(views) == 1 for views in of_chunk.values())
+        seen |= set(draw.values())
+        for index in range(len(plan)):
+            batch = plan.batch(epoch, index)
+            near = plan.chunks_near(epoch, index, is_last=False)
+            assert set(zip(batch.views.tolist(), (batch.rows // 50).tolist(), strict=True)) <= set(near)
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("where", ["device", "mapped", "chunks"])
+def test_a_step_is_fed_the_views_that_were_drawn_and_plain_negatives(viewed: Path, tmp_path: Path, where: str) -> None:
+    given = settings(viewed, tmp_path, embeddings=where, buffer_gb=1e-6, negatives="0" if where == "chunks" else "9")
+    cache = Cache(viewed)
+    emb = torch.from_numpy(np.stack([cache.image_emb(view) for view in range(3)])).float()
+    tokenizer = train_bpe(cache.captions(), 300)
+    data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    feed, views = Feed(given, data, student.tower, CPU), set()
+    for step, fed in enumerate(feed.steps(0, 2 * feed.steps_per_epoch)):
+        batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
+        views |= set(batch.views.tolist())
+        targets = feed.targets(fed)
+        assert torch.equal(targets.image_emb, emb[batch.views, batch.rows])
+        if fed.draw is not None:
+            assert targets.bank is not None
+            assert torch.equal(targets.bank.emb.float(), emb[0, fed.draw.rows])
+    feed.close()
+    assert views == {0, 1, 2}
+
+
+def test_all_negatives_are_the_plain_views(viewed: Path, tmp_path: Path) -> None:
+    source = open_images(Cache(viewed), settings(viewed, tmp_path, embeddings="device"), CPU)
+    rows = np.arange(40)
+    plain = torch.from_numpy(Cache(viewed).image_emb())
+    assert torch.equal(source.subset(rows), plain)  # type: ignore[attr-defined]
+    assert torch.equal(source.subset(rows[::3]), plain[::3])  # type: ignore[attr-defined]
+
+
+def test_mapped_views_give_the_very_same_run_and_resuming_is_exact(
+    viewed: Path, viewed_run: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    broken = settings(viewed, tmp_path / "run", embeddings="mapped")
+    assert not train(broken, on_progress=stop_at(11)).complete
+    assert train(broken, resume=True).complete
+    assert_same_run(tmp_path / "run", viewed_run)
+
+
+def test_chunks_of_views_train_and_resume_exactly(viewed: Path, tmp_path: Path) -> None:
+    chunk_gb = 2 * 8 * 16 / 1e9
+    straight = settings(viewed, tmp_path / "straight", embeddings="chunks", buffer_gb=6 * chunk_gb, batch_size=4)
+    train(straight)
+    broken = replace(straight, output=tmp_path / "broken")
+    assert not train(broken, on_progress=stop_at(13)).complete
+    assert train(broken, resume=True).complete
+    assert_same_run(tmp_path / "broken", tmp_path / "straight")
+
+
+def test_one_view_is_the_run_of_a_cache_without_views(
+    viewed: Path, viewed_run: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    train(settings(tiny_cache, tmp_path / "plain", val=tiny_cache))
+    train(settings(viewed, tmp_path / "one", val=viewed, views="1"))
+    assert_same_run(tmp_path / "one", tmp_path / "plain")
+    assert logged(viewed_run) != logged(tmp_path / "plain")
+    with pytest.raises(DistillError, match=r"--views 4: .*cache\.zarr has 3: run its `clipglot cache` command again"):
+        train(settings(viewed, tmp_path / "four", views="4"))
+
+
+def test_a_run_goes_on_with_the_views_it_began_with_though_the_cache_has_more(
+    viewed: Path, viewed_run: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    cache = Path(shutil.copytree(viewed, tmp_path / "cache.zarr"))
+    given = settings(cache, tmp_path / "run")
+    assert not train(given, on_progress=stop_at(11)).complete
+    make_cache(manifest, cache, views=4)
+    with pytest.raises(DistillError, match="begun on 3 stored views a picture, now there are 4: pass --views 3"):
+        train(given, resume=True)
+    assert train(replace(given, views="3"), resume=True).complete
+    assert_same_run(tmp_path / "run", viewed_run)
+    exported = export_run(ExportSettings(run=tmp_path / "run", output=tmp_path / "merged"))
+    assert exported.num_probes == 8
+
+
+def test_views_made_anew_with_another_augmentation_are_another_cache(
+    viewed: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    given = settings(viewed, tmp_path / "run")
+    assert not train(given, on_progress=stop_at(5)).complete
+    make_cache(manifest, tmp_path / "other.zarr", views=3, augment_scale=0.9)
+    with pytest.raises(DistillError, match="begun on another cache"):
+        train(replace(given, cache=tmp_path / "other.zarr"), resume=True)

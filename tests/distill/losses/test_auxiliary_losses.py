@@ -1,0 +1,123 @@
+"""Regression, soft targets and further terms against their plain forms, in values and gradients."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from clipglot.distill.data import targets as targets_module
+from clipglot.distill.losses.auxiliary import alignment, contrast_passes, uniformity
+from clipglot.distill.losses.objective import Objective
+from clipglot.distill.losses.regression import Cosine, SquaredDistance
+from clipglot.distill.losses.similarity import Similarity, match_similarities
+from clipglot.evals import embedding_stats as retrieval
+from support.dense_losses import gradients, require_equal, same_groups, targets, unit
+from support.runs import settings
+from torch import Tensor
+
+GROUPS = [[0], [0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 1, 0, 2, 0, 3, 3], [0] * 7]
+
+
+@pytest.fixture(autouse=True, params=[2**22, 16], ids=["one block", "many blocks"])
+def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets_module, "CPU_LOGITS", request.param)
+
+
+def plain_similarity(text_emb: Tensor, image_emb: Tensor, scale: Tensor, temperature: float, same: Tensor) -> Tensor:
+    given = (scale * text_emb @ image_emb.T).masked_fill(same, -1e9).log_softmax(1)
+    wanted = (image_emb @ image_emb.T / temperature).masked_fill(same, -1e9).softmax(1)
+    return F.kl_div(given, wanted, reduction="batchmean")
+
+
+@pytest.mark.parametrize("groups", GROUPS)
+@pytest.mark.parametrize("teacher_temperature", [0.5, 0.01])
+def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: float) -> None:
+    image_emb, text_emb = unit(len(groups), 16, 0), unit(len(groups), 16, 1).requires_grad_()
+    same = same_groups(groups)
+    loss_fn = Similarity(temperature=0.1, max_logit_scale=100, teacher_temperature=teacher_temperature).double()
+    loss = loss_fn(text_emb, targets(image_emb, equal=same.nonzero().T.numpy()))
+    expected = plain_similarity(text_emb, image_emb, loss_fn.logit_scale.exp(), teacher_temperature, same)
+    require_equal(loss, expected, text_emb, loss_fn.logit_scale)
+
+
+def test_a_caption_like_its_picture_has_nothing_to_learn_from_similarities() -> None:
+    image_emb = unit(9, 16, 0)
+    text_emb = image_emb.clone().requires_grad_()
+    loss = match_similarities(text_emb, torch.tensor(20.0).log().double(), targets(image_emb), 1 / 20)
+    assert loss.item() == pytest.approx(0, abs=1e-9)
+    assert gradients(loss, text_emb)[0].abs().max() < 1e-6
+
+
+def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
+    text_emb = unit(4, 8, 1)
+    text_emb[2, 3] = torch.nan
+    same = same_groups([0, 1, 0, 1]).nonzero().T.numpy()
+    assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), equal=same), 0.1).isnan()
+    assert uniformity(text_emb, targets(unit(4, 8, 0))).isnan()
+
+
+def test_regression() -> None:
+    image_emb, long = unit(7, 16, 0), (3 * unit(7, 16, 1)).requires_grad_()
+    text_emb = F.normalize(long, dim=-1)
+    loss = Cosine(temperature=0.01, max_logit_scale=100)(text_emb, targets(image_emb))
+    require_equal(loss, 1 - F.cosine_similarity(text_emb, image_emb).mean(), long)
+    require_equal(2 * loss, alignment(text_emb, targets(image_emb)), long)
+    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(long, targets(image_emb))
+    require_equal(loss, 16 * F.mse_loss(long, image_emb), long)
+
+
+def test_each_picture_counts_once_however_many_captions_it_has() -> None:
+    picture = np.array([0, 0, 0, 1, 2, 2])
+    image_emb, free = unit(3, 8, 0), (2 * unit(6, 8, 1)).requires_grad_()
+    text_emb, one_each = F.normalize(free, dim=-1), image_emb[picture]
+    pictures, shares = targets(image_emb, picture=picture), torch.tensor([3, 3, 3, 1, 2, 2]).double().reciprocal() / 3
+    scale = torch.tensor(10.0).double()
+    given, wanted = (scale * text_emb @ image_emb.T).log_softmax(1), (one_each @ image_emb.T / 0.1).softmax(1)
+    divergence = F.kl_div(given, wanted, reduction="none").sum(1)
+    squared = (free - one_each).square().sum(1)
+    require_equal(match_similarities(text_emb, scale.log(), pictures, 0.1), (divergence * shares).sum(), free)
+    require_equal(alignment(text_emb, pictures), (2 * (1 - text_emb.mul(one_each).sum(1)) * shares).sum(), free)
+    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(free, pictures)
+    require_equal(loss, (squared * shares).sum(), free)
+
+
+@pytest.mark.parametrize("batch_size", [2, 7])
+def test_uniformity(batch_size: int) -> None:
+    free = (3 * unit(batch_size, 16, 1)).requires_grad_()
+    text_emb = F.normalize(free, dim=-1)
+    term = uniformity(text_emb, targets(unit(batch_size, 16, 0)))
+    distances = (text_emb[:, None] - text_emb).square().sum(-1)[np.triu_indices(batch_size, 1)]
+    require_equal(term, (-2 * distances).exp().mean().log(), free)
+    assert term.item() == pytest.approx(retrieval.uniformity(text_emb.detach().numpy()), rel=1e-6)
+
+
+@pytest.mark.parametrize("groups", GROUPS[1:])
+def test_passes_of_captions(groups: list[int]) -> None:
+    first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
+    same = same_groups(groups)
+    term = contrast_passes(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
+    logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
+    require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
+
+
+def test_the_second_pass_is_for_its_term_alone() -> None:
+    given = settings(Path(), Path(), simcse=0.5, alignment=0.25, dropout=0.1)
+    first, second = unit(6, 8, 1).requires_grad_(), unit(6, 8, 2).requires_grad_()
+    pictures, objective = targets(unit(6, 8, 0)), Objective(given).double()
+    expected = objective.main(first, pictures) + 0.25 * alignment(first, pictures)
+    expected = expected + 0.5 * contrast_passes(first, second, pictures)
+    loss = objective(torch.cat([3 * first, 2 * second]), pictures)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip", "cosine", "mse"])
+def test_terms_are_added_by_weight(loss: str) -> None:
+    given = settings(Path(), Path(), loss=loss, similarity=0.5, alignment=0.25, uniformity=0.125)
+    features, image_emb = (2 * unit(6, 8, 1)).requires_grad_(), unit(6, 8, 0)
+    pictures, objective = targets(image_emb), Objective(given).double()
+    text_emb = F.normalize(features, dim=-1)
+    expected = objective.main(features if loss == "mse" else text_emb, pictures)
+    expected = expected + 0.5 * match_similarities(text_emb, objective.logit_scale, pictures, 0.05)
+    expected = expected + 0.25 * alignment(text_emb, pictures) + 0.125 * uniformity(text_emb, pictures)
+    require_equal(objective(features, pictures), expected, features, objective.logit_scale)

@@ -1,0 +1,96 @@
+"""Label smoothing and several right pictures or captions, against whole matrices of logits and targets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from clipglot.distill.data import targets as targets_module
+from clipglot.distill.data.targets import Bank
+from clipglot.distill.losses.infonce import InfoNCE
+from clipglot.distill.losses.siglip import SigLIP
+from support.dense_losses import plain_infonce, require_equal, targets, unit
+
+# The picture of each caption, and pairs of a caption and another picture that carries it.
+ONE_EACH = (range(5), [])
+EQUAL = (range(5), [(0, 1), (0, 3), (1, 0), (4, 1)])
+SEVERAL = ([0, 0, 0, 1, 2, 2, 3, 4, 4], [])
+SEVERAL_EQUAL = ([0, 0, 0, 1, 2, 2, 3, 4, 4], [(0, 2), (2, 1), (2, 3), (4, 0), (8, 0), (8, 1)])
+BATCHES = [ONE_EACH, EQUAL, SEVERAL, SEVERAL_EQUAL]
+NAMES = ["one each", "equal captions", "several captions", "several, some equal"]
+
+Pairs = Sequence[tuple[int, int]]
+
+
+@pytest.fixture(autouse=True, params=[2**22, 16], ids=["one block", "many blocks"])
+def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets_module, "CPU_LOGITS", request.param)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.99])
+@pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal right"])
+@pytest.mark.parametrize("with_bank", [False, True], ids=["alone", "bank"])
+@pytest.mark.parametrize(("picture", "pairs"), BATCHES, ids=NAMES)
+def test_infonce(picture: Sequence[int], pairs: Pairs, positive: bool, with_bank: bool, smoothing: float) -> None:
+    image_emb, text_emb, further = unit(5, 8, 0), unit(len(picture), 8, 1).requires_grad_(), unit(11, 8, 2)
+    equal = torch.zeros(len(picture), 5, dtype=torch.bool)
+    for caption, other in pairs:
+        equal[caption, other] = True
+    bias = torch.zeros(11, dtype=torch.float64)
+    bias[[4, 10]] = -torch.inf  # no negatives of anybody
+    masked = np.array([[0, 3, 1, 2], [2, 2, 9, 10]])
+    allowed = (bias == 0).repeat(len(picture), 1)
+    allowed[tuple(torch.from_numpy(masked))] = False
+    pictures = targets(
+        image_emb,
+        picture=np.array(picture) if isinstance(picture, list) else None,
+        equal=equal.nonzero().T.numpy(),
+        equal_are_positive=positive,
+        bank=Bank(emb=further, bias=bias, masked=masked) if with_bank else None,
+    )
+    loss_fn = InfoNCE(temperature=0.1, max_logit_scale=100, label_smoothing=smoothing).double()
+    expected = plain_infonce(
+        text_emb,
+        image_emb,
+        loss_fn.logit_scale.exp(),
+        picture=torch.tensor(picture),
+        equal=equal,
+        positive=positive,
+        smoothing=smoothing,
+        further=further if with_bank else None,
+        allowed=allowed if with_bank else None,
+    )
+    require_equal(loss_fn(text_emb, pictures), expected, text_emb, loss_fn.logit_scale)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothing_is_that_of_torch(smoothing: float) -> None:
+    image_emb, text_emb = unit(6, 8, 0), unit(6, 8, 1).requires_grad_()
+    loss_fn = InfoNCE(temperature=0.1, max_logit_scale=100, label_smoothing=smoothing).double()
+    logits, own = loss_fn.logit_scale.exp() * text_emb @ image_emb.T, torch.arange(6)
+    theirs = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
+    require_equal(loss_fn(text_emb, targets(image_emb)), (theirs(logits, own) + theirs(logits.T, own)) / 2, text_emb)
+
+
+@pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal right"])
+@pytest.mark.parametrize(("picture", "pairs"), BATCHES, ids=NAMES)
+def test_siglip(picture: Sequence[int], pairs: Pairs, positive: bool) -> None:
+    image_emb, text_emb = unit(5, 8, 0), unit(len(picture), 8, 1).requires_grad_()
+    own = F.one_hot(torch.tensor(picture), 5).double()
+    equal = torch.zeros_like(own)
+    for caption, other in pairs:
+        equal[caption, other] = 1
+    pictures = targets(
+        image_emb,
+        picture=np.array(picture) if isinstance(picture, list) else None,
+        equal=equal.nonzero().T.numpy(),
+        equal_are_positive=positive,
+    )
+    loss_fn = SigLIP(temperature=0.1, max_logit_scale=100).double()
+    assert loss_fn.logit_bias is not None
+    logits = loss_fn.logit_scale.exp() * text_emb @ image_emb.T + loss_fn.logit_bias
+    sign = 2 * (own + equal) - 1 if positive else (2 * own - 1) * (1 - equal)
+    shares = 1 / own.sum(0)[torch.tensor(picture)]
+    expected = -(shares[:, None] * sign.abs() * F.logsigmoid(sign * logits)).sum() / 5
+    require_equal(loss_fn(text_emb, pictures), expected, text_emb, *loss_fn.parameters())

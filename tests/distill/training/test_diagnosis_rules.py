@@ -1,0 +1,153 @@
+"""The rules of the diagnosis, on made-up figures: chance, noise, falls and rises, collapse, and what is advised."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipglot.distill.data.pairs import ValidationData
+from clipglot.distill.data.statistics import PairFigures
+from clipglot.distill.data.tokens import tokenize
+from clipglot.distill.train_settings import TrainSettings
+from clipglot.distill.training.diagnosis import (
+    WINDOW,
+    Diagnosis,
+    Finding,
+    chance_bound,
+    chance_loss,
+    find_in_pairs,
+    remedy,
+)
+from clipglot.encoders.tokenizer import train_bpe
+from clipglot.evals.embedding_stats import anisotropy, effective_rank
+from support.diagnosis_settings import settings
+
+PAIRS = PairFigures(num_pictures=6000)
+
+
+def diagnose(losses: list[float], scale: float = 20.0, **changes: Any) -> list[Finding]:
+    given = TrainSettings(cache=Path("c"), output=Path("o"), **{"batch_size": 512, "warmup": 0.0} | changes)
+    diagnosis = Diagnosis(given, len(losses), PAIRS)
+    for step, loss in enumerate(losses, start=1):
+        diagnosis.of_step({"step": step, "loss": loss, "logit_scale": scale})
+    return diagnosis.findings
+
+
+def test_the_loss_at_chance_is_that_of_guessing() -> None:
+    given = TrainSettings(cache=Path("c"), output=Path("o"), batch_size=512)
+    assert chance_loss(given, PAIRS) == pytest.approx(np.log(512))
+    assert chance_loss(replace(given, negatives="all"), PAIRS) == pytest.approx((np.log(512) + np.log(6000)) / 2)
+    assert chance_loss(replace(given, negatives="1000"), PAIRS) == pytest.approx(
+        (np.log(512) + np.log(512 + 1000 * (1 - 512 / 6000))) / 2
+    )
+    p = 1 / 512
+    entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
+    assert chance_loss(replace(given, loss="siglip"), PAIRS) == pytest.approx(512 * entropy)
+    for mixed in ({"similarity": 1.0}, {"uniformity": 0.1}, {"teacher_weight": 0.5}):
+        assert chance_loss(replace(given, **mixed), PAIRS) is None
+
+
+def test_noise_about_chance_is_found_and_a_slow_fall_is_not() -> None:
+    rng, chance = np.random.default_rng(0), np.log(512)
+    noise = rng.normal(0, 0.01, 100)
+    assert [finding.kind for finding in diagnose(list(chance + noise))] == ["loss_at_chance"]
+    assert diagnose(list(chance + noise - np.linspace(0, 3, 100))) == []
+    assert diagnose(list(np.linspace(chance + 0.5, chance - 1, 100) + noise / 10)) == []  # late, but on its way
+    assert diagnose(list(0.9 * chance + noise)) == []
+    assert diagnose(list(chance + noise)[: WINDOW - 1]) == []
+
+
+def test_a_loss_that_rises_again_is_found_and_a_spike_is_not() -> None:
+    falling = list(6.2 * np.exp(-np.arange(100) / 20) + 1.0)
+    assert diagnose(falling) == []
+    spike = list(falling)
+    spike[60] = 6.0
+    assert diagnose(spike) == []
+    (finding,) = diagnose(falling[:60] + [5.5] * 40)
+    assert finding.kind == "loss_rose"
+    assert finding.figures["lowest"] < 1.5
+    noisy = list(2.0 + np.random.default_rng(0).normal(0, 0.5, 1000))  # pools of unlike pictures
+    assert diagnose([6.0] * 5 + noisy) == []
+
+
+def test_a_temperature_at_its_bound_counts_only_while_nothing_is_learned() -> None:
+    rng = np.random.default_rng(0)
+    stuck, learned = (list(loss + rng.normal(0, 0.01, 100)) for loss in (4.0, 1.0))
+    assert [finding.kind for finding in diagnose(stuck, scale=100.0)] == ["logit_scale_at_bound"]
+    assert [finding.kind for finding in diagnose(stuck, scale=1.0)] == ["logit_scale_at_bound"]
+    assert diagnose(learned, scale=100.0) == []
+    assert diagnose(stuck, scale=50.0) == []
+
+
+@pytest.mark.parametrize("num", [40, 200, 1000, 5000])
+def test_guessing_hardly_ever_looks_learned(num: int) -> None:
+    rng = np.random.default_rng(num)
+    recalls = rng.binomial(num, 10 / num, 2000) / num
+    assert (recalls > chance_bound(num, num)).mean() < 0.006
+    assert chance_bound(num, num) < 2.1 * 10 / num  # and twice chance always does
+
+
+@pytest.mark.parametrize(
+    ("text", "image", "expected"),
+    [
+        ("spread", "spread", {"recall_at_chance"}),
+        ("cone", "spread", {"recall_at_chance", "collapsed"}),
+        ("cone", "cone", {"recall_at_chance"}),  # it only lies as the pictures do
+        ("line", "spread", {"recall_at_chance", "collapsed"}),
+    ],
+)
+def test_collapse_is_measured_against_the_pictures(text: str, image: str, expected: set[str]) -> None:
+    rng = np.random.default_rng(0)
+
+    def embed(shape: str) -> Any:
+        emb = rng.normal(size=(500, 32))
+        if shape == "cone":
+            emb[:, 0] += 100
+        if shape == "line":
+            emb[:, 1:] *= 1e-4
+        return (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
+
+    text_emb, image_emb = embed(text), embed(image)
+    metrics = {
+        "r_at_10": 0.02,
+        "anisotropy": anisotropy(text_emb),
+        "effective_rank": effective_rank(text_emb),
+    }
+    everyone = np.arange(500)
+    tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
+    data = ValidationData(image_emb=image_emb, tokens=tokens, captions=everyone, owners=everyone, groups=everyone)
+    given = TrainSettings(cache=Path("c"), output=Path("o"), batch_size=512, warmup=0.0)
+    diagnosis = Diagnosis(given, 100, PAIRS)
+    for step in range(1, 51):
+        diagnosis.of_step({"step": step, "loss": 5.0 + 0.01 * (step % 2), "logit_scale": 20.0})
+    assert diagnosis.of_recall(metrics, data, 10, held_out=True) == []  # too early to say
+    assert {finding.kind for finding in diagnosis.of_recall(metrics, data, 50, held_out=True)} == expected
+    assert diagnosis.of_recall(metrics, data, 51, held_out=True) == []  # said before
+    assert diagnosis.of_recall(metrics | {"r_at_10": 0.06}, data, 51, held_out=True) == []
+
+
+def test_few_common_captions_are_no_finding() -> None:
+    given = TrainSettings(cache=Path("c"), output=Path("o"))
+    fine = PairFigures(num_pictures=1000, num_without=50, equal=0.9, common=0.1, cut=0.05, longer=100)
+    assert list(find_in_pairs(fine, given)) == []
+
+
+def test_anisotropy_is_the_mean_cosine_of_different_captions() -> None:
+    rng = np.random.default_rng(0)
+    emb = rng.normal(size=(30, 8)) + 0.5
+    emb = (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
+    groups = rng.integers(0, 12, 30)
+    emb = emb[groups]  # equal captions, equal embeddings
+    cosines = (emb @ emb.T)[groups[:, None] != groups]
+    assert anisotropy(emb, groups) == pytest.approx(cosines.mean(), abs=1e-6)
+    assert anisotropy(emb[:1]) == 0.0
+    assert effective_rank(np.ones((5, 4), np.float32)) == 1.0
+
+
+def test_advice_names_the_rate_of_a_language_model(tmp_path: Path) -> None:
+    given = settings(tmp_path, tmp_path / "run")
+    ours = replace(given, text="some/lm", width=512, layers=6, heads=8, lm_lr=2e-5)
+    for step in (1, 100_000):
+        assert "--lm-lr" not in remedy(step, 100_000, given, PAIRS)
+        assert "--lm-lr (now 2e-05)" in remedy(step, 100_000, ours, PAIRS)

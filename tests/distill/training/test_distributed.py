@@ -1,0 +1,165 @@
+"""Several processes give the run of one."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
+from support.run_logs import logged
+from support.runs import settings, stop_at
+
+SHAPE = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300", "--context-length", "16"]
+PACE = ["--epochs", "4", "--batch-size", "8", "--log-every", "1", "--checkpoint-every", "7", "--device", "cpu"]
+
+
+def launcher(num_processes: int) -> list[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    how = ["-m", "torch.distributed.run", "--nproc-per-node", str(num_processes), "--master-port", str(port)]
+    return [sys.executable, *how]
+
+
+def torchrun(num_processes: int, cache: Path, run: Path, *more: str) -> list[str]:
+    return [*launcher(num_processes), "-m", "clipglot", "train", str(cache), "-o", str(run), *SHAPE, *PACE, *more]
+
+
+def run_in(num_processes: int, cache: Path, run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = torchrun(num_processes, cache, run, *more)
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+
+
+def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
+    for one, other in zip(logged(ours), logged(theirs), strict=True):
+        assert one == pytest.approx(other, rel=2e-3)
+    expected = load_final(Run(theirs)).tower.state_dict()
+    for name, tensor in load_final(Run(ours)).tower.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=5e-3, atol=5e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(settings(tiny_cache, run, val=tiny_cache))
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how", [[], ["--embeddings", "mapped", "--micro-batch", "3"]], ids=["on the device", "mapped, in micro-batches"]
+)
+def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alone: Path, how: list[str]) -> None:
+    printed = run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--json", *how)
+    assert json.loads(printed.stdout)["complete"]  # one document: the first process speaks for both
+    assert "Warning" not in printed.stderr
+    assert_equal_but_for_rounding(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"negatives": "20", "label_smoothing": 0.1},
+        {"loss": "siglip"},
+        {"captions_per_picture": 3, "equal_captions": "positive", "label_smoothing": 0.1, "micro_batch": 8},
+        {"loss": "similarity", "uniformity": 0.5, "simcse": 0.5, "token_dropout": 0.3},
+        {"loss": "mse", "alignment": 0.5, "similarity": 0.5, "token_dropout": 0.3},
+    ],
+    ids=str,
+)
+def test_every_loss_is_shared(tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    train(settings(tiny_cache, tmp_path / "alone", **changes))
+    flags = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    run_in(2, tiny_cache, tmp_path / "both", *flags)
+    assert_equal_but_for_rounding(tmp_path / "both", tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_in_another_number_of_processes(tiny_cache: Path, tmp_path: Path, alone: Path) -> None:
+    begun = settings(tiny_cache, tmp_path / "run", val=tiny_cache)
+    assert train(begun, on_progress=stop_at(6)).step == 6
+    run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--resume")
+    assert_equal_but_for_rounding(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_both_processes_stop_after_the_same_step(tiny_cache: Path, tmp_path: Path) -> None:
+    slow = ["--epochs", "4000", "--log-every", "5"]
+    with subprocess.Popen(torchrun(2, tiny_cache, tmp_path / "run", *slow), stderr=subprocess.PIPE, text=True) as job:
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while job.poll() is None and (not metrics.exists() or metrics.read_bytes().count(b"\n") < 3):
+            time.sleep(0.01)
+        job.send_signal(signal.SIGTERM)
+        assert job.stderr is not None
+        said = job.stderr.read()
+    state = Run(tmp_path / "run").load_checkpoint()
+    assert state is not None, said
+    assert f"stopped and saved at step {state['step']} of 20000" in said
+    assert 0 <= state["step"] - logged(tmp_path / "run")[-1]["step"] < 5
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_shared_ends_every_process(tiny_cache: Path, tmp_path: Path) -> None:
+    failed = subprocess.run(
+        torchrun(2, tiny_cache, tmp_path / "run", "--batch-size", "7"), capture_output=True, text=True, timeout=120
+    )
+    assert failed.returncode != 0
+    assert failed.stderr.count("Error: --batch-size 7 cannot be shared by 2 processes") == 1  # the first says it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--tokenizer", "nowhere"], "no tokenizer.json"),
+        (["--val", "x"], "x: no such"),
+    ],
+    ids=["usage", "found while preparing", "no cache"],
+)
+def test_a_refusal_is_said_once(tiny_cache: Path, tmp_path: Path, more: list[str], message: str) -> None:
+    command = torchrun(2, tiny_cache, tmp_path / "run", *more)
+    failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert failed.returncode != 0
+    assert failed.stderr.count(message) == 1
+    assert not (tmp_path / "run").exists()
+
+
+ALONE = """
+import sys
+from pathlib import Path
+from clipglot.cache.errors import CacheError
+from clipglot.distill import distributed as parallel
+from clipglot.distill.errors import DistillError
+import torch
+
+def refuse_the_second():
+    if parallel.rank() == 1:
+        raise CacheError("a chunk is damaged")
+
+with parallel.joined(torch.device("cpu")):
+    said = [parallel.all_or_none(parallel.rank)]
+    try:
+        parallel.all_or_none(refuse_the_second)
+    except (CacheError, DistillError) as error:
+        said.append(f"{type(error).__name__}: {error}")
+    Path(sys.argv[1], str(parallel.rank())).write_text(str(said))
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_is_refused_ends_all_and_the_first_knows(tmp_path: Path) -> None:
+    (tmp_path / "alone.py").write_text(ALONE)
+    launched = [*launcher(2), str(tmp_path / "alone.py"), str(tmp_path)]
+    subprocess.run(launched, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "0").read_text() == "[0, 'DistillError: process 1: a chunk is damaged']"
+    assert (tmp_path / "1").read_text() == "[1, 'CacheError: a chunk is damaged']"

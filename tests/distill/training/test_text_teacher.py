@@ -1,0 +1,122 @@
+"""A text teacher in training: followed beside pictures or alone, resumed, and read from wherever the cache lies."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from clipglot.cache.format import TEACHER_EMB
+from clipglot.cache.location import to_location
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.data.load import load_data, open_images
+from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.targets import Targets
+from clipglot.distill.errors import DistillError
+from clipglot.distill.losses.objective import Objective
+from clipglot.distill.losses.text_teacher import follow_teacher
+from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.student import Student
+from clipglot.distill.training.train import train
+from clipglot.encoders.tokenizer import train_bpe
+from support.run_logs import logged
+from support.runs import stop_at
+from support.translated_scenes import settings
+
+CPU = torch.device("cpu")
+
+
+def test_a_teacher_alone_teaches_to_find_pictures(taught_caches: dict[str, Path], tmp_path: Path) -> None:
+    """No picture's embedding is used, and yet captions find pictures that nobody showed."""
+    alone = train(settings(taught_caches["train"], tmp_path / "run", val=taught_caches["val"], teacher_weight=1.0))
+    assert alone.validation is not None
+    assert alone.validation["r_at_10"] > 0.8
+    assert alone.findings == []
+    losses = [line["loss"] for line in logged(tmp_path / "run") if "loss" in line]
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_half_a_teacher_changes_half_of_the_loss(taught_caches: dict[str, Path], tmp_path: Path) -> None:
+    first = {}
+    for weight in (0.0, 0.25, 1.0):
+        run = tmp_path / str(weight)
+        train(settings(taught_caches["mixed"], run, teacher_weight=weight, epochs=1, temperature=0.07))
+        first[weight] = next(line["loss"] for line in Run(run).metrics() if "loss" in line)
+    assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["infonce", "siglip", "mse"])
+def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(5, 8, dtype=torch.double, requires_grad=True)
+    image_emb, teacher_emb = (F.normalize(torch.randn(5, 8, dtype=torch.double), dim=-1) for _ in range(2))
+    teacher_emb[1] = 0
+    targets = Targets(image_emb=image_emb, own=slice(0, 5), teacher_emb=teacher_emb)
+    text_emb = F.normalize(features, dim=-1)
+    has = torch.tensor([0, 2, 3, 4])
+    plain = (text_emb[has] - teacher_emb[has]).square().sum(1).sum() / 2 / 5
+    assert follow_teacher(text_emb, targets).item() == pytest.approx(plain.item())
+    given = settings(tmp_path, tmp_path, loss=loss, temperature=0.07)
+    picture = Objective(given).double()(features, targets)
+    mixed = Objective(replace(given, teacher_weight=0.3)).double()(features, targets)
+    grad, expected = (
+        torch.autograd.grad(x, features, retain_graph=True)[0] for x in (mixed, 0.7 * picture + 0.3 * plain)
+    )
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("captions_per_picture", [1, 2])
+def test_each_caption_of_a_step_is_held_against_its_own_translation(
+    taught_caches: dict[str, Path], tmp_path: Path, captions_per_picture: int
+) -> None:
+    """With everything from the cache itself; half of the pictures have no translation, and each counts one."""
+    cache = Cache(taught_caches["mixed"])
+    given = settings(cache.path, tmp_path, teacher_weight=1.0, captions_per_picture=captions_per_picture)
+    captions, owners, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())
+    tokenizer = train_bpe(captions, 300)
+    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
+    feed = Feed(given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU)
+    for step, fed in enumerate(feed.steps(0, 2)):
+        shown = feed.plan.batch(*divmod(step, feed.steps_per_epoch)).captions
+        assert len(shown) == 64 * captions_per_picture
+        text_emb = student.tower.encode(tokenizer.encode([captions[i] for i in shown], given.context_length))
+        cosine = F.cosine_similarity(text_emb, teacher_emb[shown].float(), dim=-1)
+        taught = (1 - cosine) * torch.from_numpy(owners[shown] % 2)
+        plain = torch.stack([taught[torch.from_numpy(owners[shown] == row)].mean() for row in np.unique(owners[shown])])
+        torch.testing.assert_close(
+            student.loss(student.tower(fed.packed[0]), feed.targets(fed)), plain.mean(), atol=1e-3, rtol=0
+        )
+
+
+def test_a_stopped_run_with_a_teacher_resumes_exactly(taught_caches: dict[str, Path], tmp_path: Path) -> None:
+    straight = settings(taught_caches["mixed"], tmp_path / "straight", teacher_weight=0.5, epochs=3, micro_batch=24)
+    train(straight)
+    broken = replace(straight, output=tmp_path / "broken")
+    train(broken, on_progress=stop_at(7))
+    with pytest.raises(DistillError, match=r"teacher_weight = 0\.5, now it is 0\.1"):
+        train(replace(broken, teacher_weight=0.1), resume=True)
+    assert train(broken, resume=True).complete
+    assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
+
+
+def test_a_cache_at_a_url_teaches_as_the_local_one(
+    taught_caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.filesystem("memory").put(str(taught_caches["mixed"]), "/taught/mixed.zarr", recursive=True)
+    url = to_location("memory://taught/mixed.zarr")
+    assert Cache(url).verify() == []
+    assert np.array_equal(Cache(url).teacher_emb(), Cache(taught_caches["mixed"]).mapped(TEACHER_EMB).read())
+    near = settings(taught_caches["mixed"], tmp_path / "near", teacher_weight=0.5, epochs=2)
+    train(near)
+    train(replace(near, cache=url, output=tmp_path / "far"))
+    assert logged(tmp_path / "far") == logged(tmp_path / "near")
+    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
+    with pytest.raises(DistillError, match="more than half of the free memory: copy the cache to a local disk"):
+        train(replace(near, cache=url, output=tmp_path / "small", embeddings="device"))
+    fsspec.filesystem("memory").rm("/taught/mixed.zarr/teacher/emb/c/0/1/0")
+    (fault,) = Cache(url).verify()
+    assert fault.startswith("teacher/emb/c/0/1/0: absent: upload it again")

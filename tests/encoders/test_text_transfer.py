@@ -1,0 +1,144 @@
+"""Towers that go on from another one: the features that it had, kept rows, whole runs, refusals."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from clipglot.cache.read.cache import Cache
+from clipglot.distill.errors import DistillError
+from clipglot.distill.training.build_tower import build_tower, open_tokenizer
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.train import train
+from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.text_transfer import graft, load_clip_text
+from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe
+from clipglot.encoders.tokenizer_extend import extend
+from conftest import TINY_CONFIG
+from open_clip.tokenizer import SimpleTokenizer
+from safetensors.torch import save_file
+from support.runs import settings
+
+CAPTIONS = ["a red circle", "", "noise", "noise above a green triangle, twice"]
+RUSSIAN = ["красный круг над синим квадратом", "зелёный шум", "красный шум", "синий круг"] * 3
+
+
+def save_clip(folder: Path, **text: Any) -> str:
+    """A tiny CLIP in OpenAI's layout, with the vocabulary of open_clip's own tokenizer."""
+    text_cfg = TINY_CONFIG["text_cfg"] | {"vocab_size": 49408, "context_length": 12} | text
+    config = TINY_CONFIG | {"text_cfg": text_cfg}
+    torch.manual_seed(0)
+    made = open_clip.CLIP(**config)
+    folder.mkdir()
+    save_file(made.state_dict(), folder / "open_clip_model.safetensors")
+    described = {"model_cfg": config, "preprocess_cfg": {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3}}
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def clip_name(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_clip(tmp_path_factory.mktemp("clips") / "clip")
+
+
+def features(tower: Any, tokenizer: CaptionTokenizer, texts: list[str]) -> torch.Tensor:
+    with torch.inference_mode():
+        return tower.eval().encode(tokenizer.encode(texts, tower.config.context_length))
+
+
+def test_a_clips_text_tower_gives_what_open_clip_gives(clip_name: str, merged: Path) -> None:
+    tower, tokenizer = load_clip_text(clip_name, None)
+    clip = open_clip.create_model(clip_name).eval()
+    with torch.inference_mode():
+        theirs = clip.encode_text(SimpleTokenizer()(CAPTIONS, context_length=12))
+    torch.testing.assert_close(features(tower, tokenizer, CAPTIONS), theirs, rtol=1e-5, atol=1e-6)
+
+    exported = f"local-dir:{merged}"
+    tower, tokenizer = load_clip_text(exported, None)
+    clip = open_clip.create_model(exported).eval()
+    with torch.inference_mode():
+        theirs = clip.encode_text(open_clip.get_tokenizer(exported)(RUSSIAN))
+    torch.testing.assert_close(features(tower, tokenizer, RUSSIAN), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_an_extended_vocabulary_keeps_what_was_known(clip_name: str) -> None:
+    tower, old = load_clip_text(clip_name, None)
+    new = extend(old, RUSSIAN, old.vocab_size + 20)
+    grown = graft(tower, old, new, context_length=10, embed_dim=16)
+    assert grown.config.vocab_size == new.vocab_size > old.vocab_size
+    assert new.encode(CAPTIONS, 10) == old.encode(CAPTIONS, 10)
+    torch.testing.assert_close(features(grown, new, CAPTIONS), features(tower, old, CAPTIONS), rtol=1e-5, atol=1e-6)
+    # A token that is new begins at the mean of what spelled it.
+    added = new.encode(["круг"], 10)[0][1:-1]
+    assert len(added) == 1
+    assert added[0] >= old.vocab_size
+    before = tower.text.token_embedding.weight[old.encode(["круг"], 10)[0][1:-1]].mean(0)
+    assert torch.equal(grown.text.token_embedding.weight[added[0]], before)
+
+
+def test_a_new_vocabulary_takes_rows_by_what_they_spell(clip_name: str) -> None:
+    tower, old = load_clip_text(clip_name, None)
+    new = train_bpe(["red circle, red circle, a circle"] * 9, 300)
+    grown = graft(tower, old, new, context_length=12, embed_dim=16)
+    circle = new.encode(["a circle"], 12)[0][-2]
+    assert new.backend.decode([circle]) == " circle"
+    (spelled,) = old.encode(["circle"], 12)[0][1:-1]
+    rows, known = grown.text.token_embedding.weight, tower.text.token_embedding.weight
+    assert torch.equal(rows[circle], known[spelled])
+    assert torch.equal(rows[new.eos_id], known[old.eos_id])
+    assert torch.equal(
+        grown.text.transformer.resblocks[0].mlp[0].weight, tower.text.transformer.resblocks[0].mlp[0].weight
+    )
+
+
+def test_a_run_goes_on_from_an_earlier_one(tiny_cache: Path, tiny_run: Path, tmp_path: Path) -> None:
+    given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
+    cache, before = Cache(tiny_cache), load_final(Run(tiny_run)).tower
+    tokenizer = open_tokenizer(given, tmp_path / "none", cache.captions)
+    tower = build_tower(replace(given, context_length=16), cache.info.encoder, tokenizer)
+    short = ["шум", "красный шум", ""]
+    torch.testing.assert_close(features(tower, tokenizer, short), features(before, tokenizer, short))
+    train(replace(given, lr=1e-12))
+    after = load_final(Run(given.output)).tower
+    torch.testing.assert_close(features(after, tokenizer, short), features(before, tokenizer, short))
+
+
+def test_a_run_on_the_clips_own_text_tower(clip_name: str, manifest: Path, make_cache: Any, tmp_path: Path) -> None:
+    cache = tmp_path / "cache.zarr"
+    make_cache(manifest, cache, model=clip_name)
+    given = replace(settings(cache, tmp_path / "run"), text="clip", width=512, layers=6, heads=8, context_length=12)
+    assert train(given).complete
+    tower = load_final(Run(given.output)).tower
+    assert (tower.config.width, tower.config.layers, tower.config.vocab_size) == (16, 1, 300)
+
+
+def test_what_cannot_be_begun_with_is_refused(
+    clip_name: str, tiny_clip: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EncoderError, match=r"timm/vit has no text tower: pass scratch"):
+        load_clip_text("timm/vit", None)
+    with pytest.raises(EncoderError, match=r"has rows for 64 tokens, its tokenizer knows 49,408"):
+        load_clip_text(f"local-dir:{tiny_clip}", None)
+    other = save_clip(tmp_path / "other", no_causal_mask=True)
+    with pytest.raises(EncoderError, match=r"is not a causal transformer pooled at the text's end"):
+        load_clip_text(other, None)
+    with pytest.raises(
+        EncoderError, match=r"--text clip needs the CLIP that made the cache where it was: .*cannot read"
+    ):
+        load_clip_text(f"local-dir:{tmp_path}/moved", None)
+    tower, old = load_clip_text(clip_name, None)
+    with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
+        graft(tower, old, open_clip_tokenizer(), context_length=13, embed_dim=16)
+    with pytest.raises(DistillError, match=r"--width is of a scratch tower: clip has a shape of its own"):
+        settings(tiny_cache, tmp_path / "run", text="clip")
+    given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
+    with pytest.raises(DistillError, match=r"--lora-rank belongs to a language model"):
+        train(replace(given, lora_rank=2))
+    with pytest.raises(DistillError, match=r"--warm-start ridge: .* has learned already"):
+        train(replace(given, warm_start="ridge"))
+    with pytest.raises(DistillError, match=r"--simcse 0.5: both passes .* of .* drops nothing: pass --dropout"):
+        train(replace(given, simcse=0.5))

@@ -1,0 +1,100 @@
+"""The scratch text tower: our forward on packed captions, in every form, is open_clip's on padded ones."""
+
+import numpy as np
+import pytest
+import torch
+from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.text_transformer import Attention, TextConfig
+from support.tiny_towers import BOS, CAPTIONS, EOS, joined, make_tower, padded, upstream
+
+FORMS: list[Attention] = ["lengths", "rows"]
+
+
+@pytest.mark.parametrize("attention", FORMS)
+@pytest.mark.parametrize("quick_gelu", [False, True])
+@pytest.mark.parametrize(
+    "captions",
+    [CAPTIONS, CAPTIONS[:2], CAPTIONS[1:2], CAPTIONS[2:3], CAPTIONS * 6],
+    ids=["mixed", "short", "empty", "longest", "two rows"],
+)
+def test_packed_captions_give_the_features_and_gradients_of_padded_ones(
+    captions: list[list[int]], quick_gelu: bool, attention: Attention
+) -> None:
+    tower = make_tower(quick_gelu=quick_gelu)
+    tower.attention = attention
+    theirs = upstream(tower).encode_text(padded(captions))
+    torch.testing.assert_close(tower.encode(captions), theirs, rtol=1e-5, atol=1e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # 8 bits: 0.4 % an operation
+        torch.testing.assert_close(tower.encode(captions).float(), theirs, rtol=0.05, atol=0.05)
+    tower = tower.double()  # where rounding leaves no room for a real difference
+    clip = upstream(tower)
+    ours, theirs = tower.encode(captions), clip.encode_text(padded(captions))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    weights = torch.randn_like(ours)
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    for name, parameter in tower.named_parameters():
+        torch.testing.assert_close(parameter.grad, clip.get_parameter(name).grad, rtol=1e-10, atol=1e-12)
+
+
+def test_quick_gelu_changes_the_features() -> None:
+    plain, quick = make_tower(), make_tower(quick_gelu=True)
+    assert not torch.allclose(plain.encode(CAPTIONS), quick.encode(CAPTIONS), atol=1e-4)
+
+
+def test_a_caption_does_not_see_its_neighbours_in_the_batch() -> None:
+    tower = make_tower()
+    torch.testing.assert_close(tower.encode(CAPTIONS)[0], tower.encode(CAPTIONS[:1])[0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_stands_after_eos_does_not_count() -> None:
+    tower = make_tower()
+    assert torch.equal(tower.encode([[BOS, 5, EOS, 6, 7, EOS]]), tower.encode([[BOS, 5, EOS, 8, 9, EOS]]))
+
+
+def test_parameters_have_the_names_that_open_clip_loads() -> None:
+    tower = make_tower()
+    names = {name for name in upstream(tower).state_dict() if name.startswith("text.")}
+    assert set(tower.state_dict()) == names
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(EncoderError, match="--width 10 is not a multiple of --heads 3"):
+        TextConfig(
+            embed_dim=6,
+            vocab_size=20,
+            context_length=8,
+            width=10,
+            heads=3,
+            layers=1,
+            pad_id=0,
+            eos_id=2,
+            quick_gelu=False,
+        )
+
+
+@pytest.mark.parametrize("attention", FORMS)
+def test_packed_ahead_on_the_host_is_the_same(attention: Attention) -> None:
+    tower = make_tower()
+    tower.attention = attention
+    ids, lengths = joined(CAPTIONS)
+    packed = tower.pack(ids.astype(np.uint16), lengths)
+    assert (packed.num_captions, packed.num_tokens) == (len(CAPTIONS), len(ids) - 3)  # three stood after an EOS
+    assert torch.equal(tower(packed.to("cpu")), tower.encode(CAPTIONS))
+
+
+@pytest.mark.parametrize("captions", [[[BOS, EOS], [BOS, 5], [BOS, EOS]], [[BOS, EOS], []]], ids=["cut", "nothing"])
+def test_a_caption_without_eos_is_named(captions: list[list[int]]) -> None:
+    with pytest.raises(EncoderError, match=r"caption 1 of \d has no end-of-text token \(2\)"):
+        make_tower().encode(captions)
+
+
+@pytest.mark.parametrize("attention", FORMS)
+def test_checkpointed_gradients_are_the_plain_ones(attention: Attention) -> None:
+    plain, checkpointed = make_tower(), make_tower()
+    plain.attention = checkpointed.attention = attention
+    checkpointed.grad_checkpointing = True
+    for tower in (plain, checkpointed):
+        tower.encode(CAPTIONS).square().sum().backward()
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter.grad, checkpointed.get_parameter(name).grad), name

@@ -1,0 +1,138 @@
+"""Retrieval: the metrics against a brute-force reference, then on a merged CLIP and a cache."""
+
+import shutil
+from collections.abc import Callable
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+from clipglot.cache.read.cache import Cache
+from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.merged_clip import load_merged
+from clipglot.evals.embedding_stats import alignment, uniformity
+from clipglot.evals.errors import EvalError
+from clipglot.evals.retrieval import Ranks, eval_retrieval, retrieve
+from hypothesis import given
+from hypothesis import strategies as st
+from support.drawings import draw_pictures
+
+
+def reference(similarity: list[list[int]], right: list[set[int]], k: int) -> float:
+    """The chance that one of the right answers is among the first k when ties are put in random order."""
+    hits = []
+    for scores, mine in zip(similarity, right, strict=True):
+        best = max(scores[i] for i in mine)
+        ahead = sum(s > best for s in scores)
+        tied = [i for i, s in enumerate(scores) if s == best]
+        places, wrong = max(0, k - ahead), sum(i not in mine for i in tied)
+        hits.append(1 - comb(wrong, min(places, len(tied))) / comb(len(tied), min(places, len(tied))))
+    return float(np.mean(hits))
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Small integers as embeddings, so that ties abound and similarities are exact; pictures may lack captions."""
+    num_images, num_texts = draw(st.integers(1, 15)), draw(st.integers(1, 15))
+    vectors = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
+    text_emb = np.array(draw(st.lists(vectors, min_size=num_texts, max_size=num_texts)), np.float32)
+    image_emb = np.array(draw(st.lists(vectors, min_size=num_images, max_size=num_images)), np.float32)
+    owners = draw(st.lists(st.integers(0, num_images - 1), min_size=num_texts, max_size=num_texts))
+    return text_emb, image_emb, np.array(sorted(owners))
+
+
+@given(worlds(), st.sampled_from([4, 64 * 2**20]))
+def test_recall_is_that_of_a_brute_force_search(world: tuple[Any, Any, Any], block_bytes: int) -> None:
+    text_emb, image_emb, owners = world
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipglot.evals.retrieval.BLOCK_BYTES", block_bytes)  # one query at a time, or all at once
+        report = retrieve(text_emb, image_emb, owners)
+    similarity = (text_emb @ image_emb.T).astype(int)
+    owned = sorted(set(owners.tolist()))
+    for ranks, scores, right in (
+        (report.text_to_image, similarity, [{int(o)} for o in owners]),
+        (report.image_to_text, similarity.T[owned], [set(np.flatnonzero(owners == o).tolist()) for o in owned]),
+    ):
+        recalls = [reference(scores.tolist(), right, k) for k in (1, 5, 10)]
+        assert [ranks.r_at_1, ranks.r_at_5, ranks.r_at_10] == pytest.approx(recalls)
+        assert (ranks.num_queries, ranks.num_candidates) == scores.shape
+
+
+def test_embeddings_that_are_all_alike_score_at_chance() -> None:
+    alike = np.ones((100, 4), np.float32)
+    ranks = retrieve(alike, alike, np.arange(100)).text_to_image
+    assert [ranks.r_at_1, ranks.r_at_5, ranks.r_at_10, ranks.median_rank] == pytest.approx([0.01, 0.05, 0.1, 50.5])
+
+
+def test_a_picture_is_found_by_the_best_of_its_captions() -> None:
+    image_emb = np.eye(3, dtype=np.float32)
+    text_emb = image_emb[[0, 1, 1, 1]]  # the second caption of picture 0 reads like picture 1; picture 2 has none
+    ranks = retrieve(text_emb, image_emb, np.array([0, 0, 1, 1])).image_to_text
+    assert ranks == Ranks(
+        r_at_1=pytest.approx((1 + 2 / 3) / 2),  # picture 1: two right captions and a wrong one tie
+        r_at_5=1,
+        r_at_10=1,
+        median_rank=pytest.approx((1 + 4 / 3) / 2),
+        num_queries=2,
+        num_candidates=4,
+    )
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_embeddings_that_are_not_finite_are_refused(side: int) -> None:
+    emb = [np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)]
+    emb[side][0, 0] = np.nan
+    with pytest.raises(EvalError, match=("text", "image")[side]):
+        retrieve(*emb, np.arange(2))
+
+
+def test_alignment_and_uniformity_tell_a_match_from_a_collapse() -> None:
+    eye = np.eye(8, dtype=np.float32)
+    assert alignment(eye, eye) == 0
+    assert alignment(eye, -eye) == 4
+    assert uniformity(np.ones((8, 1), np.float32)) == 0
+    assert uniformity(eye) == pytest.approx(-4)  # every squared distance is 2
+
+
+def test_a_merged_clip_retrieves_as_open_clip_computes_it(merged: Path, tiny_cache: Path) -> None:
+    clip = open_clip.create_model(f"local-dir:{merged}").eval()
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{merged}")
+    cache = Cache(tiny_cache)
+    with torch.inference_mode():
+        text_emb = clip.encode_text(tokenizer(cache.captions()), normalize=True).numpy()
+    similarity = text_emb @ cache.image_emb().astype(np.float32).T
+    own = similarity[np.arange(len(similarity)), cache.caption_image()]
+    report = eval_retrieval(load_merged(merged), cache)
+    assert report.text_to_image.r_at_10 == pytest.approx(((similarity > own[:, None]).sum(1) < 10).mean(), abs=0.02)
+    assert report.to_json()["image_to_text"]["num_queries"] == len(cache)
+
+
+def test_pictures_that_failed_and_their_captions_are_left_out(
+    merged: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = draw_pictures(tmp_path, 6)
+    (tmp_path / "images" / "0002.png").write_bytes(b"no picture")  # it has three captions
+    cache = make_cache(manifest, tmp_path / "c.zarr").cache
+    report = eval_retrieval(load_merged(merged), cache)
+    assert (report.text_to_image.num_candidates, report.image_to_text.num_queries) == (5, 5)
+    assert report.text_to_image.num_queries == cache.info.num_captions - 3
+
+
+def test_a_cache_of_another_tower_is_refused_by_name(
+    other_clip: Path, merged: Path, make_cache: Callable[..., Any], manifest: Path, tmp_path: Path
+) -> None:
+    cache = make_cache(manifest, tmp_path / "other.zarr", model=f"local-dir:{other_clip}", limit=2).cache
+    with pytest.raises(EvalError, match=r"other\.zarr was made by .* cache the pictures with"):
+        eval_retrieval(load_merged(merged), cache)
+
+
+def test_a_merged_folder_without_its_tokenizer_is_refused(merged: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(merged, broken)
+    for file in broken.glob("token*"):
+        file.unlink()
+    with pytest.raises(EncoderError, match="its tokenizer does not load"):
+        load_merged(broken)

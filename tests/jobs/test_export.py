@@ -1,0 +1,257 @@
+"""Export: what leaves the project loads in plain open_clip with the very outputs that were merged."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from clipglot.cache.read.cache import Cache
+from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.distill.errors import DistillError
+from clipglot.distill.training.final import load_final
+from clipglot.distill.training.run_folder import Run
+from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.image_tower import load_image_tower
+from clipglot.encoders.tokenizer import CaptionTokenizer
+from clipglot.jobs.export import export_run
+from clipglot.jobs.settings.export import ExportSettings
+from safetensors.torch import save_file
+from support.drawings import draw_pictures
+
+CAPTIONS = ["красный шум", "", "шум " * 50, "конец<eos>нет", "  ½ &amp; 🐈 고양이 桌上的猫\n"]
+
+# What somebody runs who has the folder and open_clip, and never heard of clipglot.
+STRANGER = """
+import sys
+import numpy as np, open_clip, torch
+from PIL import Image
+
+folders, (picture, *captions) = sys.argv[1:3], sys.argv[3:]
+for number, folder in enumerate(folders):
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    model.eval()
+    with torch.inference_mode():
+        pixels = preprocess(Image.open(picture))[None]
+        ids = tokenizer(captions)
+        np.savez(
+            f"{number}.npz", pixels=pixels, image=model.encode_image(pixels), ids=ids, text=model.encode_text(ids),
+            logit_scale=model.logit_scale.exp(),
+        )
+assert not [name for name in sys.modules if name.startswith("clipglot")]
+"""
+
+
+@pytest.fixture(scope="module")
+def timm_run(
+    manifest: Path,
+    make_cache: Callable[..., Any],
+    make_run: Callable[..., Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A finished run on the cache of a timm ViT with random weights."""
+    folder = tmp_path_factory.mktemp("timm_run")
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit").state_dict(), folder / "vit.safetensors")
+    make_cache(manifest, folder / "c.zarr", model="timm/test_vit", pretrained=str(folder / "vit.safetensors"), limit=16)
+    return make_run(folder / "c.zarr", folder / "run")
+
+
+@pytest.fixture(scope="module")
+def timm_merged(timm_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_run(ExportSettings(run=timm_run, output=tmp_path_factory.mktemp("timm_export") / "merged")).folder
+
+
+@pytest.fixture(scope="module")
+def strangers(merged: Path, timm_merged: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stranger computed, in a process of its own: 0.npz of the open_clip tower's export, 1.npz of timm's."""
+    out = tmp_path_factory.mktemp("strangers")
+    argv = [str(merged), str(timm_merged), str(manifest.parent / "images" / "0000.png"), *CAPTIONS]
+    subprocess.run([sys.executable, "-c", STRANGER, *argv], check=True, cwd=out)
+    return out
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "tiny_run"), (1, "timm_run")])
+def test_open_clip_alone_gives_the_outputs_that_were_merged(
+    number: int, name: str, strangers: Path, manifest: Path, request: pytest.FixtureRequest
+) -> None:
+    run, theirs = Run(request.getfixturevalue(name)), np.load(strangers / f"{number}.npz")
+    encoder = run.provenance()["encoder"]
+    tower = load_image_tower(encoder["model"], encoder["pretrained"])
+    pixels = decode(manifest.parent / "images" / "0000.png", Geometry.from_preprocess(tower.preprocess))[None]
+    assert np.array_equal(theirs["pixels"], tower.normalize(pixels).numpy())
+    assert np.array_equal(theirs["image"], tower.encode(pixels))
+
+    text_tower, logit_scale, _ = load_final(run)
+    ids = CaptionTokenizer.load(run.tokenizer).encode(CAPTIONS, theirs["ids"].shape[1])
+    for ours, row in zip(ids, theirs["ids"].tolist(), strict=True):
+        assert ours + [0] * (len(row) - len(ours)) == row
+    with torch.inference_mode():
+        np.testing.assert_allclose(theirs["text"], text_tower.encode(ids).numpy(), rtol=1e-4, atol=1e-5)
+    assert theirs["logit_scale"] == pytest.approx(logit_scale)
+
+
+def test_a_sigmoid_loss_exports_its_bias(tiny_cache: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
+    run = make_run(tiny_cache, tmp_path / "run", loss="siglip")
+    folder = export_run(ExportSettings(run=run, output=tmp_path / "merged")).folder
+    clip, final = open_clip.create_model(f"local-dir:{folder}"), load_final(Run(run))
+    assert clip.logit_bias.item() == pytest.approx(final.logit_bias)
+    assert clip.logit_bias.item() != -10.0  # it learned
+    assert clip.logit_scale.exp().item() == pytest.approx(final.logit_scale)
+
+
+def test_a_merged_image_tower_is_the_tower_of_the_cache(merged: Path, timm_merged: Path, tiny_cache: Path) -> None:
+    assert load_image_tower(f"local-dir:{merged}", None).weights_sha256 == Cache(tiny_cache).info.encoder.weights_sha256
+    provenance = json.loads((timm_merged / "open_clip_config.json").read_text())["clipglot"]
+    again = load_image_tower(f"local-dir:{timm_merged}", None)
+    assert again.weights_sha256 == provenance["encoder"]["weights_sha256"]
+    assert again.preprocess == provenance["encoder"]["preprocess"]
+
+
+def test_card_and_config_say_where_everything_came_from(merged: Path, tiny_cache: Path, tiny_run: Path) -> None:
+    provenance = json.loads((merged / "open_clip_config.json").read_text())["clipglot"]
+    info = Cache(tiny_cache).info
+    assert provenance["encoder"]["weights_sha256"] == info.encoder.weights_sha256
+    assert provenance["source"] == {"name": "pairs.jsonl", "sha256": info.source.sha256}
+    assert provenance["num_captions"] == info.num_captions
+    card = (merged / "README.md").read_text(encoding="utf-8")
+    recall = Run(tiny_run).last_validation()
+    assert recall is not None
+    for part in (info.encoder.weights_sha256, f"R@1 {recall['r_at_1']:.1%}", 'get_tokenizer("local-dir:merged")'):
+        assert part in card
+
+
+@pytest.mark.parametrize("folder", ["merged", "timm_merged"])
+def test_no_path_of_this_machine_leaves_with_an_export(folder: str, request: pytest.FixtureRequest) -> None:
+    merged: Path = request.getfixturevalue(folder)
+    private = {str(path).encode() for path in (merged.parents[2], Path.home(), Path.cwd()) if len(path.parts) > 1}
+    leaks = {file.name for file in merged.rglob("*") if file.is_file() and any(p in file.read_bytes() for p in private)}
+    assert not leaks
+
+
+def test_a_tower_with_other_weights_is_refused_by_name(tiny_run: Path, other_clip: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match=rf"{other_clip.name}.*expected.*weights_sha256 is"):
+        export_run(ExportSettings(run=tiny_run, output=tmp_path / "merged", model=f"local-dir:{other_clip}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tower_that_moved_is_found_where_the_user_says(tiny_run: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(tiny_clip, tmp_path / "moved")
+    result = export_run(ExportSettings(run=tiny_run, output=tmp_path / "merged", model=f"local-dir:{moved}"))
+    assert result.num_probes == 8
+    assert result.min_cosine is not None
+    assert result.min_cosine > 0.9999
+
+
+def test_what_stands_at_the_output_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for output in (tmp_path, tmp_path / "mine", tmp_path / "link"):
+        with pytest.raises(DistillError, match="exists: choose another -o"):
+            export_run(ExportSettings(run=tiny_run, output=output))
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_run_that_is_not_there_or_not_finished_is_refused_with_the_remedy(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(DistillError, match="no run there: make one with `clipglot train"):
+        export_run(ExportSettings(run=tmp_path / "none", output=tmp_path / "merged"))
+    unfinished = shutil.copytree(tiny_run, tmp_path / "run")
+    shutil.rmtree(unfinished / "final")
+    with pytest.raises(DistillError, match=r"has not finished: go on with `clipglot train .* --resume`"):
+        export_run(ExportSettings(run=unfinished, output=tmp_path / "merged"))
+
+
+@pytest.fixture
+def own_run(
+    make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
+) -> tuple[Path, Path, ExportSettings]:
+    """Pictures, cache and a run that a test may break, and the settings to export it."""
+    manifest = draw_pictures(tmp_path / "pictures", 10)
+    make_cache(manifest, tmp_path / "c.zarr")
+    run = make_run(tmp_path / "c.zarr", tmp_path / "run", epochs=1)
+    return manifest.parent, tmp_path / "c.zarr", ExportSettings(run=run, output=tmp_path / "merged")
+
+
+def test_export_needs_neither_pictures_nor_cache_and_says_what_it_could_not_check(
+    own_run: tuple[Path, Path, ExportSettings], tmp_path: Path
+) -> None:
+    pictures, cache, settings = own_run
+    (pictures / "images" / "0000.png").unlink()
+    assert export_run(settings).num_probes == 7  # of eight
+    shutil.rmtree(pictures)
+    result = export_run(ExportSettings(run=settings.run, output=tmp_path / "without_pictures"))
+    assert (result.num_probes, result.why_no_probes) == (0, f"the pictures are not below {pictures} any more")
+    shutil.rmtree(cache)
+    result = export_run(ExportSettings(run=settings.run, output=tmp_path / "without_cache"))
+    assert result.why_no_probes == f"there is no cache at {cache} any more"
+
+
+@pytest.mark.parametrize("other", ["tower", "width", "source", "damaged", "run"])
+def test_what_else_stands_at_the_caches_path_only_means_no_probes(
+    other: str,
+    own_run: tuple[Path, Path, ExportSettings],
+    other_clip: Path,
+    tiny_run: Path,
+    make_cache: Callable[..., Any],
+    tmp_path: Path,
+) -> None:
+    pictures, cache, settings = own_run
+    reason = f"another cache stands at {cache}"
+    if other == "damaged":
+        chunk = next(file for file in (cache / "images/emb/c").rglob("*") if file.is_file())
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+        reason = f"damaged chunk {chunk.relative_to(cache)}"
+    else:
+        shutil.rmtree(cache)
+    if other == "tower":
+        make_cache(pictures / "pairs.jsonl", cache, model=f"local-dir:{other_clip}")
+    elif other == "width":
+        torch.manual_seed(0)
+        save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
+        weights = str(tmp_path / "vit.safetensors")
+        make_cache(pictures / "pairs.jsonl", cache, model="timm/test_vit", pretrained=weights)
+    elif other == "source":
+        make_cache(draw_pictures(tmp_path / "others", 11), cache, image_root=pictures, limit=10)
+    elif other == "run":
+        shutil.copytree(tiny_run, cache)
+        reason = f"{cache} holds a run, expected a cache"
+    result = export_run(settings)
+    assert result.num_probes == 0
+    assert result.why_no_probes is not None
+    assert reason in result.why_no_probes
+
+
+def test_a_picture_that_changed_after_caching_stops_the_export(own_run: tuple[Path, Path, ExportSettings]) -> None:
+    pictures, _, settings = own_run
+    shutil.copy(pictures / "images" / "0001.png", pictures / "images" / "0000.png")
+    with pytest.raises(DistillError, match=r"images/0000\.png embeds to another vector .* the picture changed"):
+        export_run(settings)
+    assert not settings.output.exists()
+
+
+def test_a_missing_weights_file_is_named(timm_run: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(run=timm_run, output=tmp_path / "merged", pretrained=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(EncoderError, match=r"gone\.safetensors: no such file"):
+        export_run(settings)
+
+
+def test_a_killed_export_leaves_nothing_under_the_final_name(tiny_run: Path, tmp_path: Path) -> None:
+    output = tmp_path / "merged"
+    command = [sys.executable, "-m", "clipglot", "export", str(tiny_run), "-o", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL  # it was writing, and had not finished
+    assert not output.exists()
+    assert export_run(ExportSettings(run=tiny_run, output=output)).folder == output

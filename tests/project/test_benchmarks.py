@@ -1,0 +1,126 @@
+"""The benchmark scripts run from their command to their table, at sizes that say nothing about speed."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import Ridge
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def table(script: str, *arguments: object) -> list[list[str]]:
+    """The cells of every line of the printed table, its head first."""
+    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_closed_form_opponent_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from opponent import ridge
+    from scipy.sparse import random as random_sparse
+
+    x = random_sparse(80, 30, density=0.2, rng=np.random.default_rng(0), format="csr")
+    y = np.random.default_rng(1).normal(size=(80, 5)) + 3
+    theirs = Ridge(alpha=0.5).fit(x.toarray(), y)
+    weights, intercept = ridge(x, y, 0.5, tolerance=1e-10)
+    np.testing.assert_allclose(weights.T, theirs.coef_, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(intercept, theirs.intercept_, rtol=1e-8)
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_but_for_what_needs_a_gpu(tmp_path: Path) -> None:
+    _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["what"] for row in rows] == [line[0] for line in lines]
+    assert [row["what"] for row in rows if row["note"].startswith("failed")] == ["varlen"]
+    speeds = {row["what"]: row["pairs_per_s"] for row in rows if row["pairs_per_s"]}
+    held = [row for row in rows if row["pairs_per_s"] and row["to"]]
+    assert len(held) >= 10
+    for row in held:
+        assert row["ratio"] == pytest.approx(row["pairs_per_s"] / speeds[row["to"]])
+
+
+@pytest.mark.slow
+def test_a_spent_budget_is_said_in_the_rows_that_it_costs() -> None:
+    _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--budget-s", 0)
+    assert len(lines) == 10
+    assert all("left out: 0 s" in line[-1] for line in lines)
+
+
+@pytest.mark.slow
+def test_the_losses_agree_with_their_peers() -> None:
+    _, *lines = table("loss.py", "--batch-size", 256, "--dim", 32, "--rounds", 1, "--threads", 1)
+    assert [line[0] for line in lines] == ["InfoNCE", "SigLIP"]
+    for line in lines:
+        differences = [float(word) for word in line[-1].replace(",", "").split() if word[0].isdigit()]
+        assert len(differences) == 3
+        assert max(differences) < 1e-4
+
+
+@pytest.mark.slow
+def test_the_step_script_holds_the_step_to_the_tower() -> None:
+    _, *lines = table("step.py", "--steps", 1, "--layers", 1, "--batch-size", 4)
+    assert [line[2] for line in lines if line[0] == "step"] == ["tower alone"]
+
+
+@pytest.mark.slow
+def test_runs_on_one_view_and_on_several_stand_beside_each_other(
+    make_cache: Callable[..., Any], manifest: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    make_cache(manifest, tmp_path / "views.zarr", views=2)
+    small = "--width 16 --heads 2 --layers 1 --vocab-size 300 --context-length 24 --batch-size 8 --device cpu"
+    where = ("--train", tmp_path / "views.zarr", "--val", tiny_cache, "--work", tmp_path)
+    head, *lines = table("views.py", *where, "--epochs", 2, "--seeds", 0, "--settings", small)
+    assert head[0] == "40 pictures, 2 stored views"
+    assert [line[:2] for line in lines] == [["--views 1", "2"], ["--views all", "2"]]
+    assert lines[0][2:] != lines[1][2:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--in-memory", "--precision", "bf16"]])
+def test_the_pass_is_held_to_the_slower_of_decoding_and_tower(options: list[str], manifest: Path) -> None:
+    small = ("--num", 24, "--rounds", 1, "--workers", 1, "--batch-size", 8, "--towers", "DeiT-Tiny/16", "nothing")
+    head, line, without = table("caching_pass.py", "--data", manifest.parent, "--device", "cpu", *small, *options)
+    assert head[-2] == "pass / the lower one"
+    assert (without[0], without[2].split()[0]) == ("nothing", "inf")
+    decode, tower, whole, ratio = (float(cell.split()[0].replace(",", "")) for cell in line[1:5])
+    assert ratio == pytest.approx(whole / min(decode, tower), rel=0.15)
+
+
+@pytest.mark.slow
+def test_kept_memory_costs_no_pages() -> None:
+    head, line = table("memory.py", "--towers", "text", "--rounds", 1, "--batches", 1, "--batch-size", 4)
+    found = dict(zip(head, line, strict=True))
+    assert int(found["kept"].replace(",", "")) < int(found["pages a row, given back"].replace(",", ""))
+    assert float(found["kept / given back"].split()[0]) > 0
+
+
+@pytest.mark.slow
+def test_decoders_are_held_to_pillow(tmp_path: Path) -> None:
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (600, 500, 3), np.uint8)
+        Image.fromarray(pixels).resize((1000, 1200)).save(tmp_path / f"{i}.jpg")
+    _, *lines = table("decoding.py", "--pictures", tmp_path, "--rounds", 1)
+    same = {line[0]: line[-1] for line in lines if len(line) > 4}
+    assert same["--decoding exact"] == same["plain calls of Pillow"] == "4 of 4"
+    assert same["--decoding scaled"] == "0 of 4"
+
+
+@pytest.mark.slow
+def test_planning_is_measured_with_its_stages(tmp_path: Path) -> None:
+    head, line = table("planning.py", "--rows", 3000, "--lines-per-picture", 3, "--rounds", 1, "--folder", tmp_path)
+    found = dict(zip(head, line, strict=True))
+    assert float(found["to the ceiling"]) > 0
+    assert sum(float(found[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
+        100, abs=3
+    )
+    assert list(tmp_path.iterdir()) == []

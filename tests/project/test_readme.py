@@ -1,0 +1,55 @@
+"""The README's commands do what it says; only the towers are swapped for tiny ones, because nothing is downloaded."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clipglot.distill.recipes import RECIPES
+from support.drawings import draw_pictures
+
+README = Path(__file__).parents[2] / "README.md"
+SMALL = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300", "--epochs", "2", "--batch-size", "8"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_run(tmp_path: Path, tiny_clip: Path) -> None:
+    for name in ("train", "val"):
+        draw_pictures(tmp_path, 40).rename(tmp_path / f"{name}.jsonl")
+    shutil.copy(tmp_path / "images" / "0000.png", tmp_path / "cat.jpg")
+    (script,) = (block for block in blocks("bash") if "clipglot cache" in block)
+    for line in script.splitlines():
+        command = shlex.split(line)
+        assert command[0] == "clipglot"
+        if command[1] == "cache":
+            command[command.index("--model") :] = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8"]
+        if command[1] == "train":
+            command += SMALL
+        subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, check=True, capture_output=True)
+    for code in blocks("python"):
+        subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+
+
+def test_the_readme_names_every_command_and_every_file_it_points_at() -> None:
+    from clipglot.cli.main import COMMANDS
+
+    text = README.read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"clipglot {name}" not in text] == []
+    links = re.findall(r"\]\(([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not link.startswith("http") and not (README.parent / link).exists()] == []
+    assert {"make demo\n", "make test\n"} <= set(blocks("bash"))
+
+
+def test_the_recipes_are_listed_as_they_are() -> None:
+    docs = (README.parent / "docs" / "text-towers.md").read_text(encoding="utf-8")
+    for recipe, values in RECIPES.items():
+        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items())
+        assert re.search(rf"^{recipe} +{re.escape(flags)}$", docs, re.MULTILINE), recipe

@@ -1,0 +1,107 @@
+"""Sources in a bucket: the contract that they keep, the server that holds them, and where fetched files go."""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import Status
+from clipglot.cache.location import Url
+from clipglot.cache.processes import worker_pool
+from zarr.core.sync import sync
+
+from support.s3_server import NAME, Bucket, serving
+from support.source_contract import Made, Planned, SourceContract, encoded_pictures, read_rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+    with serving(tmp_path_factory.mktemp("s3")) as served, pytest.MonkeyPatch.context() as patch:
+        for name, value in served.environment.items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").clear_instance_cache()  # what other tests had belongs to their servers
+        yield served
+        for asynchronous in (True, False):
+            fs = fsspec.filesystem("s3", asynchronous=asynchronous)
+            if getattr(fs, "_s3creator", None) is not None:
+                sync(fs._s3creator.__aexit__(None, None, None), loop=None if asynchronous else fs.loop)
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where fetched files go."""
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return folder
+
+
+class AtUrl(SourceContract):
+    """The contract for sources in a bucket; the local one is written first, then uploaded."""
+
+    bucket: Bucket
+
+    @pytest.fixture(autouse=True)
+    def _bucket(self, bucket: Bucket) -> None:
+        type(self).bucket = bucket
+
+    def local(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        """What is to be uploaded: of the contract that comes next in the order of base classes, if there is one."""
+        return super().make(folder, pictures, captions)  # type: ignore[safe-super]
+
+    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        local, name = folder / "local", folder.as_posix().strip("/")
+        shutil.rmtree(local, ignore_errors=True)
+        local.mkdir()
+        made = self.local(local, pictures, captions)
+        for key in self.bucket.objects():
+            if key.startswith(f"{name}/"):
+                self.bucket.delete(key)
+        for empty in (found for found in local.rglob("*") if found.is_dir() and not any(found.iterdir())):
+            self.bucket.put(f"{name}/{empty.relative_to(local).as_posix()}/", b"")  # as consoles of stores do
+        return made.below(local, Url(self.bucket.upload(local, name)))  # type: ignore[arg-type]
+
+    def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
+        """A process of a pass has the environment of now, where the contract's has that of the first one."""
+        planned = Planned.of(self.open(self.made(tmp_path)))
+        with worker_pool(1, "clipglot.cache.write.decode_pool", int) as pool:
+            found = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
+        assert found == encoded_pictures(len(self.captions))
+
+    def test_what_is_not_there_is_named(self, tmp_path: Path) -> None:
+        made = self.made(tmp_path / "source")
+        for key in self.bucket.objects():
+            if key.startswith(tmp_path.as_posix().strip("/")):
+                self.bucket.delete(key)
+        with pytest.raises(CacheError, match=str(made.path)):
+            list(self.open(made).rows())
+
+    def test_a_source_that_moved_is_resumed(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+        cache = tmp_path / "cache.zarr"
+        made = self.made(tmp_path / "here")
+        whole = make_cache(made.path, cache, **made.options).cache.image_emb()
+        (cache / "images" / "status" / "c" / "0").unlink()
+        made = self.made(tmp_path / "there")
+        result = make_cache(made.path, cache, **made.options)
+        assert result.resumed
+        assert result.report.num_pictures == result.cache.info.chunk_rows
+        assert np.array_equal(result.cache.image_emb(), whole)
+
+    def test_nothing_outside_the_root_is_read(self, tmp_path: Path) -> None:
+        source = self.open(self.made(tmp_path / "source"))
+        planned = Planned.of(source)
+        secret = f"{tmp_path.as_posix().strip('/')}/secret.png"
+        self.bucket.client.put_object(Bucket=NAME, Key=secret, Body=b"secret")
+        names = ["../secret.png", "a/../../secret.png", "%2e%2e/secret.png", f"/{NAME}/{secret}"]
+        names += [f"s3://{NAME}/{secret}", f"https://example.org/{secret}", "..\\secret.png"]
+        reader = planned.reader
+        located = None
+        if planned.locators is not None:
+            reader = type(source).reader(Url(source.info.image_root), names, source.info)
+            located = np.array([(i, 0, 6) for i in range(len(names))])
+        assert list(reader.read(names, located)) == [Status.OUTSIDE_ROOT] * len(names)
