@@ -1,8 +1,8 @@
-"""A pass over pictures of which every fiftieth is broken: which cost their row, why, and what memory does.
+"""A pass over images of which every fiftieth is broken: which cost their row, why, and what memory does.
 
     scripts/bench broken --data FOLDER --model timm/… --pretrained FILE [--pictures 10000]
 
-FOLDER holds train.jsonl and images/. Pictures beyond its number are crops of them, so that no two are alike. Runs the
+FOLDER holds train.jsonl and images/. Images beyond its number are crops of them, so that no two are alike. Runs the
 real `clipglot cache`, and looks at its processes in /proc (Linux) every half second. Exits with 1 if anything is not as
 expected.
 """
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        broken = lay_out(given.data, Path(name) / "root", given.pictures, given.text_field)
+        broken = lay_out(given.data, Path(name) / "root", given.images, given.text_field)
         command = [sys.executable, "-m", "clipglot", "cache", f"{name}/root/pairs.jsonl", "-o", f"{name}/c.zarr"]
         command += ["--model", given.model, "--text-field", given.text_field, "--workers", str(given.workers)]
         command += ["--pretrained", given.pretrained] if given.pretrained else []
@@ -115,17 +115,15 @@ def main() -> None:
         found = json.loads(subprocess.run(inspect, check=True, capture_output=True).stdout)
     said = {failure["key"]: failure["status"] for failure in found["failures"]}
     right = {key: BREAK[how][1] == said.get(key) for key, how in broken.items()}
-    print("| broken how | pictures | expected | said |")
+    print("| broken how | images | expected | said |")
     print("|---|--:|---|---|")
     for how, (_, expected) in BREAK.items():
         keys = [key for key in broken if broken[key] == how]
         reasons = Counter(said.get(key, "embedded") for key in keys)
         print(f"| {how} | {len(keys)} | {expected} | {', '.join(f'{n} {reason}' for reason, n in reasons.items())} |")
-    num_good = given.pictures - len(broken)
+    num_good = given.images - len(broken)
     embedded = found["status"].get("embedded", 0)
-    print(
-        f"\n{embedded:,} of {num_good:,} whole pictures embedded, {len(said.keys() - broken.keys())} of them refused;"
-    )
+    print(f"\n{embedded:,} of {num_good:,} whole images embedded, {len(said.keys() - broken.keys())} of them refused;")
     print(
         f"{sum(right.values())} of {len(broken)} broken ones have the expected reason; "
         f"exit code {exit_code}, {wall_s:.0f} s."
@@ -136,7 +134,7 @@ def main() -> None:
 
 
 def lay_out(data: Path, root: Path, num: int, text_field: str) -> dict[str, str]:
-    """Make the pictures and their manifest, and break every fiftieth; returns how, by key."""
+    """Make the images and their manifest, and break every fiftieth; returns how, by key."""
     (root / "images").mkdir(parents=True)
     rows = [json.loads(line) for line in (data / "train.jsonl").open(encoding="utf-8")]
     lines, broken = [], {}
@@ -146,8 +144,8 @@ def lay_out(data: Path, root: Path, num: int, text_field: str) -> dict[str, str]
         if i < len(rows):
             (root / key).write_bytes(source.read_bytes())
         else:  # a crop, another in each round
-            picture, cut = Image.open(source), 8 * (i // len(rows))
-            picture.crop((cut, cut, picture.width, picture.height)).save(root / key, "JPEG", quality=90)
+            image, cut = Image.open(source), 8 * (i // len(rows))
+            image.crop((cut, cut, image.width, image.height)).save(root / key, "JPEG", quality=90)
         if i % EVERY == EVERY - 1:
             broken[key] = list(BREAK)[i // EVERY % len(BREAK)]
             BREAK[broken[key]][0](root / key)
@@ -186,7 +184,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def unshared_mb(pid: int) -> float:
-    """Anonymous memory; what is shared (libraries, decoded pictures, the page cache) would count in each process."""
+    """Anonymous memory; what is shared (libraries, decoded images, the page cache) would count in each process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:

@@ -3,7 +3,7 @@
     scripts/bench caching_pass --data DIR [--num 1500] [--rounds 3] [--deit deit_tiny.safetensors]
     scripts/bench caching_pass --data DIR --device cuda --precision bf16 --batch-size 256 --in-memory --num 6000
 
-DIR has pictures in `images/`. In every round, in turn and on the same pictures: the worker processes decode into a sink
+DIR has images in `images/`. In every round, in turn and on the same images: the worker processes decode into a sink
 (the ceiling of decoding); the tower runs on pixels that lie ready (its ceiling); the whole pass, into a cache on a
 local disk, starting its workers and sealing included. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at
 224 pixels, the latter with random weights, which compute no faster. Beside them stands a tower that computes nothing:
@@ -57,13 +57,13 @@ class MemoryReader:
     files: dict[str, bytes]
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of some pictures."""
+        """The bytes of some images."""
         return (self.files[key] for key in keys)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A tower and the pictures for it."""
+    """A tower and the images for it."""
 
     tower: ImageTower
     images: Path
@@ -75,7 +75,7 @@ class Job:
     computes: bool
 
     def planned(self) -> Cache:
-        """A new cache of all pictures, with nothing in it."""
+        """A new cache of all images, with nothing in it."""
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "cache.zarr"
         source = SourceInfo(path="", sha256="", image_root=str(self.images), image_field="image", text_fields=["text"])
         info = CacheInfo(state="planning", encoder=encoder_info(self.tower), source=source, batch_size=self.batch_size)
@@ -94,7 +94,7 @@ class Job:
         return np.ones((len(pixels), self.tower.dim), np.float32)
 
     def decode(self) -> float:
-        """Pictures/s of the workers alone."""
+        """Images/s of the workers alone."""
         cache, started = self.planned(), time.perf_counter()
         geometry = Geometry.from_preprocess(self.tower.preprocess)
         size = self.batch_size
@@ -107,7 +107,7 @@ class Job:
         return num / seconds
 
     def compute(self) -> float:
-        """Pictures/s of the tower alone."""
+        """Images/s of the tower alone."""
         if not self.computes:
             return math.inf
         queue, (height, width) = ImageQueue(self.tower), self.tower.preprocess["size"]
@@ -125,7 +125,7 @@ class Job:
         return num_batches * self.batch_size / (time.perf_counter() - started)
 
     def whole(self) -> tuple[float, PassReport]:
-        """Pictures/s of the pass, and its report."""
+        """Images/s of the pass, and its report."""
         cache = self.planned()
         tower = ImageQueue(self.tower) if self.computes else self.nothing
         report = embed_missing(cache, tower, reader=self.reader(cache), workers=self.workers)
@@ -161,7 +161,7 @@ def main() -> None:
     """Measure each tower and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/")
-    parser.add_argument("--num", type=int, default=1500, help="pictures taken, the first by name")
+    parser.add_argument("--num", type=int, default=1500, help="images taken, the first by name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=num_usable_cores())
     parser.add_argument("--towers", nargs="+", default=["DeiT-Tiny/16", "ViT-B/32", NOTHING], help="which of the three")
@@ -174,8 +174,8 @@ def main() -> None:
     device = resolve_device(args.device)
     keys = sorted(path.name for path in (args.data / "images").iterdir())[: args.num]
     print(f"{machine(device)}, torch {torch.__version__}, {args.workers} workers, {torch.get_num_threads()} threads;")
-    print(f"{len(keys):,} pictures in batches of {args.batch_size}, {args.rounds} rounds in turns, {args.precision}\n")
-    print("| tower | decoding alone, pictures/s | tower alone | pass | pass / the lower one | it waited for |")
+    print(f"{len(keys):,} images in batches of {args.batch_size}, {args.rounds} rounds in turns, {args.precision}\n")
+    print("| tower | decoding alone, images/s | tower alone | pass | pass / the lower one | it waited for |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="clipglot-pass-") as name:
         for tower_name, make in towers(Path(name), args.deit, device).items():

@@ -1,9 +1,9 @@
-"""Does the picture side gain from centring or whitening? Closed-form recall on a tenth held out of a cache's pictures.
+"""Does the image side gain from centring or whitening? Closed-form recall on a tenth held out of a cache's images.
 
     scripts/bench centring CACHE [--spaced]
 
-TF-IDF + ridge is fitted onto the pictures as each row transforms them, and retrieves from pictures transformed alike.
-The last rows leave the pictures as they are and bring the prediction into their metric: what `--warm-start ridge` does.
+TF-IDF + ridge is fitted onto the images as each row transforms them, and retrieves from images transformed alike.
+The last rows leave the images as they are and bring the prediction into their metric: what `--warm-start ridge` does.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     in_metric = {f"as they are, prediction in their metric, shrunk by {s:g}": metric(s) for s in SHRINKAGES}
     forms |= {name: (image_emb - mean, unit, matrix) for name, matrix in in_metric.items()}
 
-    print(f"| {len(cache) - split} held-out pictures | R@1 | R@5 | R@10 | penalty |\n|---|---|---|---|---|")
+    print(f"| {len(cache) - split} held-out images | R@1 | R@5 | R@10 | penalty |\n|---|---|---|---|---|")
     for name, (targets, gallery, matrix) in forms.items():
         best = max((recalls(alpha, targets, gallery, matrix), alpha) for alpha in PENALTIES)
         (at_10, at_5, at_1), alpha = best

@@ -1,10 +1,10 @@
-"""`clipglot cache` beside clip-retrieval's `clip-retrieval inference`: the same pictures, tower, weights and cores.
+"""`clipglot cache` beside clip-retrieval's `clip-retrieval inference`: the same images, tower, weights and cores.
 
     scripts/bench clip_retrieval --data DIR --peer VENV/bin/clip-retrieval [--num 1500] [--few 64] [--rounds 3]
 
 clip-retrieval wants an environment of its own: `pip install clip-retrieval 'setuptools<81'` (2.45.0 ends with an error
 under newer setuptools, which lack pkg_resources). Both run as commands, in turn, on ViT-B/32 with one file of random
-weights. A command takes long to begin, so each also runs on few pictures, and the speed is that of the further ones.
+weights. A command takes long to begin, so each also runs on few images, and the speed is that of the further ones.
 """
 
 import argparse
@@ -30,23 +30,21 @@ from safetensors.torch import save_file
 Run = Callable[[Path, Path, Path, int, int], NDArray[np.float64]]
 
 
-def ours(pictures: Path, output: Path, weights: Path, batch_size: int, workers: int) -> NDArray[np.float64]:
-    """Cache the pictures; returns the embeddings."""
-    manifest = pictures.with_suffix(".jsonl")
-    rows = [{"image": path.name, "text": "a picture"} for path in sorted(pictures.iterdir())]
+def ours(images: Path, output: Path, weights: Path, batch_size: int, workers: int) -> NDArray[np.float64]:
+    """Cache the images; returns the embeddings."""
+    manifest = images.with_suffix(".jsonl")
+    rows = [{"image": path.name, "text": "an image"} for path in sorted(images.iterdir())]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["-m", "clipglot", "cache", manifest, "-o", output, "--image-root", pictures, "--workers", workers]
+    command = ["-m", "clipglot", "cache", manifest, "-o", output, "--image-root", images, "--workers", workers]
     tower = ["--model", "ViT-B-32", "--pretrained", weights, "--batch-size", batch_size]
     quietly([sys.executable, *command, *tower])
     return Cache(output).image_emb().astype(np.float64)
 
 
-def theirs(
-    pictures: Path, output: Path, weights: Path, batch_size: int, workers: int, peer: Path
-) -> NDArray[np.float64]:
+def theirs(images: Path, output: Path, weights: Path, batch_size: int, workers: int, peer: Path) -> NDArray[np.float64]:
     """The same by clip-retrieval."""
     options = {
-        "input_dataset": pictures,
+        "input_dataset": images,
         "output_folder": output,
         "input_format": "files",
         "enable_text": False,
@@ -71,7 +69,7 @@ def quietly(command: list[object]) -> None:
 
 
 def copied(folder: Path, paths: list[Path]) -> Path:
-    """A folder with copies of some pictures."""
+    """A folder with copies of some images."""
     folder.mkdir()
     for path in paths:
         shutil.copy(path, folder)
@@ -83,8 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/")
     parser.add_argument("--peer", type=Path, required=True, help="clip-retrieval's command")
-    parser.add_argument("--num", type=int, default=1500, help="pictures taken, the first by name")
-    parser.add_argument("--few", type=int, default=64, help="pictures of the runs that tell how long a command begins")
+    parser.add_argument("--num", type=int, default=1500, help="images taken, the first by name")
+    parser.add_argument("--few", type=int, default=64, help="images of the runs that tell how long a command begins")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
@@ -96,7 +94,7 @@ def main() -> None:
         folder = Path(name)
         weights = folder / "vit_b_32.safetensors"
         save_file(open_clip.create_model("ViT-B-32").state_dict(), weights)
-        data = {num: copied(folder / f"pictures_{num}", paths[:num]) for num in (args.few, args.num)}
+        data = {num: copied(folder / f"images_{num}", paths[:num]) for num in (args.few, args.num)}
         for turn in range(args.rounds):
             for num in (args.few, args.num):
                 emb = {}
@@ -106,8 +104,8 @@ def main() -> None:
                     seconds.setdefault((who, num), []).append(time.perf_counter() - started)
                 cosine = (emb["clipglot"] * emb["clip-retrieval"]).sum(1)
                 assert cosine.min() > 0.99, cosine.min()
-    print(f"{cores} cores, {args.num:,} and {args.few} pictures, batches of {args.batch_size}, {args.rounds} rounds\n")
-    print("| command | whole, s | with few, s | pictures/s of the further ones | clipglot's / this |")
+    print(f"{cores} cores, {args.num:,} and {args.few} images, batches of {args.batch_size}, {args.rounds} rounds\n")
+    print("| command | whole, s | with few, s | images/s of the further ones | clipglot's / this |")
     print("|---|---|---|---|---|")
     speeds = {
         who: [

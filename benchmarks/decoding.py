@@ -86,7 +86,7 @@ def tower_pixels(decoders: dict[str, Decode]) -> dict[str, Decode]:
 
 
 def in_turns(ways: dict[str, Decode], files: list[bytes], rounds: int) -> dict[str, list[float]]:
-    """Pictures per second of processor time, of each way in each round."""
+    """Images per second of processor time, of each way in each round."""
     speeds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, decode in ways.items():
@@ -108,7 +108,7 @@ def print_speeds(speeds: dict[str, list[float]], notes: dict[str, list[str]]) ->
 
 
 def same(files: list[bytes], ways: dict[str, Decode]) -> dict[str, list[str]]:
-    """How many pictures are the first way's, byte for byte."""
+    """How many images are the first way's, byte for byte."""
     first = next(iter(ways.values()))
     counts = dict.fromkeys(ways, 0)
     for data in files:
@@ -135,20 +135,20 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, required=True, help="folder of JPEGs")
-    parser.add_argument("--num", type=int, default=400, help="pictures taken, the first by name")
+    parser.add_argument("--num", type=int, default=400, help="images taken, the first by name")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--weights", type=Path, help="of timm's deit_tiny_patch16_224")
     args = parser.parse_args()
     Image.core.set_blocks_max(BLOCKS_KEPT)  # as the workers of a pass do
-    paths = sorted(path for path in args.pictures.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))[: args.num]
+    paths = sorted(path for path in args.images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))[: args.num]
     files = [path.read_bytes() for path in paths]
     megapixels = statistics.median(np.prod(Image.open(path).size) / 1e6 for path in paths)
     print(f"{len(files)} JPEGs of {megapixels:.2f} megapixels in the median, {args.rounds} rounds in turns\n")
-    print("| to RGB of full size | pictures/s | / Pillow | min .. max | Pillow's pixels |\n|---|---|---|---|---|")
+    print("| to RGB of full size | images/s | / Pillow | min .. max | Pillow's pixels |\n|---|---|---|---|---|")
     decoders = libraries()
     print_speeds(in_turns(decoders, files, args.rounds), same(files, decoders))
     head = "| least cosine | mean cosine " * bool(args.weights)
-    print(f"\n| to the tower's pixels | pictures/s | / Pillow | min .. max | Pillow's pixels {head}|")
+    print(f"\n| to the tower's pixels | images/s | / Pillow | min .. max | Pillow's pixels {head}|")
     print("|---|---|---|---|---|" + "---|---|" * bool(args.weights))
     ways = tower_pixels(decoders)
     notes = same(files, ways)

@@ -1,6 +1,6 @@
 """At which cosine altered copies of photographs are found again: `clipglot duplicates` against a known answer.
 
-Copies of the first pictures of a manifest are altered, each in one way; every copy is compared with all originals.
+Copies of the first images of a manifest are altered, each in one way; every copy is compared with all originals.
 """
 
 import argparse
@@ -13,40 +13,40 @@ from pathlib import Path
 import numpy as np
 from clipglot.cache.read.cache import Cache
 from clipglot.evals.duplicates import find_duplicates
-from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.cache import cache_images
 from clipglot.jobs.settings.cache import CacheSettings
 from PIL import Image, ImageEnhance, ImageOps
 
 MARKS = (0.999, 0.99, 0.97, 0.95, 0.9)
 
 
-def recompressed(picture: Image.Image, quality: int) -> Image.Image:
+def recompressed(image: Image.Image, quality: int) -> Image.Image:
     file = BytesIO()
-    picture.save(file, "JPEG", quality=quality)
+    image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
-def cropped(picture: Image.Image, share: float) -> Image.Image:
-    width, height = picture.size
+def cropped(image: Image.Image, share: float) -> Image.Image:
+    width, height = image.size
     x, y = round(width * (1 - share) / 2), round(height * (1 - share) / 2)
-    return picture.crop((x, y, width - x, height - y))
+    return image.crop((x, y, width - x, height - y))
 
 
-def shrunk(picture: Image.Image, share: float) -> Image.Image:
-    small = picture.resize((round(picture.width * share), round(picture.height * share)), Image.Resampling.BICUBIC)
-    return small.resize(picture.size, Image.Resampling.BICUBIC)
+def shrunk(image: Image.Image, share: float) -> Image.Image:
+    small = image.resize((round(image.width * share), round(image.height * share)), Image.Resampling.BICUBIC)
+    return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
 ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
-    "the same pixels": lambda picture: picture,
-    "JPEG again, quality 90": lambda picture: recompressed(picture, 90),
-    "JPEG again, quality 30": lambda picture: recompressed(picture, 30),
-    "half the size": lambda picture: shrunk(picture, 0.5),
-    "brighter by a fifth": lambda picture: ImageEnhance.Brightness(picture).enhance(1.2),
-    "grey": lambda picture: ImageOps.grayscale(picture).convert("RGB"),
+    "the same pixels": lambda image: image,
+    "JPEG again, quality 90": lambda image: recompressed(image, 90),
+    "JPEG again, quality 30": lambda image: recompressed(image, 30),
+    "half the size": lambda image: shrunk(image, 0.5),
+    "brighter by a fifth": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+    "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
     "mirrored": ImageOps.mirror,
-    "nine tenths of each side": lambda picture: cropped(picture, 0.9),
-    "three quarters of each side": lambda picture: cropped(picture, 0.75),
+    "nine tenths of each side": lambda image: cropped(image, 0.9),
+    "three quarters of each side": lambda image: cropped(image, 0.75),
 }
 
 
@@ -58,12 +58,12 @@ def main() -> None:
     parser.add_argument("--text-field", default="text")
     parser.add_argument("--pictures", type=int, default=300)
     given = parser.parse_args()
-    rows = [json.loads(line) for line in (given.data / "train.jsonl").open(encoding="utf-8")][: given.pictures]
+    rows = [json.loads(line) for line in (given.data / "train.jsonl").open(encoding="utf-8")][: given.images]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
 
         def cached(manifest: Path) -> Cache:
-            return cache_pictures(
+            return cache_images(
                 CacheSettings(
                     source=manifest,
                     output=manifest.with_suffix(".zarr"),
@@ -83,7 +83,7 @@ def main() -> None:
             manifest.write_text("\n".join(lines), encoding="utf-8")
             return cached(manifest)
 
-        originals = stored("originals", lambda picture: picture)
+        originals = stored("originals", lambda image: image)
         print(
             "| copy | " + " | ".join(f"≥ {mark:g}" for mark in MARKS) + " | median cosine | nearest is the original |"
         )

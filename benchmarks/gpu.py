@@ -57,7 +57,7 @@ class Sizes:
         mapped: embeddings of the cache that is fed from mapped files.
     """
 
-    pictures: int = 3_700_000
+    images: int = 3_700_000
     dim: int = 512
     width: int = 512
     layers: int = 12
@@ -101,14 +101,14 @@ class Job:
         self.shape: dict[str, Any] = {name: getattr(sizes, name) for name in names}
         ids = {"pad_id": 0, "eos_id": sizes.vocab_size - 1}
         self.config = TextConfig(embed_dim=sizes.dim, context_length=77, quick_gelu=False, **ids, **self.shape)
-        self.tokens = query_tokens(sizes.pictures, sizes.vocab_size, 77, np.random.default_rng(0))
-        image_emb = torch.empty(sizes.pictures, sizes.dim, dtype=torch.float16, device=device)
+        self.tokens = query_tokens(sizes.images, sizes.vocab_size, 77, np.random.default_rng(0))
+        image_emb = torch.empty(sizes.images, sizes.dim, dtype=torch.float16, device=device)
         for block in torch.split(image_emb, BLOCK):
             block.copy_(F.normalize(torch.randn(block.shape, device=device), dim=1))
         self.data = TrainData(
             images=OnDevice(image_emb[None]),
             tokens=self.tokens,
-            caption_image=np.arange(sizes.pictures),
+            caption_image=np.arange(sizes.images),
             caption_group=group_equal_captions(self.tokens),
         )
         self.pairs_per_s: dict[str, float] = {}  # of each row so far
@@ -269,7 +269,7 @@ def main() -> None:
     signal.signal(signal.SIGALRM, stop)
     device, sizes = resolve_device(args.device), TINY if args.tiny else Sizes()
     job = Job(sizes, device)
-    title = f"{machine(device)}, torch {torch.__version__}, {sizes.pictures:,} × {sizes.dim} embeddings on the device"
+    title = f"{machine(device)}, torch {torch.__version__}, {sizes.images:,} × {sizes.dim} embeddings on the device"
     print(f"{title}; ready after {time.perf_counter() - started:.0f} s\n")
     print("| what | pairs/s | ms a step | ratio | to | |")
     print("|---|---|---|---|---|---|")

@@ -1,6 +1,6 @@
 """A pass whose workers are killed again and again is, byte for byte, the undisturbed one: this shows it.
 
-Several workers share one pass over small pictures. One of them, any, is killed (SIGKILL) at a random moment and started
+Several workers share one pass over small images. One of them, any, is killed (SIGKILL) at a random moment and started
 again, until so many were killed; then they may end. All files must be those of a pass by one worker alone.
 
 scripts/bench kills [--kills 200] [--workers 2] [--pictures 6400] [--at s3://bucket/killed.zarr]
@@ -25,20 +25,20 @@ if __name__ == "__main__":  # the decoding processes import this file too, and n
     import torch
     from clipglot.demo.run import ENGLISH_CLIP
     from clipglot.encoders.image_tower import ImageTower
-    from clipglot.jobs.cache import cache_pictures
+    from clipglot.jobs.cache import cache_images
     from clipglot.jobs.settings.cache import CacheSettings
 
-CHUNK = 8  # pictures, of a batch too
+CHUNK = 8  # images, of a batch too
 SIDE = 32  # pixels
 
 
 def draw(folder: Path, num: int) -> Path:
-    """Pictures of noise and their manifest."""
+    """Images of noise and their manifest."""
     noise = np.random.default_rng(0)
     lines = []
     for i in range(num):
         Image.fromarray(noise.integers(0, 255, (SIDE, SIDE, 3), np.uint8)).save(folder / f"{i}.png")
-        lines.append(f'{{"image": "{i}.png", "text": "picture {i}"}}\n')
+        lines.append(f'{{"image": "{i}.png", "text": "image {i}"}}\n')
     manifest = folder / "pairs.jsonl"
     manifest.write_text("".join(lines))
     return manifest
@@ -63,7 +63,7 @@ def start(source: Path, output: Location, worker: str | None, slowed_s: float, m
     try:
         model = f"local-dir:{ENGLISH_CLIP}"
         sizes = {"batch_size": CHUNK, "chunk_rows": CHUNK, "workers": 1, "device": "cpu"}
-        cache_pictures(CacheSettings(source=source, output=output, model=model, worker=worker, **sizes))
+        cache_images(CacheSettings(source=source, output=output, model=model, worker=worker, **sizes))
         code = 0
     finally:
         if code:
@@ -92,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "pictures").mkdir()
-        source = draw(root / "pictures", args.pictures)
+        source = draw(root / "pictures", args.images)
         alone, killed, messages = root / "alone.zarr", args.at or root / "killed.zarr", root / "messages"
         _, code = os.waitpid(start(source, alone, None, 0.0, messages), 0)
         if code:
@@ -118,7 +118,7 @@ def main() -> None:
         differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     print("| workers | chunks | SIGKILLs | wall s | files | of them different | faults |")
     print("|---|---|---|---|---|---|---|")
-    chunks = -(-args.pictures // CHUNK)
+    chunks = -(-args.images // CHUNK)
     print(f"| {args.workers} | {chunks} | {num_kills} | {wall_s:.0f} | {len(ours)} | {len(differ)} | {len(faults)} |")
     if differ or faults:
         raise SystemExit("\n".join([*differ, *faults]))

@@ -3,7 +3,7 @@
     scripts/bench lock_image --data ../shared/data --work /tmp/lock_image --peer-python PEER/bin/python
 
 Both train ViT-B/32's text tower with random weights (12 layers, width 512, 8 heads, 77 positions, 49,408 tokens) in
-float32, on the same pictures and short captions, in batches of the same size, each through its own command line and
+float32, on the same images and short captions, in batches of the same size, each through its own command line and
 with the threads that it takes by itself. Prints a Markdown table.
 """
 
@@ -39,7 +39,7 @@ MAKE_PEER = (
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A picture below the data's folder and a caption as long as a search query."""
+    """An image below the data's folder and a caption as long as a search query."""
 
     image: str
     text: str
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def query_pairs(manifest: Path, num_pairs: int) -> list[Pair]:
-    """Pictures with the first words of their first English caption, as many as give `QUERY_TOKENS` CLIP tokens."""
+    """Images with the first words of their first English caption, as many as give `QUERY_TOKENS` CLIP tokens."""
     encode = open_clip.get_tokenizer(MODEL).encode
     pairs = []
     for line in manifest.read_text(encoding="utf-8").splitlines()[:num_pairs]:
@@ -98,7 +98,7 @@ def query_pairs(manifest: Path, num_pairs: int) -> list[Pair]:
         while len(encode(" ".join(words))) > QUERY_TOKENS - 2:
             words.pop()
         pairs.append(Pair(image=row["image"], text=" ".join(words)))
-    assert len(pairs) == num_pairs, f"{manifest} has {len(pairs)} pictures, {num_pairs} wanted"
+    assert len(pairs) == num_pairs, f"{manifest} has {len(pairs)} images, {num_pairs} wanted"
     return pairs
 
 
@@ -122,7 +122,7 @@ def lock_image(python: Path, pairs: list[Pair], images: Path, work: Path, batch_
 
 
 def cached(pairs: list[Pair], images: Path, work: Path, batch_size: int) -> tuple[list[float], float, CaptionTokenizer]:
-    """Cache the pictures and train on them.
+    """Cache the images and train on them.
 
     Returns:
         Pairs/s of each step after the first ones, seconds of the caching pass, and the tokenizer.

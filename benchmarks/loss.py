@@ -2,7 +2,7 @@
 
     scripts/bench loss [--batch-size 16384] [--dim 512] [--rounds 5] [--threads 2]
 
-Forward and backward on the CPU, gradients for captions and temperature alone, as with a frozen picture tower. Each loss
+Forward and backward on the CPU, gradients for captions and temperature alone, as with a frozen image tower. Each loss
 runs in a process of its own and they take turns; the first round is left out. Peak memory is what the process's maximal
 resident set (ru_maxrss) rose to above its level just before the first call, when inputs and library were there.
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def write_inputs(folder: Path, num: int, dim: int) -> None:
-    """Unit embeddings `[num, dim]` of captions and of pictures, which are near their own caption's."""
+    """Unit embeddings `[num, dim]` of captions and of images, which are near their own caption's."""
     rng = np.random.default_rng(0)
     text = rng.standard_normal((num, dim), np.float32)
     for name, emb in {"text": text, "image": text + 2 * rng.standard_normal((num, dim), np.float32)}.items():
@@ -141,7 +141,7 @@ def peak_bytes() -> int:
 
 
 def losses() -> dict[str, Callable[[Any, Any], tuple[Any, Any]]]:
-    """Loss and logarithm of the logit scale, which is a leaf, given pictures and captions."""
+    """Loss and logarithm of the logit scale, which is a leaf, given images and captions."""
     import torch
     from clipglot.distill.data.targets import Targets
     from clipglot.distill.losses.infonce import InfoNCE

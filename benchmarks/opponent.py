@@ -16,7 +16,7 @@ def tfidf_ridge(train: Cache, val: Cache, *, spaced: bool) -> tuple[Ranks, float
     """N-grams regressed onto mean-centred image embeddings; val is looked at once.
 
     Args:
-        train: to fit on; the penalty is chosen by R@10 on the last tenth of its pictures.
+        train: to fit on; the penalty is chosen by R@10 on the last tenth of its images.
         val: to retrieve from.
         spaced: whether the language has spaces: 2-5-grams within words, else 1-3-grams.
 

@@ -1,6 +1,6 @@
-"""Planning a jsonl of pictures and captions in one thread, beside merely reading its lines and parsing them.
+"""Planning a jsonl of images and captions in one thread, beside merely reading its lines and parsing them.
 
-    scripts/bench planning [--rows 1000000] [--lines-per-picture 1] [--folder /tmp]
+    scripts/bench planning [--rows 1000000] [--lines-per-image 1] [--folder /tmp]
 
 Each run is a process of its own, so that its peak of memory is its own. The manifest is written once and is in memory.
 """
@@ -36,7 +36,7 @@ def main() -> None:
     """Write a manifest, plan it and read it in turn; print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--lines-per-picture", type=int, default=1, help="far apart; 1 has nothing to merge")
+    parser.add_argument("--lines-per-image", type=int, default=1, help="far apart; 1 has nothing to merge")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files go, on the disk to measure")
     parser.add_argument("--child", choices=("plan", "read"), help=argparse.SUPPRESS)
@@ -44,13 +44,11 @@ def main() -> None:
     if args.child:
         print(json.dumps((plan if args.child == "plan" else read)(args.folder)))
         return
-    print(
-        f"{args.rows:,} rows, {args.lines_per_picture} a picture; {args.rounds} rounds; pyarrow {pyarrow.__version__}"
-    )
+    print(f"{args.rows:,} rows, {args.lines_per_image} an image; {args.rounds} rounds; pyarrow {pyarrow.__version__}")
     print("\n| round | rows/s | to the ceiling | parse | digest | write | merge | peak MB |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        write_manifest(Path(folder) / "m.jsonl", args.rows, args.lines_per_picture)
+        write_manifest(Path(folder) / "m.jsonl", args.rows, args.lines_per_image)
         for i in range(args.rounds):
             ceiling, found = in_child("read", folder)["cpu_s"], in_child("plan", folder)
             shares = " | ".join(
@@ -60,16 +58,16 @@ def main() -> None:
             print(f"| {i + 1} | {rate:,.0f} | {ceiling / found['cpu_s']:.2f} | {shares} | {found['peak_mb']:,.0f} |")
 
 
-def write_manifest(path: Path, rows: int, lines_per_picture: int) -> None:
+def write_manifest(path: Path, rows: int, lines_per_image: int) -> None:
     """A record a line, with fields that nobody asks for, as exports of web data sets have them."""
     rng = random.Random(0)
     captions = [" ".join(rng.choices(SENTENCE.split(), k=rng.randint(4, 16))) for _ in range(20_000)]
-    pictures = -(-rows // lines_per_picture)
+    images = -(-rows // lines_per_image)
     with open(path, "w", encoding="utf-8") as file:
         for i in range(rows):
-            picture = i % pictures
+            image = i % images
             file.write(
-                f'{{"image": "{picture // 10_000:05d}/{picture:09d}.jpg", "text": "{rng.choice(captions)} {i}", '
+                f'{{"image": "{image // 10_000:05d}/{image:09d}.jpg", "text": "{rng.choice(captions)} {i}", '
                 f'"width": 640, "height": 480, "similarity": {rng.random():.4f}}}\n'
             )
 

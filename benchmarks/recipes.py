@@ -4,7 +4,7 @@
     scripts/bench recipes en --data ../shared/data --work /tmp/recipes --lm path/to/minilm
     scripts/bench recipes lora …     LoRA beside the whole language model
     scripts/bench recipes emoji …    emoji by their Russian short names
-    scripts/bench recipes warm …     ridge warm starts beside none, on a tenth held out of the training pictures
+    scripts/bench recipes warm …     ridge warm starts beside none, on a tenth held out of the training images
 
 Prints a Markdown table and the commands it ran. What is in the work folder already is taken from there.
 """
@@ -76,7 +76,7 @@ def flickr8k(bench: Bench, language: str) -> tuple[Path, Path]:
 def beside_closed_form(name: str, run: Ranks, train: Path, val: Path, *, spaced: bool) -> None:
     """Print a run's recall beside the opponent's."""
     opponent, alpha = tfidf_ridge(Cache(train), Cache(val), spaced=spaced)
-    print(f"\n| {name}, {run.num_candidates:,} pictures, text→image | R@1 | R@5 | R@10 | median rank |")
+    print(f"\n| {name}, {run.num_candidates:,} images, text→image | R@1 | R@5 | R@10 | median rank |")
     print("|---|---|---|---|---|")
     for who, ranks in ((f"TF-IDF + ridge, closed form (penalty {alpha:g})", opponent), ("clipglot", run)):
         recalls = f"{ranks.r_at_1:.1%} | {ranks.r_at_5:.1%} | {ranks.r_at_10:.1%}"
@@ -145,7 +145,7 @@ def warm(bench: Bench) -> None:
                 line["epoch"]: line["r_at_10"] for line in lines_of_run if line["step"] and "r_at_10" in line
             }
         epochs = " | ".join(str(epoch + 1) for epoch in curves["none"])
-        print(f"\n| {language}, R@10 on {len(parts['held'])} held-out pictures after epoch | {epochs} |")
+        print(f"\n| {language}, R@10 on {len(parts['held'])} held-out images after epoch | {epochs} |")
         print("|---|" + "---|" * len(curves["none"]))
         for start, curve in curves.items():
             print(f"| --warm-start {start} | " + " | ".join(f"{value:.1%}" for value in curve.values()) + " |")

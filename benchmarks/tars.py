@@ -24,7 +24,7 @@ EXTENSIONS = ("jpg", "json", "txt")
 
 
 def write(folder: Path, name: str, samples: int, format: int, prefix: str) -> Path:
-    """A tar as img2dataset writes it, with pictures of 3 kB, which are not looked at, and its table."""
+    """A tar as img2dataset writes it, with images of 3 kB, which are not looked at, and its table."""
     path, records = folder / f"{name}.tar", []
     with tarfile.open(path, "w", format=format) as tar:
         for i in range(samples):

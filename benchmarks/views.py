@@ -1,4 +1,4 @@
-"""Whether stored views help: the same runs on one view of each picture and on several, recall on held-out pictures.
+"""Whether stored views help: the same runs on one view of each image and on several, recall on held-out images.
 
     scripts/bench views --train train.zarr --val val.zarr --work /tmp/views [--seeds 0 1] [--views 1 all]
 
@@ -26,7 +26,7 @@ def main() -> None:
     """Train, validate and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--train", type=Path, required=True, help="cache with views")
-    parser.add_argument("--val", type=Path, required=True, help="cache of held-out pictures")
+    parser.add_argument("--val", type=Path, required=True, help="cache of held-out images")
     parser.add_argument("--work", type=Path, required=True, help="folder for the runs; must not hold them yet")
     parser.add_argument("--views", nargs="+", default=["1", "all"], help="values of --views to compare")
     parser.add_argument("--epochs", nargs="+", type=int, default=[30, 90], help="lengths of the runs")
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--settings", default=TRAIN, help="settings of `clipglot train`")
     args = parser.parse_args()
     cache = Cache(args.train)
-    what = f"{len(cache):,} pictures, {cache.info.num_views} stored views"
+    what = f"{len(cache):,} images, {cache.info.num_views} stored views"
     print(f"| {what} | epochs | loss at the end | R@1 | R@5 | R@10 | R@10 of each seed |")
     print("|---|---|---|---|---|---|---|")
     for epochs in args.epochs:

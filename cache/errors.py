@@ -1,4 +1,4 @@
-"""What a user can do wrong with a cache, its sources or its pictures."""
+"""What a user can do wrong with a cache, its sources or its images."""
 
 
 class CacheError(Exception):

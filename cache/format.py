@@ -15,7 +15,7 @@ FORMAT_VERSION = 1
 ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
 CHECKSUM = f"{ATTRIBUTE}_crc32c"  # the one that holds their checksum, see `metadata.py`; older caches have none
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
-HASH = "images/hash"  # absent in older caches, and in those that no pass over pictures made
+HASH = "images/hash"  # absent in older caches, and in those that no pass over images made
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
 TOKENS = "tokens"
@@ -31,7 +31,7 @@ PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/of
 OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # that not every source gives
 CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
 MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
-MAX_PIXELS = 100_000_000  # of a picture, unless the plan says otherwise; 300 MB as RGB
+MAX_PIXELS = 100_000_000  # of an image, unless the plan says otherwise; 300 MB as RGB
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47, as far as its form goes
 State = Literal["planning", "planned", "appending", "sealed"]
 NOT_LAID_OUT = ("planning", "appending")
@@ -39,7 +39,7 @@ Decoding = Literal["exact", "scaled"]  # of JPEGs: at full size, or at a part of
 
 
 class Status(IntEnum):
-    """What became of a picture. Codes are part of the format: never renumber, only add."""
+    """What became of an image. Codes are part of the format: never renumber, only add."""
 
     PENDING = 0
     EMBEDDED = 1
@@ -60,10 +60,10 @@ class Status(IntEnum):
 EXPLANATION: dict[Status, str] = {
     Status.PENDING: "not embedded yet: run the same `clipglot cache` command again to resume",
     Status.EMBEDDED: "in the cache",
-    Status.MISSING: "no such file below the image root, or no picture in its record",
+    Status.MISSING: "no such file below the image root, or no image in its record",
     Status.OUTSIDE_ROOT: "the path leaves the image root: pass an --image-root that holds it",
     Status.UNREADABLE: "the file exists but could not be read (permissions, I/O error, not a regular file)",
-    Status.NOT_A_PICTURE: "no known picture format",
+    Status.NOT_A_PICTURE: "no known image format",
     Status.DAMAGED: "truncated or damaged: the decoder failed on it",
     Status.TOO_LARGE: "more pixels than --max-pixels allows (as stored or resized), a file over 1 GiB, or a thin line",
     Status.NOT_FINITE: "the tower's output was NaN, infinite or all zero",
@@ -97,18 +97,18 @@ class SourceInfo:
     Attributes:
         path: of the manifest, folder or file; absolute, or a URL.
         sha256: by which a changed source is recognised.
-        image_root: the folder, or URL, below which pictures and the files that hold them lie.
-        image_field: where a record names its picture.
+        image_root: the folder, or URL, below which images and the files that hold them lie.
+        image_field: where a record names its image.
         text_fields: where it has its captions.
-        limit: most pictures taken.
+        limit: most images taken.
         teacher_fields: where it has translations.
-        images: False where the translations stand in the place of pictures.
+        images: False where the translations stand in the place of images.
         kind: of source, see `sources.py`.
         where: the condition that a record must fulfil.
         split: the part that was asked for.
         languages: tags of all captions, one, or one for each text field.
         language_field: where a record has its tag.
-        first_row: the row of its first picture.
+        first_row: the row of its first image.
     """
 
     path: str
@@ -128,7 +128,7 @@ class SourceInfo:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether captions have a teacher's embedding beside their picture's."""
+        """Whether captions have a teacher's embedding beside their image's."""
         return self.images and bool(self.teacher_fields)
 
 
@@ -137,7 +137,7 @@ class Augmentation:
     """How the views beyond the plain one were made.
 
     Attributes:
-        scale: least share of the picture's area that a random resized crop keeps; 1 crops as the tower does.
+        scale: least share of the image's area that a random resized crop keeps; 1 crops as the tower does.
         flip: chance of being mirrored.
         jitter: most relative change of brightness, contrast and saturation.
         grayscale: chance of losing all colour.

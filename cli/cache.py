@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Of a cache that is there, the tower and how pictures go through it: nothing else could be added to it."""
+    """Of a cache that is there, the tower and how images go through it: nothing else could be added to it."""
     with friendly_errors():
         if "output" not in merged or not is_planned(merged["output"]):
             return {}
@@ -39,9 +39,9 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 @settings_options(CacheSettings, "source", known=_known)
 @json_option
 def cache(settings: CacheSettings, as_json: bool) -> None:
-    """Embed every picture of SOURCE once; run it again to resume.
+    """Embed every image of SOURCE once; run it again to resume.
 
-    SOURCE is a table (.jsonl, .csv, .tsv) with a picture's path and its captions in each row, tars, Parquet or Arrow
+    SOURCE is a table (.jsonl, .csv, .tsv) with an image's path and its captions in each row, tars, Parquet or Arrow
     files, a dataset that Hugging Face's library saved, MUGE's folder, class folders or COCO's .json
     (docs/sources.md).
 
@@ -58,9 +58,9 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             with progress_bar() as progress:
                 shown = PassProgress(settings, progress, silent=as_json)
                 before = Cache(settings.output).info if is_planned(settings.output) else None
-                from ..jobs.cache import cache_pictures  # takes seconds, in which Ctrl-C may come
+                from ..jobs.cache import cache_images  # takes seconds, in which Ctrl-C may come
 
-                result = cache_pictures(settings, shown.show, on_report=shown.show_pass)
+                result = cache_images(settings, shown.show, on_report=shown.show_pass)
                 shown.end()
         except KeyboardInterrupt:  # the bars are gone, and draw over nothing
             if is_first_process():
@@ -96,33 +96,33 @@ def _say(settings: CacheSettings, result: "CacheResult", before: CacheInfo | Non
     num_embedded, in_views = info.counts.get("embedded", 0), f" in {info.num_views} views" * (info.num_views > 1)
     if report.num_pictures:
         say(
-            f"{settings.output}: {_by(settings)}{report.num_pictures:,} pictures{in_views} in {report.wall_s:.1f} s "
+            f"{settings.output}: {_by(settings)}{report.num_pictures:,} images{in_views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
             f"{num_embedded:,} of {len(result.cache):,} embedded"
         )
     else:
-        say(f"{settings.output} is complete already: {num_embedded:,} pictures embedded{in_views}")
+        say(f"{settings.output} is complete already: {num_embedded:,} images embedded{in_views}")
     if report.num_pictures and settings.images:
         say(f"seconds by stage, which overlap: {_stages(report)}")
     if deviation := result.deviation:
         say(
-            f"{deviation.precision} against fp32 on the first {deviation.num_pictures} pictures: cosine distance "
+            f"{deviation.precision} against fp32 on the first {deviation.num_pictures} images: cosine distance "
             f"{deviation.mean:.1e} on average, {deviation.worst:.1e} at worst"
         )
     if result.most_at_once:
         say(
-            f"the device's memory held {result.most_at_once} of {settings.batch_size} pictures at once: "
+            f"the device's memory held {result.most_at_once} of {settings.batch_size} images at once: "
             "the tower got its batches in parts"
         )
     if report.num_died:
-        say(f"{report.num_died:,} decoding processes died and were replaced; pictures that end theirs are damaged")
+        say(f"{report.num_died:,} decoding processes died and were replaced; images that end theirs are damaged")
     if info.num_duplicates:
-        say(f"{info.num_duplicates:,} pictures have the very bytes of another one")
+        say(f"{info.num_duplicates:,} images have the very bytes of another one")
     # What a command that sealed the cache left out, that command has said.
     for flag, num in (Counter(info.left_out) - Counter(before.left_out if before and was_sealed else {})).items():
         say(f"{num:,} rows were left out by {flag}{because(info, flag)}")
     if repeats:
-        say(f"{repeats:,} further views repeat the plain one, because the picture could not be read again")
+        say(f"{repeats:,} further views repeat the plain one, because the image could not be read again")
     if num_embedded < len(result.cache):
         say(f"{_failed(info)}; which: clipglot inspect {settings.output} --failures; --retry tries them again")
     if report.num_pictures and not was_sealed:
@@ -130,7 +130,7 @@ def _say(settings: CacheSettings, result: "CacheResult", before: CacheInfo | Non
 
 
 def _failed(info: CacheInfo) -> str:
-    """How many pictures of a sealed cache failed, and of which reason how many, the most frequent first."""
+    """How many images of a sealed cache failed, and of which reason how many, the most frequent first."""
     reasons = sorted((-num, reason) for reason, num in info.counts.items() if reason != Status.EMBEDDED.label)
     listed = ", ".join(f"{-num:,} {reason}" for num, reason in reasons)
     return f"{info.num_pictures - info.counts.get('embedded', 0):,} of {info.num_pictures:,} failed: {listed}"
@@ -149,14 +149,14 @@ def _stages(report: PassReport) -> str:
 
 
 def _by(settings: CacheSettings) -> str:
-    """Whose pictures are counted, where several share the pass."""
+    """Whose images are counted, where several share the pass."""
     return "" if settings.share.is_alone else f"{settings.share} did "
 
 
 def _kept(path: Location) -> str:
     """What an interrupted pass leaves behind."""
     if not is_planned(path):
-        return "no picture was embedded yet"
+        return "no image was embedded yet"
     cache = Cache(path)
     if not cache.info.is_laid_out:
         return "what was embedded before is kept"

@@ -70,12 +70,12 @@ class PassProgress:
     def _planned(self) -> str:
         info = Cache(self._settings.output).info
         if self._settings.append:
-            return f"{info.num_pictures - info.appended[-1].first_row:,} further pictures"
+            return f"{info.num_pictures - info.appended[-1].first_row:,} further images"
         return f"{info.num_pictures:,} {self._unit}, {info.num_captions:,} captions"
 
     @property
     def _unit(self) -> str:
-        return "pictures" if self._settings.images else "texts"
+        return "images" if self._settings.images else "texts"
 
     def _speak(self, line: str, *, at_once: bool = False) -> None:
         if not self._silent:

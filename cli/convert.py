@@ -41,7 +41,7 @@ def convert(cache: Location, out: Path, as_json: bool) -> None:
         print_json({"cache": str(cache), "output": str(out), "num_pictures": len(opened)} | asdict(done))
         return
     say(
-        f"{out}: {len(opened):,} pictures, {done.num_chunks:,} chunks, {done.num_bytes / 1e6:,.1f} MB in "
+        f"{out}: {len(opened):,} images, {done.num_chunks:,} chunks, {done.num_bytes / 1e6:,.1f} MB in "
         f"{done.wall_s:.1f} s; every checksum of {cache} held"
     )
 
@@ -54,7 +54,7 @@ def import_(settings: ImportSettings, as_json: bool) -> None:
 
     SOURCE is what clip-retrieval wrote (img_emb/ and metadata/), or an .npy or .h5
     file with --captions. Name the tower that made them: export will need it.
-    With --image-root a few pictures are embedded again, and a wrong tower is refused.
+    With --image-root a few images are embedded again, and a wrong tower is refused.
 
     \b
     clipglot import laion -o train.zarr --model ViT-B-32 --pretrained openai
@@ -82,21 +82,21 @@ def import_(settings: ImportSettings, as_json: bool) -> None:
         f"{info.num_captions:,} captions"
     )
     if result.num_probes:
-        say(f"{result.num_probes} pictures embedded again: cosine {result.min_cosine:.4f} at least")
+        say(f"{result.num_probes} images embedded again: cosine {result.min_cosine:.4f} at least")
     else:
-        say("not checked whether this tower made them: pass --image-root to have a few pictures embedded again")
+        say("not checked whether this tower made them: pass --image-root to have a few images embedded again")
 
 
 @click.command()
 @click.argument("caches", type=to_location, nargs=-1, required=True)
 @click.option("-o", "--output", type=LocalPath(path_type=Path), required=True, help="where the new cache goes")
-@click.option("--prefix", is_flag=True, help="put each cache's name before its keys; picture files are not found then")
+@click.option("--prefix", is_flag=True, help="put each cache's name before its keys; image files are not found then")
 @json_option
 def merge(caches: tuple[Location, ...], output: Path, prefix: bool, as_json: bool) -> None:
     """Put CACHES of one image tower together into one, rows in order.
 
-    Caches that were made with other towers or settings are refused, and so is a
-    picture that two of them have. (To merge towers into a CLIP: clipglot export.)
+    Caches that were made with other towers or settings are refused, and so is an
+    image that two of them have. (To merge towers into a CLIP: clipglot export.)
 
     \b
     clipglot merge news.zarr art.zarr -o both.zarr
@@ -123,4 +123,4 @@ def merge(caches: tuple[Location, ...], output: Path, prefix: bool, as_json: boo
             | {"num_captions": info.num_captions, "status": info.counts}
         )
         return
-    say(f"{output}: {info.num_pictures:,} pictures and {info.num_captions:,} captions of {len(caches)} caches")
+    say(f"{output}: {info.num_pictures:,} images and {info.num_captions:,} captions of {len(caches)} caches")

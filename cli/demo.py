@@ -24,11 +24,11 @@ NAMES = {"en": "English", "ru": "Russian", "zh": "Chinese", "ko": "Korean"}
 @settings_options(DemoSettings)
 @json_option
 def demo(settings: DemoSettings, as_json: bool) -> None:
-    """Do the whole job offline, on pictures that it draws itself; about two minutes on two cores.
+    """Do the whole job offline, on images that it draws itself; about two minutes on two cores.
 
-    A small English CLIP comes with the package. Its image tower looks at the pictures once; a text tower learns
+    A small English CLIP comes with the package. Its image tower looks at the images once; a text tower learns
     another language from that cache alone; both are merged, and plain open_clip measures the result on combinations
-    of colour and shape that were in no training picture.
+    of colour and shape that were in no training image.
     """
     with friendly_errors(), _folder(settings.output) as folder, progress_bar() as progress:
         from ..demo.run import run_demo
@@ -66,17 +66,17 @@ def _print(report: "DemoReport", *, kept: bool) -> None:
     cached_s = report.pass_s + report.train_s
     say("")
     say(
-        f"The picture tower saw {report.num_pictures:,} pictures once ({report.pass_s:.1f} s); "
+        f"The image tower saw {report.num_pictures:,} images once ({report.pass_s:.1f} s); "
         f"training took {report.train_s:.1f} s for {report.epochs} epochs."
     )
     say(
-        f"With the pictures through the tower in every epoch it would have taken {report.uncached_s:.0f} s "
+        f"With the images through the tower in every epoch it would have taken {report.uncached_s:.0f} s "
         f"instead of {cached_s:.0f} s: {report.uncached_s / cached_s:.1f} times as long."
     )
     if kept:
         say(f'The merged CLIP: open_clip.create_model_and_transforms("local-dir:{report.folder / "merged"}")')
     else:
-        say("Nothing was kept; clipglot demo -o DIR keeps pictures, caches, the run and the merged CLIP.")
+        say("Nothing was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ def sources(info: CacheInfo) -> dict[str, str]:
         shown[f"image root{mark}"] = source.image_root or "-"
         shown[f"text fields{mark}"] = ", ".join(source.text_fields) or "-"
         if source.limit is not None:
-            shown[f"limit{mark}"] = f"{source.limit:,} pictures"
+            shown[f"limit{mark}"] = f"{source.limit:,} images"
     return shown
 
 
@@ -31,7 +31,7 @@ def views(cache: Cache) -> dict[str, str]:
         return {}
     shown = f"{info.num_views}: the plain one, then augmented: {info.augmentation}"
     if info.state == "sealed" and (repeats := count_repeats(cache)):
-        shown += f"; {repeats:,} repeat the plain one, their pictures could not be read again"
+        shown += f"; {repeats:,} repeat the plain one, their images could not be read again"
     if begun > info.num_views:
         shown += f"; {begun} are begun, run it again to add them"
     return {"views": shown}
@@ -52,7 +52,7 @@ def left_out(info: CacheInfo) -> dict[str, str]:
 def because(info: CacheInfo, flag: str) -> str:
     """Why records were left out by a flag."""
     if flag == KNOWN:
-        return " (the cache has their pictures already; their captions were not added)"
+        return " (the cache has their images already; their captions were not added)"
     asked = {(source.where if flag == "--where" else source.split) for source in info.sources} - {None}
     return f" (asked for: {'; '.join(sorted(map(str, asked)))})"
 

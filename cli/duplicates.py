@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @settings_options(DuplicatesSettings, "cache")
 @json_option
 def duplicates(settings: DuplicatesSettings, as_json: bool) -> None:
-    """Find near-duplicate pictures in CACHE, or pictures of a second cache that CACHE holds too.
+    """Find near-duplicate images in CACHE, or images of a second cache that CACHE holds too.
 
-    Embeddings are compared, no picture is opened. What cosine a copy has depends on the image tower: look at the
+    Embeddings are compared, no image is opened. What cosine a copy has depends on the image tower: look at the
     pairs before you believe a threshold.
 
     \b
@@ -56,25 +56,25 @@ def _print(report: "DuplicatesReport", settings: DuplicatesSettings) -> None:
     asked, sampled = settings.against or settings.cache, report.num_compared < report.num_pictures
     which = f"a sample of {report.num_compared:,} of {report.num_pictures:,}" if sampled else f"{report.num_pictures:,}"
     where = f"those of {settings.cache}" if settings.against else "the others"
-    say(f"{asked}: {which} pictures, each compared with all {report.num_others:,} of {where}")
-    found = table("cosine at least", "pictures with such a neighbour", "share")
+    say(f"{asked}: {which} images, each compared with all {report.num_others:,} of {where}")
+    found = table("cosine at least", "images with such a neighbour", "share")
     for mark, count in report.above.items():
         found.add_row(mark, f"{count:,}", f"{count / report.num_compared:.2%}")
     output.print(found)
     what = f"{percent(report.share)} {'leaked' if settings.against else 'have a duplicate'}"
     if sampled:
-        what += f" in the sample; of all pictures {percent(report.share_low)} to {percent(report.share_high)} (95 %)"
+        what += f" in the sample; of all images {percent(report.share_low)} to {percent(report.share_high)} (95 %)"
     say(f"at {report.threshold:g}: {what}")
     if report.groups:
         groups = report.groups
         say(
-            f"{groups.num_groups:,} groups hold {groups.num_pictures:,} pictures, the largest {groups.largest:,}: "
+            f"{groups.num_groups:,} groups hold {groups.num_pictures:,} images, the largest {groups.largest:,}: "
             f"{groups.num_pictures - groups.num_groups:,} could go"
         )
     elif not settings.against:
         say("groups are formed only where all pairs are compared: --sample 0")
     if report.pairs:
-        pairs = table("cosine", "picture", "its neighbour", numbers=("cosine",))
+        pairs = table("cosine", "image", "its neighbour", numbers=("cosine",))
         for pair in report.pairs:
             pairs.add_row(f"{pair.cosine:.4f}", pair.key, pair.other_key)
         output.print(pairs)
@@ -83,4 +83,4 @@ def _print(report: "DuplicatesReport", settings: DuplicatesSettings) -> None:
     elsewhere = f"word for word in {settings.cache}" if settings.against else "more than once"
     say(f"{report.num_repeated_captions:,} of {report.num_captions:,} captions stand {elsewhere}")
     if report.num_same_keys is not None:
-        say(f"{report.num_same_keys:,} pictures have the same key in both caches")
+        say(f"{report.num_same_keys:,} images have the same key in both caches")

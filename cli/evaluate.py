@@ -19,9 +19,9 @@ def evaluate() -> None:
 @click.argument("cache", type=to_location)
 @json_option
 def retrieval(merged: Path, cache: Location, as_json: bool) -> None:
-    """How often the captions of CACHE find their picture and back, with the CLIP in MERGED.
+    """How often the captions of CACHE find their image and back, with the CLIP in MERGED.
 
-    CACHE must come from the same image tower; no picture is opened.
+    CACHE must come from the same image tower; no image is opened.
     """
     with friendly_errors():
         require_kind(merged, "merged CLIP")

@@ -16,7 +16,7 @@ from .render import friendly_errors, json_option, output, percent, print_json, s
 def export(settings: ExportSettings, as_json: bool) -> None:
     """Merge the image tower that RUN's cache was made with and RUN's text tower into one CLIP.
 
-    The image tower is rebuilt, checked against the cache by its hash and by embedding a few cached pictures again,
+    The image tower is rebuilt, checked against the cache by its hash and by embedding a few cached images again,
     and the folder is loaded once as its users will before it gets its name.
 
     \b
@@ -31,9 +31,9 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         print_json(asdict(result) | {"folder": str(result.folder)})
         return
     if result.num_probes:
-        probes = f"{result.num_probes} cached pictures embedded again, worst cosine {result.min_cosine:.6f}"
+        probes = f"{result.num_probes} cached images embedded again, worst cosine {result.min_cosine:.6f}"
     else:
-        probes = f"no cached picture could be embedded again: {result.why_no_probes}"
+        probes = f"no cached image could be embedded again: {result.why_no_probes}"
     say(f"{result.folder}: image tower matches its hash; {result.loaded_by} loads both towers; {probes}")
     for line in filter(None, result.code.splitlines()):
         say(line)
@@ -59,7 +59,7 @@ def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_j
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])
         return
-    answers = table("picture", "text", "probability", "cosine", numbers=("probability", "cosine"))
+    answers = table("image", "text", "probability", "cosine", numbers=("probability", "cosine"))
     for prediction in predictions:
         scores = zip(prediction.texts, prediction.probabilities, prediction.cosines, strict=True)
         for place, (text, probability, cosine) in enumerate(scores):

@@ -42,14 +42,14 @@ class _Inspect(click.Command):
     default=10,
     show_default=True,
     metavar="[N]",
-    help="failed pictures to list; all without a number, or with -1",
+    help="failed images to list; all without a number, or with -1",
 )
 @click.option(
     "--pairs",
     type=click.IntRange(min=0),
     default=3,
     show_default=True,
-    help="pictures to list with their first caption, spread evenly over the cache",
+    help="images to list with their first caption, spread evenly over the cache",
 )
 @click.option("--watch", is_flag=True, help="show how its workers get on, until the pass is over")
 @json_option
@@ -82,10 +82,10 @@ def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bo
                 "state": info.state
                 if info.state == "sealed"
                 else f"{info.state}: not complete, run it again to resume",
-                "pictures": f"{info.num_pictures:,}",
+                "images": f"{info.num_pictures:,}",
                 "captions": f"{info.num_captions:,}"
                 + "".join(f", {count:,} dropped ({reason})" for reason, count in info.dropped_captions.items()),
-                "without captions": f"{num_uncaptioned:,} pictures",
+                "without captions": f"{num_uncaptioned:,} images",
                 **languages(opened),
                 "embeddings": f"{info.num_views} × {info.num_pictures:,} × {info.encoder.dim} float16, "
                 f"{opened.num_chunks:,} chunk{'s'[: opened.num_chunks != 1]} of {info.chunk_rows:,} rows",
@@ -105,8 +105,8 @@ def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bo
     )
     if shown:
         output.print()
-        output.print(_pairs(shown, "picture" if info.source.images else "translation"))
-    shares = table("status", "pictures", "share", "meaning", numbers=("pictures", "share"))
+        output.print(_pairs(shown, "image" if info.source.images else "translation"))
+    shares = table("status", "images", "share", "meaning", numbers=("images", "share"))
     for status, count in counts.items():
         share = f"{count / len(opened):.2%}"
         style = None if status == Status.EMBEDDED else "yellow"
@@ -117,7 +117,7 @@ def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bo
         output.print()
         output.print(show(look))
     if listed:
-        failed = table("row", "status", "picture", numbers=("row",))
+        failed = table("row", "status", "image", numbers=("row",))
         for failure in listed:
             failed.add_row(str(failure.row), failure.status.label, failure.key)
         output.print()
@@ -128,13 +128,13 @@ def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bo
 
 
 def _pairs(pairs: Sequence[Pair], what: str) -> Table:
-    """A line for each, cut to the width of the terminal: of a picture's name the end tells most."""
+    """A line for each, cut to the width of the terminal: of an image's name the end tells most."""
     names = ("row", what, "captions", "first caption")
     listed = table(*names, numbers=("row", "captions"))
     rows = [
         (
             str(pair.row),
-            shortened(pair.key, output.width // 3, keep_end=what == "picture"),
+            shortened(pair.key, output.width // 3, keep_end=what == "image"),
             f"{pair.num_captions:,}",
         )
         for pair in pairs

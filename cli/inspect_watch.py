@@ -142,8 +142,8 @@ def show(look: Look) -> Group:
 
 
 def _workers(look: Look) -> Table:
-    numbers = ("chunks done", "pictures/s")
-    shown = table("worker", "host", "at", "chunks done", "pictures/s", "waits for", "last sign", numbers=numbers)
+    numbers = ("chunks done", "images/s")
+    shown = table("worker", "host", "at", "chunks done", "images/s", "waits for", "last sign", numbers=numbers)
     for name, sign in look.signs.items():
         at = f"{sign.stage} {', '.join(map(str, sign.chunks[:4]))}{', …' if len(sign.chunks) > 4 else ''}"
         silence = look.silence_s[name]

@@ -9,20 +9,20 @@ import click
 
 # name: (module, attribute, what `clipglot --help` says)
 COMMANDS = {
-    "cache": ("cache", "cache", "Embed every picture of a source once."),
+    "cache": ("cache", "cache", "Embed every image of a source once."),
     "inspect": ("inspect", "inspect", "Show what is in a cache, what failed and why."),
     "convert": ("convert", "convert", "Copy a cache to HDF5, or back to Zarr."),
     "import": ("convert", "import_", "Make a cache of embeddings that are there."),
     "merge": ("convert", "merge", "Put several caches of one tower together."),
     "verify": ("verify", "verify", "Check and repair a cache."),
-    "duplicates": ("duplicates", "duplicates", "Find near-duplicate pictures, and leakage between caches."),
+    "duplicates": ("duplicates", "duplicates", "Find near-duplicate images, and leakage between caches."),
     "tokenizer": ("tokenizer", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
     "train": ("train", "train", "Train a text tower on a cache."),
     "export": ("export", "export", "Merge both towers into one CLIP."),
-    "predict": ("export", "predict", "Which text describes a picture best?"),
+    "predict": ("export", "predict", "Which text describes an image best?"),
     "eval": ("evaluate", "evaluate", "Measure a merged CLIP."),
     "bench": ("bench", "bench", "Measure what this machine reaches."),
-    "demo": ("demo", "demo", "Do the whole job on pictures that it draws itself."),
+    "demo": ("demo", "demo", "Do the whole job on images that it draws itself."),
 }
 FIRST_SPEAKS_S = 20.0  # in which the first of several processes has met what all have met, and was ended by it
 
@@ -69,7 +69,7 @@ def is_first_process() -> bool:
 def main() -> None:
     """Teach a frozen CLIP a new language or domain on one GPU.
 
-    pictures + captions → cache → train → export → one CLIP that open_clip loads
+    images + captions → cache → train → export → one CLIP that open_clip loads
     """
     # Before torch is imported. Threads that wait actively take the cores from decoding workers and from whatever else
     # runs: on two shared cores a training step took twice as long (benchmarks/threads_cpu_2026-11.md).

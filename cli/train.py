@@ -33,7 +33,7 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--recipe",
     type=click.Choice(get_args(Recipe)),
-    help="settings found by measurement, where none are given: few or many pictures, a language model whole or by LoRA",
+    help="settings found by measurement, where none are given: few or many images, a language model whole or by LoRA",
 )
 @click.option(
     "--resume",
@@ -43,7 +43,7 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 )
 @json_option
 def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
-    """Train a text tower on the pictures and captions of CACHE; no picture is opened.
+    """Train a text tower on the images and captions of CACHE; no image is opened.
 
     Ctrl-C saves a checkpoint; with --resume the run goes on exactly where it
     stopped: clipglot train CACHE -o RUN --resume is enough.

@@ -13,9 +13,9 @@ from .render import friendly_errors, json_option, print_json, progress_bar, say
 @settings_options(VerifySettings, "cache")
 @json_option
 def verify(settings: VerifySettings, as_json: bool) -> None:
-    """Read all of CACHE: checksums, counts, contents, and a sample of pictures embedded again.
+    """Read all of CACHE: checksums, counts, contents, and a sample of images embedded again.
 
-    Exit code 1 if anything is wrong, or if pictures that you asked for could not be embedded again. With --repair
+    Exit code 1 if anything is wrong, or if images that you asked for could not be embedded again. With --repair
     damaged chunks of embeddings are marked, and the `clipglot cache` command that is then printed mends them.
     """
     with friendly_errors(), progress_bar() as progress:
@@ -34,9 +34,9 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
         for fault in result.faults:
             say(fault)
         if not result.faults:
-            say(f"{settings.cache}: every checksum holds ({info.state}, {info.num_pictures:,} pictures)")
+            say(f"{settings.cache}: every checksum holds ({info.state}, {info.num_pictures:,} images)")
         if probes.num:
-            say(f"{probes.num} pictures embedded again, worst cosine {probes.min_cosine:.6f}")
+            say(f"{probes.num} images embedded again, worst cosine {probes.min_cosine:.6f}")
         if probes.not_checked:
             say(f"not checked whether the tower still gives these embeddings: {probes.not_checked}")
         if result.command:

@@ -1,1 +1,1 @@
-"""The whole job on pictures that it draws itself, with captions in four languages from one grammar."""
+"""The whole job on images that it draws itself, with captions in four languages from one grammar."""

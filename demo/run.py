@@ -17,7 +17,7 @@ from ..distill.training.train import train
 from ..encoders.merged_clip import MergedClip, load_merged
 from ..evals.retrieval import retrieve
 from ..evals.zeroshot import zero_shot_accuracy
-from ..jobs.cache import CacheResult, cache_pictures
+from ..jobs.cache import CacheResult, cache_images
 from ..jobs.export import export_run
 from ..jobs.settings.cache import CacheSettings
 from ..jobs.settings.export import ExportSettings
@@ -27,16 +27,16 @@ from .scenes import HELD_OUT, PAIRS, Scene, classification_scenes, draw, held_ou
 from .settings import BATCH_SIZE, DemoSettings
 
 ENGLISH_CLIP = Path(__file__).parent / "english_clip"
-NUM_HELD_OUT = 500  # pictures to retrieve
-PER_CLASS = 20  # pictures of each held-out class
-CAPTIONS_A_PICTURE = 3
+NUM_HELD_OUT = 500  # images to retrieve
+PER_CLASS = 20  # images of each held-out class
+CAPTIONS_PER_IMAGE = 3
 OnProgress = Callable[[str, int, int | None], None]
 """Called with the stage, what is done of it and the total where known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a text tower reaches on pictures of combinations that no training picture shows."""
+    """What a text tower reaches on images of combinations that no training image shows."""
 
     tower: str
     prompts: Language
@@ -55,7 +55,7 @@ class DemoReport:
         stage_s: seconds of each stage.
         num_pictures: that were trained on.
         epochs: of training.
-        pass_s: seconds of one pass of the training pictures through the image tower, decoding included.
+        pass_s: seconds of one pass of the training images through the image tower, decoding included.
         train_s: seconds of training on the cache.
         folder: where everything is.
     """
@@ -71,7 +71,7 @@ class DemoReport:
 
     @property
     def uncached_s(self) -> float:
-        """Seconds that cache and training would have taken with every picture through the tower in every epoch."""
+        """Seconds that cache and training would have taken with every image through the tower in every epoch."""
         return self.epochs * self.pass_s + self.train_s
 
 
@@ -112,7 +112,7 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
                 model=f"local-dir:{ENGLISH_CLIP}",
                 device="cpu",
             )
-            caches[name] = cache_pictures(
+            caches[name] = cache_images(
                 wanted,
                 lambda stage, done, total, before=before: (  # type: ignore[misc]
                     progress(before + done, num_drawn) if stage == "embed" else None
@@ -164,36 +164,36 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
 
 
 def _captions(scene: Scene, language: Language, rng: random.Random) -> list[str]:
-    return [caption(scene, language, rng) for _ in range(CAPTIONS_A_PICTURE)]
+    return [caption(scene, language, rng) for _ in range(CAPTIONS_PER_IMAGE)]
 
 
 def _draw_pairs(folder: Path, scenes: Sequence[Scene], captions: Sequence[list[str]]) -> Iterator[Path]:
-    """Draw scenes and write their manifest; yields each picture's file."""
-    (folder / "pictures").mkdir(parents=True)
+    """Draw scenes and write their manifest; yields each image's file."""
+    (folder / "images").mkdir(parents=True)
     with open(folder / "pairs.jsonl", "w", encoding="utf-8") as manifest:
         for i, (scene, texts) in enumerate(zip(scenes, captions, strict=True)):
-            picture = f"pictures/{i:05}.png"
-            draw(scene).save(folder / picture)
-            manifest.write(json.dumps({"image": picture, "text": texts}, ensure_ascii=False) + "\n")
-            yield folder / picture
+            image = f"images/{i:05}.png"
+            draw(scene).save(folder / image)
+            manifest.write(json.dumps({"image": image, "text": texts}, ensure_ascii=False) + "\n")
+            yield folder / image
 
 
 def _score(
     tower: str,
     clip: MergedClip,
     language: Language,
-    class_pictures: NDArray[np.float32],
+    class_images: NDArray[np.float32],
     labels: NDArray[np.int64],
-    pictures: NDArray[np.float32],
+    images: NDArray[np.float32],
     captions: Sequence[str],
 ) -> Score:
     """Classify the single objects among all pairs, and find each held-out scene by its caption."""
     prompts = clip.encode_texts([class_prompt(*pair, language) for pair in PAIRS])
-    ranks = retrieve(clip.encode_texts(captions), pictures, np.arange(len(pictures))).text_to_image
+    ranks = retrieve(clip.encode_texts(captions), images, np.arange(len(images))).text_to_image
     return Score(
         tower=tower,
         prompts=language,
-        accuracy=zero_shot_accuracy(class_pictures, labels, prompts),
+        accuracy=zero_shot_accuracy(class_images, labels, prompts),
         r_at_1=ranks.r_at_1,
         r_at_10=ranks.r_at_10,
     )

@@ -1,4 +1,4 @@
-"""The demo's world: scenes of coloured shapes, sampled by seed and drawn as small pictures.
+"""The demo's world: scenes of coloured shapes, sampled by seed and drawn as small images.
 
 Flow: `training_scenes`, `held_out_scenes` and `classification_scenes` choose what there is to see, `draw`
 paints it, and `captions` puts it into words. Sixteen of the 64 (colour, shape) pairs are kept from every
@@ -47,7 +47,7 @@ _RGB: dict[str, tuple[int, int, int]] = {
     "grey": (128, 128, 128),
     "black": (20, 20, 20),
 }
-# Where single objects are, in units of the picture's side, y downwards.
+# Where single objects are, in units of the image's side, y downwards.
 _PLACES: dict[Layout, tuple[float, float]] = {
     "centre": (0.5, 0.5),
     "left": (0.26, 0.5),
@@ -86,7 +86,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """What one picture shows, and the seed of everything that its captions leave open.
+    """What one image shows, and the seed of everything that its captions leave open.
 
     Attributes:
         groups: one or two; with two, the left or the upper one stands first.
@@ -147,7 +147,7 @@ def classification_scenes(per_class: int, *, seed: int, pairs: Sequence[Pair] = 
 
 
 def draw(scene: Scene, size: int = 64) -> Image.Image:
-    """Paint a scene, always the same way, as an RGB picture of `size` by `size` pixels.
+    """Paint a scene, always the same way, as an RGB image of `size` by `size` pixels.
 
     Shapes are painted four times as large and averaged down, which smooths their edges.
     """
@@ -194,7 +194,7 @@ def _scene(rng: random.Random, groups: tuple[Group, ...], layout: Layout) -> Sce
 
 
 def _centres(rng: random.Random, scene: Scene) -> list[list[tuple[float, float]]]:
-    """Place every object of every group, in units of the picture's side, y downwards."""
+    """Place every object of every group, in units of the image's side, y downwards."""
     if scene.layout == "scattered":
         cells = rng.sample([(x / 6, y / 6) for x in (1, 3, 5) for y in (1, 3, 5)], scene.groups[0].count)
         return [[_near(rng, cell, 0.025) for cell in cells]]
@@ -216,7 +216,7 @@ def _near(rng: random.Random, centre: tuple[float, float], spread: float) -> tup
 
 
 def _radius(rng: random.Random, size: Size | None) -> float:
-    """Choose an object's radius in units of the picture's side; small and large stay well apart."""
+    """Choose an object's radius in units of the image's side; small and large stay well apart."""
     if size is None:
         return rng.uniform(0.125, 0.145)
     return rng.uniform(0.12, 0.145) if size == "small" else rng.uniform(0.205, 0.235)

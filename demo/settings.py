@@ -11,12 +11,12 @@ BATCH_SIZE = 256
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings:
-    """`clipglot demo`: the whole job, offline, on pictures that it draws itself."""
+    """`clipglot demo`: the whole job, offline, on images that it draws itself."""
 
     output: Annotated[Path | None, "folder to keep everything in (default: a temporary one, deleted at the end)"] = None
     language: Annotated[Literal["ru", "zh", "ko", "en"], "language that the text tower learns"] = "ru"
-    pictures: Annotated[int, "pictures to train on"] = 8_000
-    epochs: Annotated[int, "times that every picture is shown"] = 14
+    pictures: Annotated[int, "images to train on"] = 8_000
+    epochs: Annotated[int, "times that every image is shown"] = 14
     seed: Annotated[int, "of drawings, captions and training"] = 0
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from .errors import DistillError
 
 Recipe = Literal["few", "many", "lm", "lora"]
 RECIPES: dict[Recipe, dict[str, Any]] = {
-    # A scratch tower on some thousand pictures: begun as a bag of tokens fitted in closed form, small, with dropout.
+    # A scratch tower on some thousand images: begun as a bag of tokens fitted in closed form, small, with dropout.
     "few": {
         "warm_start": "ridge",
         "width": 256,
@@ -22,7 +22,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
         "lr": 4e-4,
         "epochs": 20,
     },
-    # A scratch tower on hundreds of thousands of pictures or more: CLIP's own text tower and rates.
+    # A scratch tower on hundreds of thousands of images or more: CLIP's own text tower and rates.
     "many": {"layers": 12, "batch_size": 4_096, "lr": 5e-4, "weight_decay": 0.2, "vocab_size": 32_768},
     # A language model, trained whole; its head fitted in closed form.
     "lm": {"warm_start": "ridge", "batch_size": 128, "lr": 3e-4, "lm_lr": 5e-5, "epochs": 8},

@@ -26,11 +26,11 @@ LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """`clipglot train`: teach a text tower to match the cached pictures."""
+    """`clipglot train`: teach a text tower to match the cached images."""
 
     cache: Annotated[Location, "cache to train from: a local path, or a URL such as s3://bucket/train.zarr"]
     output: Annotated[Path, "folder of the run"]
-    val: Annotated[Location | None, "cache of held-out pictures: recall is measured on it after every epoch"] = None
+    val: Annotated[Location | None, "cache of held-out images: recall is measured on it after every epoch"] = None
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
     vocab_size: Annotated[int, "tokens of that BPE"] = 16_384
     context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
@@ -45,7 +45,7 @@ class TrainSettings:
     pooler: Annotated[
         Literal["mean", "cls", "eos"], "what a language model's tokens become: their mean, the first, or the last"
     ] = "mean"
-    head: Annotated[Literal["linear", "mlp"], "what brings a language model's width to the pictures'"] = "linear"
+    head: Annotated[Literal["linear", "mlp"], "what brings a language model's width to the images'"] = "linear"
     train_layers: Annotated[
         int | None, "last layers of a language model that are trained; 0 trains the head alone (default: all)"
     ] = None
@@ -68,16 +68,16 @@ class TrainSettings:
     token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
     epochs: Annotated[
         int,
-        "times that the pictures are shown; the last ones of an epoch's order, less than a batch, are left out of it",
+        "times that the images are shown; the last ones of an epoch's order, less than a batch, are left out of it",
     ] = 30
     views: Annotated[
         str | int,
-        "stored views of a picture, one of which is drawn for each epoch: a number (1 is the plain one), or all",
+        "stored views of an image, one of which is drawn for each epoch: a number (1 is the plain one), or all",
     ] = "all"
-    batch_size: Annotated[int, "pictures of a step"] = 512
-    captions_per_picture: Annotated[int, "most captions of each picture in a step, drawn to it together"] = 1
+    batch_size: Annotated[int, "images of a step"] = 512
+    captions_per_picture: Annotated[int, "most captions of each image in a step, drawn to it together"] = 1
     equal_captions: Annotated[
-        Literal["ignore", "positive"], "other pictures of a step that carry a caption, too: left out, or right as well"
+        Literal["ignore", "positive"], "other images of a step that carry a caption, too: left out, or right as well"
     ] = "ignore"
     lr: Annotated[float, "peak learning rate: of a scratch tower, of heads, of LoRA"] = 1e-3
     schedule: Annotated[
@@ -90,14 +90,14 @@ class TrainSettings:
     grad_clip: Annotated[float, "most norm of the gradient; 0 switches clipping off"] = 1.0
     loss: Annotated[
         Literal["infonce", "siglip", "similarity", "cosine", "mse"],
-        "softmax (CLIP) or sigmoid (SigLIP) over the batch; the picture's similarities to the batch as soft targets; "
-        "or regression on the picture's embedding, by direction or with the length",
+        "softmax (CLIP) or sigmoid (SigLIP) over the batch; the image's similarities to the batch as soft targets; "
+        "or regression on the image's embedding, by direction or with the length",
     ] = "infonce"
     label_smoothing: Annotated[
         float, "share of each target of infonce that is spread evenly over all it is held against"
     ] = 0.0
     similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
-    alignment: Annotated[float, "weight of the squared distance to the picture beside the loss"] = 0.0
+    alignment: Annotated[float, "weight of the squared distance to the image beside the loss"] = 0.0
     uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
     simcse: Annotated[
         float, "weight of a term in which captions, embedded twice with other --dropout, find themselves"
@@ -105,9 +105,9 @@ class TrainSettings:
     teacher_weight: Annotated[
         float, "share of the loss, 0 to 1, that draws captions to the text teacher of `clipglot cache --teacher-field`"
     ] = 0.0
-    teacher_temperature: Annotated[float, "of the softmax over the picture's similarities, where these are used"] = 0.05
+    teacher_temperature: Annotated[float, "of the softmax over the image's similarities, where these are used"] = 0.05
     negatives: Annotated[
-        str | int, "cached pictures beyond the batch that every caption is held against: a number, or all"
+        str | int, "cached images beyond the batch that every caption is held against: a number, or all"
     ] = "0"
     temperature: Annotated[
         float | None,
@@ -188,7 +188,7 @@ class TrainSettings:
         )
         require(
             self.equal_captions == "ignore" or self.loss in ("infonce", "siglip"),
-            f"--equal-captions {self.equal_captions}: --loss {self.loss} has no right and wrong pictures: drop it",
+            f"--equal-captions {self.equal_captions}: --loss {self.loss} has no right and wrong images: drop it",
         )
         require(
             not self.simcse or self.text != "scratch" or bool(self.dropout) or self.token_dropout > 0,
@@ -278,5 +278,5 @@ class TrainSettings:
 
     @property
     def num_negatives(self) -> float:
-        """Cached pictures beyond the batch; infinity stands for all."""
+        """Cached images beyond the batch; infinity stands for all."""
         return math.inf if self.negatives == "all" else int(self.negatives)

@@ -1,7 +1,7 @@
-"""Batches of pictures on their way through an image tower: one computes while the next is moved to its device.
+"""Batches of images on their way through an image tower: one computes while the next is moved to its device.
 
-The pass over pictures feeds it (`cache/tower.py` says what that asks for). A GPU that runs out of memory gets less from
-then on. B pictures of a batch, D features.
+The pass over images feeds it (`cache/tower.py` says what that asks for). A GPU that runs out of memory gets less from
+then on. B images of a batch, D features.
 """
 
 import time
@@ -22,11 +22,11 @@ Features = Callable[[], NDArray[np.float32]]
 
 @dataclass(frozen=True, kw_only=True)
 class Deviation:
-    """How far half precision moves the features of some pictures: 1 - cosine to those in float32.
+    """How far half precision moves the features of some images: 1 - cosine to those in float32.
 
     Attributes:
         precision: of the features.
-        mean: over the pictures.
+        mean: over the images.
         worst: of them.
         num_pictures: that were looked at.
     """
@@ -44,7 +44,7 @@ class ImageQueue:
         in_flight: batches that are worth having on their way while the next one is gathered.
         transfer_s: seconds in which pixels moved to the device and, on the CPU, were normalized.
         forward_s: seconds in which the tower computed.
-        most: pictures that fit into memory at once, where a batch did not.
+        most: images that fit into memory at once, where a batch did not.
         deviation: of half precision, on the first batch.
     """
 
@@ -69,13 +69,13 @@ class ImageQueue:
 
         Args:
             pixels: `[B, height, width, 3]` in memory of `staging`, left alone until the features are there.
-            num: of them that are pictures, from the first; the rest fills the batch up.
+            num: of them that are images, from the first; the rest fills the batch up.
 
         Returns:
             A function that waits and gives raw features `[num, D]`.
 
         Raises:
-            EncoderError: not even one picture fits into memory.
+            EncoderError: not even one image fits into memory.
         """
         if self._tower.precision != "fp32" and self.deviation is None:
             self.deviation = self._deviation(pixels[:num])
@@ -126,7 +126,7 @@ class ImageQueue:
                 tried = min(self.most or len(x), len(x))
                 if tried == 1:
                     raise EncoderError(
-                        f"the tower does not fit into the memory of {self._device} with a single picture "
+                        f"the tower does not fit into the memory of {self._device} with a single image "
                         f"({str(error).splitlines()[0]}): free memory there, or pass --precision bf16 or --device cpu"
                     ) from error
             self.most = -(-tried // 2)  # not in the handler, which still holds what the failed forward had

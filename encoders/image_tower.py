@@ -32,7 +32,7 @@ _PREPROCESS_KEYS = ("size", "mode", "mean", "std", "interpolation", "resize_mode
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTower:
-    """A frozen image tower in evaluation mode. B pictures, D features.
+    """A frozen image tower in evaluation mode. B images, D features.
 
     Attributes:
         model: the name it was loaded by.

@@ -14,7 +14,7 @@ def keep_freed_memory(device: torch.device) -> bool:
     """Have the C library keep what a batch frees for the next one; holds for the whole process.
 
     It would give pieces above 32 MB back to the system, which zeroes every page of them for the next batch: a fifth
-    of DeiT-Tiny's time at 64 pictures (benchmarks/memory_cpu_2026-11.md).
+    of DeiT-Tiny's time at 64 images (benchmarks/memory_cpu_2026-11.md).
 
     Args:
         device: that computes; torch keeps a GPU's memory by itself.

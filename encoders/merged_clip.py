@@ -26,7 +26,7 @@ from .text_tower import StudentTower
 from .tokenizer_lm import AnyTokenizer, LMTokenizer
 
 TEXTS_AT_A_TIME = 256
-NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # for open_clip to build beside the picture side
+NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # for open_clip to build beside the image side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class MergedClip:
     """Both towers of an open_clip folder. D features.
 
     Attributes:
-        image_tower: the picture side, with its identity.
+        image_tower: the image side, with its identity.
         logit_scale: the factor on cosines before a softmax.
     """
 
@@ -97,7 +97,7 @@ def _lm_config(folder: Path) -> LMConfig | None:
 
 
 def _load_with_own_text(folder: Path, lm_config: LMConfig) -> MergedClip:
-    """A folder whose text tower open_clip has no form of: its picture side by open_clip, the text side by us."""
+    """A folder whose text tower open_clip has no form of: its image side by open_clip, the text side by us."""
     config = _read(folder / CONFIG)["model_cfg"]
     try:
         tensors = load_file(folder / WEIGHTS)

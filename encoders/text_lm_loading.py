@@ -65,7 +65,7 @@ def load_lm(
     try:
         tower = LMTower(LMConfig(embed_dim=embed_dim, context_length=context_length, **shape), model)
         _embed_longest(tower)
-    except Exception as error:  # a model of pictures or sound, or one that shares its blocks: what fails differs
+    except Exception as error:  # a model of images or sound, or one that shares its blocks: what fails differs
         raise EncoderError(
             f"--text {name}: a model of type {model.config.model_type} that does not embed {context_length} tokens "
             f"({type(error).__name__}: {_first_line(error)}): pass a language model whose "

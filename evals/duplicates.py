@@ -1,6 +1,6 @@
-"""Near-duplicate pictures of a cache, and pictures of one cache that another holds too, by their embeddings alone.
+"""Near-duplicate images of a cache, and images of one cache that another holds too, by their embeddings alone.
 
-Cosines are exact and computed block by block, so memory is that of a few blocks and 20 bytes a picture. Q pictures are
+Cosines are exact and computed block by block, so memory is that of a few blocks and 20 bytes an image. Q images are
 asked about, each is compared with P others, D features.
 """
 
@@ -70,7 +70,7 @@ def count_repeated_captions(cache: Cache, against: Cache | None = None) -> tuple
 
 
 def count_same_keys(cache: Cache, against: Cache) -> int:
-    """Pictures of the second cache whose key the first has, too."""
+    """Images of the second cache whose key the first has, too."""
     ours, theirs = (_digests(each.keys, len(each)) for each in (cache, against))
     return int(np.isin(theirs, ours).sum())
 
@@ -97,7 +97,7 @@ JOINED_ROWS = 256  # of a block
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A picture and its nearest neighbour."""
+    """An image and its nearest neighbour."""
 
     key: str
     other_key: str
@@ -106,12 +106,12 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
-    """Pictures that hang together by pairs at or above the threshold.
+    """Images that hang together by pairs at or above the threshold.
 
     Attributes:
-        num_groups: of two pictures or more.
+        num_groups: of two images or more.
         num_pictures: in all groups; without `num_groups` of them, the rest would be left.
-        largest: pictures of the largest group.
+        largest: images of the largest group.
     """
 
     num_groups: int
@@ -124,21 +124,21 @@ class DuplicatesReport:
     """What was compared and what was found.
 
     Attributes:
-        threshold: cosine from which on pictures count as duplicates.
-        num_pictures: embedded pictures that were asked about: those of the second cache, where there are two.
+        threshold: cosine from which on images count as duplicates.
+        num_pictures: embedded images that were asked about: those of the second cache, where there are two.
         num_compared: those that were compared; fewer where a sample was drawn.
-        num_others: pictures that each was compared with.
+        num_others: images that each was compared with.
         above: how many of the compared have a neighbour at or above each cosine.
         share: of the compared, those with a neighbour at or above the threshold.
-        share_low: lower end of its 95 % interval for all pictures; the share itself if all were compared.
+        share_low: lower end of its 95 % interval for all images; the share itself if all were compared.
         share_high: its upper end.
         groups: None where a sample was drawn, or two caches compared.
-        num_pairs: pictures and their nearest neighbour at or above the threshold, each pair once.
+        num_pairs: images and their nearest neighbour at or above the threshold, each pair once.
         pairs: the nearest of these, nearest first.
         num_captions: captions that were asked about.
         num_repeated_captions: of these, the ones that stand word for word in the other cache; in one cache, that stand
             there more than once.
-        num_same_keys: pictures of both caches with the same key; None with one cache.
+        num_same_keys: images of both caches with the same key; None with one cache.
     """
 
     threshold: float
@@ -158,8 +158,8 @@ class DuplicatesReport:
 
 
 @dataclass(frozen=True)
-class _Pictures:
-    """Some pictures of a cache, by ascending rows."""
+class _Images:
+    """Some images of a cache, by ascending rows."""
 
     cache: Cache
     rows: NDArray[np.int64]
@@ -192,20 +192,20 @@ def find_duplicates(
     device: torch.device | str = "cpu",
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DuplicatesReport:
-    """Find pictures with a near neighbour in their cache, or those of a second cache that have one in the first.
+    """Find images with a near neighbour in their cache, or those of a second cache that have one in the first.
 
     Args:
         cache: sealed; e.g. that of training.
         against: sealed, of the same tower; e.g. that of validation.
-        threshold: cosine from which on pictures count as duplicates.
-        sample: pictures that are compared with all others, 0 for all; by default all up to 10^10 pairs, else 10,000.
+        threshold: cosine from which on images count as duplicates.
+        sample: images that are compared with all others, 0 for all; by default all up to 10^10 pairs, else 10,000.
         seed: of the sample.
         num_listed: pairs to list; -1 lists all.
         device: where to multiply.
         on_progress: called with pairs done and to be done.
 
     Raises:
-        EvalError: caches of two towers, of texts, or without an embedded picture.
+        EvalError: caches of two towers, of texts, or without an embedded image.
         CacheError: a cache is not complete, or damaged.
     """
     others = _embedded(cache)
@@ -220,7 +220,7 @@ def find_duplicates(
     compared = asked
     if 0 < sample < len(asked.rows):
         drawn = np.random.default_rng(seed).choice(asked.rows, sample, replace=False, shuffle=False)
-        compared = _Pictures(asked.cache, np.sort(drawn))
+        compared = _Images(asked.cache, np.sort(drawn))
     every_pair = against is None and compared is asked
     components = Components(len(asked.rows)) if every_pair else None
     cosine, nearest = _nearest(
@@ -257,27 +257,27 @@ def find_duplicates(
     )
 
 
-def _embedded(cache: Cache) -> _Pictures:
+def _embedded(cache: Cache) -> _Images:
     if not cache.require_sealed().info.source.images:
-        raise EvalError(f"{cache.path} holds texts, no pictures: pass a cache of pictures")
+        raise EvalError(f"{cache.path} holds texts, no images: pass a cache of images")
     rows = np.flatnonzero(cache.status() == Status.EMBEDDED)
     if not len(rows):
-        raise EvalError(f"{cache.path} has no embedded picture")
-    return _Pictures(cache, rows)
+        raise EvalError(f"{cache.path} has no embedded image")
+    return _Images(cache, rows)
 
 
 def _nearest(
-    asked: _Pictures,
-    others: _Pictures,
+    asked: _Images,
+    others: _Images,
     within: bool,
     components: Components | None,
     threshold: float,
     device: torch.device,
     on_progress: Callable[[int, int], None],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cosine `[Q]` of each picture's nearest neighbour and its position `[Q]` among the others; never itself.
+    """Cosine `[Q]` of each image's nearest neighbour and its position `[Q]` among the others; never itself.
 
-    With `components`, the pictures are the others: each pair of parts is multiplied once and serves both ways.
+    With `components`, the images are the others: each pair of parts is multiplied once and serves both ways.
     """
     cosine = torch.full((len(asked.rows),), -torch.inf, device=device)
     nearest = torch.zeros(len(asked.rows), dtype=torch.int64, device=device)
@@ -320,7 +320,7 @@ def _blocks(part: slice) -> Iterator[slice]:
 
 
 def _join(components: Components, near: Tensor, row: int, column: int) -> None:
-    """Join the pairs of a block, a million at most at once: among copies of one picture every pair is near."""
+    """Join the pairs of a block, a million at most at once: among copies of one image every pair is near."""
     if near.any():
         for start in range(0, len(near), JOINED_ROWS):
             pairs = near[start : start + JOINED_ROWS].nonzero().cpu().numpy()

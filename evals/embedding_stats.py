@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 
 def anisotropy(emb: NDArray[np.float32], groups: NDArray[np.int64] | None = None) -> float:
-    """Mean cosine of two different captions or pictures; 1 is collapse.
+    """Mean cosine of two different captions or images; 1 is collapse.
 
     Ethayarajh 2019, arXiv:1909.00512, section 3.4, where it is estimated from a sample.
 

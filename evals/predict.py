@@ -1,4 +1,4 @@
-"""Measuring a merged CLIP: retrieval on a cache, and which text describes a picture best."""
+"""Measuring a merged CLIP: retrieval on a cache, and which text describes an image best."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 from ..cache.format import Status
 from ..cache.sources.image_root import open_below
-from ..cache.sources.source import RejectedPictureError
+from ..cache.sources.source import RejectedImageError
 from ..cache.write.image_decode import Geometry, decode
 from ..encoders.merged_clip import MergedClip
 from .errors import EvalError
@@ -16,7 +16,7 @@ from .errors import EvalError
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Texts for one picture: cosines, and the softmax that the CLIP's temperature gives. Best first."""
+    """Texts for one image: cosines, and the softmax that the CLIP's temperature gives. Best first."""
 
     image: str
     texts: list[str]
@@ -25,10 +25,10 @@ class Prediction:
 
 
 def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> list[Prediction]:
-    """Order texts by how well they describe each picture.
+    """Order texts by how well they describe each image.
 
     Raises:
-        EvalError: no text, or a picture that cannot be read; the message names it.
+        EvalError: no text, or an image that cannot be read; the message names it.
     """
     if not texts:
         raise EvalError("nothing to choose from: pass --text at least once")
@@ -40,9 +40,9 @@ def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> l
             path = image.resolve()  # the user named it: a link may lead anywhere
             with open_below(path.parent, path.name) as file:
                 features = clip.image_tower.encode(decode(file, geometry)[None])[0]
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
-            raise EvalError(f"{image}: {reason}: leave it out, or pass a picture") from rejected
+            raise EvalError(f"{image}: {reason}: leave it out, or pass an image") from rejected
         cosines = text_emb @ (features / np.linalg.norm(features))
         logits = clip.logit_scale * cosines.astype(np.float64)
         probabilities = np.exp(logits - logits.max())

@@ -1,4 +1,4 @@
-"""Retrieval: how often a caption finds its picture, and a picture one of its captions. Pure numpy."""
+"""Retrieval: how often a caption finds its image, and an image one of its captions. Pure numpy."""
 
 from dataclasses import asdict, dataclass, replace
 
@@ -49,7 +49,7 @@ class Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalReport:
-    """Both directions over one set of pictures and captions."""
+    """Both directions over one set of images and captions."""
 
     text_to_image: Ranks
     image_to_text: Ranks
@@ -62,12 +62,12 @@ class RetrievalReport:
 def retrieve(
     text_emb: NDArray[np.float32], image_emb: NDArray[np.float32], text_image: NDArray[np.int64]
 ) -> RetrievalReport:
-    """Rank all pictures for each caption, and all captions for each picture that has one.
+    """Rank all images for each caption, and all captions for each image that has one.
 
     Args:
         text_emb: `[M, D]`, unit norm.
         image_emb: `[N, D]`, unit norm.
-        text_image: `[M]`, the row in `image_emb` of each caption's picture.
+        text_image: `[M]`, the row in `image_emb` of each caption's image.
 
     Raises:
         EvalError: an embedding is not finite; nothing compares with it, so it would score anything.
@@ -108,10 +108,10 @@ def retrieve(
 
 
 def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
-    """Retrieve the pictures of a cache by their captions and back; no picture is opened.
+    """Retrieve the images of a cache by their captions and back; no image is opened.
 
     Raises:
-        EvalError: the cache was made by another image tower, or has no caption of an embedded picture.
+        EvalError: the cache was made by another image tower, or has no caption of an embedded image.
         CacheError: the cache is not complete.
     """
     info = cache.require_sealed().info.encoder
@@ -123,7 +123,7 @@ def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
     if name:
         raise EvalError(
             f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.folder} "
-            f"is another ({name} {getattr(merged, name)}): cache the pictures with --model local-dir:{clip.folder}"
+            f"is another ({name} {getattr(merged, name)}): cache the images with --model local-dir:{clip.folder}"
         )
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     row_of = np.full(len(cache), -1)
@@ -131,7 +131,7 @@ def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
     text_image = row_of[cache.caption_image()]
     kept = np.flatnonzero(text_image >= 0)
     if not len(kept):
-        raise EvalError(f"{cache.path} has no embedded picture with a caption")
+        raise EvalError(f"{cache.path} has no embedded image with a caption")
     captions = cache.captions()
     text_emb = clip.encode_texts([captions[i] for i in kept])
     return retrieve(text_emb, cache.image_emb()[embedded].astype(np.float32), text_image[kept])

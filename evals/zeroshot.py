@@ -1,4 +1,4 @@
-"""Zero-shot classification: each picture takes the class whose prompt is closest. Pure numpy."""
+"""Zero-shot classification: each image takes the class whose prompt is closest. Pure numpy."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 def zero_shot_accuracy(
     image_emb: NDArray[np.float32], labels: NDArray[np.int64], class_emb: NDArray[np.float32]
 ) -> float:
-    """Share of pictures whose own class has the nearest prompt.
+    """Share of images whose own class has the nearest prompt.
 
     Args:
         image_emb: `[N, D]`, unit norm.

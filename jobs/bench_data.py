@@ -74,7 +74,7 @@ def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> C
 
     Args:
         path: where it goes; absent.
-        captions: of each picture; they say how many there are.
+        captions: of each image; they say how many there are.
         dim: features of an embedding.
     """
     encoder = EncoderInfo(

@@ -30,7 +30,7 @@ class CacheResult:
     """A sealed cache and what this pass did for it.
 
     Attributes:
-        most_at_once: pictures that fitted into the device's memory, where a batch did not.
+        most_at_once: images that fitted into the device's memory, where a batch did not.
         deviation: of features in half precision, on the first batch.
     """
 
@@ -41,14 +41,14 @@ class CacheResult:
     deviation: Deviation | None = None
 
 
-def cache_pictures(
+def cache_images(
     settings: CacheSettings,
     on_progress: OnProgress = lambda stage, done, total: None,
     *,
     source: Source | None = None,
     on_report: Callable[[PassReport], None] = lambda report: None,
 ) -> CacheResult:
-    """Embed every picture of a source, finish what an earlier pass left, or add views or a further source.
+    """Embed every image of a source, finish what an earlier pass left, or add views or a further source.
 
     Alone, or as one of several that share the pass.
 
@@ -56,7 +56,7 @@ def cache_pictures(
         settings: the same settings resume; a cache of another tower or source is refused.
         on_progress: called with the stage, what is done of it and the total where known.
         source: one of your own (docs/sources.md); by default recognised from `settings.source`.
-        on_report: called with what the pass over pictures has done so far.
+        on_report: called with what the pass over images has done so far.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -120,7 +120,7 @@ def _embed(
 
 
 def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
-    """The towers, on the device if they compute: without pictures the image tower is there for its identity alone."""
+    """The towers, on the device if they compute: without images the image tower is there for its identity alone."""
     device, model, pretrained = resolve_device(settings.device), settings.model, settings.pretrained
     if not settings.teacher_field:
         return load_image_tower(model, pretrained, device=device, precision=settings.precision), None

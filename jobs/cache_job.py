@@ -71,7 +71,7 @@ def require_appendable(job: Job) -> None:
         raise DistillError(f"{output} was taught by texts: a source cannot be added to it: cache all at once")
     if settings.views not in (1, info.num_views) or num_begun(Cache(output)) > info.num_views:
         raise DistillError(
-            f"{output} has {info.num_views} views: --append adds pictures alone; "
+            f"{output} has {info.num_views} views: --append adds images alone; "
             "finish or add --views in a command without it"
         )
     _refuse(settings, _pass_differences(Cache(output), settings))
@@ -106,7 +106,7 @@ def require_same_teacher(cache: Cache, found: str) -> None:
 def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSettings) -> None:
     """Refuse to go on with another manifest, other columns or other batches than the cache was planned with.
 
-    The image root may differ: pictures move, and their keys are relative to it. Views may be more: they are added, with
+    The image root may differ: images move, and their keys are relative to it. Views may be more: they are added, with
     the augmentation of those that are there.
     """
     planned = existing.info
@@ -117,7 +117,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     if "sha256" in [name for name, *_ in of_source] and before.name != now.name:
         raise DistillError(
             f"{settings.output} was planned from {before}, whose content is not that of {now}: once it is complete, "
-            "--append adds the pictures of a further source; or choose another -o"
+            "--append adds the images of a further source; or choose another -o"
         )
     differences = of_source + _pass_differences(existing, settings)
     if planned.state != "sealed" and settings.views < planned.num_views and not settings.retry:
@@ -125,7 +125,7 @@ def _require_same_plan(existing: Cache, source: SourceInfo, settings: CacheSetti
     _refuse(settings, differences)
     if settings.views > planned.num_views and any(existing.first_pending(i) for i in range(existing.num_chunks)):
         raise DistillError(
-            f"{settings.output} has appended pictures that are not embedded in its {planned.num_views} views: "
+            f"{settings.output} has appended images that are not embedded in its {planned.num_views} views: "
             "run this command without --views first"
         )
 

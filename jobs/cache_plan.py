@@ -46,7 +46,7 @@ def prepare(job: Job, on_progress: OnProgress) -> bool:
         return _append(job, on_progress)
     resumed = _plan(job, on_progress)
     cache = Cache(settings.output, read_only=False)
-    if cache.info.source != job.source.info:  # the same source and pictures, elsewhere than when they were planned
+    if cache.info.source != job.source.info:  # the same source and images, elsewhere than when they were planned
         write_info(cache, replace(cache.info, source=job.source.info))
     if job.teacher_sha256:
         require_same_teacher(cache, job.teacher_sha256)
@@ -170,6 +170,6 @@ def _append(job: Job, on_progress: OnProgress) -> bool:
         return False
     appended = list(cache.info.appended)
     appended[number] = replace(source.info, first_row=appended[number].first_row)
-    if appended != cache.info.appended:  # the same source and pictures, elsewhere
+    if appended != cache.info.appended:  # the same source and images, elsewhere
         write_info(cache, replace(cache.info, appended=appended))
     return True

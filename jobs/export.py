@@ -38,7 +38,7 @@ class ExportResult:
 
     Attributes:
         folder: of the merged CLIP.
-        num_probes: cached pictures that were embedded again; 0 when none could be read.
+        num_probes: cached images that were embedded again; 0 when none could be read.
         min_cosine: their worst cosine with the cached rows, None without probes.
         why_no_probes: the reason, where there are none.
         loaded_by: what loads the folder, and loaded it to check it.
@@ -94,7 +94,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
 
 
 def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | None, str | None]:
-    """Embed a few cached pictures again, where cache and pictures can still be read.
+    """Embed a few cached images again, where cache and images can still be read.
 
     Raises:
         DistillError: the tower does not give what the cache holds.

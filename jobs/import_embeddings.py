@@ -12,7 +12,7 @@ from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.read.cache import Cache
 from ..cache.sources.embeddings import Embeddings, open_embeddings
 from ..cache.sources.image_root import open_below
-from ..cache.sources.source import RejectedPictureError
+from ..cache.sources.source import RejectedImageError
 from ..cache.storage.atomic import locked
 from ..cache.write.image_decode import Geometry, decode
 from ..cache.write.import_embeddings import import_missing, survey
@@ -25,7 +25,7 @@ from ..encoders.image_tower import ImageTower, load_image_tower
 from .settings.import_embeddings import ImportSettings
 
 NUM_PROBES = 8
-NUM_CANDIDATES = 64  # some pictures may be gone
+NUM_CANDIDATES = 64  # some images may be gone
 MIN_COSINE = 0.99  # half precision and another decoder cost some thousandths, another tower nearly all
 BATCH_SIZE = 64  # of a pass that never is; chunks are whole batches
 _LIBRARIES = ("clipglot", "zarr", "numpy")
@@ -39,7 +39,7 @@ class ImportResult:
         cache: sealed.
         report: what was written now.
         resumed: whether it was begun before.
-        num_probes: pictures that were embedded again; 0 without image root.
+        num_probes: images that were embedded again; 0 without image root.
         min_cosine: their worst cosine with the imported rows, None without probes.
     """
 
@@ -120,10 +120,10 @@ def _plan(
 
 
 def _probe(source: Embeddings, tower: ImageTower, root: Path, rows: NDArray[np.int64], keys: list[str]) -> list[float]:
-    """The cosines of a few pictures, embedded again, with their rows.
+    """The cosines of a few images, embedded again, with their rows.
 
     Raises:
-        DistillError: another tower or another order, or not one picture could be read.
+        DistillError: another tower or another order, or not one image could be read.
     """
     geometry, cosines, reason = Geometry.from_preprocess(tower.preprocess), list[float](), "no such folder"
     for row, key, given in zip(rows.tolist(), keys, source.read(rows), strict=True):
@@ -133,7 +133,7 @@ def _probe(source: Embeddings, tower: ImageTower, root: Path, rows: NDArray[np.i
         try:
             with open_below(root.resolve(), key) as file:
                 features = tower.encode(decode(file, geometry)[None])[0].astype(np.float64)
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             reason = f"{key}: {rejected.status.label}"
             continue
         cosines.append(float(features @ given / np.linalg.norm(features) / norm))
@@ -145,8 +145,8 @@ def _probe(source: Embeddings, tower: ImageTower, root: Path, rows: NDArray[np.i
             )
     if not cosines:
         raise DistillError(
-            f"no picture could be read below {root} to check the tower ({reason}): pass the --image-root that the "
-            "names of pictures start from, or none to import unchecked"
+            f"no image could be read below {root} to check the tower ({reason}): pass the --image-root that the "
+            "names of images start from, or none to import unchecked"
         )
     return cosines
 

@@ -38,7 +38,7 @@ embeddings of that image tower.
 | SHA-256 of its tensors | `{encoder["weights_sha256"]}` |
 | text tower | {text.describe()} |
 | vocabulary, context | {vocab_size:,} tokens, captions of at most {text.context_length} tokens |
-| trained on | {provenance["num_pictures"]:,} pictures with {provenance["num_captions"]:,} captions |
+| trained on | {provenance["num_pictures"]:,} images with {provenance["num_captions"]:,} captions |
 {_recall(validation)}
 Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for open_clip and
 transformers. The config's `clipglot` entry repeats where everything came from.

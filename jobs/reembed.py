@@ -1,4 +1,4 @@
-"""Embedding a few cached pictures again: the only check that tower, pictures and cache still belong together."""
+"""Embedding a few cached images again: the only check that tower, images and cache still belong together."""
 
 from dataclasses import dataclass
 from io import BytesIO
@@ -9,7 +9,7 @@ import numpy as np
 from ..cache.format import Status
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
-from ..cache.sources.source import RejectedPictureError
+from ..cache.sources.source import RejectedImageError
 from ..cache.write.image_decode import Geometry, decode
 from ..cache.write.image_reader import reader_of
 from ..encoders.image_tower import ImageTower
@@ -26,7 +26,7 @@ class Probes:
     """What came of it.
 
     Attributes:
-        num: pictures that were embedded again.
+        num: images that were embedded again.
         min_cosine: their worst cosine with the cached rows, None without any.
         changed: one line for each that embeds to another vector.
         not_checked: why the others were not, None if there are no others.
@@ -39,12 +39,12 @@ class Probes:
 
 
 def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) -> Probes:
-    """Embed some of a cache's pictures again and compare, where they can still be read.
+    """Embed some of a cache's images again and compare, where they can still be read.
 
     Args:
         cache: of this very tower.
         tower: on its device.
-        sample: pictures to draw.
+        sample: images to draw.
         seed: of the draw.
 
     Raises:
@@ -52,15 +52,15 @@ def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) 
     """
     info = cache.info
     if not info.source.images:
-        return Probes(not_checked=f"{cache.path} holds texts, no pictures")
+        return Probes(not_checked=f"{cache.path} holds texts, no images")
     root = to_location(info.source.image_root)
     if isinstance(root, Path) and not root.is_dir():
-        return Probes(not_checked=f"the pictures are not below {root} any more")
+        return Probes(not_checked=f"the images are not below {root} any more")
     reader = reader_of(cache)
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     rows = np.sort(np.random.default_rng(seed).choice(embedded, min(sample, len(embedded)), replace=False))
     if not len(rows):
-        return Probes(not_checked=f"{cache.path} holds no embedded picture")
+        return Probes(not_checked=f"{cache.path} holds no embedded image")
     geometry = Geometry.from_preprocess(tower.preprocess)
     cosines, changed, unread = [], [], []
     for row, cached in zip(rows.tolist(), cache.emb_rows(rows).astype(np.float64), strict=True):
@@ -68,9 +68,9 @@ def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) 
         (encoded,) = reader.read(row, keys, cache.locators(row, row + 1))
         try:
             if isinstance(encoded, Status):
-                raise RejectedPictureError(encoded)
+                raise RejectedImageError(encoded)
             pixels = decode(BytesIO(encoded), geometry, info.max_pixels, scaled=info.decoding == "scaled")
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             unread.append(f"{key}: {rejected.status.label}")
             continue
         features = tower.encode(pixels[None])[0].astype(np.float64)
@@ -78,7 +78,7 @@ def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) 
         if not cosines[-1] >= MIN_COSINE[info.encoder.precision]:
             changed.append(
                 f"{key} embeds to another vector than {cache.path} holds for it (cosine {cosines[-1]:.4f}): "
-                "the picture changed after caching, or the cache is damaged"
+                "the image changed after caching, or the cache is damaged"
             )
     return Probes(
         num=len(cosines),

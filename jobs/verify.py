@@ -1,4 +1,4 @@
-"""`clipglot verify`: bytes, contents and a sample of pictures embedded again; `--repair` has the next pass mend it."""
+"""`clipglot verify`: bytes, contents and a sample of images embedded again; `--repair` has the next pass mend it."""
 
 import shlex
 from collections.abc import Callable
@@ -34,8 +34,8 @@ class VerifyResult:
         faults: one line each, with what to do.
         marked: chunks that were deleted so that the next pass embeds again what they stand for.
         command: that does so; None if nothing was marked.
-        probes: of the pictures embedded again; none where there are faults, or none were asked for.
-        incomplete: whether pictures were asked for that could not be checked.
+        probes: of the images embedded again; none where there are faults, or none were asked for.
+        incomplete: whether images were asked for that could not be checked.
     """
 
     cache: Cache
@@ -97,7 +97,7 @@ def _require_made_by_commands(cache: Cache) -> None:
 def _probe(cache: Cache, settings: VerifySettings, sample: int) -> Probes:
     encoder = cache.info.encoder
     if not cache.info.source.images:
-        return Probes(not_checked=f"{cache.path} holds texts, no pictures")
+        return Probes(not_checked=f"{cache.path} holds texts, no images")
     pretrained = settings.pretrained if settings.model or settings.pretrained else encoder.pretrained
     device = resolve_device(settings.device)
     try:

@@ -59,7 +59,7 @@ class Settings:
 
 
 def model_config(vocab_size: int) -> dict[str, object]:
-    """Describe both towers in open_clip's terms: 0.9 M parameters for pictures, 0.5 M for text."""
+    """Describe both towers in open_clip's terms: 0.9 M parameters for images, 0.5 M for text."""
     return {
         "embed_dim": 128,
         "custom_text": True,
@@ -124,9 +124,9 @@ def pixels_in_parallel(scenes: list[Scene]) -> Tensor:
         return torch.cat(list(pool.map(pixels, portions)))
 
 
-def normalized(pictures: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """[B, 64, 64, 3] uint8 to the tower's input [B, 3, 64, 64] float32."""
-    return (pictures.permute(0, 3, 1, 2).float() / 255 - MEAN[0]) / STD[0]
+    return (images.permute(0, 3, 1, 2).float() / 255 - MEAN[0]) / STD[0]
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
@@ -149,7 +149,7 @@ def tokenized(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
 
 
 def contrastive_loss(image_emb: Tensor, text_emb: Tensor, scale: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's loss over a batch, in which a caption that two pictures share is no negative of either."""
+    """CLIP's loss over a batch, in which a caption that two images share is no negative of either."""
     logits = scale * image_emb @ text_emb.T
     diagonal = torch.arange(len(tokens))
     same = (tokens[:, None] == tokens[None]).all(-1) & (diagonal[:, None] != diagonal)
@@ -157,8 +157,8 @@ def contrastive_loss(image_emb: Tensor, text_emb: Tensor, scale: Tensor, tokens:
     return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
 
 
-def train(model: torch.nn.Module, pictures: Tensor, tokens: Tensor, settings: Settings) -> None:
-    """Fit both towers to pictures [N, 64, 64, 3] and their captions [N, C, CONTEXT_LENGTH]."""
+def train(model: torch.nn.Module, images: Tensor, tokens: Tensor, settings: Settings) -> None:
+    """Fit both towers to images [N, 64, 64, 3] and their captions [N, C, CONTEXT_LENGTH]."""
     inside = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name}
     others = [p for name, p in model.named_parameters() if name not in inside]
     decayed = {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay}
@@ -171,9 +171,9 @@ def train(model: torch.nn.Module, pictures: Tensor, tokens: Tensor, settings: Se
     for step in range(settings.steps):
         rise = min(1.0, (step + 1) / settings.warmup)
         fall = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        rows = torch.randperm(len(pictures))[: settings.batch_size]
+        rows = torch.randperm(len(images))[: settings.batch_size]
         batch = tokens[rows, torch.randint(tokens.shape[1], (len(rows),))]
-        image_emb = model.encode_image(normalized(pictures[rows]), normalize=True)
+        image_emb = model.encode_image(normalized(images[rows]), normalize=True)
         text_emb = model.encode_text(batch, normalize=True)
         loss = contrastive_loss(image_emb, text_emb, model.logit_scale.exp(), batch)
         loss.backward()
@@ -216,8 +216,8 @@ def measure(folder: Path) -> dict[str, float]:
     model.eval()
 
     def embed(scenes: list[Scene]) -> Tensor:
-        pictures = torch.stack([preprocess(draw(scene)) for scene in scenes])
-        return torch.cat([model.encode_image(batch, normalize=True) for batch in pictures.split(64)])
+        images = torch.stack([preprocess(draw(scene)) for scene in scenes])
+        return torch.cat([model.encode_image(batch, normalize=True) for batch in images.split(64)])
 
     def accuracy(pairs: tuple[Pair, ...], language: Language) -> float:
         scenes, labels = world.classification_scenes(20, seed=1, pairs=pairs)
@@ -234,7 +234,7 @@ def measure(folder: Path) -> dict[str, float]:
     for _ in range(20):
         model.encode_image(batch)
     return {
-        "pictures a second at batch 64, two threads": 20 * 64 / (time.perf_counter() - begun),
+        "images a second at batch 64, two threads": 20 * 64 / (time.perf_counter() - begun),
         "zero-shot accuracy, held-out pairs, English prompts": accuracy(world.HELD_OUT, "en"),
         "zero-shot accuracy, trained pairs, English prompts": accuracy(world.TRAINED, "en"),
         "zero-shot accuracy, held-out pairs, Russian prompts": accuracy(world.HELD_OUT, "ru"),
@@ -280,12 +280,12 @@ def main() -> None:
     texts = [caption(scene, "en", rng) for scene in scenes for _ in range(settings.captions)]
     tokenizer = train_tokenizer(texts)
     tokens = tokenized(tokenizer, texts).view(settings.scenes, settings.captions, CONTEXT_LENGTH)
-    pictures = pixels_in_parallel(scenes)
+    images = pixels_in_parallel(scenes)
     print(f"drew {len(scenes):,} scenes in {time.perf_counter() - begun:.0f} s")
 
     config = model_config(tokenizer.get_vocab_size())
     model = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
-    train(model, pictures, tokens, settings)
+    train(model, images, tokens, settings)
     write(arguments.out, model, tokenizer, config)
     seconds = time.perf_counter() - begun
 

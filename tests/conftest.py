@@ -1,4 +1,4 @@
-"""Real things, small: pictures on disk, a tiny open_clip model with random weights, a cache of both."""
+"""Real things, small: images on disk, a tiny open_clip model with random weights, a cache of both."""
 
 import os
 
@@ -19,7 +19,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.s3_server import Bucket, serving
 from support.worker_processes import Started, ask, launching
 from zarr.core.sync import sync
@@ -70,8 +70,8 @@ def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty pictures with captions. Read only; tests that break things draw their own."""
-    return draw_pictures(tmp_path_factory.mktemp("pictures"), 40)
+    """Forty images with captions. Read only; tests that break things draw their own."""
+    return draw_images(tmp_path_factory.mktemp("pictures"), 40)
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,12 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
 @pytest.fixture(scope="session")
 def make_cache(tiny_clip: Path) -> Callable[..., Any]:
     """`make_cache(manifest, output, **settings)`: the pass with the tiny tower; returns the `CacheResult`."""
-    from clipglot.jobs.cache import cache_pictures
+    from clipglot.jobs.cache import cache_images
     from clipglot.jobs.settings.cache import CacheSettings
 
     def make(source: Path, output: Path, **settings: Any) -> Any:
         defaults = {"model": f"local-dir:{tiny_clip}", "batch_size": 8, "workers": 1}
-        return cache_pictures(CacheSettings(source=source, output=output, **defaults | settings))
+        return cache_images(CacheSettings(source=source, output=output, **defaults | settings))
 
     return make
 
@@ -199,16 +199,16 @@ def h5(with_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def many_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 160 pictures: 20 chunks of 8."""
-    return draw_pictures(tmp_path_factory.mktemp("many"), 160)
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 160 images: 20 chunks of 8."""
+    return draw_images(tmp_path_factory.mktemp("many"), 160)
 
 
 @pytest.fixture(scope="session")
-def alone(many_pictures: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def alone(many_images: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache that one worker makes of them. Read only."""
     cache = tmp_path_factory.mktemp("alone") / "cache.zarr"
-    make_cache(many_pictures, cache, chunk_rows=8)
+    make_cache(many_images, cache, chunk_rows=8)
     return cache
 
 
@@ -220,12 +220,12 @@ def launcher() -> Iterator[Any]:
 
 
 @pytest.fixture
-def start_worker(launcher: Any, many_pictures: Path, tiny_clip: Path, tmp_path: Path) -> Iterator[Any]:
-    """`start_worker(output, "0/2")`: a worker on `many_pictures`, which does not outlive the test."""
+def start_worker(launcher: Any, many_images: Path, tiny_clip: Path, tmp_path: Path) -> Iterator[Any]:
+    """`start_worker(output, "0/2")`: a worker on `many_images`, which does not outlive the test."""
     started: list[int] = []
 
     def begin(output: object, worker: str, script: str = "", *options: str) -> Started:
-        arguments = ["cache", many_pictures, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+        arguments = ["cache", many_images, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
         arguments += ["--batch-size", 8, "--chunk-rows", 8, "--workers", 1, "--worker", worker, *options]
         messages = tmp_path / f"messages{len(started)}"
         for stream in (1, 2):

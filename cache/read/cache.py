@@ -36,7 +36,7 @@ ROWS_AT_A_TIME = 8192
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A picture that was not embedded, and why."""
+    """An image that was not embedded, and why."""
 
     row: int
     key: str
@@ -44,7 +44,7 @@ class Failure:
 
 
 class Cache(CheckedGroup):
-    """An existing cache. N pictures, M captions, V views, D features.
+    """An existing cache. N images, M captions, V views, D features.
 
     ::
 
@@ -58,7 +58,7 @@ class Cache(CheckedGroup):
 
     @property
     def num_chunks(self) -> int:
-        """Embedding chunks along the picture axis."""
+        """Embedding chunks along the image axis."""
         return -(-len(self) // self.info.chunk_rows)
 
     @property
@@ -120,7 +120,7 @@ class Cache(CheckedGroup):
         return [chunk for chunk in range(self.num_chunks) if chunk not in done or self.first_pending(chunk)]
 
     def failed_chunks(self) -> list[int]:
-        """The chunks of a sealed cache in which some picture was not embedded, ascending."""
+        """The chunks of a sealed cache in which some image was not embedded, ascending."""
         failed: list[int] = np.unique(np.flatnonzero(self.status() > Status.EMBEDDED) // self.info.chunk_rows).tolist()
         return failed
 
@@ -197,13 +197,13 @@ class Cache(CheckedGroup):
         return self._read(NORM, (self._stored(view), slice(None)))
 
     def status(self, chunk: int | None = None) -> NDArray[np.uint8]:
-        """What became of each picture, or of each in a chunk, `[N] uint8`; see `Status`."""
+        """What became of each image, or of each in a chunk, `[N] uint8`; see `Status`."""
         if chunk is None:
             return self._read(STATUS, (slice(None),))
         return self._read(STATUS, (self.chunk_slice(chunk),), only=[(chunk,)])
 
     def hashes(self, chunk: int) -> NDArray[np.uint64]:
-        """blake2b of the bytes of each picture in a chunk, `[R, 2] uint64`; zeros where none could be read."""
+        """blake2b of the bytes of each image in a chunk, `[R, 2] uint64`; zeros where none could be read."""
         return self._read(HASH, (self.chunk_slice(chunk),), only=[(chunk, 0)])
 
     def teacher_status(self) -> NDArray[np.uint8]:
@@ -215,7 +215,7 @@ class Cache(CheckedGroup):
         return self._read(TEACHER_EMB, (0, slice(None)))
 
     def caption_image(self) -> NDArray[np.int64]:
-        """The row of each caption's picture, `[M] int64`, ascending."""
+        """The row of each caption's image, `[M] int64`, ascending."""
         return self._read(CAPTION_IMAGE, (slice(None),))
 
     def captions(self, start: int = 0, stop: int | None = None) -> list[str]:
@@ -236,7 +236,7 @@ class Cache(CheckedGroup):
         return {tag: num for num, tag in sorted(zip(counts, self.info.languages, strict=True), reverse=True) if num}
 
     def keys(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """Keys of pictures `start` to `stop`: their paths as the manifest has them."""
+        """Keys of images `start` to `stop`: their paths as the manifest has them."""
         return self._ragged(KEY, start, stop)
 
     def files(self) -> list[str]:
@@ -244,11 +244,11 @@ class Cache(CheckedGroup):
         return self._ragged(FILE, 0, None) if self.has(FILE) else []
 
     def locators(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64] | None:
-        """Where pictures `start` to `stop` lie, `[n, 3]`, see `Locator`; None where keys are paths."""
+        """Where images `start` to `stop` lie, `[n, 3]`, see `Locator`; None where keys are paths."""
         return self._read(LOCATOR, (slice(start, stop),)) if self.has(LOCATOR) else None
 
     def failures(self) -> Iterator[Failure]:
-        """Every picture that was tried and not embedded, in row order."""
+        """Every image that was tried and not embedded, in row order."""
         status = self.status()
         for start in range(0, len(self), ROWS_AT_A_TIME):
             failed = np.flatnonzero(status[start : start + ROWS_AT_A_TIME] > Status.EMBEDDED).tolist()
@@ -257,7 +257,7 @@ class Cache(CheckedGroup):
                 yield Failure(start + i, keys[i], Status(int(status[start + i])))
 
     def count_status(self) -> dict[Status, int]:
-        """How many pictures have each status."""
+        """How many images have each status."""
         counts = np.bincount(self.status(), minlength=max(Status) + 1).tolist()
         return {status: counts[status] for status in Status if counts[status]}
 

@@ -1,4 +1,4 @@
-"""Which pictures of a cache have captions, and a few pairs to look at, so that wrong ones are seen before training."""
+"""Which images of a cache have captions, and a few pairs to look at, so that wrong ones are seen before training."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ from .cache import Cache
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A picture and what is said of it.
+    """An image and what is said of it.
 
     Attributes:
-        row: of the picture.
-        key: of the picture.
+        row: of the image.
+        key: of the image.
         caption: the first one, None if it has none.
         num_captions: that it has.
     """
@@ -26,14 +26,14 @@ class Pair:
 
 
 def look_at_pairs(cache: Cache, num: int) -> tuple[list[Pair], int]:
-    """Read a few pairs and count pictures without captions; of texts only the chunks that hold those few are touched.
+    """Read a few pairs and count images without captions; of texts only the chunks that hold those few are touched.
 
     Args:
         cache: laid out.
         num: of pairs, from rows that are spread evenly over the cache, the first and the last among them.
 
     Returns:
-        The pairs, and how many of all pictures have no caption.
+        The pairs, and how many of all images have no caption.
 
     Raises:
         CacheError: a chunk is absent or damaged.

@@ -66,7 +66,7 @@ def find_faults_in_contents(cache: "Cache", on_step: Callable[[], None] = lambda
     faults = [Fault(what) for name in names for what in _ragged_faults(cache, name)]
     yield from faults or map(Fault, _repeated_keys(cache))
     yield from map(Fault, _owner_faults(cache))
-    yield from _picture_faults(cache, on_step)
+    yield from _image_faults(cache, on_step)
     if cache.info.source.has_teacher:
         yield from _teacher_faults(cache, on_step)
 
@@ -143,12 +143,12 @@ def _owner_faults(cache: "Cache") -> Iterator[str]:
     for start in range(0, owners.shape[0], ROWS_AT_A_TIME):
         block = np.asarray(owners[start : start + ROWS_AT_A_TIME])
         if (np.diff(block, prepend=last) < 0).any() or block[-1] >= num:
-            yield f"{CAPTION_IMAGE}: not ascending rows of {num} pictures: {cache.remedy([])}"
+            yield f"{CAPTION_IMAGE}: not ascending rows of {num} images: {cache.remedy([])}"
             return
         last = int(block[-1])
 
 
-def _picture_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fault]:
+def _image_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fault]:
     emb, norm = cache.array(EMB), cache.array(NORM)
     for chunk in sorted(cache.stored_numbers(f"{STATUS}/c")):
         rows = cache.chunk_slice(chunk)
@@ -166,7 +166,7 @@ def _picture_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fau
             right = (lengths > 0 if view == 0 else lengths >= 0) & np.isfinite(lengths)
             wrong = np.where(embedded, ~right, lengths != 0)
             yield from _faults(
-                cache, (NORM, (view, chunk)), rows.start, wrong, "not a positive number where the picture is embedded"
+                cache, (NORM, (view, chunk)), rows.start, wrong, "not a positive number where the image is embedded"
             )
             if view == 0:
                 plain = found
@@ -301,4 +301,4 @@ def _count_faults(cache: "Cache") -> Iterator[str]:
     """Counts that the statuses do not bear out."""
     counts = {status.label: count for status, count in cache.count_status().items()}
     if cache.info.state == "sealed" and counts != cache.info.counts:
-        yield f"zarr.json: counts are {cache.info.counts}, the pictures' statuses say {counts}: {cache.remedy([])}"
+        yield f"zarr.json: counts are {cache.info.counts}, the images' statuses say {counts}: {cache.remedy([])}"

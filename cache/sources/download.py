@@ -22,7 +22,7 @@ from ..location import Location, Url, to_location
 from ..storage.atomic import NO_SPACE, PARTIAL, hold_new
 from ..storage.urls import NOT_THERE, below, explained_store, open_filesystem, state_of
 from .image_root import resolve_below
-from .source import RejectedPictureError
+from .source import RejectedImageError
 
 PREFIX = "clipglot-spool-"
 KEPT_BYTES = 4 * 2**30  # of files that were used last, and at least KEPT_FILES
@@ -168,7 +168,7 @@ class Files:
         """A file.
 
         Raises:
-            RejectedPictureError: it is not below the root; of a local one, it is absent.
+            RejectedImageError: it is not below the root; of a local one, it is absent.
             CacheError: at its URL there is nothing, or it cannot be read.
         """
         if self._spool is None:
@@ -176,7 +176,7 @@ class Files:
             return open(resolve_below(self.root, self._names[number]), "rb")
         url = self._url(number)
         if url is None:
-            raise RejectedPictureError(Status.OUTSIDE_ROOT)
+            raise RejectedImageError(Status.OUTSIDE_ROOT)
         file = self._spool.open(url, self._state(number, url))
         following = self._url(number + 1) if number + 1 < len(self._names) else None
         if following and (state := self._state(number + 1, following)):  # of merged caches it may be another source's

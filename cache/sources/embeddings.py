@@ -56,7 +56,7 @@ class Embeddings(Source):
         Args:
             info: complete but for its sha256.
             parts: in order, each with its width.
-            named: whether the tables name the picture of each row.
+            named: whether the tables name the image of each row.
 
         Raises:
             CacheError: widths differ.
@@ -127,7 +127,7 @@ def open_embeddings(
         info: path and fields; empty fields are the kind's own, and an empty root is the source's folder.
         captions: jsonl, CSV, TSV or Parquet, row by row as the embeddings; the folder has its own.
         dataset: of an HDF5 file.
-        named: whether the captions name the picture of each row.
+        named: whether the captions name the image of each row.
 
     Raises:
         CacheError: nothing there, nothing of these kinds, or files that do not belong together.
@@ -231,7 +231,7 @@ def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[Row]:
     for row in table(replace(info, path=str(path), images=named)).rows():
         if row.locator is not None:
             raise CacheError(
-                f"{path}: {info.image_field!r} holds pictures, expected their names: pass --image-field NAME, or "
+                f"{path}: {info.image_field!r} holds images, expected their names: pass --image-field NAME, or "
                 "--no-keys"
             )
         yield row

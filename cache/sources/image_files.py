@@ -1,7 +1,7 @@
-"""What lies at URLs: pictures below an image root there, and the larger files of sources.
+"""What lies at URLs: images below an image root there, and the larger files of sources.
 
-An error is either the picture's, which costs its row, or the store's, which stops the pass: a store that is down or
-refuses everybody must not pass for thousands of broken pictures.
+An error is either the image's, which costs its row, or the store's, which stops the pass: a store that is down or
+refuses everybody must not pass for thousands of broken images.
 """
 
 import errno
@@ -19,7 +19,7 @@ from ..format import Status
 from ..location import Location, Url
 from ..storage.urls import AT_ONCE, HTTP, NOT_THERE, below, explained_store, open_filesystem, state_of
 from .image_root import MAX_FILE_BYTES, open_below, require_image_root
-from .source import Reader, RejectedPictureError
+from .source import Reader, RejectedImageError
 
 
 def require_root(root: Location) -> None:
@@ -57,13 +57,13 @@ class PathReader(Reader):
             try:
                 with open_below(self._root, key) as file:
                     yield file.read()
-            except RejectedPictureError as rejected:
+            except RejectedImageError as rejected:
                 yield rejected.status
             except OSError:
                 yield Status.UNREADABLE
 
 
-FIRST_BYTES = 2**25  # fetched of any picture; the rest of a larger one comes alone, when it is its turn
+FIRST_BYTES = 2**25  # fetched of any image; the rest of a larger one comes alone, when it is its turn
 PAUSES_S = (0.5, 2.0, 8.0)  # before another try, for libraries that do not try again by themselves
 MAX_PATH_BYTES = 1024  # S3 calls a longer one an error of the request, not an object that is absent
 _NO_SUCH_RANGE = 416
@@ -77,17 +77,17 @@ def require_remote_root(url: Url) -> None:
         CacheError: nothing there, or the store refuses.
     """
     if url.scheme not in HTTP and state_of(url) is None:
-        raise CacheError(f"{url}: nothing there: pass --image-root URL, the folder that picture paths start from")
+        raise CacheError(f"{url}: nothing there: pass --image-root URL, the folder that image paths start from")
 
 
 class UrlReader(Reader):
-    """Reads pictures below a URL, several at a time; nothing that `..` or another address leads to."""
+    """Reads images below a URL, several at a time; nothing that `..` or another address leads to."""
 
     def __init__(self, root: Url) -> None:
         self._root = root
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of each picture.
+        """The bytes of each image.
 
         Raises:
             CacheError: the store refuses, or cannot be reached.
@@ -112,11 +112,11 @@ class _Objects:
         self._fs, self._base = open_filesystem(root)
 
     def first_bytes(self, key: str) -> bytes | Status:
-        """All of a picture unless it is large."""
+        """All of an image unless it is large."""
         return self._range(key, 0, FIRST_BYTES)
 
     def whole(self, key: str, coming: Future[bytes | Status]) -> bytes | Status:
-        """All of a picture whose first bytes were asked for."""
+        """All of an image whose first bytes were asked for."""
         first = coming.result()
         if isinstance(first, Status) or len(first) < FIRST_BYTES:
             return first
@@ -150,7 +150,7 @@ class _Objects:
         raise AssertionError("the last try returns or raises")
 
     def _refused(self, key: str, error: Exception) -> Status:
-        """A store that still shows its root refuses this picture alone."""
+        """A store that still shows its root refuses this image alone."""
         if self._root.scheme not in HTTP:
             try:
                 self._fs.info(self._base)

@@ -1,4 +1,4 @@
-"""A folder of class folders, as image classification has them: the caption of a picture is the name of its folder."""
+"""A folder of class folders, as image classification has them: the caption of an image is the name of its folder."""
 
 import hashlib
 from collections.abc import Iterator
@@ -11,17 +11,17 @@ from .records import RecordReader, chosen_split, is_unicode
 from .source import Row, Source
 from .table import SUFFIXES
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
 CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
 class ClassFolders(Source):
-    """`class name/picture.jpg`, or `train/class name/picture.jpg` with a split; sorted, underscores read as spaces."""
+    """`class name/image.jpg`, or `train/class name/image.jpg` with a split; sorted, underscores read as spaces."""
 
     kind = "class folders"
 
     def rows(self) -> Iterator[Row]:
-        """Every picture.
+        """Every image.
 
         Raises:
             CacheError: splits to choose from, or a name that is no UTF-8.
@@ -29,25 +29,25 @@ class ClassFolders(Source):
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are folders here
         reader = RecordReader(info, has_key=False, left_out=self.left_out)
-        for line, (name, key) in enumerate(self._pictures(), 1):
+        for line, (name, key) in enumerate(self._images(), 1):
             if row := reader.row({"text": name.replace("_", " ")}, line, key, key=key):
                 yield row
 
     def sha256(self) -> str:
-        """Of the names; pictures themselves are not looked at."""
+        """Of the names; images themselves are not looked at."""
         digest = hashlib.sha256()
-        for _, key in self._pictures():
+        for _, key in self._images():
             digest.update(key.encode() + b"\0")
         return digest.hexdigest()
 
-    def _pictures(self) -> Iterator[tuple[str, str]]:
-        """Class and key of each picture, a folder at a time."""
+    def _images(self) -> Iterator[tuple[str, str]]:
+        """Class and key of each image, a folder at a time."""
         top, root = to_location(self.info.path), to_location(self.info.image_root)
         above = str(root).rstrip("/") + "/"
         if not f"{top}/".startswith(above):
             raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
         folder, names = top, _folders(top, root)
-        has_classes = any(_has_pictures(top / name) for name in names)
+        has_classes = any(_has_images(top / name) for name in names)
         # What else lies there is no split: a run, or the very cache that is being made.
         splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
         if splits or self.info.split is not None:
@@ -82,53 +82,53 @@ def _require_no_table(folder: Location) -> None:
     for entry in entries(folder):
         if entry.is_file and entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith("."):
             raise CacheError(
-                f"{folder} has folders of pictures, and the table {entry.name} too: pass {folder / entry.name}, or "
+                f"{folder} has folders of images, and the table {entry.name} too: pass {folder / entry.name}, or "
                 "put it elsewhere to have the names of the folders as captions"
             )
 
 
-def _require_no_captions(folder: Location, pictures: list[str]) -> None:
-    """The same of texts that lie beside the pictures.
+def _require_no_captions(folder: Location, images: list[str]) -> None:
+    """The same of texts that lie beside the images.
 
     Raises:
-        CacheError: there is one that has the name of a picture.
+        CacheError: there is one that has the name of an image.
     """
-    stems = {name.rpartition(".")[0] for name in pictures}
+    stems = {name.rpartition(".")[0] for name in images}
     for entry in entries(folder):
         stem, _, extension = entry.name.rpartition(".")
         if extension.lower() in CAPTIONS and stem in stems:
             raise CacheError(
-                f"{folder / entry.name} lies beside the picture of its name, and of class folders the captions are the "
-                "names of the folders: write a table of pictures and texts, or put all of them into tars"
+                f"{folder / entry.name} lies beside the image of its name, and of class folders the captions are the "
+                "names of the folders: write a table of images and texts, or put all of them into tars"
             )
 
 
 def _has_classes(folder: Location, root: Location) -> bool:
-    return any(_has_pictures(folder / name) for name in _folders(folder, root))
+    return any(_has_images(folder / name) for name in _folders(folder, root))
 
 
 def holds_class_folders(path: Location) -> bool:
-    """Whether a folder has folders of pictures, perhaps in folders of splits."""
+    """Whether a folder has folders of images, perhaps in folders of splits."""
     folders = [path / name for name in _names(path, folders=True)]
-    return any(map(_has_pictures, folders)) or any(
-        _has_pictures(folder / name) for folder in folders for name in _names(folder, folders=True)
+    return any(map(_has_images, folders)) or any(
+        _has_images(folder / name) for folder in folders for name in _names(folder, folders=True)
     )
 
 
-def _has_pictures(folder: Location) -> bool:
-    return any(map(_is_picture, entries(folder)))
+def _has_images(folder: Location) -> bool:
+    return any(map(_is_image, entries(folder)))
 
 
-def _is_picture(entry: Entry) -> bool:
-    return entry.name.lower().endswith(PICTURES) and not entry.name.startswith(".") and not entry.is_folder
+def _is_image(entry: Entry) -> bool:
+    return entry.name.lower().endswith(IMAGES) and not entry.name.startswith(".") and not entry.is_folder
 
 
 def _names(folder: Location, *, folders: bool = False) -> list[str]:
-    """Names of the pictures, or of the folders, in a folder; hidden ones are none."""
+    """Names of the images, or of the folders, in a folder; hidden ones are none."""
     names = [
         entry.name
         for entry in entries(folder)
-        if (entry.is_folder and not entry.name.startswith(".") if folders else _is_picture(entry))
+        if (entry.is_folder and not entry.name.startswith(".") if folders else _is_image(entry))
     ]
     for name in names:
         if not is_unicode(name):

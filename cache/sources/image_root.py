@@ -8,7 +8,7 @@ from typing import IO
 
 from ..errors import CacheError
 from ..format import Status
-from .source import RejectedPictureError
+from .source import RejectedImageError
 
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 
@@ -20,7 +20,7 @@ def require_image_root(root: Path) -> None:
         CacheError: no such folder.
     """
     if not root.is_dir():
-        raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that picture paths start from")
+        raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that image paths start from")
 
 
 def name_below(root: Path, path: Path) -> str:
@@ -47,38 +47,38 @@ def resolve_below(root: Path, name: str) -> Path:
         name: a path relative to the root; absolute paths below the root are fine.
 
     Raises:
-        RejectedPictureError: it is missing, leaves the root (also through a symlink) or is no regular file.
+        RejectedImageError: it is missing, leaves the root (also through a symlink) or is no regular file.
     """
     try:
         path = (root / name).resolve()
         if not path.is_relative_to(root):
-            raise RejectedPictureError(Status.OUTSIDE_ROOT)
+            raise RejectedImageError(Status.OUTSIDE_ROOT)
         if not stat.S_ISREG(path.stat().st_mode):
-            raise RejectedPictureError(Status.UNREADABLE)
+            raise RejectedImageError(Status.UNREADABLE)
         return path
     except (ValueError, RuntimeError):  # a NUL in the path; a loop of symlinks (before Python 3.13)
-        raise RejectedPictureError(Status.MISSING) from None
+        raise RejectedImageError(Status.MISSING) from None
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
-        raise RejectedPictureError(Status.MISSING if missing else Status.UNREADABLE) from None
+        raise RejectedImageError(Status.MISSING if missing else Status.UNREADABLE) from None
 
 
 def open_below(root: Path, key: str) -> IO[bytes]:
-    """Open the picture `key` below `root`, as `resolve_below` finds it.
+    """Open the image `key` below `root`, as `resolve_below` finds it.
 
     Raises:
-        RejectedPictureError: as `resolve_below`, or it is huge or cannot be read.
+        RejectedImageError: as `resolve_below`, or it is huge or cannot be read.
     """
     path = resolve_below(root, key)
     try:
         file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 (the caller closes it)
     except OSError:
-        raise RejectedPictureError(Status.UNREADABLE) from None
+        raise RejectedImageError(Status.UNREADABLE) from None
     found = os.fstat(file.fileno())  # of what was opened, whatever stood there a moment ago
     if stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES:
         return file
     file.close()
-    raise RejectedPictureError(Status.TOO_LARGE if stat.S_ISREG(found.st_mode) else Status.UNREADABLE)
+    raise RejectedImageError(Status.TOO_LARGE if stat.S_ISREG(found.st_mode) else Status.UNREADABLE)
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -1,4 +1,4 @@
-"""Which kind of source a path is, by its shape; and the readers of the pictures that a cache was planned from."""
+"""Which kind of source a path is, by its shape; and the readers of the images that a cache was planned from."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -39,7 +39,7 @@ SHAPES = (  # the first that fits decides
     Shape(Arrow, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
     Shape(Parquet, "a file .parquet or a folder of them", lambda path: _is_or_has(path, Parquet.suffixes)),
     Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda path: _is_or_has(path, Arrow.suffixes)),
-    Shape(ClassFolders, "a folder of class folders of pictures", holds_class_folders),
+    Shape(ClassFolders, "a folder of class folders of images", holds_class_folders),
 )
 FOLDERS_LOOKED_INTO = 20  # for splits; each takes a request at a URL, and class folders may be thousands
 KINDS: dict[str, type[Source]] = {shape.source.kind: shape.source for shape in SHAPES}

@@ -1,4 +1,4 @@
-"""Folders as Chinese-CLIP and MUGE have them: pictures in base64 in a TSV, captions in JSON lines beside it.
+"""Folders as Chinese-CLIP and MUGE have them: images in base64 in a TSV, captions in JSON lines beside it.
 
 `train_imgs.tsv` has `id<TAB>base64` lines; `train_texts.jsonl` has `{"text": …, "image_ids": […]}` or
 `{"text": […], "image_id": …}` lines (https://github.com/OFA-Sys/Chinese-CLIP, "Data Preparation").
@@ -26,17 +26,17 @@ from .image_root import MAX_FILE_BYTES
 from .jsonl import blocks, records
 from .listing import entries, is_file, name_in
 from .records import RecordReader, chosen_split, is_unicode
-from .source import Locator, Reader, RejectedPictureError, Row, Source
+from .source import Locator, Reader, RejectedImageError, Row, Source
 
-PICTURES, TEXTS = "_imgs.tsv", "_texts.jsonl"
+IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 IDS = ("image_ids", "image_id")
-ABSENT = -1  # the size of a picture that the TSV does not have
+ABSENT = -1  # the size of an image that the TSV does not have
 FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
 SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
 class Muge(Source):
-    """Texts and pictures of one split: pictures in the order in which texts speak of them, then those of no text.
+    """Texts and images of one split: images in the order in which texts speak of them, then those of no text.
 
     With a condition those of no text are left out.
     """
@@ -45,13 +45,13 @@ class Muge(Source):
     image_field: ClassVar[str] = ""
 
     def rows(self) -> Iterator[Row]:
-        """Every text with each of its pictures. A picture that the TSV does not have is missing.
+        """Every text with each of its images. An image that the TSV does not have is missing.
 
         Raises:
             CacheError: a line is not as promised.
         """
-        pictures, texts = self._paths()
-        line, places = 0, Places.scanned(local_file(str(pictures)), str(pictures))
+        images, texts = self._paths()
+        line, places = 0, Places.scanned(local_file(str(images)), str(images))
         spoken_of: set[str] = set()
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are files here
@@ -80,9 +80,9 @@ class Muge(Source):
 
     def sha256(self) -> str:
         """Of the texts, and of the size and evenly spaced samples of the TSV."""
-        pictures, texts = self._paths()
-        found = sampled(local_file(str(pictures))), sha256_file(local_file(str(texts)))
-        return hashlib.sha256(f"{pictures.name} {found[0]} {found[1]}".encode()).hexdigest()
+        images, texts = self._paths()
+        found = sampled(local_file(str(images))), sha256_file(local_file(str(texts)))
+        return hashlib.sha256(f"{images.name} {found[0]} {found[1]}".encode()).hexdigest()
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
@@ -92,22 +92,22 @@ class Muge(Source):
     def _paths(self) -> tuple[Location, Location]:
         folder = to_location(self.info.path)
         listed = [entry.name for entry in entries(folder)]
-        splits = [name.removesuffix(PICTURES) for name in listed if name.endswith(PICTURES)]
+        splits = [name.removesuffix(IMAGES) for name in listed if name.endswith(IMAGES)]
         split = chosen_split(splits, self.info.split, folder) if splits else ""
-        found = folder / f"{split}{PICTURES}", folder / f"{split}{TEXTS}"
+        found = folder / f"{split}{IMAGES}", folder / f"{split}{TEXTS}"
         for path in found:
             if not is_file(path):
-                raise CacheError(f"{path}: no such file: pictures and texts of a split lie side by side")
+                raise CacheError(f"{path}: no such file: images and texts of a split lie side by side")
         return found
 
 
 def holds_muge(path: Location) -> bool:
-    """Whether a folder has pictures in base64 as Chinese-CLIP does."""
-    return any(entry.name.endswith(PICTURES) for entry in entries(path))
+    """Whether a folder has images in base64 as Chinese-CLIP does."""
+    return any(entry.name.endswith(IMAGES) for entry in entries(path))
 
 
 class Places:
-    """Where in a TSV the pictures lie, by their ids; some 150 bytes a picture. Of an id that comes twice, the first."""
+    """Where in a TSV the images lie, by their ids; some 150 bytes an image. Of an id that comes twice, the first."""
 
     def __init__(self) -> None:
         self._index: dict[str, int] = {}
@@ -156,19 +156,19 @@ class Places:
         return iter(self._index)
 
     def locator(self, key: str) -> Locator:
-        """Where a picture lies."""
+        """Where an image lies."""
         i = self._index.get(key)
         return Locator(0, 0, ABSENT) if i is None else Locator(0, self._starts[i], self._sizes[i])
 
 
 class Base64Reader(Reader):
-    """Reads pictures from lines of base64, in the standard or the URL-safe alphabet."""
+    """Reads images from lines of base64, in the standard or the URL-safe alphabet."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The pictures; what is no base64 is damaged."""
+        """The images; what is no base64 is damaged."""
         assert locators is not None
         for file, start, size in locators.tolist():
             if size == ABSENT:
@@ -184,7 +184,7 @@ class Base64Reader(Reader):
                 lines.seek(start)
                 encoded = lines.read(size)
             return base64.b64decode(encoded.translate(FROM_URLSAFE), validate=True)
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             return rejected.status
         except binascii.Error:
             return Status.DAMAGED
@@ -204,15 +204,15 @@ def sampled(path: Path) -> str:
 
 
 def _keys(record: dict[str, Any], where: str) -> list[str]:
-    """The ids of the pictures that a text belongs to: in MUGE none for the texts of the test split."""
+    """The ids of the images that a text belongs to: in MUGE none for the texts of the test split."""
     field = next((name for name in IDS if name in record), None)
     if field is None:
         raise CacheError(f"{where}: no field {' or '.join(map(repr, IDS))} (found: {', '.join(map(str, record))})")
     value = record[field]
     ids = value if isinstance(value, list) else [value]
     if not all(_is_id(key) for key in ids):
-        raise CacheError(f"{where}: {field!r} must be the id of a picture, or a list of them, found {value!r:.100}")
-    return list(dict.fromkeys(map(str, ids)))  # a text belongs once to a picture that it names twice
+        raise CacheError(f"{where}: {field!r} must be the id of an image, or a list of them, found {value!r:.100}")
+    return list(dict.fromkeys(map(str, ids)))  # a text belongs once to an image that it names twice
 
 
 def _is_id(key: object) -> bool:

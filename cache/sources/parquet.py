@@ -1,7 +1,7 @@
 """Parquet and Arrow files, one or a folder of them, and the folders that Hugging Face's `datasets` saves.
 
-Pictures stand in a column, as bytes or as the struct of bytes and path that `datasets` writes, or the column has their
-paths. Planning reads all columns but those of pictures.
+Images stand in a column, as bytes or as the struct of bytes and path that `datasets` writes, or the column has their
+paths. Planning reads all columns but those of images.
 """
 
 import json
@@ -72,7 +72,7 @@ class ColumnSource(Source):
                             yield found
 
     def files(self) -> list[str]:
-        """The files, if pictures stand in them."""
+        """The files, if images stand in them."""
         return self._files
 
     def sha256(self) -> str:
@@ -89,7 +89,7 @@ class ColumnSource(Source):
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
-        """Of pictures in a column."""
+        """Of images in a column."""
         return ColumnReader(cls.file_type, Files(root, files), info.image_field)
 
     def _paths(self) -> list[Location]:
@@ -116,17 +116,17 @@ class ColumnSource(Source):
         return entry.is_file and entry.name.lower().endswith(self.suffixes) and not entry.name.startswith(".")
 
     def _opened(self) -> Iterator[tuple[Location, ColumnFile, bool, list[str]]]:
-        """Each file, whether pictures are inside, and the columns to plan from."""
+        """Each file, whether images are inside, and the columns to plan from."""
         kinds: set[bool] = set()
         for path in self._paths():
             with _naming(path):
                 file = self.file_type.at(path)
-                inside = self.info.images and holds_pictures(file.schema, self.info.image_field, path)
+                inside = self.info.images and holds_images(file.schema, self.info.image_field, path)
                 columns = self._columns(file.schema, path, inside)
             kinds.add(inside)
             if len(kinds) > 1:
                 raise CacheError(
-                    f"{path}: {self.info.image_field!r} has {'bytes' if inside else 'paths'} of pictures where the "
+                    f"{path}: {self.info.image_field!r} has {'bytes' if inside else 'paths'} of images where the "
                     f"files before it have {'paths' if inside else 'bytes'}: cache them apart"
                 )
             yield path, file, inside, columns
@@ -229,8 +229,8 @@ def require_column(schema: pa.Schema, name: str, flag: str, path: Location) -> p
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def holds_pictures(schema: pa.Schema, name: str, path: Location) -> bool:
-    """Whether a column has pictures; otherwise it has their paths.
+def holds_images(schema: pa.Schema, name: str, path: Location) -> bool:
+    """Whether a column has images; otherwise it has their paths.
 
     Raises:
         CacheError: it has neither.
@@ -245,7 +245,7 @@ def holds_pictures(schema: pa.Schema, name: str, path: Location) -> bool:
     if not is_struct and any(fits(held) for fits in is_text):
         return False
     raise CacheError(
-        f"{path}: column {name!r} is of type {kind}, expected pictures as binary or struct<bytes, path>, "
+        f"{path}: column {name!r} is of type {kind}, expected images as binary or struct<bytes, path>, "
         "or their paths as strings: pass --image-field NAME"
     )
 

@@ -1,7 +1,7 @@
-"""One Parquet or Arrow file, open: its columns to plan from, without those of pictures, and single pictures by place.
+"""One Parquet or Arrow file, open: its columns to plan from, without those of images, and single images by place.
 
 A group is a row group of a Parquet file, or a record batch of an Arrow file; a row is counted within its group. Files
-are mapped into memory, so that the kernel pages pictures in and out.
+are mapped into memory, so that the kernel pages images in and out.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ from ..location import Location, Url
 from ..storage.urls import HTTP, RangeFile
 from .download import Files, local_file
 from .image_files import PathReader, UrlReader
-from .source import ROWS_AT_A_TIME, Reader, RejectedPictureError
+from .source import ROWS_AT_A_TIME, Reader, RejectedImageError
 
-PICTURES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
+IMAGES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
 UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # what a damaged file raises
 
 
@@ -90,7 +90,7 @@ class ParquetFile(ColumnFile):
         """As `ColumnFile` says."""
         if self._place != (column, group) or row < self._first:
             self._place, self._first = (column, group), 0
-            self._following = self._batches([column], group, PICTURES_AT_A_TIME)
+            self._following = self._batches([column], group, IMAGES_AT_A_TIME)
             self._held = next(self._following)
         while row >= self._first + self._held.num_rows:
             self._first += self._held.num_rows
@@ -141,9 +141,9 @@ class ArrowFile(ColumnFile):
         while self._group != group:
             self._held = self._opened.read_next_batch() if self._is_stream else self._opened.get_batch(group)
             self._group = self._group + 1 if self._is_stream else group
-            pictures = self._held.column(column)
-            pictures.validate()
-            for part in pictures.flatten() if pa.types.is_struct(pictures.type) else (pictures,):
+            images = self._held.column(column)
+            images.validate()
+            for part in images.flatten() if pa.types.is_struct(images.type) else (images,):
                 as_bytes(part).validate(full=True)
         return self._held.column(column)[row]
 
@@ -188,7 +188,7 @@ def _update(digest: Any, batch: pa.RecordBatch) -> None:
 
 
 class ColumnReader(Reader):
-    """Reads pictures from a column of files, one of which is open at a time."""
+    """Reads images from a column of files, one of which is open at a time."""
 
     def __init__(self, file_type: type[ColumnFile], files: Files, column: str) -> None:
         self._file_type, self._files, self._column = file_type, files, column
@@ -200,7 +200,7 @@ class ColumnReader(Reader):
         return self.__dict__ | {"_open": None}
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The pictures; none where the column is null. Where a struct has no bytes, those of the file at its path."""
+        """The images; none where the column is null. Where a struct has no bytes, those of the file at its path."""
         assert locators is not None
         for file, group, row in locators.tolist():
             found = self._find(file, group, row)
@@ -210,7 +210,7 @@ class ColumnReader(Reader):
                 yield found
 
     def _find(self, file: int, group: int, row: int) -> bytes | str | Status:
-        """A picture, or its path, or why there is neither."""
+        """An image, or its path, or why there is neither."""
         try:
             if self._open is None or self._open[0] != file:
                 self._open = None
@@ -222,7 +222,7 @@ class ColumnReader(Reader):
                     found = found[name]
                     break
             value: bytes | str | dict[str, Any] | None = found.as_py()
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             return rejected.status
         except (*UNREADABLE, StopIteration, LookupError):  # damaged, or another than was planned
             self._open = None

@@ -20,7 +20,7 @@ class RecordReader:
 
         Args:
             info: the fields.
-            has_key: whether records name their picture, rather than the source itself.
+            has_key: whether records name their image, rather than the source itself.
             left_out: the source's count of records that are left out, by the flag that did so.
 
         Raises:
@@ -49,8 +49,8 @@ class RecordReader:
             record: its fields.
             line: its number.
             where: file and line, for messages.
-            key: of the picture, if records do not name it.
-            locator: of the picture.
+            key: of the image, if records do not name it.
+            locator: of the image.
 
         Raises:
             CacheError: a field is absent, or not of the kind it must be.
@@ -71,7 +71,7 @@ class RecordReader:
             if not isinstance(key, str) or not key:
                 found = "null" if key is None else repr(key)
                 raise CacheError(
-                    f"{where}: {self._image_field!r} must be the path of a picture, found {found}: mend or drop the "
+                    f"{where}: {self._image_field!r} must be the path of an image, found {found}: mend or drop the "
                     f'record, or leave out those without by --where "{self._image_field} is not None"'
                 )
             if not is_unicode(key):

@@ -1,6 +1,6 @@
-"""What every source of pictures and captions promises: rows to plan from, and a reader of the pictures' bytes.
+"""What every source of images and captions promises: rows to plan from, and a reader of the images' bytes.
 
-A source of one's own is one class; `docs/sources.md` shows one. B pictures of a block.
+A source of one's own is one class; `docs/sources.md` shows one. B images of a block.
 """
 
 from abc import ABC, abstractmethod
@@ -18,8 +18,8 @@ from ..location import Location
 from ..storage.ragged import Texts
 
 
-class RejectedPictureError(Exception):
-    """A picture that costs its row: carries the status to record."""
+class RejectedImageError(Exception):
+    """An image that costs its row: carries the status to record."""
 
     def __init__(self, status: Status) -> None:
         super().__init__(status.label)
@@ -32,7 +32,7 @@ SEPARATOR = "\n"  # between several texts of a teacher for one caption, none of 
 
 
 class Locator(NamedTuple):
-    """Where in a larger file a picture lies: which of the source's files, and two numbers that its reader knows."""
+    """Where in a larger file an image lies: which of the source's files, and two numbers that its reader knows."""
 
     file: int
     start: int
@@ -40,15 +40,15 @@ class Locator(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One record: a picture and its captions.
+    """One record: an image and its captions.
 
     Attributes:
         line: number of the record, from 1, for messages.
-        key: the picture's name, unique in a cache; without locator its path below the image root.
+        key: the image's name, unique in a cache; without locator its path below the image root.
         captions: in order.
         translations: into a language that a teacher reads, see `align`.
         languages: the tag of each caption; empty where the source tells none.
-        locator: where the picture lies, if inside a larger file.
+        locator: where the image lies, if inside a larger file.
     """
 
     line: int
@@ -64,7 +64,7 @@ class Batch:
     """Rows as columns.
 
     Attributes:
-        keys: of n pictures.
+        keys: of n images.
         captions: the m that are worth keeping.
         owners: `[m]`, of each caption the row in this batch, ascending.
         translations: of each caption, as `align` gives them; None where the rows have none.
@@ -164,24 +164,24 @@ def align(captions: Sequence[str], translations: Sequence[str]) -> list[str]:
 
 
 class Reader(ABC):
-    """Gives a decoding process the encoded pictures. It is pickled once to each process and opens files there."""
+    """Gives a decoding process the encoded images. It is pickled once to each process and opens files there."""
 
     @abstractmethod
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of each picture of a block, or why there are none, one at a time.
+        """The bytes of each image of a block, or why there are none, one at a time.
 
         Args:
-            keys: of B pictures.
+            keys: of B images.
             locators: `[B, 3]`, see `Locator`; None where keys are paths.
         """
 
 
 class Source(ABC):
-    """Pictures and captions in one of the shapes that people have them in.
+    """Images and captions in one of the shapes that people have them in.
 
     Attributes:
         kind: its name, kept in the cache.
-        image_field: where a record names the picture, unless the user says otherwise.
+        image_field: where a record names the image, unless the user says otherwise.
         text_fields: where it has captions, unless the user says otherwise.
         info: what was asked for, complete but for kind and sha256.
         left_out: records that were read and left out, by the flag that did so.
@@ -197,7 +197,7 @@ class Source(ABC):
 
     @abstractmethod
     def rows(self) -> Iterator[Row]:
-        """Every record, in an order that is always the same. No picture is decoded.
+        """Every record, in an order that is always the same. No image is decoded.
 
         Raises:
             CacheError: a record is not as promised; the message names file, record and remedy.
@@ -217,7 +217,7 @@ class Source(ABC):
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
-        """What reads the pictures of rows that have a locator.
+        """What reads the images of rows that have a locator.
 
         Args:
             root: the image root.

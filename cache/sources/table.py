@@ -1,6 +1,6 @@
-"""Manifests: jsonl, CSV and TSV tables of pictures and captions, read as a stream of rows.
+"""Manifests: jsonl, CSV and TSV tables of images and captions, read as a stream of rows.
 
-Nothing here opens a picture. A row that is not as promised is an error that names the file, the line and the remedy:
+Nothing here opens an image. A row that is not as promised is an error that names the file, the line and the remedy:
 a manifest is read before any work is spent, so that stopping early is the cheapest moment to learn of it.
 """
 

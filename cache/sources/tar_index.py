@@ -173,8 +173,8 @@ class _Scan:
         for magic, name in _COMPRESSED.items():
             if self._offset == 0 and block.startswith(magic):
                 return self._damaged(
-                    f"compressed with {name}: pictures are read from their place in the file, so unpack the tar itself "
-                    f"(`gunzip`, `unzstd`, …): pictures do not compress anyway"
+                    f"compressed with {name}: images are read from their place in the file, so unpack the tar itself "
+                    f"(`gunzip`, `unzstd`, …): images do not compress anyway"
                 )
         return self._damaged("no header of a tar there: fetch or write it again")
 

@@ -1,4 +1,4 @@
-"""Reads pictures out of tars, each from its place or, where that is not known yet, by its name."""
+"""Reads images out of tars, each from its place or, where that is not known yet, by its name."""
 
 import os
 import re
@@ -17,13 +17,13 @@ from ..location import Location, Url
 from ..storage.urls import below
 from .download import Spool
 from .image_root import MAX_FILE_BYTES, resolve_below
-from .source import Reader, RejectedPictureError
+from .source import Reader, RejectedImageError
 from .tar_index import DamagedTarError, members, read_bytes, readable, split_name
 
 BY_NAME, NO_BYTES = -1, -2  # in place of a locator's start; the size of the latter is a status
 _REASONS = frozenset(Status) - {Status.PENDING, Status.EMBEDDED}
 KEPT_OPEN = 4  # tars, with their indices
-Places = dict[str, tuple[int, int]]  # of the pictures of a tar by key: start and size, or NO_BYTES and a status
+Places = dict[str, tuple[int, int]]  # of the images of a tar by key: start and size, or NO_BYTES and a status
 
 
 class _Tar:
@@ -36,7 +36,7 @@ class _Tar:
         weakref.finalize(self, file.close)
 
     def place(self, keys: Sequence[str], extensions: Sequence[str]) -> tuple[int, int]:
-        """Where a picture lies, by the first of its keys that is there."""
+        """Where an image lies, by the first of its keys that is there."""
         if self.places is None:
             self.places = {}
             self._index(self.places, {extension: i for i, extension in enumerate(extensions)})
@@ -44,7 +44,7 @@ class _Tar:
         return next(places, (NO_BYTES, int(self.otherwise)))
 
     def _index(self, places: Places, rank: dict[str, int]) -> None:
-        """Note where the pictures of a tar lie. Of a damaged one, those before the damage."""
+        """Note where the images of a tar lie. Of a damaged one, those before the damage."""
         best: dict[str, int] = {}
         try:
             for member in members(self.descriptor, self.where):
@@ -56,7 +56,7 @@ class _Tar:
         except DamagedTarError:
             self.otherwise = Status.DAMAGED
 
-    def picture(self, start: int, size: int) -> bytes | Status:
+    def image(self, start: int, size: int) -> bytes | Status:
         """The bytes at a place."""
         if start == NO_BYTES:
             return Status(size) if size in _REASONS else Status.UNREADABLE
@@ -68,14 +68,14 @@ class _Tar:
             return Status.UNREADABLE
         if len(found) < size:
             raise CacheError(
-                f"{self.where} has {os.fstat(self.descriptor).st_size:,} bytes, but a picture of {size:,} lies at byte "
+                f"{self.where} has {os.fstat(self.descriptor).st_size:,} bytes, but an image of {size:,} lies at byte "
                 f"{start:,}: it has changed since the cache was planned: put the old one back, or choose another -o"
             )
         return found
 
 
 def keys_in(key: str, tar: str) -> list[str]:
-    """What a picture's key can be in its tar: merged caches have prefixes, and it may hold the tar's name itself.
+    """What an image's key can be in its tar: merged caches have prefixes, and it may hold the tar's name itself.
 
     >>> keys_in("00000.tar/12", "00000.tar"), keys_in("news/00000.tar/12", "00000.tar")
     (['12'], ['12'])
@@ -95,7 +95,7 @@ class TarReader(Reader):
         Args:
             root: the image root.
             files: the tars, below it.
-            extensions: of pictures; of several in one sample, the first in this order.
+            extensions: of images; of several in one sample, the first in this order.
         """
         self._root, self._files, self._extensions = root, list(files), list(extensions)
         self._spool = Spool.create() if isinstance(root, Url) else None
@@ -105,7 +105,7 @@ class TarReader(Reader):
         return vars(self) | {"_open": OrderedDict()}
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of each picture.
+        """The bytes of each image.
 
         Raises:
             CacheError: a tar is absent, or shorter than when it was planned.
@@ -118,12 +118,12 @@ class TarReader(Reader):
                 continue
             if start == BY_NAME:
                 start, size = tar.place(keys_in(key, self._files[number]), self._extensions)
-            yield tar.picture(start, size)
+            yield tar.image(start, size)
 
     def _tar(self, number: int) -> _Tar | Status:
         if number not in self._open:
             if not 0 <= number < len(self._files):
-                raise CacheError(f"a picture lies in file {number} of {len(self._files)}: run `clipglot verify`")
+                raise CacheError(f"an image lies in file {number} of {len(self._files)}: run `clipglot verify`")
             self._open[number] = self._opened(number)
             while len(self._open) > KEPT_OPEN:
                 self._open.popitem(last=False)
@@ -143,7 +143,7 @@ class TarReader(Reader):
         try:
             path = resolve_below(Path(self._root).resolve(), name)
             return _Tar(open(path, "rb", buffering=0), str(path))
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             if rejected.status == Status.OUTSIDE_ROOT:
                 return rejected.status
             raise self._absent(name, rejected.status.label) from rejected

@@ -78,8 +78,8 @@ def find_shards(named: str, root: Location) -> list[Shard]:
         raise CacheError(f"{named} does not lie below {root}: pass --image-root, a folder or URL that holds the tars")
     if str(named).endswith(_COMPRESSED):
         raise CacheError(
-            f"{named}: pictures are read from their place in a tar, so it must not be compressed: unpack the tar "
-            "itself (`gunzip`, `unzstd`, …); pictures do not compress anyway"
+            f"{named}: images are read from their place in a tar, so it must not be compressed: unpack the tar "
+            "itself (`gunzip`, `unzstd`, …); images do not compress anyway"
         )
     found = _remote(location, root) if isinstance(location, Url) else _local(location, Path(root))  # type: ignore[arg-type]
     if not found:

@@ -1,6 +1,6 @@
-"""WebDataset tars. Planning reads headers and texts, and keeps where each picture lies.
+"""WebDataset tars. Planning reads headers and texts, and keeps where each image lies.
 
-A tar that has img2dataset's table beside it is planned from that alone; its pictures are then found by name, in the
+A tar that has img2dataset's table beside it is planned from that alone; its images are then found by name, in the
 process that needs them.
 """
 
@@ -54,7 +54,7 @@ class Tars(Source):
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
-        """Reads byte ranges, or finds pictures by their names."""
+        """Reads byte ranges, or finds images by their names."""
         return TarReader(root, files, _alternatives(info.image_field.lower()))
 
     def files(self) -> list[str]:
@@ -65,7 +65,7 @@ class Tars(Source):
         """Every sample of every tar.
 
         Raises:
-            CacheError: a tar or a table is damaged, a text is not as promised, or nothing has pictures or texts.
+            CacheError: a tar or a table is damaged, a text is not as promised, or nothing has images or texts.
         """
         self._files = []
         self.left_out.clear()
@@ -125,12 +125,12 @@ class Tars(Source):
             for sample in samples(file.fileno(), where):
                 extensions.update(sample.members)
                 record = self._record(sample, file.fileno(), f"{where}: {readable(sample.key)}")
-                picture = next((sample.members[name] for name in self._extensions if name in sample.members), None)
-                if picture:
+                image = next((sample.members[name] for name in self._extensions if name in sample.members), None)
+                if image:
                     unseen.pop("", None)
                 for field in [field for field in unseen if record.get(field) is not None]:
                     del unseen[field]
-                yield sample.key, record, _locator(number, picture)
+                yield sample.key, record, _locator(number, image)
         if extensions:
             self._require(where, list(unseen), sorted(extensions))
 
@@ -197,12 +197,12 @@ def _alternatives(field: str) -> list[str]:
     return [name for name in field.split(";") if name]
 
 
-def _locator(number: int, picture: Member | None) -> Locator:
-    if picture is None:
+def _locator(number: int, image: Member | None) -> Locator:
+    if image is None:
         return Locator(number, NO_BYTES, Status.MISSING)
-    if not picture.is_file:
+    if not image.is_file:
         return Locator(number, NO_BYTES, Status.UNREADABLE)
-    return Locator(number, picture.start, picture.size)
+    return Locator(number, image.start, image.size)
 
 
 def _text(member: Member, descriptor: int, where: str) -> str:
@@ -239,7 +239,7 @@ def columns_of(file: BinaryIO, where: str) -> list[str]:
 
 
 def records_of(file: BinaryIO, where: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The records of the pictures that img2dataset could download, in order.
+    """The records of the images that img2dataset could download, in order.
 
     Args:
         file: the table.
@@ -247,14 +247,14 @@ def records_of(file: BinaryIO, where: str, columns: Sequence[str]) -> Iterator[d
         columns: those wanted besides the key.
 
     Raises:
-        CacheError: it is not readable as Parquet, or a picture has no key.
+        CacheError: it is not readable as Parquet, or an image has no key.
     """
     try:
         for batch in pq.ParquetFile(file).iter_batches(columns=list({KEY: 0, STATUS: 0} | dict.fromkeys(columns))):
             for record in batch.to_pylist():
                 if record[STATUS] == SUCCESS:
                     if not isinstance(record[KEY], str) or not record[KEY]:
-                        raise CacheError(f"{where}: {KEY!r} must be the name of a picture, found {record[KEY]!r}")
+                        raise CacheError(f"{where}: {KEY!r} must be the name of an image, found {record[KEY]!r}")
                     yield record
     except _DAMAGED as error:
         raise _unreadable(where, error) from error

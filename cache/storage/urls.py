@@ -13,7 +13,7 @@ from fsspec.core import url_to_fs
 from ..errors import CacheError
 from ..location import Url
 
-AT_ONCE = 16  # pictures on their way to one process
+AT_ONCE = 16  # images on their way to one process
 HTTP = ("http", "https")
 
 
@@ -106,9 +106,9 @@ class RangeFile(io.RawIOBase):
 def below(base: str, key: str) -> str | None:
     """The path of a key below a base in a store; None if it leads out, also by `%2e`, which web servers resolve.
 
-    >>> below("bucket/pictures", "cats/1.jpg"), below("bucket/pictures", "cats/../1.jpg")
-    ('bucket/pictures/cats/1.jpg', 'bucket/pictures/1.jpg')
-    >>> below("bucket/pictures", "../secret.jpg"), below("bucket/pictures", "s3://bucket/1.jpg")
+    >>> below("bucket/images", "cats/1.jpg"), below("bucket/images", "cats/../1.jpg")
+    ('bucket/images/cats/1.jpg', 'bucket/images/1.jpg')
+    >>> below("bucket/images", "../secret.jpg"), below("bucket/images", "s3://bucket/1.jpg")
     (None, None)
     """
     plain = unquote(key).replace("\\", "/")

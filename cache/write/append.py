@@ -1,9 +1,9 @@
-"""Further sources for a sealed cache: their new pictures become rows after the old ones, and only they are embedded.
+"""Further sources for a sealed cache: their new images become rows after the old ones, and only they are embedded.
 
 The planned arrays, old rows and new, are staged whole below `append/`, while the cache stays as it is. Then one write
 of the metadata says "appending", and what is staged takes its place; each step of that can be done again, so whoever
 finds the mark finishes it. Embeddings stay where they are, and their arrays get longer, unless their chunks are far too
-small for the new size. N pictures before.
+small for the new size. N images before.
 """
 
 from collections import Counter
@@ -40,7 +40,7 @@ from .plan import write_files
 from .row_writer import ColumnWriter
 from .seal import write_info
 
-KNOWN = "--append"  # the reason why pictures that are there already are left out
+KNOWN = "--append"  # the reason why images that are there already are left out
 FEW = 4  # chunks that are so many times smaller than a plan's are made anew
 OLD_ROWS_AT_A_TIME = 2**18
 
@@ -55,19 +55,19 @@ def plan_append(
     rechunked: bool = True,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> int:
-    """Give a sealed cache rows for the pictures of a source that it does not have.
+    """Give a sealed cache rows for the images of a source that it does not have.
 
     Args:
         cache: sealed, without a teacher, open for writing.
-        batches: of the source. Rows of pictures that the cache has are left out.
-        source: what it is; its limit counts new pictures.
+        batches: of the source. Rows of images that the cache has are left out.
+        source: what it is; its limit counts new images.
         files: as of `plan_cache`.
-        left_out: likewise; pictures that are known are counted here, too.
+        left_out: likewise; images that are known are counted here, too.
         rechunked: chunks that are far too small for the new size are made anew.
         on_progress: called with the number of rows read.
 
     Returns:
-        How many pictures are new; if none is, the cache stays sealed, and keeps that the source was there.
+        How many images are new; if none is, the cache stays sealed, and keeps that the source was there.
 
     Raises:
         CacheError: an array of the cache cannot be opened, or no room to write; or what reading the source raises.

@@ -1,4 +1,4 @@
-"""Augmented views of a picture, drawn from (seed, row, view) alone: resuming or other workers give the same pixels.
+"""Augmented views of an image, drawn from (seed, row, view) alone: resuming or other workers give the same pixels.
 
 View 0 is the plain one, as the tower sees it at inference. Runs in worker processes, on Pillow and numpy alone.
 """
@@ -18,14 +18,14 @@ MOST_STRETCH = 4 / 3  # of a crop's sides against each other, either way
 Box = tuple[int, int, int, int]
 
 
-def augmented(picture: Image.Image, geometry: Geometry, given: Augmentation, row: int, view: int) -> Image.Image:
-    """A further view of a picture.
+def augmented(image: Image.Image, geometry: Geometry, given: Augmentation, row: int, view: int) -> Image.Image:
+    """A further view of an image.
 
     Args:
-        picture: RGB, of any size.
+        image: RGB, of any size.
         geometry: the tower's resize and crop.
         given: what to do, and how much of it.
-        row: of the picture in its cache.
+        row: of the image in its cache.
         view: from 1 on.
 
     Returns:
@@ -35,36 +35,36 @@ def augmented(picture: Image.Image, geometry: Geometry, given: Augmentation, row
     chance = np.random.Generator(np.random.PCG64([given.seed, row, view])).random(2 * NUM_ATTEMPTS + 7)
     place, (mirror, *changes, grey) = chance[: 2 * NUM_ATTEMPTS + 2], chance[2 * NUM_ATTEMPTS + 2 :].tolist()
     if given.scale < 1:
-        # A tower that pads or squashes sees a crop as it would see a picture of that shape; one that crops the centre
+        # A tower that pads or squashes sees a crop as it would see an image of that shape; one that crops the centre
         # is given the crop itself.
         crops = geometry.resize_mode == "shortest"
-        aspect = geometry.width / geometry.height if crops else picture.width / picture.height
-        cropped = picture.crop(crop_box(picture.size, aspect, given.scale, place))
+        aspect = geometry.width / geometry.height if crops else image.width / image.height
+        cropped = image.crop(crop_box(image.size, aspect, given.scale, place))
         if crops:
             geometry = replace(geometry, resize_mode="squash")
         if min(geometry.resized(*cropped.size)) >= 1:  # else a thin line would become nothing
-            picture = cropped
-    picture = geometry.resize(picture)
+            image = cropped
+    image = geometry.resize(image)
     if mirror < given.flip:
-        picture = ImageOps.mirror(picture)
+        image = ImageOps.mirror(image)
     if given.jitter:
         for enhance, change in zip(
             (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), changes, strict=True
         ):
-            picture = enhance(picture).enhance(1 + given.jitter * (2 * change - 1))
+            image = enhance(image).enhance(1 + given.jitter * (2 * change - 1))
     if grey < given.grayscale:
-        picture = ImageOps.grayscale(picture).convert("RGB")
-    return geometry.frame(picture)
+        image = ImageOps.grayscale(image).convert("RGB")
+    return geometry.frame(image)
 
 
 def crop_box(size: tuple[int, int], aspect: float, least: float, chance: NDArray[np.float64]) -> Box:
-    """A random part of a picture, as (left, top, right, bottom).
+    """A random part of an image, as (left, top, right, bottom).
 
     Szegedy et al. 2015, arXiv:1409.4842, section 6; where nothing fits, the centre, as torchvision's
     `RandomResizedCrop` has it.
 
     Args:
-        size: width and height of the picture.
+        size: width and height of the image.
         aspect: width / height of the crop, before it is stretched by up to 4/3 either way.
         least: smallest share of the area.
         chance: `[2 * NUM_ATTEMPTS + 2]`, from 0 to 1.

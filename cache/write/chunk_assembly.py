@@ -1,7 +1,7 @@
-"""Between decoding and writing: the pictures of a chunk that are worth computing, in full batches, and what they gave.
+"""Between decoding and writing: the images of a chunk that are worth computing, in full batches, and what they gave.
 
-Rejected pictures take no place in a batch, nor do those whose bytes the chunk has already: their rows copy the first
-one's. So the batches of a chunk depend on its pictures alone, not on who decoded them or when. B pictures of a batch, R
+Rejected images take no place in a batch, nor do those whose bytes the chunk has already: their rows copy the first
+one's. So the batches of a chunk depend on its images alone, not on who decoded them or when. B images of a batch, R
 rows of a chunk, v views of it that are made, D features.
 """
 
@@ -29,13 +29,13 @@ class Chunk:
     """A chunk of a pass. Few are in memory: one is gathered while others are computed and written.
 
     Attributes:
-        index: along the pictures.
-        rows: of the R pictures.
+        index: along the images.
+        rows: of the R images.
         views: the v views that are made.
         emb: `[v, R, D]`.
         norm: `[v, R]`; 0 in a further view that repeats the plain one.
         status: `[R]`; without the plain view among `views`, what the cache says.
-        hash: `[R, 2]`, of each picture's bytes; zeros where none were read.
+        hash: `[R, 2]`, of each image's bytes; zeros where none were read.
         known_hash: without the plain view among `views`, what the cache says; None where it says nothing.
         num_kept: of its first rows, which were done before a source was appended.
         first: of the bytes seen, the row in this chunk that had them first.
@@ -85,7 +85,7 @@ class Chunk:
         self.status[kept] = cache.rows_kept(STATUS, rows)
 
     def take(self, block: DecodedBlock) -> list[int]:
-        """Note what became of a block's pictures.
+        """Note what became of a block's images.
 
         Returns:
             Those of the block that the tower has to see: decoded, still those of the plain view, and the first with
@@ -97,7 +97,7 @@ class Chunk:
         if 0 in self.views:
             self.status[rows] = block.status
         usable = block.status == Status.EMBEDDED
-        if self.known_hash is not None:  # a view of another picture would be taught with this one's captions
+        if self.known_hash is not None:  # a view of another image would be taught with this one's captions
             usable &= (block.hash == self.known_hash[rows]).all(axis=1)
         wanted = []
         for i in np.flatnonzero(usable).tolist():
@@ -120,7 +120,7 @@ class Chunk:
     def complete(self, cache: Cache) -> None:
         """Fill the rows that no batch had.
 
-        The plain view says what becomes of a picture; a further one that cannot be had repeats it.
+        The plain view says what becomes of an image; a further one that cannot be had repeats it.
         """
         if self.copies:
             rows, firsts = np.array(self.copies).T
@@ -138,7 +138,7 @@ class Chunk:
 
 @dataclass(slots=True)
 class _Batch:
-    """Pictures of a chunk on their way through the tower, all views of them.
+    """Images of a chunk on their way through the tower, all views of them.
 
     Attributes:
         chunk: that they are of.
@@ -156,7 +156,7 @@ class _Batch:
 
 
 class Batches:
-    """Gathers pictures into batches of one shape and hands chunks on when all their features are there."""
+    """Gathers images into batches of one shape and hands chunks on when all their features are there."""
 
     def __init__(
         self, cache: Cache, tower: Tower, num_views: int, report: PassReport, on_chunk: Callable[[Chunk], None]
@@ -167,7 +167,7 @@ class Batches:
             cache: open for writing.
             tower: that sees them.
             num_views: most views of a chunk.
-            report: what the tower and the pictures took is added to it.
+            report: what the tower and the images took is added to it.
             on_chunk: called with each chunk, complete, in order.
         """
         geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)

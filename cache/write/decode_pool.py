@@ -1,4 +1,4 @@
-"""Worker processes that decode pictures into shared memory, a block at a time, a bounded number of blocks ahead."""
+"""Worker processes that decode images into shared memory, a block at a time, a bounded number of blocks ahead."""
 
 import mmap
 import os
@@ -23,7 +23,7 @@ from PIL import Image
 from ..errors import CacheError
 from ..format import Augmentation, Decoding, Status
 from ..processes import worker_pool
-from ..sources.source import RejectedPictureError
+from ..sources.source import RejectedImageError
 from .augment import augmented
 from .image_decode import Geometry, decode_views
 
@@ -68,18 +68,18 @@ def _inherit(duplicate: Any, shape: tuple[int, ...]) -> SharedMemory:
 
 
 SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
-MOST_DEATHS = 5  # of processes in succession; more are not for single pictures to answer for
+MOST_DEATHS = 5  # of processes in succession; more are not for single images to answer for
 HASH_BYTES = 16
-BLOCKS_KEPT = 4  # of memory that Pillow gives back otherwise, page by page for every picture: a quarter of its time
+BLOCKS_KEPT = 4  # of memory that Pillow gives back otherwise, page by page for every image: a quarter of its time
 Views = tuple[int, ...]
 _Decoded = tuple[bytes, bytes, float, float]
 
 
 class BlockReader(Protocol):
-    """Gives a worker the encoded pictures; see `sources.RowsReader`."""
+    """Gives a worker the encoded images; see `sources.RowsReader`."""
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of the pictures from row `start` on, or why there are none."""
+        """The bytes of the images from row `start` on, or why there are none."""
         ...
 
 
@@ -89,7 +89,7 @@ class Block:
 
     Attributes:
         start: the first row.
-        keys: of its pictures.
+        keys: of its images.
         locators: `[rows, 3]`; None where keys are paths.
         views: which views of them are wanted, ascending.
     """
@@ -107,10 +107,10 @@ class DecodedBlock:
     Attributes:
         start: the first row.
         views: which of V views these are, ascending.
-        pixels: `[views, rows, height, width, 3] uint8`; zeros where a picture was rejected. A part of shared memory,
+        pixels: `[views, rows, height, width, 3] uint8`; zeros where an image was rejected. A part of shared memory,
             valid until the next block is asked for.
-        status: `[rows] uint8`; `Status.EMBEDDED` for pictures that decoded.
-        hash: `[rows, 2] uint64`, blake2b of each picture's bytes; zeros where none could be read.
+        status: `[rows] uint8`; `Status.EMBEDDED` for images that decoded.
+        hash: `[rows, 2] uint64`, blake2b of each image's bytes; zeros where none could be read.
         read_s: seconds the worker spent reading the block.
         decode_s: seconds it spent decoding it.
     """
@@ -136,7 +136,7 @@ class _Worker:
     slots: NDArray[np.uint8]
 
     def renderings(self, row: int, views: Views) -> list[Callable[[Image.Image], Image.Image]]:
-        """What makes each of some views of a picture."""
+        """What makes each of some views of an image."""
         return [
             partial(augmented, geometry=self.geometry, given=self.augmentation, row=row, view=view)
             if view
@@ -149,9 +149,9 @@ _worker: _Worker | None = None
 
 
 class BlockDecoder:
-    """Decodes blocks of pictures in worker processes, in order.
+    """Decodes blocks of images in worker processes, in order.
 
-    Memory is `workers + SLOTS_AHEAD` blocks of all views, whatever the number of pictures.
+    Memory is `workers + SLOTS_AHEAD` blocks of all views, whatever the number of images.
 
     Attributes:
         num_died: processes that were replaced, because they died.
@@ -172,11 +172,11 @@ class BlockDecoder:
         """Start the workers.
 
         Args:
-            reader: of the pictures; each worker has a copy.
+            reader: of the images; each worker has a copy.
             geometry: the tower's resize and crop.
             block_rows: most rows in a block.
             workers: number of processes.
-            max_pixels: larger pictures are rejected.
+            max_pixels: larger images are rejected.
             decoding: of JPEGs, at full size or at a part of it.
             num_views: most views of a block.
             augmentation: what makes the views beyond the plain one, where there are any.
@@ -199,12 +199,12 @@ class BlockDecoder:
         os.close(self._memory.descriptor)
 
     def decode(self, blocks: Iterable[Block]) -> Iterator[DecodedBlock]:
-        """Decode blocks in the order given. A picture that ends its process is damaged.
+        """Decode blocks in the order given. An image that ends its process is damaged.
 
         It is held to be that one if it does so alone.
 
         Raises:
-            CacheError: processes die one after another, so that it is not the pictures.
+            CacheError: processes die one after another, so that it is not the images.
         """
         waiting = iter(blocks)
         while True:
@@ -253,7 +253,7 @@ class BlockDecoder:
         return decoded
 
     def _decode_by_row(self, slot: int, block: Block) -> _Decoded:
-        """Decode a block of which some picture ends the process: that one is damaged."""
+        """Decode a block of which some image ends the process: that one is damaged."""
         decoded: list[_Decoded] = []
         for i, key in enumerate(block.keys):
             locators = None if block.locators is None else block.locators[i : i + 1]
@@ -310,7 +310,7 @@ def _start_worker(
 
 
 def _decode_block(slot: int, block: Block, offset: int) -> _Decoded:
-    """Decode pictures into a slot, from its row `offset` on.
+    """Decode images into a slot, from its row `offset` on.
 
     Returns:
         A status and a hash of each, and the seconds spent reading and decoding.
@@ -328,12 +328,12 @@ def _decode_block(slot: int, block: Block, offset: int) -> _Decoded:
         read_at = time.perf_counter()
         try:
             if isinstance(encoded, Status):
-                raise RejectedPictureError(encoded)
+                raise RejectedImageError(encoded)
             renderings = _worker.renderings(block.start + i, block.views)
             scaled = _worker.decoding == "scaled"
             pixels[:] = decode_views(BytesIO(encoded), _worker.geometry, renderings, _worker.max_pixels, scaled=scaled)
             status[i] = Status.EMBEDDED
-        except RejectedPictureError as rejected:
+        except RejectedImageError as rejected:
             pixels[:] = 0
             status[i] = rejected.status
         read_s += read_at - started

@@ -1,6 +1,6 @@
 """The pass: every missing chunk is decoded, embedded and written whole; when none is missing, the cache is sealed.
 
-The batches of a chunk depend on its pictures alone, so a resumed pass writes the same bytes as an undisturbed one.
+The batches of a chunk depend on its images alone, so a resumed pass writes the same bytes as an undisturbed one.
 """
 
 import time
@@ -38,7 +38,7 @@ def embed_missing(
 ) -> PassReport:
     """Embed the chunks that are missing, then seal the cache; several workers share them.
 
-    A picture is decoded once for all views of it that are missing. Each view runs through the tower in batches of its
+    An image is decoded once for all views of it that are missing. Each view runs through the tower in batches of its
     own, of the same rows, so that the plain one gets the bytes that it gets alone.
 
     A script that calls this needs `if __name__ == "__main__":` around its own work, because the decoding processes
@@ -47,11 +47,11 @@ def embed_missing(
     Args:
         cache: a planned cache, open for writing.
         encode: the frozen tower, or a function that computes at once.
-        reader: of the pictures, see `sources.reader_of`.
+        reader: of the images, see `sources.reader_of`.
         workers: decoding processes.
         num_views: views that the cache shall have; never fewer than it has. There is room for them.
         worker: which of those that share the pass this is.
-        on_progress: called with the pictures taken in by this pass: after each block of them, and about every second
+        on_progress: called with the images taken in by this pass: after each block of them, and about every second
             while it waits for other workers.
 
     Raises:

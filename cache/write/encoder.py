@@ -1,6 +1,6 @@
 """What the pass asks of an image tower: it is given a batch, and asked for the features later.
 
-The pass imports no torch; `encoders/image_queue.py` has the towers. B pictures of a batch, D features.
+The pass imports no torch; `encoders/image_queue.py` has the towers. B images of a batch, D features.
 """
 
 import time
@@ -36,7 +36,7 @@ class Tower(Protocol):
 
         Args:
             pixels: `[B, height, width, 3]` in memory of `staging`, left alone until the features are there.
-            num: of them that are pictures, from the first; the rest fills the batch up.
+            num: of them that are images, from the first; the rest fills the batch up.
 
         Returns:
             A function that gives `[num, D]`.

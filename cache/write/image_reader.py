@@ -16,16 +16,16 @@ from ..sources.source import Reader, Source
 
 
 class RowsReader(NamedTuple):
-    """Reads pictures of a cache by their rows, each from the source that it came from."""
+    """Reads images of a cache by their rows, each from the source that it came from."""
 
     readers: tuple[tuple[int, Reader], ...]  # with the first row of each, ascending
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of the pictures from row `start` on, or why there are none."""
+        """The bytes of the images from row `start` on, or why there are none."""
         ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
         for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
             if a < b:
-                are_files = locators is None or locators[a, 0] < 0  # also beside pictures inside larger files
+                are_files = locators is None or locators[a, 0] < 0  # also beside images inside larger files
                 yield from reader.read(keys[a:b], None if locators is None or are_files else locators[a:b])
 
 
@@ -36,7 +36,7 @@ def reader_of(
     sources: Sequence[SourceInfo] | None = None,
     rows: Collection[range] | None = None,
 ) -> RowsReader:
-    """What reads the pictures that a cache was planned from.
+    """What reads the images that a cache was planned from.
 
     Args:
         cache: planned.
@@ -53,7 +53,7 @@ def reader_of(
     for info, end in zip(sources, [*(s.first_row for s in cache.info.appended), len(cache)], strict=True):
         own = range(info.first_row, end)
         if not own:
-            continue  # all its pictures were there already
+            continue  # all its images were there already
         try:
             readers.append((info.first_row, _reader_of(cache, info, files, kinds)))
         except CacheError as error:
@@ -70,7 +70,7 @@ def _reader_of(cache: Cache, info: SourceInfo, files: Sequence[str], kinds: Mapp
         return PathReader.below(root)
     if info.kind in kinds:
         return kinds[info.kind].reader(root, files, info)
-    raise CacheError(f"{cache.path}: its pictures come from a source {info.kind!r} that is not known here")
+    raise CacheError(f"{cache.path}: its images come from a source {info.kind!r} that is not known here")
 
 
 def _named(info: SourceInfo, error: CacheError, *, alone: bool) -> CacheError:
@@ -79,12 +79,12 @@ def _named(info: SourceInfo, error: CacheError, *, alone: bool) -> CacheError:
         return error
     how = "--append --image-root DIR" if info.first_row else "--image-root DIR"
     return CacheError(
-        f"{error}. These are pictures of {info.path}: run its `clipglot cache` command with {how} to say where they are"
+        f"{error}. These are images of {info.path}: run its `clipglot cache` command with {how} to say where they are"
     )
 
 
 class _Absent(Reader):
-    """Stands in for a source that is not at hand, none of whose pictures is read."""
+    """Stands in for a source that is not at hand, none of whose images is read."""
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        raise AssertionError("a picture of a source that was not to be read")
+        raise AssertionError("an image of a source that was not to be read")

@@ -1,6 +1,6 @@
 """Filling a planned cache with embeddings that are there, chunk by chunk as a pass does: killed, it goes on.
 
-N pictures, L rows of the source, D features.
+N images, L rows of the source, D features.
 """
 
 import time
@@ -30,7 +30,7 @@ def survey(
         on_progress: called with the number of rows read.
 
     Returns:
-        `[N]`, the first row of each picture, in the order of a plan; and the keys of the wanted rows.
+        `[N]`, the first row of each image, in the order of a plan; and the keys of the wanted rows.
 
     Raises:
         CacheError: the rows are not as promised, or there are none.
@@ -59,8 +59,8 @@ def import_missing(
     Args:
         cache: planned from the source, open for writing.
         source: of the embeddings.
-        rows: `[N]`, the source's row of each picture, ascending.
-        on_progress: called after each chunk with the pictures done.
+        rows: `[N]`, the source's row of each image, ascending.
+        on_progress: called after each chunk with the images done.
 
     Raises:
         CacheError: the source cannot be read, has not one finite row, or there is no room to write.

@@ -1,6 +1,6 @@
-"""Several sealed caches of one tower put together: rows in order, chunks cut anew, captions with their pictures.
+"""Several sealed caches of one tower put together: rows in order, chunks cut anew, captions with their images.
 
-N pictures, M captions, V views, R rows a chunk, over all caches.
+N images, M captions, V views, R rows a chunk, over all caches.
 """
 
 from collections import Counter
@@ -243,7 +243,7 @@ def _merged_info(caches: Sequence[Cache], written: CacheInfo) -> CacheInfo:
 
 
 def _merged_sources(caches: Sequence[Cache]) -> list[SourceInfo]:
-    """The sources of all, each with the new row of its first picture."""
+    """The sources of all, each with the new row of its first image."""
     sources, before = [], 0
     for cache in caches:
         sources += [replace(source, first_row=before + source.first_row) for source in cache.info.sources]

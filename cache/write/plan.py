@@ -1,4 +1,4 @@
-"""Planning: from a source to an empty cache whose rows and order are fixed before the first picture is opened."""
+"""Planning: from a source to an empty cache whose rows and order are fixed before the first image is opened."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -55,20 +55,20 @@ def plan_cache(
 
     Args:
         path: where the cache goes; absent, or left by an interrupted plan.
-        batches: the source's rows, in order. Rows with the same key are one picture. With a limit, reading stops after
-            the first batch that brings nothing for the pictures within it.
+        batches: the source's rows, in order. Rows with the same key are one image. With a limit, reading stops after
+            the first batch that brings nothing for the images within it.
         info: encoder, source and batch size; counts and state are filled in here.
         files: asked for once the rows are read: what locators count.
         left_out: likewise: how many records were left out, by flag.
         chunk_rows: rows of an embedding chunk; by default about 16 MB, less in a small cache.
-        hashed: a pass over pictures will keep the hash of each one's bytes.
+        hashed: a pass over images will keep the hash of each one's bytes.
         on_progress: called with the number of rows read.
 
     Returns:
         The metadata as written, in state "planned".
 
     Raises:
-        CacheError: no pictures, a source that is not readable (from `batches`), or no room to write.
+        CacheError: no images, a source that is not readable (from `batches`), or no room to write.
     """
     if is_planned(path):
         raise CacheError(f"{path} is planned already")
@@ -111,7 +111,7 @@ def _lay_out(
     num, num_captions = writer.close()
     if not num:
         of = "".join(f"; {flag} left out {count:,} records" for flag, count in left_out.items())
-        raise CacheError(f"{info.source.path}: no pictures in it{of}")
+        raise CacheError(f"{info.source.path}: no images in it{of}")
     dim, views = info.encoder.dim, info.num_views
     chunk_rows = chunk_rows or plan_chunk_rows(num, dim, info.batch_size)
     create_array(root, EMB, (views, num, dim), (1, chunk_rows, dim), "float16")

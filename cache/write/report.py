@@ -8,14 +8,14 @@ class PassReport:
     """Counts and seconds of a pass. Its stages run at the same time, so their seconds are no parts of a whole.
 
     Attributes:
-        num_pictures: pictures that this pass tried.
+        num_pictures: images that this pass tried.
         num_embedded: of these, the embedded ones.
-        num_copied: pictures whose bytes stood in their chunk already, which the tower did not see again.
+        num_copied: images whose bytes stood in their chunk already, which the tower did not see again.
         num_died: decoding processes that died and were replaced.
         wall_s: seconds from start to end.
-        read_s: seconds spent reading pictures, summed over the workers.
+        read_s: seconds spent reading images, summed over the workers.
         decode_s: seconds spent decoding, summed over the workers.
-        wait_s: seconds the pass waited for decoded pictures.
+        wait_s: seconds the pass waited for decoded images.
         others_s: seconds it waited because other workers were at all that was left.
         transfer_s: seconds in which pixels moved to the device and were normalized.
         forward_s: seconds in which the tower computed.

@@ -1,6 +1,6 @@
-"""The planned arrays: batches of rows are written as they come, then the lines of one picture are brought together.
+"""The planned arrays: batches of rows are written as they come, then the lines of one image are brought together.
 
-L lines, N pictures, M captions. In memory are 16 bytes a line, then some numbers for each line and caption that is
+L lines, N images, M captions. In memory are 16 bytes a line, then some numbers for each line and caption that is
 sorted, never all texts.
 """
 
@@ -25,7 +25,7 @@ class ColumnWriter:
         Args:
             root: the group.
             teacher: whether captions have translations.
-            limit: only the lines of the first so many pictures are taken.
+            limit: only the lines of the first so many images are taken.
         """
         self._root, self._limit = root, limit
         self._keys, self._texts = RaggedWriter(root, KEY), RaggedWriter(root, TEXT)
@@ -34,14 +34,14 @@ class ColumnWriter:
         self._languages: StreamedArray | None = None
         self._locators: StreamedArray | None = None
         self._digests: list[Digests] = []
-        self._within: set[bytes] = set()  # the pictures taken so far, where there is a limit
+        self._within: set[bytes] = set()  # the images taken so far, where there is a limit
         self._num_lines = 0
         self._num_captions = 0
         self.codes: dict[str, int] = {}  # of the tags of languages, by first use
         self.dropped: Counter[str] = Counter()
 
     def append(self, batch: Batch) -> bool:
-        """Add lines; False if the limit was reached before and none of them has a caption for a picture within it."""
+        """Add lines; False if the limit was reached before and none of them has a caption for an image within it."""
         digests = digests_of(batch.keys)
         if self._limit is not None:
             full = len(self._within) >= self._limit
@@ -112,11 +112,11 @@ class ColumnWriter:
             self._locators.append(np.full((len(batch), 3), -1) if batch.locators is None else batch.locators)
 
     def _merge_lines(self, is_first: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
-        """Give the lines of a picture one row, that of the first of them, and bring its captions together.
+        """Give the lines of an image one row, that of the first of them, and bring its captions together.
 
         Args:
-            is_first: `[L]`, whether a line is the first of its picture.
-            rows: `[L]`, the row of each line's picture.
+            is_first: `[L]`, whether a line is the first of its image.
+            rows: `[L]`, the row of each line's image.
         """
         lines = np.flatnonzero(is_first)
         _reorder_texts(self._root, KEY, lines)

@@ -1,4 +1,4 @@
-"""The end of a pass: what became of the pictures is counted, and the cache is marked complete."""
+"""The end of a pass: what became of the images is counted, and the cache is marked complete."""
 
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from .work_sharing import ALONE, WORKERS, Worker
 
 
 def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: bool = True) -> None:
-    """Count what became of the pictures and mark the cache complete, with so many views or those it has.
+    """Count what became of the images and mark the cache complete, with so many views or those it has.
 
     Several workers may do so at once: each finds the same.
 
@@ -25,7 +25,7 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
         changed: whether chunks were missing, so that counts may be others.
 
     Raises:
-        CacheError: not one picture could be embedded, or not one for a further view; the next pass tries again.
+        CacheError: not one image could be embedded, or not one for a further view; the next pass tries again.
     """
     cache.refresh()  # another worker may have been first
     num_views = max(num_views, cache.info.num_views)
@@ -41,14 +41,14 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
         cache.store.delete_below(f"{STATUS}/c")
         found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         root = "--image-root (links that lead out of it are not followed)"
-        raise CacheError(f"{cache.path}: not one picture could be embedded ({found}): check {root} and run it again")
+        raise CacheError(f"{cache.path}: not one image could be embedded ({found}): check {root} and run it again")
     norm = cache.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:
         cache.store.delete_below(f"{NORM}/c/{view}")
     if empty:
         raise CacheError(
-            f"{cache.path}: not one picture could be read again: check --image-root and run the command again"
+            f"{cache.path}: not one image could be read again: check --image-root and run the command again"
         )
     num_duplicates = count_duplicates(cache)
     sealed = replace(cache.info, state="sealed", counts=counts, num_views=num_views, num_duplicates=num_duplicates)
@@ -66,7 +66,7 @@ HASHES_AT_A_TIME = 2**22  # of 16 bytes; more are counted in several rounds
 
 
 def count_duplicates(cache: Cache) -> int | None:
-    """Embedded pictures whose bytes another one before them has; None for a cache without hashes.
+    """Embedded images whose bytes another one before them has; None for a cache without hashes.
 
     Memory does not grow with the cache: a round takes the hashes of one range, and hashes spread evenly.
     """

@@ -1,4 +1,4 @@
-"""Caches without pictures: each translation stands in the place of a picture, its embedding in that of the picture's.
+"""Caches without images: each translation stands in the place of an image, its embedding in that of the image's.
 
 A text tower then learns from the teacher alone, as in Carlsson et al. 2022, "Cross-lingual and multilingual CLIP",
 section 3; the store, its batches and its losses stay as they are.
@@ -21,7 +21,7 @@ from .work_sharing import ALONE, Worker, sharing
 
 
 def rows_of_texts(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows of a manifest without pictures, each caption with its translation as the key.
+    """The rows of a manifest without images, each caption with its translation as the key.
 
     Raises:
         CacheError: a caption without translation.

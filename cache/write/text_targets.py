@@ -1,6 +1,6 @@
 """The teacher's embeddings of captions: what the text tower of the very same CLIP makes of them in a language it reads.
 
-Each caption may have a translation; its embedding is a second target beside the picture's, in the same space (Carlsson
+Each caption may have a translation; its embedding is a second target beside the image's, in the same space (Carlsson
 et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M captions, D features, R captions of a chunk.
 """
 

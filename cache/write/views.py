@@ -1,6 +1,6 @@
 """Further views of a cache: which are to be made, and room for them beside those that it has.
 
-A cache stays sealed, with the views that it has, while more are added: they count once all are there. R pictures of a
+A cache stays sealed, with the views that it has, while more are added: they count once all are there. R images of a
 chunk, V views.
 """
 
@@ -10,7 +10,7 @@ from ..format import EMB, NORM, Status
 from ..read.cache import Cache
 
 Missing = dict[int, tuple[int, ...]]
-"""For chunks of pictures, ascending, the views that no pass has finished."""
+"""For chunks of images, ascending, the views that no pass has finished."""
 
 
 def missing_views(cache: Cache, num_views: int) -> Missing:
@@ -49,7 +49,7 @@ def has_further_views(cache: Cache) -> bool:
 
 
 def count_repeats(cache: Cache) -> int:
-    """Further views that repeat the plain one, because the picture could not be read again or gave no finite output."""
+    """Further views that repeat the plain one, because the image could not be read again or gave no finite output."""
     embedded = cache.status() == Status.EMBEDDED
     views = range(1, cache.info.num_views)
     return sum(int(np.count_nonzero(embedded & (cache.norm(view) == 0))) for view in views)

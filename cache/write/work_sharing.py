@@ -133,7 +133,7 @@ class Sign:
         of: how many share the pass.
         host: of the machine.
         pid: of the process.
-        stage: `teach` (captions) or `embed` (pictures).
+        stage: `teach` (captions) or `embed` (images).
         chunks: that it is at: being decoded, embedded or written.
         chunks_done: in this run of it.
         pictures_done: likewise; captions while it teaches.
@@ -290,7 +290,7 @@ class Share:
         chunk = next_chunk(left.keys(), worker, own | self._others_busy(LOOK_S))
         if not worker.is_alone and (chunk is None or chunk % worker.num != worker.index):
             if len(own) > BEGUN:
-                return None  # pictures are read far ahead, and who owns the chunk may be about to begin it
+                return None  # images are read far ahead, and who owns the chunk may be about to begin it
             chunk = next_chunk(left.keys(), worker, own | self._others_busy(POLL_S))
         return None if chunk is None else (chunk, left[chunk])
 

@@ -1,6 +1,6 @@
 """Which pairs make up each step: fixed by (seed, epoch, batch) alone, so that a run resumes anywhere exactly.
 
-No order is ever held: 20 bytes a picture are all that this takes, whatever the number of epochs.
+No order is ever held: 20 bytes an image are all that this takes, whatever the number of epochs.
 """
 
 from collections.abc import Callable
@@ -18,30 +18,30 @@ from .tokens import CAPTIONS_AT_A_TIME, TokenTable
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """B pictures and captions of each.
+    """B images and captions of each.
 
     Attributes:
-        rows: `[B]`, of pictures, each at most once.
-        captions: `[n]`, those of the first picture first.
-        views: `[B]`, which view of each picture.
-        picture: `[n]`, the place in `rows` of each caption's picture, ascending; None where each has one caption.
+        rows: `[B]`, of images, each at most once.
+        captions: `[n]`, those of the first image first.
+        views: `[B]`, which view of each image.
+        image: `[n]`, the place in `rows` of each caption's image, ascending; None where each has one caption.
     """
 
     rows: NDArray[np.int64]
     captions: NDArray[np.int64]
     views: NDArray[np.int64]
-    picture: NDArray[np.int64] | None = None
+    image: NDArray[np.int64] | None = None
 
-    def captions_of(self, pictures: slice) -> slice:
-        """Which captions are of some pictures in a row."""
-        if self.picture is None:
-            return pictures
-        start, stop = self.picture.searchsorted([pictures.start, pictures.stop]).tolist()
+    def captions_of(self, images: slice) -> slice:
+        """Which captions are of some images in a row."""
+        if self.image is None:
+            return images
+        start, stop = self.image.searchsorted([images.start, images.stop]).tolist()
         return slice(start, stop)
 
 
 class BatchPlan:
-    """The batches of a run. Every epoch is a fresh order of the pictures with a fresh choice of captions and views.
+    """The batches of a run. Every epoch is a fresh order of the images with a fresh choice of captions and views.
 
     What does not fill a batch at the end of an epoch is left out of that epoch: a smaller batch would be an easier
     contrastive task, with gradients of another scale.
@@ -61,26 +61,26 @@ class BatchPlan:
         captions_per_picture: int = 1,
         pooling: Pooling | None = None,
     ) -> None:
-        """Plan over captions, given the row of each caption's picture.
+        """Plan over captions, given the row of each caption's image.
 
         Args:
-            caption_image: `[M]`, ascending; captions of pictures that must not be used are left out by giving -1.
+            caption_image: `[M]`, ascending; captions of images that must not be used are left out by giving -1.
             batch_size: B.
             seed: of the whole run.
-            num_views: of a picture, to choose from.
-            captions_per_picture: most captions of a picture in a batch; those with fewer repeat none.
-            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once. All pictures of
+            num_views: of an image, to choose from.
+            captions_per_picture: most captions of an image in a batch; those with fewer repeat none.
+            pooling: how to shuffle where rows cannot be read one by one; by default all rows at once. All images of
                 a chunk then have the same view in an epoch, so that no more is read than without views.
 
         Raises:
-            DistillError: fewer pictures with captions than a batch takes.
+            DistillError: fewer images with captions than a batch takes.
         """
         begins, ends = (
             np.flatnonzero(np.diff(caption_image, prepend=-2)),
             np.flatnonzero(np.diff(caption_image, append=-2)),
         )
         usable = caption_image[begins] >= 0
-        # The pictures that have captions, and for each where its captions begin and how many they are.
+        # The images that have captions, and for each where its captions begin and how many they are.
         self._first = begins[usable]
         self._count = (ends[usable] - self._first + 1).astype(np.uint32)
         self.rows = caption_image[self._first]
@@ -88,7 +88,7 @@ class BatchPlan:
         self._num_views, self._most = num_views, captions_per_picture
         if len(self.rows) < batch_size:
             raise DistillError(
-                f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded pictures with captions: "
+                f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded images with captions: "
                 "lower it, beside a --recipe too"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
@@ -107,10 +107,10 @@ class BatchPlan:
         if self._most == 1:
             return Batch(rows, first + begin, views)
         taken = np.minimum(count, self._most)
-        picture = np.repeat(np.arange(len(chosen)), taken)
+        image = np.repeat(np.arange(len(chosen)), taken)
         # From a random one on, and from the first again: each caption is shown as often as its neighbours.
-        nth = runs(begin, taken) % count[picture]
-        return Batch(rows, first[picture] + nth, views, picture)
+        nth = runs(begin, taken) % count[image]
+        return Batch(rows, first[image] + nth, views, image)
 
     def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[Chunk]:
         """Chunks of the cache, with their views, that a pooled batch reads from, and those of the pool after it.
@@ -131,7 +131,7 @@ class BatchPlan:
         return near
 
     def _views(self, epoch: int, drawing: NDArray[np.int64]) -> NDArray[np.int64]:
-        """A view for each of the pictures or chunks that draw one."""
+        """A view for each of the images or chunks that draw one."""
         (key,) = keys(1, self._seed, epoch, Stream.VIEWS)
         return choose(drawing, np.full(len(drawing), self._num_views), key)
 
@@ -140,12 +140,12 @@ class BatchPlan:
 
     def _shuffle(self, epoch: int) -> Callable[[Positions], Positions]:
         if self._pooling is None:
-            return Permutation(len(self.rows), self._seed, epoch, Stream.PICTURES)
+            return Permutation(len(self.rows), self._seed, epoch, Stream.IMAGES)
         return PooledOrder(self.rows, self._pooling, self._seed, epoch)
 
 
 def group_equal_captions(tokens: TokenTable) -> NDArray[np.int64]:
-    """For each caption the first one with the same ids, `[M]`: equal captions of different pictures are no negatives.
+    """For each caption the first one with the same ids, `[M]`: equal captions of different images are no negatives.
 
     Captions are compared by two 64-bit multilinear hashes (Lemire and Kaser 2014, arXiv:1202.4961). Two different ones
     share both with a chance below 2^-88 (ids below 2^20), any two of 100 million with one below 2^-35.

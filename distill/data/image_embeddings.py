@@ -1,7 +1,7 @@
 """Where a run reads its targets: on the device, from mapped chunk files, or whole chunks through a buffer.
 
 Reading has two halves: `read` is host work, done ahead by the feeding thread; `to_device` is what is left to the step.
-N pictures, V views, D features.
+N images, V views, D features.
 """
 
 from abc import ABC, abstractmethod
@@ -35,7 +35,7 @@ class ImageSource(ABC):
         """Whatever of some rows can be brought from the host ahead of the step.
 
         Args:
-            rows: `[b]`, of pictures.
+            rows: `[b]`, of images.
             views: `[b]`, which view of each; the plain one by default.
         """
 

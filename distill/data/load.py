@@ -1,6 +1,6 @@
 """What training and validation run on: where embeddings are read, captions as ids, and who belongs to whom.
 
-N pictures, M captions, D features.
+N images, M captions, D features.
 """
 
 import math
@@ -51,7 +51,7 @@ def load_data(
 
     Raises:
         CacheError: the cache is damaged.
-        DistillError: it has no caption of an embedded picture.
+        DistillError: it has no caption of an embedded image.
     """
     caption_image = _usable(cache, cache.status() == Status.EMBEDDED)
     tokens = _open_tokens(cache, tokenizer, settings, beside, on_progress)
@@ -138,7 +138,7 @@ def open_images(
 
 
 def views_of(cache: Cache, settings: TrainSettings) -> int:
-    """How many views of a picture a run draws from.
+    """How many views of an image a run draws from.
 
     Raises:
         DistillError: the cache has fewer.
@@ -229,11 +229,11 @@ def _read_to_device(
 
 
 def _usable(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The row of each caption's picture, -1 where it was not embedded."""
+    """The row of each caption's image, -1 where it was not embedded."""
     caption_image = cache.caption_image()
     usable = np.where(embedded[caption_image], caption_image, -1)
     if not (usable >= 0).any():
         raise DistillError(
-            f"{cache.path} has no caption of an embedded picture: cache again with the --text-field of the captions"
+            f"{cache.path} has no caption of an embedded image: cache again with the --text-field of the captions"
         )
     return usable

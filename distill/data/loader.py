@@ -38,9 +38,9 @@ class Fed:
 
     Attributes:
         packed: the captions of this process, in micro-batches; with two passes all of them twice.
-        images: what the source has read: of this process's pictures, or of all B if they are on the device.
-        picture: `[b]`, where in the batch the picture of each caption is; None where each has one.
-        equal: `[2, P]`, captions of this process and other pictures of the batch that carry the same.
+        images: what the source has read: of this process's images, or of all B if they are on the device.
+        image: `[b]`, where in the batch the image of each caption is; None where each has one.
+        equal: `[2, P]`, captions of this process and other images of the batch that carry the same.
         draw: negatives beyond the batch, if any; `masked` for the captions of this process.
         drawn: what the source has read of them.
         teacher: the teacher's embeddings of the captions of this process, if it is asked.
@@ -48,7 +48,7 @@ class Fed:
 
     packed: Sequence[Packed]
     images: Tensor
-    picture: NDArray[np.int64] | None
+    image: NDArray[np.int64] | None
     equal: NDArray[np.int64]
     draw: Draw | None
     drawn: Tensor | None
@@ -117,7 +117,7 @@ class Feed:
         return Targets(
             image_emb=image_emb.float(),
             own=self._own,
-            picture=fed.picture,
+            image=fed.image,
             equal=fed.equal,
             equal_are_positive=self._equal_are_positive,
             bank=self._bank_of(fed),
@@ -152,8 +152,8 @@ class Feed:
         return Fed(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
             images=data.images.read(batch.rows[of], batch.views[of]),
-            picture=None if batch.picture is None else batch.picture[here],
-            equal=_of_captions(self._shared.within(batch.rows, group, batch.picture), here),
+            image=None if batch.image is None else batch.image[here],
+            equal=_of_captions(self._shared.within(batch.rows, group, batch.image), here),
             draw=replace(draw, masked=_of_captions(draw.masked, here)) if draw else None,
             drawn=data.images.read(draw.rows) if draw and self._all is None else None,
             teacher=data.teacher.read(captions, self._device) if data.teacher else None,

@@ -17,7 +17,7 @@ class TrainData:
     Attributes:
         images: where embeddings `[N, D] float16` are read.
         tokens: of all captions.
-        caption_image: `[M]`, the row of each caption's picture, -1 where it was not embedded.
+        caption_image: `[M]`, the row of each caption's image, -1 where it was not embedded.
         caption_group: `[M]`, equal where captions have the same tokens, and so the same embedding.
         teacher: what a teacher makes of them, if it is asked.
     """
@@ -31,13 +31,13 @@ class TrainData:
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationData:
-    """What a run is measured on: n embedded pictures and their m captions.
+    """What a run is measured on: n embedded images and their m captions.
 
     Attributes:
         image_emb: `[n, D] float32`.
         tokens: of all captions of the cache.
-        captions: `[m]`, which of them have an embedded picture.
-        owners: `[m]`, the place in `image_emb` of each one's picture.
+        captions: `[m]`, which of them have an embedded image.
+        owners: `[m]`, the place in `image_emb` of each one's image.
         groups: `[m]`, equal where captions have the same tokens.
     """
 

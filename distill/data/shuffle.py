@@ -18,7 +18,7 @@ Positions = NDArray[np.int64]
 class Stream(IntEnum):
     """What a seed is used for: each use draws from numbers of its own."""
 
-    PICTURES = 0
+    IMAGES = 0
     CAPTIONS = 1
     CHUNKS = 2
     POOL = 3
@@ -87,7 +87,7 @@ class Permutation:
 
 
 Chunk = tuple[int, int]
-"""A chunk of the stored embeddings: view, and number along the pictures."""
+"""A chunk of the stored embeddings: view, and number along the images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,6 +1,6 @@
 """What a run is given, counted once before its first step: captions that many share, captions that are cut.
 
-M captions, N pictures.
+M captions, N images.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from ...encoders.tokenizer_lm import AnyTokenizer
 from .pairs import TrainData, ValidationData
 from .tokens import CAPTIONS_AT_A_TIME
 
-COMMON_SHARE, COMMON_COUNT = 0.01, 20  # a caption is common that more than so many pictures carry
+COMMON_SHARE, COMMON_COUNT = 0.01, 20  # a caption is common that more than so many images carry
 SAMPLED = 1000  # captions tokenized again, and pairs measured in runs without validation
 SAMPLED_CHUNKS = 8  # of the cache, so that a sample costs little where it lies far away
 HELD = 0.99  # share of the captions that a longer context should hold
@@ -28,11 +28,11 @@ class PairFigures:
     Attributes:
         num_pictures: embedded ones with captions.
         num_without: embedded ones without.
-        equal: share of the captions that equal one of another picture.
-        common: share of the captions that more than 1 % of the pictures carry, and at least twenty.
-        masked: chance that another picture carries the caption of a pair too, and so is no negative.
-        most_common: the caption that most pictures carry.
-        most_common_share: share of the pictures that carry it.
+        equal: share of the captions that equal one of another image.
+        common: share of the captions that more than 1 % of the images carry, and at least twenty.
+        masked: chance that another image carries the caption of a pair too, and so is no negative.
+        most_common: the caption that most images carry.
+        most_common_share: share of the images that carry it.
         cut: share of the captions that the context length cuts.
         longer: context length that would hold 99 % of them.
         badly_split: scripts that the tokenizer splits badly, with figures.
@@ -85,7 +85,7 @@ def count_pairs(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_
 
 
 def _carriers(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Each distinct caption, and how many pictures carry it; a picture counts once."""
+    """Each distinct caption, and how many images carry it; an image counts once."""
     size = int(rows.max()) + 1
     carried = np.unique(groups * size + rows) // size
     return np.unique(carried, return_counts=True)
@@ -122,7 +122,7 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
         CacheError: embeddings are damaged.
     """
     first = np.flatnonzero(np.diff(data.caption_image, prepend=-2) != 0)
-    captions = first[data.caption_image[first] >= 0]  # the first of each picture
+    captions = first[data.caption_image[first] >= 0]  # the first of each image
     chunk = data.caption_image[captions] // cache.info.chunk_rows
     chunks = np.unique(chunk)
     near = captions[np.isin(chunk, chunks[:: -(-len(chunks) // SAMPLED_CHUNKS)])]

@@ -1,6 +1,6 @@
 """What the captions of a step are held against, and how a loss walks over it in blocks.
 
-B pictures of a step, b captions of this process, M further pictures, D features.
+B images of a step, b captions of this process, M further images, D features.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ CPU_LOGITS, CUDA_LOGITS = 2**22, 2**26
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """Pictures beyond the batch that every caption is held against, too.
+    """Images beyond the batch that every caption is held against, too.
 
     Attributes:
         emb: `[M, D]`, unit norm, constants, on the device.
-        bias: `[M] float32`, 0, or -inf where a picture is no negative of any caption; None where all are negatives.
-        masked: `[2, P]`, a caption of this process and a picture of the bank that carries the same; ascending in the
+        bias: `[M] float32`, 0, or -inf where an image is no negative of any caption; None where all are negatives.
+        masked: `[2, P]`, a caption of this process and an image of the bank that carries the same; ascending in the
             second, on the host.
     """
 
@@ -34,14 +34,14 @@ class Bank:
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """The pictures of a step.
+    """The images of a step.
 
     Attributes:
         image_emb: `[B, D]`, unit norm, constants: of the whole batch, on every process.
-        own: where in the batch the pictures of this process are.
-        picture: `[b]`, where in the batch the picture of each caption is, ascending, on the host; None where each
-            picture has one caption.
-        equal: `[2, P]`, a caption of this process and another picture of the batch that carries the same; ascending in
+        own: where in the batch the images of this process are.
+        image: `[b]`, where in the batch the image of each caption is, ascending, on the host; None where each
+            image has one caption.
+        equal: `[2, P]`, a caption of this process and another image of the batch that carries the same; ascending in
             the first, on the host.
         equal_are_positive: whether losses that contrast draw such pairs together; they leave them out otherwise.
         bank: further negatives of the text→image softmax.
@@ -50,38 +50,38 @@ class Targets:
 
     image_emb: Tensor
     own: slice
-    picture: NDArray[np.int64] | None = None
+    image: NDArray[np.int64] | None = None
     equal: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 0), np.int64))
     equal_are_positive: bool = False
     bank: Bank | None = None
     teacher_emb: Tensor | None = None
 
     def of_captions(self, values: Tensor) -> Tensor:
-        """What this process's captions have of something that each picture has: `[B, …]` to `[b, …]`."""
-        return values[self.own if self.picture is None else torch.from_numpy(self.picture).to(values.device)]
+        """What this process's captions have of something that each image has: `[B, …]` to `[b, …]`."""
+        return values[self.own if self.image is None else torch.from_numpy(self.image).to(values.device)]
 
     def own_emb(self, dtype: torch.dtype) -> Tensor:
-        """The pictures of this process's captions, `[b, D]`."""
+        """The images of this process's captions, `[b, D]`."""
         return self.of_captions(self.image_emb).to(dtype)
 
     def shares(self, dtype: torch.dtype) -> Tensor:
-        """What each caption counts among those of its picture, `[b]`: all together 1."""
-        if self.picture is None:
+        """What each caption counts among those of its image, `[b]`: all together 1."""
+        if self.image is None:
             return self.image_emb.new_ones(self.own.stop - self.own.start, dtype=dtype)
-        _, place, count = np.unique(self.picture, return_inverse=True, return_counts=True)
+        _, place, count = np.unique(self.image, return_inverse=True, return_counts=True)
         return torch.from_numpy(1 / count[place]).to(self.image_emb.device, dtype)
 
     def mean(self, values: Tensor) -> Tensor:
-        """What this process adds to the mean over all pictures of something that each caption has, `[b]` to `[]`."""
+        """What this process adds to the mean over all images of something that each caption has, `[b]` to `[]`."""
         return (values * self.shares(values.dtype)).sum() / len(self.image_emb)
 
     def equal_pairs(self) -> tuple[Tensor, Tensor]:
-        """`equal` on the device: captions `[P]` and pictures `[P]`."""
-        captions, pictures = torch.from_numpy(self.equal).to(self.image_emb.device)
-        return captions, pictures
+        """`equal` on the device: captions `[P]` and images `[P]`."""
+        captions, images = torch.from_numpy(self.equal).to(self.image_emb.device)
+        return captions, images
 
     def mask_(self, logits: Tensor, block: slice) -> Tensor:
-        """Set the logits `[r, B]` of captions and other pictures that carry the same to -inf.
+        """Set the logits `[r, B]` of captions and other images that carry the same to -inf.
 
         Args:
             logits: of a block of this process's captions against the batch.

@@ -1,7 +1,7 @@
 """Two passes of each caption, which differ by dropout alone, find each other among the captions of the batch.
 
 Gao et al. 2021, arXiv:2104.08821 (SimCSE), section 3, equation 4, in blocks: no B×B matrix is ever held. Unlike
-pictures, captions have a gradient on both sides, so embeddings and gradients travel between processes, memory O(B D).
+images, captions have a gradient on both sides, so embeddings and gradients travel between processes, memory O(B D).
 
 B captions of a step, b of this process, D features, r captions of a block.
 """
@@ -16,7 +16,7 @@ from ..data.targets import Targets, blocks
 
 
 def alignment(text_emb: Tensor, targets: Targets) -> Tensor:
-    """The mean squared distance of captions `[b, D]`, unit norm, to their pictures: 2 - 2 cos."""
+    """The mean squared distance of captions `[b, D]`, unit norm, to their images: 2 - 2 cos."""
     distance = (text_emb - targets.own_emb(text_emb.dtype)).square().sum(1)  # [b]
     return parallel.with_sum_of_all(targets.mean(distance))
 
@@ -28,7 +28,7 @@ def uniformity(text_emb: Tensor, targets: Targets) -> Tensor:
 
     Args:
         text_emb: `[b, D]`, unit norm, the same number in every process.
-        targets: the pictures, for which captions are whose.
+        targets: the images, for which captions are whose.
     """
     loss: Tensor = _BlockedUniformity.apply(text_emb, targets)
     return loss
@@ -62,12 +62,12 @@ TEMPERATURE = 0.05  # theirs
 def contrast_passes(text_emb: Tensor, again: Tensor, targets: Targets) -> Tensor:
     """Cross-entropy of each caption's first pass against the second passes of all, averaged over the captions.
 
-    A caption is no negative of another that describes its picture too: such pairs leave the softmax.
+    A caption is no negative of another that describes its image too: such pairs leave the softmax.
 
     Args:
         text_emb: `[b, D]`, unit norm, the first passes; the same number in every process.
         again: `[b, D]`, unit norm, the second passes.
-        targets: the pictures, for which captions are whose.
+        targets: the images, for which captions are whose.
     """
     loss: Tensor = _BlockedPasses.apply(text_emb, again, targets)
     return loss

@@ -2,9 +2,9 @@
 
 The loss of CLIP: Radford et al. 2021, arXiv:2103.00020, section 2.3 and figure 3. The softmax's normalisers are summed
 up block by block, and the logits are computed again in the backward pass, as attention does it in Dao et al. 2022,
-arXiv:2205.14135, section 3. Pictures are constants, so the gradient has one side only.
+arXiv:2205.14135, section 3. Images are constants, so the gradient has one side only.
 
-B pictures of a step, b captions of this process, D features, r captions of a block.
+B images of a step, b captions of this process, D features, r captions of a block.
 """
 
 import math
@@ -29,7 +29,7 @@ class Negatives:
 
     Attributes:
         lse: `[b]`, log-sum-exp of each caption's logits.
-        mean: `[b, D]`, the pictures weighted by its softmax: the derivative of `lse` by the scaled caption.
+        mean: `[b, D]`, the images weighted by its softmax: the derivative of `lse` by the scaled caption.
     """
 
     lse: Tensor
@@ -43,7 +43,7 @@ def attend_to_negatives(scaled: Tensor, bank: Bank) -> Negatives:
 
     Args:
         scaled: `[b, D]`, text embeddings times the logit scale.
-        bank: M pictures.
+        bank: M images.
     """
     largest = scaled.new_full((len(scaled),), LOWEST)
     total, mean = torch.zeros_like(largest), torch.zeros_like(scaled)
@@ -63,9 +63,9 @@ def attend_to_negatives(scaled: Tensor, bank: Bank) -> Negatives:
 
 
 def attraction(targets: Targets, dtype: torch.dtype, label_smoothing: float) -> Tensor:
-    """The mean of what a caption's target and its share of its pictures' targets are, `[b, D]`.
+    """The mean of what a caption's target and its share of its images' targets are, `[b, D]`.
 
-    InfoNCE is the mean over pictures of the log-sum-exps, less 1 / B times the product of this and the scaled captions.
+    InfoNCE is the mean over images of the log-sum-exps, less 1 / B times the product of this and the scaled captions.
 
     Args:
         targets: of the step.
@@ -73,7 +73,7 @@ def attraction(targets: Targets, dtype: torch.dtype, label_smoothing: float) -> 
         label_smoothing: E.
     """
     own_emb = targets.own_emb(dtype)
-    if targets.picture is None and not targets.equal_are_positive and not label_smoothing:
+    if targets.image is None and not targets.equal_are_positive and not label_smoothing:
         return own_emb
     wanted = _wanted(targets, own_emb)
     if not label_smoothing:
@@ -87,11 +87,11 @@ def _wanted(targets: Targets, own_emb: Tensor) -> Tensor:
     if not targets.equal_are_positive:
         return own_emb * shares[:, None]
     image_emb = targets.image_emb.to(own_emb.dtype)
-    captions, pictures = targets.equal_pairs()
+    captions, images = targets.equal_pairs()
     ones = torch.ones_like(captions, dtype=own_emb.dtype)
     num_pictures = torch.ones_like(shares).index_add_(0, captions, ones)  # [b], of a caption
     own_places = targets.of_captions(torch.arange(len(image_emb), device=image_emb.device))
-    num_captions = image_emb.new_zeros(len(image_emb)).index_add_(0, pictures, ones)  # [B], of a picture
+    num_captions = image_emb.new_zeros(len(image_emb)).index_add_(0, images, ones)  # [B], of an image
     num_captions = reduce_sum_(num_captions.index_add_(0, own_places, torch.ones_like(shares)))
 
     def weights(of: Tensor, at: Tensor) -> Tensor:
@@ -99,38 +99,38 @@ def _wanted(targets: Targets, own_emb: Tensor) -> Tensor:
 
     every = torch.arange(len(shares), device=image_emb.device)
     wanted = own_emb * weights(every, own_places)
-    return wanted.index_add_(0, captions, image_emb[pictures] * weights(captions, pictures))
+    return wanted.index_add_(0, captions, image_emb[images] * weights(captions, images))
 
 
 def _spread(targets: Targets, dtype: torch.dtype) -> Tensor:
     """Where the whole target is spread evenly."""
     image_emb, shares = targets.image_emb.to(dtype), targets.shares(dtype)
-    captions, pictures = targets.equal_pairs()
+    captions, images = targets.equal_pairs()
     if targets.equal_are_positive:  # and so in the softmax
-        captions, pictures = captions[:0], pictures[:0]
+        captions, images = captions[:0], images[:0]
     ones = torch.ones_like(captions, dtype=dtype)
-    of_caption = image_emb.sum(0).repeat(len(shares), 1).index_add_(0, captions, -image_emb[pictures])  # [b, D]
+    of_caption = image_emb.sum(0).repeat(len(shares), 1).index_add_(0, captions, -image_emb[images])  # [b, D]
     num_pictures = torch.full_like(shares, len(image_emb)).index_add_(0, captions, -ones)  # [b]
     if targets.bank:
         _add_bank_(of_caption, num_pictures, targets.bank)
-    # A picture is held against all captions but those that it carries beside its own.
-    num_captions = image_emb.new_full((len(image_emb),), len(shares)).index_add_(0, pictures, -ones)  # [B]
+    # An image is held against all captions but those that it carries beside its own.
+    num_captions = image_emb.new_full((len(image_emb),), len(shares)).index_add_(0, images, -ones)  # [B]
     num_captions = reduce_sum_(num_captions)[:, None]
-    of_pictures = (image_emb / num_captions).sum(0).repeat(len(shares), 1)  # [b, D]
-    of_pictures.index_add_(0, captions, -image_emb[pictures] / num_captions[pictures])
-    return of_caption.mul_((shares / num_pictures)[:, None]).add_(of_pictures).div_(2)
+    of_images = (image_emb / num_captions).sum(0).repeat(len(shares), 1)  # [b, D]
+    of_images.index_add_(0, captions, -image_emb[images] / num_captions[images])
+    return of_caption.mul_((shares / num_pictures)[:, None]).add_(of_images).div_(2)
 
 
 def _add_bank_(of_caption: Tensor, num_pictures: Tensor, bank: Bank) -> None:
-    """Add the further pictures that each caption is held against to their sum `[b, D]` and their number `[b]`."""
+    """Add the further images that each caption is held against to their sum `[b, D]` and their number `[b]`."""
     dtype = of_caption.dtype
     counts = num_pictures.new_ones(len(bank.emb)) if bank.bias is None else (bank.bias == 0).to(dtype)  # [M]
     total = torch.zeros_like(of_caption[0])
     for block in blocks(len(bank.emb), len(total), total.device):
         total += counts[block] @ bank.emb[block].to(dtype)
-    captions, pictures = torch.from_numpy(bank.masked).to(total.device)
-    of_caption.add_(total).index_add_(0, captions, -bank.emb[pictures].to(dtype) * counts[pictures, None])
-    num_pictures.add_(counts.sum()).index_add_(0, captions, -counts[pictures])
+    captions, images = torch.from_numpy(bank.masked).to(total.device)
+    of_caption.add_(total).index_add_(0, captions, -bank.emb[images].to(dtype) * counts[images, None])
+    num_pictures.add_(counts.sum()).index_add_(0, captions, -counts[images])
 
 
 # On the CPU one exponential serves rows and columns: exp(logit - shift), the shift being this far below the block's
@@ -140,10 +140,10 @@ SMALLEST = math.exp(-SHIFT)  # a smaller sum may have lost what lies below e^-87
 
 
 class InfoNCE(Loss):
-    """Cross-entropy of each caption against the batch's pictures and of each picture against the batch's captions.
+    """Cross-entropy of each caption against the batch's images and of each image against the batch's captions.
 
-    A picture is no negative of a caption that it carries itself: such pairs leave both softmaxes, or are drawn
-    together; see `attraction` for the targets. Each picture counts the same, however many captions of it there are.
+    An image is no negative of a caption that it carries itself: such pairs leave both softmaxes, or are drawn
+    together; see `attraction` for the targets. Each image counts the same, however many captions of it there are.
 
     >>> loss = InfoNCE(temperature=0.07, max_logit_scale=100.0)
     >>> round(loss.logit_scale.exp().item(), 2)

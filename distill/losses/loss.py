@@ -9,7 +9,7 @@ from ..data.targets import Targets
 
 
 class Loss(nn.Module):
-    """A loss of captions against pictures, both of unit norm.
+    """A loss of captions against images, both of unit norm.
 
     Attributes:
         takes_raw: whether the captions come as the tower gives them, before they are brought to unit norm.
@@ -40,7 +40,7 @@ class Loss(nn.Module):
 
         Args:
             text_emb: `[b, D] float32`, unit norm unless `takes_raw`.
-            targets: the pictures of the batch, and which of them are no negatives.
+            targets: the images of the batch, and which of them are no negatives.
         """
         raise NotImplementedError
 

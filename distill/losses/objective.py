@@ -1,6 +1,6 @@
 """What a run minimises: its loss, and further terms by weight.
 
-B pictures of a step, b captions of this process, D features.
+B images of a step, b captions of this process, D features.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from .similarity import Similarity, match_similarities
 from .text_teacher import follow_teacher
 
 Term = Callable[[Tensor, Targets], Tensor]
-"""Of captions `[b, D]`, unit norm, and their pictures."""
+"""Of captions `[b, D]`, unit norm, and their images."""
 
 
 class Objective(nn.Module):
@@ -58,7 +58,7 @@ class Objective(nn.Module):
         Args:
             features: `[b, D] float32`, the captions as the tower gives them; with two passes `[2 b, D]`, all first ones
                 before all second ones.
-            targets: the pictures of the batch.
+            targets: the images of the batch.
         """
         text_emb, *again = F.normalize(features, dim=-1).chunk(self._num_passes)
         if self._teacher_weight == 1:

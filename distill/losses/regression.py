@@ -15,7 +15,7 @@ from .loss import Loss
 
 
 class Cosine(Loss):
-    """1 - cosine of each caption and its picture, averaged over the captions."""
+    """1 - cosine of each caption and its image, averaged over the captions."""
 
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
         """The mean loss of a batch; see `Loss.forward`."""
@@ -24,7 +24,7 @@ class Cosine(Loss):
 
 
 class SquaredDistance(Loss):
-    """Squared distance of each caption to its picture, summed over the features and averaged over the captions."""
+    """Squared distance of each caption to its image, summed over the features and averaged over the captions."""
 
     takes_raw = True
 

@@ -1,9 +1,9 @@
-"""The sigmoid loss, in blocks: every pair of a caption and a picture is a question of its own.
+"""The sigmoid loss, in blocks: every pair of a caption and an image is a question of its own.
 
 Zhai et al. 2023, arXiv:2303.15343, section 3.2 and algorithm 1. Nothing is normalised over the batch, so loss and
 gradient come from one pass over the blocks.
 
-B pictures of a step, b captions of this process, D features.
+B images of a step, b captions of this process, D features.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ from .loss import Loss
 
 
 class SigLIP(Loss):
-    """Binary cross-entropy of all pairs, summed over the pictures and averaged over the captions.
+    """Binary cross-entropy of all pairs, summed over the images and averaged over the captions.
 
-    A picture is no negative of a caption that it carries itself: such pairs do not count, or count as right ones. Each
-    picture's captions count as much as another's, however many there are.
+    An image is no negative of a caption that it carries itself: such pairs do not count, or count as right ones. Each
+    image's captions count as much as another's, however many there are.
     """
 
     def __init__(self, *, temperature: float, max_logit_scale: float) -> None:
@@ -62,11 +62,11 @@ class _BlockedSigmoid(torch.autograd.Function):
 
 
 def _right_pairs(targets: Targets, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The sum of the pictures that each caption fits, `[b, D]`, and their number `[b]`."""
+    """The sum of the images that each caption fits, `[b, D]`, and their number `[b]`."""
     own_emb = targets.own_emb(dtype)
     count = own_emb.new_ones(len(own_emb))
     if not targets.equal_are_positive:
         return own_emb, count
-    captions, pictures = targets.equal_pairs()
+    captions, images = targets.equal_pairs()
     count.index_add_(0, captions, torch.ones_like(captions, dtype=dtype))
-    return own_emb.index_add(0, captions, targets.image_emb[pictures].to(dtype)), count
+    return own_emb.index_add(0, captions, targets.image_emb[images].to(dtype)), count

@@ -1,10 +1,10 @@
-"""Distillation of similarities: a caption is to be as near to each picture of the batch as its own picture is.
+"""Distillation of similarities: a caption is to be as near to each image of the batch as its own image is.
 
 Fang et al. 2021, arXiv:2101.04731 (SEED), section 3.2: the student's softmax over the teacher's embeddings is matched
-to the teacher's own. Theirs are a queue's, these are the batch's, the own one among them as there. Pictures are known
+to the teacher's own. Theirs are a queue's, these are the batch's, the own one among them as there. Images are known
 to every process, so nothing travels but the sum; loss and gradient come from one pass over blocks of captions.
 
-B pictures of a step, b captions of this process, D features, r captions of a block.
+B images of a step, b captions of this process, D features, r captions of a block.
 """
 
 from typing import Any
@@ -18,13 +18,13 @@ from .loss import Loss
 
 
 class Similarity(Loss):
-    """KL divergence from the picture's softmax over the batch's pictures to the caption's, averaged over the captions.
+    """KL divergence from the image's softmax over the batch's images to the caption's, averaged over the captions.
 
-    The caption's temperature is learned, the picture's is given. Other pictures that carry the caption leave both.
+    The caption's temperature is learned, the image's is given. Other images that carry the caption leave both.
     """
 
     def __init__(self, *, temperature: float, max_logit_scale: float, teacher_temperature: float) -> None:
-        """Begin at a temperature; `teacher_temperature` of the pictures' softmax stays."""
+        """Begin at a temperature; `teacher_temperature` of the images' softmax stays."""
         super().__init__(temperature=temperature, max_logit_scale=max_logit_scale)
         self._teacher_temperature = teacher_temperature
 
@@ -39,8 +39,8 @@ def match_similarities(text_emb: Tensor, log_scale: Tensor, targets: Targets, te
     Args:
         text_emb: `[b, D]`, unit norm.
         log_scale: `[]`, the logarithm of 1 / temperature of the captions' softmax.
-        targets: the pictures.
-        teacher_temperature: of the pictures' softmax.
+        targets: the images.
+        teacher_temperature: of the images' softmax.
     """
     loss: Tensor = _BlockedSimilarity.apply(text_emb, log_scale, targets, teacher_temperature)
     return loss

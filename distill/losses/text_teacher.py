@@ -1,4 +1,4 @@
-"""The text teacher in training: its embedding of a caption's translation is drawn near, beside the picture or alone.
+"""The text teacher in training: its embedding of a caption's translation is drawn near, beside the image or alone.
 
 b captions of this process, D features.
 """
@@ -10,9 +10,9 @@ from ..distributed import with_sum_of_all
 
 
 def follow_teacher(text_emb: Tensor, targets: Targets) -> Tensor:
-    """1 - cosine to the teacher's embedding, averaged over the batch's pictures; captions without one add nothing.
+    """1 - cosine to the teacher's embedding, averaged over the batch's images; captions without one add nothing.
 
-    The captions of a picture count one together, as in the losses.
+    The captions of an image count one together, as in the losses.
 
     On unit vectors this is half the squared distance, the loss of Carlsson et al. 2022, "Cross-lingual and multilingual
     CLIP", section 3, less what it asks of the length.

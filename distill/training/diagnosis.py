@@ -99,7 +99,7 @@ def _softmax_at_chance(settings: TrainSettings, pairs: PairFigures) -> float:
 
 
 def _sigmoid_at_chance(settings: TrainSettings, pairs: PairFigures) -> float:
-    """What the bias reaches alone: every picture is believed with a chance of 1/B, one of the candidates is right."""
+    """What the bias reaches alone: every image is believed with a chance of 1/B, one of the candidates is right."""
     wrong = (settings.batch_size - 1) * (1 - pairs.masked)
     return math.log(settings.batch_size) - wrong * math.log1p(-1 / settings.batch_size)
 
@@ -107,10 +107,10 @@ def _sigmoid_at_chance(settings: TrainSettings, pairs: PairFigures) -> float:
 def chance_bound(num_candidates: int, num_pictures: int, most: int = 10) -> float:
     """The recall that chance alone hardly ever exceeds.
 
-    Captions of one picture err together, so pictures are what counts.
+    Captions of one image err together, so images are what counts.
 
     Args:
-        num_candidates: N, pictures to choose from.
+        num_candidates: N, images to choose from.
         num_pictures: of them that are asked for.
         most: k of R@k.
     """
@@ -124,9 +124,9 @@ def find_in_pairs(pairs: PairFigures, settings: TrainSettings) -> Iterator[Findi
         shown = pairs.most_common[:MOST_SHOWN] + "…" * (len(pairs.most_common) > MOST_SHOWN)
         yield Finding(
             kind="common_captions",
-            message=f"{pairs.common:.0%} of the captions are carried by many pictures each, "
-            f'"{shown}" by {pairs.most_common_share:.0%} of all pictures',
-            advice="they do not tell pictures apart: leave them out, or cache again with another --text-field",
+            message=f"{pairs.common:.0%} of the captions are carried by many images each, "
+            f'"{shown}" by {pairs.most_common_share:.0%} of all images',
+            advice="they do not tell images apart: leave them out, or cache again with another --text-field",
             figures={
                 "common": pairs.common,
                 "equal": pairs.equal,
@@ -152,7 +152,7 @@ def find_in_pairs(pairs: PairFigures, settings: TrainSettings) -> Iterator[Findi
     if share > MANY_WITHOUT:
         yield Finding(
             kind="pictures_without_captions",
-            message=f"{share:.0%} of the embedded pictures ({pairs.num_without:,}) have no caption and are in no batch",
+            message=f"{share:.0%} of the embedded images ({pairs.num_without:,}) have no caption and are in no batch",
             advice="look whether the --text-field of `clipglot cache` names all columns of captions",
             figures={"without": share},
         )
@@ -161,7 +161,7 @@ def find_in_pairs(pairs: PairFigures, settings: TrainSettings) -> Iterator[Findi
 def remedy(step: int, num_steps: int, settings: TrainSettings, pairs: PairFigures) -> str:
     """What to change where nothing is learned: there is nothing to learn, or weights moved too little, or too much."""
     if pairs.common > MANY_COMMON:
-        return "captions that many pictures carry cannot tell them apart: leave them out"
+        return "captions that many images carry cannot tell them apart: leave them out"
     # AdamW moves a weight by about the rate a step (Kingma and Ba 2015, arXiv:1412.6980, section 2.1).
     of_model = "" if settings.text in ("scratch", "clip") else f", a language model's --lm-lr (now {settings.lm_lr:g})"
     if sum(learning_rate(i, num_steps, settings) for i in range(step)) < STILL:
@@ -171,7 +171,7 @@ def remedy(step: int, num_steps: int, settings: TrainSettings, pairs: PairFigure
         )
     return (
         f"lower --lr (now {settings.lr:g}), e.g. to {min(settings.lr / 10, USUAL):.1g}{of_model}, or raise --warmup "
-        f"(now {settings.warmup:g}); if that does not help, look whether captions belong to their pictures"
+        f"(now {settings.warmup:g}); if that does not help, look whether captions belong to their images"
     )
 
 
@@ -206,7 +206,7 @@ class Diagnosis:
         self._settings, self._num_steps, self._pairs = settings, num_steps, pairs
         self._chance = chance_loss(settings, pairs)
         if self._chance is not None and self._chance < math.log(settings.batch_size) / 2:
-            self._chance = None  # most pictures carry the same captions: there is little to tell apart
+            self._chance = None  # most images carry the same captions: there is little to tell apart
         self._losses: list[float] = []  # after warm-up, one a line
         self._scales: list[float] = []
         self._lowest, self._lowest_step = math.inf, 0
@@ -315,10 +315,10 @@ class Diagnosis:
         yield Finding(
             kind="recall_at_chance",
             step=step,
-            message=f"R@10 is {recall:.1%} over {num_candidates:,} {kind} pictures at step {step:,}; guessing gives "
+            message=f"R@10 is {recall:.1%} over {num_candidates:,} {kind} images at step {step:,}; guessing gives "
             f"{10 / num_candidates:.1%}",
             advice=f"the training loss fell to {loss:.2f} all the same, so pairs were learned by heart: "
-            "look whether captions belong to their pictures, and are of one kind in both caches"
+            "look whether captions belong to their images, and are of one kind in both caches"
             if by_heart
             else advice,
             figures={"r_at_10": recall, "chance": 10 / num_candidates, "bound": bound},
@@ -327,16 +327,16 @@ class Diagnosis:
             return
         cosine, rank = metrics["anisotropy"], metrics["effective_rank"]
         of_images = anisotropy(data.image_emb), effective_rank(data.image_emb)
-        # Pictures may lie close together themselves; captions that lie closer still do not tell them apart.
+        # Images may lie close together themselves; captions that lie closer still do not tell them apart.
         alike = cosine > ALIKE and 1 - cosine < (1 - of_images[0]) / 2
         if alike or rank < LINE < of_images[1] / 2:
             yield Finding(
                 kind="collapsed",
                 step=step,
-                message=f"different captions have a mean cosine of {cosine:.3f} at step {step:,}, pictures of "
+                message=f"different captions have a mean cosine of {cosine:.3f} at step {step:,}, images of "
                 f"{of_images[0]:.3f}"
                 if alike
-                else f"captions lie along {rank:.1f} directions at step {step:,}, pictures along {of_images[1]:.1f}",
+                else f"captions lie along {rank:.1f} directions at step {step:,}, images along {of_images[1]:.1f}",
                 advice=advice,
                 figures={
                     "anisotropy": cosine,

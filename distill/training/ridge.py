@@ -1,7 +1,7 @@
-"""Ridge regression from captions onto pictures, in closed form: memory does not grow with the number of pairs.
+"""Ridge regression from captions onto images, in closed form: memory does not grow with the number of pairs.
 
 From sums over pairs where features are few and dense (`PairSums`), by rounds of products where they are many and sparse
-(`ridge_by_rounds`). W features of a caption, D of a picture, n pairs, N pictures.
+(`ridge_by_rounds`). W features of a caption, D of an image, n pairs, N images.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ class PairSums:
 
     Attributes:
         gram: `[W, W]`, of the captions' features.
-        cross: `[W, D]`, of them with the pictures'.
+        cross: `[W, D]`, of them with the images'.
         text: `[W]`, sum of the captions' features.
-        image: `[D]`, sum of the pictures'.
-        image_gram: `[D, D]`, of the pictures'.
+        image: `[D]`, sum of the images'.
+        image_gram: `[D, D]`, of the images'.
         num_pairs: n.
     """
 
@@ -47,7 +47,7 @@ class PairSums:
             setattr(self, name, torch.zeros(shape, dtype=torch.float64))
 
     def add(self, text: Tensor, image_emb: Tensor) -> None:
-        """Count pairs: features `[b, W]` of captions and embeddings `[b, D]` of their pictures."""
+        """Count pairs: features `[b, W]` of captions and embeddings `[b, D]` of their images."""
         x, y = text.double().cpu(), image_emb.double().cpu()
         self.gram += x.T @ x
         self.cross += x.T @ y
@@ -57,12 +57,12 @@ class PairSums:
         self.num_pairs += len(x)
 
     def weights(self, alpha: float, shrinkage: float | None = None) -> Tensor:
-        """The map `[W, D]` from a caption's features to the vector that it looks for pictures with.
+        """The map `[W, D]` from a caption's features to the vector that it looks for images with.
 
-        It is the ridge regression onto the pictures less their mean, without intercept. By cosine that finds what
+        It is the ridge regression onto the images less their mean, without intercept. By cosine that finds what
         points the same way; with `shrinkage` it finds what the prediction makes most likely under a normal
         distribution of what it leaves unexplained (the linear discriminant: Hastie et al., Elements of Statistical
-        Learning, section 4.3), whose covariance is taken to be that of the pictures, shrunk towards a sphere.
+        Learning, section 4.3), whose covariance is taken to be that of the images, shrunk towards a sphere.
 
         Args:
             alpha: the penalty, in units of the mean square of a feature times n.
@@ -119,10 +119,10 @@ def ridge_by_rounds(
 
 
 def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:
-    """What predictions are multiplied by so that plain cosines with pictures rank them better, `[D, D]`.
+    """What predictions are multiplied by so that plain cosines with images rank them better, `[D, D]`.
 
-    Directions in which all pictures differ say less than those in which few do: predictions are held against pictures
-    in Mahalanobis' metric of the pictures. As it is symmetric, the prediction can carry all of it, and the pictures
+    Directions in which all images differ say less than those in which few do: predictions are held against images
+    in Mahalanobis' metric of the images. As it is symmetric, the prediction can carry all of it, and the images
     stay as they are. The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf 2004, section 2).
 
     Args:
@@ -141,5 +141,5 @@ def _inverse_shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
 
 
 def _mean_variance(covariance: Tensor) -> Tensor:
-    """Above 0, for a gallery of equal pictures has no metric, and needs none."""
+    """Above 0, for a gallery of equal images has no metric, and needs none."""
     return covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)

@@ -128,8 +128,7 @@ class Run:
         before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
         if before != found:
             raise DistillError(
-                f"{self.path} was begun on {before} stored views a picture, now there are {found}: "
-                f"pass --views {before}"
+                f"{self.path} was begun on {before} stored views an image, now there are {found}: pass --views {before}"
             )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(

@@ -109,7 +109,7 @@ class Student:
 
         Args:
             packed: the captions of this process, in micro-batches on the device.
-            targets: their pictures.
+            targets: their images.
             lr: learning rate.
             number: of the step in the run, which fixes what dropout drops.
         """

@@ -1,10 +1,10 @@
 """The bag of tokens with which a scratch tower begins (`--warm-start ridge`), fitted in closed form.
 
-Each token gets a weight vector, so that the sum over a caption predicts the embedding of its picture: ridge regression
-on token counts, and a metric for retrieval (`ridge.py`). Penalty and metric are chosen on held-out pictures, then all
-pictures are used. The tower then has to learn only what a bag of tokens cannot say.
+Each token gets a weight vector, so that the sum over a caption predicts the embedding of its image: ridge regression
+on token counts, and a metric for retrieval (`ridge.py`). Penalty and metric are chosen on held-out images, then all
+images are used. The tower then has to learn only what a bag of tokens cannot say.
 
-V tokens of the vocabulary, N pictures, M captions, D dimensions.
+V tokens of the vocabulary, N images, M captions, D dimensions.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from ..errors import DistillError
 from .ridge import retrieval_metric, ridge_by_rounds
 
 MOST_CAPTIONS = 2**18  # more change a bag of tokens little, and its solution takes a pass over them each round
-MOST_HELD_OUT = 1000  # pictures, as in common retrieval sets
+MOST_HELD_OUT = 1000  # images, as in common retrieval sets
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0)  # falling: each solution is near the one before
 SHRINKAGES = (0.3, 1.0, 3.0)
 TOLERANCE = 1e-2  # recall changes no more below
@@ -119,12 +119,12 @@ def fit_bag(
 
     Raises:
         CacheError: a chunk is absent or damaged.
-        DistillError: fewer than two pictures have captions.
+        DistillError: fewer than two images have captions.
     """
     caption_image = data.caption_image
-    rows = _some_pictures(cache, caption_image)
+    rows = _some_images(cache, caption_image)
     if len(rows) < 2:
-        raise DistillError(f"{cache.path} has captions of {len(rows)} pictures: --warm-start ridge needs two or more")
+        raise DistillError(f"{cache.path} has captions of {len(rows)} images: --warm-start ridge needs two or more")
     captions = np.flatnonzero(np.isin(caption_image, rows))
     owners = np.searchsorted(rows, caption_image[captions])  # [m], in `rows`
     image_emb = F.normalize(torch.from_numpy(cache.emb_rows(rows)).to(device).float(), dim=-1)
@@ -162,12 +162,12 @@ def fit_bag(
 
 
 def _directions(image_emb: Tensor) -> Tensor:
-    """What is regressed onto, `[N, D]`: the directions of pictures as seen from their mean."""
+    """What is regressed onto, `[N, D]`: the directions of images as seen from their mean."""
     return F.normalize(image_emb - image_emb.mean(0), dim=-1)
 
 
-def _some_pictures(cache: Cache, caption_image: Rows) -> Rows:
-    """Rows of pictures with captions, ascending: all, or those of chunks that are evenly spaced."""
+def _some_images(cache: Cache, caption_image: Rows) -> Rows:
+    """Rows of images with captions, ascending: all, or those of chunks that are evenly spaced."""
     rows = np.unique(caption_image[caption_image >= 0])
     num_chunks = cache.num_chunks
     taken = max(1, num_chunks * MOST_CAPTIONS // max(MOST_CAPTIONS, len(caption_image)))

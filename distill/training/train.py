@@ -1,4 +1,4 @@
-"""`clipglot train`: teach a text tower to find its cached picture. No picture is opened, no loader runs.
+"""`clipglot train`: teach a text tower to find its cached image. No image is opened, no loader runs.
 
 Everything that can be wrong is found out before the run folder is touched; then the loop, which a signal stops after
 the step it is in.

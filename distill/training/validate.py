@@ -1,4 +1,4 @@
-"""Validation: every caption of a held-out cache looks for its picture."""
+"""Validation: every caption of a held-out cache looks for its image."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def embed_captions(tower: StudentTower, tokens: TokenTable, captions: NDArray[np
 
 
 def validate(tower: StudentTower, data: ValidationData) -> dict[str, Any]:
-    """Recall of every caption against every embedded picture, and how the captions' embeddings lie.
+    """Recall of every caption against every embedded image, and how the captions' embeddings lie.
 
     Each process embeds its part of the captions, and every process knows the result.
     """

@@ -23,7 +23,7 @@ from ..train_settings import TrainSettings
 from .ridge import PairSums
 from .token_bag import fit_bag
 
-MOST_PICTURES = 50_000  # that a head is fitted on
+MOST_IMAGES = 50_000  # that a head is fitted on
 HELD_OUT = 0.1  # of them, by which its penalty is chosen
 CAPTIONS_AT_A_TIME = 512
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -69,7 +69,7 @@ def fit_head(
 ) -> None:
     """Fit a language model's linear head by ridge regression, so that the tower retrieves before it has learned.
 
-    Penalty and shrinkage are those with the best recall on pictures held out of the fit; the head is then fitted on all
+    Penalty and shrinkage are those with the best recall on images held out of the fit; the head is then fitted on all
     of them, and brought to the size of a random one, for which learning rates are meant.
 
     Args:
@@ -106,10 +106,10 @@ def fit_head(
 
 
 def _sample(cache: Cache, data: TrainData, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Captions of embedded pictures and their rows, from whole chunks in random order, so that few chunks are read."""
+    """Captions of embedded images and their rows, from whole chunks in random order, so that few chunks are read."""
     chunk = np.where(data.caption_image < 0, -1, data.caption_image // cache.info.chunk_rows)
     order = np.random.default_rng(seed).permutation(np.unique(chunk[chunk >= 0]))
-    captions = np.flatnonzero(np.isin(chunk, order[: max(1, MOST_PICTURES // cache.info.chunk_rows)]))
+    captions = np.flatnonzero(np.isin(chunk, order[: max(1, MOST_IMAGES // cache.info.chunk_rows)]))
     return captions, data.caption_image[captions]
 
 

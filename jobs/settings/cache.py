@@ -17,16 +17,16 @@ from ...distill.errors import DistillError
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """`clipglot cache`: embed every picture of a source once."""
+    """`clipglot cache`: embed every image of a source once."""
 
-    source: Annotated[Path | Url, "pictures and captions: .jsonl, .csv, .tsv, tars, or another shape (docs/sources.md)"]
+    source: Annotated[Path | Url, "images and captions: .jsonl, .csv, .tsv, tars, or another shape (docs/sources.md)"]
     output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
     image_root: Annotated[
-        Path | Url | None, "folder, or URL, that picture paths are relative to (default: the source's)"
+        Path | Url | None, "folder, or URL, that image paths are relative to (default: the source's)"
     ] = None
-    image_field: Annotated[str | None, "column with the picture, or its path (default: image)"] = None
+    image_field: Annotated[str | None, "column with the image, or its path (default: image)"] = None
     text_field: Annotated[
         tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
     ] = ()
@@ -43,28 +43,26 @@ class CacheSettings:
     teacher_field: Annotated[
         tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
     ] = ()
-    images: Annotated[bool, "without them the embedding of the teacher's text stands in the picture's place"] = True
-    append: Annotated[bool, "add the pictures that a sealed cache does not have, and embed only those"] = False
+    images: Annotated[bool, "without them the embedding of the teacher's text stands in the image's place"] = True
+    append: Annotated[bool, "add the images that a sealed cache does not have, and embed only those"] = False
     retry: Annotated[
-        bool, "try the pictures of a complete cache again that could not be embedded, with all of their chunks"
+        bool, "try the images of a complete cache again that could not be embedded, with all of their chunks"
     ] = False
-    limit: Annotated[int | None, "take only the first pictures"] = None
-    batch_size: Annotated[int, "pictures in one forward of the tower"] = 64
-    workers: Annotated[
-        int | None, "processes that decode pictures (default: one a core, two for pictures at a URL)"
-    ] = None
+    limit: Annotated[int | None, "take only the first images"] = None
+    batch_size: Annotated[int, "images in one forward of the tower"] = 64
+    workers: Annotated[int | None, "processes that decode images (default: one a core, two for images at a URL)"] = None
     chunk_rows: Annotated[
         int | None, "rows of a stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
     ] = None
-    max_pixels: Annotated[int, "larger pictures cost their row"] = 100_000_000
+    max_pixels: Annotated[int, "larger images cost their row"] = 100_000_000
     decoding: Annotated[
         Decoding, "scaled decodes a large JPEG to a part of its size, at least twice what the tower sees: twice as fast"
     ] = "exact"
     views: Annotated[
-        int, "stored views of a picture: the plain one, then augmented ones; run it again with more to add them"
+        int, "stored views of an image: the plain one, then augmented ones; run it again with more to add them"
     ] = 1
     augment_scale: Annotated[
-        float, "least share of a picture's area in an augmented view (random resized crop); 1 crops nothing more"
+        float, "least share of an image's area in an augmented view (random resized crop); 1 crops nothing more"
     ] = 0.5
     augment_flip: Annotated[
         float, "chance that such a view is mirrored; captions that name left, right or lettering then fit no more"

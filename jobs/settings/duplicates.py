@@ -9,15 +9,13 @@ from ...distill.checks import Device, require
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesSettings:
-    """`clipglot duplicates`: pictures with a near neighbour."""
+    """`clipglot duplicates`: images with a near neighbour."""
 
     cache: Annotated[Location, "cache to look in, e.g. that of training"]
-    against: Annotated[Location | None, "a second cache, e.g. of validation: which of its pictures has CACHE too"] = (
-        None
-    )
-    threshold: Annotated[float, "cosine from which on two pictures count as duplicates"] = 0.97
+    against: Annotated[Location | None, "a second cache, e.g. of validation: which of its images has CACHE too"] = None
+    threshold: Annotated[float, "cosine from which on two images count as duplicates"] = 0.97
     sample: Annotated[
-        int | None, "pictures compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"
+        int | None, "images compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"
     ] = None
     seed: Annotated[int, "of the sample"] = 0
     pairs: Annotated[int, "pairs to list, nearest first; -1 lists all"] = 10

@@ -19,22 +19,20 @@ class ImportSettings:
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
     captions: Annotated[Path | None, "table of .npy's or .h5's rows, in order: .jsonl, .csv, .tsv or .parquet"] = None
     dataset: Annotated[str | None, "name of the embeddings in an .h5 file"] = None
-    image_root: Annotated[Path | None, "folder with the pictures: a few are embedded again as a check"] = None
-    image_field: Annotated[str | None, "column with the picture's path (default: image; the folder's: image_path)"] = (
-        None
-    )
+    image_root: Annotated[Path | None, "folder with the images: a few are embedded again as a check"] = None
+    image_field: Annotated[str | None, "column with the image's path (default: image; the folder's: image_path)"] = None
     text_field: Annotated[
         tuple[str, ...],
         "column with its caption or captions; may be given more than once (default: text; the folder's: caption)",
     ] = ()
-    keys: Annotated[bool, "the captions name their pictures; without, rows are named by their numbers"] = True
+    keys: Annotated[bool, "the captions name their images; without, rows are named by their numbers"] = True
     precision: Annotated[
         Literal["fp32", "bf16", "fp16"], "what they were computed in; later checks are as strict as that"
     ] = "bf16"
 
     def __post_init__(self) -> None:
         require(not is_hdf5(self.output), f"-o {self.output}: import into a Zarr folder, then `clipglot convert` it")
-        require(self.keys or self.image_root is None, "--image-root needs the pictures' names: drop --no-keys")
+        require(self.keys or self.image_root is None, "--image-root needs the images' names: drop --no-keys")
 
     @property
     def source_info(self) -> SourceInfo:

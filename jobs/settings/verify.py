@@ -9,18 +9,18 @@ from ...distill.checks import Device, require
 
 @dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """`clipglot verify`: whether a cache is whole, and still what its tower makes of its pictures."""
+    """`clipglot verify`: whether a cache is whole, and still what its tower makes of its images."""
 
     cache: Annotated[Location, "cache to check"]
     sample: Annotated[
-        int | None, "pictures to embed again, 0 for none; not to be able to is then an error (default: 16 if possible)"
+        int | None, "images to embed again, 0 for none; not to be able to is then an error (default: 16 if possible)"
     ] = None
     seed: Annotated[int, "of the sample"] = 0
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
-    image_root: Annotated[
-        Location | None, "folder, or URL, where the pictures are now, if they moved since caching"
-    ] = None
+    image_root: Annotated[Location | None, "folder, or URL, where the images are now, if they moved since caching"] = (
+        None
+    )
     repair: Annotated[bool, "have the next `clipglot cache` embed again what is damaged"] = False
     device: Device = "auto"
 
@@ -30,5 +30,5 @@ class VerifySettings:
 
     @property
     def names_a_sample(self) -> bool:
-        """Whether the user asked for pictures to be embedded again, in so many words."""
+        """Whether the user asked for images to be embedded again, in so many words."""
         return bool(self.sample or ((self.model or self.pretrained or self.image_root) and self.sample is None))

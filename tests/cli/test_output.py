@@ -124,7 +124,7 @@ def test_a_file_where_a_folder_should_be_is_a_message_and_no_traceback(tiny_run:
 def test_json_is_one_document_on_stdout_and_nothing_else(
     tiny_cache: Path, tiny_run: Path, tiny_clip: Path, merged: Path, manifest: Path, tmp_path: Path
 ) -> None:
-    picture = manifest.parent / "images" / "0000.png"
+    image = manifest.parent / "images" / "0000.png"
     model = ["--model", f"local-dir:{tiny_clip}", "--limit", 2, "--workers", 1]
     expected: dict[str, tuple[list[object], Any]] = {
         "num_pictures": (["cache", manifest, "-o", tmp_path / "c.zarr", *model], 2),
@@ -140,8 +140,8 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
         assert json.loads(result.stdout)[key] == value
     retrieval = json.loads(run("eval", "retrieval", merged, tiny_cache, "--json").stdout)
     assert retrieval["text_to_image"]["num_candidates"] == 40
-    (prediction,) = json.loads(run("predict", merged, picture, "--text", "шум", "--json").stdout)
-    assert (prediction["texts"], prediction["image"]) == (["шум"], str(picture))
+    (prediction,) = json.loads(run("predict", merged, image, "--text", "шум", "--json").stdout)
+    assert (prediction["texts"], prediction["image"]) == (["шум"], str(image))
 
 
 def test_tables_show_what_json_holds(merged: Path, tiny_cache: Path, manifest: Path, tiny_run: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_table_fits_a_terminal_of_80_columns(tiny_cache: Path) -> None:
 
 
 def test_a_terminal_wraps_lines_between_words_and_a_pipe_does_not() -> None:
-    line = "c.zarr: 300 pictures in 26.1 s (23/s; it waited for the tower), 300 of 300 embedded [red] :cat:"
+    line = "c.zarr: 300 images in 26.1 s (23/s; it waited for the tower), 300 of 300 embedded [red] :cat:"
     script = f"from clipglot.cli.render import say, warn; say({line!r}); warn({line!r})"
-    wrapped = ["c.zarr: 300 pictures in 26.1 s (23/s; it waited for the tower), 300 of 300", "embedded [red] :cat:"]
+    wrapped = ["c.zarr: 300 images in 26.1 s (23/s; it waited for the tower), 300 of 300", "embedded [red] :cat:"]
     assert [line.rstrip() for line in in_a_terminal("-c", script)] == wrapped * 2
     piped = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert (piped.stdout, piped.stderr) == (f"{line}\n", f"{line}\n")

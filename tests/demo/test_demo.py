@@ -21,7 +21,7 @@ def test_the_demo_does_the_whole_job(tmp_path: Path, language: str) -> None:
     assert (english["prompts"], foreign["prompts"], new["prompts"]) == ("en", language, language)
     assert english["accuracy"] > 0.8  # the shipped tower knows combinations that it never saw
     assert foreign["accuracy"] < 0.2  # and no other language
-    assert new["r_at_10"] > 2 * report["chance"]["r_at_10"]  # six epochs of 600 pictures are a beginning
+    assert new["r_at_10"] > 2 * report["chance"]["r_at_10"]  # six epochs of 600 images are a beginning
     assert report["uncached_s"] == pytest.approx(6 * report["pass_s"] + report["train_s"])
     open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'demo' / 'merged'}")
 

@@ -69,13 +69,13 @@ def test_classification_scenes_show_one_object_of_the_labelled_class() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 224])
-def test_pictures_are_rgb_and_as_large_as_asked(size: int) -> None:
-    picture = draw(training_scenes(1, seed=0)[0], size)
-    assert picture.mode == "RGB"
-    assert picture.size == (size, size)
+def test_images_are_rgb_and_as_large_as_asked(size: int) -> None:
+    image = draw(training_scenes(1, seed=0)[0], size)
+    assert image.mode == "RGB"
+    assert image.size == (size, size)
 
 
-def test_jitter_alone_changes_the_picture() -> None:
+def test_jitter_alone_changes_the_image() -> None:
     circle = Group(colour="red", shape="circle", size="large")
     one, other = (Scene(groups=(circle,), layout="centre", background="white", jitter=j) for j in (1, 2))
     assert one.content == other.content
@@ -102,11 +102,11 @@ def test_large_is_larger_than_small(shape: str) -> None:
 
 
 def test_shapes_and_colours_look_different() -> None:
-    def picture(colour: str, shape: str) -> np.ndarray:
+    def image(colour: str, shape: str) -> np.ndarray:
         group = Group(colour=colour, shape=shape, size="large")  # type: ignore[arg-type]
         return pixels(Scene(groups=(group,), layout="centre", background="grey", jitter=4))
 
-    drawn = [picture("red", shape) for shape in SHAPES] + [picture(colour, "ring") for colour in COLOURS]
+    drawn = [image("red", shape) for shape in SHAPES] + [image(colour, "ring") for colour in COLOURS]
     distinct = {array.tobytes() for array in drawn}
     assert len(distinct) == len(SHAPES) + len(COLOURS) - 1  # the red ring is drawn twice
 

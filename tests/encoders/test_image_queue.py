@@ -21,7 +21,7 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 class SmallMemory(nn.Module):
-    """A tower on a device whose memory holds so many pictures."""
+    """A tower on a device whose memory holds so many images."""
 
     def __init__(self, visual: nn.Module, holds: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def staged(queue: ImageQueue, count: int, seed: int = 0) -> NDArray[np.uint8]:
     return pixels
 
 
-def test_the_queue_gives_the_towers_own_features_of_the_pictures_alone(tiny_clip: Path) -> None:
+def test_the_queue_gives_the_towers_own_features_of_the_images_alone(tiny_clip: Path) -> None:
     tower = tower_of(tiny_clip)
     queue = ImageQueue(tower)
     pixels = staged(queue, 8)
@@ -67,17 +67,15 @@ def test_out_of_memory_halves_what_the_tower_sees(holds: int, most: int | None, 
     assert visual.sizes == [most or 8] * (2 * 8 // (most or 8))
 
 
-def test_a_tower_that_does_not_fit_with_one_picture_is_refused(tiny_clip: Path) -> None:
+def test_a_tower_that_does_not_fit_with_one_image_is_refused(tiny_clip: Path) -> None:
     tower = tower_of(tiny_clip)
     queue = ImageQueue(replace(tower, visual=SmallMemory(tower.visual, 0)))
-    with pytest.raises(EncoderError, match=r"memory of cpu with a single picture \(out of memory\): free memory"):
+    with pytest.raises(EncoderError, match=r"memory of cpu with a single image \(out of memory\): free memory"):
         queue.submit(staged(queue, 5), 5)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_the_deviation_of_half_precision_is_measured_on_the_first_pictures(
-    precision: Precision, tiny_clip: Path
-) -> None:
+def test_the_deviation_of_half_precision_is_measured_on_the_first_images(precision: Precision, tiny_clip: Path) -> None:
     queue, full, half = ImageQueue(tower_of(tiny_clip, precision)), tower_of(tiny_clip), tower_of(tiny_clip, precision)
     pixels = staged(queue, 8)
     queue.submit(pixels, 6)()
@@ -103,8 +101,8 @@ def test_the_command_says_what_memory_held_and_how_far_half_precision_is_off(
     options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "1", "--precision", "bf16"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(tmp_path / "cache.zarr"), *options])
     assert said.exit_code == 0, said.output
-    assert said.stdout.count("memory held 2 of 8 pictures at once") == 1
-    assert "bf16 against fp32 on the first 8 pictures: cosine distance" in said.stdout
+    assert said.stdout.count("memory held 2 of 8 images at once") == 1
+    assert "bf16 against fp32 on the first 8 images: cosine distance" in said.stdout
     assert "read " in said.stdout
     found, expected = Cache(tmp_path / "cache.zarr").image_emb(), Cache(tiny_cache).image_emb()
     assert np.abs(found - expected).max() < 0.02

@@ -127,11 +127,11 @@ def test_the_real_deit_tiny_gives_timms_feature(shared_data: Path) -> None:
     tower = load_image_tower("timm/deit_tiny_patch16_224", str(file))
     own = timm.create_model("deit_tiny_patch16_224", num_classes=0).eval()
     own.load_state_dict({k: v for k, v in load_file(file).items() if not k.startswith("head.")})
-    picture = Image.open(sorted((shared_data / "flickr8k" / "images").iterdir())[0])  # 224 x 224: no resize, no crop
+    image = Image.open(sorted((shared_data / "flickr8k" / "images").iterdir())[0])  # 224 x 224: no resize, no crop
     mean, std = (torch.tensor(own.pretrained_cfg[k]).view(3, 1, 1) for k in ("mean", "std"))
-    x = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None] / 255
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
     with torch.inference_mode():
-        assert np.array_equal(tower.encode(np.asarray(picture)[None]), own((x - mean) / std).numpy())
+        assert np.array_equal(tower.encode(np.asarray(image)[None]), own((x - mean) / std).numpy())
 
 
 def test_half_precision_changes_rounding_alone(tiny_clip: Path) -> None:

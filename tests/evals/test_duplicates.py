@@ -18,14 +18,14 @@ from clipglot.evals.duplicates import Components, find_duplicates
 from clipglot.evals.errors import EvalError
 from hypothesis import given
 from hypothesis import strategies as st
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures; 30 to 39 are copies of 0 to 4 and 0 to 4, and 12 is broken. `val` is 20 others and copies of 5 to 8."""
+    """Images; 30 to 39 are copies of 0 to 4 and 0 to 4, and 12 is broken. `val` is 20 others and copies of 5 to 8."""
     folder = tmp_path_factory.mktemp("copies")
-    draw_pictures(folder, 60)
+    draw_images(folder, 60)
     images = folder / "images"
     for i in range(10):
         shutil.copy(images / f"{i % 5:04}.png", images / f"{30 + i:04}.png")
@@ -84,7 +84,7 @@ def _components(near: Any) -> Any:
     return label
 
 
-def test_pictures_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cache, Cache]) -> None:
+def test_images_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cache, Cache]) -> None:
     train, val = caches
     progress: list[tuple[int, int]] = []
     report = find_duplicates(train, val, threshold=0.99999, on_progress=lambda *at: progress.append(at))
@@ -167,7 +167,7 @@ def test_a_cache_of_texts_is_refused(
     make_cache(
         taught_manifests["train"], tmp_path / "texts", model=MODEL, teacher_field=("en",), images=False, limit=20
     )
-    with pytest.raises(EvalError, match="holds texts, no pictures"):
+    with pytest.raises(EvalError, match="holds texts, no images"):
         find_duplicates(Cache(tmp_path / "texts"))
 
 
@@ -175,10 +175,10 @@ def test_the_command_prints_what_the_json_says(folder: Path, caches: tuple[Cache
     arguments = ["duplicates", str(folder / "train.zarr"), "--threshold", "0.99999", "--device", "cpu"]
     printed = CliRunner().invoke(main, [*arguments, "--pairs", "2"])
     assert printed.exit_code == 0, printed.output
-    assert "5 groups hold 15 pictures, the largest 3: 10 could go" in printed.stdout
+    assert "5 groups hold 15 images, the largest 3: 10 could go" in printed.stdout
     assert "more: --pairs -1 lists all" in printed.stdout
     sampled = CliRunner().invoke(main, [*arguments, "--sample", "10"]).stdout
-    assert "a sample of 10 of 39 pictures" in sampled
+    assert "a sample of 10 of 39 images" in sampled
     assert "(95 %)" in sampled
     against = CliRunner().invoke(main, [*arguments, "--against", str(folder / "val.zarr"), "--json"])
     found = json.loads(against.stdout)

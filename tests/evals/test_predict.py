@@ -1,4 +1,4 @@
-"""`clipglot predict`: which text describes a picture best."""
+"""`clipglot predict`: which text describes an image best."""
 
 from pathlib import Path
 
@@ -21,34 +21,34 @@ def clip(merged: Path) -> MergedClip:
 
 
 @pytest.fixture
-def picture(manifest: Path) -> Path:
+def image(manifest: Path) -> Path:
     return manifest.parent / "images" / "0000.png"
 
 
-def test_order_and_probabilities_are_those_of_open_clip(clip: MergedClip, merged: Path, picture: Path) -> None:
+def test_order_and_probabilities_are_those_of_open_clip(clip: MergedClip, merged: Path, image: Path) -> None:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{merged}")
     with torch.inference_mode():
-        image = model.eval().encode_image(preprocess(Image.open(picture))[None], normalize=True)
+        image = model.eval().encode_image(preprocess(Image.open(image))[None], normalize=True)
         text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{merged}")(TEXTS), normalize=True)
         expected = (model.logit_scale.exp() * image @ text.T).softmax(-1)[0].numpy()
-    (prediction,) = predict(clip, [picture], TEXTS)
+    (prediction,) = predict(clip, [image], TEXTS)
     order = np.argsort(-expected)
     assert prediction.texts == [TEXTS[i] for i in order]
     np.testing.assert_allclose(prediction.probabilities, expected[order], rtol=1e-4)
     assert sum(prediction.probabilities) == pytest.approx(1)
 
 
-def test_each_picture_gets_its_own_answer_in_the_order_given(clip: MergedClip, manifest: Path) -> None:
-    pictures = [manifest.parent / "images" / f"{i:04}.png" for i in (3, 0)]
-    together = predict(clip, pictures, TEXTS)
-    assert [p.image for p in together] == [str(p) for p in pictures]
-    assert together == [predict(clip, [p], TEXTS)[0] for p in pictures]
+def test_each_image_gets_its_own_answer_in_the_order_given(clip: MergedClip, manifest: Path) -> None:
+    images = [manifest.parent / "images" / f"{i:04}.png" for i in (3, 0)]
+    together = predict(clip, images, TEXTS)
+    assert [p.image for p in together] == [str(p) for p in images]
+    assert together == [predict(clip, [p], TEXTS)[0] for p in images]
 
 
-def test_a_link_is_followed_wherever_it_leads(clip: MergedClip, picture: Path, tmp_path: Path) -> None:
+def test_a_link_is_followed_wherever_it_leads(clip: MergedClip, image: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.png"
-    link.symlink_to(picture)
-    assert predict(clip, [link], TEXTS)[0].cosines == predict(clip, [picture], TEXTS)[0].cosines
+    link.symlink_to(image)
+    assert predict(clip, [link], TEXTS)[0].cosines == predict(clip, [image], TEXTS)[0].cosines
 
 
 @pytest.mark.parametrize(
@@ -56,11 +56,11 @@ def test_a_link_is_followed_wherever_it_leads(clip: MergedClip, picture: Path, t
     [
         (None, "no such file"),
         (b"", "not a picture"),
-        (b"no picture", "not a picture"),
+        (b"no image", "not a picture"),
         (b"\x89PNG\r\n\x1a\n broken", "damaged|not a picture"),
     ],
 )
-def test_what_is_no_picture_is_named(clip: MergedClip, content: bytes | None, reason: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_named(clip: MergedClip, content: bytes | None, reason: str, tmp_path: Path) -> None:
     bad = tmp_path / "кот.png"
     if content is not None:
         bad.write_bytes(content)
@@ -68,14 +68,14 @@ def test_what_is_no_picture_is_named(clip: MergedClip, content: bytes | None, re
         predict(clip, [bad], TEXTS)
 
 
-def test_a_folder_is_no_picture(clip: MergedClip, tmp_path: Path) -> None:
+def test_a_folder_is_no_image(clip: MergedClip, tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=tmp_path.name):
         predict(clip, [tmp_path], TEXTS)
 
 
-def test_without_texts_there_is_nothing_to_choose_from(clip: MergedClip, picture: Path) -> None:
+def test_without_texts_there_is_nothing_to_choose_from(clip: MergedClip, image: Path) -> None:
     with pytest.raises(EvalError, match="pass --text"):
-        predict(clip, [picture], [])
+        predict(clip, [image], [])
 
 
 def test_a_folder_that_is_no_merged_clip_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from clipglot.evals.errors import EvalError
 from clipglot.evals.retrieval import Ranks, eval_retrieval, retrieve
 from hypothesis import given
 from hypothesis import strategies as st
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 
 def reference(similarity: list[list[int]], right: list[set[int]], k: int) -> float:
@@ -35,7 +35,7 @@ def reference(similarity: list[list[int]], right: list[set[int]], k: int) -> flo
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Small integers as embeddings, so that ties abound and similarities are exact; pictures may lack captions."""
+    """Small integers as embeddings, so that ties abound and similarities are exact; images may lack captions."""
     num_images, num_texts = draw(st.integers(1, 15)), draw(st.integers(1, 15))
     vectors = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
     text_emb = np.array(draw(st.lists(vectors, min_size=num_texts, max_size=num_texts)), np.float32)
@@ -67,12 +67,12 @@ def test_embeddings_that_are_all_alike_score_at_chance() -> None:
     assert [ranks.r_at_1, ranks.r_at_5, ranks.r_at_10, ranks.median_rank] == pytest.approx([0.01, 0.05, 0.1, 50.5])
 
 
-def test_a_picture_is_found_by_the_best_of_its_captions() -> None:
+def test_an_image_is_found_by_the_best_of_its_captions() -> None:
     image_emb = np.eye(3, dtype=np.float32)
-    text_emb = image_emb[[0, 1, 1, 1]]  # the second caption of picture 0 reads like picture 1; picture 2 has none
+    text_emb = image_emb[[0, 1, 1, 1]]  # the second caption of image 0 reads like image 1; image 2 has none
     ranks = retrieve(text_emb, image_emb, np.array([0, 0, 1, 1])).image_to_text
     assert ranks == Ranks(
-        r_at_1=pytest.approx((1 + 2 / 3) / 2),  # picture 1: two right captions and a wrong one tie
+        r_at_1=pytest.approx((1 + 2 / 3) / 2),  # image 1: two right captions and a wrong one tie
         r_at_5=1,
         r_at_10=1,
         median_rank=pytest.approx((1 + 4 / 3) / 2),
@@ -110,11 +110,11 @@ def test_a_merged_clip_retrieves_as_open_clip_computes_it(merged: Path, tiny_cac
     assert report.to_json()["image_to_text"]["num_queries"] == len(cache)
 
 
-def test_pictures_that_failed_and_their_captions_are_left_out(
+def test_images_that_failed_and_their_captions_are_left_out(
     merged: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    manifest = draw_pictures(tmp_path, 6)
-    (tmp_path / "images" / "0002.png").write_bytes(b"no picture")  # it has three captions
+    manifest = draw_images(tmp_path, 6)
+    (tmp_path / "images" / "0002.png").write_bytes(b"no image")  # it has three captions
     cache = make_cache(manifest, tmp_path / "c.zarr").cache
     report = eval_retrieval(load_merged(merged), cache)
     assert (report.text_to_image.num_candidates, report.image_to_text.num_queries) == (5, 5)
@@ -125,7 +125,7 @@ def test_a_cache_of_another_tower_is_refused_by_name(
     other_clip: Path, merged: Path, make_cache: Callable[..., Any], manifest: Path, tmp_path: Path
 ) -> None:
     cache = make_cache(manifest, tmp_path / "other.zarr", model=f"local-dir:{other_clip}", limit=2).cache
-    with pytest.raises(EvalError, match=r"other\.zarr was made by .* cache the pictures with"):
+    with pytest.raises(EvalError, match=r"other\.zarr was made by .* cache the images with"):
         eval_retrieval(load_merged(merged), cache)
 
 

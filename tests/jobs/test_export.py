@@ -26,7 +26,7 @@ from clipglot.encoders.tokenizer import CaptionTokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from safetensors.torch import save_file
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 CAPTIONS = ["красный шум", "", "шум " * 50, "конец<eos>нет", "  ½ &amp; 🐈 고양이 桌上的猫\n"]
 
@@ -36,13 +36,13 @@ import sys
 import numpy as np, open_clip, torch
 from PIL import Image
 
-folders, (picture, *captions) = sys.argv[1:3], sys.argv[3:]
+folders, (image, *captions) = sys.argv[1:3], sys.argv[3:]
 for number, folder in enumerate(folders):
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
     with torch.inference_mode():
-        pixels = preprocess(Image.open(picture))[None]
+        pixels = preprocess(Image.open(image))[None]
         ids = tokenizer(captions)
         np.savez(
             f"{number}.npz", pixels=pixels, image=model.encode_image(pixels), ids=ids, text=model.encode_text(ids),
@@ -175,22 +175,22 @@ def test_a_run_that_is_not_there_or_not_finished_is_refused_with_the_remedy(tiny
 def own_run(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> tuple[Path, Path, ExportSettings]:
-    """Pictures, cache and a run that a test may break, and the settings to export it."""
-    manifest = draw_pictures(tmp_path / "pictures", 10)
+    """Images, cache and a run that a test may break, and the settings to export it."""
+    manifest = draw_images(tmp_path / "pictures", 10)
     make_cache(manifest, tmp_path / "c.zarr")
     run = make_run(tmp_path / "c.zarr", tmp_path / "run", epochs=1)
     return manifest.parent, tmp_path / "c.zarr", ExportSettings(run=run, output=tmp_path / "merged")
 
 
-def test_export_needs_neither_pictures_nor_cache_and_says_what_it_could_not_check(
+def test_export_needs_neither_images_nor_cache_and_says_what_it_could_not_check(
     own_run: tuple[Path, Path, ExportSettings], tmp_path: Path
 ) -> None:
-    pictures, cache, settings = own_run
-    (pictures / "images" / "0000.png").unlink()
+    images, cache, settings = own_run
+    (images / "images" / "0000.png").unlink()
     assert export_run(settings).num_probes == 7  # of eight
-    shutil.rmtree(pictures)
+    shutil.rmtree(images)
     result = export_run(ExportSettings(run=settings.run, output=tmp_path / "without_pictures"))
-    assert (result.num_probes, result.why_no_probes) == (0, f"the pictures are not below {pictures} any more")
+    assert (result.num_probes, result.why_no_probes) == (0, f"the images are not below {images} any more")
     shutil.rmtree(cache)
     result = export_run(ExportSettings(run=settings.run, output=tmp_path / "without_cache"))
     assert result.why_no_probes == f"there is no cache at {cache} any more"
@@ -205,7 +205,7 @@ def test_what_else_stands_at_the_caches_path_only_means_no_probes(
     make_cache: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    pictures, cache, settings = own_run
+    images, cache, settings = own_run
     reason = f"another cache stands at {cache}"
     if other == "damaged":
         chunk = next(file for file in (cache / "images/emb/c").rglob("*") if file.is_file())
@@ -214,14 +214,14 @@ def test_what_else_stands_at_the_caches_path_only_means_no_probes(
     else:
         shutil.rmtree(cache)
     if other == "tower":
-        make_cache(pictures / "pairs.jsonl", cache, model=f"local-dir:{other_clip}")
+        make_cache(images / "pairs.jsonl", cache, model=f"local-dir:{other_clip}")
     elif other == "width":
         torch.manual_seed(0)
         save_file(timm.create_model("test_vit").state_dict(), tmp_path / "vit.safetensors")
         weights = str(tmp_path / "vit.safetensors")
-        make_cache(pictures / "pairs.jsonl", cache, model="timm/test_vit", pretrained=weights)
+        make_cache(images / "pairs.jsonl", cache, model="timm/test_vit", pretrained=weights)
     elif other == "source":
-        make_cache(draw_pictures(tmp_path / "others", 11), cache, image_root=pictures, limit=10)
+        make_cache(draw_images(tmp_path / "others", 11), cache, image_root=images, limit=10)
     elif other == "run":
         shutil.copytree(tiny_run, cache)
         reason = f"{cache} holds a run, expected a cache"
@@ -231,10 +231,10 @@ def test_what_else_stands_at_the_caches_path_only_means_no_probes(
     assert reason in result.why_no_probes
 
 
-def test_a_picture_that_changed_after_caching_stops_the_export(own_run: tuple[Path, Path, ExportSettings]) -> None:
-    pictures, _, settings = own_run
-    shutil.copy(pictures / "images" / "0001.png", pictures / "images" / "0000.png")
-    with pytest.raises(DistillError, match=r"images/0000\.png embeds to another vector .* the picture changed"):
+def test_an_image_that_changed_after_caching_stops_the_export(own_run: tuple[Path, Path, ExportSettings]) -> None:
+    images, _, settings = own_run
+    shutil.copy(images / "images" / "0001.png", images / "images" / "0000.png")
+    with pytest.raises(DistillError, match=r"images/0000\.png embeds to another vector .* the image changed"):
         export_run(settings)
     assert not settings.output.exists()
 

@@ -80,7 +80,7 @@ def test_runs_on_one_view_and_on_several_stand_beside_each_other(
     small = "--width 16 --heads 2 --layers 1 --vocab-size 300 --context-length 24 --batch-size 8 --device cpu"
     where = ("--train", tmp_path / "views.zarr", "--val", tiny_cache, "--work", tmp_path)
     head, *lines = table("views.py", *where, "--epochs", 2, "--seeds", 0, "--settings", small)
-    assert head[0] == "40 pictures, 2 stored views"
+    assert head[0] == "40 images, 2 stored views"
     assert [line[:2] for line in lines] == [["--views 1", "2"], ["--views all", "2"]]
     assert lines[0][2:] != lines[1][2:]
 

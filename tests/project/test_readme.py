@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from clipglot.distill.recipes import RECIPES
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 README = Path(__file__).parents[2] / "README.md"
 SMALL = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300", "--epochs", "2", "--batch-size", "8"]
@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 @pytest.mark.slow
 def test_the_readmes_commands_run(tmp_path: Path, tiny_clip: Path) -> None:
     for name in ("train", "val"):
-        draw_pictures(tmp_path, 40).rename(tmp_path / f"{name}.jsonl")
+        draw_images(tmp_path, 40).rename(tmp_path / f"{name}.jsonl")
     shutil.copy(tmp_path / "images" / "0000.png", tmp_path / "cat.jpg")
     (script,) = (block for block in blocks("bash") if "clipglot cache" in block)
     for line in script.splitlines():

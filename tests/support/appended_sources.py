@@ -6,12 +6,12 @@ from typing import Any
 
 from clipglot.cache.read.cache import Cache
 
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 
 def write_manifests(folder: Path) -> dict[str, Path]:
-    """Of thirty pictures `old` has the first ten, `more` those from the fifth on, `grown` and `all` every one."""
-    drawn = draw_pictures(folder, 30)
+    """Of thirty images `old` has the first ten, `more` those from the fifth on, `grown` and `all` every one."""
+    drawn = draw_images(folder, 30)
     lines = drawn.read_text().splitlines()
     lines[12] = json.dumps({"image": "images/absent.png", "text": "нет"})
     found = {"all": drawn}

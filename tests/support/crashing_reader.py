@@ -1,4 +1,4 @@
-"""A reader that ends its process at some pictures, as a decoder with a fault in its C code does."""
+"""A reader that ends its process at some images, as a decoder with a fault in its C code does."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class DeadlyReader:
-    """Every key is a picture of its own; those of `deadly` end the process."""
+    """Every key is an image of its own; those of `deadly` end the process."""
 
     deadly: frozenset[str]
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The pictures, each of one colour."""
+        """The images, each of one colour."""
         for i, key in enumerate(keys, start):
             if key in self.deadly:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -15,7 +15,7 @@ def unit(rows: int, dim: int, seed: int) -> Tensor:
 
 
 def targets(image_emb: Tensor, **more: Any) -> Targets:
-    """Pictures of a step of one process; `more` fields of `Targets`."""
+    """Images of a step of one process; `more` fields of `Targets`."""
     return Targets(**{"image_emb": image_emb, "own": slice(0, len(image_emb))} | more)
 
 
@@ -35,7 +35,7 @@ def plain_infonce(
     image_emb: Tensor,
     scale: Tensor,
     *,
-    picture: Tensor,
+    image: Tensor,
     equal: Tensor,
     positive: bool = False,
     smoothing: float = 0.0,
@@ -48,16 +48,16 @@ def plain_infonce(
         text_emb: `[n, D]`.
         image_emb: `[B, D]`.
         scale: on cosines.
-        picture: `[n]`, of each caption.
-        equal: `[n, B] bool`, other pictures that carry the caption.
+        image: `[n]`, of each caption.
+        equal: `[n, B] bool`, other images that carry the caption.
         positive: whether these are right, or left out.
         smoothing: share of a target that is spread evenly.
-        further: `[M, D]`, pictures beyond the batch.
+        further: `[M, D]`, images beyond the batch.
         allowed: `[n, M] bool`, which of them are negatives.
     """
     further = image_emb[:0] if further is None else further
     allowed = torch.ones(len(text_emb), len(further), dtype=torch.bool) if allowed is None else allowed
-    own = F.one_hot(picture, len(image_emb)).double()
+    own = F.one_hot(image, len(image_emb)).double()
     right, counted = (own + equal, torch.ones_like(equal)) if positive else (own, ~equal)
     logits = (scale * text_emb @ image_emb.T).masked_fill(~counted, -1e9)
     beyond = (scale * text_emb @ further.T).masked_fill(~allowed, -1e9)
@@ -65,12 +65,12 @@ def plain_infonce(
     of_texts = (1 - smoothing) * F.pad(right / right.sum(1, keepdim=True), (0, len(further)))
     of_texts = of_texts + smoothing * every / every.sum(1, keepdim=True)
     of_images = (1 - smoothing) * right / right.sum(0) + smoothing * counted.double() / counted.sum(0)
-    by_text = -(of_texts * torch.cat([logits, beyond], 1).log_softmax(1)).sum(1) / own.sum(0)[picture]  # [n]
+    by_text = -(of_texts * torch.cat([logits, beyond], 1).log_softmax(1)).sum(1) / own.sum(0)[image]  # [n]
     by_image = -(of_images * logits.log_softmax(0)).sum()
     return (by_text.sum() + by_image) / (2 * len(image_emb))
 
 
 def same_groups(groups: list[int]) -> Tensor:
-    """`[B, B] bool`: pairs of a caption and another picture that carries the same."""
+    """`[B, B] bool`: pairs of a caption and another image that carries the same."""
     ids = torch.tensor(groups)
     return (ids[:, None] == ids).fill_diagonal_(False)

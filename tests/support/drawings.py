@@ -1,4 +1,4 @@
-"""Pictures and captions that tests draw for themselves."""
+"""Images and captions that tests draw for themselves."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from PIL import Image
 WORDS = {"красный": (200, 30, 30), "зелёный": (30, 170, 30), "синий": (30, 30, 200), "жёлтый": (220, 210, 40)}
 
 
-def draw_pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    """Coloured noise named in Russian, `count` PNG files; returns the jsonl manifest (1 to 3 captions a picture)."""
+def draw_images(folder: Path, count: int, seed: int = 0) -> Path:
+    """Coloured noise named in Russian, `count` PNG files; returns the jsonl manifest (1 to 3 captions an image)."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []

@@ -11,7 +11,7 @@ from clipglot.cache.read.cache import Cache
 
 
 def read_given(cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
-    """Raw embeddings `[N, D]` of a cache, the paths of its pictures and their captions."""
+    """Raw embeddings `[N, D]` of a cache, the paths of its images and their captions."""
     opened = Cache(cache)
     captions, owners = opened.captions(), opened.caption_image()
     raw = opened.image_emb().astype(np.float32) * opened.norm()[:, None]
@@ -24,7 +24,7 @@ def write_jsonl(path: Path, keys: list[str], captions: list[list[str]]) -> None:
 
 
 def write_folder(folder: Path, given: Any, parts: tuple[int, ...] = (25, 0, 15)) -> Path:
-    """What clip-retrieval writes: unit rows in half precision, one caption a picture, parts numbered from 0."""
+    """What clip-retrieval writes: unit rows in half precision, one caption an image, parts numbered from 0."""
     raw, keys, captions = given
     for name in ("img_emb", "metadata"):
         (folder / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Pictures in memory: drawn, stored as a file of some kind, and decoded or rejected."""
+"""Images in memory: drawn, stored as a file of some kind, and decoded or rejected."""
 
 from io import BytesIO
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipglot.cache.format import Status
-from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.write.image_decode import Geometry, decode
 from PIL import Image, ImageDraw
 
@@ -20,19 +20,19 @@ def noise(width: int, height: int) -> Image.Image:
 
 def drawing(mode: str = "RGB") -> Image.Image:
     """A red disc on blue, 30 by 20, off the centre so that turning it shows."""
-    picture = Image.new("RGB", (30, 20), (0, 0, 255))
-    ImageDraw.Draw(picture).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
-    return picture.convert(mode)
+    image = Image.new("RGB", (30, 20), (0, 0, 255))
+    ImageDraw.Draw(image).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
+    return image.convert(mode)
 
 
-def stored(picture: Image.Image, kind: str, **options: Any) -> BytesIO:
+def stored(image: Image.Image, kind: str, **options: Any) -> BytesIO:
     file = BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     file.seek(0)
     return file
 
 
 def rejection(file: BytesIO, geometry: Geometry = SQUARE, **limits: int) -> Status:
-    with pytest.raises(RejectedPictureError) as rejected:
+    with pytest.raises(RejectedImageError) as rejected:
         decode(file, geometry, **limits)
     return rejected.value.status

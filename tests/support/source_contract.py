@@ -1,4 +1,4 @@
-"""What every source of pictures and captions must keep. Its tests inherit `SourceContract` and say how one is made."""
+"""What every source of images and captions must keep. Its tests inherit `SourceContract` and say how one is made."""
 
 import json
 import pickle
@@ -73,28 +73,28 @@ class Made:
         return Made(moved(self.path), {name: moved(value) for name, value in self.options.items()})
 
 
-def encoded_pictures(count: int) -> list[bytes]:
+def encoded_images(count: int) -> list[bytes]:
     """PNG files of coloured noise, no two the same."""
-    rng, pictures = np.random.default_rng(0), []
+    rng, images = np.random.default_rng(0), []
     for i in range(count):
         noise = rng.normal(list(WORDS.values())[i % len(WORDS)], 25, (40, 48, 3)).clip(0, 255).astype(np.uint8)
         Image.fromarray(noise).save(file := BytesIO(), "PNG")
-        pictures.append(file.getvalue())
-    return pictures
+        images.append(file.getvalue())
+    return images
 
 
-def write_pictures(folder: Path, pictures: Sequence[bytes]) -> list[str]:
-    """A file for each picture; returns their names."""
+def write_images(folder: Path, images: Sequence[bytes]) -> list[str]:
+    """A file for each image; returns their names."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{i:04}.png" for i in range(len(pictures))]
-    for name, picture in zip(names, pictures, strict=True):
-        (folder / name).write_bytes(picture)
+    names = [f"{i:04}.png" for i in range(len(images))]
+    for name, image in zip(names, images, strict=True):
+        (folder / name).write_bytes(image)
     return names
 
 
-def as_table(folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Path:
-    """Pictures and captions as a jsonl manifest and files."""
-    names = write_pictures(folder / "images", pictures)
+def as_table(folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Path:
+    """Images and captions as a jsonl manifest and files."""
+    names = write_images(folder / "images", images)
     records = [{"image": f"images/{name}", "text": list(texts)} for name, texts in zip(names, captions, strict=True)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder / "pairs.jsonl"
@@ -102,7 +102,7 @@ def as_table(folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequenc
 
 @dataclass(frozen=True)
 class Planned:
-    """The pictures of a source as a cache would plan them: lines of one key brought together."""
+    """The images of a source as a cache would plan them: lines of one key brought together."""
 
     keys: list[str]
     captions: list[list[str]]
@@ -138,19 +138,19 @@ class SourceContract(ABC):
     hostile: ClassVar[Mapping[str, str]] = HOSTILE
 
     @abstractmethod
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
         """Write a source into a folder, which is empty or holds an earlier one to be replaced.
 
         Args:
             folder: exists.
-            pictures: encoded, in the order that rows must have.
-            captions: of each picture.
+            images: encoded, in the order that rows must have.
+            captions: of each image.
         """
 
     def made(self, folder: Path, captions: Sequence[Sequence[str]] | None = None) -> Made:
         captions = self.captions if captions is None else captions
         folder.mkdir(parents=True, exist_ok=True)
-        return self.make(folder, encoded_pictures(len(captions)), captions)
+        return self.make(folder, encoded_images(len(captions)), captions)
 
     @staticmethod
     def open(made: Made) -> Source:
@@ -192,20 +192,20 @@ class SourceContract(ABC):
 
         assert joined(list(source.batches())) == joined(list(batched(source.rows(), rows_at_a_time=2**30)))
 
-    def test_the_reader_gives_the_pictures_in_any_order(self, tmp_path: Path) -> None:
-        pictures = encoded_pictures(len(self.captions))
+    def test_the_reader_gives_the_images_in_any_order(self, tmp_path: Path) -> None:
+        images = encoded_images(len(self.captions))
         planned = Planned.of(self.open(self.made(tmp_path)))
-        assert planned.read(slice(None)) == pictures
+        assert planned.read(slice(None)) == images
         for reader in (planned.reader, pickle.loads(pickle.dumps(planned.reader))):
             again = Planned(planned.keys, planned.captions, planned.locators, reader)
-            for rows in [*(slice(i, i + 1) for i in reversed(range(len(pictures)))), slice(5, 9), slice(0, 3)]:
-                assert again.read(rows) == pictures[rows]
+            for rows in [*(slice(i, i + 1) for i in reversed(range(len(images)))), slice(5, 9), slice(0, 3)]:
+                assert again.read(rows) == images[rows]
 
     def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
         planned = Planned.of(self.open(self.made(tmp_path)))
         with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
             found = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
-        assert found == encoded_pictures(len(self.captions))
+        assert found == encoded_images(len(self.captions))
 
     def test_an_empty_source_is_refused(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
         made = self.made(tmp_path / "source", [])
@@ -243,12 +243,12 @@ class SourceContract(ABC):
         assert result.report.num_pictures == result.cache.info.chunk_rows
         assert np.array_equal(result.cache.image_emb(), whole)
 
-    def test_embeddings_are_those_of_the_same_pictures_in_a_table(
+    def test_embeddings_are_those_of_the_same_images_in_a_table(
         self, tmp_path: Path, make_cache: Callable[..., Any]
     ) -> None:
         made = self.made(tmp_path / "source")
         found: Cache = make_cache(made.path, tmp_path / "cache.zarr", workers=2, **made.options).cache
-        table = as_table(tmp_path / "table", encoded_pictures(len(self.captions)), self.captions)
+        table = as_table(tmp_path / "table", encoded_images(len(self.captions)), self.captions)
         expected: Cache = make_cache(table, tmp_path / "table.zarr").cache
         assert (found.status() == Status.EMBEDDED).all()
         assert np.array_equal(found.image_emb(), expected.image_emb())
@@ -264,7 +264,7 @@ class SourceContract(ABC):
         assert cache.captions() == ["good"]
         assert cache.info.num_pictures == len(captions)
 
-    def test_a_limit_takes_the_first_pictures(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+    def test_a_limit_takes_the_first_images(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
         made = self.made(tmp_path / "source")
         cache: Cache = make_cache(made.path, tmp_path / "cache.zarr", limit=3, **made.options).cache
         assert len(cache) == 3
@@ -272,7 +272,7 @@ class SourceContract(ABC):
         assert (cache.status() == Status.EMBEDDED).all()
 
     def test_nothing_outside_the_root_is_read(self, tmp_path: Path) -> None:
-        """What a source reads pictures from becomes a link to the same file elsewhere."""
+        """What a source reads images from becomes a link to the same file elsewhere."""
         source = self.open(self.made(tmp_path / "source"))
         planned = Planned.of(source)
         assert isinstance(planned.read(slice(0, 1))[0], bytes)

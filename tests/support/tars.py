@@ -22,39 +22,39 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], format: int = ta
     return path
 
 
-def members_of(key: str, picture: bytes, captions: Sequence[str]) -> Iterable[tuple[str, bytes]]:
+def members_of(key: str, image: bytes, captions: Sequence[str]) -> Iterable[tuple[str, bytes]]:
     """A sample whose JSON has all captions."""
-    yield f"{key}.png", picture
+    yield f"{key}.png", image
     yield f"{key}.json", json.dumps({"caption": list(captions), "url": f"https://example.org/{key}"}).encode()
 
 
 def write_shards(
-    folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]], per_shard: int = 4
+    folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]], per_shard: int = 4
 ) -> list[Path]:
     """A folder of tars with captions in JSON."""
     shards = []
-    for number, start in enumerate(range(0, max(len(pictures), 1), per_shard)):
-        some = range(start, min(start + per_shard, len(pictures)))
-        members = [member for i in some for member in members_of(f"{i:09}", pictures[i], captions[i])]
+    for number, start in enumerate(range(0, max(len(images), 1), per_shard)):
+        some = range(start, min(start + per_shard, len(images)))
+        members = [member for i in some for member in members_of(f"{i:09}", images[i], captions[i])]
         shards.append(write_tar(folder / f"{number:05}.tar", members))
     return shards
 
 
 def write_img2dataset(
     folder: Path,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     captions: Sequence[str | None],
     per_shard: int = 4,
     **columns: Sequence[Any],
 ) -> list[Path]:
     """A folder as img2dataset leaves it: every third download has failed."""
     shards = []
-    for number, start in enumerate(range(0, len(pictures), per_shard)):
+    for number, start in enumerate(range(0, len(images), per_shard)):
         members: list[tuple[str, bytes]] = []
         records: list[Mapping[str, Any]] = []
         for place in range(per_shard * 2):
             i, key = start + place // 2, f"{number:05}{place:04}"
-            if i >= min(start + per_shard, len(pictures)):
+            if i >= min(start + per_shard, len(images)):
                 break
             record: dict[str, Any] = {name: values[i] for name, values in columns.items()}
             record |= {"url": f"https://example.org/{key}", "caption": captions[i], "key": key}
@@ -65,7 +65,7 @@ def write_img2dataset(
             records.append(record)
             members += [
                 (f"{key}.json", json.dumps(record).encode()),
-                (f"{key}.png", pictures[i]),
+                (f"{key}.png", images[i]),
                 (f"{key}.txt", (captions[i] or "").encode("utf-8", "surrogatepass")),
             ]
         shards.append(write_tar(folder / f"{number:05}.tar", members))

@@ -1,4 +1,4 @@
-"""Pictures whose captions have translations, runs on them, and what plain open_clip makes of the translations."""
+"""Images whose captions have translations, runs on them, and what plain open_clip makes of the translations."""
 
 import json
 import random
@@ -19,7 +19,7 @@ MODEL = f"local-dir:{ENGLISH_CLIP}"
 
 
 def draw_scenes(folder: Path) -> dict[str, Path]:
-    """Scenes with Russian captions and their English translations; half of the pictures of `mixed` lack the latter."""
+    """Scenes with Russian captions and their English translations; half of the images of `mixed` lack the latter."""
     rng = random.Random(0)
     scenes = training_scenes(TRAIN + VAL, seed=0)
     rows = []

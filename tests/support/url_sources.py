@@ -15,7 +15,7 @@ from clipglot.cache.processes import worker_pool
 from zarr.core.sync import sync
 
 from support.s3_server import NAME, Bucket, serving
-from support.source_contract import Made, Planned, SourceContract, encoded_pictures, read_rows
+from support.source_contract import Made, Planned, SourceContract, encoded_images, read_rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,15 +50,15 @@ class AtUrl(SourceContract):
     def _bucket(self, bucket: Bucket) -> None:
         type(self).bucket = bucket
 
-    def local(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
         """What is to be uploaded: of the contract that comes next in the order of base classes, if there is one."""
-        return super().make(folder, pictures, captions)  # type: ignore[safe-super]
+        return super().make(folder, images, captions)  # type: ignore[safe-super]
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
         local, name = folder / "local", folder.as_posix().strip("/")
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir()
-        made = self.local(local, pictures, captions)
+        made = self.local(local, images, captions)
         for key in self.bucket.objects():
             if key.startswith(f"{name}/"):
                 self.bucket.delete(key)
@@ -71,7 +71,7 @@ class AtUrl(SourceContract):
         planned = Planned.of(self.open(self.made(tmp_path)))
         with worker_pool(1, "clipglot.cache.write.decode_pool", int) as pool:
             found = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
-        assert found == encoded_pictures(len(self.captions))
+        assert found == encoded_images(len(self.captions))
 
     def test_what_is_not_there_is_named(self, tmp_path: Path) -> None:
         made = self.made(tmp_path / "source")

@@ -33,7 +33,7 @@ def test_rows_that_are_not_there_are_refused(row: int, tiny_cache: Path) -> None
         Cache(tiny_cache).emb_rows(np.array([0, row]))
 
 
-def test_pictures_that_no_pass_came_to_have_not_failed(tiny_cache: Path, tmp_path: Path) -> None:
+def test_images_that_no_pass_came_to_have_not_failed(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     edit(cache, state="planned")
     for chunk in (0, 3):

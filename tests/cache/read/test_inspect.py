@@ -1,4 +1,4 @@
-"""What `clipglot inspect` shows of a cache: pairs to look at, pictures without captions, and what failed."""
+"""What `clipglot inspect` shows of a cache: pairs to look at, images without captions, and what failed."""
 
 import json
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from clipglot.cache.storage import ragged
 from clipglot.cli.render import shortened
 from rich.cells import cell_len
 from support.command_line import run
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 
 @pytest.fixture(scope="module")
 def gaps(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty pictures of which the first, some within and the last have no caption, and four are missing. Read only."""
+    """Twenty images of which the first, some within and the last have no caption, and four are missing. Read only."""
     folder = tmp_path_factory.mktemp("gaps")
-    manifest = draw_pictures(folder, 20)
+    manifest = draw_images(folder, 20)
     records = [json.loads(line) for line in manifest.read_text().splitlines()]
     for row in (0, 5, 6, 13, 19):
         records[row]["text"] = []
@@ -50,12 +50,12 @@ def test_pairs_are_spread_evenly_and_those_without_captions_are_counted(num: int
 def test_inspect_shows_pairs_on_one_line_each(gaps: Path) -> None:
     shown = run("inspect", gaps).stdout
     assert "captions          " in shown
-    assert "without captions  5 pictures\n" in shown
+    assert "without captions  5 images\n" in shown
     assert "pairs.jsonl (table, sha256 " in shown
-    row, picture, num, caption = next(line for line in shown.splitlines() if "0009.png" in line).split(maxsplit=3)
-    assert (row, picture, num) == ("9", "images/0009.png", "2")
+    row, image, num, caption = next(line for line in shown.splitlines() if "0009.png" in line).split(maxsplit=3)
+    assert (row, image, num) == ("9", "images/0009.png", "2")
     assert caption.startswith("первая строка [31mи далее и далее ")
-    assert shown.splitlines()[-1].split() == ["3", "missing", "images/0003.png"]  # the missing pictures come last
+    assert shown.splitlines()[-1].split() == ["3", "missing", "images/0003.png"]  # the missing images come last
     assert "first caption" not in run("inspect", gaps, "--pairs", 0).stdout
     found = json.loads(run("inspect", gaps, "--pairs", 2, "--json").stdout)
     assert found["num_uncaptioned"] == 5

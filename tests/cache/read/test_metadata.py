@@ -33,8 +33,8 @@ damages = pytest.mark.parametrize("damage", DAMAGES)
 def located(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that has each array that a cache may lack: of tars, with languages. Read only."""
     folder = tmp_path_factory.mktemp("located")
-    pictures = [path.read_bytes() for path in sorted((manifest.parent / "images").iterdir())[:12]]
-    write_shards(folder / "shards", pictures, [["ein Bild"]] * len(pictures))
+    images = [path.read_bytes() for path in sorted((manifest.parent / "images").iterdir())[:12]]
+    write_shards(folder / "shards", images, [["ein Bild"]] * len(images))
     make_cache(folder / "shards", folder / "c.zarr", text_field=("caption",), language=("de",))
     return folder / "c.zarr"
 

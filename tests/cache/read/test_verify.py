@@ -1,4 +1,4 @@
-"""`clipglot verify` finds what checksums cannot tell, embeds pictures again, and says what it could not check."""
+"""`clipglot verify` finds what checksums cannot tell, embeds images again, and says what it could not check."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from clipglot.cache.read import verify as contents
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from PIL import Image
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.metadata_edits import edit
 
 
@@ -34,8 +34,8 @@ def found(cache: Path, *arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def own(tmp_path: Path, make_cache: Callable[..., Any]) -> Path:
-    """A cache of two views whose pictures may be broken, one of them broken already."""
-    manifest = draw_pictures(tmp_path / "pictures", 24)
+    """A cache of two views whose images may be broken, one of them broken already."""
+    manifest = draw_images(tmp_path / "pictures", 24)
     (tmp_path / "pictures/images/0003.png").write_bytes(b"broken")
     make_cache(manifest, tmp_path / "c.zarr", views=2)
     return tmp_path / "c.zarr"
@@ -57,7 +57,7 @@ ROW, AT = (0, 9), "images/emb/c/0/1/0: row 9"
 CONTENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "half a vector": (lambda c: rewrite(c, "images/emb", (*ROW, slice(8)), 0), f"{AT}: embedded, but"),
     "NaN": (lambda c: rewrite(c, "images/emb", (*ROW, 0), np.nan), f"{AT}: embedded, but"),
-    "a vector of a failed picture": (
+    "a vector of a failed image": (
         lambda c: rewrite(c, "images/emb", (0, 3, 0), 1),
         "images/emb/c/0/0/0: row 3: not embedded, but not zeros",
     ),
@@ -67,14 +67,14 @@ CONTENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda c: rewrite(c, "images/norm", (0, slice(9, 12)), np.nan),
         "images/norm/c/0/1: row 9 and 2 more: not a positive number",
     ),
-    "a norm of a failed picture": (lambda c: rewrite(c, "images/norm", (1, 3), 2), "images/norm/c/1/0: row 3: not a"),
+    "a norm of a failed image": (lambda c: rewrite(c, "images/norm", (1, 3), 2), "images/norm/c/1/0: row 3: not a"),
     "a repeat that is none": (
         lambda c: rewrite(c, "images/norm", (1, 9), 0),
         "images/emb/c/1/1/0: row 9: norm 0, but not the plain view's embedding",
     ),
-    "a swapped picture's owner": (
+    "a swapped image's owner": (
         lambda c: rewrite(c, "captions/image", 4, 23),
-        "captions/image: not ascending rows of 24 pictures",
+        "captions/image: not ascending rows of 24 images",
     ),
     "offsets that begin late": (lambda c: rewrite(c, "images/key/offsets", 0, 1), "images/key/offsets: not ascending"),
     "offsets that go back": (lambda c: rewrite(c, "captions/text/offsets", 5, 0), "captions/text/offsets: not"),
@@ -119,7 +119,7 @@ def test_a_sample_is_embedded_again_by_the_same_seed(own: Path) -> None:
     assert found(own, "--sample", 1000)["probes"]["num"] == 23  # all that are embedded
 
 
-def test_a_picture_that_changed_is_named(own: Path) -> None:
+def test_an_image_that_changed_is_named(own: Path) -> None:
     Image.new("RGB", (48, 40), "magenta").save(own.parent / "pictures/images/0007.png")
     (fault,) = found(own, "--sample", 24)["faults"]
     assert fault.startswith("images/0007.png embeds to another vector than ")
@@ -131,7 +131,7 @@ def test_what_could_not_be_checked_is_said_and_an_error_only_if_asked_for(own: P
         "1 of 23 could not be read again (images/0007.png: missing)"
     )
     (tmp_path / "pictures").rename(tmp_path / "moved")
-    why = f"the pictures are not below {tmp_path / 'pictures'} any more"
+    why = f"the images are not below {tmp_path / 'images'} any more"
     assert found(own)["probes"]["not_checked"] == found(own, "--sample", 3)["probes"]["not_checked"] == why
     printed = verify(own)
     assert (printed.exit_code, why in printed.stdout, "every checksum holds" in printed.stdout) == (0, True, True)
@@ -139,7 +139,7 @@ def test_what_could_not_be_checked_is_said_and_an_error_only_if_asked_for(own: P
     assert Cache(own).info.source.image_root == str(tmp_path / "pictures")
 
 
-def test_pictures_that_moved_to_a_url_are_checked_there(own: Path) -> None:
+def test_images_that_moved_to_a_url_are_checked_there(own: Path) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(own.parent / "pictures"), "/verified", recursive=True)
     shutil.rmtree(own.parent / "pictures")
@@ -171,14 +171,14 @@ def test_a_cache_that_is_not_complete_is_checked_as_far_as_it_is(own: Path) -> N
     assert [fault[:24] for fault in found(own)["faults"]] == ["images/norm/c/0/2: row 2"]
 
 
-def test_a_cache_of_texts_says_that_there_are_no_pictures(
+def test_a_cache_of_texts_says_that_there_are_no_images(
     taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     from support.translated_scenes import MODEL
 
     make_cache(taught_manifests["train"], tmp_path / "c", model=MODEL, teacher_field=("en",), images=False, limit=20)
     probes = found(tmp_path / "c")["probes"]
-    assert (probes["num"], probes["not_checked"]) == (0, f"{tmp_path / 'c'} holds texts, no pictures")
+    assert (probes["num"], probes["not_checked"]) == (0, f"{tmp_path / 'c'} holds texts, no images")
 
 
 def test_nothing_is_written_without_repair(own: Path) -> None:

@@ -14,41 +14,41 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.sources.muge import Places
 from clipglot.cache.sources.source import Row
-from support.source_contract import CAPTIONS, Made, Planned, SourceContract, encoded_pictures, write_pictures
+from support.source_contract import CAPTIONS, Made, Planned, SourceContract, encoded_images, write_images
 
 Captions = Sequence[Sequence[str]]
 
 
 class TestClassFolders(SourceContract):
-    """One caption a picture, and what a file system takes for a name."""
+    """One caption an image, and what a file system takes for a name."""
 
     captions: ClassVar[Captions] = sorted(
         [text] for text in ("a tabby cat", "кот", "猫", "고양이", "e\u0301", "é", "🐈‍⬛", "zz")
     )
     hostile: ClassVar[dict[str, str]] = {"empty": "_"}
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
         shutil.rmtree(folder / "pictures", ignore_errors=True)
         (folder / "pictures").mkdir()
-        for (caption,), picture in zip(captions, pictures, strict=True):
-            write_pictures(folder / "pictures" / caption.replace(" ", "_"), [picture])
+        for (caption,), image in zip(captions, images, strict=True):
+            write_images(folder / "pictures" / caption.replace(" ", "_"), [image])
         return Made(folder / "pictures")
 
 
 class TestClassFoldersOfASplit(TestClassFolders):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        made = super().make(folder, pictures, captions).path
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        made = super().make(folder, images, captions).path
         shutil.rmtree(folder / "splits", ignore_errors=True)
         made.rename(made.parent / "train")
         (folder / "splits").mkdir()
         (made.parent / "train").rename(folder / "splits" / "train")
-        write_pictures(folder / "splits" / "val" / "dog", pictures[:1])
+        write_images(folder / "splits" / "val" / "dog", images[:1])
         return Made(folder / "splits", {"split": "train"})
 
 
 class TestCoco(SourceContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        names = write_pictures(folder / "train2017", pictures)
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        names = write_images(folder / "train2017", images)
         images = [{"id": 100 - i, "file_name": name, "height": 40} for i, name in enumerate(names)]
         annotations = [
             {"image_id": 100 - i, "id": i, "caption": text} for i, texts in enumerate(captions) for text in texts
@@ -60,12 +60,12 @@ class TestCoco(SourceContract):
 
 
 class TestMuge(SourceContract):
-    """Pictures of no text come last."""
+    """Images of no text come last."""
 
     captions: ClassVar[Captions] = sorted(CAPTIONS, key=lambda texts: not texts)
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        lines = [f"{1000 + i}\t{base64.urlsafe_b64encode(p).decode()}\n" for i, p in enumerate(pictures)]
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        lines = [f"{1000 + i}\t{base64.urlsafe_b64encode(p).decode()}\n" for i, p in enumerate(images)]
         (folder / "train_imgs.tsv").write_text("".join(lines))
         texts = [
             {"text_id": i, "text": text, "image_ids": [1000 + i]} for i, texts in enumerate(captions) for text in texts
@@ -75,27 +75,27 @@ class TestMuge(SourceContract):
 
 
 class TestMugeOfASplit(TestMuge):
-    """With a list of texts for a picture, other line ends and the other alphabet."""
+    """With a list of texts for an image, other line ends and the other alphabet."""
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        made = super().make(folder, pictures, captions).path
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        made = super().make(folder, images, captions).path
         for name in ("train_imgs.tsv", "train_texts.jsonl"):
             shutil.copy(made / name, made / name.replace("train", "valid"))
-        lines = [f"{1000 + i}\t{base64.b64encode(p).decode()}\r\n" for i, p in enumerate(pictures)]
+        lines = [f"{1000 + i}\t{base64.b64encode(p).decode()}\r\n" for i, p in enumerate(images)]
         (folder / "train_imgs.tsv").write_text("".join(lines), newline="")
         texts = [{"image_id": f"{1000 + i}", "text": list(texts)} for i, texts in enumerate(captions) if texts]
         (folder / "train_texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
         return Made(folder, {"split": "train"})
 
 
-def muge(folder: Path, pictures: bytes, *texts: dict[str, Any]) -> Planned:
+def muge(folder: Path, images: bytes, *texts: dict[str, Any]) -> Planned:
     folder.mkdir(exist_ok=True)
-    (folder / "valid_imgs.tsv").write_bytes(pictures)
+    (folder / "valid_imgs.tsv").write_bytes(images)
     (folder / "valid_texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     return Planned.of(SourceContract.open(Made(folder)))
 
 
-def test_a_text_of_several_pictures_one_of_none_and_one_of_a_missing_picture(tmp_path: Path) -> None:
+def test_a_text_of_several_images_one_of_none_and_one_of_a_missing_image(tmp_path: Path) -> None:
     planned = muge(
         tmp_path,
         b"7\tAAAA\n\n8\tAAA\n9\tA*AA\n7\tBBBB",
@@ -116,17 +116,17 @@ def test_a_text_of_several_pictures_one_of_none_and_one_of_a_missing_picture(tmp
         (b"\xff\tAAAA\n", {"text": "a", "image_ids": [7]}, r"valid_imgs\.tsv:1: expected an id"),
         (b"x" * 10_000 + b"\tAAAA\n", {"text": "a", "image_ids": [7]}, r"valid_imgs\.tsv:1: expected an id"),
         (b"7\tAAAA\n", {"text": "a"}, r"valid_texts\.jsonl:1: no field 'image_ids' or 'image_id' \(found: text\)"),
-        (b"7\tAAAA\n", {"text": "a", "image_ids": [[7]]}, r"'image_ids' must be the id of a picture, or a list"),
-        (b"7\tAAAA\n", {"text": "a", "image_ids": [7, ""]}, r"'image_ids' must be the id of a picture, or a list"),
+        (b"7\tAAAA\n", {"text": "a", "image_ids": [[7]]}, r"'image_ids' must be the id of an image, or a list"),
+        (b"7\tAAAA\n", {"text": "a", "image_ids": [7, ""]}, r"'image_ids' must be the id of an image, or a list"),
         (b"7\tAAAA\n", {"image_ids": [7]}, r"valid_texts\.jsonl:1: no field 'text' .*: pass --text-field"),
     ],
 )
-def test_a_damaged_line_is_named(pictures: bytes, text: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_a_damaged_line_is_named(images: bytes, text: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=message):
-        muge(tmp_path, pictures, text)
+        muge(tmp_path, images, text)
 
 
-def test_a_condition_leaves_out_pictures_without_text(tmp_path: Path) -> None:
+def test_a_condition_leaves_out_images_without_text(tmp_path: Path) -> None:
     muge(tmp_path / "m", b"7\tAAAA\n8\tAAAA\n9\tAAAA\n", *({"text": "a", "image_id": 6 + n, "n": n} for n in (1, 2)))
     images = [{"id": i, "file_name": str(i)} for i in (7, 8, 9)]
     annotations = [{"image_id": 6 + n, "caption": "a", "n": n} for n in (1, 2)]
@@ -138,7 +138,7 @@ def test_a_condition_leaves_out_pictures_without_text(tmp_path: Path) -> None:
         assert source.left_out == {"--where": 2}
 
 
-def test_a_text_that_names_a_picture_twice_is_its_caption_once(tmp_path: Path) -> None:
+def test_a_text_that_names_an_image_twice_is_its_caption_once(tmp_path: Path) -> None:
     found = muge(tmp_path, b"1\tAAAA\n2\tAAAA\n", {"text": "a", "image_ids": [1, "1", 2]})
     assert (found.keys, found.captions) == (["1", "2"], [["a"], ["a"]])
 
@@ -160,14 +160,14 @@ def test_a_split_must_be_chosen_and_be_there(tmp_path: Path) -> None:
         muge(tmp_path / split, b"7\tAAAA\n", {"text": "a", "image_ids": [7]})
         for name in ("imgs.tsv", "texts.jsonl"):
             (tmp_path / split / f"valid_{name}").rename(tmp_path / f"{split}_{name}")
-        write_pictures(tmp_path / "classes" / split / "cat", encoded_pictures(1))
+        write_images(tmp_path / "classes" / split / "cat", encoded_images(1))
     for folder in (tmp_path, tmp_path / "classes"):
         with pytest.raises(CacheError, match=r"has several splits \(train, valid\): pass --split NAME"):
             list(SourceContract.open(Made(folder)).rows())
         with pytest.raises(CacheError, match=r"no split 'test' in it \(found: train, valid\): pass --split NAME"):
             list(SourceContract.open(Made(folder, {"split": "test"})).rows())
     (tmp_path / "valid_texts.jsonl").unlink()
-    with pytest.raises(CacheError, match=r"valid_texts\.jsonl: no such file: pictures and texts"):
+    with pytest.raises(CacheError, match=r"valid_texts\.jsonl: no such file: images and texts"):
         list(SourceContract.open(Made(tmp_path, {"split": "valid"})).rows())
 
 
@@ -175,9 +175,9 @@ def test_a_split_must_be_chosen_and_be_there(tmp_path: Path) -> None:
     "name", ["metadata.jsonl", "pairs.CSV", "train/table.tsv", "train/cat/1.txt", "train/dog/2.caption"]
 )
 def test_class_folders_beside_captions_are_refused_because_these_would_be_lost(name: str, tmp_path: Path) -> None:
-    for picture in ("train/cat/1.jpg", "train/dog/2.png"):
-        (tmp_path / picture).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / picture).touch()
+    for image in ("train/cat/1.jpg", "train/dog/2.png"):
+        (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / image).touch()
     for harmless in ("train/cat/3.txt", "README.txt", ".hidden.csv"):
         (tmp_path / harmless).touch()
     source = SourceContract.open(Made(tmp_path, {"split": "train"}))
@@ -187,7 +187,7 @@ def test_class_folders_beside_captions_are_refused_because_these_would_be_lost(n
         list(source.rows())
 
 
-def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> None:
+def test_class_folders_are_sorted_and_hold_images_alone(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden.png", "a_c/3.webp", ".git/4.png", "loose.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -207,8 +207,8 @@ def test_class_folders_are_sorted_and_hold_pictures_alone(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("link", ["fox", "train/fox", "train"])
 def test_class_folders_outside_the_root_are_not_looked_into(link: str, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "outside" / "fox", encoded_pictures(1))
-    write_pictures(tmp_path / "in" / Path(link).parent / "cat", encoded_pictures(1))
+    write_images(tmp_path / "outside" / "fox", encoded_images(1))
+    write_images(tmp_path / "in" / Path(link).parent / "cat", encoded_images(1))
     (tmp_path / "in" / link).symlink_to(tmp_path / "outside" / ("" if link == "train" else "fox"))
     with pytest.raises(CacheError, match=rf"^{tmp_path}/in/{link} leads to {tmp_path}/outside.*: pass --image-root"):
         list(SourceContract.open(Made(tmp_path / "in")).rows())
@@ -217,7 +217,7 @@ def test_class_folders_outside_the_root_are_not_looked_into(link: str, tmp_path:
 
 
 def test_what_else_lies_beside_splits_is_none(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
-    write_pictures(tmp_path / "train" / "fox", encoded_pictures(3))
+    write_images(tmp_path / "train" / "fox", encoded_images(3))
     (tmp_path / "empty").mkdir()
     (tmp_path / "run" / "tokenizer").mkdir(parents=True)
     for resumed in (False, True):  # into the very folder that it reads

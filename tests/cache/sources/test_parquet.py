@@ -16,10 +16,10 @@ from clipglot.cache.format import Status
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
-from support.source_contract import HOSTILE, Made, Planned, SourceContract, encoded_pictures, without, write_pictures
+from support.source_contract import HOSTILE, Made, Planned, SourceContract, encoded_images, without, write_images
 
 Captions = Sequence[Sequence[str]]
-IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as `datasets` writes pictures
+IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as `datasets` writes images
 
 
 class ColumnContract(SourceContract):
@@ -28,25 +28,25 @@ class ColumnContract(SourceContract):
     hostile = without(HOSTILE, "not unicode")
 
     @staticmethod
-    def table(pictures: Any, captions: Captions, kind: pa.DataType) -> pa.Table:
+    def table(images: Any, captions: Captions, kind: pa.DataType) -> pa.Table:
         fields = {"image": kind, "text": pa.list_(pa.string()), "width": pa.int64()}
-        columns = [pictures, captions, range(len(captions))]
+        columns = [images, captions, range(len(captions))]
         return pa.table([pa.array(c, t) for c, t in zip(columns, fields.values(), strict=True)], list(fields))
 
 
 class TestParquetOfBytes(ColumnContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        pq.write_table(self.table(pictures, captions, pa.binary()), folder / "pairs.parquet", row_group_size=4)
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        pq.write_table(self.table(images, captions, pa.binary()), folder / "pairs.parquet", row_group_size=4)
         return Made(folder / "pairs.parquet")
 
 
 class TestParquetFolderOfASplit(ColumnContract):
     """As on the Hub, beside another split, with names of columns of its own."""
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
         shutil.rmtree(folder / "data", ignore_errors=True)
         (folder / "data").mkdir()
-        structs = [{"bytes": picture, "path": f"{i}.png"} for i, picture in enumerate(pictures)]
+        structs = [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]
         table = self.table(structs, captions, IMAGE).rename_columns(["picture", "captions", "width"])
         for shard, start in enumerate(range(0, len(captions), 5)):
             pq.write_table(table.slice(start, 5), folder / "data" / f"train-{shard:05}-of-00003-0a1b.parquet")
@@ -57,8 +57,8 @@ class TestParquetFolderOfASplit(ColumnContract):
 
 
 class TestParquetOfPaths(ColumnContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        names = write_pictures(folder / "images", pictures)
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        names = write_images(folder / "images", images)
         pq.write_table(self.table(names, captions, pa.string()), folder / "pairs.parquet")
         return Made(folder / "pairs.parquet", {"image_root": folder / "images"})
 
@@ -66,8 +66,8 @@ class TestParquetOfPaths(ColumnContract):
 class TestFeather(ColumnContract):
     """Compressed, in batches."""
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        table = self.table(pictures, captions, pa.large_binary())
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        table = self.table(images, captions, pa.large_binary())
         pyarrow.feather.write_feather(table, folder / "pairs.feather", compression="zstd", chunksize=3)
         return Made(folder / "pairs.feather")
 
@@ -84,15 +84,15 @@ def save_to_disk(folder: Path, table: pa.Table, shards: int) -> None:
 
 
 class TestSavedDataset(ColumnContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        structs = [{"bytes": picture, "path": None} for picture in pictures]
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        structs = [{"bytes": image, "path": None} for image in images]
         save_to_disk(folder / "saved", self.table(structs, captions, IMAGE), 2)
         return Made(folder / "saved")
 
 
 class TestSavedSplits(ColumnContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Captions) -> Made:
-        table = self.table(pictures, captions, pa.binary())
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        table = self.table(images, captions, pa.binary())
         save_to_disk(folder / "saved" / "train", table, 1)
         save_to_disk(folder / "saved" / "test", table.slice(0, 1), 1)
         (folder / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
@@ -102,17 +102,15 @@ class TestSavedSplits(ColumnContract):
 class Columns:
     """Files of the tests below."""
 
-    pictures: ClassVar[list[bytes]] = encoded_pictures(3)
+    images: ClassVar[list[bytes]] = encoded_images(3)
 
     @classmethod
     def write(cls, path: Path, **columns: Any) -> Made:
-        pq.write_table(
-            pa.table({"image": pa.array(cls.pictures, pa.binary()), "text": ["a", "b", "c"]} | columns), path
-        )
+        pq.write_table(pa.table({"image": pa.array(cls.images, pa.binary()), "text": ["a", "b", "c"]} | columns), path)
         return Made(path)
 
 
-def test_planning_reads_no_picture(tmp_path: Path) -> None:
+def test_planning_reads_no_image(tmp_path: Path) -> None:
     """The bytes of the column are destroyed, and the rows are the same."""
     path = Columns.write(tmp_path / "pairs.parquet").path
     rows = list(SourceContract.open(Made(path)).rows())
@@ -127,10 +125,10 @@ def test_planning_reads_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_a_picture_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: str, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "images", Columns.pictures)
+def test_an_image_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "images", Columns.images)
     structs = [
-        {"bytes": Columns.pictures[0], "path": "ignored.png"},
+        {"bytes": Columns.images[0], "path": "ignored.png"},
         {"bytes": None, "path": "images/0001.png"},
         {"bytes": None, "path": None},
         None,
@@ -143,7 +141,7 @@ def test_a_picture_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: s
         pq.write_table(table, path)
     else:
         pyarrow.feather.write_feather(table, path)
-    expected = [*Columns.pictures[:2], *[Status.MISSING] * 3, Status.OUTSIDE_ROOT]
+    expected = [*Columns.images[:2], *[Status.MISSING] * 3, Status.OUTSIDE_ROOT]
     assert Planned.of(SourceContract.open(Made(path))).read(slice(None)) == expected
 
 
@@ -180,7 +178,7 @@ def test_a_link_out_of_the_folder_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"leads to .*0a1b, outside .*snapshot: pass --image-root DIR"):
         list(SourceContract.open(Made(link.parent)).rows())
     planned = Planned.of(SourceContract.open(Made(link.parent, {"image_root": tmp_path})))
-    assert planned.read(slice(None)) == Columns.pictures
+    assert planned.read(slice(None)) == Columns.images
 
 
 def test_a_condition_asks_columns_that_are_not_taken(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
@@ -195,13 +193,13 @@ def test_a_condition_asks_columns_that_are_not_taken(tmp_path: Path, make_cache:
 
 
 def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
-    pictures = pa.array([Columns.pictures[0], None, Columns.pictures[2]])
+    images = pa.array([Columns.images[0], None, Columns.images[2]])
     paths = pa.array([b"\xff"] * 3).view(pa.string())
     made = Columns.write(
-        tmp_path / "pairs.parquet", image=pa.StructArray.from_arrays([pictures, paths], fields=list(IMAGE))
+        tmp_path / "pairs.parquet", image=pa.StructArray.from_arrays([images, paths], fields=list(IMAGE))
     )
     found = Planned.of(SourceContract.open(made)).read(slice(None))
-    assert found == [Columns.pictures[0], Status.UNREADABLE, Columns.pictures[2]]
+    assert found == [Columns.images[0], Status.UNREADABLE, Columns.images[2]]
 
 
 def test_a_folder_of_the_hub_has_the_splits_of_its_files(tmp_path: Path) -> None:
@@ -265,10 +263,10 @@ def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_
         ({}, {"text_field": ("zh",)}, r"no column 'zh' \(found: image, text\): pass --text-field"),
         ({}, {"teacher_field": ("en",)}, r"no column 'en' .*: pass --teacher-field"),
         ({}, {"split": "train"}, r"--split train chooses files of a folder"),
-        ({"image": [1, 2, 3]}, {}, r"column 'image' is of type int64, expected pictures as binary"),
+        ({"image": [1, 2, 3]}, {}, r"column 'image' is of type int64, expected images as binary"),
         ({"image": pa.array([{"path": "a"}] * 3)}, {}, r"is of type struct<path: string>, expected"),
         ({"text": [1, 2, 3]}, {}, r"record 1: 'text' must be a string or a list of strings, found 1"),
-        ({"image": ["a", "", "b"]}, {}, r"record 2: 'image' must be the path of a picture, found ''"),
+        ({"image": ["a", "", "b"]}, {}, r"record 2: 'image' must be the path of an image, found ''"),
     ],
 )
 def test_a_column_that_does_not_fit_is_named(
@@ -280,11 +278,11 @@ def test_a_column_that_does_not_fit_is_named(
     assert str(made.path) in str(error.value)
 
 
-def test_export_embeds_pictures_in_a_column_again(
+def test_export_embeds_images_in_a_column_again(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    pictures = encoded_pictures(10)
-    pq.write_table(ColumnContract.table(pictures, [["кот"]] * 10, pa.binary()), tmp_path / "pairs.parquet")
+    images = encoded_images(10)
+    pq.write_table(ColumnContract.table(images, [["кот"]] * 10, pa.binary()), tmp_path / "pairs.parquet")
     make_cache(tmp_path / "pairs.parquet", tmp_path / "cache.zarr")
     run = make_run(tmp_path / "cache.zarr", tmp_path / "run", epochs=1)
     assert export_run(ExportSettings(run=run, output=tmp_path / "merged")).num_probes == 8

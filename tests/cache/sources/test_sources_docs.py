@@ -19,7 +19,7 @@ from clipglot.cache.format import SOURCE_KINDS
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.kinds import KINDS, SHAPES
 from clipglot.cli.main import main
-from support.source_contract import encoded_pictures, write_pictures
+from support.source_contract import encoded_images, write_images
 from support.tars import write_img2dataset, write_shards
 
 DOCS = (Path(__file__).parents[3] / "docs" / "sources.md").read_text(encoding="utf-8")
@@ -30,45 +30,45 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
-PICTURES, CAPTIONS = encoded_pictures(3), [["a cat"], ["кот", "кошка"], ["猫"]]
+IMAGES, CAPTIONS = encoded_images(3), [["a cat"], ["кот", "кошка"], ["猫"]]
 
 
 def make_tables(folder: Path) -> None:
-    names = write_pictures(folder, PICTURES)
+    names = write_images(folder, IMAGES)
     lines = [json.dumps({"image": name, "text": texts}) for name, texts in zip(names, CAPTIONS, strict=True)]
     (folder / "pairs.jsonl").write_text("\n".join(lines))
     (folder / "pairs.csv").write_text("file,zh,en\n" + "".join(f"{name},猫,a cat\n" for name in names))
 
 
 def make_hub(folder: Path) -> None:
-    made = columns.TestParquetFolderOfASplit().make(folder, PICTURES, CAPTIONS)
+    made = columns.TestParquetFolderOfASplit().make(folder, IMAGES, CAPTIONS)
     for path in made.path.iterdir():
         pq.write_table(pq.read_table(path).rename_columns(["image", "caption", "width"]), path)
 
 
 def make_muge(folder: Path) -> None:
     (folder / "MUGE").mkdir()
-    folders.TestMuge().make(folder / "MUGE", PICTURES, CAPTIONS)
+    folders.TestMuge().make(folder / "MUGE", IMAGES, CAPTIONS)
 
 
 def make_birds(folder: Path) -> None:
-    for name, picture in zip(("hooded_crow", "blue_tit", "swift"), PICTURES, strict=True):
-        write_pictures(folder / "birds" / name, [picture])
+    for name, image in zip(("hooded_crow", "blue_tit", "swift"), IMAGES, strict=True):
+        write_images(folder / "birds" / name, [image])
 
 
 MAKE = {
     "pairs.jsonl": make_tables,
     "pairs.csv": make_tables,
-    "shards": lambda folder: write_shards(folder / "shards", PICTURES, CAPTIONS, per_shard=1),
-    "shards/{00000..00002}.tar": lambda folder: write_shards(folder / "shards", PICTURES, CAPTIONS, per_shard=1),
-    "downloads": lambda folder: write_img2dataset(folder / "downloads", PICTURES, [texts[0] for texts in CAPTIONS]),
-    "pairs.parquet": lambda folder: columns.TestParquetOfBytes().make(folder, PICTURES, CAPTIONS),
+    "shards": lambda folder: write_shards(folder / "shards", IMAGES, CAPTIONS, per_shard=1),
+    "shards/{00000..00002}.tar": lambda folder: write_shards(folder / "shards", IMAGES, CAPTIONS, per_shard=1),
+    "downloads": lambda folder: write_img2dataset(folder / "downloads", IMAGES, [texts[0] for texts in CAPTIONS]),
+    "pairs.parquet": lambda folder: columns.TestParquetOfBytes().make(folder, IMAGES, CAPTIONS),
     "data": make_hub,
-    "pairs.feather": lambda folder: columns.TestFeather().make(folder, PICTURES, CAPTIONS),
-    "saved": lambda folder: columns.TestSavedSplits().make(folder, PICTURES, CAPTIONS),
+    "pairs.feather": lambda folder: columns.TestFeather().make(folder, IMAGES, CAPTIONS),
+    "saved": lambda folder: columns.TestSavedSplits().make(folder, IMAGES, CAPTIONS),
     "MUGE": make_muge,
     "birds": make_birds,
-    "annotations/captions_train2017.json": lambda folder: folders.TestCoco().make(folder, PICTURES, CAPTIONS),
+    "annotations/captions_train2017.json": lambda folder: folders.TestCoco().make(folder, IMAGES, CAPTIONS),
 }
 
 
@@ -104,9 +104,9 @@ def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> Non
     assert code.count(tower) == 1
     script.write_text(code.replace(tower, f"model={f'local-dir:{tiny_clip}'!r}"))
     with closing(sqlite3.connect(tmp_path / "pairs.db")) as database, database:
-        database.execute("CREATE TABLE pairs (id INTEGER PRIMARY KEY, picture BLOB, caption TEXT)")
-        rows = [*zip(PICTURES, ["a cat", "кот", "猫"], strict=True), (None, "nothing")]
-        database.executemany("INSERT INTO pairs (picture, caption) VALUES (?, ?)", rows)
+        database.execute("CREATE TABLE pairs (id INTEGER PRIMARY KEY, image BLOB, caption TEXT)")
+        rows = [*zip(IMAGES, ["a cat", "кот", "猫"], strict=True), (None, "nothing")]
+        database.executemany("INSERT INTO pairs (image, caption) VALUES (?, ?)", rows)
     found = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout == "{'embedded': 3, 'missing': 1}\n"
     cache = Cache(tmp_path / "own.zarr")

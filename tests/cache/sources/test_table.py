@@ -78,7 +78,7 @@ def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -
         ("m.csv", "file,text\na,x", r"m\.csv:2: no field 'image' \(found: file, text\): pass --image-field"),
         ("m.csv", "image;text\na;x", r"m\.csv:1: one column, 'image;text': semicolons separate nothing here: save"),
         ("m.csv", "image,text\na,x,y", r"m\.csv:2: 3 columns where the header has 2: quote fields"),
-        ("m.csv", "image,text\n,x", r"m\.csv:2: 'image' must be the path of a picture, found ''"),
+        ("m.csv", "image,text\n,x", r"m\.csv:2: 'image' must be the path of an image, found ''"),
         ("m.csv", 'image,text\na,x\nb,"never closed\nc,y\n', r"m\.csv:3: not a row of a table .*: mend or drop it"),
         ("m.csv", "image,text,text\na,x,y", r"m\.csv:1: several columns are called text: rename them"),
         ("m.csv", b"image,text\n" + b"a,x\n" * 3000 + b"b,\xff\n", r"m\.csv:3002: not UTF-8 text"),
@@ -93,7 +93,7 @@ def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -
         (
             "m.jsonl",
             '{"image": null, "text": "x"}',
-            r"m\.jsonl:1: 'image' must be the path of a picture, found null: mend or drop",
+            r"m\.jsonl:1: 'image' must be the path of an image, found null: mend or drop",
         ),
         ("m.jsonl", '{"image": "\\ud800", "text": "x"}', r"m\.jsonl:1: 'image' holds half of a surrogate pair"),
         ("m.jsonl", '{"image": "a", "text": "x"}\n["a"]', r"m\.jsonl:2: expected a JSON object, found list"),

@@ -4,19 +4,19 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from support.source_contract import HOSTILE, Made, SourceContract, as_table, without, write_pictures
+from support.source_contract import HOSTILE, Made, SourceContract, as_table, without, write_images
 
 
 class TestJsonLines(SourceContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        return Made(as_table(folder, pictures, captions))
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        return Made(as_table(folder, images, captions))
 
 
 class TestCsv(SourceContract):
     hostile = without(HOSTILE, "not unicode")  # UTF-8 cannot hold it
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        names = write_pictures(folder / "pictures", pictures)
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        names = write_images(folder / "pictures", images)
         with open(folder / "pairs.csv", "w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["file", "caption"])

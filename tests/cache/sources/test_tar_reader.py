@@ -15,10 +15,10 @@ from clipglot.cache.format import SourceInfo, Status
 from clipglot.cache.sources.kinds import open_source
 from clipglot.cache.sources.tar_index import BLOCK
 from clipglot.cache.write.image_reader import reader_of
-from support.source_contract import Planned, encoded_pictures
+from support.source_contract import Planned, encoded_images
 from support.tars import write_img2dataset, write_tar
 
-PICTURES = encoded_pictures(12)
+IMAGES = encoded_images(12)
 CAPTIONS = [f"подпись {i}" for i in range(12)]
 
 
@@ -151,7 +151,7 @@ def test_links_and_devices_cost_their_row(tmp_path: Path) -> None:
 
 
 def test_a_damaged_tar_is_refused_before_any_work(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
-    path = write_tar(tmp_path / "tars" / "a.tar", [("1.jpg", PICTURES[0]), ("1.txt", b"x"), ("2.jpg", PICTURES[1])])
+    path = write_tar(tmp_path / "tars" / "a.tar", [("1.jpg", IMAGES[0]), ("1.txt", b"x"), ("2.jpg", IMAGES[1])])
     path.write_bytes(path.read_bytes()[: BLOCK * 2 + 9000])
     with pytest.raises(CacheError, match=r"a\.tar, byte [\d,]+: ends at byte [\d,]+, .*: fetch or write it again"):
         make_cache(path, tmp_path / "c.zarr")
@@ -159,7 +159,7 @@ def test_a_damaged_tar_is_refused_before_any_work(tmp_path: Path, make_cache: Ca
 
 
 def test_planning_from_tables_opens_no_tar(tmp_path: Path) -> None:
-    for tar in write_img2dataset(tmp_path, PICTURES, CAPTIONS):
+    for tar in write_img2dataset(tmp_path, IMAGES, CAPTIONS):
         os.truncate(tar, 100)
     found = planned(tmp_path)
     assert found.keys == [f"{i // 4:05}.tar/{i // 4:05}{i % 4 * 2:04}" for i in range(12)]
@@ -168,9 +168,9 @@ def test_planning_from_tables_opens_no_tar(tmp_path: Path) -> None:
 
 
 def test_tables_and_headers_give_the_same_rows(tmp_path: Path) -> None:
-    write_img2dataset(tmp_path, PICTURES, [*CAPTIONS[:-1], None], en=[f"caption {i}" for i in range(12)])
+    write_img2dataset(tmp_path, IMAGES, [*CAPTIONS[:-1], None], en=[f"caption {i}" for i in range(12)])
     by_table, by_table_en = reads(tmp_path), reads(tmp_path, text_fields=["caption", "en"])
-    assert [read for _, read in by_table.values()] == PICTURES
+    assert [read for _, read in by_table.values()] == IMAGES
     (tmp_path / "00001.parquet").unlink()
     assert reads(tmp_path) == by_table
     for table in tmp_path.glob("*.parquet"):
@@ -180,13 +180,13 @@ def test_tables_and_headers_give_the_same_rows(tmp_path: Path) -> None:
 
 
 def test_a_table_that_leads_out_of_the_root_is_refused(tmp_path: Path) -> None:
-    write_img2dataset(tmp_path / "shards", PICTURES, CAPTIONS)
+    write_img2dataset(tmp_path / "shards", IMAGES, CAPTIONS)
     table = tmp_path / "shards" / "00001.parquet"
     table.rename(tmp_path / "outside.parquet")
     table.symlink_to(tmp_path / "outside.parquet")
     with pytest.raises(CacheError, match=rf"^{table} leads out of the .* holds {tmp_path}/outside\.parquet$"):
         reads(tmp_path / "shards")
-    assert [read for _, read in reads(tmp_path / "shards", image_root=str(tmp_path)).values()] == PICTURES
+    assert [read for _, read in reads(tmp_path / "shards", image_root=str(tmp_path)).values()] == IMAGES
 
 
 def test_a_condition_names_each_of_what_may_stand_in_for_each_other(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_condition_names_each_of_what_may_stand_in_for_each_other(tmp_path: Pa
 
 
 def test_samples_that_are_left_out_are_counted(tmp_path: Path) -> None:
-    write_img2dataset(tmp_path, PICTURES, CAPTIONS, n=list(range(12)))
+    write_img2dataset(tmp_path, IMAGES, CAPTIONS, n=list(range(12)))
     for _ in ("by its tables", "by its headers"):
         source = open_source(info_of(tmp_path, where="n >= 5"))
         assert len(list(source.rows())) == 7
@@ -221,22 +221,22 @@ def test_samples_that_are_left_out_are_counted(tmp_path: Path) -> None:
             table.unlink()
 
 
-def test_a_picture_that_is_not_in_its_tar_is_missing(tmp_path: Path) -> None:
-    write_img2dataset(tmp_path, PICTURES, CAPTIONS)
-    write_tar(tmp_path / "00001.tar", [("000010000.png", PICTURES[4]), ("000010002.txt", b"without picture")])
+def test_an_image_that_is_not_in_its_tar_is_missing(tmp_path: Path) -> None:
+    write_img2dataset(tmp_path, IMAGES, CAPTIONS)
+    write_tar(tmp_path / "00001.tar", [("000010000.png", IMAGES[4]), ("000010002.txt", b"without image")])
     found = [read for _, read in reads(tmp_path).values()]
-    assert found == [*PICTURES[:5], *[Status.MISSING] * 3, *PICTURES[8:]]
+    assert found == [*IMAGES[:5], *[Status.MISSING] * 3, *IMAGES[8:]]
 
 
 def test_tables_that_are_none_are_refused_with_the_remedy(tmp_path: Path) -> None:
-    write_img2dataset(tmp_path, PICTURES, CAPTIONS)
+    write_img2dataset(tmp_path, IMAGES, CAPTIONS)
     with pytest.raises(CacheError, match=r"00000\.parquet: nowhere .* 'ru' \(found: url, caption, .*pass --text-field"):
         reads(tmp_path, text_fields=["ru"])
     (tmp_path / "00002.parquet").write_bytes(b"PAR1 no PAR1")
     with pytest.raises(CacheError, match=r"00002\.parquet is not readable as Parquet .*or delete it"):
         reads(tmp_path)
     pq.write_table(pq.read_table(tmp_path / "00000.parquet").drop(["status"]), tmp_path / "00002.parquet")
-    assert [read for _, read in reads(tmp_path).values()] == PICTURES  # another's table is not asked
+    assert [read for _, read in reads(tmp_path).values()] == IMAGES  # another's table is not asked
 
 
 def test_a_tar_that_went_or_shrank_stops_the_pass_and_is_resumed(
@@ -244,8 +244,8 @@ def test_a_tar_that_went_or_shrank_stops_the_pass_and_is_resumed(
 ) -> None:
     members = [
         member
-        for i, picture in enumerate(PICTURES)
-        for member in ((f"{i}.png", picture), (f"{i}.json", json.dumps({"caption": CAPTIONS[i]}).encode()))
+        for i, image in enumerate(IMAGES)
+        for member in ((f"{i}.png", image), (f"{i}.json", json.dumps({"caption": CAPTIONS[i]}).encode()))
     ]
     tars = [write_tar(tmp_path / "tars" / f"{n}.tar", members[n * 8 : n * 8 + 8]) for n in range(3)]
     whole = make_cache(tmp_path / "tars", tmp_path / "whole.zarr").cache
@@ -257,9 +257,9 @@ def test_a_tar_that_went_or_shrank_stops_the_pass_and_is_resumed(
     def read() -> list[bytes | Status]:
         return list(reader_of(cache).read(0, cache.keys(0, 4), cache.locators(0, 4)))
 
-    assert list(reader.read(3, cache.keys(3, 6), cache.locators(3, 6))) == PICTURES[3:6]
+    assert list(reader.read(3, cache.keys(3, 6), cache.locators(3, 6))) == IMAGES[3:6]
     tars[0].write_bytes(content[:1000])
-    with pytest.raises(CacheError, match=r"0\.tar has 1,000 bytes, but a picture of [\d,]+ lies at byte 512"):
+    with pytest.raises(CacheError, match=r"0\.tar has 1,000 bytes, but an image of [\d,]+ lies at byte 512"):
         read()
     tars[0].unlink()
     with pytest.raises(CacheError, match=re.escape(f"{tars[0]} cannot be read (missing): put it back")):

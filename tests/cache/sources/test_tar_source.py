@@ -10,20 +10,20 @@ ONE_EACH = [captions[:1] for captions in CAPTIONS if captions]
 
 
 class TestFolderOfTars(SourceContract):
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        write_shards(folder / "tars", pictures, captions)
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        write_shards(folder / "tars", images, captions)
         return Made(folder / "tars")
 
 
 class TestOneTarWithTexts(SourceContract):
     captions = ONE_EACH
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
         members = [
             member
-            for i, (picture, texts) in enumerate(zip(pictures, captions, strict=True))
+            for i, (image, texts) in enumerate(zip(images, captions, strict=True))
             for member in (
-                (f"./deep/{i}.PNG", picture),
+                (f"./deep/{i}.PNG", image),
                 (f"./deep/{i}.txt", texts[0].encode("utf-8", "surrogatepass")),
             )
         ]
@@ -34,7 +34,7 @@ class TestImg2dataset(SourceContract):
     captions = ONE_EACH
     hostile = without(HOSTILE, "not unicode")
 
-    def make(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        write_img2dataset(folder / "tars", pictures, [texts[0] for texts in captions])
+    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        write_img2dataset(folder / "tars", images, [texts[0] for texts in captions])
         (folder / "tars").mkdir(exist_ok=True)
         return Made(folder / "tars")

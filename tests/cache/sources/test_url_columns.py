@@ -19,7 +19,7 @@ from clipglot.cache.sources.parquet_files import ParquetFile
 from clipglot.cache.storage.urls import RangeFile
 from support import url_sources as urls
 from support.s3_server import NAME, Bucket
-from support.source_contract import Made, Planned, SourceContract, as_table, encoded_pictures
+from support.source_contract import Made, Planned, SourceContract, as_table, encoded_images
 from test_web_sources import web
 
 pytestmark = pytest.mark.slow
@@ -73,8 +73,8 @@ class TestClassFoldersOfASplit(urls.AtUrl, folders.TestClassFoldersOfASplit):
 
 def test_planning_asks_for_the_columns_that_it_needs(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, groups = 120, 3
-    pictures = [os.urandom(20_000) for _ in range(rows)]
-    table = columns.ColumnContract.table(pictures, [[f"подпись {i}"] for i in range(rows)], pa.binary())
+    images = [os.urandom(20_000) for _ in range(rows)]
+    table = columns.ColumnContract.table(images, [[f"подпись {i}"] for i in range(rows)], pa.binary())
     pq.write_table(table, content := BytesIO(), row_group_size=rows // groups)
     bucket.put("ranges/pairs.parquet", content.getvalue())
     sizes: list[int] = []
@@ -94,17 +94,17 @@ def test_planning_asks_for_the_columns_that_it_needs(bucket: Bucket, monkeypatch
 
 
 def test_each_file_is_fetched_once(bucket: Bucket, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
-    pictures, captions = encoded_pictures(12), [[f"подпись {i}"] for i in range(12)]
-    expected = make_cache(as_table(tmp_path, pictures, captions), tmp_path / "expected.zarr").cache.image_emb()
+    images, captions = encoded_images(12), [[f"подпись {i}"] for i in range(12)]
+    expected = make_cache(as_table(tmp_path, images, captions), tmp_path / "expected.zarr").cache.image_emb()
     planning = {"data": 3, "feather": 0, "muge": 0}  # ranges of each Parquet file: its footer, and two row groups
     for name in planning:
         (tmp_path / name).mkdir()
     for i in range(3):
         part = slice(4 * i, 4 * i + 4)
-        table = columns.ColumnContract.table(pictures[part], captions[part], pa.binary())
+        table = columns.ColumnContract.table(images[part], captions[part], pa.binary())
         pq.write_table(table, tmp_path / "data" / f"{i}.parquet", row_group_size=2)
-    columns.TestFeather().make(tmp_path / "feather", pictures, captions)
-    folders.TestMuge().make(tmp_path / "muge", pictures, captions)
+    columns.TestFeather().make(tmp_path / "feather", images, captions)
+    folders.TestMuge().make(tmp_path / "muge", images, captions)
     for name, ranges in planning.items():
         url = Url(bucket.upload(tmp_path / name, f"fetched/{name}"))
         found = make_cache(url, tmp_path / f"{name}.zarr", workers=3).cache
@@ -114,7 +114,7 @@ def test_each_file_is_fetched_once(bucket: Bucket, tmp_path: Path, make_cache: C
 
 
 def test_a_file_that_goes_while_it_is_planned_from_is_named(bucket: Bucket) -> None:
-    table = columns.ColumnContract.table(encoded_pictures(3), [["a"]] * 3, pa.binary())
+    table = columns.ColumnContract.table(encoded_images(3), [["a"]] * 3, pa.binary())
     pq.write_table(table, content := BytesIO())
     bucket.put("goes/pairs.parquet", content.getvalue())
     file = ParquetFile.at(Url(f"s3://{NAME}/goes/pairs.parquet"))
@@ -134,23 +134,23 @@ def test_a_damaged_file_is_named(bucket: Bucket) -> None:
 
 def test_a_reader_reads_on_in_a_file_that_made_room_for_others(bucket: Bucket, tmp_path: Path) -> None:
     """Backwards, too, in a stream, which is then begun anew."""
-    pictures = encoded_pictures(9)
-    columns.save_to_disk(tmp_path, columns.ColumnContract.table(pictures, [["a"]] * 9, pa.binary()), 1)
+    images = encoded_images(9)
+    columns.save_to_disk(tmp_path, columns.ColumnContract.table(images, [["a"]] * 9, pa.binary()), 1)
     source = SourceContract.open(Made(Url(bucket.upload(tmp_path, "stream"))))  # type: ignore[arg-type]
     planned = Planned.of(source)
-    assert planned.read(slice(8, 9)) == pictures[8:]
+    assert planned.read(slice(8, 9)) == images[8:]
     name = "stream/data-00000-of-00001.arrow"
     local_file(f"s3://{NAME}/{name}").unlink()
     bucket.delete(name)
-    assert planned.read(slice(0, 9)) == pictures
+    assert planned.read(slice(0, 9)) == images
 
 
 def test_a_folder_on_a_web_server_is_refused_and_a_file_read(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
-    pictures, captions = encoded_pictures(6), [[f"подпись {i}"] for i in range(6)]
-    expected = make_cache(as_table(tmp_path / "table", pictures, captions), tmp_path / "t.zarr").cache.image_emb()
+    images, captions = encoded_images(6), [[f"подпись {i}"] for i in range(6)]
+    expected = make_cache(as_table(tmp_path / "table", images, captions), tmp_path / "t.zarr").cache.image_emb()
     (tmp_path / "site").mkdir()
-    columns.TestParquetOfBytes().make(tmp_path / "site", pictures, captions)
-    columns.TestFeather().make(tmp_path / "site", pictures, captions)
+    columns.TestParquetOfBytes().make(tmp_path / "site", images, captions)
+    columns.TestFeather().make(tmp_path / "site", images, captions)
     with web(tmp_path / "site") as url:
         for name in ("pairs.parquet", "pairs.feather"):
             found = make_cache(Url(f"{url}/{name}"), tmp_path / f"{name}.zarr").cache

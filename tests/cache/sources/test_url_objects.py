@@ -16,7 +16,7 @@ from clipglot.cache.sources.download import PREFIX, Spool
 from clipglot.cache.sources.image_files import PathReader
 from support import url_sources as urls
 from support.s3_server import NAME, Bucket
-from support.source_contract import as_table, encoded_pictures
+from support.source_contract import as_table, encoded_images
 from support.tars import write_img2dataset, write_shards
 
 pytestmark = pytest.mark.slow
@@ -27,11 +27,11 @@ bucket, temporary = urls.bucket, urls.temporary
 def test_each_object_is_fetched_once(
     bucket: Bucket, tmp_path: Path, make_cache: Callable[..., Any], temporary: Path
 ) -> None:
-    pictures = encoded_pictures(40)
+    images = encoded_images(40)
     captions = [[f"подпись {i}"] for i in range(40)]
-    write_shards(tmp_path / "plain", pictures, captions, per_shard=10)
-    write_img2dataset(tmp_path / "tables", pictures, [texts[0] for texts in captions], per_shard=10)
-    table = as_table(tmp_path / "table", pictures, captions)
+    write_shards(tmp_path / "plain", images, captions, per_shard=10)
+    write_img2dataset(tmp_path / "tables", images, [texts[0] for texts in captions], per_shard=10)
+    table = as_table(tmp_path / "table", images, captions)
     expected = make_cache(table, tmp_path / "expected.zarr").cache
     for name, times in (("plain", 2), ("tables", 1), ("table", 1)):  # headers have to be read first
         url = bucket.upload(tmp_path / name, f"once/{name}")
@@ -45,7 +45,7 @@ def test_each_object_is_fetched_once(
     assert not [left for left in temporary.glob(f"{PREFIX}*") if list(left.glob("*.tar"))]
 
 
-def test_absent_pictures_cost_their_row(bucket: Bucket, tmp_path: Path) -> None:
+def test_absent_images_cost_their_row(bucket: Bucket, tmp_path: Path) -> None:
     url = Url(f"s3://{NAME}/odd")
     names = ["кот.jpg", "a b+c&d=e%20.jpg", "a//b.jpg", "*.jpg", "q?x=1.jpg", "empty.jpg"]
     for name in names:
@@ -59,7 +59,7 @@ def test_absent_pictures_cost_their_row(bucket: Bucket, tmp_path: Path) -> None:
     assert found[-2:] == ["кот.jpg".encode()] * 2
 
 
-def test_a_large_picture_comes_whole(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_image_comes_whole(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (999, 1000, 1001, 5000, 5001)
     for size in sizes:
         bucket.client.put_object(Bucket=NAME, Key=f"large/{size}", Body=os.urandom(size))

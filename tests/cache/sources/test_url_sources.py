@@ -1,4 +1,4 @@
-"""Manifests, pictures and tars at URLs: the contract of sources, as on the disk, and the documented commands."""
+"""Manifests, images and tars at URLs: the contract of sources, as on the disk, and the documented commands."""
 
 import json
 import re
@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cli.main import main
 from support import url_sources as urls
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.s3_server import NAME, Bucket
-from support.source_contract import CAPTIONS, HOSTILE, Made, as_table, encoded_pictures, without
+from support.source_contract import CAPTIONS, HOSTILE, Made, as_table, encoded_images, without
 from support.tars import write_img2dataset, write_shards
 from support.url_sources import AtUrl
 
@@ -27,13 +27,13 @@ ONE_EACH = [captions[:1] for captions in CAPTIONS if captions]
 
 
 class TestTable(AtUrl):
-    def local(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        return Made(as_table(folder, pictures, captions))
+    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        return Made(as_table(folder, images, captions))
 
 
 class TestTars(AtUrl):
-    def local(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        write_shards(folder / "tars", pictures, captions)
+    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        write_shards(folder / "tars", images, captions)
         return Made(folder / "tars")
 
 
@@ -41,13 +41,13 @@ class TestImg2dataset(AtUrl):
     captions = ONE_EACH
     hostile = without(HOSTILE, "not unicode")
 
-    def local(self, folder: Path, pictures: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        write_img2dataset(folder, pictures, [texts[0] for texts in captions])
-        return Made(folder if pictures else folder / "none.tar")
+    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+        write_img2dataset(folder, images, [texts[0] for texts in captions])
+        return Made(folder if images else folder / "none.tar")
 
 
-def test_pictures_may_lie_at_a_url_and_their_table_here(bucket: Bucket, tmp_path: Path, tiny_clip: Path) -> None:
-    manifest = draw_pictures(tmp_path / "here", 6)
+def test_images_may_lie_at_a_url_and_their_table_here(bucket: Bucket, tmp_path: Path, tiny_clip: Path) -> None:
+    manifest = draw_images(tmp_path / "here", 6)
     url = bucket.upload(tmp_path / "here", "pictures-alone")
     shutil.rmtree(tmp_path / "here" / "images")
     bucket.delete("pictures-alone/images/0003.png")
@@ -60,11 +60,11 @@ def test_pictures_may_lie_at_a_url_and_their_table_here(bucket: Bucket, tmp_path
 def test_the_documented_commands_run(bucket: Bucket, tmp_path: Path, tiny_clip: Path) -> None:
     docs = (Path(__file__).parents[3] / "docs" / "sources.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sh\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
-    pictures, captions = encoded_pictures(3), [["a cat"], ["кот"], ["猫"]]
-    table = as_table(tmp_path, pictures, captions)
-    write_shards(tmp_path / "shards", pictures, captions, per_shard=1)
+    images, captions = encoded_images(3), [["a cat"], ["кот"], ["猫"]]
+    table = as_table(tmp_path, images, captions)
+    write_shards(tmp_path / "shards", images, captions, per_shard=1)
     (tmp_path / "data").mkdir()
-    rows = pa.table({"image": pictures, "text": captions})
+    rows = pa.table({"image": images, "text": captions})
     pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet")
     for file in (table, *tmp_path.glob("*/*")):
         bucket.client.put_object(Bucket=NAME, Key=file.relative_to(tmp_path).as_posix(), Body=file.read_bytes())

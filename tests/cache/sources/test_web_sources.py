@@ -1,4 +1,4 @@
-"""Pictures on a web server: which errors are a picture's, and which the server's."""
+"""Images on a web server: which errors are an image's, and which the server's."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.location import Url
 from clipglot.cache.sources.image_files import PathReader
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 pytestmark = pytest.mark.slow
 
@@ -49,11 +49,11 @@ def web(folder: Path, answers: int = 10**6, **codes: int) -> Iterator[str]:
             thread.join()
 
 
-def test_a_picture_that_is_refused_costs_its_row_and_a_server_in_trouble_stops_the_pass(
+def test_an_image_that_is_refused_costs_its_row_and_a_server_in_trouble_stops_the_pass(
     tmp_path: Path, make_cache: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipglot.cache.sources.image_files.PAUSES_S", (0.0, 0.0))
-    manifest = draw_pictures(tmp_path / "site", 6)
+    manifest = draw_images(tmp_path / "site", 6)
     names = [f"images/{i:04}.png" for i in range(6)]
     with web(tmp_path / "site", **{"0001": 403, "0002": 404, "0003": 410}) as url:
         reader = PathReader.below(Url(url))
@@ -66,7 +66,7 @@ def test_a_picture_that_is_refused_costs_its_row_and_a_server_in_trouble_stops_t
     with web(tmp_path / "site", **{"0004": 503}) as url, pytest.raises(CacheError, match=r"0004\.png cannot be read"):
         list(PathReader.below(Url(url)).read(names, None))
     with web(tmp_path / "site", answers=30) as url:
-        draw_pictures(tmp_path / "site", 40)
+        draw_images(tmp_path / "site", 40)
         with pytest.raises(CacheError, match=r"png cannot be read \(503"):
             make_cache(manifest, tmp_path / "c.zarr", image_root=Url(url))
     with web(tmp_path / "site") as url:

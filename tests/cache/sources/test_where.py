@@ -141,7 +141,7 @@ def test_a_table_without_the_column_of_splits_says_so(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"m\.jsonl:1: no field 'split' \(found: image, text\): leave out --split"):
         list(source.rows())
     source = table(tmp_path / "m.jsonl", RECORDS, split="test")
-    with pytest.raises(CacheError, match=r"no pictures in it; --split left out 6 records"):
+    with pytest.raises(CacheError, match=r"no images in it; --split left out 6 records"):
         plan_cache(tmp_path / "c.zarr", source.batches(), INFO, left_out=source.left_out)
 
 

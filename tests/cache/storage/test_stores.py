@@ -17,7 +17,7 @@ from clipglot.cache.read.cache import Cache
 from clipglot.cache.storage.open import CacheStore, store_at
 from clipglot.cache.write.plan import is_planned
 from clipglot.cli.main import main
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.metadata_edits import edited
 from support.s3_server import Bucket
 from zarr.core.buffer import default_buffer_prototype
@@ -167,7 +167,7 @@ class StoreContract:
     def test_a_plan_that_fails_leaves_nothing(
         self, at: Location, store: CacheStore, make_cache: Callable[..., Any], tmp_path: Path
     ) -> None:
-        source = draw_pictures(tmp_path / "pictures", 3)
+        source = draw_images(tmp_path / "pictures", 3)
         source.write_text(source.read_text() + "no JSON\n")
         with pytest.raises(CacheError, match="not a line of JSON"):
             make_cache(source, at)
@@ -176,7 +176,7 @@ class StoreContract:
     def test_a_wrong_image_root_can_be_mended(
         self, at: Location, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
     ) -> None:
-        with pytest.raises(CacheError, match="not one picture could be embedded"):
+        with pytest.raises(CacheError, match="not one image could be embedded"):
             make_cache(manifest, at, image_root=tmp_path)
         assert make_cache(manifest, at).cache.info.counts == {"embedded": 40}
 
@@ -247,7 +247,7 @@ def test_the_command_writes_to_a_bucket_and_says_where(
     command = ["cache", str(manifest), "-o", "s3://bucket/by-command.zarr/", *options(tiny_clip)]
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("s3://bucket/by-command.zarr: 40 pictures in ")
+    assert result.stdout.startswith("s3://bucket/by-command.zarr: 40 images in ")
     expected = {k: v for k, v in files(tiny_cache).items() if not k.startswith("tokens/")}
     assert bucket.contents("by-command.zarr") == expected
 

@@ -1,4 +1,4 @@
-"""Appending: new pictures become rows after the old ones, whose bytes stay; killed at any step, it is finished."""
+"""Appending: new images become rows after the old ones, whose bytes stay; killed at any step, it is finished."""
 
 import shutil
 import signal
@@ -31,7 +31,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("more", ["more", "grown"])
 @pytest.mark.parametrize("views", [1, 3])
-def test_new_pictures_come_after_the_old_whose_bytes_stay(
+def test_new_images_come_after_the_old_whose_bytes_stay(
     more: str, views: int, manifests: dict[str, Path], make_cache: Make, tmp_path: Path
 ) -> None:
     make_cache(manifests["old"], tmp_path / "c.zarr", views=views)
@@ -237,7 +237,7 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
     ("settings", "message"),
     [
         ({"batch_size": 4}, "batch_size was 8, now 4"),
-        ({"views": 2}, "has 1 views: --append adds pictures alone"),
+        ({"views": 2}, "has 1 views: --append adds images alone"),
         ({"output": "absent.zarr"}, "absent.zarr: no cache to append to: leave out --append"),
     ],
 )

@@ -36,7 +36,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def old(manifests: dict[str, Path], make_cache: Make, tmp_path: Path) -> Path:
-    """Ten pictures in chunks of eight rows: the second chunk has two of them, and room for six."""
+    """Ten images in chunks of eight rows: the second chunk has two of them, and room for six."""
     make_cache(manifests["old"], tmp_path / "old.zarr")
     assert (Cache(tmp_path / "old.zarr").info.chunk_rows, Cache(tmp_path / "old.zarr").num_chunks) == (8, 2)
     return tmp_path / "old.zarr"
@@ -93,16 +93,16 @@ def test_at_a_url_it_has_the_bytes_of_the_local_one(
 
 
 def test_workers_share_it_once_the_first_has_planned_it(
-    start_worker: Any, many_pictures: Path, alone: Path, make_cache: Make, tmp_path: Path
+    start_worker: Any, many_images: Path, alone: Path, make_cache: Make, tmp_path: Path
 ) -> None:
-    path, lone, part = tmp_path / "cache.zarr", tmp_path / "lone.zarr", many_pictures.with_name("part.jsonl")
-    part.write_text("\n".join(many_pictures.read_text().splitlines()[:60]))
+    path, lone, part = tmp_path / "cache.zarr", tmp_path / "lone.zarr", many_images.with_name("part.jsonl")
+    part.write_text("\n".join(many_images.read_text().splitlines()[:60]))
     refused = start_worker(path, "1/2", "", "--append")
     assert refused.wait() == 1
     assert "no cache to append to" in refused.err()
     make_cache(part, path, chunk_rows=8)
     shutil.copytree(path, lone)
-    make_cache(many_pictures, lone, chunk_rows=8, append=True)
+    make_cache(many_images, lone, chunk_rows=8, append=True)
     second = start_worker(path, "1/2", "", "--append")
     second.until(lambda: "worker 1 of 2 waits until worker 0 has planned" in second.err())
     first = start_worker(path, "0/2", SLOW.format(0.6), "--append")
@@ -210,7 +210,7 @@ def test_tars_are_appended_to_files_and_to_other_tars(
 
 
 @pytest.mark.parametrize("hashed", [True, False])
-def test_duplicates_are_counted_over_old_and_new_pictures(
+def test_duplicates_are_counted_over_old_and_new_images(
     hashed: bool, old: Path, manifests: dict[str, Path], make_cache: Make
 ) -> None:
     images, twins = manifests["old"].parent / "images", manifests["old"].with_name("twins.jsonl")
@@ -231,11 +231,11 @@ def test_the_command_says_what_was_there_already(old: Path, manifests: dict[str,
     given = ["cache", manifests["more"], "-o", old, "--append", "--batch-size", 8, "--workers", 1]
     made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
     assert made.exit_code == 0, made.output
-    left_out = "(the cache has their pictures already; their captions were not added)"
+    left_out = "(the cache has their images already; their captions were not added)"
     assert f"5 rows were left out by --append {left_out}\n" in made.stdout
     assert "next: " not in made.stdout
     again = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
-    assert "29 pictures embedded" in again.stdout
+    assert "29 images embedded" in again.stdout
     assert "--append" not in again.stdout
     given[1] = manifests["old"]
     made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])

@@ -1,4 +1,4 @@
-"""Augmented views of a picture: crops as torchvision's, fixed by seed, row and view, in the shape of the tower."""
+"""Augmented views of an image: crops as torchvision's, fixed by seed, row and view, in the shape of the tower."""
 
 import numpy as np
 import pytest
@@ -20,17 +20,17 @@ GEOMETRY = {
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """A picture every part of which is another: red runs from left to right, green from top to bottom."""
+    """An image every part of which is another: red runs from left to right, green from top to bottom."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 60)], axis=-1).astype(np.uint8))
 
 
-def pixels(picture: Image.Image) -> NDArray[np.float64]:
-    return np.asarray(picture).astype(np.float64)
+def pixels(image: Image.Image) -> NDArray[np.float64]:
+    return np.asarray(image).astype(np.float64)
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.floats(0.2, 5), st.floats(0.01, 1), st.integers(0, 2**32))
-def test_a_crop_lies_in_the_picture_and_has_its_share_and_shape(
+def test_a_crop_lies_in_the_image_and_has_its_share_and_shape(
     width: int, height: int, aspect: float, least: float, seed: int
 ) -> None:
     chance = np.random.default_rng(seed).random(2 * augment.NUM_ATTEMPTS + 2)
@@ -46,8 +46,8 @@ def test_a_crop_lies_in_the_picture_and_has_its_share_and_shape(
 @pytest.mark.parametrize(("size", "least"), [((500, 375), 0.5), ((300, 100), 0.3), ((100, 300), 0.9)])
 def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], least: float) -> None:
     torch.manual_seed(0)
-    picture, rng = Image.new("RGB", size), np.random.default_rng(0)
-    theirs = [RandomResizedCrop.get_params(picture, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
+    image, rng = Image.new("RGB", size), np.random.default_rng(0)
+    theirs = [RandomResizedCrop.get_params(image, [least, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     ours = [crop_box(size, 1.0, least, rng.random(2 * augment.NUM_ATTEMPTS + 2)) for _ in range(4000)]
     top, left, high, wide = np.array(theirs).T
     for mine, other in zip(np.array(ours).T, (left, top, left + wide, top + high), strict=True):
@@ -57,47 +57,47 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], least: flo
 
 @pytest.mark.parametrize("mode", GEOMETRY)
 def test_a_view_is_fixed_by_seed_row_and_view_alone(mode: str) -> None:
-    picture, geometry, given_ = gradient(60, 40), GEOMETRY[mode], Augmentation(scale=0.3)
+    image, geometry, given_ = gradient(60, 40), GEOMETRY[mode], Augmentation(scale=0.3)
     shown = {
-        (seed, row, view): pixels(augmented(picture, geometry, Augmentation(scale=0.3, seed=seed), row, view)).tobytes()
+        (seed, row, view): pixels(augmented(image, geometry, Augmentation(scale=0.3, seed=seed), row, view)).tobytes()
         for seed in (0, 1)
         for row in (0, 1)
         for view in (1, 2)
     }
     assert len(set(shown.values())) == 8
-    assert pixels(augmented(picture, geometry, given_, 1, 2)).tobytes() == shown[0, 1, 2]
+    assert pixels(augmented(image, geometry, given_, 1, 2)).tobytes() == shown[0, 1, 2]
 
 
-def test_towers_get_crops_in_the_shape_in_which_they_see_pictures() -> None:
+def test_towers_get_crops_in_the_shape_in_which_they_see_images() -> None:
     wide, given_ = gradient(96, 24), Augmentation(scale=0.3)
     for row in range(20):
         shown = {mode: pixels(augmented(wide, geometry, given_, row, 1)) for mode, geometry in GEOMETRY.items()}
         assert (shown["longest"][0] == 9).all()  # still padded above
         assert (shown["squash"][:, :, 2] > 50).all()  # no border
         spread = {mode: np.ptp(shown[mode], axis=(0, 1))[:2] for mode in ("shortest", "squash")}
-        assert spread["squash"][0] > 0.35 * 255  # a crop as wide as the picture is
+        assert spread["squash"][0] > 0.35 * 255  # a crop as wide as the image is
         assert spread["shortest"][0] < 0.45 * 255  # a crop about as wide as it is high
 
 
-def test_without_cropping_a_view_is_what_the_tower_sees_of_the_picture_mirrored_or_grey() -> None:
+def test_without_cropping_a_view_is_what_the_tower_sees_of_the_image_mirrored_or_grey() -> None:
     for mode, geometry in GEOMETRY.items():
-        picture = gradient(60, 40)
-        plain = pixels(geometry.apply(picture))
-        mirrored = augmented(picture, geometry, Augmentation(scale=1, flip=1), 5, 1)
+        image = gradient(60, 40)
+        plain = pixels(geometry.apply(image))
+        mirrored = augmented(image, geometry, Augmentation(scale=1, flip=1), 5, 1)
         assert np.array_equal(pixels(mirrored), plain[:, ::-1]), mode
-        grey = pixels(augmented(picture, geometry, Augmentation(scale=1, grayscale=1), 5, 1))
+        grey = pixels(augmented(image, geometry, Augmentation(scale=1, grayscale=1), 5, 1))
         assert (grey == grey[..., :1]).all()
-        jittered = augmented(picture, geometry, Augmentation(scale=1, jitter=0.5), 5, 1)
+        jittered = augmented(image, geometry, Augmentation(scale=1, jitter=0.5), 5, 1)
         assert np.abs(pixels(jittered) - plain).mean() > 3
-        if mode == "longest":  # what is padded is no part of the picture
+        if mode == "longest":  # what is padded is no part of the image
             assert (pixels(jittered)[0] == 9).all()
 
 
 def test_chances_are_as_given_and_switching_one_on_changes_no_other() -> None:
-    picture, geometry = gradient(40, 40), GEOMETRY["shortest"]
+    image, geometry = gradient(40, 40), GEOMETRY["shortest"]
     rows = range(400)
-    plain = [pixels(augmented(picture, geometry, Augmentation(scale=0.5), row, 1)) for row in rows]
-    half = [pixels(augmented(picture, geometry, Augmentation(scale=0.5, flip=0.3), row, 1)) for row in rows]
+    plain = [pixels(augmented(image, geometry, Augmentation(scale=0.5), row, 1)) for row in rows]
+    half = [pixels(augmented(image, geometry, Augmentation(scale=0.5, flip=0.3), row, 1)) for row in rows]
     mirrored = [not np.array_equal(a, b) for a, b in zip(plain, half, strict=True)]
     assert all(np.array_equal(a[:, ::-1] if m else a, b) for a, b, m in zip(plain, half, mirrored, strict=True))
     assert 0.2 < np.mean(mirrored) < 0.4
@@ -105,8 +105,8 @@ def test_chances_are_as_given_and_switching_one_on_changes_no_other() -> None:
 
 @pytest.mark.parametrize("mode", GEOMETRY)
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
-def test_thin_pictures_have_views_too(size: tuple[int, int], mode: str) -> None:
+def test_thin_images_have_views_too(size: tuple[int, int], mode: str) -> None:
     if min(GEOMETRY[mode].resized(*size)) < 1:
-        return  # the picture itself is refused
+        return  # the image itself is refused
     for view in range(1, 30):
         assert augmented(gradient(*size), GEOMETRY[mode], Augmentation(scale=0.1), 0, view).size == (24, 24)

@@ -1,4 +1,4 @@
-"""A picture that ends the process which decodes it costs its row; processes that all die end the pass."""
+"""An image that ends the process which decodes it costs its row; processes that all die end the pass."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ GEOMETRY = Geometry(height=8, width=8, resize_mode="squash", interpolation="bicu
 
 
 def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:
-    """Status, colour and hash of each of so many pictures, and how many processes died."""
+    """Status, colour and hash of each of so many images, and how many processes died."""
     keys = [str(i) for i in range(num)]
     blocks = [Block(start, keys[start : start + block_rows], None, (0,)) for start in range(0, num, block_rows)]
     reader = DeadlyReader(frozenset(map(str, deadly)))
@@ -28,7 +28,7 @@ def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Statu
 
 
 @pytest.mark.parametrize("deadly", [{0}, {7}, {3, 4}, {5, 6, 20, 29}])
-def test_a_picture_that_ends_its_process_is_damaged_and_the_others_are_as_ever(deadly: set[int]) -> None:
+def test_an_image_that_ends_its_process_is_damaged_and_the_others_are_as_ever(deadly: set[int]) -> None:
     status, colours, hashes, num_died = decoded(deadly, 30)
     _, all_colours, all_hashes, none = decoded(set(), 30)
     assert (none, all_colours) == (0, list(range(30)))

@@ -27,7 +27,7 @@ from clipglot.cli.main import main
 from numpy.typing import NDArray
 from PIL import Image
 from support.cache_bytes import files, undo
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 
 def test_rows_equal_the_towers_own_output(tiny_cache: Path, tiny_clip: Path, manifest: Path) -> None:
@@ -35,9 +35,9 @@ def test_rows_equal_the_towers_own_output(tiny_cache: Path, tiny_clip: Path, man
     clip.eval()
     cache = Cache(tiny_cache)
     keys = cache.keys()
-    pictures = torch.stack([preprocess(Image.open(manifest.parent / key)) for key in keys])
+    images = torch.stack([preprocess(Image.open(manifest.parent / key)) for key in keys])
     with torch.inference_mode():
-        raw = clip.encode_image(pictures).numpy()
+        raw = clip.encode_image(images).numpy()
     expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
     assert np.abs(cache.image_emb() - expected).max() < 2**-11  # half a unit in the last place of float16 near 1
     assert np.allclose(cache.image_emb().astype(np.float32) * cache.norm()[:, None], raw, rtol=1e-3, atol=1e-3)
@@ -80,8 +80,8 @@ def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, t
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Break pictures of `draw_pictures(folder, 24)`, all of the second chunk among them; returns name: status."""
-    picture = Image.open(folder / "images/0000.png").copy()
+    """Break images of `draw_images(folder, 24)`, all of the second chunk among them; returns name: status."""
+    image = Image.open(folder / "images/0000.png").copy()
     broken = {f"images/{i:04}.png": "missing" for i in range(8, 16)}
     for key in broken:
         (folder / key).unlink()
@@ -94,15 +94,15 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "images/0005.png").unlink()
     (folder / "images/0005.png").mkdir()
     Image.new("1", (20_000, 20_000)).save(folder / "images/0006.png")
-    picture.convert("CMYK").save(folder / "images/0016.png", "TIFF")
-    picture.save(folder / "images/0017.png", "GIF", save_all=True, append_images=[picture.rotate(90)])
-    picture.quantize(16).save(folder / "images/0018.png", transparency=0)
+    image.convert("CMYK").save(folder / "images/0016.png", "TIFF")
+    image.save(folder / "images/0017.png", "GIF", save_all=True, append_images=[image.rotate(90)])
+    image.quantize(16).save(folder / "images/0018.png", transparency=0)
     statuses = ["damaged", "not a picture", "not a picture", "outside root", "unreadable", "too large"]
     return broken | {f"images/{i:04}.png": status for i, status in enumerate(statuses, 1)}
 
 
-def test_each_broken_picture_costs_its_row_and_inspect_lists_its_reason(tiny_clip: Path, tmp_path: Path) -> None:
-    manifest, cache = draw_pictures(tmp_path, 24), tmp_path / "cache.zarr"
+def test_each_broken_image_costs_its_row_and_inspect_lists_its_reason(tiny_clip: Path, tmp_path: Path) -> None:
+    manifest, cache = draw_images(tmp_path, 24), tmp_path / "cache.zarr"
     broken = spoil(tmp_path)
     options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "2"]
     made = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
@@ -113,7 +113,7 @@ def test_each_broken_picture_costs_its_row_and_inspect_lists_its_reason(tiny_cli
     next_ = f"next: clipglot train {cache} -o run"
     assert made.stdout.splitlines()[-2:] == [f"14 of 24 failed: {why}; which: {which}", next_]
     again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
-    complete = f"{cache} is complete already: 10 pictures embedded"
+    complete = f"{cache} is complete already: 10 images embedded"
     assert [again.stdout.splitlines()[i] for i in (0, -1)] == [complete, f"14 of 24 failed: {why}; which: {which}"]
     again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options, "--json"])
     assert json.loads(again.stdout)["bottleneck"] is None
@@ -129,7 +129,7 @@ def test_each_broken_picture_costs_its_row_and_inspect_lists_its_reason(tiny_cli
     lengths = np.linalg.norm(opened.image_emb().astype(np.float32), axis=1)
     assert np.allclose(lengths[embedded], 1, atol=1e-3)
     assert not lengths[~embedded].any()
-    assert (cache / "images/emb/c/0/1/0").exists()  # the chunk of eight missing pictures
+    assert (cache / "images/emb/c/0/1/0").exists()  # the chunk of eight missing images
     assert opened.verify() == []
 
 

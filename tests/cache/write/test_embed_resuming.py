@@ -20,7 +20,7 @@ from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from PIL import Image
 from support.cache_bytes import files, undo
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.metadata_edits import edit, make_older
 
 
@@ -60,9 +60,9 @@ def test_other_settings_are_refused_by_name_on_resuming(
 def test_a_resumed_pass_allows_the_pixels_that_were_planned(
     tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with Image.open(manifest.parent / "images/0000.png") as picture:
-        limit = picture.width * picture.height - 1
-    with pytest.raises(CacheError, match="not one picture could be embedded"):
+    with Image.open(manifest.parent / "images/0000.png") as image:
+        limit = image.width * image.height - 1
+    with pytest.raises(CacheError, match="not one image could be embedded"):
         make_cache(manifest, tmp_path / "cache.zarr", max_pixels=limit)
     cache = Cache(tmp_path / "cache.zarr", read_only=False)
     assert cache.info.max_pixels == limit
@@ -116,12 +116,12 @@ def test_a_wrong_image_root_is_said_and_can_be_mended(
     manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
-    with pytest.raises(CacheError, match=r"not one picture could be embedded \(40 missing\): check --image-root"):
+    with pytest.raises(CacheError, match=r"not one image could be embedded \(40 missing\): check --image-root"):
         make_cache(manifest, tmp_path / "cache.zarr", image_root=tmp_path / "elsewhere")
     assert make_cache(manifest, tmp_path / "cache.zarr").cache.info.counts == {"embedded": 40}
 
 
-def test_control_c_before_the_first_picture_says_what_is_kept(
+def test_control_c_before_the_first_image_says_what_is_kept(
     tiny_cache: Path, manifest: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def interrupted(*args: Any, **kwargs: Any) -> None:
@@ -130,7 +130,7 @@ def test_control_c_before_the_first_picture_says_what_is_kept(
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     undo(cache, 1)
     monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", interrupted)
-    for output, kept in ((cache, "4 of 5 chunks are embedded and kept"), (tmp_path / "new.zarr", "no picture was")):
+    for output, kept in ((cache, "4 of 5 chunks are embedded and kept"), (tmp_path / "new.zarr", "no image was")):
         command = ["cache", str(manifest), "-o", str(output), "--model", f"local-dir:{tiny_clip}"]
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 130
@@ -138,10 +138,10 @@ def test_control_c_before_the_first_picture_says_what_is_kept(
         assert result.stderr.endswith("; run the same command again to resume\n")
 
 
-def test_a_resumed_pass_records_where_the_pictures_are_now(
+def test_a_resumed_pass_records_where_the_images_are_now(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    before = draw_pictures(tmp_path / "before", 20).parent
+    before = draw_images(tmp_path / "before", 20).parent
     cache, run = tmp_path / "cache.zarr", tmp_path / "run"
     make_cache(before / "pairs.jsonl", cache)
     make_run(cache, run, epochs=1)

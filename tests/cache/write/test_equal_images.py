@@ -1,4 +1,4 @@
-"""Pictures with the same bytes: embedded once in a chunk, counted over the cache, and no place lost in a batch."""
+"""Images with the same bytes: embedded once in a chunk, counted over the cache, and no place lost in a batch."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from clipglot.cache.write.image_reader import reader_of
 from clipglot.cli.main import main
 from numpy.typing import NDArray
 from PIL import Image
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.metadata_edits import make_older
 
 SETTINGS: dict[str, Any] = {"batch_size": 4, "chunk_rows": 12}
@@ -27,13 +27,13 @@ VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.4}
 
 @pytest.fixture(scope="module")
 def doubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 24 pictures: 2, 5 and 9 are one file, as are 3 and 20, and 7 and 8 are broken alike."""
-    manifest = draw_pictures(tmp_path_factory.mktemp("doubled"), 24)
+    """The manifest of 24 images: 2, 5 and 9 are one file, as are 3 and 20, and 7 and 8 are broken alike."""
+    manifest = draw_images(tmp_path_factory.mktemp("doubled"), 24)
     images = manifest.parent / "images"
     for copy, of in ((5, 2), (9, 2), (20, 3)):
         shutil.copy(images / f"{of:04}.png", images / f"{copy:04}.png")
     for broken in (7, 8):
-        (images / f"{broken:04}.png").write_bytes(b"no picture")
+        (images / f"{broken:04}.png").write_bytes(b"no image")
     return manifest
 
 
@@ -79,7 +79,7 @@ def test_bytes_depend_neither_on_workers_nor_on_interruptions(
     assert files(tmp_path / "again") == files(tmp_path / "at_once")
 
 
-def test_batches_hold_distinct_good_pictures_alone(cache: Path, doubled: Path, tmp_path: Path) -> None:
+def test_batches_hold_distinct_good_images_alone(cache: Path, doubled: Path, tmp_path: Path) -> None:
     """The first chunk has 8 of them, so two full batches; the other one has 12."""
     cache = Path(shutil.copytree(cache, tmp_path / "cache.zarr"))
     shutil.rmtree(cache / "images/status/c")
@@ -172,10 +172,10 @@ def test_the_count_is_the_same_in_any_number_of_rounds(
 def test_scaled_decoding_is_kept_and_gives_nearly_the_same_embeddings(
     make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    manifest = draw_pictures(tmp_path, 16)
+    manifest = draw_images(tmp_path, 16)
     for path in (tmp_path / "images").iterdir():
-        with Image.open(path) as picture:
-            picture.resize((480, 400), Image.Resampling.BICUBIC).save(path, "JPEG", quality=95)
+        with Image.open(path) as image:
+            image.resize((480, 400), Image.Resampling.BICUBIC).save(path, "JPEG", quality=95)
     exact = make_cache(manifest, tmp_path / "exact.zarr").cache
     scaled = make_cache(manifest, tmp_path / "scaled.zarr", decoding="scaled").cache
     assert (exact.info.decoding, scaled.info.decoding) == ("exact", "scaled")

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from clipglot.cache.format import Status
-from clipglot.cache.sources.source import RejectedPictureError
-from clipglot.cache.write import image_decode as pictures
+from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.write import image_decode as images
 from clipglot.cache.write.image_decode import Geometry, decode, to_rgb
 from clipglot.cli.main import main
 from PIL import Image
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 SQUARE = Geometry(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 
@@ -77,13 +77,13 @@ DECODE_ALL = """
 import resource, sys
 from pathlib import Path
 from clipglot.cache.write.image_decode import Geometry, decode
-from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.sources.source import RejectedImageError
 geometry = Geometry(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: int(path.name)):
     before, said = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "EMBEDDED"
     try:
         decode(path, geometry)
-    except RejectedPictureError as rejected:
+    except RejectedImageError as rejected:
         said = rejected.status.name
     print(said, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
@@ -124,7 +124,7 @@ def test_forged_headers_take_no_memory(tmp_path: Path) -> None:
 
 def test_the_usual_forms_of_a_huge_header_are_called_too_large() -> None:
     for what in ("PNG", "JPEG", "TIFF", "WebP", "GIF", "GIF whose frame is larger than its screen", "PPM", "JPEG2000"):
-        with pytest.raises(RejectedPictureError) as rejected:
+        with pytest.raises(RejectedImageError) as rejected:
             decode(BytesIO(FORGED[what]()), SQUARE)
         assert rejected.value.status is Status.TOO_LARGE, what
 
@@ -166,7 +166,7 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def test_a_pass_over_odd_files_ends_and_says_what_each_was(tmp_path: Path, tiny_clip: Path) -> None:
     """In a process of its own, because the likely failure is to hang."""
-    manifest = draw_pictures(tmp_path, 4)
+    manifest = draw_images(tmp_path, 4)
     lines = manifest.read_text(encoding="utf-8").splitlines()
     keys = {}
     for i, (make, status) in enumerate(ODD.values()):
@@ -205,13 +205,13 @@ def test_absurd_shapes_are_embedded_where_the_tower_can_see_them(mode: str) -> N
         if mode == "squash":
             assert decode(file, geometry).shape == (32, 32, 3)
         else:
-            with pytest.raises(RejectedPictureError) as rejected:
+            with pytest.raises(RejectedImageError) as rejected:
                 decode(file, geometry, 1_000_000)
             assert rejected.value.status is Status.TOO_LARGE
 
 
 def test_a_key_that_is_no_text_stops_the_plan_and_names_its_line(tmp_path: Path, tiny_clip: Path) -> None:
-    manifest = draw_pictures(tmp_path, 2)
+    manifest = draw_images(tmp_path, 2)
     manifest.write_text(manifest.read_text(encoding="utf-8") + '{"image": "\\ud800.png", "text": "шум"}\n', "utf-8")
     done = CliRunner().invoke(
         main, ["cache", str(manifest), "-o", str(tmp_path / "c.zarr"), "--model", f"local-dir:{tiny_clip}"]
@@ -225,21 +225,21 @@ SWAP = """
 import os, sys
 from pathlib import Path
 from clipglot.cache.sources.image_root import open_below
-from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.sources.source import RejectedImageError
 root = Path(sys.argv[1])
 if os.fork() == 0:
     while True:
         for kind in ("pipe", "file"):
             os.link(root / kind, root / "next")
-            os.replace(root / "next", root / "picture")
+            os.replace(root / "next", root / "image")
             (root / "next").unlink(missing_ok=True)
 opened = refused = 0
 while min(opened, refused) < 300:
     try:
-        with open_below(root, "picture") as file:
+        with open_below(root, "image") as file:
             assert file.read() == b"x"
         opened += 1
-    except RejectedPictureError:
+    except RejectedImageError:
         refused += 1
 print(opened, refused, flush=True)
 os.killpg(0, 9)
@@ -265,19 +265,19 @@ def of_form(form: str) -> Image.Image:
     rng = np.random.default_rng(0)
     if form == "sixteen bits":
         return Image.fromarray(rng.integers(0, 2**16, (20, 30), np.uint16))
-    picture = Image.fromarray(rng.integers(0, 256, (20, 30, 4), np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (20, 30, 4), np.uint8))
     if form == "P":
-        picture = picture.convert("RGB").quantize(8)
-        picture.info["transparency"] = 3
-    return picture.convert(form)
+        image = image.convert("RGB").quantize(8)
+        image.info["transparency"] = 3
+    return image.convert(form)
 
 
 @pytest.mark.parametrize("form", ["RGBA", "LA", "PA", "P", "sixteen bits"])
-def test_large_pictures_are_converted_by_bands_to_the_same_pixels(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture = of_form(form)
-    whole = np.asarray(to_rgb(picture))
-    monkeypatch.setattr(pictures, "BAND_PIXELS", 7 * picture.width)  # of 20 rows: the last band is lower
-    by_bands = to_rgb(picture)
-    assert (by_bands.mode, by_bands.size) == ("RGB", picture.size)
+def test_large_images_are_converted_by_bands_to_the_same_pixels(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = of_form(form)
+    whole = np.asarray(to_rgb(image))
+    monkeypatch.setattr(images, "BAND_PIXELS", 7 * image.width)  # of 20 rows: the last band is lower
+    by_bands = to_rgb(image)
+    assert (by_bands.mode, by_bands.size) == ("RGB", image.size)
     assert np.array_equal(whole, np.asarray(by_bands))
     assert len(np.unique(whole)) > 5

@@ -1,4 +1,4 @@
-"""From a file's bytes to the pixels of the tower: open_clip's geometry, and one picture of each awkward kind."""
+"""From a file's bytes to the pixels of the tower: open_clip's geometry, and one image of each awkward kind."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -31,13 +31,13 @@ preprocesses = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(width=sides, height=sides, preprocess=preprocesses)
 def test_the_geometry_is_open_clips_bit_for_bit(width: int, height: int, preprocess: dict[str, Any]) -> None:
-    geometry, picture = Geometry.from_preprocess(preprocess), noise(width, height)
+    geometry, image = Geometry.from_preprocess(preprocess), noise(width, height)
     if min(geometry.resized(width, height)) < 1:
-        assert rejection(stored(picture, "PNG"), geometry) is Status.TOO_LARGE  # upstream fails on it
+        assert rejection(stored(image, "PNG"), geometry) is Status.TOO_LARGE  # upstream fails on it
         return
     whole = upstream.image_transform_v2(upstream.PreprocessCfg(**preprocess), is_train=False)
     before_tensor = Compose(whole.transforms[:-2])  # drops ToTensor and Normalize
-    assert np.array_equal(geometry.apply(picture), np.asarray(before_tensor(picture)))
+    assert np.array_equal(geometry.apply(image), np.asarray(before_tensor(image)))
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
@@ -143,7 +143,7 @@ def test_jpegs_have_pillows_pixels(width: int, height: int, mode: str, orientati
 
 @pytest.mark.parametrize(("side", "differs"), [(31, False), (63, False), (64, True), (999, True)])
 def test_scaled_decoding_keeps_twice_the_sides(side: int, differs: bool) -> None:
-    """Of 16 pixels: a picture of 64 is decoded to 32."""
+    """Of 16 pixels: an image of 64 is decoded to 32."""
     file = stored(noise(70, 70).resize((side, side + 1), Image.Resampling.BICUBIC), "JPEG", quality=95)
     exact = decode(file, SQUARE).astype(int)
     scaled = decode_views(BytesIO(file.getvalue()), SQUARE, [SQUARE.apply], scaled=True)[0].astype(int)
@@ -151,7 +151,7 @@ def test_scaled_decoding_keeps_twice_the_sides(side: int, differs: bool) -> None
     assert np.abs(exact - scaled).mean() < 8  # of noise
 
 
-def test_scaled_decoding_of_a_turned_picture_keeps_enough_of_both_sides() -> None:
+def test_scaled_decoding_of_a_turned_image_keeps_enough_of_both_sides() -> None:
     wide = Geometry(height=10, width=40, resize_mode="squash", interpolation="bicubic", fill=0)
     exif = Image.Exif()
     exif[0x0112] = 6

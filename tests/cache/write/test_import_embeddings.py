@@ -27,7 +27,7 @@ from support.embedding_files import read_given, tower, write_folder, write_jsonl
 
 @pytest.fixture(scope="module")
 def given(tiny_cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
-    """Raw embeddings of forty pictures, their paths and captions."""
+    """Raw embeddings of forty images, their paths and captions."""
     return read_given(tiny_cache)
 
 
@@ -48,7 +48,7 @@ def test_an_npy_file_becomes_a_cache_that_trains_and_exports(
     result = run("import", npy, "--captions", rows, "-o", out, *tower(tiny_clip), "--image-root", manifest.parent)
     assert result.exit_code == 0, result.output
     assert "40 of 40 embeddings imported" in result.stdout
-    assert "8 pictures embedded again: cosine 1.0000 at least" in result.stdout
+    assert "8 images embedded again: cosine 1.0000 at least" in result.stdout
     cache, original = Cache(out), Cache(tiny_cache)
     assert cache.verify() == []
     assert (cache.captions(), cache.keys()) == (original.captions(), original.keys())
@@ -115,7 +115,7 @@ def test_a_damaged_chunk_is_imported_again_as_verify_says(npy: Path, tiny_clip: 
     assert files(out) == before
 
 
-def test_rows_that_name_no_picture_are_numbered(npy: Path, given: Any, tiny_clip: Path) -> None:
+def test_rows_that_name_no_image_are_numbered(npy: Path, given: Any, tiny_clip: Path) -> None:
     npy.with_name("rows.csv").write_text("text\n" + "\n".join(f"caption {i}" for i in range(40)) + "\n")
     out, rows = npy.with_name("c.zarr"), npy.with_name("rows.csv")
     result = run("import", npy, "--captions", rows, "-o", out, *tower(tiny_clip))
@@ -129,14 +129,14 @@ def test_rows_that_name_no_picture_are_numbered(npy: Path, given: Any, tiny_clip
     assert (result.exit_code, "drop --no-keys" in result.stderr) == (2, True)
 
 
-def test_rows_of_one_picture_become_one_and_bad_rows_have_their_status(
+def test_rows_of_one_image_become_one_and_bad_rows_have_their_status(
     given: Any, tiny_clip: Path, tmp_path: Path
 ) -> None:
     raw, keys, captions = given
     order = np.r_[0:40, 3, 3, 7]
     emb = raw[order].copy()
     emb[5], emb[6, 2], emb[8, 0] = 0, np.nan, np.inf
-    emb[40:43] = 9  # of rows that repeat a picture
+    emb[40:43] = 9  # of rows that repeat an image
     np.save(tmp_path / "emb.npy", np.asfortranarray(emb))
     write_jsonl(
         tmp_path / "rows.jsonl",

@@ -13,7 +13,7 @@ from support.embedding_files import read_given, tower, write_folder, write_jsonl
 
 @pytest.fixture(scope="module")
 def given(tiny_cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
-    """Raw embeddings of forty pictures, their paths and captions."""
+    """Raw embeddings of forty images, their paths and captions."""
     return read_given(tiny_cache)
 
 
@@ -26,7 +26,7 @@ def npy(given: Any, tmp_path: Path) -> Path:
     return tmp_path / "emb.npy"
 
 
-def test_another_tower_is_refused_by_its_pictures(npy: Path, other_clip: Path, tiny_clip: Path, manifest: Path) -> None:
+def test_another_tower_is_refused_by_its_images(npy: Path, other_clip: Path, tiny_clip: Path, manifest: Path) -> None:
     rows, out = npy.with_name("rows.jsonl"), npy.with_name("c.zarr")
     command = ["import", npy, "--captions", rows, "-o", out]
     result = run(*command, *tower(other_clip), "--image-root", manifest.parent)
@@ -38,7 +38,7 @@ def test_another_tower_is_refused_by_its_pictures(npy: Path, other_clip: Path, t
     result = run(*command, *tower(tiny_clip), "--image-root", manifest.parent)
     assert "captions in the order of their rows" in result.stderr
     result = run(*command, *tower(tiny_clip), "--image-root", npy.parent)
-    assert "no picture could be read below" in result.stderr
+    assert "no image could be read below" in result.stderr
     assert not out.exists()
 
 
@@ -63,7 +63,7 @@ def test_another_tower_is_refused_by_its_pictures(npy: Path, other_clip: Path, t
         ("other kind", "emb.bin: no known kind of embeddings"),
         ("folder", "no img_emb/img_emb_0.npy as clip-retrieval writes it"),
         ("parquet", "rows.parquet: not readable ("),
-        ("pictures", "'image' holds pictures, expected their names: pass --image-field NAME, or --no-keys"),
+        ("pictures", "'image' holds images, expected their names: pass --image-field NAME, or --no-keys"),
         ("empty", "emb.npy holds no rows"),
         ("cache", "is a cache already"),
         ("hdf5", "import into a Zarr folder, then `clipglot convert` it"),

@@ -20,7 +20,7 @@ from typing import IO, Any
 import pytest
 from clipglot.cache.read.cache import Cache
 from clipglot.demo.run import ENGLISH_CLIP
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "workers": 2, "device": "cpu"}
 
@@ -74,25 +74,25 @@ def launcher() -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 240 pictures: 30 chunks of 8."""
-    return draw_pictures(tmp_path_factory.mktemp("many"), 240)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 240 images: 30 chunks of 8."""
+    return draw_images(tmp_path_factory.mktemp("many"), 240)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pictures: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(images: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache that an undisturbed pass makes."""
     cache = tmp_path_factory.mktemp("undisturbed") / "cache.zarr"
-    make_cache(pictures, cache, **SETTINGS)
+    make_cache(images, cache, **SETTINGS)
     return cache
 
 
 @pytest.fixture
-def running(launcher: subprocess.Popen[str], pictures: Path, tiny_clip: Path, tmp_path: Path) -> Any:
+def running(launcher: subprocess.Popen[str], images: Path, tiny_clip: Path, tmp_path: Path) -> Any:
     """`with running(cache, **more) as a_pass`: start `clipglot cache`; nothing of it may outlive the block."""
 
     @contextmanager
-    def run(cache: Path, source: Path = pictures, **more: Any) -> Iterator[Pass]:
+    def run(cache: Path, source: Path = images, **more: Any) -> Iterator[Pass]:
         given = ({"model": f"local-dir:{tiny_clip}"} | SETTINGS | more).items()
         options = [str(part) for name, value in given for part in (f"--{name.replace('_', '-')}", value)]
         arguments = ["cache", str(source), "-o", str(cache), *options]
@@ -155,7 +155,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_pass_killed_at_random_moments_gives_the_same_files(
-    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
+    running: Any, images: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache, moments = tmp_path / "cache.zarr", random.Random(0)
     for at_least in (0, 6, 13, 21):  # chunks done when the killer wakes up
@@ -164,14 +164,14 @@ def test_a_pass_killed_at_random_moments_gives_the_same_files(
             time.sleep(moments.uniform(0, 0.05))
             os.kill(a_pass.pid, signal.SIGKILL)
             assert a_pass.wait() == -signal.SIGKILL
-    make_cache(pictures, cache, **SETTINGS)
+    make_cache(images, cache, **SETTINGS)
     assert Cache(cache).verify() == []
     assert files(cache) == files(undisturbed)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_control_c_and_sigterm_end_the_pass_without_a_traceback_and_keep_its_work(
-    number: int, running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
+    number: int, running: Any, images: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache.zarr"
     with running(cache) as a_pass:
@@ -188,11 +188,11 @@ def test_control_c_and_sigterm_end_the_pass_without_a_traceback_and_keep_its_wor
     assert len(messages.splitlines()) <= 5, messages  # four of the stages, one of the end
     assert 5 <= num_done(cache) < 30
     assert f"stopped: {num_done(cache)} of " in messages
-    make_cache(pictures, cache, **SETTINGS)
+    make_cache(images, cache, **SETTINGS)
     assert files(cache) == files(undisturbed)
 
 
-def test_a_killed_decoding_process_is_replaced(running: Any, pictures: Path, undisturbed: Path, tmp_path: Path) -> None:
+def test_a_killed_decoding_process_is_replaced(running: Any, images: Path, undisturbed: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
     with running(cache) as a_pass:
         a_pass.until(lambda: num_done(cache) >= 5)
@@ -204,11 +204,11 @@ def test_a_killed_decoding_process_is_replaced(running: Any, pictures: Path, und
 
 
 def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_harms_those_there_are(
-    running: Any, pictures: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
+    running: Any, images: Path, undisturbed: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     views: dict[str, Any] = {"views": 4, "augment_scale": 0.3, "augment_flip": 0.5}
     at_once, cache = tmp_path / "at_once.zarr", Path(shutil.copytree(undisturbed, tmp_path / "cache.zarr"))
-    make_cache(pictures, at_once, **SETTINGS | views | {"workers": 1})
+    make_cache(images, at_once, **SETTINGS | views | {"workers": 1})
     moments = random.Random(0)
     for at_least in (0, 7, 15, 23):  # chunks of the last view that are done when the killer wakes up
         with running(cache, **views) as a_pass:
@@ -225,17 +225,17 @@ def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_ha
             assert a_pass.wait() == -signal.SIGKILL
         assert Cache(cache).require_sealed().info.num_views == 1
         assert Cache(cache).verify() == []
-    make_cache(pictures, cache, **SETTINGS | views)
+    make_cache(images, cache, **SETTINGS | views)
     assert Cache(cache).verify() == []
     assert files(cache) == files(at_once)
 
 
 def test_a_teacher_killed_at_random_moments_gives_the_same_files(
-    running: Any, pictures: Path, make_cache: Callable[..., Any], tmp_path: Path
+    running: Any, images: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Its pass comes first: no picture is looked at before every translation has its embedding."""
-    source, at_once, cache = pictures.with_name("taught.jsonl"), tmp_path / "at_once.zarr", tmp_path / "cache.zarr"
-    rows = [json.loads(line) for line in pictures.read_text().splitlines()]
+    """Its pass comes first: no image is looked at before every translation has its embedding."""
+    source, at_once, cache = images.with_name("taught.jsonl"), tmp_path / "at_once.zarr", tmp_path / "cache.zarr"
+    rows = [json.loads(line) for line in images.read_text().splitlines()]
     source.write_text("\n".join(json.dumps(row | {"en": [f"a red circle {i}"]}) for i, row in enumerate(rows)))
     taught: dict[str, Any] = {"model": f"local-dir:{ENGLISH_CLIP}", "teacher_field": "en"}
     make_cache(source, at_once, **SETTINGS | taught | {"teacher_field": ("en",)})

@@ -28,19 +28,19 @@ from clipglot.jobs.settings.export import ExportSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.copies import run
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.metadata_edits import make_older
-from support.source_contract import encoded_pictures
+from support.source_contract import encoded_images
 from support.tars import write_img2dataset
 
 
 @pytest.fixture(scope="module")
 def others(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two caches of other pictures below the same root, one picture of which is broken. Read only."""
+    """Two caches of other images below the same root, one image of which is broken. Read only."""
     folder = tmp_path_factory.mktemp("others")
     found = []
     for name, count in (("a", 40), ("b", 23)):
-        manifest = draw_pictures(folder, count, seed=count)
+        manifest = draw_images(folder, count, seed=count)
         (folder / "images").rename(folder / name)
         manifest.write_text(manifest.read_text().replace('"images/', f'"{name}/'))
         (folder / name / "0007.png").write_bytes(b"broken")
@@ -87,7 +87,7 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
 def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, Path], tmp_path: Path) -> None:
     twin = Path(shutil.copytree(others[1], tmp_path / "twin.zarr"))
     merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "m.zarr", prefixes=["a", "b"])
-    assert (Cache(others[1]).info.num_duplicates, merged.info.num_duplicates) == (0, 22)  # one picture is broken
+    assert (Cache(others[1]).info.num_duplicates, merged.info.num_duplicates) == (0, 22)  # one image is broken
     assert merged.verify() == []
     shutil.rmtree(twin / HASH)
     make_older(twin)
@@ -100,10 +100,10 @@ def test_it_trains_and_exports_and_merges_again(
 ) -> None:
     result = run("merge", *others, "-o", tmp_path / "m.zarr")
     assert result.exit_code == 0, result.output
-    assert "63 pictures and 124 captions of 2 caches" in result.stdout
+    assert "63 images and 124 captions of 2 caches" in result.stdout
     run_folder = make_run(tmp_path / "m.zarr", tmp_path / "run", epochs=1, val=others[1])
     assert export_run(ExportSettings(run=run_folder, output=tmp_path / "merged")).num_probes > 0
-    make_cache(draw_pictures(tmp_path / "more", 9), tmp_path / "more.zarr", views=2)
+    make_cache(draw_images(tmp_path / "more", 9), tmp_path / "more.zarr", views=2)
     convert(Cache(tmp_path / "more.zarr"), tmp_path / "more.h5")
     result = run("merge", tmp_path / "m.zarr", tmp_path / "more.h5", "-o", tmp_path / "all.zarr", "--json")
     assert json.loads(result.stdout)["num_pictures"] == 72
@@ -240,10 +240,10 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
     assert (found.files(), found.locators().tolist()) == (merged.files(), expected)  # type: ignore[union-attr]
 
 
-def test_pictures_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Path, make_cache: Any) -> None:
-    pictures = encoded_pictures(12)
+def test_images_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Path, make_cache: Any) -> None:
+    images = encoded_images(12)
     for name in ("a", "00000.tar"):  # a cache is perhaps called like its tar
-        write_img2dataset(tmp_path / name, pictures, [f"{i}" for i in range(12)])
+        write_img2dataset(tmp_path / name, images, [f"{i}" for i in range(12)])
         make_cache(tmp_path / name, tmp_path / f"{name}.zarr", text_field=("caption",))
     both = [tmp_path / "a.zarr", tmp_path / "00000.tar.zarr"]
     assert run("merge", *both, "-o", tmp_path / "once.zarr", "--prefix").exit_code == 0
@@ -252,8 +252,8 @@ def test_pictures_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Pa
     assert merged.keys(47, 48) == ["once/00000.tar/00002.tar/000020006"]
     read = reader_of(merged).read
     found = [next(read(row, merged.keys(row, row + 1), merged.locators(row, row + 1))) for row in range(48)]
-    assert found == pictures * 4
-    assert "48 pictures embedded again" in run("verify", merged.path, "--sample", 48, "--device", "cpu").stdout
+    assert found == images * 4
+    assert "48 images embedded again" in run("verify", merged.path, "--sample", 48, "--device", "cpu").stdout
 
 
 def test_a_full_disk_is_said_of_the_new_cache(

@@ -1,4 +1,4 @@
-"""Pictures that lie elsewhere than they did: for one worker, for one of several sources, or for a while nowhere."""
+"""Images that lie elsewhere than they did: for one worker, for one of several sources, or for a while nowhere."""
 
 import json
 import shutil
@@ -11,25 +11,25 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
-from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.cache import cache_images
 from clipglot.jobs.settings.cache import CacheSettings
 from support.cache_bytes import files
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.worker_processes import SLOW, ended
 
 Make = Callable[..., Any]
 
 
 def two_sources(folder: Path, make_cache: Make) -> tuple[Path, Path, Path]:
-    """A cache of eight pictures, a chunk of eight rows, and eight more; and the manifests of both."""
+    """A cache of eight images, a chunk of eight rows, and eight more; and the manifests of both."""
     manifests = []
     for name in ("first", "second"):
-        drawn = draw_pictures(folder / name, 8)
+        drawn = draw_images(folder / name, 8)
         rows = [json.loads(line) for line in drawn.read_text().splitlines()]
         for row in rows:
-            picture = Path(row["image"])
-            (drawn.parent / picture).rename(drawn.parent / picture.with_name(f"{name}{picture.name}"))
-            row["image"] = str(picture.with_name(f"{name}{picture.name}"))
+            image = Path(row["image"])
+            (drawn.parent / image).rename(drawn.parent / image.with_name(f"{name}{image.name}"))
+            row["image"] = str(image.with_name(f"{name}{image.name}"))
         drawn.write_text("".join(json.dumps(row) + "\n" for row in rows))
         manifests.append(drawn.rename(drawn.with_name(f"{name}.jsonl")))
     first, second = manifests
@@ -40,11 +40,11 @@ def two_sources(folder: Path, make_cache: Make) -> tuple[Path, Path, Path]:
 
 @pytest.mark.slow
 def test_each_worker_reads_below_its_own_root(
-    start_worker: Any, many_pictures: Path, alone: Path, tmp_path: Path
+    start_worker: Any, many_images: Path, alone: Path, tmp_path: Path
 ) -> None:
     cache, there, here = tmp_path / "cache.zarr", tmp_path / "there", tmp_path / "here"
     for root in (there, here):
-        shutil.copytree(many_pictures.parent, root)
+        shutil.copytree(many_images.parent, root)
     first = start_worker(cache, "0/2", SLOW.format(0.5), "--image-root", there)
     first.until((cache / "workers" / "0.json").exists)
     shutil.rmtree(there)
@@ -55,11 +55,11 @@ def test_each_worker_reads_below_its_own_root(
     assert (status[8:16] == Status.EMBEDDED).all()  # the chunk of which worker 1 is the owner
 
 
-def test_a_source_none_of_whose_pictures_is_read_need_not_be_there(make_cache: Make, tmp_path: Path) -> None:
+def test_a_source_none_of_whose_images_is_read_need_not_be_there(make_cache: Make, tmp_path: Path) -> None:
     cache, first, second = two_sources(tmp_path, make_cache)
     whole = files(cache)
     first.parent.rename(tmp_path / "gone")
-    third = draw_pictures(tmp_path / "third", 8)
+    third = draw_images(tmp_path / "third", 8)
     make_cache(third, cache, append=True)
     assert Cache(cache).require_sealed().info.counts == {"embedded": 24}
     assert files(cache)["images/emb/c/0/0/0"] == whole["images/emb/c/0/0/0"]
@@ -67,9 +67,7 @@ def test_a_source_none_of_whose_pictures_is_read_need_not_be_there(make_cache: M
     make_cache(second, cache, append=True)
     assert Cache(cache).status().tolist() == [Status.EMBEDDED] * 24
     (cache / "images/status/c/0").unlink()
-    with pytest.raises(
-        CacheError, match=r"first: no such folder.*pictures of .*first\.jsonl: run its `clipglot cache`"
-    ):
+    with pytest.raises(CacheError, match=r"first: no such folder.*images of .*first\.jsonl: run its `clipglot cache`"):
         make_cache(second, cache, append=True)
 
 
@@ -87,14 +85,14 @@ def test_views_are_not_begun_before_all_sources_are_there(make_cache: Make, tmp_
     assert files(cache)["images/emb/c/0/0/0"] == before["images/emb/c/0/0/0"]
 
 
-def test_pictures_that_were_away_are_tried_again_and_give_the_bytes_of_an_undisturbed_pass(
+def test_images_that_were_away_are_tried_again_and_give_the_bytes_of_an_undisturbed_pass(
     make_cache: Make, tmp_path: Path
 ) -> None:
-    manifest, cache = draw_pictures(tmp_path / "pictures", 24), tmp_path / "c.zarr"
+    manifest, cache = draw_images(tmp_path / "pictures", 24), tmp_path / "c.zarr"
     make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8)
     away = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (9, 11)]
-    for picture in away:
-        picture.rename(picture.with_suffix(".away"))
+    for image in away:
+        image.rename(image.with_suffix(".away"))
     make_cache(manifest, cache, chunk_rows=8)
     away[0].with_suffix(".away").rename(away[0])
     assert make_cache(manifest, cache).report.num_pictures == 0
@@ -107,14 +105,14 @@ def test_pictures_that_were_away_are_tried_again_and_give_the_bytes_of_an_undist
 
 
 def test_a_stopped_retry_goes_on_by_the_same_command_and_keeps_the_views(make_cache: Make, tmp_path: Path) -> None:
-    manifest, cache = draw_pictures(tmp_path / "pictures", 16), tmp_path / "c.zarr"
+    manifest, cache = draw_images(tmp_path / "pictures", 16), tmp_path / "c.zarr"
     make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8, views=2)
-    pictures = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (3, 11)]
-    for picture in pictures:
-        picture.rename(picture.with_suffix(".away"))
+    images = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (3, 11)]
+    for image in images:
+        image.rename(image.with_suffix(".away"))
     make_cache(manifest, cache, chunk_rows=8, views=2)
-    for picture in pictures:
-        picture.with_suffix(".away").rename(picture)
+    for image in images:
+        image.with_suffix(".away").rename(image)
 
     def stop(stage: str, done: int, total: int | None) -> None:
         if stage == "embed" and done:
@@ -124,9 +122,9 @@ def test_a_stopped_retry_goes_on_by_the_same_command_and_keeps_the_views(make_ca
         source=manifest, output=cache, model=Cache(cache).info.encoder.model, batch_size=8, retry=True
     )
     with pytest.raises(KeyboardInterrupt):
-        cache_pictures(settings, stop)
+        cache_images(settings, stop)
     assert Cache(cache).info.state == "planned"
-    cache_pictures(settings)
+    cache_images(settings)
     assert files(cache) == files(tmp_path / "whole.zarr")
 
 
@@ -137,9 +135,7 @@ def test_nothing_is_tried_again_before_all_that_is_read_is_there(make_cache: Mak
     make_cache(second, cache, append=True)
     second.parent.rename(tmp_path / "gone")
     before = files(cache)
-    with pytest.raises(
-        CacheError, match=r"pictures of .*second\.jsonl: run its `clipglot cache` command with --append"
-    ):
+    with pytest.raises(CacheError, match=r"images of .*second\.jsonl: run its `clipglot cache` command with --append"):
         make_cache(first, cache, retry=True)
     assert files(cache) == before
 

@@ -35,8 +35,8 @@ def test_where_there_is_no_terminal_a_pass_says_how_far_it_is(manifest: Path, ti
     assert result.stderr.splitlines() == [
         f"load: local-dir:{tiny_clip}",
         "plan: 40 records",
-        f"planned 40 pictures, {num_captions} captions",
-        "embed: 0 of 40 pictures",
+        f"planned 40 images, {num_captions} captions",
+        "embed: 0 of 40 images",
     ]
     again = cached(manifest, tiny_clip, tmp_path / "c.zarr")
     assert again.stderr == f"load: local-dir:{tiny_clip}\n"
@@ -49,7 +49,7 @@ def test_a_minute_later_a_pass_says_how_fast_it_is_and_what_it_waits_for(
     monkeypatch.setattr(PlainProgress.__init__, "__defaults__", (0.0,))
     said = cached(manifest, tiny_clip, tmp_path / "c.zarr").stderr.splitlines()
     each = [line for line in said if line.startswith("embed: ")][1:]
-    pattern = r"embed: (\d+) of 40 pictures, [\d,]+/s, waits for (reading|decoding|the tower|writing)"
+    pattern = r"embed: (\d+) of 40 images, [\d,]+/s, waits for (reading|decoding|the tower|writing)"
     assert [re.fullmatch(pattern, line)[1] for line in each] == ["8", "16", "24", "32", "40"]  # type: ignore[index]
 
 
@@ -58,13 +58,13 @@ def test_appending_says_what_is_new(manifest: Path, tiny_clip: Path, tmp_path: P
     (tmp_path / "old.jsonl").write_text("".join(lines[:25]))
     root = ("--image-root", str(manifest.parent))
     assert cached(tmp_path / "old.jsonl", tiny_clip, tmp_path / "c.zarr", *root).exit_code == 0
-    for number, more in ((15, ["embed: 0 of 15 pictures"]), (0, [])):
+    for number, more in ((15, ["embed: 0 of 15 images"]), (0, [])):
         (tmp_path / "new.jsonl").write_text("".join(lines[:-1] if not number else lines))
         appended = cached(tmp_path / "new.jsonl", tiny_clip, tmp_path / "c.zarr", *root, "--append")
         records = 40 if number else 39
         assert appended.stderr.splitlines()[1:] == [
             f"plan: {records} records",
-            f"planned {number} further pictures",
+            f"planned {number} further images",
             *more,
         ]
 

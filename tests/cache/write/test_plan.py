@@ -57,7 +57,7 @@ def files(folder: Path) -> dict[str, bytes]:
                         for line, (key, captions) in enumerate(pairs)]),
     rows_at_a_time=st.sampled_from([1, 3, 8192]),
 )  # fmt: skip
-def test_lines_of_one_picture_are_merged_in_their_order(
+def test_lines_of_one_image_are_merged_in_their_order(
     pairs: list[tuple[str, list[str]]],
     rows_at_a_time: int,
     tmp_path_factory: pytest.TempPathFactory,
@@ -84,7 +84,7 @@ def test_what_was_dropped_is_counted_with_its_reason(tmp_path: Path) -> None:
     assert Cache(tmp_path / "c.zarr").captions() == ["кот", "😀"]
 
 
-def test_a_limit_keeps_the_first_pictures_and_their_later_captions(tmp_path: Path) -> None:
+def test_a_limit_keeps_the_first_images_and_their_later_captions(tmp_path: Path) -> None:
     info = plan_cache(tmp_path / "c.zarr", rows([("a", ["1"]), ("b", ["2"]), ("c", ["3"]), ("a", ["4"])]), limited(2))
     cache = Cache(tmp_path / "c.zarr")
     assert (cache.keys(), cache.captions(), info.num_pictures) == (["a", "b"], ["1", "4", "2"], 2)
@@ -105,8 +105,8 @@ def test_pictures_without_captions_are_planned_too(tmp_path: Path) -> None:
     assert cache.verify() == []
 
 
-def test_a_manifest_without_pictures_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(CacheError, match=r"m\.jsonl: no pictures in it"):
+def test_a_manifest_without_images_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"m\.jsonl: no images in it"):
         plan_cache(tmp_path / "c.zarr", rows([]), INFO)
     assert list(tmp_path.iterdir()) == []
 

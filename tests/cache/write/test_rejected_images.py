@@ -1,4 +1,4 @@
-"""Pictures that are rejected: too large, damaged, none at all, or no file below the root that may be read."""
+"""Images that are rejected: too large, damaged, none at all, or no file below the root that may be read."""
 
 import os
 import struct
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clipglot.cache.format import Status
 from clipglot.cache.sources.image_root import MAX_FILE_BYTES, open_below
-from clipglot.cache.sources.source import RejectedPictureError
+from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.write.image_decode import Geometry, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +20,7 @@ from support.image_bytes import SQUARE, drawing, noise, rejection, stored
 
 
 def huge_png(width: int, height: int) -> BytesIO:
-    """A header that promises a picture, and nothing more."""
+    """A header that promises an image, and nothing more."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return BytesIO(
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
@@ -29,7 +29,7 @@ def huge_png(width: int, height: int) -> BytesIO:
 
 
 @pytest.mark.parametrize("size", [(40_000, 40_000), (2**31 - 1, 2**31 - 1), (60_000_000, 1), (1, 60_000_000)])
-def test_a_huge_picture_is_refused_by_its_header(size: tuple[int, int]) -> None:
+def test_a_huge_image_is_refused_by_its_header(size: tuple[int, int]) -> None:
     assert rejection(huge_png(*size)) is Status.TOO_LARGE
 
 
@@ -61,12 +61,12 @@ def test_a_file_cut_anywhere_is_rejected_and_raises_nothing_else(kind: str) -> N
 def test_a_changed_byte_decodes_or_is_rejected(position: int, value: int, kind: str) -> None:
     damaged = bytearray(stored(drawing(), kind).getvalue())
     damaged[position % len(damaged)] = value
-    with suppress(RejectedPictureError):
+    with suppress(RejectedImageError):
         assert decode(BytesIO(damaged), SQUARE).shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
-def test_what_is_no_picture_is_told_so(content: bytes) -> None:
+def test_what_is_no_image_is_told_so(content: bytes) -> None:
     assert rejection(BytesIO(content)) is Status.NOT_A_PICTURE
 
 
@@ -116,7 +116,7 @@ def test_nothing_but_a_file_below_the_root_is_opened(
     root.mkdir()
     for path in (root / "in.png", tmp_path / "secret.png"):
         drawing().save(path)
-    with pytest.raises(RejectedPictureError) as rejected:
+    with pytest.raises(RejectedImageError) as rejected:
         open_below(root, make_key(root))
     assert rejected.value.status is status
     for key in ("in.png", "./a/../in.png", str(root / "in.png")):
@@ -125,9 +125,9 @@ def test_nothing_but_a_file_below_the_root_is_opened(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_without_permission_is_unreadable(tmp_path: Path) -> None:
+def test_an_image_without_permission_is_unreadable(tmp_path: Path) -> None:
     drawing().save(tmp_path / "closed.png")
     (tmp_path / "closed.png").chmod(0)
-    with pytest.raises(RejectedPictureError) as rejected:
+    with pytest.raises(RejectedImageError) as rejected:
         open_below(tmp_path.resolve(), "closed.png")
     assert rejected.value.status is Status.UNREADABLE

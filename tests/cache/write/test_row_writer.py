@@ -53,7 +53,7 @@ def kept(row: Row) -> Iterator[tuple[str, str, str]]:
     tagged=st.booleans(),
     taught=st.booleans(),
 )
-def test_lines_of_a_picture_are_merged_as_in_a_dict(
+def test_lines_of_an_image_are_merged_as_in_a_dict(
     given: list[tuple[str, list[tuple[str, str]]]],
     borders: list[int],
     limit: int | None,
@@ -130,7 +130,7 @@ def test_first_lines_are_those_of_a_dict(digests: list[tuple[int, int]]) -> None
 
 
 def test_a_merge_of_far_lines_holds_few_texts(tmp_path: Path) -> None:
-    """Five lines a picture, each pass over all pictures: every caption moves."""
+    """Five lines an image, each pass over all images: every caption moves."""
     root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
     writer = ColumnWriter(root, teacher=False)
     for turn in range(5):

@@ -1,4 +1,4 @@
-"""A text teacher in the cache: translations embedded beside the pictures or in their place, to the same bytes."""
+"""A text teacher in the cache: translations embedded beside the images or in their place, to the same bytes."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_lists_of_unequal_length_give_every_caption_the_mean(
     rows = [
         {"image": "000.png", "text": ["кот", " ", "рыжий кот"], "en": ["a red\n circle", "two crosses"]},
         {"image": "001.png", "text": ["а", "б"], "en": ["one", ""]},
-        {"image": "000.png", "text": "ещё кот", "en": "a star"},  # the same picture, later in the manifest
+        {"image": "000.png", "text": "ещё кот", "en": "a star"},  # the same image, later in the manifest
     ]
     (folder / "odd.jsonl").write_text("\n".join(map(json.dumps, rows)))
     make_cache(folder / "odd.jsonl", tmp_path / "odd.zarr", model=MODEL, teacher_field=("en",))
@@ -146,7 +146,7 @@ def test_what_cannot_teach_is_refused_by_name(
         settings(taught_caches["train"], tmp_path / "run", teacher_weight=1.0, alignment=0.1)
 
 
-def test_without_pictures_the_translations_are_the_targets(
+def test_without_images_the_translations_are_the_targets(
     taught_manifests: dict[str, Path],
     taught_caches: dict[str, Path],
     make_cache: MakeCache,
@@ -171,10 +171,10 @@ def test_without_pictures_the_translations_are_the_targets(
     monkeypatch.undo()
     learned = train(settings(cache.path, tmp_path / "run", val=taught_caches["val"], loss="cosine"))
     assert learned.validation is not None
-    assert learned.validation["r_at_10"] > 0.8  # of pictures, and it has seen none
+    assert learned.validation["r_at_10"] > 0.8  # of images, and it has seen none
     exported = export_run(ExportSettings(run=tmp_path / "run", output=tmp_path / "merged"))
     assert exported.why_no_probes is not None
-    assert "holds texts, no pictures" in exported.why_no_probes
+    assert "holds texts, no images" in exported.why_no_probes
     with pytest.raises(DistillError, match="are a teacher's already"):
         train(settings(cache.path, tmp_path / "other", teacher_weight=1.0))
 
@@ -196,7 +196,7 @@ def test_a_pass_over_texts_that_was_cut_short_goes_on_to_the_same_bytes(
             assert (tmp_path / "cut" / file.relative_to(straight.path)).read_bytes() == file.read_bytes()
 
 
-def test_a_caption_without_translation_is_named_where_there_are_no_pictures(
+def test_a_caption_without_translation_is_named_where_there_are_no_images(
     make_cache: MakeCache, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "кот", "en": "a cat"}\n{"text": "пёс", "en": null}\n')

@@ -23,7 +23,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.encoders.image_tower import load_image_tower
 from numpy.typing import NDArray
 from PIL import Image
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.metadata_edits import edit
 
 VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.4, "augment_flip": 0.5, "augment_seed": 7}
@@ -54,9 +54,9 @@ def test_rows_of_a_view_equal_the_towers_own_output(viewed: Path, tiny_clip: Pat
     geometry, given_ = Geometry.from_preprocess(tower.preprocess), Augmentation(scale=0.4, flip=0.5, seed=7)
     assert cache.info.augmentation == given_
     keys = cache.keys()
-    pictures = [Image.open(manifest.parent / key) for key in keys]
+    images = [Image.open(manifest.parent / key) for key in keys]
     for view in (1, 2):
-        shown = np.stack([np.asarray(augmented(p, geometry, given_, row, view)) for row, p in enumerate(pictures)])
+        shown = np.stack([np.asarray(augmented(p, geometry, given_, row, view)) for row, p in enumerate(images)])
         raw = tower.encode(shown)
         assert np.allclose(cache.norm(view), np.linalg.norm(raw, axis=1), rtol=1e-5)
         expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
@@ -91,13 +91,13 @@ def test_while_views_are_added_the_cache_serves_those_it_has(
             assert total == 40
             raise KeyboardInterrupt
 
-    from clipglot.jobs.cache import cache_pictures
+    from clipglot.jobs.cache import cache_images
     from clipglot.jobs.settings.cache import CacheSettings
 
     model = Cache(cache).info.encoder.model
     given_ = CacheSettings(source=manifest, output=cache, model=model, batch_size=8, workers=1, **VIEWS)
     with pytest.raises(KeyboardInterrupt):
-        cache_pictures(given_, stop)
+        cache_images(given_, stop)
     opened = Cache(cache).require_sealed()
     assert opened.info.num_views == 1
     assert opened.verify() == []
@@ -147,24 +147,24 @@ def test_a_damaged_chunk_of_a_view_is_found_and_the_remedy_mends_it(
     assert files(cache) == files(viewed)
 
 
-def test_a_picture_that_is_gone_repeats_its_plain_view_and_one_that_came_back_stays_out(
+def test_an_image_that_is_gone_repeats_its_plain_view_and_one_that_came_back_stays_out(
     make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    manifest, cache = draw_pictures(tmp_path, 16), tmp_path / "cache.zarr"
+    manifest, cache = draw_images(tmp_path, 16), tmp_path / "cache.zarr"
     hidden = (tmp_path / "images/0003.png").rename(tmp_path / "hidden.png")
     make_cache(manifest, cache)
     hidden.rename(tmp_path / "images/0003.png")
     (tmp_path / "images/0009.png").unlink()
-    shutil.copy(tmp_path / "images/0001.png", tmp_path / "images/0011.png")  # another picture than was captioned
+    shutil.copy(tmp_path / "images/0001.png", tmp_path / "images/0011.png")  # another image than was captioned
     model = ["--model", Cache(cache).info.encoder.model, "--batch-size", "8", "--workers", "1"]
     options = [*model, "--views", "3", "--augment-scale", "0.4"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
-    assert "16 pictures in 3 views" in said.stdout
+    assert "16 images in 3 views" in said.stdout
     assert "4 further views repeat the plain one" in said.stdout
     assert "next: " not in said.stdout  # it was complete before
     options[options.index("3")] = "2"
     again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
-    assert "is complete already: 15 pictures embedded in 3 views\n" in again.stdout
+    assert "is complete already: 15 images embedded in 3 views\n" in again.stdout
     opened = Cache(cache)
     assert opened.status()[[3, 9, 11]].tolist() == [Status.MISSING, Status.EMBEDDED, Status.EMBEDDED]
     for view in (1, 2):
@@ -215,7 +215,7 @@ def test_a_wrong_image_root_adds_no_view(
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CacheError, match="not one picture could be read again: check --image-root"):
+    with pytest.raises(CacheError, match="not one image could be read again: check --image-root"):
         make_cache(manifest, cache, image_root=tmp_path / "empty", **VIEWS | {"augment_scale": 0.9})
     assert Cache(cache).require_sealed().info.num_views == 1
     assert make_cache(manifest, cache, **VIEWS).report.num_pictures == 40

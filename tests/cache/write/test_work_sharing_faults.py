@@ -104,7 +104,7 @@ def test_a_read_only_disk_is_said_and_a_finished_cache_on_it_is_fine(
         worker = start_worker(cache, "1/2")
         assert worker.wait() == 1
         assert "Read-only file system): make it writable or choose another -o" in worker.err()
-        assert "is complete already: 160 pictures embedded" in ended(start_worker(whole, "1/2"))
+        assert "is complete already: 160 images embedded" in ended(start_worker(whole, "1/2"))
 
 
 def test_clocks_that_differ_by_years_and_leap_change_nothing(start_worker: Any, alone: Path, tmp_path: Path) -> None:

@@ -47,11 +47,11 @@ def test_workers_share_a_pass_and_all_of_them_wait_for_the_plan(start_worker: An
 
 
 def test_torchrun_shares_a_pass_and_speaks_once(
-    many_pictures: Path, tiny_clip: Path, alone: Path, tmp_path: Path
+    many_images: Path, tiny_clip: Path, alone: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache.zarr"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    command += ["-m", "clipglot", "cache", str(many_pictures), "-o", str(cache), "--model", f"local-dir:{tiny_clip}"]
+    command += ["-m", "clipglot", "cache", str(many_images), "-o", str(cache), "--model", f"local-dir:{tiny_clip}"]
     command += ["--batch-size", "8", "--chunk-rows", "8", "--device", "cpu", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -80,11 +80,11 @@ def test_another_number_of_workers_goes_on(start_worker: Any, alone: Path, tmp_p
 
 
 def test_a_lone_pass_and_workers_keep_each_other_out(
-    start_worker: Any, many_pictures: Path, make_cache: Callable[..., Any], alone: Path, tmp_path: Path
+    start_worker: Any, many_images: Path, make_cache: Callable[..., Any], alone: Path, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
     with locked(cache, shared=True), pytest.raises(CacheError, match="another clipglot command is writing it"):
-        make_cache(many_pictures, cache, chunk_rows=8)
+        make_cache(many_images, cache, chunk_rows=8)
     with locked(cache):
         for index in (0, 1):
             refused = start_worker(cache, f"{index}/2")

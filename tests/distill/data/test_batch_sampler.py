@@ -1,4 +1,4 @@
-"""Batches follow from (seed, epoch, batch) alone and never show a picture twice in an epoch."""
+"""Batches follow from (seed, epoch, batch) alone and never show an image twice in an epoch."""
 
 import numpy as np
 import pytest
@@ -10,21 +10,21 @@ from clipglot.distill.errors import DistillError
 from hypothesis import given
 from hypothesis import strategies as st
 
-# Captions a picture, and whether it was embedded.
-pictures = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=40)
+# Captions an image, and whether it was embedded.
+images = st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=2, max_size=40)
 
 
-def caption_image_of(pictures: list[tuple[int, bool]]) -> np.ndarray:
-    rows = [row if embedded else -1 for row, (count, embedded) in enumerate(pictures) for _ in range(count)]
+def caption_image_of(images: list[tuple[int, bool]]) -> np.ndarray:
+    rows = [row if embedded else -1 for row, (count, embedded) in enumerate(images) for _ in range(count)]
     return np.asarray(rows, np.int64)
 
 
-@given(pictures, st.integers(2, 8), st.integers(0, 2**32), st.integers(0, 1000))
-def test_an_epoch_shows_each_usable_picture_at_most_once_with_a_caption_of_its_own(
-    pictures: list[tuple[int, bool]], batch_size: int, seed: int, epoch: int
+@given(images, st.integers(2, 8), st.integers(0, 2**32), st.integers(0, 1000))
+def test_an_epoch_shows_each_usable_image_at_most_once_with_a_caption_of_its_own(
+    images: list[tuple[int, bool]], batch_size: int, seed: int, epoch: int
 ) -> None:
-    caption_image = caption_image_of(pictures)
-    usable = {row for row, (count, embedded) in enumerate(pictures) if count and embedded}
+    caption_image = caption_image_of(images)
+    usable = {row for row, (count, embedded) in enumerate(images) if count and embedded}
     if len(usable) < batch_size:
         with pytest.raises(DistillError, match="lower it"):
             BatchPlan(caption_image, batch_size=batch_size, seed=seed)
@@ -60,21 +60,21 @@ def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
 
 
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=20), st.integers(1, 4), st.integers(0, 2**32))
-def test_several_captions_of_a_picture_are_distinct_and_its_own(counts: list[int], most: int, seed: int) -> None:
+def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int], most: int, seed: int) -> None:
     caption_image = np.repeat(np.arange(len(counts)), counts)
     plan = BatchPlan(caption_image, batch_size=4, seed=seed, captions_per_picture=most)
     alone = BatchPlan(caption_image, batch_size=4, seed=seed)
     for index in range(len(plan)):
         batch = plan.batch(3, index)
-        picture = np.arange(4) if batch.picture is None else batch.picture
+        image = np.arange(4) if batch.image is None else batch.image
         assert len(set(batch.captions.tolist())) == len(batch.captions)
-        assert (caption_image[batch.captions] == batch.rows[picture]).all()
-        assert np.bincount(picture).tolist() == [min(counts[row], most) for row in batch.rows]
-        assert (np.diff(picture) >= 0).all()
+        assert (caption_image[batch.captions] == batch.rows[image]).all()
+        assert np.bincount(image).tolist() == [min(counts[row], most) for row in batch.rows]
+        assert (np.diff(image) >= 0).all()
         assert (batch.rows == alone.batch(3, index).rows).all()
         halves = [batch.captions_of(slice(0, 2)), batch.captions_of(slice(2, 4))]
-        assert [set(picture[half].tolist()) for half in halves] == [{0, 1}, {2, 3}]
-        assert sum(half.stop - half.start for half in halves) == len(picture)
+        assert [set(image[half].tolist()) for half in halves] == [{0, 1}, {2, 3}]
+        assert sum(half.stop - half.start for half in halves) == len(image)
 
 
 def test_in_time_every_caption_is_shown_equally_often_among_several() -> None:

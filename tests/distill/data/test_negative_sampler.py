@@ -1,4 +1,4 @@
-"""Negatives beyond the batch: drawn fairly, never the caption's own picture nor one that it describes as well."""
+"""Negatives beyond the batch: drawn fairly, never the caption's own image nor one that it describes as well."""
 
 import numpy as np
 from clipglot.distill.data.batch_sampler import Batch
@@ -6,19 +6,19 @@ from clipglot.distill.data.negative_sampler import BankPlan, SharedCaptions
 from hypothesis import given
 from hypothesis import strategies as st
 
-# For each picture the groups of its captions, and whether it can be used.
-pictures = st.lists(
+# For each image the groups of its captions, and whether it can be used.
+images = st.lists(
     st.tuples(st.lists(st.integers(0, 12), min_size=1, max_size=3), st.booleans()), min_size=3, max_size=30
 )
 
 
-@given(pictures, st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 9))
+@given(images, st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 9))
 def test_a_draw_masks_exactly_what_is_no_negative(
-    pictures: list[tuple[list[int], bool]], size: int, seed: int, epoch: int, index: int
+    images: list[tuple[list[int], bool]], size: int, seed: int, epoch: int, index: int
 ) -> None:
-    image = np.array([i if usable else -1 for i, (groups, usable) in enumerate(pictures) for _ in groups])
-    group = np.array([g for groups, _ in pictures for g in groups])
-    rows = np.array([i for i, (_, usable) in enumerate(pictures) if usable], np.int64)
+    image = np.array([i if usable else -1 for i, (groups, usable) in enumerate(images) for _ in groups])
+    group = np.array([g for groups, _ in images for g in groups])
+    rows = np.array([i for i, (_, usable) in enumerate(images) if usable], np.int64)
     if len(rows) < 2:
         return
     size = min(size, len(rows))
@@ -34,7 +34,7 @@ def test_a_draw_masks_exactly_what_is_no_negative(
         (i, row)
         for i, g in enumerate(group[captions].tolist())
         for row in draw.rows.tolist()
-        if g in pictures[row][0] and len({r for r in rows.tolist() if g in pictures[r][0]}) > 1
+        if g in images[row][0] and len({r for r in rows.tolist() if g in images[r][0]}) > 1
     }
     assert set(zip(draw.masked[0].tolist(), draw.rows[draw.masked[1]].tolist(), strict=True)) == expected
     assert (np.diff(draw.masked[1]) >= 0).all()
@@ -55,22 +55,20 @@ def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: 
     assert sorted(zip(*found.tolist(), strict=True)) == expected
     assert (np.diff(found[0]) >= 0).all()
 
-    picture = np.array([j for j, row in enumerate(rows) for _ in carried[row]])
+    image = np.array([j for j, row in enumerate(rows) for _ in carried[row]])
     mine = np.array([g for row in rows for g in carried[row]])
-    found = SharedCaptions(group, image).within(rows, mine, picture)
-    expected = [
-        (i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and picture[i] != j
-    ]
+    found = SharedCaptions(group, image).within(rows, mine, image)
+    expected = [(i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and image[i] != j]
     assert sorted(zip(*found.tolist(), strict=True)) == expected
 
 
-def test_in_time_every_picture_is_drawn_equally_often() -> None:
+def test_in_time_every_image_is_drawn_equally_often() -> None:
     rows = np.arange(50) * 2
     none = SharedCaptions(np.arange(50), rows)
     plan = BankPlan(rows, none, size=20, seed=0)
     batch = Batch(rows[:2], np.array([0, 1]), np.zeros(2, np.int64))
     counts = np.zeros(100)
     for epoch in range(20):
-        for index in range(5):  # five windows of 20 go twice round 50 pictures
+        for index in range(5):  # five windows of 20 go twice round 50 images
             counts[plan.draw(epoch, index, batch, np.array([0, 1])).rows] += 1
     assert set(counts[::2].tolist()) == {40.0}

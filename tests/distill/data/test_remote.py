@@ -237,7 +237,7 @@ def test_a_cache_that_is_not_sealed_says_so(bucket: Bucket, own: tuple[str, str]
     assert sum(Cache(url).status() == 0) == Cache(url).info.chunk_rows
 
 
-def test_export_embeds_pictures_of_a_cache_in_the_store_again(
+def test_export_embeds_images_of_a_cache_in_the_store_again(
     url: str, make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = make_run(to_location(url), tmp_path / "run", epochs=1)

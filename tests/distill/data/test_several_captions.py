@@ -1,4 +1,4 @@
-"""Several captions of a picture in one step: fed, learned from, resumed, and counted once a picture."""
+"""Several captions of an image in one step: fed, learned from, resumed, and counted once an image."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 def test_a_step_has_the_loss_of_the_whole_matrix(
     tiny_cache: Path, tmp_path: Path, captions_per_picture: int, changes: dict[str, Any]
 ) -> None:
-    """With everything from the cache itself: every picture, every caption as text."""
+    """With everything from the cache itself: every image, every caption as text."""
     cache = Cache(tiny_cache)
     given = settings(
         tiny_cache, tmp_path, captions_per_picture=captions_per_picture, negatives="12", micro_batch=5, **changes
@@ -41,11 +41,11 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
     num_shared = 0
     for step, fed in enumerate(feed.steps(0, 6)):
         batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
-        picture = np.arange(len(batch.rows)) if batch.picture is None else batch.picture
+        image = np.arange(len(batch.rows)) if batch.image is None else batch.image
         texts = [captions[i] for i in batch.captions]
         carries = [{captions[i] for i in np.flatnonzero(owners == row)} for row in range(len(image_emb))]
         equal = torch.tensor([[text in carries[row] for row in batch.rows] for text in texts])
-        equal[np.arange(len(texts)), picture] = False
+        equal[np.arange(len(texts)), image] = False
         num_shared += int(equal.sum())
         assert fed.draw is not None
         drawn = fed.draw.rows
@@ -55,7 +55,7 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
             text_emb.double(),
             image_emb[batch.rows].double(),
             student.loss.logit_scale.exp().double(),
-            picture=torch.from_numpy(picture),
+            image=torch.from_numpy(image),
             equal=equal,
             positive="equal_captions" in changes,
             smoothing=given.label_smoothing,
@@ -92,7 +92,7 @@ def test_micro_batches_change_nothing_but_rounding_and_runs_resume_exactly(
         ({"captions_per_picture": 0}, "--captions-per-picture 0"),
         ({"captions_per_picture": 2, "uniformity": 0.1}, "drop --captions-per-picture"),
         ({"captions_per_picture": 2, "simcse": 0.1, "dropout": 0.1}, "drop --captions-per-picture"),
-        ({"equal_captions": "positive", "loss": "cosine"}, "--loss cosine has no right and wrong pictures"),
+        ({"equal_captions": "positive", "loss": "cosine"}, "--loss cosine has no right and wrong images"),
     ],
 )
 def test_what_does_not_go_together(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:

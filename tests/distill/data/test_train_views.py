@@ -52,12 +52,12 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
 
 
 def drawn(plan: BatchPlan, epoch: int) -> dict[int, int]:
-    """The view of each picture in an epoch."""
+    """The view of each image in an epoch."""
     batches = [plan.batch(epoch, index) for index in range(len(plan))]
     return {row: view for b in batches for row, view in zip(b.rows.tolist(), b.views.tolist(), strict=True)}
 
 
-def test_each_picture_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
+def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
     plan = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
     draws = [drawn(plan, epoch) for epoch in range(12)]
     assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
@@ -68,7 +68,7 @@ def test_each_picture_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
     for view in range(4):
         assert 0.2 < (table == view).mean() < 0.3
         assert 0.2 < (table[1:][table[:-1] == view] == view).mean() < 0.3  # no memory of the epoch before
-        assert 0.2 < (table[:, 1:][table[:, :-1] == view] == view).mean() < 0.3  # nor of the picture before
+        assert 0.2 < (table[:, 1:][table[:, :-1] == view] == view).mean() < 0.3  # nor of the image before
 
 
 def test_whole_chunks_draw_together_and_are_read_in_that_view() -> None:
@@ -153,7 +153,7 @@ def test_a_run_goes_on_with_the_views_it_began_with_though_the_cache_has_more(
     given = settings(cache, tmp_path / "run")
     assert not train(given, on_progress=stop_at(11)).complete
     make_cache(manifest, cache, views=4)
-    with pytest.raises(DistillError, match="begun on 3 stored views a picture, now there are 4: pass --views 3"):
+    with pytest.raises(DistillError, match="begun on 3 stored views an image, now there are 4: pass --views 3"):
         train(given, resume=True)
     assert train(replace(given, views="3"), resume=True).complete
     assert_same_run(tmp_path / "run", viewed_run)

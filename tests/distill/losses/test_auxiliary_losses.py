@@ -41,7 +41,7 @@ def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: fl
     require_equal(loss, expected, text_emb, loss_fn.logit_scale)
 
 
-def test_a_caption_like_its_picture_has_nothing_to_learn_from_similarities() -> None:
+def test_a_caption_like_its_image_has_nothing_to_learn_from_similarities() -> None:
     image_emb = unit(9, 16, 0)
     text_emb = image_emb.clone().requires_grad_()
     loss = match_similarities(text_emb, torch.tensor(20.0).log().double(), targets(image_emb), 1 / 20)
@@ -67,18 +67,18 @@ def test_regression() -> None:
     require_equal(loss, 16 * F.mse_loss(long, image_emb), long)
 
 
-def test_each_picture_counts_once_however_many_captions_it_has() -> None:
-    picture = np.array([0, 0, 0, 1, 2, 2])
+def test_each_image_counts_once_however_many_captions_it_has() -> None:
+    image = np.array([0, 0, 0, 1, 2, 2])
     image_emb, free = unit(3, 8, 0), (2 * unit(6, 8, 1)).requires_grad_()
-    text_emb, one_each = F.normalize(free, dim=-1), image_emb[picture]
-    pictures, shares = targets(image_emb, picture=picture), torch.tensor([3, 3, 3, 1, 2, 2]).double().reciprocal() / 3
+    text_emb, one_each = F.normalize(free, dim=-1), image_emb[image]
+    images, shares = targets(image_emb, image=image), torch.tensor([3, 3, 3, 1, 2, 2]).double().reciprocal() / 3
     scale = torch.tensor(10.0).double()
     given, wanted = (scale * text_emb @ image_emb.T).log_softmax(1), (one_each @ image_emb.T / 0.1).softmax(1)
     divergence = F.kl_div(given, wanted, reduction="none").sum(1)
     squared = (free - one_each).square().sum(1)
-    require_equal(match_similarities(text_emb, scale.log(), pictures, 0.1), (divergence * shares).sum(), free)
-    require_equal(alignment(text_emb, pictures), (2 * (1 - text_emb.mul(one_each).sum(1)) * shares).sum(), free)
-    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(free, pictures)
+    require_equal(match_similarities(text_emb, scale.log(), images, 0.1), (divergence * shares).sum(), free)
+    require_equal(alignment(text_emb, images), (2 * (1 - text_emb.mul(one_each).sum(1)) * shares).sum(), free)
+    loss = SquaredDistance(temperature=0.01, max_logit_scale=100)(free, images)
     require_equal(loss, (squared * shares).sum(), free)
 
 
@@ -104,10 +104,10 @@ def test_passes_of_captions(groups: list[int]) -> None:
 def test_the_second_pass_is_for_its_term_alone() -> None:
     given = settings(Path(), Path(), simcse=0.5, alignment=0.25, dropout=0.1)
     first, second = unit(6, 8, 1).requires_grad_(), unit(6, 8, 2).requires_grad_()
-    pictures, objective = targets(unit(6, 8, 0)), Objective(given).double()
-    expected = objective.main(first, pictures) + 0.25 * alignment(first, pictures)
-    expected = expected + 0.5 * contrast_passes(first, second, pictures)
-    loss = objective(torch.cat([3 * first, 2 * second]), pictures)
+    images, objective = targets(unit(6, 8, 0)), Objective(given).double()
+    expected = objective.main(first, images) + 0.25 * alignment(first, images)
+    expected = expected + 0.5 * contrast_passes(first, second, images)
+    loss = objective(torch.cat([3 * first, 2 * second]), images)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -115,9 +115,9 @@ def test_the_second_pass_is_for_its_term_alone() -> None:
 def test_terms_are_added_by_weight(loss: str) -> None:
     given = settings(Path(), Path(), loss=loss, similarity=0.5, alignment=0.25, uniformity=0.125)
     features, image_emb = (2 * unit(6, 8, 1)).requires_grad_(), unit(6, 8, 0)
-    pictures, objective = targets(image_emb), Objective(given).double()
+    images, objective = targets(image_emb), Objective(given).double()
     text_emb = F.normalize(features, dim=-1)
-    expected = objective.main(features if loss == "mse" else text_emb, pictures)
-    expected = expected + 0.5 * match_similarities(text_emb, objective.logit_scale, pictures, 0.05)
-    expected = expected + 0.25 * alignment(text_emb, pictures) + 0.125 * uniformity(text_emb, pictures)
-    require_equal(objective(features, pictures), expected, features, objective.logit_scale)
+    expected = objective.main(features if loss == "mse" else text_emb, images)
+    expected = expected + 0.5 * match_similarities(text_emb, objective.logit_scale, images, 0.05)
+    expected = expected + 0.25 * alignment(text_emb, images) + 0.125 * uniformity(text_emb, images)
+    require_equal(objective(features, images), expected, features, objective.logit_scale)

@@ -68,7 +68,7 @@ def test_equals_open_clips_loss_in_float32(loss_class: type[Loss], batch_size: i
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)
-def test_float16_pictures_and_bfloat16_captions_stay_close(loss_class: type[Loss]) -> None:
+def test_float16_images_and_bfloat16_captions_stay_close(loss_class: type[Loss]) -> None:
     """bf16 keeps 8 bits: cosines move by up to 2^-8, logits at scale 20 by 0.08."""
     image_emb, text_emb = unit(9, 16, 0), unit(9, 16, 1)
     loss_fn = loss_class(temperature=0.05, max_logit_scale=100)
@@ -81,7 +81,7 @@ def test_float16_pictures_and_bfloat16_captions_stay_close(loss_class: type[Loss
 
 @pytest.mark.parametrize("scale", [100.0, 1000.0])
 def test_logits_too_far_apart_for_one_exponential_lose_nothing(scale: float) -> None:
-    """Captions opposite to every picture, and pictures opposite to every caption: e^(-2 scale) is no float32."""
+    """Captions opposite to every image, and images opposite to every caption: e^(-2 scale) is no float32."""
     image_emb = F.normalize(torch.tensor([[1.0, 0], [1, 0.1], [-1, 0.05]]), dim=-1)
     text_emb = F.normalize(torch.tensor([[1.0, 0.02], [-1, 0.03], [1, -0.2]]), dim=-1).requires_grad_()
     loss_fn = InfoNCE(temperature=1 / scale, max_logit_scale=scale)
@@ -119,9 +119,9 @@ def test_the_temperature_stays_in_its_bounds(loss_class: Callable[..., Loss]) ->
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_bank_widens_the_softmax_over_pictures_and_nothing_else(with_bias: bool) -> None:
+def test_a_bank_widens_the_softmax_over_images_and_nothing_else(with_bias: bool) -> None:
     image_emb, text_emb, further = unit(5, 8, 0), unit(5, 8, 1).requires_grad_(), unit(11, 8, 2)
-    masked = np.array([[0, 3, 1], [2, 2, 9]])  # captions 0 and 3 describe picture 2, caption 1 picture 9
+    masked = np.array([[0, 3, 1], [2, 2, 9]])  # captions 0 and 3 describe image 2, caption 1 image 9
     bias = torch.zeros(11, dtype=torch.float64)
     if with_bias:
         bias[[4, 10]] = -math.inf  # no negatives of anybody

@@ -1,4 +1,4 @@
-"""Label smoothing and several right pictures or captions, against whole matrices of logits and targets."""
+"""Label smoothing and several right images or captions, against whole matrices of logits and targets."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from clipglot.distill.losses.infonce import InfoNCE
 from clipglot.distill.losses.siglip import SigLIP
 from support.dense_losses import plain_infonce, require_equal, targets, unit
 
-# The picture of each caption, and pairs of a caption and another picture that carries it.
+# The image of each caption, and pairs of a caption and another image that carries it.
 ONE_EACH = (range(5), [])
 EQUAL = (range(5), [(0, 1), (0, 3), (1, 0), (4, 1)])
 SEVERAL = ([0, 0, 0, 1, 2, 2, 3, 4, 4], [])
@@ -32,19 +32,19 @@ def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal right"])
 @pytest.mark.parametrize("with_bank", [False, True], ids=["alone", "bank"])
 @pytest.mark.parametrize(("picture", "pairs"), BATCHES, ids=NAMES)
-def test_infonce(picture: Sequence[int], pairs: Pairs, positive: bool, with_bank: bool, smoothing: float) -> None:
-    image_emb, text_emb, further = unit(5, 8, 0), unit(len(picture), 8, 1).requires_grad_(), unit(11, 8, 2)
-    equal = torch.zeros(len(picture), 5, dtype=torch.bool)
+def test_infonce(image: Sequence[int], pairs: Pairs, positive: bool, with_bank: bool, smoothing: float) -> None:
+    image_emb, text_emb, further = unit(5, 8, 0), unit(len(image), 8, 1).requires_grad_(), unit(11, 8, 2)
+    equal = torch.zeros(len(image), 5, dtype=torch.bool)
     for caption, other in pairs:
         equal[caption, other] = True
     bias = torch.zeros(11, dtype=torch.float64)
     bias[[4, 10]] = -torch.inf  # no negatives of anybody
     masked = np.array([[0, 3, 1, 2], [2, 2, 9, 10]])
-    allowed = (bias == 0).repeat(len(picture), 1)
+    allowed = (bias == 0).repeat(len(image), 1)
     allowed[tuple(torch.from_numpy(masked))] = False
-    pictures = targets(
+    images = targets(
         image_emb,
-        picture=np.array(picture) if isinstance(picture, list) else None,
+        image=np.array(image) if isinstance(image, list) else None,
         equal=equal.nonzero().T.numpy(),
         equal_are_positive=positive,
         bank=Bank(emb=further, bias=bias, masked=masked) if with_bank else None,
@@ -54,14 +54,14 @@ def test_infonce(picture: Sequence[int], pairs: Pairs, positive: bool, with_bank
         text_emb,
         image_emb,
         loss_fn.logit_scale.exp(),
-        picture=torch.tensor(picture),
+        image=torch.tensor(image),
         equal=equal,
         positive=positive,
         smoothing=smoothing,
         further=further if with_bank else None,
         allowed=allowed if with_bank else None,
     )
-    require_equal(loss_fn(text_emb, pictures), expected, text_emb, loss_fn.logit_scale)
+    require_equal(loss_fn(text_emb, images), expected, text_emb, loss_fn.logit_scale)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -75,15 +75,15 @@ def test_smoothing_is_that_of_torch(smoothing: float) -> None:
 
 @pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal right"])
 @pytest.mark.parametrize(("picture", "pairs"), BATCHES, ids=NAMES)
-def test_siglip(picture: Sequence[int], pairs: Pairs, positive: bool) -> None:
-    image_emb, text_emb = unit(5, 8, 0), unit(len(picture), 8, 1).requires_grad_()
-    own = F.one_hot(torch.tensor(picture), 5).double()
+def test_siglip(image: Sequence[int], pairs: Pairs, positive: bool) -> None:
+    image_emb, text_emb = unit(5, 8, 0), unit(len(image), 8, 1).requires_grad_()
+    own = F.one_hot(torch.tensor(image), 5).double()
     equal = torch.zeros_like(own)
     for caption, other in pairs:
         equal[caption, other] = 1
-    pictures = targets(
+    images = targets(
         image_emb,
-        picture=np.array(picture) if isinstance(picture, list) else None,
+        image=np.array(image) if isinstance(image, list) else None,
         equal=equal.nonzero().T.numpy(),
         equal_are_positive=positive,
     )
@@ -91,6 +91,6 @@ def test_siglip(picture: Sequence[int], pairs: Pairs, positive: bool) -> None:
     assert loss_fn.logit_bias is not None
     logits = loss_fn.logit_scale.exp() * text_emb @ image_emb.T + loss_fn.logit_bias
     sign = 2 * (own + equal) - 1 if positive else (2 * own - 1) * (1 - equal)
-    shares = 1 / own.sum(0)[torch.tensor(picture)]
+    shares = 1 / own.sum(0)[torch.tensor(image)]
     expected = -(shares[:, None] * sign.abs() * F.logsigmoid(sign * logits)).sum() / 5
-    require_equal(loss_fn(text_emb, pictures), expected, text_emb, *loss_fn.parameters())
+    require_equal(loss_fn(text_emb, images), expected, text_emb, *loss_fn.parameters())

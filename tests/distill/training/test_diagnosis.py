@@ -41,9 +41,9 @@ def caches(tmp_path_factory: pytest.TempPathFactory, make_cache: Callable[..., A
     }
     for i, scene in enumerate(scenes):
         draw(scene).save(folder / f"{i:03}.png")
-    for name, (pictures, captions) in parts.items():
+    for name, (images, captions) in parts.items():
         first = TRAIN if name == "val" else 0
-        lines = [{"image": f"{first + i:03}.png", "text": captions[i]} for i in range(len(pictures))]
+        lines = [{"image": f"{first + i:03}.png", "text": captions[i]} for i in range(len(images))]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
         make_cache(folder / f"{name}.jsonl", folder / f"{name}.zarr", model=f"local-dir:{ENGLISH_CLIP}", batch_size=64)
     return {name: folder / f"{name}.zarr" for name in parts}
@@ -97,16 +97,16 @@ def test_a_rate_that_is_far_too_high_is_named(caches: dict[str, Path], tmp_path:
     assert all("lower --lr (now 10)" in finding.advice for finding in result.findings)
 
 
-def test_captions_of_other_pictures_are_told_from_a_wrong_rate(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_captions_of_other_images_are_told_from_a_wrong_rate(caches: dict[str, Path], tmp_path: Path) -> None:
     result = train(settings(caches["shuffled"], tmp_path / "run", val=caches["val"], epochs=30))
     assert kinds(result) == {"recall_at_chance"}
-    assert "captions belong to their pictures" in found(result, "recall_at_chance").advice
+    assert "captions belong to their images" in found(result, "recall_at_chance").advice
 
 
 def test_without_validation_the_runs_own_pairs_are_measured(caches: dict[str, Path], tmp_path: Path) -> None:
     result = train(settings(caches["train"], tmp_path / "run", lr=1e-9))
     assert kinds(result) == {"loss_at_chance", "recall_at_chance"}
-    assert "320 training pictures" in found(result, "recall_at_chance").message
+    assert "320 training images" in found(result, "recall_at_chance").message
     samples = [line["step"] for line in result.run.metrics() if "sample_r_at_10" in line]
     assert samples == [step for step in range(1, 81) if step % 8 == 0]
 
@@ -117,14 +117,14 @@ def test_what_is_wrong_with_the_pairs_is_said_before_the_first_step(caches: dict
     assert result.run.metrics()[0]["finding"] == "common_captions"
     common, cut, without = result.findings[:3]
     assert (common.step, common.figures["equal"], common.figures["masked"]) == (0, 1.0, 1.0)
-    assert '"фото дня на память" by 100% of all pictures' in common.message
+    assert '"фото дня на память" by 100% of all images' in common.message
     longer = cut.figures["longer"]
     assert (cut.kind, cut.figures["cut"]) == ("cut_captions", 1.0)
     assert kinds(result) - {"recall_at_chance"} == {finding.kind for finding in result.findings[:3]}  # nothing to learn
     again = train(replace(given, output=tmp_path / "again", context_length=int(longer)))
     assert "cut_captions" not in kinds(again)
     assert without.figures == {"without": 0.5}
-    assert without.message.startswith("50% of the embedded pictures (32)")
+    assert without.message.startswith("50% of the embedded images (32)")
 
 
 def test_captions_that_just_fit_are_not_cut(caches: dict[str, Path], tmp_path: Path) -> None:
@@ -153,14 +153,14 @@ def test_pairs_are_counted_as_they_are(caches: dict[str, Path], tmp_path: Path) 
     carriers: dict[str, set[int]] = {}
     for text, row in zip(texts, rows, strict=True):
         carriers.setdefault(text, set()).add(row)
-    counts = np.array([len(pictures) for pictures in carriers.values()])
+    counts = np.array([len(images) for images in carriers.values()])
     pairs = _pairs(caches["train"], tmp_path, 40)
     assert pairs.num_pictures == TRAIN
     assert pairs.num_without == 0
     assert pairs.equal == pytest.approx(counts[counts > 1].sum() / counts.sum())
     assert pairs.masked == pytest.approx((counts * (counts - 1)).sum() / counts.sum() / (TRAIN - 1))
     assert len(carriers[pairs.most_common]) == counts.max() == round(pairs.most_common_share * TRAIN)
-    assert pairs.common == 0  # some captions are carried by a few pictures, none by many
+    assert pairs.common == 0  # some captions are carried by a few images, none by many
     assert pairs.equal > 0.05
 
 

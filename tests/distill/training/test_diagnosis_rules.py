@@ -67,7 +67,7 @@ def test_a_loss_that_rises_again_is_found_and_a_spike_is_not() -> None:
     (finding,) = diagnose(falling[:60] + [5.5] * 40)
     assert finding.kind == "loss_rose"
     assert finding.figures["lowest"] < 1.5
-    noisy = list(2.0 + np.random.default_rng(0).normal(0, 0.5, 1000))  # pools of unlike pictures
+    noisy = list(2.0 + np.random.default_rng(0).normal(0, 0.5, 1000))  # pools of unlike images
     assert diagnose([6.0] * 5 + noisy) == []
 
 
@@ -93,11 +93,11 @@ def test_guessing_hardly_ever_looks_learned(num: int) -> None:
     [
         ("spread", "spread", {"recall_at_chance"}),
         ("cone", "spread", {"recall_at_chance", "collapsed"}),
-        ("cone", "cone", {"recall_at_chance"}),  # it only lies as the pictures do
+        ("cone", "cone", {"recall_at_chance"}),  # it only lies as the images do
         ("line", "spread", {"recall_at_chance", "collapsed"}),
     ],
 )
-def test_collapse_is_measured_against_the_pictures(text: str, image: str, expected: set[str]) -> None:
+def test_collapse_is_measured_against_the_images(text: str, image: str, expected: set[str]) -> None:
     rng = np.random.default_rng(0)
 
     def embed(shape: str) -> Any:

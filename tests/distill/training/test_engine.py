@@ -60,12 +60,12 @@ def test_negatives_give_the_loss_of_the_plain_softmax(tiny_cache: Path, tmp_path
     _require_plain_softmax(given, num_negatives=20)
 
 
-def test_all_negatives_are_all_pictures(tiny_cache: Path, tmp_path: Path) -> None:
+def test_all_negatives_are_all_images(tiny_cache: Path, tmp_path: Path) -> None:
     _require_plain_softmax(settings(tiny_cache, tmp_path / "run", negatives="all"), num_negatives=40)
 
 
 def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
-    """The loss of a step, with everything from the cache itself: every picture, every caption as text."""
+    """The loss of a step, with everything from the cache itself: every image, every caption as text."""
     cache = Cache(given.cache)
     captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
     tokenizer = train_bpe(captions, 300)

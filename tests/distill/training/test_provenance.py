@@ -18,12 +18,12 @@ from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.evals.errors import EvalError
 from clipglot.evals.retrieval import eval_retrieval
-from clipglot.jobs.cache import cache_pictures
+from clipglot.jobs.cache import cache_images
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.cache import CacheSettings
 from clipglot.jobs.settings.export import ExportSettings
 from safetensors.torch import save_file
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 
 
 def test_a_run_made_with_relative_paths_is_exported_from_elsewhere(
@@ -32,7 +32,7 @@ def test_a_run_made_with_relative_paths_is_exported_from_elsewhere(
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    draw_pictures(Path("pictures"), 10)
+    draw_images(Path("pictures"), 10)
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit").state_dict(), "vit.safetensors")
     settings = CacheSettings(
@@ -42,7 +42,7 @@ def test_a_run_made_with_relative_paths_is_exported_from_elsewhere(
         pretrained="vit.safetensors",
         workers=1,
     )
-    cache_pictures(settings)
+    cache_images(settings)
     make_run(Path("c.zarr"), Path("run"), epochs=1)
     monkeypatch.chdir(tmp_path / "there")
     assert export_run(ExportSettings(run=Path("../here/run"), output=Path("merged"))).num_probes == 8

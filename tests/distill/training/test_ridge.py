@@ -31,7 +31,7 @@ def test_weights_are_those_of_scikit_learn(pairs: tuple[torch.Tensor, torch.Tens
     np.testing.assert_allclose(sums_of(text, image_emb).weights(alpha).T.numpy(), theirs.coef_, rtol=1e-9, atol=1e-12)
 
 
-def test_shrinkage_brings_the_prediction_into_the_metric_of_the_pictures(
+def test_shrinkage_brings_the_prediction_into_the_metric_of_the_images(
     pairs: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     text, image_emb = pairs

@@ -1,4 +1,4 @@
-"""A text teacher in training: followed beside pictures or alone, resumed, and read from wherever the cache lies."""
+"""A text teacher in training: followed beside images or alone, resumed, and read from wherever the cache lies."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +30,8 @@ from support.translated_scenes import settings
 CPU = torch.device("cpu")
 
 
-def test_a_teacher_alone_teaches_to_find_pictures(taught_caches: dict[str, Path], tmp_path: Path) -> None:
-    """No picture's embedding is used, and yet captions find pictures that nobody showed."""
+def test_a_teacher_alone_teaches_to_find_images(taught_caches: dict[str, Path], tmp_path: Path) -> None:
+    """No image's embedding is used, and yet captions find images that nobody showed."""
     alone = train(settings(taught_caches["train"], tmp_path / "run", val=taught_caches["val"], teacher_weight=1.0))
     assert alone.validation is not None
     assert alone.validation["r_at_10"] > 0.8
@@ -61,10 +61,10 @@ def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_pa
     plain = (text_emb[has] - teacher_emb[has]).square().sum(1).sum() / 2 / 5
     assert follow_teacher(text_emb, targets).item() == pytest.approx(plain.item())
     given = settings(tmp_path, tmp_path, loss=loss, temperature=0.07)
-    picture = Objective(given).double()(features, targets)
+    image = Objective(given).double()(features, targets)
     mixed = Objective(replace(given, teacher_weight=0.3)).double()(features, targets)
     grad, expected = (
-        torch.autograd.grad(x, features, retain_graph=True)[0] for x in (mixed, 0.7 * picture + 0.3 * plain)
+        torch.autograd.grad(x, features, retain_graph=True)[0] for x in (mixed, 0.7 * image + 0.3 * plain)
     )
     torch.testing.assert_close(grad, expected)
 
@@ -73,7 +73,7 @@ def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_pa
 def test_each_caption_of_a_step_is_held_against_its_own_translation(
     taught_caches: dict[str, Path], tmp_path: Path, captions_per_picture: int
 ) -> None:
-    """With everything from the cache itself; half of the pictures have no translation, and each counts one."""
+    """With everything from the cache itself; half of the images have no translation, and each counts one."""
     cache = Cache(taught_caches["mixed"])
     given = settings(cache.path, tmp_path, teacher_weight=1.0, captions_per_picture=captions_per_picture)
     captions, owners, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())

@@ -1,4 +1,4 @@
-"""A bag of tokens in closed form: the solution is scikit-learn's, and the metric ranks pictures better."""
+"""A bag of tokens in closed form: the solution is scikit-learn's, and the metric ranks images better."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 
 
 def counts_and_targets(cache: Path) -> tuple[Bags, torch.Tensor, torch.Tensor]:
-    """Real captions as bags and as a matrix `[M, V]`, and the embeddings `[M, D]` of their pictures."""
+    """Real captions as bags and as a matrix `[M, V]`, and the embeddings `[M, D]` of their images."""
     opened = Cache(cache)
     tokenizer = train_bpe(opened.captions(), 300)
     ids, lengths = tokenize(tokenizer, opened.captions(), 24).gather(np.arange(opened.info.num_captions))
@@ -68,7 +68,7 @@ def test_a_target_that_is_nothing_has_no_weights() -> None:
     torch.testing.assert_close(weights, torch.linalg.solve(gram + torch.eye(4), moment))
 
 
-def test_the_metric_finds_pictures_that_plain_cosines_miss() -> None:
+def test_the_metric_finds_images_that_plain_cosines_miss() -> None:
     torch.manual_seed(0)
     predicted = torch.randn(400, 16)
     unsaid = torch.randn(400, 16) * torch.tensor([4.0] * 4 + [1.0] * 12)  # most of it in four directions
@@ -84,5 +84,5 @@ def test_the_metric_finds_pictures_that_plain_cosines_miss() -> None:
     assert recall(predicted @ retrieval_metric(image_emb, 1e5)) == pytest.approx(plain, abs=0.01)
 
 
-def test_equal_pictures_have_a_metric_all_the_same() -> None:
+def test_equal_images_have_a_metric_all_the_same() -> None:
     assert torch.isfinite(retrieval_metric(torch.ones(5, 3), 1.0)).all()

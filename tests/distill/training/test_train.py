@@ -16,7 +16,7 @@ from clipglot.distill.training.optimizer import make_optimizer
 from clipglot.distill.training.run_folder import Run
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from support.drawings import draw_pictures
+from support.drawings import draw_images
 from support.run_logs import TIMING, logged
 from support.runs import settings, stop_at
 from torch import nn
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_refused_by_name(tiny_cache: Path, tmp_path: Path, 
         train(begun)
     with pytest.raises(DistillError, match=r"lr = 0\.001, now it is 0\.1"):
         train(replace(begun, lr=0.1), resume=True)
-    make_cache(draw_pictures(tmp_path / "other", 20), tmp_path / "other.zarr")
+    make_cache(draw_images(tmp_path / "other", 20), tmp_path / "other.zarr")
     _swap_cache_of_run(tmp_path / "run", tmp_path / "other.zarr")
     with pytest.raises(DistillError, match="another cache"):
         train(replace(begun, cache=tmp_path / "other.zarr"), resume=True)
@@ -104,15 +104,15 @@ def test_a_validation_cache_of_another_tower_is_refused(
     tensors = load_file(other / "open_clip_model.safetensors")
     tensors["visual.proj"] += 1
     save_file(tensors, other / "open_clip_model.safetensors")
-    make_cache(draw_pictures(tmp_path / "val", 16), tmp_path / "val.zarr", model=f"local-dir:{other}")
+    make_cache(draw_images(tmp_path / "val", 16), tmp_path / "val.zarr", model=f"local-dir:{other}")
     with pytest.raises(DistillError, match="weights_sha256"):
         train(settings(tiny_cache, tmp_path / "run", val=tmp_path / "val.zarr"))
 
 
-def test_pictures_that_failed_are_in_no_batch(tmp_path: Path, make_cache: Any) -> None:
-    manifest = draw_pictures(tmp_path, 24)
+def test_images_that_failed_are_in_no_batch(tmp_path: Path, make_cache: Any) -> None:
+    manifest = draw_images(tmp_path, 24)
     for i in (0, 7, 23):
-        (tmp_path / "images" / f"{i:04}.png").write_bytes(b"no picture")
+        (tmp_path / "images" / f"{i:04}.png").write_bytes(b"no image")
     make_cache(manifest, tmp_path / "cache.zarr")
     assert train(settings(tmp_path / "cache.zarr", tmp_path / "run", batch_size=7, epochs=1)).num_steps == 3
     with pytest.raises(DistillError, match="exceeds the 21"):
@@ -194,11 +194,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tiny_cache: Pa
 def test_a_validation_cache_without_captions_is_refused_before_the_first_step(
     tiny_cache: Path, tmp_path: Path, make_cache: Any
 ) -> None:
-    manifest = draw_pictures(tmp_path, 10)
+    manifest = draw_images(tmp_path, 10)
     lines = [json.loads(line) | {"text": []} for line in manifest.read_text(encoding="utf-8").splitlines()]
     manifest.write_text("\n".join(map(json.dumps, lines)))
     make_cache(manifest, tmp_path / "val.zarr")
-    with pytest.raises(DistillError, match=r"val.zarr has no caption of an embedded picture.*--text-field"):
+    with pytest.raises(DistillError, match=r"val.zarr has no caption of an embedded image.*--text-field"):
         train(settings(tiny_cache, tmp_path / "run", val=tmp_path / "val.zarr"))
     assert not (tmp_path / "run").exists()
 

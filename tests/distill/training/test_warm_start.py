@@ -83,12 +83,12 @@ def test_a_start_that_was_stopped_before_its_first_checkpoint_is_the_same(tiny_c
     assert logged(broken.output) == logged(straight.output)
 
 
-def test_pictures_that_were_not_embedded_count_for_nothing(tiny_cache: Path) -> None:
+def test_images_that_were_not_embedded_count_for_nothing(tiny_cache: Path) -> None:
     cache = Cache(tiny_cache)
     some = np.where(cache.caption_image() < 20, cache.caption_image(), -1)
     of_some, of_all = fitted(cache, some)[0], fitted(cache, cache.caption_image())[0]
     assert not torch.allclose(of_some.weights, of_all.weights)
-    with pytest.raises(DistillError, match="captions of 1 pictures: --warm-start ridge needs two or more"):
+    with pytest.raises(DistillError, match="captions of 1 images: --warm-start ridge needs two or more"):
         fitted(cache, np.where(some == 0, some, -1))
 
 
