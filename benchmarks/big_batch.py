@@ -16,7 +16,7 @@ import torch
 from clipglot.distill.data.targets import Targets
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.student import Student
-from clipglot.encoders.text_transformer import TextConfig, TextTower
+from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
 
 CPU = torch.device("cpu")
 DIM, VOCABULARY = 512, 49_408
@@ -40,7 +40,7 @@ def main() -> None:
     captions = rng.integers(3, VOCABULARY, lengths.sum())
     captions[np.cumsum(lengths) - 1] = 2
 
-    config = TextConfig(
+    config = ScratchConfig(
         embed_dim=DIM,
         vocab_size=VOCABULARY,
         context_length=77,
@@ -52,7 +52,7 @@ def main() -> None:
         quick_gelu=False,
     )
     settings = TrainSettings(cache=Path("none"), output=Path("none"), batch_size=options.batch_size)
-    student = Student(TextTower(config), settings, CPU, "fp32")
+    student = Student(ScratchTower(config), settings, CPU, "fp32")
     image_emb = torch.nn.functional.normalize(torch.randn(options.batch_size, DIM), dim=-1)
     edges = np.concatenate([[0], np.cumsum(lengths)])
     packed = [

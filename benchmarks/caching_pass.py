@@ -29,7 +29,7 @@ from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.source import Row, batched
 from clipglot.cache.write.decode_pool import Block, BlockReader, block_decoder
 from clipglot.cache.write.embed import embed_missing
-from clipglot.cache.write.image_decode import Geometry
+from clipglot.cache.write.image_decode import ResizeCrop
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.plan import plan_cache
 from clipglot.cache.write.report import PassReport
@@ -96,7 +96,7 @@ class Job:
     def decode(self) -> float:
         """Images/s of the workers alone."""
         cache, started = self.planned(), time.perf_counter()
-        geometry = Geometry.from_preprocess(self.tower.preprocess)
+        geometry = ResizeCrop.from_preprocess(self.tower.preprocess)
         size = self.batch_size
         blocks = (Block(start, self.keys[start : start + size], None, (0,)) for start in range(0, len(self.keys), size))
         options = {"block_rows": size, "workers": self.workers, "max_pixels": cache.info.max_pixels}

@@ -26,9 +26,9 @@ def main() -> None:
     parser.add_argument("--spaced", action="store_true", help="the language has spaces between words")
     options = parser.parse_args()
     cache = Cache(options.cache)
-    image_emb, captions, owners = cache.image_emb().astype(np.float64), cache.captions(), cache.caption_image()
+    image_emb, captions, image_index = cache.image_emb().astype(np.float64), cache.captions(), cache.caption_image()
     split = int(0.9 * len(cache))
-    fit_on, held_out = np.flatnonzero(owners < split), np.flatnonzero(owners >= split)
+    fit_on, held_out = np.flatnonzero(image_index < split), np.flatnonzero(image_index >= split)
     analyzer, ngrams = ("char_wb", (2, 5)) if options.spaced else ("char", (1, 3))
     vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, min_df=2, sublinear_tf=True)
     features = vectorizer.fit_transform([captions[i] for i in fit_on])
@@ -46,11 +46,11 @@ def main() -> None:
 
     def recalls(alpha: float, targets: np.ndarray, gallery: np.ndarray, matrix: np.ndarray) -> tuple[float, ...]:
         targets, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (targets, gallery))
-        weights, intercept = ridge(features, targets[owners[fit_on]], alpha)
+        weights, intercept = ridge(features, targets[image_index[fit_on]], alpha)
         predicted = (asked @ weights + intercept) @ matrix
         predicted /= np.linalg.norm(predicted, axis=1, keepdims=True)
         held = gallery[split:].astype(np.float32)
-        ranks = retrieve(predicted.astype(np.float32), held, owners[held_out] - split).text_to_image
+        ranks = retrieve(predicted.astype(np.float32), held, image_index[held_out] - split).text_to_image
         return ranks.r_at_10, ranks.r_at_5, ranks.r_at_1
 
     unit = image_emb / np.linalg.norm(image_emb, axis=1, keepdims=True)

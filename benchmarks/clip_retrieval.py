@@ -27,7 +27,7 @@ from clipglot.distill.checks import num_usable_cores
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-Run = Callable[[Path, Path, Path, int, int], NDArray[np.float64]]
+RunFolder = Callable[[Path, Path, Path, int, int], NDArray[np.float64]]
 
 
 def ours(images: Path, output: Path, weights: Path, batch_size: int, workers: int) -> NDArray[np.float64]:
@@ -89,7 +89,7 @@ def main() -> None:
     paths = sorted((args.data / "images").iterdir())[: args.num]
     cores = num_usable_cores()
     seconds: dict[tuple[str, int], list[float]] = {}
-    runs: dict[str, Run] = {"clipglot": ours, "clip-retrieval": partial(theirs, peer=args.peer)}
+    runs: dict[str, RunFolder] = {"clipglot": ours, "clip-retrieval": partial(theirs, peer=args.peer)}
     with tempfile.TemporaryDirectory(prefix="clipglot-peer-") as name:
         folder = Path(name)
         weights = folder / "vit_b_32.safetensors"

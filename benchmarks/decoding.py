@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 from clipglot.cache.write.decode_pool import BLOCKS_KEPT
-from clipglot.cache.write.image_decode import FORMATS, Geometry, decode_views
+from clipglot.cache.write.image_decode import FORMATS, ResizeCrop, decode_views
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 Decode = Callable[[bytes], NDArray[np.uint8]]
-GEOMETRY = Geometry(height=224, width=224, resize_mode="shortest", interpolation="bicubic", fill=0)
+GEOMETRY = ResizeCrop(height=224, width=224, resize_mode="shortest", interpolation="bicubic", fill=0)
 
 
 def pillow(data: bytes) -> NDArray[np.uint8]:

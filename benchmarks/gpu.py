@@ -31,7 +31,7 @@ from clipglot.distill.data.pairs import TrainData
 from clipglot.distill.data.tokens import TokenTable
 from clipglot.distill.device import resolve_device
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text_transformer import Attention, TextConfig
+from clipglot.encoders.text_transformer import Attention, ScratchConfig
 from clipglot.jobs.bench import machine
 from clipglot.jobs.bench_data import query_tokens, write_random_cache
 from clipglot.jobs.bench_steps import Steps, in_turns, matmul_flops_s
@@ -100,7 +100,7 @@ class Job:
         names = ("width", "layers", "heads", "vocab_size")
         self.shape: dict[str, Any] = {name: getattr(sizes, name) for name in names}
         ids = {"pad_id": 0, "eos_id": sizes.vocab_size - 1}
-        self.config = TextConfig(embed_dim=sizes.dim, context_length=77, quick_gelu=False, **ids, **self.shape)
+        self.config = ScratchConfig(embed_dim=sizes.dim, context_length=77, quick_gelu=False, **ids, **self.shape)
         self.tokens = query_tokens(sizes.images, sizes.vocab_size, 77, np.random.default_rng(0))
         image_emb = torch.empty(sizes.images, sizes.dim, dtype=torch.float16, device=device)
         for block in torch.split(image_emb, BLOCK):

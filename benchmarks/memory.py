@@ -25,12 +25,12 @@ def batch_of(tower: str, size: int) -> Callable[[], object]:
     import open_clip
     import timm
     import torch
-    from clipglot.encoders.text_transformer import TextConfig, TextTower
+    from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
 
     torch.manual_seed(0)
     if tower == "text":
         options = {"pad_id": 0, "eos_id": 2, "quick_gelu": False, "vocab_size": 49408, "context_length": 77}
-        text = TextTower(TextConfig(embed_dim=512, width=512, heads=8, layers=12, **options))
+        text = ScratchTower(ScratchConfig(embed_dim=512, width=512, heads=8, layers=12, **options))
         optimizer, rng = torch.optim.AdamW(text.parameters(), fused=True), np.random.default_rng(0)
         captions = [[1, *rng.integers(3, 49408, length).tolist(), 2] for length in rng.integers(2, 12, size)]
 
@@ -48,10 +48,10 @@ def batch_of(tower: str, size: int) -> Callable[[], object]:
 def measure(tower: str, size: int, batches: int, kept: bool) -> dict[str, float]:
     """Rows a second (median of the batches), and the pages that the system made for each row."""
     import torch
-    from clipglot.encoders.malloc import keep_freed_memory
+    from clipglot.encoders.malloc import set_malloc_thresholds
 
     if kept:
-        assert keep_freed_memory(torch.device("cpu"))
+        assert set_malloc_thresholds(torch.device("cpu"))
     batch, times = batch_of(tower, size), []
     for _ in range(3):
         batch()

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from clipglot.encoders.text_transformer import Attention, TextConfig, TextTower
+from clipglot.encoders.text_transformer import Attention, ScratchConfig, ScratchTower
 from clipglot.jobs.bench_data import QUERIES, draw_lengths
 from torch import Tensor
 
@@ -29,7 +29,7 @@ CAPTIONS = {
     # Between CC3M (10.3 ± 4.5 words) and CC12M (20.2 ± 16.3; arXiv 2102.08981, table 2): 13 × 1.25 + 2 = 18, cut at 77.
     "alt text": (13.0, 13.0, 1.25),
 }
-Step = Callable[[TextTower, list[list[int]]], Tensor]
+Step = Callable[[ScratchTower, list[list[int]]], Tensor]
 
 
 def draw(kind: str, num: int, rng: np.random.Generator) -> list[list[int]]:
@@ -44,13 +44,13 @@ def pad(captions: list[list[int]], length: int) -> Tensor:
     return torch.tensor([caption + [0] * (length - len(caption)) for caption in captions])
 
 
-def padded(tower: TextTower, captions: list[list[int]]) -> Tensor:
+def padded(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
     """The peer: open_clip's own forward."""
     features: Tensor = tower.text(pad(captions, CONTEXT))
     return features
 
 
-def trimmed(tower: TextTower, captions: list[list[int]]) -> Tensor:
+def trimmed(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
     """The same, padded to the longest caption of the batch only."""
     text, lengths = tower.text, torch.tensor([len(caption) for caption in captions])
     longest = int(lengths.max())
@@ -63,7 +63,7 @@ def trimmed(tower: TextTower, captions: list[list[int]]) -> Tensor:
 def packed(attention: Attention) -> Step:
     """Ours, packing included."""
 
-    def step(tower: TextTower, captions: list[list[int]]) -> Tensor:
+    def step(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
         tower.attention = attention
         return tower.encode(captions)
 
@@ -78,7 +78,7 @@ STEPS: dict[str, Step] = {
 }
 
 
-def step_s(step: Step, tower: TextTower, captions: list[list[int]], weights: Tensor, precision: str) -> float:
+def step_s(step: Step, tower: ScratchTower, captions: list[list[int]], weights: Tensor, precision: str) -> float:
     """Seconds of forward and backward."""
     tower.zero_grad(set_to_none=True)
     started = time.perf_counter()
@@ -89,7 +89,7 @@ def step_s(step: Step, tower: TextTower, captions: list[list[int]], weights: Ten
 
 
 @torch.inference_mode()
-def require_same_features(tower: TextTower) -> None:
+def require_same_features(tower: ScratchTower) -> None:
     """Stop unless every form gives what open_clip gives."""
     captions = draw("alt text", 8, np.random.default_rng(0))
     for step in STEPS.values():
@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32"])
     args = parser.parse_args()
     torch.manual_seed(0)
-    config = TextConfig(
+    config = ScratchConfig(
         embed_dim=512,
         vocab_size=VOCAB_SIZE,
         context_length=CONTEXT,
@@ -116,7 +116,7 @@ def main() -> None:
         eos_id=EOS,
         quick_gelu=False,
     )
-    tower = TextTower(config)
+    tower = ScratchTower(config)
     require_same_features(tower)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.layers} layers, B={args.batch_size}\n")
     print("| captions | tokens | precision | padded, pairs/s | trimmed, × | in rows, × | by length, × |")

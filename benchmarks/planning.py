@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow
 from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo
 from clipglot.cache.sources.source import Batch
-from clipglot.cache.sources.table import Table
+from clipglot.cache.sources.table import TableSource
 from clipglot.cache.write import row_writer as columns
 from clipglot.cache.write.plan import plan_cache
 
@@ -102,7 +102,7 @@ def plan(folder: Path) -> dict[str, float]:
 
         return call
 
-    def batches(source: Table) -> Iterator[Batch]:
+    def batches(source: TableSource) -> Iterator[Batch]:
         iterator = iter(source.batches())
         following = timed("parse", lambda: next(iterator, None))
         while (batch := following()) is not None:
@@ -110,13 +110,13 @@ def plan(folder: Path) -> dict[str, float]:
 
     columns.digests_of = timed("digest", columns.digests_of)
     columns.first_lines = timed("merge", columns.first_lines)
-    columns.ColumnWriter._merge_lines = timed("merge", columns.ColumnWriter._merge_lines)  # type: ignore[method-assign]
+    columns.RowWriter._merge_lines = timed("merge", columns.RowWriter._merge_lines)  # type: ignore[method-assign]
     manifest = folder / "m.jsonl"
     asked = SourceInfo(path=str(manifest), sha256="", image_root="/", image_field="image", text_fields=["text"])
     info = CacheInfo(state="planning", encoder=TOWER, source=asked, batch_size=64)
     with tempfile.TemporaryDirectory(dir=folder) as output:
         started, cpu = time.perf_counter(), time.process_time()
-        plan_cache(Path(output) / "c.zarr", batches(Table(asked)), info)
+        plan_cache(Path(output) / "c.zarr", batches(TableSource(asked)), info)
         wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write = wall_s - sum(spent.values())

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.evals.retrieval import Ranks
 from opponent import tfidf_ridge
 
@@ -140,7 +140,7 @@ def warm(bench: Bench) -> None:
         curves = {}
         for start in ("ridge", "none"):
             run = bench.train(f"warm_{language}_{start}", fit, *recipe, "--val", held, "--warm-start", start)
-            lines_of_run = Run(run).metrics()
+            lines_of_run = RunFolder(run).metrics()
             curves[start] = {
                 line["epoch"]: line["r_at_10"] for line in lines_of_run if line["step"] and "r_at_10" in line
             }

@@ -19,12 +19,12 @@ def step_ms() -> float:
     """Median milliseconds of a training step: a small text tower, 256 captions of about 9 tokens."""
     import numpy as np
     import torch
-    from clipglot.encoders.text_transformer import TextConfig, TextTower
+    from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     captions = [[1, *rng.integers(3, 600, length).tolist(), 2] for length in rng.integers(2, 14, 256)]
-    config = TextConfig(
+    config = ScratchConfig(
         embed_dim=128,
         vocab_size=600,
         context_length=48,
@@ -35,7 +35,7 @@ def step_ms() -> float:
         eos_id=2,
         quick_gelu=False,
     )
-    tower = TextTower(config)
+    tower = ScratchTower(config)
     optimizer = torch.optim.AdamW(tower.parameters(), fused=True)
     times = []
     for _ in range(STEPS):

@@ -15,7 +15,7 @@ from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.load import load_validation
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.validate import validate
 from clipglot.encoders.tokenizer import CaptionTokenizer
 
@@ -45,14 +45,14 @@ def main() -> None:
                 options = f"{args.settings} --epochs {epochs} --views {views} --seed {seed}"
                 command = ["clipglot", "train", str(args.train), "-o", str(run), *shlex.split(options)]
                 subprocess.run(command, check=True, capture_output=True)
-                found.append(measure(Run(run), args.val))
+                found.append(measure(RunFolder(run), args.val))
             loss, *recalls = np.mean(found, axis=0)
             shown = " | ".join(f"{recall:.1%}" for recall in recalls)
             each = ", ".join(f"{result[-1]:.1%}" for result in found)
             print(f"| --views {views} | {epochs} | {loss:.2f} | {shown} | {each} |", flush=True)
 
 
-def measure(run: Run, val: Path) -> tuple[float, float, float, float]:
+def measure(run: RunFolder, val: Path) -> tuple[float, float, float, float]:
     """The training loss at the end of a run, averaged over its last lines, and recall at 1, 5 and 10 on val."""
     tower, tokenizer = load_final(run).tower, CaptionTokenizer.load(run.tokenizer)
     length = tower.config.context_length

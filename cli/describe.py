@@ -6,7 +6,7 @@ from typing import Any
 from ..cache.format import CacheInfo
 from ..cache.read.cache import Cache
 from ..cache.write.append import KNOWN
-from ..cache.write.text_targets import TeacherStatus
+from ..cache.write.text_targets import TextTargetStatus
 from ..cache.write.views import count_repeats, num_begun
 
 
@@ -59,7 +59,7 @@ def because(info: CacheInfo, flag: str) -> str:
 
 def teacher(cache: Cache) -> str:
     """How many captions have a teacher's embedding, and from which columns."""
-    has = int((cache.teacher_status() == TeacherStatus.EMBEDDED).sum()) if cache.info.state == "sealed" else 0
+    has = int((cache.teacher_status() == TextTargetStatus.EMBEDDED).sum()) if cache.info.state == "sealed" else 0
     return f"{has:,} of {cache.info.num_captions:,} captions, from {', '.join(cache.info.source.teacher_fields)}"
 
 

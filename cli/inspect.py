@@ -12,7 +12,7 @@ from rich.table import Table
 from ..cache.format import EXPLANATION, Status
 from ..cache.location import Location
 from ..cache.read.cache import Cache
-from ..cache.read.preview import Pair, look_at_pairs
+from ..cache.read.preview import CaptionedImage, sample_captioned_images
 from .describe import contents, languages, left_out, sources, teacher, views
 from .inspect_watch import looks, show, watch_until_sealed
 from .options import cache_argument, require_kind
@@ -63,7 +63,7 @@ def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bo
     opened = Cache(cache)
     opened.require_laid_out()
     listed = list(islice(opened.failures(), None if failures < 0 else failures)) if failures else []
-    shown, num_uncaptioned = look_at_pairs(opened, pairs)
+    shown, num_uncaptioned = sample_captioned_images(opened, pairs)
     look = next(looks(cache))
     if as_json:
         print_json(
@@ -127,7 +127,7 @@ def inspect(cache: Location, failures: int, pairs: int, watch: bool, as_json: bo
             say(f"… and {num_failed - len(listed):,} more: --failures lists all")
 
 
-def _pairs(pairs: Sequence[Pair], what: str) -> Table:
+def _pairs(pairs: Sequence[CaptionedImage], what: str) -> Table:
     """A line for each, cut to the width of the terminal: of an image's name the end tells most."""
     names = ("row", what, "captions", "first caption")
     listed = table(*names, numbers=("row", "captions"))

@@ -15,11 +15,11 @@ from ..cache.format import NOT_LAID_OUT
 from ..cache.location import Location, is_hdf5
 from ..cache.read.cache import Cache
 from ..cache.storage.atomic import PARTIAL
-from ..cache.storage.local import MARK
+from ..cache.storage.local import ZARR_JSON
 from ..cache.storage.open import store_at
 from ..cache.write.text_targets import missing_teacher_chunks
 from ..cache.write.views import missing_views, num_begun
-from ..cache.write.work_sharing import SILENT_S, Sign, Watch, read_signs
+from ..cache.write.work_sharing import SILENT_S, Heartbeat, Liveness, read_signs
 from .render import output, print_json, table, warn
 
 LOOK_S = 3.0  # between two looks
@@ -43,7 +43,7 @@ class Look:
     chunks_done: int
     num_chunks: int
     captions_left: int
-    signs: dict[str, Sign]
+    signs: dict[str, Heartbeat]
     silence_s: dict[str, float]
     changed: set[str]
 
@@ -73,7 +73,7 @@ def looks(location: Location) -> Iterator[Look]:
     Raises:
         CacheError: no cache there, or a store that refuses.
     """
-    watch = Watch()
+    watch = Liveness()
     while True:
         cache = Cache(location)
         planning = not cache.info.is_laid_out
@@ -118,7 +118,7 @@ def _is_begun(location: Location) -> bool:
     if isinstance(location, Path) and is_hdf5(location):
         return True
     names = store_at(location, read_only=True).names("")
-    return MARK in names or not all(name.endswith(PARTIAL) for name in names)  # what else stands there is refused
+    return ZARR_JSON in names or not all(name.endswith(PARTIAL) for name in names)  # what else stands there is refused
 
 
 def show(look: Look) -> Group:

@@ -22,10 +22,10 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return settings_of(recipe, merged) if recipe else {}
     if "output" not in merged:
         return {}
-    from ..distill.training.run_folder import Run
+    from ..distill.training.run_folder import RunFolder
 
     with friendly_errors():
-        return Run(merged["output"]).settings_to_resume()
+        return RunFolder(merged["output"]).settings_to_resume()
 
 
 @click.command(cls=SectionedCommand, sections=SECTIONS)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .errors import EncoderError
 from .image_tower import ImageTower
-from .malloc import keep_freed_memory
+from .malloc import set_malloc_thresholds
 
 Features = Callable[[], NDArray[np.float32]]
 
@@ -52,7 +52,7 @@ class ImageQueue:
         self._tower = tower
         self._device = tower.device
         self._is_cuda = self._device.type == "cuda"
-        keep_freed_memory(self._device)
+        set_malloc_thresholds(self._device)
         self.in_flight = 2 if self._is_cuda else 0  # one computes, one is moved
         self.transfer_s = self.forward_s = 0.0
         self.most: int | None = None

@@ -10,7 +10,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _MMAPPED_BYTES, _TRIMMED_BYTES = 2**30, 2**31 - 1
 
 
-def keep_freed_memory(device: torch.device) -> bool:
+def set_malloc_thresholds(device: torch.device) -> bool:
     """Have the C library keep what a batch frees for the next one; holds for the whole process.
 
     It would give pieces above 32 MB back to the system, which zeroes every page of them for the next batch: a fifth

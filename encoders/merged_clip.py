@@ -22,7 +22,7 @@ from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
 from .open_clip_loading import LM_CONFIG, load_clip
 from .text_lm import OPEN_CLIP_POOLERS, LMConfig, LMTower
-from .text_tower import StudentTower
+from .text_tower import TextTower
 from .tokenizer_lm import AnyTokenizer, LMTokenizer
 
 TEXTS_AT_A_TIME = 256
@@ -154,7 +154,7 @@ WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 def write_merged(
     folder: Path,
     image_tower: ImageTower,
-    text_tower: StudentTower,
+    text_tower: TextTower,
     logit_scale: float,
     logit_bias: float | None,
     tokenizer: AnyTokenizer,

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from .errors import EncoderError
-from .text_transformer import TextTower
+from .text_transformer import ScratchTower
 
 BALLAST = 8  # one part in so many of the width, and at least three dimensions, is kept free of content
 GAIN = 4.0  # of the mean content, so that it is about as large as the ballast of the end-of-text token
 
 
 @torch.no_grad()
-def write_bag(tower: TextTower, weights: Tensor, bias: Tensor, bos_id: int) -> None:
+def init_from_bag(tower: ScratchTower, weights: Tensor, bias: Tensor, bos_id: int) -> None:
     """Make a tower give the sum of its caption's token weights, and a bias, as its features, up to a positive factor.
 
     Exact where the width has room for D features and ballast; a narrower tower keeps the directions in which weights

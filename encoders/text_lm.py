@@ -21,7 +21,7 @@ from .lora import add_lora, merge_lora
 from .packed_rows import PackedRows
 from .packing import PackedCaptions
 from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
-from .text_tower import StudentTower, TowerConfig
+from .text_tower import TextTower, TextTowerConfig
 
 Head = Literal["linear", "mlp"]
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).
@@ -30,7 +30,7 @@ OPEN_CLIP_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMConfig(TowerConfig):
+class LMConfig(TextTowerConfig):
     """The shape of a tower around a language model.
 
     Attributes:
@@ -77,7 +77,7 @@ class LMConfig(TowerConfig):
         return f"{self.family} language model `{self.name}`, {shape}, {self.pooler} pooling, {self.head} head"
 
 
-class LMTower(StudentTower):
+class LMTower(TextTower):
     """A language model as a student.
 
     Attributes:

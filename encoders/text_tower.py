@@ -15,7 +15,7 @@ from .packing import PackedCaptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig(ABC):
+class TextTowerConfig(ABC):
     """The shape of a tower: enough to build it again, and to tell open_clip how.
 
     Attributes:
@@ -35,7 +35,7 @@ class TowerConfig(ABC):
         """The tower in a few words, for the model card."""
 
 
-class StudentTower(nn.Module, ABC):
+class TextTower(nn.Module, ABC):
     """A text tower. B captions, D features.
 
     Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
@@ -45,7 +45,7 @@ class StudentTower(nn.Module, ABC):
         grad_checkpointing: hold less memory; what is inside the blocks is computed again in backward.
     """
 
-    config: TowerConfig
+    config: TextTowerConfig
     grad_checkpointing: bool = False
 
     @abstractmethod
@@ -89,6 +89,6 @@ class StudentTower(nn.Module, ABC):
         """Where its parameters are."""
         return next(self.parameters()).device
 
-    def plain(self) -> "StudentTower":
+    def plain(self) -> "TextTower":
         """The tower as it is saved and exported: itself, unless something was added to it for training."""
         return self

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from .errors import EncoderError
 from .open_clip_loading import LOCAL_PREFIX, load_clip
-from .text_transformer import TextConfig, TextTower
+from .text_transformer import ScratchConfig, ScratchTower
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
 
 
-def load_clip_text(model: str, pretrained: str | None) -> tuple[TextTower, CaptionTokenizer]:
+def load_clip_text(model: str, pretrained: str | None) -> tuple[ScratchTower, CaptionTokenizer]:
     """The text tower of a CLIP and its tokenizer.
 
     Args:
@@ -45,8 +45,8 @@ def load_clip_text(model: str, pretrained: str | None) -> tuple[TextTower, Capti
             f"--text clip: {model} has rows for {text.token_embedding.num_embeddings:,} tokens, its tokenizer knows "
             f"{tokenizer.vocab_size:,}: pass scratch, or a language model"
         )
-    tower = TextTower(
-        TextConfig(
+    tower = ScratchTower(
+        ScratchConfig(
             embed_dim=config["embed_dim"],
             vocab_size=text.token_embedding.num_embeddings,
             context_length=len(text.positional_embedding),
@@ -68,9 +68,9 @@ def load_clip_text(model: str, pretrained: str | None) -> tuple[TextTower, Capti
     return tower, tokenizer
 
 
-def graft(
-    tower: TextTower, old: CaptionTokenizer, new: CaptionTokenizer, *, context_length: int, embed_dim: int
-) -> TextTower:
+def transfer_vocabulary(
+    tower: ScratchTower, old: CaptionTokenizer, new: CaptionTokenizer, *, context_length: int, embed_dim: int
+) -> ScratchTower:
     """A tower with the blocks of another one and a new vocabulary.
 
     Tokens that the new vocabulary takes over from the old one keep their rows. Any other begins at the mean of the rows
@@ -99,7 +99,7 @@ def graft(
         pad_id=new.pad_id,
         eos_id=new.eos_id,
     )
-    result = TextTower(config)
+    result = ScratchTower(config)
     tensors = {name: tensor for name, tensor in tower.text.state_dict().items() if name != "attn_mask"}
     tensors["positional_embedding"] = tensors["positional_embedding"][:context_length]
     tensors["token_embedding.weight"] = _rows(tensors["token_embedding.weight"], old, new)

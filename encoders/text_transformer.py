@@ -21,13 +21,13 @@ from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
 from .packed_rows import PackedRows, row_length
 from .packing import PackedCaptions
-from .text_tower import StudentTower, TowerConfig
+from .text_tower import TextTower, TextTowerConfig
 
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(TowerConfig):
+class ScratchConfig(TextTowerConfig):
     """The shape of a scratch text tower; see `to_open_clip` for the names that open_clip gives its parts."""
 
     vocab_size: int
@@ -53,7 +53,7 @@ class TextConfig(TowerConfig):
         return f"causal transformer, {self.layers} layers, width {self.width}, {self.heads} heads, pooled at EOS"
 
 
-class TextTower(StudentTower):
+class ScratchTower(TextTower):
     """The student. B captions, S tokens or slots, W width, D features.
 
     Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
@@ -67,13 +67,13 @@ class TextTower(StudentTower):
         grad_checkpointing: as of every tower; the last block, which runs on EOS alone, is left out.
     """
 
-    config: TextConfig
+    config: ScratchConfig
     attention: Attention = "auto"
     dropout: float = 0.0
     drop_embeddings: bool = True
     _compiled_rows: Callable[..., Tensor] | None = None
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: ScratchConfig) -> None:
         super().__init__()
         self.config = config
         self.text = TextTransformer(

@@ -24,7 +24,7 @@ OTHER_TOKENIZER = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScriptSplit:
+class ScriptCoverage:
     """What becomes of one script's words.
 
     Attributes:
@@ -59,7 +59,7 @@ class _Counts:
     unknown: int = 0
 
 
-def split_by_script(tokenizer: Tokenizer, captions: Sequence[str]) -> list[ScriptSplit]:
+def split_by_script(tokenizer: Tokenizer, captions: Sequence[str]) -> list[ScriptCoverage]:
     """What a tokenizer makes of each script in captions, the most frequent first.
 
     Args:
@@ -90,7 +90,7 @@ def split_by_script(tokenizer: Tokenizer, captions: Sequence[str]) -> list[Scrip
             found[script].captions += 1
     total = sum(counts.characters for counts in found.values())
     splits = (
-        ScriptSplit(
+        ScriptCoverage(
             script=script,
             unit="character" if script in SPACELESS else "word",
             captions=counts.captions / len(texts),
@@ -127,7 +127,7 @@ def bad_splits(tokenizer: Tokenizer, captions: Sequence[str]) -> str:
     return "; ".join(filter(None, map(_complaint, split_by_script(tokenizer, captions))))
 
 
-def _complaint(split: ScriptSplit) -> str | None:
+def _complaint(split: ScriptCoverage) -> str | None:
     figures = []
     if split.unknown >= MAX_UNKNOWN:
         figures.append(f"{split.unknown:.0%} of the characters unknown")

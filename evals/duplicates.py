@@ -17,7 +17,7 @@ from torch import Tensor
 from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..cache.storage.digests import digests_of
-from ..cache.storage.ragged import Texts
+from ..cache.storage.ragged import RaggedBytes
 from .errors import EvalError
 
 
@@ -80,8 +80,8 @@ def _caption_digests(cache: Cache) -> NDArray[np.bytes_]:
 
 
 def _digests(read: Callable[[int, int], list[str]], num: int) -> NDArray[np.bytes_]:
-    parts = [digests_of(Texts.of([]))] + [
-        digests_of(Texts.of([text.encode() for text in read(start, min(start + TEXTS_AT_A_TIME, num))]))
+    parts = [digests_of(RaggedBytes.of([]))] + [
+        digests_of(RaggedBytes.of([text.encode() for text in read(start, min(start + TEXTS_AT_A_TIME, num))]))
         for start in range(0, num, TEXTS_AT_A_TIME)
     ]
     return np.concatenate(parts).view("S16").ravel()

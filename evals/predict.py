@@ -9,7 +9,7 @@ import numpy as np
 from ..cache.format import Status
 from ..cache.sources.image_root import open_below
 from ..cache.sources.source import RejectedImageError
-from ..cache.write.image_decode import Geometry, decode
+from ..cache.write.image_decode import ResizeCrop, decode
 from ..encoders.merged_clip import MergedClip
 from .errors import EvalError
 
@@ -33,7 +33,7 @@ def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> l
     if not texts:
         raise EvalError("nothing to choose from: pass --text at least once")
     text_emb = clip.encode_texts(texts)
-    geometry = Geometry.from_preprocess(clip.image_tower.preprocess)
+    geometry = ResizeCrop.from_preprocess(clip.image_tower.preprocess)
     predictions = []
     for image in images:
         try:

@@ -86,8 +86,8 @@ def retrieve(
     block = max(1, BLOCK_BYTES // (4 * num_images))
     for start in range(0, num_texts, block):
         similarity = text_emb[start : start + block] @ image_emb.T  # [b, N]
-        owners = text_image[start : start + block]
-        own = similarity[np.arange(len(owners)), owners][:, None]
+        image_index = text_image[start : start + block]
+        own = similarity[np.arange(len(image_index)), image_index][:, None]
         ahead[start : start + block] = (similarity > own).sum(1)
         beside[start : start + block] = (similarity == own).sum(1) - 1
     text_to_image = Ranks.of(ahead, np.ones_like(ahead), beside, num_images)

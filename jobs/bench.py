@@ -153,11 +153,11 @@ def load_bench_data(cache: Cache, training: TrainSettings, device: torch.device)
     captions = cache.captions(0, MOST_CAPTIONS)
     tokenizer = train_bpe(captions, training.vocab_size)
     tokens = tokenize(tokenizer, captions, training.context_length)
-    owners = cache.caption_image()[: len(captions)]
+    image_index = cache.caption_image()[: len(captions)]
     data = TrainData(
         images=open_images(cache, training, device),
         tokens=tokens,
-        caption_image=np.where(cache.status()[owners] == Status.EMBEDDED, owners, -1),
+        caption_image=np.where(cache.status()[image_index] == Status.EMBEDDED, image_index, -1),
         caption_group=group_equal_captions(tokens),
     )
     return data, tokenizer

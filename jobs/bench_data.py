@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..cache.format import EMB, NORM, STATUS, CacheInfo, EncoderInfo, SourceInfo, Status
 from ..cache.read.cache import Cache
 from ..cache.sources.source import Row, batched
-from ..cache.storage.mmap import MappedRows
+from ..cache.storage.mmap import MmapRows
 from ..cache.storage.ragged import open_array
 from ..cache.write.plan import plan_cache
 from ..cache.write.seal import seal
@@ -100,7 +100,7 @@ def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> C
     return cache
 
 
-def copy_to_npy(rows: MappedRows, file: Path, num_rows: int, at_a_time: int) -> None:
+def copy_to_npy(rows: MmapRows, file: Path, num_rows: int, at_a_time: int) -> None:
     """Write the first rows of an array as one .npy."""
     flat = np.lib.format.open_memmap(file, "w+", rows.dtype, (num_rows, *rows.shape[1:]))
     for start in range(0, num_rows, at_a_time):

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill.data.loader import AHEAD, Feed
+from ..distill.data.loader import AHEAD, BatchLoader
 from ..distill.data.pairs import TrainData
 from ..distill.data.targets import Targets
 from ..distill.device import AUTOCAST, Precision, autocast, resolve_device, resolve_precision, set_matmul_precision
 from ..distill.train_settings import TrainSettings
 from ..distill.training.student import Student
-from ..encoders.malloc import keep_freed_memory
+from ..encoders.malloc import set_malloc_thresholds
 from ..encoders.packed_rows import PackedRows
 from ..encoders.packing import Packed, PackedCaptions
-from ..encoders.text_transformer import Attention, TextConfig, TextTower
+from ..encoders.text_transformer import Attention, ScratchConfig, ScratchTower
 
 WARM_UP = 2  # rounds: they compile, and make the optimizer's state
 FEEDS = 8  # steps that are fed when the feed alone is timed
@@ -41,7 +41,7 @@ class Steps:
         self,
         training: TrainSettings,
         data: TrainData,
-        config: TextConfig,
+        config: ScratchConfig,
         *,
         round_steps: int = 1,
         attention: Attention = "auto",
@@ -57,13 +57,13 @@ class Steps:
         """
         self.device = resolve_device(training.device)
         set_matmul_precision(self.device, tf32=training.tf32)
-        keep_freed_memory(self.device)
+        set_malloc_thresholds(self.device)
         self.precision: Precision = resolve_precision(training.precision, self.device)
         torch.manual_seed(training.seed)
-        tower = TextTower(config)
+        tower = ScratchTower(config)
         tower.attention = attention
         self.student = Student(tower, training, self.device, self.precision)
-        self.feed = Feed(training, data, self.student.tower, self.device)
+        self.feed = BatchLoader(training, data, self.student.tower, self.device)
         self.batch_size, self.round_steps = training.batch_size, round_steps
         self.wait_s = self.num_tokens = self.flops = 0.0
         self._lr, self._config, self._data = training.lr, config, data
@@ -193,7 +193,7 @@ def in_turns(
     return given
 
 
-def tower_flops(config: TextConfig, packed: Packed) -> float:
+def tower_flops(config: ScratchConfig, packed: Packed) -> float:
     """Operations that a step of the tower needs: forward and, twice that, backward; embeddings cost none.
 
     6 × parameters × tokens of every block (12 W² parameters), where the last one answers for EOS alone but for its

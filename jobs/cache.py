@@ -20,8 +20,8 @@ from ..distill.provenance import encoder_info
 from ..encoders.image_queue import Deviation, ImageQueue
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.text_teacher import TextTeacher, load_with_teacher
-from .cache_job import Job
-from .cache_plan import OnProgress, prepare, prepare_or_wait
+from .cache_job import CacheJob
+from .cache_plan import OnProgress, prepare_cache, prepare_cache_or_wait
 from .settings.cache import CacheSettings
 
 
@@ -66,12 +66,12 @@ def cache_images(
     on_progress("load", 0, None)
     tower, teacher = _load(settings)
     worker, store = settings.share, store_at(settings.output, read_only=False)
-    job = Job(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
+    job = CacheJob(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
     if worker.is_alone:
         with store.held():
-            resumed = prepare(job, on_progress)
+            resumed = prepare_cache(job, on_progress)
             return _embed(job, tower, teacher, resumed, on_progress, on_report)
-    resumed = prepare_or_wait(job, worker, store, on_progress)
+    resumed = prepare_cache_or_wait(job, worker, store, on_progress)
     try:
         with store.held(shared=True):
             return _embed(job, tower, teacher, resumed, on_progress, on_report)
@@ -80,7 +80,7 @@ def cache_images(
 
 
 def _embed(
-    job: Job,
+    job: CacheJob,
     tower: ImageTower,
     teacher: TextTeacher | None,
     resumed: bool,

@@ -19,7 +19,7 @@ Difference = tuple[str, Any, Any]
 
 
 @dataclass(frozen=True)
-class Job:
+class CacheJob:
     """What is to be cached, by which towers.
 
     Attributes:
@@ -54,7 +54,7 @@ def number_of(info: CacheInfo, source: SourceInfo) -> int | None:
     return next((i for i, known in enumerate(info.appended) if not _source_differences(known, source)), None)
 
 
-def require_appendable(job: Job) -> None:
+def require_appendable(job: CacheJob) -> None:
     """Refuse a cache to which this source cannot be appended with these settings.
 
     Raises:
@@ -79,7 +79,7 @@ def require_appendable(job: Job) -> None:
         raise DistillError(f"{output} is not complete: run its last command again before more is appended")
 
 
-def require_same(existing: Cache, job: Job) -> None:
+def require_same(existing: Cache, job: CacheJob) -> None:
     """Refuse to go on with a cache of another tower, source or batch.
 
     Raises:

@@ -21,7 +21,7 @@ from ..cache.write.text_only import rows_of_texts
 from ..cache.write.views import make_room, num_begun
 from ..cache.write.work_sharing import Worker
 from ..distill.errors import DistillError
-from .cache_job import Job, number_of, require_appendable, require_same, require_same_teacher
+from .cache_job import CacheJob, number_of, require_appendable, require_same, require_same_teacher
 
 Stage = Literal["load", "wait", "plan", "teach", "embed"]
 OnProgress = Callable[[Stage, int, int | None], None]
@@ -30,7 +30,7 @@ PATIENCE_S = 2 * 3600.0  # a manifest of a hundred million lines is planned in l
 _LIBRARIES = ("clipglot", "torch", "open_clip_torch", "timm", "zarr", "numpy", "pillow")
 
 
-def prepare(job: Job, on_progress: OnProgress) -> bool:
+def prepare_cache(job: CacheJob, on_progress: OnProgress) -> bool:
     """Plan the cache or a further source of it, or bring its metadata up to what is asked for now.
 
     Returns:
@@ -65,19 +65,19 @@ def prepare(job: Job, on_progress: OnProgress) -> bool:
     return resumed
 
 
-def prepare_or_wait(job: Job, worker: Worker, store: CacheStore, on_progress: OnProgress) -> bool:
+def prepare_cache_or_wait(job: CacheJob, worker: Worker, store: CacheStore, on_progress: OnProgress) -> bool:
     """Prepare the cache as the first of several workers, or wait for that one to do so.
 
     Returns:
         Whether the cache was planned before.
 
     Raises:
-        CacheError, DistillError: as `prepare`; or the first worker does not come.
+        CacheError, DistillError: as `prepare_cache`; or the first worker does not come.
     """
     if not worker.index:
         # Workers that are at it already hold the folder, shared; while a plan is to be made, nobody can be.
         with store.held(shared=_is_there(job)):
-            return prepare(job, on_progress)
+            return prepare_cache(job, on_progress)
     waiting_from, resumed = time.monotonic(), True
     while not _is_prepared(job):
         if resumed:
@@ -94,7 +94,7 @@ def prepare_or_wait(job: Job, worker: Worker, store: CacheStore, on_progress: On
     return resumed
 
 
-def _is_there(job: Job) -> bool:
+def _is_there(job: CacheJob) -> bool:
     """Whether the rows that are asked for are planned, all of them."""
     if not is_planned(job.settings.output):
         return False
@@ -102,7 +102,7 @@ def _is_there(job: Job) -> bool:
     return info.is_laid_out and (not job.settings.append or number_of(info, job.source.info) is not None)
 
 
-def _is_prepared(job: Job) -> bool:
+def _is_prepared(job: CacheJob) -> bool:
     if job.settings.append:
         require_appendable(job)
         return _is_there(job)
@@ -116,7 +116,7 @@ def _is_prepared(job: Job) -> bool:
     return views == 1 or (num_begun(cache) >= views and cache.info.augmentation == job.settings.augmentation)
 
 
-def _plan(job: Job, on_progress: OnProgress) -> bool:
+def _plan(job: CacheJob, on_progress: OnProgress) -> bool:
     """Plan the cache unless it is planned already; returns whether it was, with these very settings."""
     settings = job.settings
     if is_planned(settings.output):
@@ -148,7 +148,7 @@ def _plan(job: Job, on_progress: OnProgress) -> bool:
     return False
 
 
-def _append(job: Job, on_progress: OnProgress) -> bool:
+def _append(job: CacheJob, on_progress: OnProgress) -> bool:
     """Plan a further source of a sealed cache unless that was done already; returns whether it was.
 
     If it brings nothing new, that is kept, too: others may wait to hear of it.

@@ -13,20 +13,20 @@ from ..cache.errors import CacheError
 from ..cache.format import EncoderInfo
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
-from ..cache.storage.atomic import whole_directory
-from ..cache.write.image_decode import Geometry
+from ..cache.storage.atomic import atomic_directory
+from ..cache.write.image_decode import ResizeCrop
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, public_provenance, require_same_encoder
 from ..distill.training.final import load_final
-from ..distill.training.run_folder import Run
+from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.merged_clip import load_merged, write_merged
 from ..encoders.text_lm import LMConfig, LMTower
-from ..encoders.text_tower import StudentTower
+from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import CaptionTokenizer
 from ..encoders.tokenizer_lm import AnyTokenizer, LMTokenizer
 from .model_card import loading_code, model_card
-from .reembed import embed_again
+from .reembed import reembed
 from .settings.export import ExportSettings
 
 NUM_PROBES = 8
@@ -61,7 +61,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
     """
     if os.path.lexists(settings.output):
         raise DistillError(f"{settings.output} exists: choose another -o")
-    run = Run(settings.run)
+    run = RunFolder(settings.run)
     provenance = run.provenance()
     text_tower, logit_scale, logit_bias = load_final(run)
     is_lm = isinstance(text_tower, LMTower)
@@ -77,7 +77,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
         "open_clip_torch": version("open_clip_torch"),
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(settings.output) as folder:
+    with atomic_directory(settings.output) as folder:
         write_merged(folder, image_tower, text_tower, logit_scale, logit_bias, tokenizer, record)
         card = model_card(record, run.last_validation(), text_tower.config, tokenizer.vocab_size, settings.output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -108,7 +108,7 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
             cache.info.source.sha256 != provenance["source"]["sha256"]
         ):
             return 0, None, f"another cache stands at {path}"
-        probes = embed_again(cache, tower, NUM_PROBES)
+        probes = reembed(cache, tower, NUM_PROBES)
     except (CacheError, OSError) as error:
         return 0, None, str(error)
     if probes.changed:
@@ -118,7 +118,7 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
 
 @torch.inference_mode()
 def _require_same_outputs(
-    folder: Path, image_tower: ImageTower, text_tower: StudentTower, tokenizer: AnyTokenizer
+    folder: Path, image_tower: ImageTower, text_tower: TextTower, tokenizer: AnyTokenizer
 ) -> None:
     """Load the folder as a user will and compare both towers with what was merged."""
     clip = load_merged(folder)
@@ -134,5 +134,5 @@ def _require_same_outputs(
 
 
 def _size(tower: ImageTower) -> tuple[int, int]:
-    geometry = Geometry.from_preprocess(tower.preprocess)
+    geometry = ResizeCrop.from_preprocess(tower.preprocess)
     return geometry.height, geometry.width

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.read.cache import Cache
-from ..cache.sources.embeddings import Embeddings, open_embeddings
+from ..cache.sources.embeddings import EmbeddingFiles, open_embeddings
 from ..cache.sources.image_root import open_below
 from ..cache.sources.source import RejectedImageError
-from ..cache.storage.atomic import locked
-from ..cache.write.image_decode import Geometry, decode
+from ..cache.storage.atomic import lock_folder
+from ..cache.write.image_decode import ResizeCrop, decode
 from ..cache.write.import_embeddings import import_missing, survey
 from ..cache.write.plan import is_planned, plan_cache
 from ..cache.write.report import PassReport
@@ -76,7 +76,7 @@ def import_embeddings(
     cosines = _probe(source, tower, settings.image_root, candidates, keys) if settings.image_root else []
     info = replace(source.info, sha256=source.sha256())
     encoder = replace(encoder_info(tower), precision=settings.precision)
-    with locked(settings.output):
+    with lock_folder(settings.output):
         resumed = _plan(settings.output, source, info, encoder, lambda done: on_progress("plan", done, len(source)))
         cache = Cache(settings.output, read_only=False)
         if cache.info.source != info:  # the same files, elsewhere than when they were planned
@@ -92,7 +92,7 @@ def import_embeddings(
 
 
 def _plan(
-    output: Path, source: Embeddings, info: SourceInfo, encoder: EncoderInfo, on_progress: Callable[[int], None]
+    output: Path, source: EmbeddingFiles, info: SourceInfo, encoder: EncoderInfo, on_progress: Callable[[int], None]
 ) -> bool:
     """Plan the cache unless it is planned already; returns whether it was, from the same files."""
     if not is_planned(output):
@@ -119,13 +119,15 @@ def _plan(
     return True
 
 
-def _probe(source: Embeddings, tower: ImageTower, root: Path, rows: NDArray[np.int64], keys: list[str]) -> list[float]:
+def _probe(
+    source: EmbeddingFiles, tower: ImageTower, root: Path, rows: NDArray[np.int64], keys: list[str]
+) -> list[float]:
     """The cosines of a few images, embedded again, with their rows.
 
     Raises:
         DistillError: another tower or another order, or not one image could be read.
     """
-    geometry, cosines, reason = Geometry.from_preprocess(tower.preprocess), list[float](), "no such folder"
+    geometry, cosines, reason = ResizeCrop.from_preprocess(tower.preprocess), list[float](), "no such folder"
     for row, key, given in zip(rows.tolist(), keys, source.read(rows), strict=True):
         norm = np.linalg.norm(given)
         if len(cosines) == NUM_PROBES or not (norm > 0 and np.isfinite(norm)):

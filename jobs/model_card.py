@@ -3,11 +3,11 @@
 from typing import Any
 
 from ..encoders.text_lm import LMConfig
-from ..encoders.text_tower import TowerConfig
+from ..encoders.text_tower import TextTowerConfig
 
 
 def model_card(
-    provenance: dict[str, Any], validation: dict[str, Any] | None, text: TowerConfig, vocab_size: int, name: str
+    provenance: dict[str, Any], validation: dict[str, Any] | None, text: TextTowerConfig, vocab_size: int, name: str
 ) -> str:
     """Markdown with the front matter that model hubs read.
 
@@ -45,7 +45,7 @@ transformers. The config's `clipglot` entry repeats where everything came from.
 """
 
 
-def loading_code(text: TowerConfig, name: str) -> str:
+def loading_code(text: TextTowerConfig, name: str) -> str:
     """The lines of Python that load a merged folder of this name."""
     if not isinstance(text, LMConfig):
         return f"""import open_clip
@@ -66,7 +66,7 @@ clip = load_merged(Path("{name}"))
 clip.encode_texts(["a caption"])  # [1, D], unit norm"""
 
 
-def _loading(text: TowerConfig, name: str) -> str:
+def _loading(text: TextTowerConfig, name: str) -> str:
     """How to load the folder, with open_clip where it can."""
     code = f"```python\n{loading_code(text, name)}\n```"
     if not isinstance(text, LMConfig):

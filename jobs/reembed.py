@@ -10,7 +10,7 @@ from ..cache.format import Status
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
 from ..cache.sources.source import RejectedImageError
-from ..cache.write.image_decode import Geometry, decode
+from ..cache.write.image_decode import ResizeCrop, decode
 from ..cache.write.image_reader import reader_of
 from ..encoders.image_tower import ImageTower
 
@@ -38,7 +38,7 @@ class Probes:
     not_checked: str | None = None
 
 
-def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) -> Probes:
+def reembed(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) -> Probes:
     """Embed some of a cache's images again and compare, where they can still be read.
 
     Args:
@@ -61,7 +61,7 @@ def embed_again(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) 
     rows = np.sort(np.random.default_rng(seed).choice(embedded, min(sample, len(embedded)), replace=False))
     if not len(rows):
         return Probes(not_checked=f"{cache.path} holds no embedded image")
-    geometry = Geometry.from_preprocess(tower.preprocess)
+    geometry = ResizeCrop.from_preprocess(tower.preprocess)
     cosines, changed, unread = [], [], []
     for row, cached in zip(rows.tolist(), cache.emb_rows(rows).astype(np.float64), strict=True):
         (key,) = keys = cache.keys(row, row + 1)

@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..cache.read.cache import Cache
-from ..cache.storage.atomic import whole_directory
+from ..cache.storage.atomic import atomic_directory
 from ..distill.errors import DistillError
 from ..encoders.tokenizer import (
     OPEN_CLIP,
@@ -20,7 +20,7 @@ from ..encoders.tokenizer import (
     train_bpe,
     train_unigram,
 )
-from ..encoders.tokenizer_coverage import ScriptSplit, sample, split_badly, split_by_script
+from ..encoders.tokenizer_coverage import ScriptCoverage, sample, split_badly, split_by_script
 from ..encoders.tokenizer_extend import extend
 from .settings.tokenizer import TokenizerSettings
 
@@ -55,7 +55,7 @@ class TokenizerReport:
     context_length: int
     num_cut: int
     num_sampled: int
-    scripts: tuple[ScriptSplit, ...]
+    scripts: tuple[ScriptCoverage, ...]
     warning: str | None
 
 
@@ -78,7 +78,7 @@ def write_tokenizer(settings: TokenizerSettings) -> TokenizerReport:
     captions = Cache(settings.cache).captions()
     made = _make(settings, captions)
     settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with whole_directory(settings.output) as partial:
+    with atomic_directory(settings.output) as partial:
         made.save(partial)
     return report_on(made.backend, captions, str(settings.output), settings.context_length)
 

@@ -18,7 +18,7 @@ from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info
 from ..encoders.errors import EncoderError
 from ..encoders.image_tower import load_image_tower
-from .reembed import Probes, embed_again
+from .reembed import Probes, reembed
 from .settings.cache import CacheSettings
 from .settings.verify import VerifySettings
 
@@ -111,7 +111,7 @@ def _probe(cache: Cache, settings: VerifySettings, sample: int) -> Probes:
         source = replace(cache.info.source, image_root=str(settings.image_root.absolute()))
         cache.info = replace(cache.info, source=source)
     try:
-        return embed_again(cache, tower, sample, seed=settings.seed)
+        return reembed(cache, tower, sample, seed=settings.seed)
     except (CacheError, OSError) as error:
         return Probes(not_checked=str(error))
 

@@ -16,14 +16,14 @@ from ..location import Location, Url, to_location
 from ..metadata import RESTORE, read_metadata, write_metadata
 from ..storage.atomic import PARTIAL
 from ..storage.hdf5 import CONVERT_AGAIN, Hdf5Store
-from ..storage.local import MARK, DurableLocalStore
+from ..storage.local import ZARR_JSON, DurableLocalStore
 from ..storage.open import CacheStore, open_store
 from ..storage.ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
 from ..storage.remote import UPLOAD_AGAIN, RemoteStore
-from .repair import is_of_tokens, mark_of, remake
+from .repair import chunk_to_delete, is_of_tokens, remake
 
 
-class CheckedGroup:
+class CheckedArrays:
     """A cache's metadata and arrays, in a local folder or at a URL.
 
     Attributes:
@@ -163,9 +163,9 @@ class CheckedGroup:
         def visit(folder: str, names: list[str]) -> None:
             for name in sorted(names):
                 path = f"{folder}/{name}".lstrip("/")
-                is_passing = path == STAGED or name == MARK or name.endswith(PARTIAL)
+                is_passing = path == STAGED or name == ZARR_JSON or name.endswith(PARTIAL)
                 inside = [] if is_passing else self._store.names(path)
-                if MARK not in inside:
+                if ZARR_JSON not in inside:
                     continue
                 if self._is_group(path):
                     groups.append(path)
@@ -266,7 +266,7 @@ class CheckedGroup:
             The chunks that were deleted, so that what they stand for counts as not done.
         """
         assert not isinstance(self._store, Hdf5Store)  # never open for writing
-        marks = {mark: chunk for chunk in chunks if (mark := mark_of(*chunk))}
+        marks = {mark: chunk for chunk in chunks if (mark := chunk_to_delete(*chunk))}
         if any(not self._pending(self.array(name), index) for name, index in marks.values()):
             self.info = replace(self.info, state="planned")
             write_metadata(self.root, self.info)

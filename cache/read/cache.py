@@ -26,9 +26,9 @@ from ..format import (
     TEXT,
     Status,
 )
-from ..storage.mmap import MappedRows
-from ..storage.ragged import RaggedReader, Texts
-from .arrays import CheckedGroup, chunk_name, groups_above
+from ..storage.mmap import MmapRows
+from ..storage.ragged import RaggedBytes, RaggedReader
+from .arrays import CheckedArrays, chunk_name, groups_above
 from .verify import find_faults
 
 ROWS_AT_A_TIME = 8192
@@ -43,7 +43,7 @@ class Failure:
     status: Status
 
 
-class Cache(CheckedGroup):
+class Cache(CheckedArrays):
     """An existing cache. N images, M captions, V views, D features.
 
     ::
@@ -183,14 +183,14 @@ class Cache(CheckedGroup):
                 emb[wanted] = np.asarray(array[view, held])[rows[wanted] - held.start]
         return emb
 
-    def mapped(self, name: str, view: int = 0) -> MappedRows:
+    def mapped(self, name: str, view: int = 0) -> MmapRows:
         """The rows of an array, one view of it, mapped from the chunk files of a sealed cache; `check` them before use.
 
         Raises:
             CacheError: a chunk is absent or of the wrong size, or the cache lies at a URL.
         """
         found = self.array(name), self.folder / name
-        return MappedRows(*found, view=self._stored(view), remedy=lambda index: self.remedy([(name, index)]))
+        return MmapRows(*found, view=self._stored(view), remedy=lambda index: self.remedy([(name, index)]))
 
     def norm(self, view: int = 0) -> NDArray[np.float32]:
         """The lengths that were divided out, `[N] float32`; 0 where a further view repeats the plain one."""
@@ -207,7 +207,7 @@ class Cache(CheckedGroup):
         return self._read(HASH, (self.chunk_slice(chunk),), only=[(chunk, 0)])
 
     def teacher_status(self) -> NDArray[np.uint8]:
-        """What became of each caption's translation, `[M] uint8`; see `TeacherStatus`."""
+        """What became of each caption's translation, `[M] uint8`; see `TextTargetStatus`."""
         return self._read(TEACHER_STATUS, (slice(None),))
 
     def teacher_emb(self) -> NDArray[np.float16]:
@@ -281,7 +281,7 @@ class Cache(CheckedGroup):
         """All of an array, or some."""
         return self._read(name, selection)
 
-    def texts(self, name: str, start: int = 0, stop: int | None = None) -> Texts:
+    def texts(self, name: str, start: int = 0, stop: int | None = None) -> RaggedBytes:
         """Some texts of a ragged array, as arrays."""
         with self._whole(f"{name}/bytes", f"{name}/offsets"):
             return RaggedReader(self.root, name).texts(start, stop)

@@ -9,7 +9,7 @@ from .cache import Cache
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class CaptionedImage:
     """An image and what is said of it.
 
     Attributes:
@@ -25,7 +25,7 @@ class Pair:
     num_captions: int
 
 
-def look_at_pairs(cache: Cache, num: int) -> tuple[list[Pair], int]:
+def sample_captioned_images(cache: Cache, num: int) -> tuple[list[CaptionedImage], int]:
     """Read a few pairs and count images without captions; of texts only the chunks that hold those few are touched.
 
     Args:
@@ -42,14 +42,14 @@ def look_at_pairs(cache: Cache, num: int) -> tuple[list[Pair], int]:
     first, counts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     num_captioned, start, last = 0, 0, -1
     for chunk in range(cache.array(CAPTION_IMAGE).cdata_shape[0]):
-        owners = cache.read_chunk(CAPTION_IMAGE, (chunk,))  # ascending
-        num_captioned += int(np.count_nonzero(np.diff(owners, prepend=last)))
-        a, b = np.searchsorted(owners, rows, side="left"), np.searchsorted(owners, rows, side="right")
+        image_index = cache.read_chunk(CAPTION_IMAGE, (chunk,))  # ascending
+        num_captioned += int(np.count_nonzero(np.diff(image_index, prepend=last)))
+        a, b = np.searchsorted(image_index, rows, side="left"), np.searchsorted(image_index, rows, side="right")
         first = np.where((counts == 0) & (b > a), start + a, first)
         counts += b - a
-        start, last = start + len(owners), owners[-1]
+        start, last = start + len(image_index), image_index[-1]
     pairs = [
-        Pair(row, cache.keys(row, row + 1)[0], cache.captions(at, at + 1)[0] if count else None, count)
+        CaptionedImage(row, cache.keys(row, row + 1)[0], cache.captions(at, at + 1)[0] if count else None, count)
         for row, at, count in zip(rows.tolist(), first.tolist(), counts.tolist(), strict=True)
     ]
     return pairs, len(cache) - num_captioned

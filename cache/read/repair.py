@@ -23,7 +23,7 @@ def remake(chunks: Sequence[tuple[str, tuple[int, ...]]], info: CacheInfo) -> st
     if chunks and all(is_of_tokens(name) for name, _ in chunks):
         damaged = {"/".join(name.split("/")[:2]) for name, _ in chunks}
         return f"delete {' '.join(sorted(damaged))}: training writes it again"
-    marks = {mark_of(name, index) for name, index in chunks}
+    marks = {chunk_to_delete(name, index) for name, index in chunks}
     if info.maker is None:
         return "repair what it was made from, and make it again"
     again = f"run {info.maker} again"
@@ -38,7 +38,7 @@ def is_of_tokens(name: str) -> bool:
     return f"{name}/".startswith(f"{TOKENS}/")
 
 
-def mark_of(name: str, index: tuple[int, ...]) -> str | None:
+def chunk_to_delete(name: str, index: tuple[int, ...]) -> str | None:
     """The chunk without which a pass embeds anew what a chunk holds; None if no pass makes it.
 
     A chunk without status is not done, and a further view of one not without its norm.

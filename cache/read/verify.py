@@ -28,7 +28,7 @@ from ..format import (
     Status,
 )
 from ..storage.digests import digests_of, first_lines
-from ..storage.ragged import Texts
+from ..storage.ragged import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, chunk_name, groups_above
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_A_TIME = 2**20
 LENGTH_TOLERANCE = 2e-3  # of a unit vector in float16: each value is rounded to 11 bits
-_EMBEDDED = 1  # also of `TeacherStatus`
+_EMBEDDED = 1  # also of `TextTargetStatus`
 ChunkId = tuple[str, tuple[int, ...]]
 """The name of an array, and the index of a chunk of it."""
 
@@ -77,7 +77,7 @@ def num_steps(cache: "Cache") -> int:
     return len(cache.stored_numbers(f"{STATUS}/c")) + taught
 
 
-def texts_in_parts(cache: "Cache", name: str) -> Iterator[tuple[int, Texts]]:
+def texts_in_parts(cache: "Cache", name: str) -> Iterator[tuple[int, RaggedBytes]]:
     """The texts of a ragged array in parts of about a chunk's bytes, each with the row of its first."""
     offsets, raw = cache.array(f"{name}/offsets"), cache.array(f"{name}/bytes")
     num = offsets.shape[0] - 1
@@ -88,7 +88,7 @@ def texts_in_parts(cache: "Cache", name: str) -> Iterator[tuple[int, Texts]]:
             stop = max(row + 1, int(np.searchsorted(ends, ends[row] + CHUNK_BYTES, side="right")) - 1)
             yield (
                 start + row,
-                Texts(np.asarray(raw[int(ends[row]) : int(ends[stop])]), ends[row : stop + 1] - ends[row]),
+                RaggedBytes(np.asarray(raw[int(ends[row]) : int(ends[stop])]), ends[row : stop + 1] - ends[row]),
             )
             row = stop
 
@@ -113,7 +113,7 @@ def _ragged_faults(cache: "Cache", name: str) -> Iterator[str]:
             return
 
 
-def _is_utf8(texts: Texts) -> bool:
+def _is_utf8(texts: RaggedBytes) -> bool:
     """Whether all together are, and none begins within a character."""
     begins = texts.offsets[:-1][np.diff(texts.offsets) > 0]
     return bool((texts.raw[begins] & 0xC0 != 0x80).all()) and _decodes(texts.raw.tobytes())
@@ -139,9 +139,9 @@ def _repeated_keys(cache: "Cache") -> Iterator[str]:
 
 
 def _owner_faults(cache: "Cache") -> Iterator[str]:
-    owners, num, last = cache.array(CAPTION_IMAGE), len(cache), 0
-    for start in range(0, owners.shape[0], ROWS_AT_A_TIME):
-        block = np.asarray(owners[start : start + ROWS_AT_A_TIME])
+    image_index, num, last = cache.array(CAPTION_IMAGE), len(cache), 0
+    for start in range(0, image_index.shape[0], ROWS_AT_A_TIME):
+        block = np.asarray(image_index[start : start + ROWS_AT_A_TIME])
         if (np.diff(block, prepend=last) < 0).any() or block[-1] >= num:
             yield f"{CAPTION_IMAGE}: not ascending rows of {num} images: {cache.remedy([])}"
             return

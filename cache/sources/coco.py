@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 from ..errors import CacheError
 from ..storage.atomic import sha256_file
 from .download import local_file
-from .records import RecordReader, is_unicode
+from .records import RecordParser, is_unicode
 from .source import Row, Source
 
 
-class Coco(Source):
+class CocoSource(Source):
     """`images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
 
     kind = "coco"
@@ -36,7 +36,7 @@ class Coco(Source):
             raise CacheError(f"{path}: one file is one split: leave out --split {self.info.split}")
         images, annotations = self._read(local_file(path), path)
         self.left_out.clear()
-        reader, line = RecordReader(self.info, has_key=False, left_out=self.left_out), 0
+        reader, line = RecordParser(self.info, has_key=False, left_out=self.left_out), 0
         by_image = defaultdict(list)
         for i, annotation in enumerate(annotations):
             by_image[_field(annotation, "image_id", f"{path}: annotations[{i}]")].append((i, annotation))

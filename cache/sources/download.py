@@ -20,7 +20,7 @@ from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url, to_location
 from ..storage.atomic import NO_SPACE, PARTIAL, hold_new
-from ..storage.urls import NOT_THERE, below, explained_store, open_filesystem, state_of
+from ..storage.urls import NOT_THERE, below, explain_store_error, open_filesystem, state_of
 from .image_root import resolve_below
 from .source import RejectedImageError
 
@@ -29,14 +29,14 @@ KEPT_BYTES = 4 * 2**30  # of files that were used last, and at least KEPT_FILES
 KEPT_FILES = 3  # one being read, one that slower processes still read, one on its way
 
 
-class Spool:
+class DownloadCache:
     """A folder of fetched files. Pickled, it names the same folder, which the first process keeps."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @classmethod
-    def create(cls) -> "Spool":
+    def create(cls) -> "DownloadCache":
         """A new one, in the temporary folder (`TMPDIR`)."""
         _sweep(Path(tempfile.gettempdir()))
         held = None
@@ -50,7 +50,7 @@ class Spool:
     _remove: Any = None
 
     def __reduce__(self) -> Any:
-        return Spool, (self._folder,)
+        return DownloadCache, (self._folder,)
 
     def close(self) -> None:
         """Remove the folder, if this process made it."""
@@ -96,7 +96,7 @@ class Spool:
         fs, remote = open_filesystem(url)
         partial = path.with_suffix(PARTIAL)
         try:
-            with explained_store(url, ""):
+            with explain_store_error(url, ""):
                 fs.get_file(remote, str(partial))
                 size = fs.info(remote)["size"]
         except NOT_THERE as error:
@@ -131,8 +131,8 @@ class Spool:
 
 
 @cache
-def _for_this_process() -> Spool:
-    return Spool.create()
+def _for_this_process() -> DownloadCache:
+    return DownloadCache.create()
 
 
 def local_file(named: str) -> Path:

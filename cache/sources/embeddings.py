@@ -20,9 +20,9 @@ from ..errors import CacheError
 from ..format import ATTRIBUTE, IMPORTED, SourceInfo
 from ..location import is_hdf5
 from ..storage.atomic import sha256_file
-from .parquet import Parquet
+from .parquet import ParquetSource
 from .source import ROWS_AT_A_TIME, Row, Source
-from .table import SUFFIXES, Table
+from .table import SUFFIXES, TableSource
 
 
 class Part(NamedTuple):
@@ -41,7 +41,7 @@ class Part(NamedTuple):
     read: Callable[[int, int], NDArray[Any]]
 
 
-class Embeddings(Source):
+class EmbeddingFiles(Source):
     """Rows with captions, and their embeddings.
 
     Attributes:
@@ -120,7 +120,7 @@ class Embeddings(Source):
 
 def open_embeddings(
     info: SourceInfo, *, captions: Path | None = None, dataset: str | None = None, named: bool = True
-) -> Embeddings:
+) -> EmbeddingFiles:
     """Embeddings and captions: clip-retrieval's folder, or an .npy or HDF5 file with a table.
 
     Args:
@@ -149,12 +149,12 @@ def open_embeddings(
         fields, texts, root = "image", ["text"], path.parent
     complete = replace(
         info,
-        kind=Embeddings.kind,
+        kind=EmbeddingFiles.kind,
         image_root=info.image_root or str(root),
         image_field=info.image_field or fields,
         text_fields=info.text_fields or texts,
     )
-    return Embeddings(complete, parts, named=named)
+    return EmbeddingFiles(complete, parts, named=named)
 
 
 def _folder_files(folder: Path) -> list[tuple[Path, Path]]:
@@ -225,9 +225,11 @@ def _readable(path: Path, read: Callable[..., Any], *arguments: int) -> Any:
 
 
 def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[Row]:
-    table = {**dict.fromkeys(SUFFIXES, Table), **dict.fromkeys(Parquet.suffixes, Parquet)}.get(path.suffix.lower())
+    table = {**dict.fromkeys(SUFFIXES, TableSource), **dict.fromkeys(ParquetSource.suffixes, ParquetSource)}.get(
+        path.suffix.lower()
+    )
     if table is None:
-        raise CacheError(f"{path}: no known kind of table; known are {', '.join((*SUFFIXES, *Parquet.suffixes))}")
+        raise CacheError(f"{path}: no known kind of table; known are {', '.join((*SUFFIXES, *ParquetSource.suffixes))}")
     for row in table(replace(info, path=str(path), images=named)).rows():
         if row.locator is not None:
             raise CacheError(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url
-from ..storage.urls import AT_ONCE, HTTP, NOT_THERE, below, explained_store, open_filesystem, state_of
+from ..storage.urls import AT_ONCE, HTTP, NOT_THERE, below, explain_store_error, open_filesystem, state_of
 from .image_root import MAX_FILE_BYTES, open_below, require_image_root
 from .source import Reader, RejectedImageError
 
@@ -144,7 +144,7 @@ class _Objects:
                 if isinstance(error, PermissionError) or (code and 400 <= code < 500 and code not in _LATER):
                     return self._refused(key, error)
                 if pause_s is None or hasattr(self._fs, "retries"):  # the library has tried again by itself
-                    with explained_store(self._root, key):
+                    with explain_store_error(self._root, key):
                         raise
                 time.sleep(pause_s)
         raise AssertionError("the last try returns or raises")
@@ -155,7 +155,7 @@ class _Objects:
             try:
                 self._fs.info(self._base)
             except Exception as refused:
-                with explained_store(self._root, key):
+                with explain_store_error(self._root, key):
                     raise error from refused
         return Status.UNREADABLE
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ..errors import CacheError
 from ..location import Location, to_location
 from .listing import Entry, entries, name_in
-from .records import RecordReader, chosen_split, is_unicode
+from .records import RecordParser, chosen_split, is_unicode
 from .source import Row, Source
 from .table import SUFFIXES
 
@@ -15,7 +15,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".p
 CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
-class ClassFolders(Source):
+class ImageFolderSource(Source):
     """`class name/image.jpg`, or `train/class name/image.jpg` with a split; sorted, underscores read as spaces."""
 
     kind = "class folders"
@@ -28,7 +28,7 @@ class ClassFolders(Source):
         """
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are folders here
-        reader = RecordReader(info, has_key=False, left_out=self.left_out)
+        reader = RecordParser(info, has_key=False, left_out=self.left_out)
         for line, (name, key) in enumerate(self._images(), 1):
             if row := reader.row({"text": name.replace("_", " ")}, line, key, key=key):
                 yield row

@@ -1,6 +1,6 @@
 """Blocks of JSON lines as columns, by Arrow's parser, several times as fast as line by line.
 
-Only for blocks about which both ways agree. Whatever is odd makes a block not plain, and `records.RecordReader`
+Only for blocks about which both ways agree. Whatever is odd makes a block not plain, and `records.RecordParser`
 decides, so that there is one definition of what is taken, dropped or refused, and one wording.
 """
 
@@ -13,7 +13,7 @@ import pyarrow.json
 from numpy.typing import NDArray
 
 from ..format import SourceInfo
-from ..storage.ragged import Texts
+from ..storage.ragged import RaggedBytes
 from .jsonl import MAX_LINE_BYTES
 from .source import MAX_CAPTION_BYTES, Batch
 
@@ -116,15 +116,15 @@ def _schema(record: object, info: SourceInfo) -> pa.Schema | None:
     return pa.schema({**kinds, info.image_field: pa.string()})
 
 
-def _texts(strings: pa.Array) -> Texts:
+def _texts(strings: pa.Array) -> RaggedBytes:
     """Without a copy; a null is an empty text."""
     _, offsets, data = strings.buffers()
     ends = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
     raw = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data and data.size else np.zeros(0, np.uint8)
-    return Texts(raw, ends - ends[0])
+    return RaggedBytes(raw, ends - ends[0])
 
 
-def _captions(column: pa.Array) -> tuple[Texts, NDArray[np.int64]] | None:
+def _captions(column: pa.Array) -> tuple[RaggedBytes, NDArray[np.int64]] | None:
     """The captions of a field and the row of each; None if a list holds null."""
     if pa.types.is_list(column.type):
         values = column.flatten()
@@ -150,31 +150,31 @@ def _has_all_fields(
     return True
 
 
-def _batch(keys: Texts, columns: list[tuple[Texts, NDArray[np.int64]]], languages: list[str]) -> Batch:
+def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]]], languages: list[str]) -> Batch:
     """The captions of all fields in the order of their rows, without those that `rows` drops, too."""
-    captions, owners = columns[0]
-    fields = np.zeros(len(owners), np.int64)
+    captions, image_index = columns[0]
+    fields = np.zeros(len(image_index), np.int64)
     if len(columns) > 1:
-        captions = Texts.joined([texts for texts, _ in columns])
-        owners = np.concatenate([rows for _, rows in columns])
+        captions = RaggedBytes.joined([texts for texts, _ in columns])
+        image_index = np.concatenate([rows for _, rows in columns])
         fields = np.repeat(np.arange(len(columns)), [len(rows) for _, rows in columns])
-        order = np.argsort(owners, kind="stable")
-        captions, owners, fields = captions.take(order), owners[order], fields[order]
+        order = np.argsort(image_index, kind="stable")
+        captions, image_index, fields = captions.take(order), image_index[order], fields[order]
     kept, lost = _worth_keeping(captions)
-    dropped = {reason: owners[rows] for reason, rows in lost.items()}
+    dropped = {reason: image_index[rows] for reason, rows in lost.items()}
     if dropped:
-        captions, owners, fields = captions.take(kept), owners[kept], fields[kept]
+        captions, image_index, fields = captions.take(kept), image_index[kept], fields[kept]
     tags = languages * (len(columns) if len(languages) == 1 else 1)
     return Batch(
         keys=keys,
         captions=captions,
-        owners=owners,
+        image_index=image_index,
         languages=[tags[field] for field in fields.tolist()] if tags else None,
         dropped=dropped,
     )
 
 
-def _worth_keeping(captions: Texts) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
+def _worth_keeping(captions: RaggedBytes) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
     """Which captions stay, and by reason which do not: as `rows` decides one by one."""
     raw, starts, lengths = captions.raw, captions.offsets[:-1], np.diff(captions.offsets)
     keep = lengths > 0

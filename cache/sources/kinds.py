@@ -11,16 +11,16 @@ from ..errors import CacheError
 from ..format import SourceInfo
 from ..location import Location, Url, to_location
 from ..storage.urls import HTTP
-from .coco import Coco
+from .coco import CocoSource
 from .image_files import require_root
-from .image_folder import ClassFolders, holds_class_folders
+from .image_folder import ImageFolderSource, holds_class_folders
 from .listing import entries, is_file, is_folder, is_there, look_again
-from .muge import Muge, holds_muge
-from .parquet import Arrow, Parquet, holds_saved_dataset
+from .muge import MugeSource, holds_muge
+from .parquet import ArrowSource, ParquetSource, holds_saved_dataset
 from .source import Source
-from .table import SUFFIXES, Table
+from .table import SUFFIXES, TableSource
 from .tar_urls import names_tars, root_of
-from .webdataset import Tars
+from .webdataset import WebDatasetSource
 
 
 class Shape(NamedTuple):
@@ -32,14 +32,18 @@ class Shape(NamedTuple):
 
 
 SHAPES = (  # the first that fits decides
-    Shape(Table, "a file .jsonl, .ndjson, .csv or .tsv", lambda path: _is_file(path, SUFFIXES)),
-    Shape(Tars, "a .tar, or a folder or pattern of them", lambda path: names_tars(str(path))),
-    Shape(Coco, "a COCO file .json of images and annotations", lambda path: _is_file(path, (".json",))),
-    Shape(Muge, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", holds_muge),
-    Shape(Arrow, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
-    Shape(Parquet, "a file .parquet or a folder of them", lambda path: _is_or_has(path, Parquet.suffixes)),
-    Shape(Arrow, "a file .arrow, .feather or .ipc or a folder of them", lambda path: _is_or_has(path, Arrow.suffixes)),
-    Shape(ClassFolders, "a folder of class folders of images", holds_class_folders),
+    Shape(TableSource, "a file .jsonl, .ndjson, .csv or .tsv", lambda path: _is_file(path, SUFFIXES)),
+    Shape(WebDatasetSource, "a .tar, or a folder or pattern of them", lambda path: names_tars(str(path))),
+    Shape(CocoSource, "a COCO file .json of images and annotations", lambda path: _is_file(path, (".json",))),
+    Shape(MugeSource, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", holds_muge),
+    Shape(ArrowSource, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
+    Shape(ParquetSource, "a file .parquet or a folder of them", lambda path: _is_or_has(path, ParquetSource.suffixes)),
+    Shape(
+        ArrowSource,
+        "a file .arrow, .feather or .ipc or a folder of them",
+        lambda path: _is_or_has(path, ArrowSource.suffixes),
+    ),
+    Shape(ImageFolderSource, "a folder of class folders of images", holds_class_folders),
 )
 FOLDERS_LOOKED_INTO = 20  # for splits; each takes a request at a URL, and class folders may be thousands
 KINDS: dict[str, type[Source]] = {shape.source.kind: shape.source for shape in SHAPES}
@@ -73,7 +77,7 @@ def open_source(info: SourceInfo, kind: type[Source] | None = None) -> Source:
 
 def _recognised(named: str) -> str:
     if names_tars(named):
-        return Tars.kind
+        return WebDatasetSource.kind
     path = to_location(named)
     if not is_there(path):
         raise CacheError(

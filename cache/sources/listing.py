@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CacheError
 from ..location import Location, Url
-from ..storage.urls import HTTP, NOT_THERE, explained_store, open_filesystem, told_state
+from ..storage.urls import HTTP, NOT_THERE, explain_store_error, open_filesystem, told_state
 from .image_root import name_below
 
 
@@ -48,7 +48,7 @@ def entries(folder: Location) -> list[Entry]:
             return sorted(map(_entry, found))
     fs, path = open_filesystem(folder)
     try:
-        with explained_store(folder, ""):
+        with explain_store_error(folder, ""):
             listed = fs.ls(path, detail=True)
     except NOT_THERE:
         return []
@@ -110,7 +110,7 @@ def name_in(root: Location, location: Location) -> str:
 def _told(url: Url) -> Mapping[str, Any] | None:
     fs, path = open_filesystem(url)
     try:
-        with explained_store(url, ""):
+        with explain_store_error(url, ""):
             told: Mapping[str, Any] = fs.info(path)
             return told
     except NOT_THERE:

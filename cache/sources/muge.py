@@ -25,7 +25,7 @@ from .download import Files, local_file
 from .image_root import MAX_FILE_BYTES
 from .jsonl import blocks, records
 from .listing import entries, is_file, name_in
-from .records import RecordReader, chosen_split, is_unicode
+from .records import RecordParser, chosen_split, is_unicode
 from .source import Locator, Reader, RejectedImageError, Row, Source
 
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
@@ -35,7 +35,7 @@ FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
 SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
-class Muge(Source):
+class MugeSource(Source):
     """Texts and images of one split: images in the order in which texts speak of them, then those of no text.
 
     With a condition those of no text are left out.
@@ -55,7 +55,7 @@ class Muge(Source):
         spoken_of: set[str] = set()
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are files here
-        reader = RecordReader(info, has_key=False, left_out=self.left_out)
+        reader = RecordParser(info, has_key=False, left_out=self.left_out)
         for block in blocks(local_file(str(texts))):
             for number, record in records(texts, block):
                 where = f"{texts}:{number}"

@@ -21,9 +21,9 @@ from ..location import Location, Url, to_location
 from .download import Files, local_file
 from .listing import Entry, entries, is_folder, name_in, state_at
 from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes
-from .records import RecordReader, chosen_split
+from .records import RecordParser, chosen_split
 from .source import Locator, Reader, Row, Source
-from .where import Condition
+from .where import WhereFilter
 
 SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")  # as on the Hub: train-00000-of-00004
 SPLIT_NAMES = ("train", "test", "val", "valid", "validation", "dev")
@@ -59,7 +59,7 @@ class ColumnSource(Source):
                 self._files.append(name_in(to_location(self.info.image_root), path))
             source = to_location(self.info.path)
             name = path.name if path == source else str(path).removeprefix(f"{source}/")
-            reader = RecordReader(self._record_info, has_key=not inside, left_out=self.left_out)
+            reader = RecordParser(self._record_info, has_key=not inside, left_out=self.left_out)
             before = line
             with _naming(path):
                 for group, first, batch in file.records(columns):
@@ -138,13 +138,13 @@ class ColumnSource(Source):
         if info.language_field:
             flags[info.language_field] = "--language-field"
         if info.where is not None:
-            flags = dict.fromkeys(Condition(info.where).fields, "--where") | flags
+            flags = dict.fromkeys(WhereFilter(info.where).fields, "--where") | flags
         for name, flag in flags.items():
             require_column(schema, name, flag, path)
         return list(flags) if inside or not info.images else [info.image_field, *flags]
 
 
-class Parquet(ColumnSource):
+class ParquetSource(ColumnSource):
     """A `.parquet` file or a folder of them."""
 
     kind = "parquet"
@@ -152,7 +152,7 @@ class Parquet(ColumnSource):
     file_type = ParquetFile
 
 
-class Arrow(ColumnSource):
+class ArrowSource(ColumnSource):
     """A `.arrow`, `.feather` or `.ipc` file, a folder of them, or what `datasets` wrote by `save_to_disk`."""
 
     kind = "arrow"

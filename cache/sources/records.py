@@ -7,12 +7,12 @@ from typing import Any
 from ..errors import CacheError
 from ..format import SourceInfo, is_language_tag
 from .source import Locator, Row
-from .where import Condition
+from .where import WhereFilter
 
 SPLIT = "split"  # the column that --split asks
 
 
-class RecordReader:
+class RecordParser:
     """Takes the asked-for fields out of records; leaves out those of another split or that do not fulfil `--where`."""
 
     def __init__(self, info: SourceInfo, *, has_key: bool = True, left_out: Counter[str] | None = None) -> None:
@@ -27,7 +27,7 @@ class RecordReader:
             CacheError: the condition is none.
         """
         self._info = info
-        self._condition = Condition(info.where) if info.where is not None else None
+        self._condition = WhereFilter(info.where) if info.where is not None else None
         self._left_out = Counter() if left_out is None else left_out
         self._image_field = info.image_field if has_key and info.images else None
         fields = [*([self._image_field] if self._image_field else []), *info.text_fields, *info.teacher_fields]

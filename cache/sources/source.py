@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..format import SourceInfo, Status
 from ..location import Location
-from ..storage.ragged import Texts
+from ..storage.ragged import RaggedBytes
 
 
 class RejectedImageError(Exception):
@@ -73,10 +73,10 @@ class Batch:
         dropped: by reason, of each caption that was not worth it the row in this batch.
     """
 
-    keys: Texts
-    captions: Texts
-    owners: NDArray[np.int64]
-    translations: Texts | None = None
+    keys: RaggedBytes
+    captions: RaggedBytes
+    image_index: NDArray[np.int64]
+    translations: RaggedBytes | None = None
     languages: Sequence[str] | None = None
     locators: NDArray[np.int64] | None = None
     dropped: Mapping[str, NDArray[np.int64]]
@@ -86,11 +86,11 @@ class Batch:
 
     def take(self, wanted: NDArray[np.bool_]) -> "Batch":
         """The batch without some of its rows, `[n] bool`."""
-        kept, new_row = np.flatnonzero(wanted[self.owners]), np.cumsum(wanted) - 1
+        kept, new_row = np.flatnonzero(wanted[self.image_index]), np.cumsum(wanted) - 1
         return Batch(
             keys=self.keys.take(np.flatnonzero(wanted)),
             captions=self.captions.take(kept),
-            owners=new_row[self.owners[kept]],
+            image_index=new_row[self.image_index[kept]],
             translations=self.translations.take(kept) if self.translations is not None else None,
             languages=[self.languages[i] for i in kept.tolist()] if self.languages is not None else None,
             locators=self.locators[wanted] if self.locators is not None else None,
@@ -106,7 +106,7 @@ def batched(rows: Iterable[Row], rows_at_a_time: int = ROWS_AT_A_TIME) -> Iterat
 
 
 def _columns(rows: Sequence[Row]) -> Batch:
-    captions, owners, translations, languages = [], [], [], []
+    captions, image_index, translations, languages = [], [], [], []
     dropped = defaultdict[str, list[int]](list)
     for i, row in enumerate(rows):
         lessons = align(row.captions, row.translations) if row.translations else [""] * len(row.captions)
@@ -117,16 +117,16 @@ def _columns(rows: Sequence[Row]) -> Batch:
                 dropped[reason].append(i)
             else:
                 captions.append(text)
-                owners.append(i)
+                image_index.append(i)
                 translations.append(lesson.encode(errors="replace"))
                 languages.append(tag)
     located = [row.locator for row in rows if row.locator is not None]
     assert len(located) in (0, len(rows)), "either every row of a source has a locator, or none"
     return Batch(
-        keys=Texts.of([row.key.encode() for row in rows]),
-        captions=Texts.of(captions),
-        owners=np.asarray(owners, np.int64),
-        translations=Texts.of(translations) if any(row.translations for row in rows) else None,
+        keys=RaggedBytes.of([row.key.encode() for row in rows]),
+        captions=RaggedBytes.of(captions),
+        image_index=np.asarray(image_index, np.int64),
+        translations=RaggedBytes.of(translations) if any(row.translations for row in rows) else None,
         languages=languages if any(row.languages for row in rows) else None,
         locators=np.asarray(located, np.int64) if located else None,
         dropped={reason: np.asarray(places, np.int64) for reason, places in dropped.items()},

@@ -15,14 +15,14 @@ from ..storage.atomic import sha256_file
 from .download import local_file
 from .jsonl import MAX_LINE_BYTES, blocks, records
 from .jsonl_arrow import has_columns, plain_batch
-from .records import RecordReader, is_unicode
+from .records import RecordParser, is_unicode
 from .source import Batch, Row, Source, batched
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".csv", ".tsv")
 
 
-class Table(Source):
+class TableSource(Source):
     """A `.jsonl`, `.ndjson`, `.csv` or `.tsv` file with a record a line; tables of columns carry a header line.
 
     In jsonl a field of captions may hold a string, a list of strings or null.
@@ -32,7 +32,7 @@ class Table(Source):
 
     def __init__(self, info: SourceInfo) -> None:
         super().__init__(info)
-        self._reader = RecordReader(info, left_out=self.left_out)
+        self._reader = RecordParser(info, left_out=self.left_out)
 
     def rows(self) -> Iterator[Row]:
         """Every record.

@@ -15,7 +15,7 @@ from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url
 from ..storage.urls import below
-from .download import Spool
+from .download import DownloadCache
 from .image_root import MAX_FILE_BYTES, resolve_below
 from .source import Reader, RejectedImageError
 from .tar_index import DamagedTarError, members, read_bytes, readable, split_name
@@ -98,7 +98,7 @@ class TarReader(Reader):
             extensions: of images; of several in one sample, the first in this order.
         """
         self._root, self._files, self._extensions = root, list(files), list(extensions)
-        self._spool = Spool.create() if isinstance(root, Url) else None
+        self._spool = DownloadCache.create() if isinstance(root, Url) else None
         self._open: OrderedDict[int, _Tar | Status] = OrderedDict()
 
     def __getstate__(self) -> dict[str, object]:

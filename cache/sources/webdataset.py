@@ -18,8 +18,8 @@ from ..errors import CacheError
 from ..format import SourceInfo, Status
 from ..location import Location, Url, to_location
 from ..storage.atomic import sha256_file
-from .download import Spool
-from .records import RecordReader
+from .download import DownloadCache
+from .records import RecordParser
 from .source import Locator, Reader, Row, Source
 from .tar_index import Member, Sample, read_bytes, readable, samples
 from .tar_reader import BY_NAME, NO_BYTES, TarReader
@@ -29,7 +29,7 @@ MAX_TEXT_BYTES = 2**24  # of a member with texts
 END_BYTES = 2**16  # by which a changed tar is recognised, beside its size; all of it would take as long as the pass
 
 
-class Tars(Source):
+class WebDatasetSource(Source):
     """A folder of tars, one tar, or a pattern of them, on the disk or at a URL.
 
     `--image-field` and `--text-field` name extensions, several of which may stand in for each other, as in webdataset:
@@ -69,7 +69,7 @@ class Tars(Source):
         """
         self._files = []
         self.left_out.clear()
-        records, line = RecordReader(self.info, has_key=False, left_out=self.left_out), 0
+        records, line = RecordParser(self.info, has_key=False, left_out=self.left_out), 0
         with _Opener(self._shards) as opener:
             for shard in self._shards:
                 self._files.append(shard.name)
@@ -174,7 +174,7 @@ class _Opener:
     def __init__(self, shards: Sequence[Shard]) -> None:
         places = [place for shard in shards for place in ((shard.sidecar,) if shard.sidecar else (shard.place,))]
         self._next = dict(pairwise(places))
-        self._spool = Spool.create() if any(isinstance(place, Url) for place in places) else None
+        self._spool = DownloadCache.create() if any(isinstance(place, Url) for place in places) else None
 
     def __enter__(self) -> "_Opener":
         return self

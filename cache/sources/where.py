@@ -22,7 +22,7 @@ ORDER: dict[type[ast.cmpop], Callable[[Any, Any], bool]] = {
 KNOWN = "known are names of fields, numbers, texts, lists of them, == != < <= > >= in, and, or, not, is None"
 
 
-class Condition:
+class WhereFilter:
     """A condition, parsed once."""
 
     def __init__(self, text: str) -> None:

@@ -30,7 +30,7 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, data: Any) -> None:
+def atomic_write(path: Path, data: Any) -> None:
     """Write `data` (bytes-like) to `path` so that a reader sees the old file or the whole new one."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
@@ -46,7 +46,7 @@ def write_whole(path: Path, data: Any) -> None:
 
 
 @contextmanager
-def whole_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
+def atomic_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """Yield a temporary sibling of `path` to fill; it takes the name `path` only when the block ends well.
 
     What earlier, killed attempts at the same name left behind goes first.
@@ -74,7 +74,7 @@ def partial_of(path: Path, make: Callable[[Path], None], alone: bool = True) -> 
     Args:
         path: whose folder is created.
         make: creates the file or folder of that name.
-        alone: as of `whole_directory`.
+        alone: as of `atomic_directory`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
@@ -162,7 +162,7 @@ def sweep_partial(root: Path, *, keep: str | None = None) -> int:
 
 
 @contextmanager
-def explained(path: Path, remedy: str = "make it writable or choose another -o") -> Iterator[None]:
+def explain_os_error(path: Path, remedy: str = "make it writable or choose another -o") -> Iterator[None]:
     """Turn a full disk or a read-only folder into an error that says what to do.
 
     What is written within, perhaps under a temporary name, is a part of `path`: that is what the error names.
@@ -190,7 +190,7 @@ POLL_S = 0.05
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+def lock_folder(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
     """Hold `folder` for one writer, or for several that share it; it is created, and goes again if it stayed empty.
 
     The lock is the kernel's, on the folder itself: it ends with the process, however that dies. Filesystems without
@@ -204,9 +204,9 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
     Raises:
         CacheError: another process holds it in a way that excludes this one, it is no folder, or it cannot be created.
     """
-    require_folder_or_nothing(folder)
+    require_folder_or_absent(folder)
     existed = folder.exists()
-    with explained(folder):
+    with explain_os_error(folder):
         descriptor, alone = _open_locked(folder, wait, shared)
     try:
         yield alone
@@ -247,7 +247,7 @@ def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
         os.close(descriptor)  # its last holder took the empty folder away meanwhile
 
 
-def require_folder_or_nothing(path: Path) -> None:
+def require_folder_or_absent(path: Path) -> None:
     """Raise if something that is no folder stands at `path`.
 
     Raises:

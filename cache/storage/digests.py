@@ -5,13 +5,13 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from .ragged import Texts
+from .ragged import RaggedBytes
 
 Digests = NDArray[np.uint64]
 """`[n, 2]`, of keys; two different keys have the same one at a chance that nobody lives to see."""
 
 
-def digests_of(keys: Texts) -> Digests:
+def digests_of(keys: RaggedBytes) -> Digests:
     """A digest of 128 bits for each key."""
     joined = b"".join([hashlib.blake2b(key, digest_size=16).digest() for key in keys.split()])
     return np.frombuffer(joined, np.uint64).reshape(-1, 2)

@@ -11,9 +11,9 @@ from typing import Any
 from zarr.core.buffer import Buffer
 from zarr.storage import LocalStore
 
-from .atomic import PARTIAL, explained, locked, require_folder_or_nothing, sweep_partial, write_whole
+from .atomic import PARTIAL, atomic_write, explain_os_error, lock_folder, require_folder_or_absent, sweep_partial
 
-MARK = "zarr.json"  # of the group: a cache is there if it is
+ZARR_JSON = "zarr.json"  # of the group: a cache is there if it is
 TRIES = 5  # at a file whose folder others delete
 
 
@@ -31,13 +31,13 @@ class DurableLocalStore(LocalStore):
         """The same for zarr's synchronous path (zarr >= 3.1.6)."""
         self._check_writable()
         path = self.root / key
-        with explained(path):
+        with explain_os_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, value.as_buffer_like())
+            atomic_write(path, value.as_buffer_like())
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder; nothing if there is none."""
-        require_folder_or_nothing(self.root)
+        require_folder_or_absent(self.root)
         try:
             return [entry.name for entry in (self.root / folder).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
@@ -53,11 +53,11 @@ class DurableLocalStore(LocalStore):
     def write(self, key: str, data: bytes) -> None:
         """Write a small file whole, also while others delete the folder that it lies in."""
         path = self.root / key
-        with explained(path):
+        with explain_os_error(path):
             for _ in range(TRIES):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
-                    return write_whole(path, data)
+                    return atomic_write(path, data)
             raise FileNotFoundError(errno.ENOENT, "its folder is deleted again and again")
 
     def keys_below(self, folder: str) -> list[str]:
@@ -69,7 +69,7 @@ class DurableLocalStore(LocalStore):
         """Delete a folder, if there is one. What others put into it meanwhile stays."""
         if not (self.root / folder).is_dir():
             return  # to try would be an error on a disk that is read only
-        with explained(self.root / folder):
+        with explain_os_error(self.root / folder):
             for path, folders, files in os.walk(self.root / folder, topdown=False):
                 for name in files:
                     Path(path, name).unlink(missing_ok=True)
@@ -80,7 +80,7 @@ class DurableLocalStore(LocalStore):
     def delete_file(self, key: str) -> None:
         """Delete a small file, and its folder if it was the last one in it."""
         path = self.root / key
-        with explained(path):
+        with explain_os_error(path):
             path.unlink(missing_ok=True)
             _rmdir_if_empty(path.parent)
 
@@ -92,8 +92,8 @@ class DurableLocalStore(LocalStore):
         """
         if not self.root.exists():
             return
-        with explained(self.root):
-            for entry in sorted(self.root.iterdir(), key=lambda entry: entry.name == MARK):
+        with explain_os_error(self.root):
+            for entry in sorted(self.root.iterdir(), key=lambda entry: entry.name == ZARR_JSON):
                 if entry.is_dir():
                     shutil.rmtree(entry)
                 else:
@@ -106,12 +106,12 @@ class DurableLocalStore(LocalStore):
         sweep_partial(self.root, keep=keep)
 
     def held(self, *, shared: bool = False) -> AbstractContextManager[bool]:
-        """The folder, held for one writer or for several that share it; see `locked`."""
-        return locked(self.root, shared=shared)
+        """The folder, held for one writer or for several that share it; see `lock_folder`."""
+        return lock_folder(self.root, shared=shared)
 
     async def _open(self, *, mode: Any = None) -> None:
         if not self.read_only:
-            with explained(self.root):
+            with explain_os_error(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
         await super()._open(mode=mode)
 

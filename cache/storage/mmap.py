@@ -30,7 +30,7 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
 
 
-class MappedRows:
+class MmapRows:
     """N rows of an array in the cache's encoding: all of a one-dimensional array, one view of the others.
 
     Resident memory is page cache alone, and no file stays open.
@@ -95,7 +95,7 @@ class MappedRows:
             rows[first - start : last - start] = self._rows[first + held : last + held]
         return rows
 
-    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> "MappedRows":
+    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> "MmapRows":
         """Read every chunk and return the rows if all match their checksums.
 
         Raises:

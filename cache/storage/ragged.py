@@ -21,14 +21,14 @@ UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class RaggedBytes:
     """n UTF-8 texts in memory, as two arrays: text i is `raw[offsets[i]:offsets[i + 1]]`; `offsets[0]` is 0."""
 
     raw: NDArray[np.uint8]
     offsets: NDArray[np.int64]
 
     @classmethod
-    def of(cls, texts: Sequence[bytes]) -> "Texts":
+    def of(cls, texts: Sequence[bytes]) -> "RaggedBytes":
         """Encoded texts, joined.
 
         >>> Texts.of([b"ab", b"", b"c"]).offsets
@@ -39,7 +39,7 @@ class Texts:
         return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
 
     @classmethod
-    def joined(cls, parts: Sequence["Texts"]) -> "Texts":
+    def joined(cls, parts: Sequence["RaggedBytes"]) -> "RaggedBytes":
         """One after another.
 
         >>> Texts.joined([Texts.of([b"ab"]), Texts.of([b"", b"c"])]).split()
@@ -52,7 +52,7 @@ class Texts:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def take(self, rows: NDArray[np.int64]) -> "Texts":
+    def take(self, rows: NDArray[np.int64]) -> "RaggedBytes":
         """Some of them, in the order given.
 
         >>> Texts.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
@@ -62,7 +62,7 @@ class Texts:
         taken = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
         _, offsets, raw = taken.buffers()
         raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
-        return Texts(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
+        return RaggedBytes(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
 
     def split(self) -> list[bytes]:
         """One object each."""
@@ -147,7 +147,7 @@ class RaggedWriter:
         self._offsets.append(np.zeros(1, np.int64))
         self._end = 0
 
-    def append(self, texts: Texts) -> None:
+    def append(self, texts: RaggedBytes) -> None:
         """Add texts at the end."""
         self._offsets.append(self._end + texts.offsets[1:])
         self._end += int(texts.offsets[-1])
@@ -172,21 +172,21 @@ class RaggedReader:
         """The texts of rows `start` to `stop` (exclusive; all by default)."""
         return [text.decode() for text in self.texts(start, stop).split()]
 
-    def texts(self, start: int = 0, stop: int | None = None) -> Texts:
+    def texts(self, start: int = 0, stop: int | None = None) -> RaggedBytes:
         """The same as arrays."""
         stop = len(self) if stop is None else min(stop, len(self))
         if start >= stop:
-            return Texts.of([])
+            return RaggedBytes.of([])
         offsets = np.asarray(self._offsets[start : stop + 1])
         raw = np.asarray(self._bytes[int(offsets[0]) : int(offsets[-1])])
-        return Texts(raw, offsets - offsets[0])
+        return RaggedBytes(raw, offsets - offsets[0])
 
-    def blocks(self) -> Iterator[Texts]:
+    def blocks(self) -> Iterator[RaggedBytes]:
         """All texts, some megabytes at a time."""
         for start, stop in _ranges(self._all_offsets(), CHUNK_BYTES):
             yield self.texts(start, stop)
 
-    def gathered(self, order: NDArray[np.int64]) -> Iterator[Texts]:
+    def gathered(self, order: NDArray[np.int64]) -> Iterator[RaggedBytes]:
         """Some texts, in the order given, gathered piece by piece from the blocks that hold some of a piece.
 
         Args:
@@ -204,7 +204,7 @@ class RaggedReader:
                 for (start, stop), rows in zip(blocks, np.split(wanted[ascending], cuts), strict=True)
                 if len(rows)
             ]
-            piece, back = Texts.joined(parts), np.argsort(ascending, kind="stable")
+            piece, back = RaggedBytes.joined(parts), np.argsort(ascending, kind="stable")
             del parts
             for start in range(0, len(back), ROWS_AT_A_TIME):
                 yield piece.take(back[start : start + ROWS_AT_A_TIME])

@@ -12,8 +12,8 @@ from zarr.storage import FsspecStore
 from ..errors import AbsentObjectError
 from ..format import CAPTION_IMAGE, EMBEDDED_ARRAYS, FILE, KEY, LANGUAGE, LOCATOR, TEACHER_EMB, TEACHER_TEXT, TEXT
 from ..location import Url
-from .local import MARK
-from .urls import NOT_THERE, explained_store, known_scheme
+from .local import ZARR_JSON
+from .urls import NOT_THERE, explain_store_error, known_scheme
 
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
 NUM_RECENT = 8  # objects of at most 16 MB: captions are read in parts, each of which would fetch its chunk anew
@@ -61,10 +61,10 @@ class RemoteStore(FsspecStore):
             self._recent.move_to_end(key)
             return self._recent[key]
         try:
-            with explained_store(self.url, key):
+            with explain_store_error(self.url, key):
                 value = await super().get(key, prototype, byte_range)
         except NOT_THERE as error:
-            if key == MARK and self.read_only:
+            if key == ZARR_JSON and self.read_only:
                 raise AbsentObjectError(
                     f"{self.url}: no such cache ({error}): check the URL, or upload a sealed cache to it"
                 ) from error
@@ -91,30 +91,30 @@ class RemoteStore(FsspecStore):
         """
         self._check_writable()
         self._recent.pop(key, None)
-        with explained_store(self.url, key, "written"):
+        with explain_store_error(self.url, key, "written"):
             await super().set(key, value, byte_range)
 
     async def delete(self, key: str) -> None:
         """Delete one object, if it is there. zarr's own way would take brackets in its name for a pattern."""
         self._check_writable()
         self._recent.pop(key, None)
-        with explained_store(self.url, key, "deleted"), suppress(*NOT_THERE):
+        with explain_store_error(self.url, key, "deleted"), suppress(*NOT_THERE):
             await self.fs._rm_file(f"{self.path}/{key}")
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete all objects below a folder, the mark of the cache last."""
         self._check_writable()
         found = await self._keys_below(prefix)
-        await asyncio.gather(*(self.delete(key) for key in found if key != MARK))
-        if MARK in found:
-            await self.delete(MARK)
+        await asyncio.gather(*(self.delete(key) for key in found if key != ZARR_JSON))
+        if ZARR_JSON in found:
+            await self.delete(ZARR_JSON)
 
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder now; nothing if there is none."""
 
         async def listed() -> list[str]:
             self.fs.invalidate_cache()  # others write too
-            with explained_store(self.url, folder):
+            with explain_store_error(self.url, folder):
                 return [name async for name in self.list_dir(folder)]
 
         return [name for name in sync(listed()) if name]  # "" marks an empty folder, as made in a browser
@@ -123,7 +123,7 @@ class RemoteStore(FsspecStore):
         """A small object, None if there is none."""
 
         async def fetched() -> bytes | None:
-            with explained_store(self.url, key):
+            with explain_store_error(self.url, key):
                 return bytes(await self.fs._cat_file(f"{self.path}/{key}"))
 
         try:
@@ -160,7 +160,7 @@ class RemoteStore(FsspecStore):
 
     async def _keys_below(self, folder: str) -> list[str]:
         self.fs.invalidate_cache()
-        with explained_store(self.url, folder):
+        with explain_store_error(self.url, folder):
             try:
                 found = await self.fs._find(f"{self.path}/{folder}".rstrip("/"))
             except NOT_THERE:

@@ -16,9 +16,9 @@ import zarr
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from .atomic import explained, locked, whole_directory
+from .atomic import atomic_directory, explain_os_error, lock_folder
 from .local import DurableLocalStore
-from .mmap import MappedRows
+from .mmap import MmapRows
 from .ragged import UNREADABLE_METADATA, StreamedArray, open_array
 
 OFFSETS_AT_A_TIME = 2**21
@@ -36,8 +36,8 @@ class StoredTokens:
         offsets: `[M + 1] int64`.
     """
 
-    ids: MappedRows
-    offsets: MappedRows
+    ids: MmapRows
+    offsets: MmapRows
 
 
 def can_write(folder: Path) -> bool:
@@ -46,7 +46,7 @@ def can_write(folder: Path) -> bool:
     Raises:
         CacheError: it should be possible, but is not, e.g. on a full disk.
     """
-    with explained(folder):
+    with explain_os_error(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
@@ -68,12 +68,12 @@ def write_tokens(group: Path, dtype: str, blocks: Iterable[tuple[NDArray[np.int6
     Raises:
         CacheError: no room to write.
     """
-    with locked(group.parent, wait=True) as alone, explained(group):
+    with lock_folder(group.parent, wait=True) as alone, explain_os_error(group):
         if group.exists():
             return
         zarr.open_group(DurableLocalStore(group.parent), mode="a", zarr_format=3)
         try:
-            with whole_directory(group, alone=alone) as partial:
+            with atomic_directory(group, alone=alone) as partial:
                 root = zarr.create_group(DurableLocalStore(partial), zarr_format=3)
                 ids, offsets = StreamedArray(root, "ids", dtype), StreamedArray(root, "offsets", "int64")
                 offsets.append(np.zeros(1, np.int64))
@@ -106,7 +106,7 @@ def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredT
         arrays = {name: open_array(root, name) for name in ("ids", "offsets")}
     except UNREADABLE_METADATA as error:
         raise CacheError(f"{group} is no whole group of tokens ({error}): {remedy}") from error
-    ids, offsets = (MappedRows(array, group / name, remedy=lambda _: remedy) for name, array in arrays.items())
+    ids, offsets = (MmapRows(array, group / name, remedy=lambda _: remedy) for name, array in arrays.items())
     if len(offsets) != num_captions + 1:
         raise CacheError(f"{group} holds {len(offsets) - 1:,} captions, expected {num_captions:,}: {remedy}")
     if check:

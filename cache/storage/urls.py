@@ -36,7 +36,7 @@ def state_of(url: Url) -> str | None:
     """
     fs, path = open_filesystem(url)
     try:
-        with explained_store(url, ""):
+        with explain_store_error(url, ""):
             fs.invalidate_cache()
             return told_state(fs.info(path))
     except NOT_THERE:
@@ -97,7 +97,7 @@ class RangeFile(io.RawIOBase):
     @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
-            with explained_store(self._url, ""):
+            with explain_store_error(self._url, ""):
                 yield
         except NOT_THERE as error:
             raise CacheError(f"{self._url}: no such object: check the URL, or upload it again") from error
@@ -143,7 +143,7 @@ def known_scheme(url: Url) -> Iterator[None]:
 
 
 @contextmanager
-def explained_store(url: Url, key: str, done: str = "read") -> Iterator[None]:
+def explain_store_error(url: Url, key: str, done: str = "read") -> Iterator[None]:
     """Turn what a store's own library raises, each of its own types, into an error that says what to do."""
     try:
         yield

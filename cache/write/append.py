@@ -33,11 +33,11 @@ from ..format import (
 from ..read.cache import Cache
 from ..sources.source import Batch
 from ..storage.digests import Digests, digests_of
-from ..storage.local import MARK
+from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore
 from ..storage.ragged import create_array
 from .plan import write_files
-from .row_writer import ColumnWriter
+from .row_writer import RowWriter
 from .seal import write_info
 
 KNOWN = "--append"  # the reason why images that are there already are left out
@@ -78,7 +78,7 @@ def plan_append(
     info, N = cache.info, len(cache)
     staged = cache.root.create_group(STAGED)
     limit = None if source.limit is None else N + source.limit
-    writer, done = ColumnWriter(staged, teacher=False, limit=limit), 0
+    writer, done = RowWriter(staged, teacher=False, limit=limit), 0
     old_digests = [digests_of(cache_batch.keys) for cache_batch in _stored(cache, writer)]
     known = np.concatenate(old_digests)
     known = known[np.lexsort((known[:, 1], known[:, 0]))]
@@ -132,9 +132,9 @@ def finish_append(cache: Cache) -> None:
     """
     store = cache.store
     if cache.info.state == "appending":
-        if MARK in store.names(STAGED):
+        if ZARR_JSON in store.names(STAGED):
             _put_in_place(cache)
-            store.delete_file(f"{STAGED}/{MARK}")  # it is in its place, and may go
+            store.delete_file(f"{STAGED}/{ZARR_JSON}")  # it is in its place, and may go
         store.delete_below(STAGED)
         store.delete_below(TOKENS)  # of the captions before; training writes them again
         write_info(cache, replace(cache.info, state="planned"))
@@ -146,10 +146,10 @@ def finish_append(cache: Cache) -> None:
 def _put_in_place(cache: Cache) -> None:
     store, num = cache.store, cache.info.num_pictures
     for name in (KEY, TEXT, LOCATOR, FILE, LANGUAGE, CAPTION_IMAGE, *EMBEDDED_ARRAYS):
-        if MARK in store.names(f"{STAGED}/{name}"):
+        if ZARR_JSON in store.names(f"{STAGED}/{name}"):
             store.delete_below(name)
     for key in store.keys_below(STAGED):
-        if key != f"{STAGED}/{MARK}":
+        if key != f"{STAGED}/{ZARR_JSON}":
             _copy(store, key, key.removeprefix(f"{STAGED}/"))
     for name in _embedded(cache):
         array, axis = cache.array_now(name), _row_axis(name)
@@ -172,16 +172,16 @@ def _row_axis(name: str) -> int:
     return 0 if name in (STATUS, HASH) else 1  # after that of views
 
 
-def _stored(cache: Cache, writer: ColumnWriter) -> Iterator[Batch]:
+def _stored(cache: Cache, writer: RowWriter) -> Iterator[Batch]:
     """The rows that are there, written as they pass."""
-    owners = cache.caption_image()
+    image_index = cache.caption_image()
     for start in range(0, len(cache), OLD_ROWS_AT_A_TIME):
         stop = min(start + OLD_ROWS_AT_A_TIME, len(cache))
-        a, b = np.searchsorted(owners, [start, stop]).tolist()
+        a, b = np.searchsorted(image_index, [start, stop]).tolist()
         batch = Batch(
             keys=cache.texts(KEY, start, stop),
             captions=cache.texts(TEXT, a, b),
-            owners=owners[a:b] - start,
+            image_index=image_index[a:b] - start,
             languages=cache.languages(a, b),
             locators=cache.locators(start, stop),
             dropped={},

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from ..format import Augmentation
-from .image_decode import Geometry
+from .image_decode import ResizeCrop
 
 NUM_ATTEMPTS = 10
 MOST_STRETCH = 4 / 3  # of a crop's sides against each other, either way
 Box = tuple[int, int, int, int]
 
 
-def augmented(image: Image.Image, geometry: Geometry, given: Augmentation, row: int, view: int) -> Image.Image:
+def augmented(image: Image.Image, geometry: ResizeCrop, given: Augmentation, row: int, view: int) -> Image.Image:
     """A further view of an image.
 
     Args:

@@ -17,15 +17,15 @@ from ..errors import CacheError
 from ..format import EMB, HASH, NORM, STATUS, Status
 from ..read.cache import Cache
 from .decode_pool import DecodedBlock, Views
-from .encoder import Tower
-from .image_decode import Geometry
+from .encoder import ImageEncoder
+from .image_decode import ResizeCrop
 from .report import PassReport
 
 Features = Callable[[], NDArray[np.float32]]
 
 
 @dataclass(slots=True)
-class Chunk:
+class PendingChunk:
     """A chunk of a pass. Few are in memory: one is gathered while others are computed and written.
 
     Attributes:
@@ -55,7 +55,7 @@ class Chunk:
     copies: list[tuple[int, int]] = field(default_factory=list)
 
     @classmethod
-    def begin(cls, cache: Cache, start: int, views: Views) -> "Chunk":
+    def begin(cls, cache: Cache, start: int, views: Views) -> "PendingChunk":
         """The chunk of which a pass begins at a row: its first, or that at which a source was appended."""
         index = start // cache.info.chunk_rows
         rows = cache.chunk_slice(index)
@@ -142,24 +142,29 @@ class _Batch:
 
     Attributes:
         chunk: that they are of.
-        pixels: `[views, B, height, width, 3]`, as `Tower.staging` gave it.
+        pixels: `[views, B, height, width, 3]`, as `ImageEncoder.staging` gave it.
         rows: in the chunk.
         features: of each view.
         is_last: of its chunk.
     """
 
-    chunk: Chunk
+    chunk: PendingChunk
     pixels: NDArray[np.uint8]
     rows: list[int] = field(default_factory=list)
     features: list[Features] = field(default_factory=list)
     is_last: bool = False
 
 
-class Batches:
+class ChunkAssembler:
     """Gathers images into batches of one shape and hands chunks on when all their features are there."""
 
     def __init__(
-        self, cache: Cache, tower: Tower, num_views: int, report: PassReport, on_chunk: Callable[[Chunk], None]
+        self,
+        cache: Cache,
+        tower: ImageEncoder,
+        num_views: int,
+        report: PassReport,
+        on_chunk: Callable[[PendingChunk], None],
     ) -> None:
         """Take memory for the batches.
 
@@ -170,18 +175,18 @@ class Batches:
             report: what the tower and the images took is added to it.
             on_chunk: called with each chunk, complete, in order.
         """
-        geometry = Geometry.from_preprocess(cache.info.encoder.preprocess)
+        geometry = ResizeCrop.from_preprocess(cache.info.encoder.preprocess)
         shape = (num_views, cache.info.batch_size, geometry.height, geometry.width, 3)
         self._cache, self._tower, self._report, self._on_chunk = cache, tower, report, on_chunk
         self._free = [tower.staging(shape) for _ in range(tower.in_flight + 1)]
         self._in_flight: deque[_Batch] = deque()
         self._gathered: _Batch | None = None
-        self._chunk: Chunk | None = None
+        self._chunk: PendingChunk | None = None
 
     def add(self, block: DecodedBlock) -> None:
         """Take in the next block of rows; its pixels are copied."""
         if self._chunk is None:
-            self._chunk = Chunk.begin(self._cache, block.start, block.views)
+            self._chunk = PendingChunk.begin(self._cache, block.start, block.views)
         chunk, offset = self._chunk, block.start - self._chunk.rows.start
         wanted = chunk.take(block)
         while wanted:

@@ -21,7 +21,7 @@ from ..format import ATTRIBUTE, EMB, NORM
 from ..location import is_hdf5
 from ..metadata import with_checksum
 from ..read.cache import Cache
-from ..storage.atomic import explained, partial_of, sync_to_disk, whole_directory
+from ..storage.atomic import atomic_directory, explain_os_error, partial_of, sync_to_disk
 from ..storage.hdf5 import grid, new_file, region
 from ..storage.local import DurableLocalStore
 from ..storage.ragged import create_array
@@ -91,14 +91,14 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
         CacheError: something stands there, or there is no room.
     """
     require_nothing(output)
-    with explained(output, "make its folder writable or choose another name"):
+    with explain_os_error(output, "make its folder writable or choose another name"):
         if is_hdf5(output):
             with _whole_file(output) as path, new_file(path, metadata) as file:
                 for name in groups:
                     file.create_group(name)
                 yield file.create_array
         else:
-            with whole_directory(output) as folder:
+            with atomic_directory(output) as folder:
                 root = zarr.create_group(DurableLocalStore(folder), zarr_format=3, attributes=with_checksum(metadata))
                 for name in groups:
                     root.create_group(name)

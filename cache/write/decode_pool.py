@@ -25,7 +25,7 @@ from ..format import Augmentation, Decoding, Status
 from ..processes import worker_pool
 from ..sources.source import RejectedImageError
 from .augment import augmented
-from .image_decode import Geometry, decode_views
+from .image_decode import ResizeCrop, decode_views
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ _Decoded = tuple[bytes, bytes, float, float]
 
 
 class BlockReader(Protocol):
-    """Gives a worker the encoded images; see `sources.RowsReader`."""
+    """Gives a worker the encoded images; see `sources.ImageReader`."""
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
         """The bytes of the images from row `start` on, or why there are none."""
@@ -128,7 +128,7 @@ class DecodedBlock:
 class _Worker:
     """What a worker process knows; set once, when it starts."""
 
-    geometry: Geometry
+    geometry: ResizeCrop
     reader: BlockReader
     max_pixels: int
     decoding: Decoding
@@ -160,7 +160,7 @@ class BlockDecoder:
     def __init__(
         self,
         reader: BlockReader,
-        geometry: Geometry,
+        geometry: ResizeCrop,
         *,
         block_rows: int,
         workers: int,
@@ -287,7 +287,7 @@ class BlockDecoder:
 
 
 @contextmanager
-def block_decoder(reader: BlockReader, geometry: Geometry, **options: Any) -> Iterator[BlockDecoder]:
+def block_decoder(reader: BlockReader, geometry: ResizeCrop, **options: Any) -> Iterator[BlockDecoder]:
     """A `BlockDecoder` that is closed at the end of the block."""
     decoder = BlockDecoder(reader, geometry, **options)
     try:
@@ -297,7 +297,7 @@ def block_decoder(reader: BlockReader, geometry: Geometry, **options: Any) -> It
 
 
 def _start_worker(
-    geometry: Geometry,
+    geometry: ResizeCrop,
     reader: BlockReader,
     max_pixels: int,
     decoding: Decoding,

@@ -16,19 +16,19 @@ from ..errors import CacheError
 from ..format import EMB, HASH, NORM, STATUS
 from ..read.cache import Cache
 from ..read.repair import REMAKE
-from .chunk_assembly import Batches, Chunk
+from .chunk_assembly import ChunkAssembler, PendingChunk
 from .decode_pool import Block, BlockDecoder, BlockReader, DecodedBlock, Views, block_decoder
-from .encoder import Encode, PlainTower, Tower
-from .image_decode import Geometry
+from .encoder import Encode, ImageEncoder, PlainImageEncoder
+from .image_decode import ResizeCrop
 from .report import PassReport
 from .seal import seal
 from .views import missing_views
-from .work_sharing import ALONE, Share, Worker, sharing
+from .work_sharing import ALONE, Worker, WorkerLease, sharing
 
 
 def embed_missing(
     cache: Cache,
-    encode: Encode | Tower,
+    encode: Encode | ImageEncoder,
     *,
     reader: BlockReader,
     workers: int,
@@ -64,8 +64,11 @@ def embed_missing(
         raise CacheError(f"{cache.path} has no record of how its views are made (zarr.json, augmentation): {REMAKE}")
     missing = missing_views(cache, num_views)
     if missing:
-        geometry, most_views = Geometry.from_preprocess(cache.info.encoder.preprocess), max(map(len, missing.values()))
-        tower = PlainTower(encode) if callable(encode) else encode
+        geometry, most_views = (
+            ResizeCrop.from_preprocess(cache.info.encoder.preprocess),
+            max(map(len, missing.values())),
+        )
+        tower = PlainImageEncoder(encode) if callable(encode) else encode
         with (
             block_decoder(
                 reader,
@@ -80,7 +83,7 @@ def embed_missing(
             sharing(cache.store, worker, "embed") as share,
             _chunk_writer(cache, report, share.wrote) as writer,
         ):
-            batches = Batches(cache, tower, most_views, report, writer.submit)
+            batches = ChunkAssembler(cache, tower, most_views, report, writer.submit)
 
             def wait_for_others(waited_s: float) -> None:
                 report.others_s += waited_s
@@ -107,9 +110,9 @@ def embed_missing(
 def _shared_blocks(
     cache: Cache,
     decoder: BlockDecoder,
-    batches: Batches,
+    batches: ChunkAssembler,
     writer: "_ChunkWriter",
-    share: Share,
+    share: WorkerLease,
     num_views: int,
     on_wait: Callable[[float], None],
 ) -> Iterator[DecodedBlock]:
@@ -141,12 +144,12 @@ class _ChunkWriter:
         self._cache, self._report, self._on_written, self._thread = cache, report, on_written, thread
         self._writing: Future[None] | None = None
 
-    def submit(self, chunk: Chunk) -> None:
+    def submit(self, chunk: PendingChunk) -> None:
         """Start to write a chunk when the one before is on disk."""
         self.join()
         self._writing = self._thread.submit(self._write, chunk)
 
-    def _write(self, chunk: Chunk) -> None:
+    def _write(self, chunk: PendingChunk) -> None:
         _write(self._cache, chunk, self._report)
         self._on_written(chunk.index)
 
@@ -180,10 +183,10 @@ def write_chunk(
 ) -> None:
     """Write the plain view of one chunk: `[1, R, D]`, `[1, R]` and `[R]`; status goes last."""
     index, hash_ = rows.start // cache.info.chunk_rows, np.zeros((len(status), 2), np.uint64)
-    _write(cache, Chunk(index, rows, (0,), emb, norm, status, hash_), PassReport())
+    _write(cache, PendingChunk(index, rows, (0,), emb, norm, status, hash_), PassReport())
 
 
-def _write(cache: Cache, chunk: Chunk, report: PassReport) -> None:
+def _write(cache: Cache, chunk: PendingChunk, report: PassReport) -> None:
     """Status goes last, and norm after emb: a chunk, or a further view of one, is done only when it is on disk."""
     write_from = time.perf_counter()
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.

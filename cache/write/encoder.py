@@ -14,7 +14,7 @@ Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
 
 
-class Tower(Protocol):
+class ImageEncoder(Protocol):
     """A frozen tower that may compute while the caller goes on.
 
     Attributes:
@@ -44,7 +44,7 @@ class Tower(Protocol):
         ...
 
 
-class PlainTower:
+class PlainImageEncoder:
     """A function as a tower, which computes when it is given a batch."""
 
     in_flight = 0

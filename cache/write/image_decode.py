@@ -33,7 +33,7 @@ Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry:
+class ResizeCrop:
     """How an image becomes `[height, width]` pixels: the geometric half of open_clip's `preprocess_cfg`."""
 
     height: int
@@ -43,7 +43,7 @@ class Geometry:
     fill: int
 
     @classmethod
-    def from_preprocess(cls, preprocess: Mapping[str, Any]) -> "Geometry":
+    def from_preprocess(cls, preprocess: Mapping[str, Any]) -> "ResizeCrop":
         """Read open_clip's `preprocess_cfg`.
 
         Raises:
@@ -141,7 +141,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def decode(
-    file: IO[bytes] | Path, geometry: Geometry, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
+    file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
 ) -> NDArray[np.uint8]:
     """Decode one image to what the tower sees.
 
@@ -163,7 +163,7 @@ def decode(
 
 def decode_views(
     file: IO[bytes] | Path,
-    geometry: Geometry,
+    geometry: ResizeCrop,
     views: Sequence[Callable[[Image.Image], Image.Image]],
     max_pixels: int = MAX_PIXELS,
     *,
@@ -208,14 +208,14 @@ def decode_views(
         raise RejectedImageError(Status.DAMAGED) from None
 
 
-def _require_size(image: Image.Image, geometry: Geometry, max_pixels: int) -> None:
+def _require_size(image: Image.Image, geometry: ResizeCrop, max_pixels: int) -> None:
     """Refuse what would take too much memory now or once resized, and what would be resized to nothing."""
     width, height = geometry.resized(*image.size)
     if max(image.width * image.height, width * height) > max_pixels or min(width, height) < 1:
         raise RejectedImageError(Status.TOO_LARGE)
 
 
-def _least_size(image: Image.Image, geometry: Geometry) -> tuple[int, int]:
+def _least_size(image: Image.Image, geometry: ResizeCrop) -> tuple[int, int]:
     """The (width, height) that a scaled image keeps, whichever way EXIF turns it."""
     width, height = geometry.resized(*image.size)
     turned_height, turned_width = geometry.resized(image.height, image.width)

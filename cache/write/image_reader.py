@@ -15,7 +15,7 @@ from ..sources.kinds import KINDS
 from ..sources.source import Reader, Source
 
 
-class RowsReader(NamedTuple):
+class ImageReader(NamedTuple):
     """Reads images of a cache by their rows, each from the source that it came from."""
 
     readers: tuple[tuple[int, Reader], ...]  # with the first row of each, ascending
@@ -35,7 +35,7 @@ def reader_of(
     *,
     sources: Sequence[SourceInfo] | None = None,
     rows: Collection[range] | None = None,
-) -> RowsReader:
+) -> ImageReader:
     """What reads the images that a cache was planned from.
 
     Args:
@@ -60,7 +60,7 @@ def reader_of(
             if any(max(own.start, some.start) < min(own.stop, some.stop) for some in asked):
                 raise _named(info, error, alone=len(sources) == 1) from error
             readers.append((info.first_row, _Absent()))
-    return RowsReader(tuple(readers))
+    return ImageReader(tuple(readers))
 
 
 def _reader_of(cache: Cache, info: SourceInfo, files: Sequence[str], kinds: Mapping[str, type[Source]]) -> Reader:

@@ -32,9 +32,9 @@ from ..format import (
 from ..location import is_hdf5
 from ..read.cache import Cache
 from ..sources.source import Batch
-from ..storage.atomic import explained, whole_directory
+from ..storage.atomic import atomic_directory, explain_os_error
 from ..storage.digests import digests_of, first_lines
-from ..storage.ragged import Texts, open_array
+from ..storage.ragged import RaggedBytes, open_array
 from .convert import require_nothing
 from .plan import plan_cache
 from .seal import seal, write_info
@@ -71,7 +71,7 @@ def merge_caches(
         cache.require_described()
     starts = [""] * len(caches) if prefixes is None else [f"{prefix}/" for prefix in prefixes]
     require_distinct_keys(caches, starts)
-    with explained(output), whole_directory(output) as folder:
+    with explain_os_error(output), atomic_directory(output) as folder:
         # A limit was for the lines of its own source.
         first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
         batches = (batch for cache in _located(caches, starts) for batch in cache)
@@ -150,9 +150,9 @@ def require_distinct_keys(caches: Sequence[Cache], starts: Sequence[str]) -> Non
     )
 
 
-def _keys(cache: Cache, begin: int, start: str) -> Texts:
+def _keys(cache: Cache, begin: int, start: str) -> RaggedBytes:
     keys = cache.texts(KEY, begin, begin + ROWS_AT_A_TIME)
-    return Texts.of([start.encode() + key for key in keys.split()]) if start else keys
+    return RaggedBytes.of([start.encode() + key for key in keys.split()]) if start else keys
 
 
 def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterator[Batch]]:
@@ -164,18 +164,18 @@ def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterato
 
 
 def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
-    owners = cache.caption_image()
+    image_index = cache.caption_image()
     codes = cache.read(LANGUAGE) if cache.has(LANGUAGE) else None
     for begin in range(0, len(cache), ROWS_AT_A_TIME):
         end = min(begin + ROWS_AT_A_TIME, len(cache))
-        first, last = np.searchsorted(owners, [begin, end]).tolist()
+        first, last = np.searchsorted(image_index, [begin, end]).tolist()
         locators = cache.locators(begin, end)
         if locators is not None:
             locators[locators[:, 0] >= 0, 0] += files_before
         yield Batch(
             keys=_keys(cache, begin, start),
             captions=cache.texts(TEXT, first, last),
-            owners=owners[first:last] - begin,
+            image_index=image_index[first:last] - begin,
             translations=cache.texts(TEACHER_TEXT, first, last) if cache.info.source.has_teacher else None,
             languages=None if codes is None else [cache.info.languages[code] for code in codes[first:last].tolist()],
             locators=locators,

@@ -14,11 +14,11 @@ from ..metadata import with_checksum, write_metadata
 from ..read.cache import Cache
 from ..sources.source import Batch
 from ..storage.atomic import PARTIAL
-from ..storage.local import MARK
+from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore, store_at
-from ..storage.ragged import RaggedWriter, Texts, create_array
-from .row_writer import ColumnWriter
-from .text_targets import make_room_for_teacher
+from ..storage.ragged import RaggedBytes, RaggedWriter, create_array
+from .row_writer import RowWriter
+from .text_targets import add_text_target_arrays
 
 
 def is_planned(path: Location) -> bool:
@@ -30,7 +30,7 @@ def is_planned(path: Location) -> bool:
         CacheError: something else stands there, which planning must not replace; or a store that refuses.
     """
     names = store_at(path, read_only=True).names("")
-    if MARK in names:
+    if ZARR_JSON in names:
         return Cache(path).info.state != "planning"
     if not all(name.endswith(PARTIAL) for name in names):
         raise CacheError(f"{path} exists and is no cache: choose another -o")
@@ -101,7 +101,7 @@ def _lay_out(
         attributes=with_checksum(replace(info, state="planning", arrays=None).to_attributes()),
     )
 
-    writer, done = ColumnWriter(root, teacher=info.source.has_teacher, limit=info.source.limit), 0
+    writer, done = RowWriter(root, teacher=info.source.has_teacher, limit=info.source.limit), 0
     for batch in batches:
         wanted = writer.append(batch)
         done += len(batch)
@@ -121,7 +121,7 @@ def _lay_out(
         create_array(root, HASH, (num, 2), (chunk_rows, 2), "uint64")
     with_files = write_files(root, files())
     if info.source.has_teacher:
-        make_room_for_teacher(root, info, num_captions)
+        add_text_target_arrays(root, info, num_captions)
     planned = replace(
         info,
         state="planned",
@@ -150,6 +150,6 @@ def write_files(root: zarr.Group, names: Sequence[str]) -> list[str]:
     if not names:
         return []
     ragged = RaggedWriter(root, FILE)
-    ragged.append(Texts.of([name.encode() for name in names]))
+    ragged.append(RaggedBytes.of([name.encode() for name in names]))
     ragged.close()
     return [f"{FILE}/bytes", f"{FILE}/offsets"]

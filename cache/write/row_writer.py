@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from ..format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, PLANNED_ARRAYS, TEACHER_TEXT, TEXT
 from ..sources.source import Batch
 from ..storage.digests import Digests, digests_of, first_lines
-from ..storage.ragged import RaggedReader, RaggedWriter, StreamedArray, Texts, open_array
+from ..storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, StreamedArray, open_array
 
 
-class ColumnWriter:
+class RowWriter:
     """Writes the planned arrays of a cache below a group."""
 
     def __init__(self, root: zarr.Group, *, teacher: bool, limit: int | None = None) -> None:
@@ -53,8 +53,8 @@ class ColumnWriter:
         self._digests.append(digests)
         self._texts.append(batch.captions)
         if self._teacher:
-            self._teacher.append(batch.translations or Texts.of([b""] * len(batch.captions)))
-        self._owners.append(self._num_lines + batch.owners)
+            self._teacher.append(batch.translations or RaggedBytes.of([b""] * len(batch.captions)))
+        self._owners.append(self._num_lines + batch.image_index)
         self._append_languages(batch)
         self._append_locators(batch)
         self._num_lines += len(batch)
@@ -122,9 +122,9 @@ class ColumnWriter:
         _reorder_texts(self._root, KEY, lines)
         if self._locators:
             _reorder(self._root, LOCATOR, lines)
-        owners = rows[np.asarray(open_array(self._root, CAPTION_IMAGE)[:])]
-        order = np.argsort(owners, kind="stable")
-        _rewrite(self._root, CAPTION_IMAGE, owners[order])
+        image_index = rows[np.asarray(open_array(self._root, CAPTION_IMAGE)[:])]
+        order = np.argsort(image_index, kind="stable")
+        _rewrite(self._root, CAPTION_IMAGE, image_index[order])
         if (np.diff(order) < 0).any():
             for name in (TEXT, TEACHER_TEXT) if self._teacher else (TEXT,):
                 _reorder_texts(self._root, name, order)

@@ -16,7 +16,7 @@ from ..sources.source import Row, align
 from .embed import write_chunk
 from .report import PassReport
 from .seal import seal
-from .text_targets import Encode, TeacherStatus, embed_texts
+from .text_targets import Encode, TextTargetStatus, embed_texts
 from .work_sharing import ALONE, Worker, sharing
 
 
@@ -77,7 +77,7 @@ def _embed_chunk(cache: Cache, encode: Encode, chunk: int, report: PassReport) -
     tower_from = time.perf_counter()
     emb, found = embed_texts(cache.keys(rows.start, rows.stop), encode, cache.info.batch_size, cache.info.encoder.dim)
     report.tower_s += time.perf_counter() - tower_from
-    good = found == TeacherStatus.EMBEDDED
+    good = found == TextTargetStatus.EMBEDDED
     status = np.where(good, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
     write_chunk(cache, rows, emb[None], good[None].astype(np.float32), status)
     report.num_pictures += len(status)

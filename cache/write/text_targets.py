@@ -23,7 +23,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to embeddings `[B, D] float32`, unit norm."""
 
 
-class TeacherStatus(IntEnum):
+class TextTargetStatus(IntEnum):
     """What became of a caption's translation. Codes are part of the format."""
 
     PENDING = 0
@@ -32,7 +32,7 @@ class TeacherStatus(IntEnum):
     NOT_FINITE = 3
 
 
-def make_room_for_teacher(root: zarr.Group, info: CacheInfo, num_captions: int) -> None:
+def add_text_target_arrays(root: zarr.Group, info: CacheInfo, num_captions: int) -> None:
     """Create the empty arrays of a plan."""
     dim = info.encoder.dim
     rows = plan_chunk_rows(max(1, num_captions), dim, info.batch_size)
@@ -111,7 +111,7 @@ def embed_texts(
         np.add.at(sums, owner[start : start + batch_size], batch)
     norm = np.linalg.norm(sums, axis=1)
     good = np.isfinite(norm) & (norm > 1e-6)
-    status = np.where(good, TeacherStatus.EMBEDDED, TeacherStatus.NOT_FINITE)
-    status[[not text for text in texts]] = TeacherStatus.NONE_GIVEN
+    status = np.where(good, TextTargetStatus.EMBEDDED, TextTargetStatus.NOT_FINITE)
+    status[[not text for text in texts]] = TextTargetStatus.NONE_GIVEN
     emb = np.where(good[:, None], sums, 0) / np.where(good, norm, 1)[:, None]
     return emb.astype(np.float16), status.astype(np.uint8)

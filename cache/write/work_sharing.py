@@ -71,7 +71,7 @@ def next_chunk(missing: Collection[int], worker: Worker, busy: Collection[int] =
 
 
 @dataclass(slots=True)
-class Watch:
+class Liveness:
     """When each worker last gave a new sign, by the watcher's own clock: no clock of another machine is ever read.
 
     A worker that was never seen to change counts as living until it was watched for `silent_s`.
@@ -125,7 +125,7 @@ T = TypeVar("T")
 
 
 @dataclass(kw_only=True)
-class Sign:
+class Heartbeat:
     """What a worker says of itself.
 
     Attributes:
@@ -157,7 +157,7 @@ class Sign:
     token: str = ""
 
     @classmethod
-    def read(cls, store: CacheStore, name: str) -> "Sign | None":
+    def read(cls, store: CacheStore, name: str) -> "Heartbeat | None":
         """The sign of a worker, by its file; None if it has left.
 
         Raises:
@@ -170,7 +170,7 @@ class Sign:
             raise CacheError(f"{WORKERS}/{name} is no sign of a worker ({error}): delete it") from error
 
 
-def read_signs(store: CacheStore) -> dict[str, Sign]:
+def read_signs(store: CacheStore) -> dict[str, Heartbeat]:
     """The signs of all workers that have not left, by name, ascending.
 
     Raises:
@@ -180,20 +180,20 @@ def read_signs(store: CacheStore) -> dict[str, Sign]:
     for name in sorted(store.names(WORKERS)):
         if not name.endswith(".json") or name.startswith("."):
             continue  # half of one, by a killed worker
-        if sign := Sign.read(store, name):
+        if sign := Heartbeat.read(store, name):
             signs[name] = sign
     return dict(sorted(signs.items(), key=lambda item: item[1].worker))
 
 
-class Share:
+class WorkerLease:
     """What one worker does of a pass."""
 
     def __init__(self, store: CacheStore, worker: Worker, stage: Stage) -> None:
-        self._store, self._worker, self._watch = store, worker, Watch()
+        self._store, self._worker, self._watch = store, worker, Liveness()
         host, pid, token = socket.gethostname(), os.getpid(), uuid.uuid4().hex
-        self._sign = Sign(worker=worker.index, of=worker.num, host=host, pid=pid, stage=stage, token=token)
+        self._sign = Heartbeat(worker=worker.index, of=worker.num, host=host, pid=pid, stage=stage, token=token)
         self._name = f"{worker.index}.json"
-        self._others: dict[str, Sign] = {}
+        self._others: dict[str, Heartbeat] = {}
         self._written: set[int] = set()  # of those in the sign, until the store is asked what is missing
         self._looked_at: float | None = None
         self._lock, self._left = threading.Lock(), threading.Event()
@@ -274,7 +274,7 @@ class Share:
 
     def _require_to_be_the_only_one(self) -> None:
         """Of two processes that are the same worker, the one that began first finds the other's sign over its own."""
-        found, own = Sign.read(self._store, self._name), self._sign
+        found, own = Heartbeat.read(self._store, self._name), self._sign
         if found and found.of == own.of and found.token != own.token:
             self._left.set()  # the sign is not this one's to take away
             raise CacheError(
@@ -330,9 +330,9 @@ class Share:
 
 
 @contextmanager
-def sharing(store: CacheStore, worker: Worker, stage: Stage) -> Iterator[Share]:
-    """A `Share` that gives signs of life until the end of the block, from a thread of its own."""
-    share = Share(store, worker, stage)
+def sharing(store: CacheStore, worker: Worker, stage: Stage) -> Iterator[WorkerLease]:
+    """A `WorkerLease` that gives signs of life until the end of the block, from a thread of its own."""
+    share = WorkerLease(store, worker, stage)
     thread = threading.Thread(target=share._keep_beating, name="heartbeat", daemon=True)
     thread.start()
     try:

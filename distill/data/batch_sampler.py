@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...encoders.packing import runs
 from ..errors import DistillError
-from .shuffle import Chunk, Permutation, PooledOrder, Pooling, Positions, Stream, choose, keys
+from .shuffle import Chunk, ChunkShuffle, ChunkShuffledOrder, Permutation, Positions, Stream, choose, keys
 from .tokens import CAPTIONS_AT_A_TIME, TokenTable
 
 
@@ -40,13 +40,13 @@ class Batch:
         return slice(start, stop)
 
 
-class BatchPlan:
+class BatchSampler:
     """The batches of a run. Every epoch is a fresh order of the images with a fresh choice of captions and views.
 
     What does not fill a batch at the end of an epoch is left out of that epoch: a smaller batch would be an easier
     contrastive task, with gradients of another scale.
 
-    >>> plan = BatchPlan(np.array([0, 0, 1, 2, 2, 2]), batch_size=2, seed=0)
+    >>> plan = BatchSampler(np.array([0, 0, 1, 2, 2, 2]), batch_size=2, seed=0)
     >>> len(plan), plan.batch(epoch=0, index=0).rows.shape
     (1, (2,))
     """
@@ -59,7 +59,7 @@ class BatchPlan:
         seed: int,
         num_views: int = 1,
         captions_per_picture: int = 1,
-        pooling: Pooling | None = None,
+        pooling: ChunkShuffle | None = None,
     ) -> None:
         """Plan over captions, given the row of each caption's image.
 
@@ -121,12 +121,12 @@ class BatchPlan:
             is_last: whether no epoch follows.
         """
         order = self._order(epoch)
-        assert isinstance(order, PooledOrder)
+        assert isinstance(order, ChunkShuffledOrder)
         chunks, goes_on = order.chunks_near(index * self._batch_size, (index + 1) * self._batch_size)
         near = self._with_views(epoch, chunks)
         if not goes_on and not is_last:
             following = self._order(epoch + 1)
-            assert isinstance(following, PooledOrder)
+            assert isinstance(following, ChunkShuffledOrder)
             near += self._with_views(epoch + 1, following.first_chunks())
         return near
 
@@ -141,7 +141,7 @@ class BatchPlan:
     def _shuffle(self, epoch: int) -> Callable[[Positions], Positions]:
         if self._pooling is None:
             return Permutation(len(self.rows), self._seed, epoch, Stream.IMAGES)
-        return PooledOrder(self.rows, self._pooling, self._seed, epoch)
+        return ChunkShuffledOrder(self.rows, self._pooling, self._seed, epoch)
 
 
 def group_equal_captions(tokens: TokenTable) -> NDArray[np.int64]:

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .shuffle import Chunk, Pooling
+from .shuffle import Chunk, ChunkShuffle
 
 Rows = NDArray[np.int64]
 READ_THREADS = 4
 
 
-class ImageSource(ABC):
+class EmbeddingSource(ABC):
     """The embeddings of a cache.
 
     Attributes:
@@ -27,7 +27,7 @@ class ImageSource(ABC):
         num_views: V.
     """
 
-    pooling: Pooling | None = None
+    pooling: ChunkShuffle | None = None
     num_views: int = 1
 
     @abstractmethod
@@ -50,7 +50,7 @@ class ImageSource(ABC):
         """Let go of threads and memory."""
 
 
-class OnDevice(ImageSource):
+class OnDevice(EmbeddingSource):
     """All embeddings on the device."""
 
     def __init__(self, image_emb: Tensor) -> None:
@@ -72,7 +72,7 @@ class OnDevice(ImageSource):
         return self._image_emb[: len(rows)] if len(rows) == self._num_rows else self.to_device(self.read(rows))
 
 
-class OnHost(ImageSource):
+class OnHost(EmbeddingSource):
     """Embeddings that any row of can be read at once, as from mapped chunk files."""
 
     def __init__(self, take: Sequence[Callable[[Rows], NDArray[np.float16]]], device: torch.device) -> None:
@@ -107,7 +107,7 @@ class Buffered(OnHost):
         self,
         read_chunk: Callable[[Chunk], NDArray[np.float16]],
         dim: int,
-        pooling: Pooling,
+        pooling: ChunkShuffle,
         device: torch.device,
         num_views: int = 1,
     ) -> None:

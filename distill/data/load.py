@@ -15,15 +15,15 @@ from torch import Tensor
 
 from ...cache.format import EMB, Status
 from ...cache.read.cache import Cache
-from ...cache.storage.mmap import MappedRows
+from ...cache.storage.mmap import MmapRows
 from ...encoders.tokenizer_lm import AnyTokenizer
 from ..device import free_bytes
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .batch_sampler import group_equal_captions
-from .image_embeddings import READ_THREADS, Buffered, ImageSource, OnDevice, OnHost
+from .image_embeddings import READ_THREADS, Buffered, EmbeddingSource, OnDevice, OnHost
 from .pairs import TrainData, ValidationData
-from .shuffle import Chunk, Pooling
+from .shuffle import Chunk, ChunkShuffle
 from .text_targets import open_teacher
 from .tokens import TokenTable, open_tokens
 
@@ -33,7 +33,7 @@ SHARE_OF_MEMORY = 0.5  # of what is free on the device that embeddings may take 
 
 def load_data(
     cache: Cache,
-    images: ImageSource,
+    images: EmbeddingSource,
     tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
@@ -87,7 +87,7 @@ def load_validation(
         image_emb=cache.image_emb()[embedded].astype(np.float32),
         tokens=tokens,
         captions=captions,
-        owners=place[caption_image[captions]],
+        image_index=place[caption_image[captions]],
         groups=group_equal_captions(tokens)[captions],
     )
 
@@ -97,7 +97,7 @@ def open_images(
     settings: TrainSettings,
     device: torch.device,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> ImageSource:
+) -> EmbeddingSource:
     """Where to read embeddings, of the views of `--views`: `--embeddings`, or the nearest place that holds them.
 
     Every chunk is checked against its checksum before it is trusted: here, or when its turn comes.
@@ -153,7 +153,7 @@ def views_of(cache: Cache, settings: TrainSettings) -> int:
     return int(settings.views)
 
 
-def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
+def pooling_of(cache: Cache, settings: TrainSettings) -> ChunkShuffle | None:
     """How `--embeddings chunks` shuffles, within `--buffer-gb`; None where any row can be read.
 
     Raises:
@@ -171,7 +171,7 @@ def pooling_of(cache: Cache, settings: TrainSettings) -> Pooling | None:
             f"--buffer-gb {settings.buffer_gb:g}: the buffer must hold {NUM_POOLS} chunks of {cache.path}, "
             f"{chunk_bytes / 1e6:.3g} MB each: pass at least {least}"
         )
-    return Pooling(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
+    return ChunkShuffle(chunk_rows=info.chunk_rows, pool_chunks=min(pool_chunks, cache.num_chunks))
 
 
 def _open_tokens(
@@ -185,7 +185,7 @@ def _open_tokens(
     return open_tokens(cache, tokenizer, length, beside, workers=workers, on_progress=on_progress)
 
 
-def _map_views(cache: Cache, num_views: int, on_progress: Callable[[int, int], None]) -> list[MappedRows]:
+def _map_views(cache: Cache, num_views: int, on_progress: Callable[[int, int], None]) -> list[MmapRows]:
     """The rows of some views, mapped and checked."""
     views = [cache.mapped(EMB, view) for view in range(num_views)]
     for view, rows in enumerate(views):
@@ -194,7 +194,7 @@ def _map_views(cache: Cache, num_views: int, on_progress: Callable[[int, int], N
     return views
 
 
-def _copy_to_device(views: list[MappedRows], chunk_rows: int, device: torch.device) -> Tensor:
+def _copy_to_device(views: list[MmapRows], chunk_rows: int, device: torch.device) -> Tensor:
     """All rows of some views, `[V, N, D]`, by way of a chunk of host memory at a time."""
     image_emb = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
     for held, rows in zip(image_emb, views, strict=True):

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...encoders.packing import Packed
-from ...encoders.text_tower import StudentTower
+from ...encoders.text_tower import TextTower
 from .. import distributed as parallel
 from ..errors import DistillError
 from ..train_settings import TrainSettings
-from .batch_sampler import BatchPlan
+from .batch_sampler import BatchSampler
 from .image_embeddings import OnDevice
-from .negative_sampler import BankPlan, Draw, SharedCaptions
+from .negative_sampler import NegativeDraw, NegativeSampler, SharedCaptions
 from .pairs import TrainData
 from .shuffle import Stream, keys
 from .targets import Bank, Targets
@@ -33,7 +33,7 @@ AHEAD = 2  # steps made before they are asked for
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fed:
+class HostBatch:
     """One step's input, on the host but for what is on the device for good.
 
     Attributes:
@@ -50,22 +50,22 @@ class Fed:
     images: Tensor
     image: NDArray[np.int64] | None
     equal: NDArray[np.int64]
-    draw: Draw | None
+    draw: NegativeDraw | None
     drawn: Tensor | None
     teacher: Tensor | None
 
 
-class Feed:
+class BatchLoader:
     """The steps of a run, ready to be computed."""
 
-    def __init__(self, settings: TrainSettings, data: TrainData, tower: StudentTower, device: torch.device) -> None:
+    def __init__(self, settings: TrainSettings, data: TrainData, tower: TextTower, device: torch.device) -> None:
         """Plan batches and negatives.
 
         Raises:
             DistillError: a batch that the data or the processes cannot give.
         """
         self._data, self._tower, self._device = data, tower, device
-        self.plan = BatchPlan(
+        self.plan = BatchSampler(
             data.caption_image,
             batch_size=settings.batch_size,
             seed=settings.seed,
@@ -93,7 +93,7 @@ class Feed:
                         "on the device: pass a smaller number, or --embeddings device"
                     )
                 self._all = data.images.subset(rows)
-            self._bank = BankPlan(rows, self._shared, size=size, seed=settings.seed)
+            self._bank = NegativeSampler(rows, self._shared, size=size, seed=settings.seed)
 
     def close(self) -> None:
         """End all reading."""
@@ -104,11 +104,11 @@ class Feed:
         """Batches of an epoch."""
         return len(self.plan)
 
-    def steps(self, start: int, stop: int) -> Generator[Fed, None, None]:
+    def steps(self, start: int, stop: int) -> Generator[HostBatch, None, None]:
         """The input of steps `start` to `stop`, each made while those before are computed."""
-        return ahead(self._make, range(start, stop))
+        return prefetch(self._make, range(start, stop))
 
-    def targets(self, fed: Fed) -> Targets:
+    def targets(self, fed: HostBatch) -> Targets:
         """What the loss of a step needs, on the device; every process must ask."""
         images = self._data.images
         image_emb = images.to_device(fed.images)
@@ -124,7 +124,7 @@ class Feed:
             teacher_emb=None if fed.teacher is None else fed.teacher.to(self._device, non_blocking=True),
         )
 
-    def _bank_of(self, fed: Fed) -> Bank | None:
+    def _bank_of(self, fed: HostBatch) -> Bank | None:
         if fed.draw is None:
             return None
         emb = self._all if fed.drawn is None else self._data.images.to_device(fed.drawn)
@@ -135,7 +135,7 @@ class Feed:
             bias[torch.from_numpy(fed.draw.excluded).to(self._device)] = -torch.inf
         return Bank(emb=emb, bias=bias, masked=fed.draw.masked)
 
-    def _make(self, step: int) -> Fed:
+    def _make(self, step: int) -> HostBatch:
         data, own = self._data, self._own
         epoch, index = divmod(step, len(self.plan))
         batch = self.plan.batch(epoch, index)
@@ -149,7 +149,7 @@ class Feed:
         parts = [shown[i : i + size] for i in range(0, len(shown), size)]
         packed = [self._tower.pack(*self._tokens_of(part, epoch, index)) for part in parts]
         of = slice(None) if isinstance(data.images, OnDevice) else own
-        return Fed(
+        return HostBatch(
             packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
             images=data.images.read(batch.rows[of], batch.views[of]),
             image=None if batch.image is None else batch.image[here],
@@ -178,7 +178,7 @@ def _of_captions(pairs: NDArray[np.int64], here: slice) -> NDArray[np.int64]:
 T = TypeVar("T")
 
 
-def ahead(make: Callable[[int], T], numbers: range, depth: int = AHEAD) -> Generator[T, None, None]:
+def prefetch(make: Callable[[int], T], numbers: range, depth: int = AHEAD) -> Generator[T, None, None]:
     """Yield `make(number)` for each number, made by a thread up to `depth` ahead; its errors are raised here."""
     made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     stopped = threading.Event()

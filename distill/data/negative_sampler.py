@@ -17,7 +17,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Draw:
+class NegativeDraw:
     """The further images of a step.
 
     Attributes:
@@ -76,7 +76,7 @@ class SharedCaptions:
         return np.stack([which[other], place[other]])
 
 
-class BankPlan:
+class NegativeSampler:
     """A window over a fresh order of the usable images for each step; fixed by (seed, epoch, batch).
 
     The order and its inverse are held, 16 bytes an image: a window of a hundred thousand then costs next to nothing.
@@ -95,7 +95,7 @@ class BankPlan:
         self._size = size
         self._order = lru_cache(maxsize=1)(self._shuffle)
 
-    def draw(self, epoch: int, index: int, batch: Batch, groups: Ints) -> Draw:
+    def draw(self, epoch: int, index: int, batch: Batch, groups: Ints) -> NegativeDraw:
         """The images for batch `index` of an epoch, whose captions belong to `groups [n]`."""
         order, place_of = self._order(epoch)
         start = index * self._size % len(order)
@@ -111,7 +111,7 @@ class BankPlan:
             rows = self._rows
         else:
             rows = self._rows[np.take(order, np.arange(start, start + self._size), mode="wrap")]
-        return Draw(
+        return NegativeDraw(
             rows=rows,
             excluded=excluded[excluded < self._size],
             masked=masked[:, masked[1] < self._size],

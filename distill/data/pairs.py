@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .image_embeddings import ImageSource
+from .image_embeddings import EmbeddingSource
 from .text_targets import Teacher
 from .tokens import TokenTable
 
@@ -22,7 +22,7 @@ class TrainData:
         teacher: what a teacher makes of them, if it is asked.
     """
 
-    images: ImageSource
+    images: EmbeddingSource
     tokens: TokenTable
     caption_image: NDArray[np.int64]
     caption_group: NDArray[np.int64]
@@ -44,5 +44,5 @@ class ValidationData:
     image_emb: NDArray[np.float32]
     tokens: TokenTable
     captions: NDArray[np.int64]
-    owners: NDArray[np.int64]
+    image_index: NDArray[np.int64]
     groups: NDArray[np.int64]

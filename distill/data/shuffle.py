@@ -91,7 +91,7 @@ Chunk = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pooling:
+class ChunkShuffle:
     """How to pool.
 
     Attributes:
@@ -103,15 +103,15 @@ class Pooling:
     pool_chunks: int
 
 
-class PooledOrder:
+class ChunkShuffledOrder:
     """An epoch's order of n rows, any part of which is known without the rest.
 
-    >>> order = PooledOrder(np.arange(10), Pooling(chunk_rows=2, pool_chunks=2), 0, 0)
+    >>> order = ChunkShuffledOrder(np.arange(10), Pooling(chunk_rows=2, pool_chunks=2), 0, 0)
     >>> sorted(order(np.arange(10)).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
-    def __init__(self, rows: NDArray[np.int64], pooling: Pooling, seed: int, epoch: int) -> None:
+    def __init__(self, rows: NDArray[np.int64], pooling: ChunkShuffle, seed: int, epoch: int) -> None:
         """Shuffle chunks and cut them into pools.
 
         Args:

@@ -22,7 +22,7 @@ HELD = 0.99  # share of the captions that a longer context should hold
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairFigures:
+class CaptionStats:
     """Pairs in figures.
 
     Attributes:
@@ -50,7 +50,7 @@ class PairFigures:
     badly_split: str = ""
 
 
-def count_pairs(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_length: int) -> PairFigures:
+def count_pairs(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_length: int) -> CaptionStats:
     """Count what a run is given.
 
     Args:
@@ -70,7 +70,7 @@ def count_pairs(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_
     common = counts[counts > max(COMMON_SHARE * num_pictures, COMMON_COUNT)]
     most = int(groups[counts.argmax()])
     cut, longer = _cut(cache, data, tokenizer, context_length)
-    return PairFigures(
+    return CaptionStats(
         num_pictures=num_pictures,
         num_without=int((cache.status() == Status.EMBEDDED).sum()) - num_pictures,
         equal=float(counts[counts > 1].sum() / pairs),
@@ -131,6 +131,6 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
         image_emb=cache.emb_rows(data.caption_image[taken]).astype(np.float32),
         tokens=data.tokens,
         captions=taken,
-        owners=np.arange(len(taken)),
+        image_index=np.arange(len(taken)),
         groups=data.caption_group[taken],
     )

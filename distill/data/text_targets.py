@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...cache.format import TEACHER_EMB
 from ...cache.read.cache import Cache
-from ...cache.write.text_targets import TeacherStatus
+from ...cache.write.text_targets import TextTargetStatus
 from ..errors import DistillError
 
 
@@ -48,7 +48,7 @@ def open_teacher(cache: Cache, memory_bytes: float) -> Teacher:
         )
     if not cache.info.source.teacher_fields:
         raise DistillError(f"--teacher-weight: {cache.path} holds no teacher's embeddings: {remedy}")
-    if not (cache.teacher_status() == TeacherStatus.EMBEDDED).any():
+    if not (cache.teacher_status() == TextTargetStatus.EMBEDDED).any():
         raise DistillError(f"--teacher-weight: no caption of {cache.path} has a teacher's embedding: {remedy}")
     if cache.is_folder:
         return Teacher(take=cache.mapped(TEACHER_EMB).check().take)

@@ -18,7 +18,7 @@ from ...cache.location import Location
 from ...cache.processes import worker_pool
 from ...cache.read.cache import Cache
 from ...cache.storage import token_arrays as stored
-from ...cache.storage.mmap import MappedRows
+from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import runs
 from ...encoders.tokenizer_lm import AnyTokenizer
 from ..checks import num_usable_cores
@@ -35,8 +35,8 @@ Block = tuple[NDArray[np.int64], NDArray[np.int64]]
 class TokenTable:
     """Ids of M captions, in memory or mapped: caption i is `ids[offsets[i]:offsets[i + 1]]`."""
 
-    ids: NDArray[Any] | MappedRows
-    offsets: NDArray[np.int64] | MappedRows
+    ids: NDArray[Any] | MmapRows
+    offsets: NDArray[np.int64] | MmapRows
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

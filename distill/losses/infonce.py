@@ -36,7 +36,7 @@ class Negatives:
     mean: Tensor
 
 
-def attend_to_negatives(scaled: Tensor, bank: Bank) -> Negatives:
+def bank_log_sum_exp(scaled: Tensor, bank: Bank) -> Negatives:
     """Attend from each caption to a bank whose keys are its values, in blocks with a running maximum.
 
     Dao et al. 2022, arXiv:2205.14135, algorithm 1, with one query block.
@@ -62,7 +62,7 @@ def attend_to_negatives(scaled: Tensor, bank: Bank) -> Negatives:
     return Negatives(total.log() + largest, mean.div_(total.clamp_min(torch.finfo(total.dtype).tiny)[:, None]))
 
 
-def attraction(targets: Targets, dtype: torch.dtype, label_smoothing: float) -> Tensor:
+def positive_term(targets: Targets, dtype: torch.dtype, label_smoothing: float) -> Tensor:
     """The mean of what a caption's target and its share of its images' targets are, `[b, D]`.
 
     InfoNCE is the mean over images of the log-sum-exps, less 1 / B times the product of this and the scaled captions.
@@ -143,7 +143,7 @@ class InfoNCE(Loss):
     """Cross-entropy of each caption against the batch's images and of each image against the batch's captions.
 
     An image is no negative of a caption that it carries itself: such pairs leave both softmaxes, or are drawn
-    together; see `attraction` for the targets. Each image counts the same, however many captions of it there are.
+    together; see `positive_term` for the targets. Each image counts the same, however many captions of it there are.
 
     >>> loss = InfoNCE(temperature=0.07, max_logit_scale=100.0)
     >>> round(loss.logit_scale.exp().item(), 2)
@@ -169,7 +169,7 @@ class _BlockedInfoNCE(torch.autograd.Function):
         ctx: Any, text_emb: Tensor, log_scale: Tensor, targets: Targets, label_smoothing: float, compiled: bool
     ) -> Tensor:
         image_emb, scaled = targets.image_emb.to(text_emb.dtype), text_emb * log_scale.exp()
-        wanted = attraction(targets, scaled.dtype, label_smoothing)  # [b, D]
+        wanted = positive_term(targets, scaled.dtype, label_smoothing)  # [b, D]
         wanted_logits = (scaled * wanted).sum(1)  # [b]
         row_lse = torch.empty_like(wanted_logits)
         column_lse = wanted_logits.new_full((len(image_emb),), -math.inf)
@@ -181,7 +181,7 @@ class _BlockedInfoNCE(torch.autograd.Function):
         largest = reduce_max_(column_lse.clone())
         column_lse = reduce_sum_((column_lse - largest).exp_()).log_().add_(largest)
 
-        negatives = attend_to_negatives(scaled, targets.bank) if targets.bank else None
+        negatives = bank_log_sum_exp(scaled, targets.bank) if targets.bank else None
         if negatives:
             row_lse = torch.logaddexp(row_lse, negatives.lse)
         shares = targets.shares(scaled.dtype)

@@ -16,7 +16,7 @@ from .loss import Loss
 from .regression import Cosine, SquaredDistance
 from .siglip import SigLIP
 from .similarity import Similarity, match_similarities
-from .text_teacher import follow_teacher
+from .text_teacher import text_teacher_loss
 
 Term = Callable[[Tensor, Targets], Tensor]
 """Of captions `[b, D]`, unit norm, and their images."""
@@ -62,14 +62,14 @@ class Objective(nn.Module):
         """
         text_emb, *again = F.normalize(features, dim=-1).chunk(self._num_passes)
         if self._teacher_weight == 1:
-            return follow_teacher(text_emb, targets)
+            return text_teacher_loss(text_emb, targets)
         total: Tensor = self.main(features[: len(text_emb)] if self.main.takes_raw else text_emb, targets)
         for weight, term in self._terms:
             total = total + weight * term(text_emb, targets)
         if again:
             total = total + self._simcse * contrast_passes(text_emb, again[0], targets)
         if self._teacher_weight:
-            taught = follow_teacher(text_emb, targets)
+            taught = text_teacher_loss(text_emb, targets)
             total = (1 - self._teacher_weight) * total + self._teacher_weight * taught
         return total
 

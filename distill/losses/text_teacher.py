@@ -9,7 +9,7 @@ from ..data.targets import Targets
 from ..distributed import with_sum_of_all
 
 
-def follow_teacher(text_emb: Tensor, targets: Targets) -> Tensor:
+def text_teacher_loss(text_emb: Tensor, targets: Targets) -> Tensor:
     """1 - cosine to the teacher's embedding, averaged over the batch's images; captions without one add nothing.
 
     The captions of an image count one together, as in the losses.

@@ -17,15 +17,15 @@ from ...encoders.text_lm_loading import (
     require_tokenizer_fits,
     set_dropout,
 )
-from ...encoders.text_tower import StudentTower
-from ...encoders.text_transfer import graft, load_clip_text
-from ...encoders.text_transformer import TextConfig, TextTower
+from ...encoders.text_tower import TextTower
+from ...encoders.text_transfer import load_clip_text, transfer_vocabulary
+from ...encoders.text_transformer import ScratchConfig, ScratchTower
 from ...encoders.tokenizer import CaptionTokenizer, train_bpe
 from ...encoders.tokenizer_lm import AnyTokenizer, LMTokenizer
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import ends_with_lm, load_final
-from .run_folder import Run
+from .run_folder import RunFolder
 
 OWN = ("scratch", "clip")  # text towers that are no language models of transformers
 
@@ -55,7 +55,7 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     return CaptionTokenizer.load(folder) if folder else train_bpe(captions(), settings.vocab_size)
 
 
-def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTokenizer) -> StudentTower:
+def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTokenizer) -> TextTower:
     """The text tower that a run begins with, on the CPU; its random weights follow from the seed.
 
     Args:
@@ -85,10 +85,10 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: AnyTok
     return tower
 
 
-def earlier_run(settings: TrainSettings) -> Run | None:
+def earlier_run(settings: TrainSettings) -> RunFolder | None:
     """The run that the text tower is taken from, if it is."""
     folder = Path(settings.text)
-    return Run(folder) if settings.text not in ("", *OWN) and (folder / "run.json").is_file() else None
+    return RunFolder(folder) if settings.text not in ("", *OWN) and (folder / "run.json").is_file() else None
 
 
 def _require_text_tower(text: str) -> None:
@@ -103,16 +103,16 @@ def _require_text_tower(text: str) -> None:
         raise DistillError(f"--text {text} is a merged CLIP: pass the folder of the run that it was exported from")
 
 
-def _text_transformer(settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer) -> TextTower:
+def _text_transformer(settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer) -> ScratchTower:
     if earlier := earlier_run(settings):
         loaded = load_final(earlier).tower
-        assert isinstance(loaded, TextTower), "its tokenizer is none of a language model"
+        assert isinstance(loaded, ScratchTower), "its tokenizer is none of a language model"
         tower, old = loaded, CaptionTokenizer.load(earlier.tokenizer)
     elif settings.text == "clip":
         tower, old = load_clip_text(encoder.model, encoder.pretrained)
     else:
-        return TextTower(scratch_config(settings, encoder, tokenizer))
-    return graft(tower, old, tokenizer, context_length=settings.context_length, embed_dim=encoder.dim)
+        return ScratchTower(scratch_config(settings, encoder, tokenizer))
+    return transfer_vocabulary(tower, old, tokenizer, context_length=settings.context_length, embed_dim=encoder.dim)
 
 
 def _language_model(settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
@@ -128,7 +128,7 @@ def _language_model(settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
     )
 
 
-def _language_model_of(earlier: Run, settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
+def _language_model_of(earlier: RunFolder, settings: TrainSettings, encoder: EncoderInfo) -> LMTower:
     """The tower of an earlier run as it is, but for the context length and dropout of this one."""
     learned = load_final(earlier).tower
     assert isinstance(learned, LMTower), "its tokenizer is one of a language model"
@@ -177,7 +177,7 @@ def _require_passes_differ(settings: TrainSettings, *, drops: bool) -> None:
 
 def scratch_config(
     settings: TrainSettings, encoder: EncoderInfo, tokenizer: CaptionTokenizer, *, vocab_size: int | None = None
-) -> TextConfig:
+) -> ScratchConfig:
     """The scratch tower that a run asks for, given what it is to match.
 
     Args:
@@ -186,7 +186,7 @@ def scratch_config(
         tokenizer: of the run.
         vocab_size: rows of its vocabulary, where they shall be more than the tokenizer's.
     """
-    return TextConfig(
+    return ScratchConfig(
         embed_dim=encoder.dim,
         vocab_size=vocab_size or tokenizer.vocab_size,
         context_length=settings.context_length,

@@ -15,7 +15,7 @@ import numpy as np
 from ...encoders.tokenizer_coverage import OTHER_TOKENIZER
 from ...evals.embedding_stats import anisotropy, effective_rank
 from ..data.pairs import ValidationData
-from ..data.statistics import PairFigures
+from ..data.statistics import CaptionStats
 from ..train_settings import TrainSettings
 from .optimizer import learning_rate
 
@@ -77,11 +77,11 @@ class Finding:
         )
 
 
-def chance_loss(settings: TrainSettings, pairs: PairFigures) -> float | None:
+def chance_loss(settings: TrainSettings, pairs: CaptionStats) -> float | None:
     """The loss of a tower that cannot tell captions apart; None for losses that have no such level.
 
     >>> settings = TrainSettings(cache="c", output="o", batch_size=512)
-    >>> round(chance_loss(settings, PairFigures(num_pictures=6000)), 4) == round(math.log(512), 4)
+    >>> round(chance_loss(settings, CaptionStats(num_pictures=6000)), 4) == round(math.log(512), 4)
     True
     """
     if settings.teacher_weight or settings.similarity or settings.alignment or settings.uniformity or settings.simcse:
@@ -90,7 +90,7 @@ def chance_loss(settings: TrainSettings, pairs: PairFigures) -> float | None:
     return level(settings, pairs) if level else None
 
 
-def _softmax_at_chance(settings: TrainSettings, pairs: PairFigures) -> float:
+def _softmax_at_chance(settings: TrainSettings, pairs: CaptionStats) -> float:
     """The logarithm of the candidates, averaged over both directions; further negatives widen one of them."""
     candidates = 1 + (settings.batch_size - 1) * (1 - pairs.masked)
     drawn = min(settings.num_negatives, pairs.num_pictures)
@@ -98,7 +98,7 @@ def _softmax_at_chance(settings: TrainSettings, pairs: PairFigures) -> float:
     return (math.log(candidates) + math.log(candidates + further)) / 2
 
 
-def _sigmoid_at_chance(settings: TrainSettings, pairs: PairFigures) -> float:
+def _sigmoid_at_chance(settings: TrainSettings, pairs: CaptionStats) -> float:
     """What the bias reaches alone: every image is believed with a chance of 1/B, one of the candidates is right."""
     wrong = (settings.batch_size - 1) * (1 - pairs.masked)
     return math.log(settings.batch_size) - wrong * math.log1p(-1 / settings.batch_size)
@@ -118,7 +118,7 @@ def chance_bound(num_candidates: int, num_pictures: int, most: int = 10) -> floa
     return chance + SIGMAS * math.sqrt(chance * (1 - chance) / num_pictures)
 
 
-def find_in_pairs(pairs: PairFigures, settings: TrainSettings) -> Iterator[Finding]:
+def find_in_pairs(pairs: CaptionStats, settings: TrainSettings) -> Iterator[Finding]:
     """What is wrong with the pairs themselves, before the first step."""
     if pairs.common > MANY_COMMON:
         shown = pairs.most_common[:MOST_SHOWN] + "…" * (len(pairs.most_common) > MOST_SHOWN)
@@ -158,7 +158,7 @@ def find_in_pairs(pairs: PairFigures, settings: TrainSettings) -> Iterator[Findi
         )
 
 
-def remedy(step: int, num_steps: int, settings: TrainSettings, pairs: PairFigures) -> str:
+def remedy(step: int, num_steps: int, settings: TrainSettings, pairs: CaptionStats) -> str:
     """What to change where nothing is learned: there is nothing to learn, or weights moved too little, or too much."""
     if pairs.common > MANY_COMMON:
         return "captions that many images carry cannot tell them apart: leave them out"
@@ -193,7 +193,7 @@ class Diagnosis:
     """
 
     def __init__(
-        self, settings: TrainSettings, num_steps: int, pairs: PairFigures, past: Iterable[dict[str, Any]] = ()
+        self, settings: TrainSettings, num_steps: int, pairs: CaptionStats, past: Iterable[dict[str, Any]] = ()
     ) -> None:
         """Begin, or go on.
 
@@ -305,7 +305,7 @@ class Diagnosis:
 
     def _in_recall(self, metrics: dict[str, Any], data: ValidationData, step: int, kind: str) -> Iterator[Finding]:
         num_candidates, recall = len(data.image_emb), metrics["r_at_10"]
-        bound = chance_bound(num_candidates, len(np.unique(data.owners)))
+        bound = chance_bound(num_candidates, len(np.unique(data.image_index)))
         patience = 2 * PATIENCE if self._falls() else PATIENCE
         if step < patience * self._num_steps or bound >= 1 or recall > bound:
             return

@@ -9,23 +9,23 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ...cache.storage.atomic import whole_directory, write_whole
+from ...cache.storage.atomic import atomic_directory, atomic_write
 from ...encoders.text_lm import LMConfig, LMTower
-from ...encoders.text_tower import StudentTower
-from ...encoders.text_transformer import TextConfig, TextTower
+from ...encoders.text_tower import TextTower
+from ...encoders.text_transformer import ScratchConfig, ScratchTower
 from ..errors import DistillError
-from .run_folder import Run, write_json
+from .run_folder import RunFolder, write_json
 
 
 class Final(NamedTuple):
     """What a run ends with; `logit_bias` only after a sigmoid loss."""
 
-    tower: StudentTower
+    tower: TextTower
     logit_scale: float
     logit_bias: float | None
 
 
-def load_final(run: Run) -> Final:
+def load_final(run: RunFolder) -> Final:
     """The trained tower of a finished run, in evaluation mode on the CPU.
 
     Raises:
@@ -38,7 +38,7 @@ def load_final(run: Run) -> Final:
         return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
 
 
-def ends_with_lm(run: Run) -> bool:
+def ends_with_lm(run: RunFolder) -> bool:
     """Whether the tower of a finished run is a language model; its weights are not read.
 
     Raises:
@@ -48,21 +48,21 @@ def ends_with_lm(run: Run) -> bool:
         return "lm" in _config(run)
 
 
-def write_final(run: Run, final: Final) -> None:
+def write_final(run: RunFolder, final: Final) -> None:
     """Write the tower of a finished run; one that is there already stays as it is."""
     if run.final.exists():
         return
     tower = final.tower.plain()
-    with whole_directory(run.final) as folder:
+    with atomic_directory(run.final) as folder:
         tensors = {k: v.detach().cpu().contiguous() for k, v in tower.state_dict().items()}
-        write_whole(folder / "text.safetensors", save(tensors))
+        atomic_write(folder / "text.safetensors", save(tensors))
         kind = "lm" if isinstance(tower, LMTower) else "text"
         scores = {"logit_scale": final.logit_scale, "logit_bias": final.logit_bias}
         write_json(folder / "config.json", {kind: asdict(tower.config)} | scores)
 
 
 @contextmanager
-def _finished(run: Run) -> Iterator[None]:
+def _finished(run: RunFolder) -> Iterator[None]:
     """Read what a run ended with inside the block: a run that has not ended, or damage, is named."""
     if not (run.final / "config.json").exists():
         run.provenance()  # raises first if there is no run at all
@@ -76,10 +76,10 @@ def _finished(run: Run) -> Iterator[None]:
         ) from error
 
 
-def _config(run: Run) -> dict[str, Any]:
+def _config(run: RunFolder) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((run.final / "config.json").read_text(encoding="utf-8"))
     return config
 
 
-def _build(config: dict[str, Any]) -> StudentTower:
-    return LMTower(LMConfig(**config["lm"])) if "lm" in config else TextTower(TextConfig(**config["text"]))
+def _build(config: dict[str, Any]) -> TextTower:
+    return LMTower(LMConfig(**config["lm"])) if "lm" in config else ScratchTower(ScratchConfig(**config["text"]))

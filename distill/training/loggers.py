@@ -9,13 +9,13 @@ from .. import distributed as parallel
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .diagnosis import Finding
-from .run_folder import Run
+from .run_folder import RunFolder
 
 
 class Log:
     """Writes lines of metrics, in the first process alone."""
 
-    def __init__(self, run: Run, settings: TrainSettings, step: int) -> None:
+    def __init__(self, run: RunFolder, settings: TrainSettings, step: int) -> None:
         """Go on after `step` steps: what was logged later is dropped, for it will be logged again."""
         self._run, self._settings, self._step = run, settings, step
         self._writer: Any = None

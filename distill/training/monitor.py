@@ -9,7 +9,7 @@ from .diagnosis import Diagnosis, Finding
 from .loggers import Log
 from .setup import Setup
 from .student import StepResult
-from .throughput import Pace
+from .throughput import Throughput
 from .validate import validate
 
 SAMPLES = 10  # times that a run without validation is measured on some of its own pairs
@@ -19,7 +19,7 @@ OnFinding = Callable[[Finding], None]
 """Called when the diagnosis finds something, once for each kind."""
 
 
-class Watch:
+class Monitor:
     """Looks at a run after each step.
 
     Attributes:
@@ -33,7 +33,7 @@ class Watch:
         setup: Setup,
         num_steps: int,
         log: Log,
-        pace: Pace,
+        pace: Throughput,
         on_progress: OnProgress,
         on_finding: OnFinding,
     ) -> None:
@@ -56,7 +56,7 @@ class Watch:
         if settings.warm_start != "none" and setup.val_data is not None and self.validation is None:
             self._validate(0, 0)
 
-    def look(self, step: int, epoch: int, *, lr: float, result: StepResult, ends_epoch: bool) -> None:
+    def after_step(self, step: int, epoch: int, *, lr: float, result: StepResult, ends_epoch: bool) -> None:
         """Log, validate and diagnose, whatever is due.
 
         Args:

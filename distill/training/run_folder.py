@@ -18,7 +18,7 @@ from typing import Any, get_args, get_type_hints
 import torch
 
 from ...cache.location import Url, to_location
-from ...cache.storage.atomic import PARTIAL, sweep_partial, whole_directory, write_whole
+from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, sweep_partial
 from ...encoders.tokenizer_lm import AnyTokenizer
 from ..errors import DistillError
 from ..provenance import content_of
@@ -34,7 +34,7 @@ FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
 FREE_ON_RESUME |= {"views"}  # their number is in the provenance, whatever the cache has by now
 
 
-class Run:
+class RunFolder:
     """A run folder, present or to be made."""
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class Run:
         write_json(self._description, {"settings": _to_json(settings)} | description)
         self._checkpoints.mkdir(exist_ok=True)
         if not self.tokenizer.exists():
-            with whole_directory(self.tokenizer) as folder:
+            with atomic_directory(self.tokenizer) as folder:
                 tokenizer.save(folder)
 
     def provenance(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class Run:
         """Write a checkpoint after `step` steps; older ones go once it is whole."""
         buffer = io.BytesIO()
         torch.save(state | {"step": step}, buffer)
-        write_whole(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
+        atomic_write(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
         for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
@@ -188,7 +188,7 @@ class Run:
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run logs it again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        write_whole(self._metrics, "".join(kept).encode())
+        atomic_write(self._metrics, "".join(kept).encode())
 
     def _is_debris(self) -> bool:
         """Whether the folder is empty, or holds only what comes before a run begins, or what a killed start left."""
@@ -202,7 +202,7 @@ class Run:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    write_whole(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _from_json(hint: Any, value: Any) -> Any:

@@ -10,15 +10,15 @@ import torch
 from ...cache.read.cache import Cache
 from ...encoders.tokenizer_lm import AnyTokenizer
 from ..data.load import load_data, load_validation, open_images, pooling_of, views_of
-from ..data.loader import Feed
+from ..data.loader import BatchLoader
 from ..data.pairs import ValidationData
-from ..data.statistics import PairFigures, count_pairs, sample_pairs
+from ..data.statistics import CaptionStats, count_pairs, sample_pairs
 from ..device import resolve_precision
 from ..provenance import content_id, require_same_encoder, run_provenance
 from ..train_settings import TrainSettings
 from .build_tower import build_tower, open_tokenizer
 from .loggers import require_loggers
-from .run_folder import Run
+from .run_folder import RunFolder
 from .student import Student
 from .warm_start import warm_start
 
@@ -42,18 +42,18 @@ class Setup:
         description: provenance and precision, as run.json has them.
     """
 
-    run: Run
+    run: RunFolder
     tokenizer: AnyTokenizer
-    feed: Feed
+    feed: BatchLoader
     val_data: ValidationData | None
     sample: ValidationData | None
-    pairs: PairFigures
+    pairs: CaptionStats
     student: Student
     device: torch.device
     description: dict[str, Any]
 
 
-def prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> Setup:
+def build_run(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> Setup:
     """Open, check and load everything; writes nothing but tokens.
 
     Args:
@@ -66,7 +66,7 @@ def prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prep
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     require_loggers(settings)
-    run, cache = Run(settings.output), Cache(settings.cache).require_sealed()
+    run, cache = RunFolder(settings.output), Cache(settings.cache).require_sealed()
     val_cache = Cache(settings.val).require_sealed() if settings.val else None
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
@@ -92,7 +92,7 @@ def prepare(settings: TrainSettings, device: torch.device, resume: bool, on_prep
     return Setup(
         run=run,
         tokenizer=tokenizer,
-        feed=Feed(settings, data, student.tower, device),
+        feed=BatchLoader(settings, data, student.tower, device),
         val_data=load_validation(val_cache, tokenizer, settings, run.tokens / content_id(val_cache), tokenizing)
         if val_cache
         else None,

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ...encoders.packing import Packed
-from ...encoders.text_tower import StudentTower
+from ...encoders.text_tower import TextTower
 from .. import distributed as parallel
 from ..data.shuffle import Stream, keys
 from ..data.targets import Targets
@@ -48,7 +48,7 @@ class Student:
 
     def __init__(
         self,
-        tower: StudentTower,
+        tower: TextTower,
         settings: TrainSettings,
         device: torch.device,
         precision: Precision,
@@ -80,9 +80,9 @@ class Student:
             self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, **_no_buffers_sent())
 
     @property
-    def evaluated(self) -> StudentTower:
+    def evaluated(self) -> TextTower:
         """The tower that is validated and exported: the averaged one if there is an average."""
-        return self.tower if self._average is None else cast(StudentTower, self._average.module)
+        return self.tower if self._average is None else cast(TextTower, self._average.module)
 
     @property
     def num_parameters(self) -> tuple[int, int]:

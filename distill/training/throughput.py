@@ -14,7 +14,7 @@ from .. import distributed as parallel
 T = TypeVar("T")
 
 
-class Pace:
+class Throughput:
     """Mean times of steps, and of what they waited for.
 
     A GPU runs behind the host, so a step that waits for it pays for those before: only all of them together are true.

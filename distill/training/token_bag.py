@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...cache.read.cache import Cache
 from ...encoders.packing import runs, spans_to_eos
-from ...encoders.text_transformer import TextConfig
+from ...encoders.text_transformer import ScratchConfig
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
 from ..errors import DistillError
@@ -62,10 +62,10 @@ class Bags:
             vocab_size: V.
             device: where products are computed.
         """
-        owners = np.repeat(np.arange(len(lengths)), lengths)
+        image_index = np.repeat(np.arange(len(lengths)), lengths)
         order = np.argsort(ids, kind="stable")
         counts = np.bincount(ids, minlength=vocab_size)
-        arrays = ids, np.cumsum(lengths) - lengths, owners[order], np.cumsum(counts) - counts
+        arrays = ids, np.cumsum(lengths) - lengths, image_index[order], np.cumsum(counts) - counts
         self._ids, self._starts, self._owners, self._token_starts = (torch.from_numpy(a).to(device) for a in arrays)
         self.num_captions, self.counts = len(lengths), torch.from_numpy(counts).to(device)
 
@@ -102,7 +102,7 @@ class Bags:
 def fit_bag(
     cache: Cache,
     data: TrainData,
-    config: TextConfig,
+    config: ScratchConfig,
     bos_id: int,
     device: torch.device,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -126,7 +126,7 @@ def fit_bag(
     if len(rows) < 2:
         raise DistillError(f"{cache.path} has captions of {len(rows)} images: --warm-start ridge needs two or more")
     captions = np.flatnonzero(np.isin(caption_image, rows))
-    owners = np.searchsorted(rows, caption_image[captions])  # [m], in `rows`
+    image_index = np.searchsorted(rows, caption_image[captions])  # [m], in `rows`
     image_emb = F.normalize(torch.from_numpy(cache.emb_rows(rows)).to(device).float(), dim=-1)
 
     def bags(chosen: Rows) -> Bags:
@@ -137,10 +137,10 @@ def fit_bag(
         return Bags(ids[counted], np.bincount(own[counted], minlength=len(lengths)), config.vocab_size, device)
 
     first_held_out = len(rows) - min(MOST_HELD_OUT, -(-len(rows) // 10))
-    fitted, held_out = np.flatnonzero(owners < first_held_out), np.flatnonzero(owners >= first_held_out)
+    fitted, held_out = np.flatnonzero(image_index < first_held_out), np.flatnonzero(image_index >= first_held_out)
     fit_on, asked, seen = bags(fitted), bags(held_out), image_emb[:first_held_out]
     gallery = image_emb[first_held_out:].cpu().numpy()
-    targets = _directions(seen)[torch.from_numpy(owners[fitted]).to(device)]
+    targets = _directions(seen)[torch.from_numpy(image_index[fitted]).to(device)]
     metrics = {shrinkage: retrieval_metric(seen, shrinkage) for shrinkage in SHRINKAGES}
     scores: dict[tuple[float, float], float] = {}
     weights = None
@@ -149,13 +149,13 @@ def fit_bag(
         predicted = asked.times(weights) + bias
         for shrinkage, metric in metrics.items():
             text_emb = F.normalize(predicted @ metric, dim=-1).cpu().numpy()
-            ranks = retrieve(text_emb, gallery, owners[held_out] - first_held_out).text_to_image
+            ranks = retrieve(text_emb, gallery, image_index[held_out] - first_held_out).text_to_image
             scores[alpha, shrinkage] = ranks.r_at_1 + ranks.r_at_5 + ranks.r_at_10
         on_progress(i + 1, len(PENALTIES) + 1)
     alpha, shrinkage = max(product(PENALTIES, SHRINKAGES), key=lambda choice: scores[choice])
 
     everything = bags(np.arange(len(captions)))
-    weights, bias = everything.solve(_directions(image_emb)[torch.from_numpy(owners).to(device)], alpha)
+    weights, bias = everything.solve(_directions(image_emb)[torch.from_numpy(image_index).to(device)], alpha)
     metric = retrieval_metric(image_emb, shrinkage)
     on_progress(len(PENALTIES) + 1, len(PENALTIES) + 1)
     return TokenBag(weights=weights @ metric, bias=bias @ metric, alpha=alpha, shrinkage=shrinkage)

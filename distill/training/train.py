@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...cache.errors import CacheError
-from ...cache.storage.atomic import locked
-from ...encoders.malloc import keep_freed_memory
+from ...cache.storage.atomic import lock_folder
+from ...encoders.malloc import set_malloc_thresholds
 from .. import distributed as parallel
 from ..device import resolve_device, set_matmul_precision
 from ..errors import DistillError, LoneError
@@ -19,12 +19,12 @@ from ..train_settings import TrainSettings
 from .diagnosis import Finding
 from .final import Final, write_final
 from .loggers import Log
-from .monitor import OnFinding, OnProgress, Watch
+from .monitor import Monitor, OnFinding, OnProgress
 from .optimizer import learning_rate
-from .run_folder import Run
-from .setup import OnPrepare, Setup, prepare
+from .run_folder import RunFolder
+from .setup import OnPrepare, Setup, build_run
 from .signals import resumable, stop_on_signal
-from .throughput import Pace, profiled
+from .throughput import Throughput, profiled
 
 CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
 STEPS_PER_QUESTION = 10
@@ -46,7 +46,7 @@ class TrainResult:
         findings: what was said about a run that does not learn.
     """
 
-    run: Run
+    run: RunFolder
     began_at: int
     step: int
     num_steps: int
@@ -87,14 +87,14 @@ def train(
     """
     device = resolve_device(settings.device)
     set_matmul_precision(device, tf32=settings.tf32)
-    keep_freed_memory(device)
+    set_malloc_thresholds(device)
     with parallel.joined(device):
         parallel.share_of(settings.batch_size)  # or fail at once, in every process
         with ExitStack() as held:
 
             def begin() -> Setup:
-                setup = prepare(settings, device, resume, on_prepare)
-                held.enter_context(locked(settings.output))
+                setup = build_run(settings, device, resume, on_prepare)
+                held.enter_context(lock_folder(settings.output))
                 setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
                 return setup
 
@@ -103,7 +103,7 @@ def train(
                 parallel.all_or_none(lambda: None)
             else:
                 parallel.all_or_none(lambda: None)  # until tokenizer and tokens are there to be read
-                setup = parallel.all_or_none(lambda: prepare(settings, device, True, on_prepare))
+                setup = parallel.all_or_none(lambda: build_run(settings, device, True, on_prepare))
             try:
                 return _learn(settings, setup, on_progress, on_finding)
             except (CacheError, DistillError, OSError) as error:
@@ -138,8 +138,8 @@ def _learn(settings: TrainSettings, setup: Setup, on_progress: OnProgress, on_fi
         profiled(run.path, settings.profile) as profile,
         closing(feed.steps(step, num_steps)) as steps,
     ):
-        pace = Pace(settings.batch_size)
-        watch = Watch(settings, setup, num_steps, log, pace, on_progress, on_finding)
+        pace = Throughput(settings.batch_size)
+        watch = Monitor(settings, setup, num_steps, log, pace, on_progress, on_finding)
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
@@ -147,7 +147,7 @@ def _learn(settings: TrainSettings, setup: Setup, on_progress: OnProgress, on_fi
             epoch, index = divmod(step, feed.steps_per_epoch)
             step += 1
             profile()
-            watch.look(step, epoch, lr=lr, result=result, ends_epoch=index + 1 == feed.steps_per_epoch)
+            watch.after_step(step, epoch, lr=lr, result=result, ends_epoch=index + 1 == feed.steps_per_epoch)
 
             # Processes stop after the same step; on GPUs, where steps are short, not each is worth asking.
             asks = setup.device.type == "cpu" or step % STEPS_PER_QUESTION == 0 or step == num_steps

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...cache.read.cache import Cache
-from ...encoders.text_bag_init import write_bag
+from ...encoders.text_bag_init import init_from_bag
 from ...encoders.text_lm import LMTower
-from ...encoders.text_tower import StudentTower
-from ...encoders.text_transformer import TextTower
+from ...encoders.text_tower import TextTower
+from ...encoders.text_transformer import ScratchTower
 from ...encoders.tokenizer_lm import AnyTokenizer, LMTokenizer
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
@@ -31,7 +31,7 @@ SHRINKAGES = (None, 3.0, 1.0, 0.3, 0.1)
 
 
 def warm_start(
-    tower: StudentTower,
+    tower: TextTower,
     tokenizer: AnyTokenizer,
     cache: Cache,
     data: TrainData,
@@ -52,16 +52,16 @@ def warm_start(
         CacheError: a chunk is absent or damaged.
         DistillError: too few pairs.
     """
-    if not isinstance(tower, TextTower):
+    if not isinstance(tower, ScratchTower):
         fit_head(tower, cache, data, settings, on_progress)
         return
     assert not isinstance(tokenizer, LMTokenizer), "scratch towers have tokenizers of their own"
     bag = fit_bag(cache, data, tower.config, tokenizer.bos_id, tower.device, on_progress)
-    write_bag(tower, bag.weights, bag.bias, tokenizer.bos_id)
+    init_from_bag(tower, bag.weights, bag.bias, tokenizer.bos_id)
 
 
 def fit_head(
-    tower: StudentTower,
+    tower: TextTower,
     cache: Cache,
     data: TrainData,
     settings: TrainSettings,
@@ -89,9 +89,9 @@ def fit_head(
     image_emb = torch.from_numpy(cache.emb_rows(wanted).astype(np.float32))
     split = max(1, int((1 - HELD_OUT) * len(wanted)))
     fitted, held_out = torch.from_numpy(place < split), torch.from_numpy(place >= split)
-    owners = torch.from_numpy(place)
+    image_index = torch.from_numpy(place)
     sums = PairSums(features.shape[1], image_emb.shape[1])
-    sums.add(features[fitted], image_emb[owners[fitted]])
+    sums.add(features[fitted], image_emb[image_index[fitted]])
 
     def recall(chosen: tuple[float, float | None]) -> float:
         text_emb = F.normalize(features[held_out] @ sums.weights(*chosen).float(), dim=-1)
@@ -99,7 +99,7 @@ def fit_head(
         return ranks.text_to_image.r_at_10
 
     best = max(product(PENALTIES, SHRINKAGES), key=recall) if held_out.any() else (PENALTIES[2], None)
-    sums.add(features[held_out], image_emb[owners[held_out]])
+    sums.add(features[held_out], image_emb[image_index[held_out]])
     weights = sums.weights(*best).T.float()
     with torch.no_grad():
         proj.weight.copy_(weights * (proj.weight.square().mean() / weights.square().mean()).sqrt())

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from ...cache.errors import CacheError
 from ...cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
 from ...cache.location import Url, is_hdf5
-from ...cache.sources.where import Condition
+from ...cache.sources.where import WhereFilter
 from ...cache.write.work_sharing import Worker
 from ...distill.checks import Device, num_usable_cores, require, require_at_least_one
 from ...distill.errors import DistillError
@@ -105,7 +105,7 @@ class CacheSettings:
         )
         if self.where is not None:
             try:
-                Condition(self.where)
+                WhereFilter(self.where)
             except CacheError as error:
                 raise DistillError(str(error)) from error
         require(

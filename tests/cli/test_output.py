@@ -17,7 +17,7 @@ from typing import Any
 import click
 import pytest
 from clipglot.cli.render import PlainProgress, friendly_errors, progress_bar
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from rich.console import Console
 from support.command_line import run, small
 
@@ -152,7 +152,7 @@ def test_tables_show_what_json_holds(merged: Path, tiny_cache: Path, manifest: P
     for part in ("sealed", "40", "local-dir:", "embedded", "100.00%"):
         assert part in inspected
     assert "every checksum holds" in run("verify", tiny_cache).output
-    validation = Run(tiny_run).last_validation()
+    validation = RunFolder(tiny_run).last_validation()
     assert validation is not None
     assert validation["r_at_10"] == pytest.approx(recall, abs=0.05)
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-from clipglot.encoders.malloc import keep_freed_memory
+from clipglot.encoders.malloc import set_malloc_thresholds
 
 COUNT_FAULTS = """
 import resource, torch
-from clipglot.encoders.malloc import keep_freed_memory
+from clipglot.encoders.malloc import set_malloc_thresholds
 if {kept}:
-    keep_freed_memory(torch.device("cpu"))
+    set_malloc_thresholds(torch.device("cpu"))
 def batch():
     return torch.ones(10 * 2**20).sum()  # 40 MB
 for _ in range(20):  # the heap finds its size
@@ -36,4 +36,4 @@ def test_the_next_batch_gets_what_the_last_one_freed() -> None:
 
 
 def test_a_gpu_is_left_to_torch() -> None:
-    assert not keep_freed_memory(torch.device("cuda"))
+    assert not set_malloc_thresholds(torch.device("cuda"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from clipglot.encoders.packed_rows import PackedRows, next_fit, round_up_rows, row_length
-from clipglot.encoders.text_transformer import Attention, TextTower
+from clipglot.encoders.text_transformer import Attention, ScratchTower
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_towers import CAPTIONS, EOS, PAD, joined, make_tower, random_captions
@@ -94,7 +94,7 @@ def test_flex_attention_is_the_masked_one(context_length: int) -> None:
         torch.testing.assert_close(flex.encode(captions), masked.encode(captions), rtol=1e-5, atol=1e-5)
 
 
-def real_batches(num: int, tower: TextTower) -> list[PackedRows]:
+def real_batches(num: int, tower: ScratchTower) -> list[PackedRows]:
     rng = np.random.default_rng(0)
     config = tower.config
     batches = [tower.pack(*joined(random_captions(rng, 512, 77, config.vocab_size))) for _ in range(num)]

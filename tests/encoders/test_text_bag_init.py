@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.text_bag_init import write_bag
-from clipglot.encoders.text_transformer import Attention, TextTower
+from clipglot.encoders.text_bag_init import init_from_bag
+from clipglot.encoders.text_transformer import Attention, ScratchTower
 from support.tiny_towers import BOS, CAPTIONS, EOS, PAD, make_tower, padded, upstream
 
 SPECIAL = [PAD, BOS, EOS]
 
 
-def bag_of(tower: TextTower) -> tuple[torch.Tensor, torch.Tensor]:
+def bag_of(tower: ScratchTower) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights as a regression gives them: some tokens never seen, some rare and long."""
     torch.manual_seed(1)
     weights = torch.randn(tower.config.vocab_size, tower.config.embed_dim)
@@ -32,7 +32,7 @@ def test_the_tower_gives_what_the_bag_predicts(layers: int, quick_gelu: bool, at
     tower = make_tower(layers=layers, quick_gelu=quick_gelu).double()
     tower.attention = attention
     weights, bias = bag_of(tower)
-    write_bag(tower, weights, bias, BOS)
+    init_from_bag(tower, weights, bias, BOS)
     expected = F.normalize(predicted(CAPTIONS, weights.double(), bias.double()), dim=-1)
     torch.testing.assert_close(F.normalize(tower.encode(CAPTIONS), dim=-1), expected, rtol=0, atol=1e-10)
     theirs = F.normalize(upstream(tower).encode_text(padded(CAPTIONS)), dim=-1)  # which holds float32
@@ -44,17 +44,17 @@ def test_a_narrow_tower_keeps_the_directions_that_matter() -> None:
     weights, bias = bag_of(tower)
     of_rank_13 = torch.randn(20, 13) @ torch.randn(13, 24)
     of_rank_13[SPECIAL] = 0.0
-    write_bag(tower, of_rank_13, of_rank_13[4], BOS)
+    init_from_bag(tower, of_rank_13, of_rank_13[4], BOS)
     expected = F.normalize(predicted(CAPTIONS, of_rank_13, of_rank_13[4]).double(), dim=-1)
     torch.testing.assert_close(F.normalize(tower.encode(CAPTIONS), dim=-1), expected, rtol=0, atol=1e-5)
-    write_bag(tower, weights, bias, BOS)
+    init_from_bag(tower, weights, bias, BOS)
     features = F.normalize(tower.encode(CAPTIONS), dim=-1)
     assert (features * F.normalize(predicted(CAPTIONS, weights, bias).double(), dim=-1)).sum(1).min() > 0.7
 
 
 def test_every_parameter_learns_within_three_steps() -> None:
     tower = make_tower()
-    write_bag(tower, *bag_of(tower), BOS)
+    init_from_bag(tower, *bag_of(tower), BOS)
     before = {name: parameter.detach().clone() for name, parameter in tower.named_parameters()}
     optimizer = torch.optim.SGD(tower.parameters(), lr=0.1)
     targets = torch.randn(len(CAPTIONS), 6)
@@ -68,13 +68,13 @@ def test_every_parameter_learns_within_three_steps() -> None:
 def test_a_bag_without_words_leaves_the_bias_alone() -> None:
     tower = make_tower()
     bias = torch.randn(6)
-    write_bag(tower, torch.zeros(20, 6), bias, BOS)
+    init_from_bag(tower, torch.zeros(20, 6), bias, BOS)
     features = F.normalize(tower.encode(CAPTIONS), dim=-1)
     torch.testing.assert_close(features, F.normalize(bias, dim=0).expand_as(features), rtol=0, atol=1e-5)
 
 
 def test_a_bag_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(EncoderError, match=r"\(21, 6\) do not fit a text tower of \(20, 6\)"):
-        write_bag(make_tower(), torch.zeros(21, 6), torch.zeros(6), BOS)
+        init_from_bag(make_tower(), torch.zeros(21, 6), torch.zeros(6), BOS)
     with pytest.raises(EncoderError, match="--width 2 has no room"):
-        write_bag(make_tower(width=2), torch.zeros(20, 6), torch.zeros(6), BOS)
+        init_from_bag(make_tower(width=2), torch.zeros(20, 6), torch.zeros(6), BOS)

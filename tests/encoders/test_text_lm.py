@@ -14,7 +14,7 @@ import torch
 import transformers
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.merged_clip import load_merged
@@ -173,7 +173,7 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
     subprocess.run(stranger, cwd=tmp_path, check=True)
     with torch.inference_mode():
         ids = LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)
-        expected = load_final(Run(given.output)).tower.encode(ids).numpy()
+        expected = load_final(RunFolder(given.output)).tower.encode(ids).numpy()
     np.testing.assert_allclose(np.load(tmp_path / "text.npy"), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(load_merged(folder).encode_texts(CAPTIONS, raw=True), expected, rtol=1e-4, atol=1e-5)
 
@@ -194,7 +194,7 @@ def test_other_families_and_poolers_load_with_our_loader(
     assert "open_clip has no text tower of this kind" in (folder / "README.md").read_text()
     assert result.loaded_by == "clipglot"
     assert "open_clip" not in result.code
-    tower = load_final(Run(given.output)).tower
+    tower = load_final(RunFolder(given.output)).tower
     with torch.inference_mode():
         expected = tower.encode(LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)).numpy()
     np.testing.assert_allclose(load_merged(folder).encode_texts(CAPTIONS, raw=True), expected, rtol=1e-5, atol=1e-6)

@@ -12,10 +12,10 @@ from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.build_tower import build_tower, open_tokenizer
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.text_transfer import graft, load_clip_text
+from clipglot.encoders.text_transfer import load_clip_text, transfer_vocabulary
 from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe
 from clipglot.encoders.tokenizer_extend import extend
 from conftest import TINY_CONFIG
@@ -68,7 +68,7 @@ def test_a_clips_text_tower_gives_what_open_clip_gives(clip_name: str, merged: P
 def test_an_extended_vocabulary_keeps_what_was_known(clip_name: str) -> None:
     tower, old = load_clip_text(clip_name, None)
     new = extend(old, RUSSIAN, old.vocab_size + 20)
-    grown = graft(tower, old, new, context_length=10, embed_dim=16)
+    grown = transfer_vocabulary(tower, old, new, context_length=10, embed_dim=16)
     assert grown.config.vocab_size == new.vocab_size > old.vocab_size
     assert new.encode(CAPTIONS, 10) == old.encode(CAPTIONS, 10)
     torch.testing.assert_close(features(grown, new, CAPTIONS), features(tower, old, CAPTIONS), rtol=1e-5, atol=1e-6)
@@ -83,7 +83,7 @@ def test_an_extended_vocabulary_keeps_what_was_known(clip_name: str) -> None:
 def test_a_new_vocabulary_takes_rows_by_what_they_spell(clip_name: str) -> None:
     tower, old = load_clip_text(clip_name, None)
     new = train_bpe(["red circle, red circle, a circle"] * 9, 300)
-    grown = graft(tower, old, new, context_length=12, embed_dim=16)
+    grown = transfer_vocabulary(tower, old, new, context_length=12, embed_dim=16)
     circle = new.encode(["a circle"], 12)[0][-2]
     assert new.backend.decode([circle]) == " circle"
     (spelled,) = old.encode(["circle"], 12)[0][1:-1]
@@ -97,13 +97,13 @@ def test_a_new_vocabulary_takes_rows_by_what_they_spell(clip_name: str) -> None:
 
 def test_a_run_goes_on_from_an_earlier_one(tiny_cache: Path, tiny_run: Path, tmp_path: Path) -> None:
     given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
-    cache, before = Cache(tiny_cache), load_final(Run(tiny_run)).tower
+    cache, before = Cache(tiny_cache), load_final(RunFolder(tiny_run)).tower
     tokenizer = open_tokenizer(given, tmp_path / "none", cache.captions)
     tower = build_tower(replace(given, context_length=16), cache.info.encoder, tokenizer)
     short = ["шум", "красный шум", ""]
     torch.testing.assert_close(features(tower, tokenizer, short), features(before, tokenizer, short))
     train(replace(given, lr=1e-12))
-    after = load_final(Run(given.output)).tower
+    after = load_final(RunFolder(given.output)).tower
     torch.testing.assert_close(features(after, tokenizer, short), features(before, tokenizer, short))
 
 
@@ -112,7 +112,7 @@ def test_a_run_on_the_clips_own_text_tower(clip_name: str, manifest: Path, make_
     make_cache(manifest, cache, model=clip_name)
     given = replace(settings(cache, tmp_path / "run"), text="clip", width=512, layers=6, heads=8, context_length=12)
     assert train(given).complete
-    tower = load_final(Run(given.output)).tower
+    tower = load_final(RunFolder(given.output)).tower
     assert (tower.config.width, tower.config.layers, tower.config.vocab_size) == (16, 1, 300)
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_begun_with_is_refused(
         load_clip_text(f"local-dir:{tmp_path}/moved", None)
     tower, old = load_clip_text(clip_name, None)
     with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
-        graft(tower, old, open_clip_tokenizer(), context_length=13, embed_dim=16)
+        transfer_vocabulary(tower, old, open_clip_tokenizer(), context_length=13, embed_dim=16)
     with pytest.raises(DistillError, match=r"--width is of a scratch tower: clip has a shape of its own"):
         settings(tiny_cache, tmp_path / "run", text="clip")
     given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)

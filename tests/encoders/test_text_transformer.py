@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.text_transformer import Attention, TextConfig
+from clipglot.encoders.text_transformer import Attention, ScratchConfig
 from support.tiny_towers import BOS, CAPTIONS, EOS, joined, make_tower, padded, upstream
 
 FORMS: list[Attention] = ["lengths", "rows"]
@@ -60,7 +60,7 @@ def test_parameters_have_the_names_that_open_clip_loads() -> None:
 
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(EncoderError, match="--width 10 is not a multiple of --heads 3"):
-        TextConfig(
+        ScratchConfig(
             embed_dim=6,
             vocab_size=20,
             context_length=8,

@@ -40,21 +40,21 @@ def worlds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     vectors = st.lists(st.integers(-2, 2), min_size=2, max_size=2)
     text_emb = np.array(draw(st.lists(vectors, min_size=num_texts, max_size=num_texts)), np.float32)
     image_emb = np.array(draw(st.lists(vectors, min_size=num_images, max_size=num_images)), np.float32)
-    owners = draw(st.lists(st.integers(0, num_images - 1), min_size=num_texts, max_size=num_texts))
-    return text_emb, image_emb, np.array(sorted(owners))
+    image_index = draw(st.lists(st.integers(0, num_images - 1), min_size=num_texts, max_size=num_texts))
+    return text_emb, image_emb, np.array(sorted(image_index))
 
 
 @given(worlds(), st.sampled_from([4, 64 * 2**20]))
 def test_recall_is_that_of_a_brute_force_search(world: tuple[Any, Any, Any], block_bytes: int) -> None:
-    text_emb, image_emb, owners = world
+    text_emb, image_emb, image_index = world
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipglot.evals.retrieval.BLOCK_BYTES", block_bytes)  # one query at a time, or all at once
-        report = retrieve(text_emb, image_emb, owners)
+        report = retrieve(text_emb, image_emb, image_index)
     similarity = (text_emb @ image_emb.T).astype(int)
-    owned = sorted(set(owners.tolist()))
+    owned = sorted(set(image_index.tolist()))
     for ranks, scores, right in (
-        (report.text_to_image, similarity, [{int(o)} for o in owners]),
-        (report.image_to_text, similarity.T[owned], [set(np.flatnonzero(owners == o).tolist()) for o in owned]),
+        (report.text_to_image, similarity, [{int(o)} for o in image_index]),
+        (report.image_to_text, similarity.T[owned], [set(np.flatnonzero(image_index == o).tolist()) for o in owned]),
     ):
         recalls = [reference(scores.tolist(), right, k) for k in (1, 5, 10)]
         assert [ranks.r_at_1, ranks.r_at_5, ranks.r_at_10] == pytest.approx(recalls)

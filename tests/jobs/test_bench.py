@@ -14,7 +14,7 @@ from clipglot.cache.format import EMB
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from clipglot.encoders.text_transformer import TextConfig, TextTower
+from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
 from clipglot.jobs.bench import bench
 from clipglot.jobs.bench_data import copy_to_npy, query_texts, query_tokens, write_random_cache
 from clipglot.jobs.bench_steps import tower_flops
@@ -24,9 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode
 TINY: dict[str, Any] = {"width": 16, "heads": 2, "layers": 2, "vocab_size": 300, "context_length": 16, "device": "cpu"}
 
 
-def tiny_config(**changes: Any) -> TextConfig:
+def tiny_config(**changes: Any) -> ScratchConfig:
     sizes: dict[str, Any] = {"embed_dim": 24, "vocab_size": 100, "context_length": 128, "width": 16, "heads": 2}
-    return TextConfig(**sizes | {"layers": 3, "pad_id": 0, "eos_id": 99, "quick_gelu": False} | changes)
+    return ScratchConfig(**sizes | {"layers": 3, "pad_id": 0, "eos_id": 99, "quick_gelu": False} | changes)
 
 
 def test_a_report_hangs_together(tiny_cache: Path) -> None:
@@ -104,7 +104,7 @@ def test_queries_are_as_long_as_said_and_end_once() -> None:
 @pytest.mark.parametrize("attention", ["lengths", "rows"])
 def test_operations_are_those_that_torch_counts_and_attention_by_its_pairs(attention: Any) -> None:
     config = tiny_config()
-    tower, lengths = TextTower(config), np.array([3, 128, 2])
+    tower, lengths = ScratchTower(config), np.array([3, 128, 2])
     tower.attention = attention
     ids = np.concatenate([[1] * (length - 1) + [99] for length in lengths.tolist()])
     # Forward and backward, a key and a value of each pair: half of the square, and a row of it in the last block.
@@ -113,9 +113,9 @@ def test_operations_are_those_that_torch_counts_and_attention_by_its_pairs(atten
     assert tower_flops(config, tower.pack(ids, lengths)) == pytest.approx(expected)
 
 
-def linear_flops(config: TextConfig, num_tokens: int, num_captions: int) -> float:
+def linear_flops(config: ScratchConfig, num_tokens: int, num_captions: int) -> float:
     """What torch counts for the matrices of the tower's blocks and projection, the last block at EOS alone."""
-    text = TextTower(config).text
+    text = ScratchTower(config).text
     x, eos = (torch.randn(rows, config.width, requires_grad=True) for rows in (num_tokens, num_captions))
     with FlopCounterMode(display=False) as counter:
         for block in text.transformer.resblocks:

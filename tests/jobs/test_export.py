@@ -16,10 +16,10 @@ import pytest
 import timm
 import torch
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.write.image_decode import ResizeCrop, decode
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.tokenizer import CaptionTokenizer
@@ -85,10 +85,10 @@ def strangers(merged: Path, timm_merged: Path, manifest: Path, tmp_path_factory:
 def test_open_clip_alone_gives_the_outputs_that_were_merged(
     number: int, name: str, strangers: Path, manifest: Path, request: pytest.FixtureRequest
 ) -> None:
-    run, theirs = Run(request.getfixturevalue(name)), np.load(strangers / f"{number}.npz")
+    run, theirs = RunFolder(request.getfixturevalue(name)), np.load(strangers / f"{number}.npz")
     encoder = run.provenance()["encoder"]
     tower = load_image_tower(encoder["model"], encoder["pretrained"])
-    pixels = decode(manifest.parent / "images" / "0000.png", Geometry.from_preprocess(tower.preprocess))[None]
+    pixels = decode(manifest.parent / "images" / "0000.png", ResizeCrop.from_preprocess(tower.preprocess))[None]
     assert np.array_equal(theirs["pixels"], tower.normalize(pixels).numpy())
     assert np.array_equal(theirs["image"], tower.encode(pixels))
 
@@ -104,7 +104,7 @@ def test_open_clip_alone_gives_the_outputs_that_were_merged(
 def test_a_sigmoid_loss_exports_its_bias(tiny_cache: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(tiny_cache, tmp_path / "run", loss="siglip")
     folder = export_run(ExportSettings(run=run, output=tmp_path / "merged")).folder
-    clip, final = open_clip.create_model(f"local-dir:{folder}"), load_final(Run(run))
+    clip, final = open_clip.create_model(f"local-dir:{folder}"), load_final(RunFolder(run))
     assert clip.logit_bias.item() == pytest.approx(final.logit_bias)
     assert clip.logit_bias.item() != -10.0  # it learned
     assert clip.logit_scale.exp().item() == pytest.approx(final.logit_scale)
@@ -125,7 +125,7 @@ def test_card_and_config_say_where_everything_came_from(merged: Path, tiny_cache
     assert provenance["source"] == {"name": "pairs.jsonl", "sha256": info.source.sha256}
     assert provenance["num_captions"] == info.num_captions
     card = (merged / "README.md").read_text(encoding="utf-8")
-    recall = Run(tiny_run).last_validation()
+    recall = RunFolder(tiny_run).last_validation()
     assert recall is not None
     for part in (info.encoder.weights_sha256, f"R@1 {recall['r_at_1']:.1%}", 'get_tokenizer("local-dir:merged")'):
         assert part in card

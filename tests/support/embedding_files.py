@@ -13,9 +13,9 @@ from clipglot.cache.read.cache import Cache
 def read_given(cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
     """Raw embeddings `[N, D]` of a cache, the paths of its images and their captions."""
     opened = Cache(cache)
-    captions, owners = opened.captions(), opened.caption_image()
+    captions, image_index = opened.captions(), opened.caption_image()
     raw = opened.image_emb().astype(np.float32) * opened.norm()[:, None]
-    return raw, opened.keys(), [[captions[i] for i in np.flatnonzero(owners == row)] for row in range(len(opened))]
+    return raw, opened.keys(), [[captions[i] for i in np.flatnonzero(image_index == row)] for row in range(len(opened))]
 
 
 def write_jsonl(path: Path, keys: list[str], captions: list[list[str]]) -> None:

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from clipglot.cache.format import Status
 from clipglot.cache.sources.source import RejectedImageError
-from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.write.image_decode import ResizeCrop, decode
 from PIL import Image, ImageDraw
 
-SQUARE = Geometry(height=16, width=16, resize_mode="shortest", interpolation="bicubic", fill=0)
-PLAIN = Geometry(height=20, width=30, resize_mode="squash", interpolation="bicubic", fill=0)  # of `drawing()`: as it is
+SQUARE = ResizeCrop(height=16, width=16, resize_mode="shortest", interpolation="bicubic", fill=0)
+PLAIN = ResizeCrop(
+    height=20, width=30, resize_mode="squash", interpolation="bicubic", fill=0
+)  # of `drawing()`: as it is
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -21,7 +23,7 @@ def noise(width: int, height: int) -> Image.Image:
 def drawing(mode: str = "RGB") -> Image.Image:
     """A red disc on blue, 30 by 20, off the centre so that turning it shows."""
     image = Image.new("RGB", (30, 20), (0, 0, 255))
-    ImageDraw.Draw(image).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
+    ImageDraw.NegativeDraw(image).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
     return image.convert(mode)
 
 
@@ -32,7 +34,7 @@ def stored(image: Image.Image, kind: str, **options: Any) -> BytesIO:
     return file
 
 
-def rejection(file: BytesIO, geometry: Geometry = SQUARE, **limits: int) -> Status:
+def rejection(file: BytesIO, geometry: ResizeCrop = SQUARE, **limits: int) -> Status:
     with pytest.raises(RejectedImageError) as rejected:
         decode(file, geometry, **limits)
     return rejected.value.status

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import torch
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 
 from support.run_logs import logged
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_final(Run(run)).tower.state_dict()
+    return load_final(RunFolder(run)).tower.state_dict()
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:

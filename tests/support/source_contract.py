@@ -185,7 +185,9 @@ class SourceContract(ABC):
             return {
                 "keys": keys,
                 "captions": [text for batch in batches for text in batch.captions.split()],
-                "owners": [a + i for a, batch in zip(starts, batches, strict=False) for i in batch.owners.tolist()],
+                "image_index": [
+                    a + i for a, batch in zip(starts, batches, strict=False) for i in batch.image_index.tolist()
+                ],
                 "locators": [locator for locators in located for locator in locators],
                 "languages": [tag for batch in batches for tag in batch.languages or ()],
             }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from clipglot.encoders.text_transformer import TextConfig, TextTower
+from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
 
 PAD, BOS, EOS = 0, 1, 2
 CONTEXT = 12
@@ -20,8 +20,8 @@ CAPTIONS = [
 ]
 
 
-def make_tower(**fields: Any) -> TextTower:
-    """Three layers, sixteen wide, random weights; `fields` of `TextConfig` on top."""
+def make_tower(**fields: Any) -> ScratchTower:
+    """Three layers, sixteen wide, random weights; `fields` of `ScratchConfig` on top."""
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "embed_dim": 6,
@@ -34,10 +34,10 @@ def make_tower(**fields: Any) -> TextTower:
         "eos_id": EOS,
         "quick_gelu": False,
     }
-    return TextTower(TextConfig(**config | fields))
+    return ScratchTower(ScratchConfig(**config | fields))
 
 
-def upstream(tower: TextTower) -> torch.nn.Module:
+def upstream(tower: ScratchTower) -> torch.nn.Module:
     """The same text tower as open_clip builds it from the config that the export writes."""
     clip = open_clip.model.CustomTextCLIP(
         embed_dim=tower.config.embed_dim,

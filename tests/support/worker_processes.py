@@ -17,7 +17,7 @@ forward = ImageTower.forward
 ImageTower.forward = lambda tower, x: time.sleep({}) or forward(tower, x)
 """
 IMPATIENT = "import clipglot.cache.write.work_sharing as sharing\nsharing.BEAT_S = 0.2\n"
-IMPATIENT += "sharing.Watch.__init__.__defaults__ = (2.0, *sharing.Watch.__init__.__defaults__[1:])\n"
+IMPATIENT += "sharing.Liveness.__init__.__defaults__ = (2.0, *sharing.Liveness.__init__.__defaults__[1:])\n"
 
 # Forks `clipglot` commands after the imports, because importing torch takes longer than all that is tested.
 LAUNCHER = """

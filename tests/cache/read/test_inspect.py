@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.read.preview import look_at_pairs
+from clipglot.cache.read.preview import sample_captioned_images
 from clipglot.cache.storage import ragged
 from clipglot.cli.render import shortened
 from rich.cells import cell_len
@@ -37,13 +37,13 @@ def gaps(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize("num", [0, 1, 3, 20, 50])
 def test_pairs_are_spread_evenly_and_those_without_captions_are_counted(num: int, gaps: Path) -> None:
     cache = Cache(gaps)
-    owners, captions, keys = cache.caption_image().tolist(), cache.captions(), cache.keys()
-    pairs, num_uncaptioned = look_at_pairs(cache, num)
+    image_index, captions, keys = cache.caption_image().tolist(), cache.captions(), cache.keys()
+    pairs, num_uncaptioned = sample_captioned_images(cache, num)
     assert cache.array("captions/image").cdata_shape[0] > 2
     assert num_uncaptioned == 5
     assert [pair.row for pair in pairs] == np.linspace(0, 19, min(num, 20)).astype(int).tolist()
     for pair in pairs:
-        of_it = [caption for owner, caption in zip(owners, captions, strict=True) if owner == pair.row]
+        of_it = [caption for owner, caption in zip(image_index, captions, strict=True) if owner == pair.row]
         assert (pair.key, pair.caption, pair.num_captions) == (keys[pair.row], next(iter(of_it), None), len(of_it))
 
 

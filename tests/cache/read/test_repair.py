@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.storage.atomic import locked
+from clipglot.cache.storage.atomic import lock_folder
 from clipglot.cache.write.views import make_room
 from clipglot.cli.main import main
 from clipglot.jobs.verify import cache_command
@@ -137,7 +137,7 @@ def test_views_under_way_are_marked_and_the_cache_stays_sealed(copied: Path) -> 
 
 def test_a_cache_that_is_being_written_is_not_repaired(copied: Path) -> None:
     flip_a_byte(copied / "images/emb/c/0/1/0")
-    with locked(copied):
+    with lock_folder(copied):
         result = CliRunner().invoke(main, ["verify", str(copied), "--repair"])
     assert (result.exit_code, "another clipglot command is writing it" in result.stderr) == (1, True)
     assert Cache(copied).info.state == "sealed"

@@ -11,7 +11,7 @@ from clipglot.cache.format import SourceInfo
 from clipglot.cache.sources import jsonl as json_lines
 from clipglot.cache.sources.jsonl_arrow import plain_batch
 from clipglot.cache.sources.source import MAX_CAPTION_BYTES, Batch, batched
-from clipglot.cache.sources.table import Table
+from clipglot.cache.sources.table import TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,17 +38,19 @@ def content(batches: Iterable[Batch]) -> Content:
             start = len(rows)
             rows += [(key.decode(), [], []) for key in batch.keys.split()]
             tags = batch.languages or [""] * len(batch.captions)
-            for owner, caption, tag in zip(batch.owners.tolist(), batch.captions.split(), tags, strict=True):
+            for owner, caption, tag in zip(batch.image_index.tolist(), batch.captions.split(), tags, strict=True):
                 rows[start + owner][1].append(caption.decode())
                 rows[start + owner][2].append(tag)
-            dropped += [(reason, start + row) for reason, owners in batch.dropped.items() for row in owners.tolist()]
+            dropped += [
+                (reason, start + row) for reason, image_index in batch.dropped.items() for row in image_index.tolist()
+            ]
     except CacheError as error:
         return [], [], str(error)
     return rows, sorted(dropped), ""
 
 
 def both(info: SourceInfo) -> Content:
-    fast, careful = content(Table(info).batches()), content(batched(Table(info).rows()))
+    fast, careful = content(TableSource(info).batches()), content(batched(TableSource(info).rows()))
     assert fast == careful
     return fast
 

@@ -8,7 +8,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.sources.source import Row
-from clipglot.cache.sources.table import SUFFIXES, Table
+from clipglot.cache.sources.table import SUFFIXES, TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 def read(path: Path, *text_fields: str, image_field: str = "image") -> list[Row]:
     fields = list(text_fields or ("text",))
     return list(
-        Table(SourceInfo(path=str(path), sha256="", image_root="", image_field=image_field, text_fields=fields)).rows()
+        TableSource(
+            SourceInfo(path=str(path), sha256="", image_root="", image_field=image_field, text_fields=fields)
+        ).rows()
     )
 
 

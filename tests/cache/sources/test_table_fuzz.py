@@ -12,7 +12,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.jsonl import MAX_LINE_BYTES
-from clipglot.cache.sources.table import SUFFIXES, Table
+from clipglot.cache.sources.table import SUFFIXES, TableSource
 from clipglot.cache.write.plan import plan_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,8 +21,8 @@ from test_plan import INFO
 MEMORY_MB = 400  # above what the imports take
 
 
-def table(path: Path) -> Table:
-    return Table(SourceInfo(path=str(path), sha256="", image_root="", image_field="image", text_fields=["text"]))
+def table(path: Path) -> TableSource:
+    return TableSource(SourceInfo(path=str(path), sha256="", image_root="", image_field="image", text_fields=["text"]))
 
 
 def outcome(path: Path) -> tuple[int, str]:

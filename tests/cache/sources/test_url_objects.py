@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from clipglot.cache.format import Status
 from clipglot.cache.location import Url
-from clipglot.cache.sources.download import PREFIX, Spool
+from clipglot.cache.sources.download import PREFIX, DownloadCache
 from clipglot.cache.sources.image_files import PathReader
 from support import url_sources as urls
 from support.s3_server import NAME, Bucket
@@ -102,7 +102,7 @@ def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary
     bucket.client.put_object(Bucket=NAME, Key="spooled.bin", Body=b"x" * 1000)
     script = (
         "import os, signal; from clipglot.cache.location import Url; "
-        "from clipglot.cache.sources.download import Spool; "
+        "from clipglot.cache.sources.download import DownloadCache; "
         f"spool = Spool.create(); file = spool.open(Url({url!r})); assert len(file.read()) == 1000; "
     )
     environment = os.environ | {"TMPDIR": str(temporary)}
@@ -110,7 +110,7 @@ def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary
     def run(end: str) -> int:
         return subprocess.run([sys.executable, "-c", script + end], env=environment).returncode
 
-    others = Spool.create()
+    others = DownloadCache.create()
     assert run("os.kill(os.getpid(), signal.SIGKILL)") == -9
     left = set(temporary.glob(f"{PREFIX}*")) - {others.path(Url(url)).parent}
     assert [len(list(folder.glob("*.bin"))) for folder in left] == [1]
@@ -127,7 +127,7 @@ def test_processes_share_what_is_fetched_and_few_files_stay(
     urls = [Url(f"s3://{NAME}/few/{i}.bin") for i in range(8)]
     for i in range(8):
         bucket.client.put_object(Bucket=NAME, Key=f"few/{i}.bin", Body=bytes([i]) * 1000)
-    spool = Spool.create()
+    spool = DownloadCache.create()
     files = []
     for i, url in enumerate(urls):
         with ThreadPoolExecutor(4) as threads:

@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.sources.table import Table
-from clipglot.cache.sources.where import Condition
+from clipglot.cache.sources.table import TableSource
+from clipglot.cache.sources.where import WhereFilter
 from clipglot.cache.write.plan import plan_cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
@@ -45,7 +45,7 @@ RECORD: dict[str, Any] = {"similarity": 0.4, "lang": "zh", "ok": True, "none": N
     ],
 )
 def test_a_condition_holds_as_in_python(text: str, holds: bool) -> None:
-    assert Condition(text).holds(RECORD, "m:1") is holds
+    assert WhereFilter(text).holds(RECORD, "m:1") is holds
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_condition_holds_as_in_python(text: str, holds: bool) -> None:
 )
 def test_what_is_no_condition_is_refused_with_its_position(text: str, message: str) -> None:
     with pytest.raises(CacheError, match=message):
-        Condition(text)
+        WhereFilter(text)
     with pytest.raises(DistillError, match=message):
         CacheSettings(source=Path("m.jsonl"), output=Path("c.zarr"), model="m", where=text)
 
@@ -92,7 +92,7 @@ def test_what_is_no_condition_is_refused_with_its_position(text: str, message: s
 )
 def test_a_record_that_does_not_fit_is_named(text: str, message: str) -> None:
     with pytest.raises(CacheError, match=message):
-        Condition(text).holds(RECORD, "m:3")
+        WhereFilter(text).holds(RECORD, "m:3")
 
 
 WORDS = ["x", "y", "and", "or", "not", "in", "is", "None", "(", ")", "[", "]", ",", "<", "==", "-", "'a'", "3", "True"]
@@ -102,7 +102,7 @@ WORDS = ["x", "y", "and", "or", "not", "in", "is", "None", "(", ")", "[", "]", "
 @given(st.text(max_size=30) | st.lists(st.sampled_from(WORDS)).map(" ".join))
 def test_any_text_is_a_condition_or_one_clear_error(text: str) -> None:
     try:
-        holds = Condition(text).holds({"x": 1, "y": "a"}, "m:1")
+        holds = WhereFilter(text).holds({"x": 1, "y": "a"}, "m:1")
     except CacheError as error:
         assert "--where" in str(error)  # noqa: PT017
     else:
@@ -112,13 +112,13 @@ def test_any_text_is_a_condition_or_one_clear_error(text: str) -> None:
 @given(st.floats(allow_nan=False) | st.integers(), st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), st.integers())
 def test_numbers_compare_as_in_python(x: float, name: str, y: int) -> None:
     sign = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}[name]
-    assert Condition(f"x {sign} {y}").holds({"x": x}, "") is getattr(operator, name)(x, y)
+    assert WhereFilter(f"x {sign} {y}").holds({"x": x}, "") is getattr(operator, name)(x, y)
 
 
-def table(path: Path, records: list[dict[str, Any]], **asked: Any) -> Table:
+def table(path: Path, records: list[dict[str, Any]], **asked: Any) -> TableSource:
     path.write_text("\n".join(json.dumps(record) for record in records))
     fields: dict[str, Any] = {"image_field": "image", "text_fields": ["text"], "sha256": "", "image_root": ""}
-    return Table(SourceInfo(**fields | {"path": str(path)} | asked))
+    return TableSource(SourceInfo(**fields | {"path": str(path)} | asked))
 
 
 COMMON = {"lang": ["ru", "zh"], "en": "a cat"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.cache.sources.download import PREFIX, Spool, _sweep
+from clipglot.cache.sources.download import PREFIX, DownloadCache, _sweep
 
 
 @pytest.mark.parametrize("moment", ["made", "opened"])
@@ -26,7 +26,7 @@ def test_a_folder_that_another_process_sweeps_before_it_is_held_is_made_anew(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, swept_after)
-        spool = Spool.create()
+        spool = DownloadCache.create()
     (folder,) = tmp_path.glob(f"{PREFIX}*")
     assert [folder] != swept
     _sweep(tmp_path)

@@ -18,7 +18,7 @@ from clipglot.cache.write.convert import convert
 from clipglot.distill.data.load import open_images
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from support.copies import run
 from support.run_logs import logged
@@ -85,7 +85,7 @@ def test_training_on_it_is_the_run_of_the_zarr_cache(where: str, h5: Path, tiny_
     for cache, name in ((tiny_cache, "near"), (h5, "far")):
         train(settings(cache, tmp_path / name, val=cache, epochs=2, embeddings=where, **buffer))
     assert logged(tmp_path / "far") == logged(tmp_path / "near")
-    ours, theirs = (load_final(Run(tmp_path / name)).tower.state_dict() for name in ("far", "near"))
+    ours, theirs = (load_final(RunFolder(tmp_path / name)).tower.state_dict() for name in ("far", "near"))
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
     if where == "auto":
         result = run("export", tmp_path / "far", "-o", tmp_path / "merged", "--json")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.storage import atomic as files
-from clipglot.cache.storage.atomic import locked, sweep_partial, whole_directory
+from clipglot.cache.storage.atomic import atomic_directory, lock_folder, sweep_partial
 from clipglot.cache.storage.open import store_at
 from clipglot.cache.write.plan import is_planned
 
@@ -23,8 +23,8 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from clipglot.cache.storage.atomic import locked
-with locked(Path(sys.argv[1])):
+from clipglot.cache.storage.atomic import lock_folder
+with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -37,11 +37,11 @@ def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(tmp_path: Path)
         assert holder.stdout.readline() == "held\n"
         with (
             pytest.raises(CacheError, match=r"cache\.zarr: another clipglot command is writing it: wait"),
-            locked(folder),
+            lock_folder(folder),
         ):
             pass
         holder.send_signal(signal.SIGKILL)
-    with locked(folder):
+    with lock_folder(folder):
         assert not is_planned(folder)
 
 
@@ -55,7 +55,7 @@ def test_who_comes_while_a_shared_folder_is_swept_waits(monkeypatch: pytest.Monk
         return 0
 
     def hold() -> None:
-        with locked(tmp_path, shared=True):
+        with lock_folder(tmp_path, shared=True):
             order.append("held")
 
     monkeypatch.setattr(files, "sweep_partial", sweep)
@@ -75,7 +75,7 @@ def test_a_folder_stays_only_if_it_was_there_or_was_filled(tmp_path: Path) -> No
     old, empty, filled = (tmp_path / name for name in ("old", "empty", "filled"))
     old.mkdir()
     for folder in (old, empty, filled):
-        with locked(folder):
+        with lock_folder(folder):
             if folder == filled:
                 (folder / "file").touch()
     assert sorted(tmp_path.iterdir()) == [filled, old]
@@ -87,7 +87,7 @@ def test_a_filesystem_without_locks_does_without(code: int, monkeypatch: pytest.
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with locked(tmp_path / "run"), locked(tmp_path / "run"):
+    with lock_folder(tmp_path / "run"), lock_folder(tmp_path / "run"):
         assert (tmp_path / "run").is_dir()
 
 
@@ -95,7 +95,7 @@ def test_what_is_no_folder_is_not_locked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("absent")
     for name, message in {"file": "is a file", "link": "is a symlink to absent", "file/x": "cannot be written"}.items():
-        with pytest.raises(CacheError, match=message), locked(tmp_path / name):
+        with pytest.raises(CacheError, match=message), lock_folder(tmp_path / name):
             pass
 
 
@@ -118,16 +118,16 @@ def test_a_whole_directory_removes_its_own_leftovers_alone(name: str, tmp_path: 
     third = tmp_path / f".merged2.{digits}.partial"
     for folder in (mine, other, third):
         folder.mkdir()
-    with whole_directory(tmp_path / name) as partial:
+    with atomic_directory(tmp_path / name) as partial:
         (partial / "file").touch()
     assert set(tmp_path.iterdir()) == {tmp_path / name, other, third}
 
 
 def test_two_that_make_one_directory_leave_each_other_alone(tmp_path: Path) -> None:
     def overtaken() -> None:
-        with whole_directory(tmp_path / "merged") as slower:
+        with atomic_directory(tmp_path / "merged") as slower:
             (slower / "file").touch()
-            with whole_directory(tmp_path / "merged") as faster:
+            with atomic_directory(tmp_path / "merged") as faster:
                 (faster / "file").write_text("faster")
             assert (slower / "file").exists()
 

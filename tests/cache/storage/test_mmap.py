@@ -8,7 +8,7 @@ import pytest
 import zarr
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.storage.mmap import MappedRows
+from clipglot.cache.storage.mmap import MmapRows
 from clipglot.cache.storage.ragged import create_array
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -48,7 +48,7 @@ def test_mapped_rows_are_those_that_zarr_reads(
     array = stored(folder, shape, chunks, dtype)
     view = data.draw(st.integers(0, shape[0] - 1)) if len(shape) > 1 else 0
     expected = np.asarray(array[view]) if len(shape) > 1 else np.asarray(array[:])
-    rows = MappedRows(array, folder / "rows", remedy=remedy, view=view).check()
+    rows = MmapRows(array, folder / "rows", remedy=remedy, view=view).check()
     assert (len(rows), rows.shape, rows.dtype) == (len(expected), expected.shape, expected.dtype)
     wanted = np.array(data.draw(st.lists(st.integers(0, len(expected) - 1), max_size=60)) if len(expected) else [], int)
     start, stop = data.draw(st.integers(-3, len(expected) + 3)), data.draw(st.integers(-3, len(expected) + 3))
@@ -63,7 +63,7 @@ def test_mapped_rows_are_those_that_zarr_reads(
 
 @pytest.mark.parametrize("row", [-1, 40])
 def test_rows_that_are_not_there_are_refused(row: int, tmp_path: Path) -> None:
-    rows = MappedRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy)
+    rows = MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy)
     with pytest.raises(IndexError, match=f"rows {min(row, 3)} to {max(row, 3)} asked for, .*rows has 40"):
         rows.take(np.array([3, row]))
 
@@ -75,7 +75,7 @@ def test_no_file_stays_open_and_the_addresses_are_given_back(tmp_path: Path) -> 
 
     array = stored(tmp_path, (5_000,), (100,), "int64")
     descriptors, _ = in_use()
-    rows = MappedRows(array, tmp_path / "rows", remedy=remedy)
+    rows = MmapRows(array, tmp_path / "rows", remedy=remedy)
     assert in_use() == (descriptors, 50)
     assert rows.take(np.array([4_999])) == array[4_999]
     del rows
@@ -87,8 +87,8 @@ def test_a_flipped_byte_is_found_by_checking(tmp_path: Path) -> None:
     content = bytearray(chunk.read_bytes())
     content[7] ^= 1
     chunk.write_bytes(content)
-    MappedRows(array, tmp_path / "rows", remedy=remedy, view=0).check()
-    rows = MappedRows(array, tmp_path / "rows", remedy=remedy, view=1)
+    MmapRows(array, tmp_path / "rows", remedy=remedy, view=0).check()
+    rows = MmapRows(array, tmp_path / "rows", remedy=remedy, view=1)
     with pytest.raises(CacheError, match=r"damaged chunk .*rows/c/1/3/0 \(crc32c .*, expected .*\): mend \(1, 3, 0\)"):
         rows.check()
     assert len(list(rows.faults())) == 1
@@ -96,7 +96,7 @@ def test_a_flipped_byte_is_found_by_checking(tmp_path: Path) -> None:
 
 def test_checking_tells_how_far_it_is(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
-    MappedRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy).check(lambda *call: calls.append(call))
+    MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy).check(lambda *call: calls.append(call))
     assert calls == [(done, 5) for done in range(1, 6)]
 
 
@@ -104,10 +104,10 @@ def test_absent_and_cut_chunks_are_named_before_any_is_mapped(tiny_cache: Path, 
     array, chunk = stored(tmp_path, *SHAPES[0]), tmp_path / "rows/c/0/2/0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
     with pytest.raises(CacheError, match=r"damaged chunk .*c/0/2/0 \(259 bytes, expected 260\): mend \(0, 2, 0\)"):
-        MappedRows(array, tmp_path / "rows", remedy=remedy)
+        MmapRows(array, tmp_path / "rows", remedy=remedy)
     chunk.unlink()
     with pytest.raises(CacheError, match=r"c/0/2/0 is absent: mend \(0, 2, 0\)"):
-        MappedRows(array, tmp_path / "rows", remedy=remedy)
+        MmapRows(array, tmp_path / "rows", remedy=remedy)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_another_encoding_is_refused(codecs: dict[str, Any], chunks: tuple[int, 
     with pytest.raises(
         CacheError, match=r"rows: stored as .* expected whole rows of raw little-endian bytes \+ crc32c"
     ):
-        MappedRows(array, tmp_path / "rows", remedy=remedy)
+        MmapRows(array, tmp_path / "rows", remedy=remedy)
 
 
 def test_a_cache_maps_its_arrays(tiny_cache: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import clipglot.cache.storage.ragged as ragged
 import pytest
 import zarr
-from clipglot.cache.storage.ragged import RaggedReader, RaggedWriter, Texts
+from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader, RaggedWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore
@@ -17,7 +17,7 @@ SCRIPTS = ["", "cat", "кошка", "猫が座る", "고양이", "قطة", "ब�
 def stored(group: zarr.Group, batches: list[list[str]]) -> RaggedReader:
     writer = RaggedWriter(group, "text")
     for batch in batches:
-        writer.append(Texts.of([text.encode() for text in batch]))
+        writer.append(RaggedBytes.of([text.encode() for text in batch]))
     writer.close()
     return RaggedReader(group, "text")
 

@@ -82,8 +82,8 @@ def test_sources_are_appended_one_after_another(manifests: dict[str, Path], make
     cache = Cache(path)
     assert (len(keys), [source.first_row for source in cache.info.sources]) == (30, [0, 10, 14])
     assert np.any(emb, axis=1).sum() == 29
-    owners, tags = cache.caption_image(), cache.languages()
-    assert tags == ["ru" if 10 <= row < 14 else "" for row in owners.tolist()]
+    image_index, tags = cache.caption_image(), cache.languages()
+    assert tags == ["ru" if 10 <= row < 14 else "" for row in image_index.tolist()]
     assert cache.count_languages()["ru"] == tags.count("ru") > 0
 
 
@@ -128,7 +128,7 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
     source = open_source(
         SourceInfo(path=str(manifests["more"]), sha256="", image_root="", image_field="", text_fields=[])
     )
-    write, num = store_files.write_whole, 0
+    write, num = store_files.atomic_write, 0
 
     def plan(stop_at: int) -> dict[str, bytes]:
         nonlocal num
@@ -142,7 +142,7 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
             write(target, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store_files, "write_whole", counted)
+            patch.setattr(store_files, "atomic_write", counted)
             cache = Cache(path, read_only=False)
             appending.finish_append(cache)
             if cache.info.state == "sealed":
@@ -181,7 +181,7 @@ def before(function):
         return function(*arguments, **named)
     return counted
 
-files.write_whole = before(files.write_whole)
+files.atomic_write = before(files.atomic_write)
 files.DurableLocalStore.delete_below = before(files.DurableLocalStore.delete_below)
 for line in sys.stdin:
     at, num = int(line), 0

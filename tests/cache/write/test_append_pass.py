@@ -123,7 +123,7 @@ def test_workers_need_not_wait_for_a_source_that_brings_nothing(start_worker: An
 
 def stopped_at(ending: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a cache until a file is written whose name ends so."""
-    write = store_files.write_whole
+    write = store_files.atomic_write
 
     def write_or_stop(target: Path, data: Any) -> None:
         if target.as_posix().endswith(ending):
@@ -131,7 +131,7 @@ def stopped_at(ending: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyP
         write(target, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_files, "write_whole", write_or_stop)
+        patch.setattr(store_files, "atomic_write", write_or_stop)
         with pytest.raises(Stopped):
             make()
 

@@ -6,7 +6,7 @@ import torch
 from clipglot.cache.format import Augmentation
 from clipglot.cache.write import augment
 from clipglot.cache.write.augment import augmented, crop_box
-from clipglot.cache.write.image_decode import Geometry
+from clipglot.cache.write.image_decode import ResizeCrop
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 GEOMETRY = {
-    mode: Geometry(height=24, width=24, resize_mode=mode, interpolation="bicubic", fill=9)  # type: ignore[arg-type]
+    mode: ResizeCrop(height=24, width=24, resize_mode=mode, interpolation="bicubic", fill=9)  # type: ignore[arg-type]
     for mode in ("shortest", "longest", "squash")
 }
 

@@ -5,11 +5,11 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.write.decode_pool import Block, block_decoder
-from clipglot.cache.write.image_decode import Geometry
+from clipglot.cache.write.image_decode import ResizeCrop
 from numpy.typing import NDArray
 from support.crashing_reader import DeadlyReader
 
-GEOMETRY = Geometry(height=8, width=8, resize_mode="squash", interpolation="bicubic", fill=0)
+GEOMETRY = ResizeCrop(height=8, width=8, resize_mode="squash", interpolation="bicubic", fill=0)
 
 
 def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:

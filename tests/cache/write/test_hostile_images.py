@@ -18,12 +18,12 @@ from click.testing import CliRunner
 from clipglot.cache.format import Status
 from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.write import image_decode as images
-from clipglot.cache.write.image_decode import Geometry, decode, to_rgb
+from clipglot.cache.write.image_decode import ResizeCrop, decode, to_rgb
 from clipglot.cli.main import main
 from PIL import Image
 from support.drawings import draw_images
 
-SQUARE = Geometry(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
+SQUARE = ResizeCrop(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 
 
 def stored(kind: str, **options: object) -> bytearray:
@@ -76,9 +76,9 @@ def gif(screen: int, frame: int) -> bytes:
 DECODE_ALL = """
 import resource, sys
 from pathlib import Path
-from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.write.image_decode import ResizeCrop, decode
 from clipglot.cache.sources.source import RejectedImageError
-geometry = Geometry(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
+geometry = ResizeCrop(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: int(path.name)):
     before, said = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "EMBEDDED"
     try:
@@ -198,7 +198,7 @@ def test_a_pass_over_odd_files_ends_and_says_what_each_was(tmp_path: Path, tiny_
 
 @pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
 def test_absurd_shapes_are_embedded_where_the_tower_can_see_them(mode: str) -> None:
-    geometry = Geometry(height=32, width=32, resize_mode=mode, interpolation="bicubic", fill=0)  # type: ignore[arg-type]
+    geometry = ResizeCrop(height=32, width=32, resize_mode=mode, interpolation="bicubic", fill=0)  # type: ignore[arg-type]
     for size in ((1, 100_000), (100_000, 1)):
         file = BytesIO()
         Image.new("RGB", size).save(file, "PNG")

@@ -10,7 +10,7 @@ import open_clip.transform as upstream
 import pytest
 import torch
 from clipglot.cache.format import Status
-from clipglot.cache.write.image_decode import Geometry, decode, decode_views
+from clipglot.cache.write.image_decode import ResizeCrop, decode, decode_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -31,7 +31,7 @@ preprocesses = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(width=sides, height=sides, preprocess=preprocesses)
 def test_the_geometry_is_open_clips_bit_for_bit(width: int, height: int, preprocess: dict[str, Any]) -> None:
-    geometry, image = Geometry.from_preprocess(preprocess), noise(width, height)
+    geometry, image = ResizeCrop.from_preprocess(preprocess), noise(width, height)
     if min(geometry.resized(width, height)) < 1:
         assert rejection(stored(image, "PNG"), geometry) is Status.TOO_LARGE  # upstream fails on it
         return
@@ -47,7 +47,7 @@ def test_the_towers_input_is_open_clips_preprocessed_tensor(resize_mode: str, ti
     tower = load_image_tower(f"local-dir:{tiny_clip}", None)
     tower = replace(tower, preprocess={**tower.preprocess, "resize_mode": resize_mode})
     preprocess = upstream.image_transform_v2(upstream.PreprocessCfg(**tower.preprocess), is_train=False)
-    pixels = decode(stored(noise(57, 91), "PNG"), Geometry.from_preprocess(tower.preprocess))
+    pixels = decode(stored(noise(57, 91), "PNG"), ResizeCrop.from_preprocess(tower.preprocess))
     assert torch.equal(tower.normalize(pixels[None])[0], preprocess(noise(57, 91)))
 
 
@@ -55,7 +55,7 @@ def test_a_preprocessing_that_open_clip_does_not_have_is_refused() -> None:
     from clipglot.cache.errors import CacheError
 
     with pytest.raises(CacheError, match="known are shortest, longest, squash"):
-        Geometry.from_preprocess({"size": 224, "resize_mode": "stretch"})
+        ResizeCrop.from_preprocess({"size": 224, "resize_mode": "stretch"})
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "YCbCr", "RGBA", "LA"])
@@ -119,7 +119,7 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     assert np.array_equal(decode(file, PLAIN), np.asarray(drawing()))
 
 
-def pillows(file: BytesIO, geometry: Geometry) -> np.ndarray:
+def pillows(file: BytesIO, geometry: ResizeCrop) -> np.ndarray:
     """What Pillow alone makes of a file."""
     return np.asarray(geometry.apply(ImageOps.exif_transpose(Image.open(file)).convert("RGB")))
 
@@ -152,7 +152,7 @@ def test_scaled_decoding_keeps_twice_the_sides(side: int, differs: bool) -> None
 
 
 def test_scaled_decoding_of_a_turned_image_keeps_enough_of_both_sides() -> None:
-    wide = Geometry(height=10, width=40, resize_mode="squash", interpolation="bicubic", fill=0)
+    wide = ResizeCrop(height=10, width=40, resize_mode="squash", interpolation="bicubic", fill=0)
     exif = Image.Exif()
     exif[0x0112] = 6
     file = stored(noise(70, 70).resize((40, 160)), "JPEG", exif=exif, quality=95)

@@ -153,8 +153,8 @@ def test_rows_of_one_image_become_one_and_bad_rows_have_their_status(
     assert not cache.norm()[[5, 6, 8]].any()
     good = cache.status() == Status.EMBEDDED
     assert np.allclose((cache.image_emb() * cache.norm()[:, None])[good], raw[good], rtol=2e-3, atol=1e-5)
-    owners = cache.caption_image()
-    assert [cache.captions()[i] for i in np.flatnonzero(owners == 3)] == [*captions[3], "again", "again"]
+    image_index = cache.caption_image()
+    assert [cache.captions()[i] for i in np.flatnonzero(image_index == 3)] == [*captions[3], "again", "again"]
     assert cache.verify() == []
 
 

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.storage.open import store_at
 from clipglot.cache.write import work_sharing as module
-from clipglot.cache.write.work_sharing import ALONE, Sign, Worker, read_signs, sharing
+from clipglot.cache.write.work_sharing import ALONE, Heartbeat, Worker, read_signs, sharing
 from clipglot.cli.main import main
 from clipglot.cli.render import PlainProgress
 from support.worker_processes import SLOW
@@ -99,7 +99,7 @@ def test_control_c_in_a_terminal_leaves_one_clean_line_below_the_bars(
 def test_waiting_for_others_is_counted_and_said_in_the_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other is at chunk 1 and takes three looks to write it."""
     store, now, left, said = store_at(tmp_path, read_only=False), [100.0], {1: None}, list[str]()
-    other = Sign(worker=1, of=2, host="far", pid=7, stage="embed", chunks=[1])
+    other = Heartbeat(worker=1, of=2, host="far", pid=7, stage="embed", chunks=[1])
     store.write("workers/1.json", json.dumps(asdict(other)).encode())
 
     def sleep(seconds: float) -> None:

@@ -16,7 +16,7 @@ from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.kinds import open_source
 from clipglot.cache.sources.source import ROWS_AT_A_TIME, Batch, Row, batched
-from clipglot.cache.storage.atomic import locked
+from clipglot.cache.storage.atomic import lock_folder
 from clipglot.cache.write.plan import is_planned, plan_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -68,14 +68,14 @@ def test_lines_of_one_image_are_merged_in_their_order(
     path = tmp_path_factory.mktemp("plans") / "cache.zarr"
     info = plan_cache(path, rows(pairs, rows_at_a_time), INFO)
     cache = Cache(path)
-    owners, captions = cache.caption_image(), cache.captions()
+    image_index, captions = cache.caption_image(), cache.captions()
     assert cache.keys() == list(expected)
-    assert [[captions[i] for i in np.flatnonzero(owners == row)] for row in range(len(cache))] == list(
+    assert [[captions[i] for i in np.flatnonzero(image_index == row)] for row in range(len(cache))] == list(
         expected.values()
     )
-    assert (np.diff(owners) >= 0).all()
-    assert info.num_captions == len(captions) == len(owners)
-    assert sum(info.dropped_captions.values()) == sum(len(captions) for _, captions in pairs) - len(owners)
+    assert (np.diff(image_index) >= 0).all()
+    assert info.num_captions == len(captions) == len(image_index)
+    assert sum(info.dropped_captions.values()) == sum(len(captions) for _, captions in pairs) - len(image_index)
 
 
 def test_what_was_dropped_is_counted_with_its_reason(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_manifest_that_fails_after_many_rows_leaves_nothing(tmp_path: Path) ->
         yield from rows((str(i), ["x"]) for i in range(ROWS_AT_A_TIME + 1))
         raise CacheError("line 8194: no JSON")
 
-    with locked(tmp_path / "c.zarr"), pytest.raises(CacheError, match="line 8194"):
+    with lock_folder(tmp_path / "c.zarr"), pytest.raises(CacheError, match="line 8194"):
         plan_cache(tmp_path / "c.zarr", bad(), INFO)
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ import pytest
 from clipglot.cache.format import Status
 from clipglot.cache.sources.image_root import MAX_FILE_BYTES, open_below
 from clipglot.cache.sources.source import RejectedImageError
-from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.write.image_decode import ResizeCrop, decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -41,7 +41,7 @@ def test_the_limit_of_pixels_is_exact_and_also_holds_after_resizing() -> None:
 
 
 def test_a_thin_line_that_would_vanish_costs_its_row_also_when_turned() -> None:
-    letterbox = Geometry(height=10, width=400, resize_mode="longest", interpolation="bicubic", fill=0)
+    letterbox = ResizeCrop(height=10, width=400, resize_mode="longest", interpolation="bicubic", fill=0)
     exif = Image.Exif()
     exif[0x0112] = 6
     line = Image.new("RGB", (300, 1))

@@ -17,7 +17,7 @@ from clipglot.cache.read.cache import Cache
 from clipglot.cache.write.views import count_repeats, has_further_views, make_room, missing_views, num_begun
 from clipglot.cli.main import main
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from support.run_logs import logged
 from support.runs import settings
@@ -79,6 +79,6 @@ def test_training_draws_views_as_from_the_local_copy(embeddings: Any, viewed: Pa
     train(far)
     train(replace(far, views="1", output=tmp_path / "one"))
     assert logged(tmp_path / "far") == logged(tmp_path / "near") != logged(tmp_path / "one")
-    expected = load_final(Run(tmp_path / "near")).tower.state_dict()
-    found = load_final(Run(tmp_path / "far")).tower.state_dict()
+    expected = load_final(RunFolder(tmp_path / "near")).tower.state_dict()
+    found = load_final(RunFolder(tmp_path / "far")).tower.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())

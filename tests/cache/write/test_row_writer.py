@@ -11,8 +11,8 @@ from clipglot.cache.format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER
 from clipglot.cache.sources.source import Locator, Row, batched
 from clipglot.cache.storage import ragged
 from clipglot.cache.storage.digests import first_lines
-from clipglot.cache.storage.ragged import RaggedReader, Texts, open_array
-from clipglot.cache.write.row_writer import ColumnWriter
+from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader, open_array
+from clipglot.cache.write.row_writer import RowWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +64,7 @@ def test_lines_of_an_image_are_merged_as_in_a_dict(
     rows = to_rows(given, located, tagged, taught)
     expected: dict[str, tuple[Locator | None, list[tuple[str, str, str]]]] = {}
     root = zarr.create_group({}, zarr_format=3)
-    writer = ColumnWriter(root, teacher=taught, limit=limit)
+    writer = RowWriter(root, teacher=taught, limit=limit)
     cuts = [0, *sorted(border for border in borders if border < len(rows)), len(rows)]
     for start, stop in pairwise(cuts):
         for batch in batched(rows[start:stop]):
@@ -75,11 +75,11 @@ def test_lines_of_an_image_are_merged_as_in_a_dict(
             expected.setdefault(row.key, (row.locator, []))[1].extend(kept(row))
     num, num_captions = writer.close()
 
-    owners = np.asarray(open_array(root, CAPTION_IMAGE)[:])
+    image_index = np.asarray(open_array(root, CAPTION_IMAGE)[:])
     told = [text for _, captions in expected.values() for text in captions]
     assert RaggedReader(root, KEY).read() == list(expected)
     assert RaggedReader(root, TEXT).read() == [caption for caption, _, _ in told]
-    assert owners.tolist() == [row for row, (_, captions) in enumerate(expected.values()) for _ in captions]
+    assert image_index.tolist() == [row for row, (_, captions) in enumerate(expected.values()) for _ in captions]
     assert (num, num_captions) == (len(expected), len(told))
     if taught:
         assert RaggedReader(root, TEACHER_TEXT).read() == [lesson for _, lesson, _ in told]
@@ -101,7 +101,7 @@ def test_texts_are_gathered_in_any_order_from_any_blocks(order: list[int], num: 
     texts = [f"{i}" * i for i in range(20)]
     root = zarr.create_group({}, zarr_format=3)
     writer = ragged.RaggedWriter(root, "texts")
-    writer.append(Texts.of([text.encode() for text in texts]))
+    writer.append(RaggedBytes.of([text.encode() for text in texts]))
     writer.close()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ragged, "PIECE_BYTES", piece)
@@ -116,7 +116,7 @@ def test_texts_are_gathered_in_any_order_from_any_blocks(order: list[int], num: 
 @given(texts=st.lists(st.binary(max_size=4)), data=st.data())
 def test_texts_are_taken_by_row_more_than_once_too(texts: list[bytes], data: st.DataObject) -> None:
     rows = data.draw(st.lists(st.integers(0, len(texts) - 1))) if texts else []
-    taken = Texts.of(texts).take(np.array(rows, np.int64))
+    taken = RaggedBytes.of(texts).take(np.array(rows, np.int64))
     assert taken.split() == [texts[row] for row in rows]
     assert (taken.offsets[0], taken.offsets[-1]) == (0, len(taken.raw))
 
@@ -132,16 +132,16 @@ def test_first_lines_are_those_of_a_dict(digests: list[tuple[int, int]]) -> None
 def test_a_merge_of_far_lines_holds_few_texts(tmp_path: Path) -> None:
     """Five lines an image, each pass over all images: every caption moves."""
     root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
-    writer = ColumnWriter(root, teacher=False)
+    writer = RowWriter(root, teacher=False)
     for turn in range(5):
         for batch in batched(Row(i, f"{i:04d}", [f"{i} {turn} " + "я" * 40]) for i in range(2000)):
             writer.append(batch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ragged, "PIECE_BYTES", 10_000)
         taken: list[int] = []
-        joined = Texts.joined
+        joined = RaggedBytes.joined
         patch.setattr(
-            Texts, "joined", lambda parts: taken.append(sum(len(part.raw) for part in parts)) or joined(parts)
+            RaggedBytes, "joined", lambda parts: taken.append(sum(len(part.raw) for part in parts)) or joined(parts)
         )
         assert writer.close() == (2000, 10_000)
     assert RaggedReader(root, TEXT).read(5, 10) == [f"1 {turn} " + "я" * 40 for turn in range(5)]

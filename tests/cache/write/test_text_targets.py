@@ -16,7 +16,7 @@ from clipglot.cache.sources.source import align
 from clipglot.cache.storage.ragged import RaggedReader
 from clipglot.cache.write import text_targets as teaching
 from clipglot.cache.write.seal import write_info
-from clipglot.cache.write.text_targets import TeacherStatus, missing_teacher_chunks
+from clipglot.cache.write.text_targets import TextTargetStatus, missing_teacher_chunks
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
@@ -37,7 +37,7 @@ def test_each_caption_has_the_embedding_of_its_translation(
     translations = [text for row in rows for text in row["en"]]
     assert cache.captions() == [text for row in rows for text in row["text"]]
     np.testing.assert_allclose(emb, english(translations), atol=1e-3)
-    assert (cache.teacher_status() == TeacherStatus.EMBEDDED).all()
+    assert (cache.teacher_status() == TextTargetStatus.EMBEDDED).all()
     assert cache.info.teacher_sha256
     assert cache.verify() == []
 
@@ -45,7 +45,7 @@ def test_each_caption_has_the_embedding_of_its_translation(
 def test_captions_without_translation_have_none(taught_caches: dict[str, Path]) -> None:
     cache = Cache(taught_caches["mixed"])
     has = cache.caption_image() % 2 == 1
-    assert (cache.teacher_status() == np.where(has, TeacherStatus.EMBEDDED, TeacherStatus.NONE_GIVEN)).all()
+    assert (cache.teacher_status() == np.where(has, TextTargetStatus.EMBEDDED, TextTargetStatus.NONE_GIVEN)).all()
     assert (cache.mapped(TEACHER_EMB).read().any(1) == has).all()
 
 

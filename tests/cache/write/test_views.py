@@ -14,7 +14,7 @@ from clipglot.cache.format import Augmentation, Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.write.augment import augmented
 from clipglot.cache.write.embed import embed_missing
-from clipglot.cache.write.image_decode import Geometry, decode
+from clipglot.cache.write.image_decode import ResizeCrop, decode
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.seal import write_info
 from clipglot.cache.write.views import count_repeats, make_room, missing_views
@@ -51,7 +51,7 @@ def test_the_plain_view_is_that_of_a_cache_without_views(viewed: Path, tiny_cach
 
 def test_rows_of_a_view_equal_the_towers_own_output(viewed: Path, tiny_clip: Path, manifest: Path) -> None:
     tower, cache = load_image_tower(f"local-dir:{tiny_clip}", None), Cache(viewed)
-    geometry, given_ = Geometry.from_preprocess(tower.preprocess), Augmentation(scale=0.4, flip=0.5, seed=7)
+    geometry, given_ = ResizeCrop.from_preprocess(tower.preprocess), Augmentation(scale=0.4, flip=0.5, seed=7)
     assert cache.info.augmentation == given_
     keys = cache.keys()
     images = [Image.open(manifest.parent / key) for key in keys]
@@ -181,7 +181,7 @@ def test_features_without_a_direction_cost_the_view_and_not_the_row(
     tiny_cache: Path, manifest: Path, tmp_path: Path
 ) -> None:
     """The same at once and later: the tower fails on the second row of each batch, but for the plain view."""
-    geometry = Geometry.from_preprocess(Cache(tiny_cache).info.encoder.preprocess)
+    geometry = ResizeCrop.from_preprocess(Cache(tiny_cache).info.encoder.preprocess)
     keys = Cache(tiny_cache).keys()
     plain = {decode(manifest.parent / key, geometry).tobytes() for key in keys}
 

@@ -10,7 +10,16 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.storage.open import store_at
 from clipglot.cache.write import work_sharing as module
-from clipglot.cache.write.work_sharing import ALONE, Share, Sign, Watch, Worker, next_chunk, read_signs, sharing
+from clipglot.cache.write.work_sharing import (
+    ALONE,
+    Heartbeat,
+    Liveness,
+    Worker,
+    WorkerLease,
+    next_chunk,
+    read_signs,
+    sharing,
+)
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.settings.cache import CacheSettings
 from hypothesis import given
@@ -81,7 +90,7 @@ def test_a_worker_takes_over_from_the_end_of_its_neighbours_list() -> None:
 
 
 def test_a_worker_is_dead_when_it_gave_no_new_sign_for_a_minute_by_ones_own_clock() -> None:
-    watch = Watch(silent_s=60)
+    watch = Liveness(silent_s=60)
     watch.look({"a": 1, "b": 1}, now=1000)
     watch.look({"a": 2, "b": 1}, now=1059)
     assert watch.living(now=1059) == {"a", "b"}
@@ -94,7 +103,7 @@ def test_a_worker_is_dead_when_it_gave_no_new_sign_for_a_minute_by_ones_own_cloc
 
 
 def sign_of_another(index: int, **says: Any) -> bytes:
-    return json.dumps(asdict(Sign(worker=index, of=2, host="far", pid=7, stage="embed")) | says).encode()
+    return json.dumps(asdict(Heartbeat(worker=index, of=2, host="far", pid=7, stage="embed")) | says).encode()
 
 
 @pytest.mark.parametrize("modified", [0, 2**33])
@@ -184,7 +193,7 @@ def test_of_two_that_are_the_same_worker_the_later_goes_on(tmp_path: Path) -> No
     store = store_at(tmp_path, read_only=False)
     store.write("workers/1.json", sign_of_another(1, counter=5))  # of one that was killed: nobody minds it
 
-    def begin_before(later: Share) -> None:
+    def begin_before(later: WorkerLease) -> None:
         with sharing(store, Worker(1, 2), "embed") as earlier:
             earlier.beat()
             earlier.beat()

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
-from clipglot.cache.storage.atomic import locked
+from clipglot.cache.storage.atomic import lock_folder
 from clipglot.cache.storage.open import store_at
-from clipglot.cache.write.work_sharing import Sign
+from clipglot.cache.write.work_sharing import Heartbeat
 from clipglot.cli import inspect_watch as watching
 from clipglot.cli.main import main
 from rich.console import Console
@@ -83,22 +83,22 @@ def test_a_lone_pass_and_workers_keep_each_other_out(
     start_worker: Any, many_images: Path, make_cache: Callable[..., Any], alone: Path, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
-    with locked(cache, shared=True), pytest.raises(CacheError, match="another clipglot command is writing it"):
+    with lock_folder(cache, shared=True), pytest.raises(CacheError, match="another clipglot command is writing it"):
         make_cache(many_images, cache, chunk_rows=8)
-    with locked(cache):
+    with lock_folder(cache):
         for index in (0, 1):
             refused = start_worker(cache, f"{index}/2")
             assert refused.wait() == 1
             assert "another clipglot command is writing it" in refused.err()
-    with locked(cache, shared=True):
+    with lock_folder(cache, shared=True):
         ended(start_worker(cache, "0/2"))
 
 
 def test_the_last_of_those_who_share_a_folder_sweeps_it(tmp_path: Path) -> None:
     left = tmp_path / ".0.0123.partial"
     left.touch()
-    with locked(tmp_path, shared=True):
-        with locked(tmp_path, shared=True):
+    with lock_folder(tmp_path, shared=True):
+        with lock_folder(tmp_path, shared=True):
             pass
         assert left.exists()
     assert not left.exists()
@@ -137,7 +137,7 @@ def unfinished(alone: Path, tmp_path: Path) -> Path:
 
 def give_sign(cache: Path, counter: int) -> None:
     says = {"chunks": [7], "chunks_done": 12, "pictures_per_s": 1234.5, "bottleneck": "decoding", "counter": counter}
-    sign = asdict(Sign(worker=1, of=3, host="node7", pid=99, stage="embed")) | says
+    sign = asdict(Heartbeat(worker=1, of=3, host="node7", pid=99, stage="embed")) | says
     store_at(cache, read_only=False).write("workers/1.json", json.dumps(sign).encode())
 
 

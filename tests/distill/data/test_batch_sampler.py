@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from clipglot.distill.data import batch_sampler as batches
-from clipglot.distill.data.batch_sampler import BatchPlan, group_equal_captions
-from clipglot.distill.data.shuffle import PooledOrder, Pooling
+from clipglot.distill.data.batch_sampler import BatchSampler, group_equal_captions
+from clipglot.distill.data.shuffle import ChunkShuffle, ChunkShuffledOrder
 from clipglot.distill.data.tokens import TokenTable
 from clipglot.distill.errors import DistillError
 from hypothesis import given
@@ -27,9 +27,9 @@ def test_an_epoch_shows_each_usable_image_at_most_once_with_a_caption_of_its_own
     usable = {row for row, (count, embedded) in enumerate(images) if count and embedded}
     if len(usable) < batch_size:
         with pytest.raises(DistillError, match="lower it"):
-            BatchPlan(caption_image, batch_size=batch_size, seed=seed)
+            BatchSampler(caption_image, batch_size=batch_size, seed=seed)
         return
-    plan = BatchPlan(caption_image, batch_size=batch_size, seed=seed)
+    plan = BatchSampler(caption_image, batch_size=batch_size, seed=seed)
     assert len(plan) == len(usable) // batch_size
     batches = [plan.batch(epoch, index) for index in range(len(plan))]
     rows = np.concatenate([batch.rows for batch in batches])
@@ -40,9 +40,9 @@ def test_an_epoch_shows_each_usable_image_at_most_once_with_a_caption_of_its_own
 
 def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
     caption_image = np.repeat(np.arange(100), 3)
-    straight = BatchPlan(caption_image, batch_size=7, seed=5)
+    straight = BatchSampler(caption_image, batch_size=7, seed=5)
     expected = [straight.batch(epoch, index) for epoch in range(3) for index in range(len(straight))]
-    backwards = BatchPlan(caption_image, batch_size=7, seed=5)
+    backwards = BatchSampler(caption_image, batch_size=7, seed=5)
     found = [backwards.batch(epoch, index) for epoch in (2, 1, 0) for index in reversed(range(len(backwards)))][::-1]
     for a, b in zip(expected, found, strict=True):
         assert (a.rows == b.rows).all()
@@ -51,9 +51,9 @@ def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
 
 def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
     caption_image = np.repeat(np.arange(64), 5)
-    plan = BatchPlan(caption_image, batch_size=64, seed=0)
+    plan = BatchSampler(caption_image, batch_size=64, seed=0)
     orders = {tuple(plan.batch(epoch, 0).rows.tolist()) for epoch in range(20)}
-    orders |= {tuple(BatchPlan(caption_image, batch_size=64, seed=1).batch(0, 0).rows.tolist())}
+    orders |= {tuple(BatchSampler(caption_image, batch_size=64, seed=1).batch(0, 0).rows.tolist())}
     assert len(orders) == 21
     seen = {caption for epoch in range(60) for caption in plan.batch(epoch, 0).captions.tolist()}
     assert seen == set(range(320))
@@ -62,8 +62,8 @@ def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=20), st.integers(1, 4), st.integers(0, 2**32))
 def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int], most: int, seed: int) -> None:
     caption_image = np.repeat(np.arange(len(counts)), counts)
-    plan = BatchPlan(caption_image, batch_size=4, seed=seed, captions_per_picture=most)
-    alone = BatchPlan(caption_image, batch_size=4, seed=seed)
+    plan = BatchSampler(caption_image, batch_size=4, seed=seed, captions_per_picture=most)
+    alone = BatchSampler(caption_image, batch_size=4, seed=seed)
     for index in range(len(plan)):
         batch = plan.batch(3, index)
         image = np.arange(4) if batch.image is None else batch.image
@@ -78,7 +78,7 @@ def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int]
 
 
 def test_in_time_every_caption_is_shown_equally_often_among_several() -> None:
-    plan = BatchPlan(np.repeat(np.arange(40), 5), batch_size=40, seed=0, captions_per_picture=2)
+    plan = BatchSampler(np.repeat(np.arange(40), 5), batch_size=40, seed=0, captions_per_picture=2)
     shown = np.bincount(np.concatenate([plan.batch(epoch, 0).captions for epoch in range(200)]), minlength=200)
     assert np.abs(shown / 80 - 1).max() < 0.4  # 80 times each: four standard deviations of a binomial are 28
     assert shown.reshape(40, 5).sum(0) / 3200 == pytest.approx(1, abs=0.05)
@@ -93,15 +93,15 @@ def test_captions_of_equal_tokens_share_a_group(rows: list[list[int]], at_a_time
         assert group_equal_captions(table).tolist() == [rows.index(row) for row in rows]
 
 
-poolings = st.builds(Pooling, chunk_rows=st.integers(1, 9), pool_chunks=st.integers(1, 4))
+poolings = st.builds(ChunkShuffle, chunk_rows=st.integers(1, 9), pool_chunks=st.integers(1, 4))
 
 
 @given(st.sets(st.integers(0, 60), min_size=1), poolings, st.integers(0, 2**32), st.integers(0, 9))
 def test_a_pooled_order_shows_each_row_once_and_few_chunks_at_a_time(
-    rows: set[int], pooling: Pooling, seed: int, epoch: int
+    rows: set[int], pooling: ChunkShuffle, seed: int, epoch: int
 ) -> None:
     usable = np.array(sorted(rows))
-    order = PooledOrder(usable, pooling, seed, epoch)
+    order = ChunkShuffledOrder(usable, pooling, seed, epoch)
     whole = order(np.arange(len(usable)))
     assert np.array_equal(np.sort(whole), np.arange(len(usable)))
     assert np.array_equal(order(np.arange(len(usable))[::3]), whole[::3])
@@ -114,7 +114,7 @@ def test_a_pooled_order_shows_each_row_once_and_few_chunks_at_a_time(
 
 def test_a_pooled_plan_covers_an_epoch_too() -> None:
     caption_image = np.where(np.arange(300) % 7 == 0, -1, np.arange(300))
-    plan = BatchPlan(caption_image, batch_size=8, seed=1, pooling=Pooling(chunk_rows=32, pool_chunks=2))
+    plan = BatchSampler(caption_image, batch_size=8, seed=1, pooling=ChunkShuffle(chunk_rows=32, pool_chunks=2))
     rows = np.concatenate([plan.batch(0, index).rows for index in range(len(plan))])
     assert len(set(rows.tolist())) == len(rows) == len(plan) * 8
     assert (rows % 7 != 0).all()

@@ -13,12 +13,12 @@ import torch
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data import image_embeddings as images
-from clipglot.distill.data.batch_sampler import BatchPlan
+from clipglot.distill.data.batch_sampler import BatchSampler
 from clipglot.distill.data.image_embeddings import Buffered, OnDevice, OnHost
 from clipglot.distill.data.load import open_images
 from clipglot.distill.data.loader import ahead
 from clipglot.distill.errors import DistillError
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from support.run_comparison import assert_same_run
 from support.run_logs import logged
@@ -71,9 +71,9 @@ def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int,
         reads.append(number)
         return np.arange(16 * number, 16 * number + 16, dtype=np.float16)[:, None]
 
-    pooling = images.Pooling(chunk_rows=16, pool_chunks=pool_chunks)
+    pooling = images.ChunkShuffle(chunk_rows=16, pool_chunks=pool_chunks)
     usable = np.where(np.arange(512) % 16 < 6, np.arange(512), -1)
-    plan = BatchPlan(usable, batch_size=batch_size, seed=0, pooling=pooling)
+    plan = BatchSampler(usable, batch_size=batch_size, seed=0, pooling=pooling)
     source = Buffered(read_chunk, 1, pooling, CPU)
     pools_of_a_batch = 1 + -(-batch_size // (6 * pool_chunks))  # six usable rows a chunk
     for epoch in range(2):
@@ -156,7 +156,7 @@ def test_a_chunk_that_is_found_damaged_late_costs_no_step(tiny_cache: Path, tmp_
 
     with pytest.raises(CacheError, match=r"damaged chunk images/emb/c/0/1/0 .*: delete .* at step (\d+): .* --resume"):
         train(broken, on_progress=damage)
-    state = Run(broken.output).load_checkpoint()
+    state = RunFolder(broken.output).load_checkpoint()
     assert state is not None
     assert state["step"] == max(steps) >= 10
     chunk.write_bytes(whole)

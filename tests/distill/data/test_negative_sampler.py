@@ -2,7 +2,7 @@
 
 import numpy as np
 from clipglot.distill.data.batch_sampler import Batch
-from clipglot.distill.data.negative_sampler import BankPlan, SharedCaptions
+from clipglot.distill.data.negative_sampler import NegativeSampler, SharedCaptions
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ def test_a_draw_masks_exactly_what_is_no_negative(
     size = min(size, len(rows))
     captions = np.flatnonzero(np.isin(image, rows[:2]))[[0, -1]]
     batch = Batch(image[captions], captions, np.zeros_like(captions))
-    plan = BankPlan(rows, SharedCaptions(group, image), size=size, seed=seed)
+    plan = NegativeSampler(rows, SharedCaptions(group, image), size=size, seed=seed)
     draw = plan.draw(epoch, index, batch, group[captions])
 
     assert len(draw.rows) == len(set(draw.rows.tolist())) == size
@@ -38,7 +38,7 @@ def test_a_draw_masks_exactly_what_is_no_negative(
     }
     assert set(zip(draw.masked[0].tolist(), draw.rows[draw.masked[1]].tolist(), strict=True)) == expected
     assert (np.diff(draw.masked[1]) >= 0).all()
-    again = BankPlan(rows, SharedCaptions(group, image), size=size, seed=seed).draw(
+    again = NegativeSampler(rows, SharedCaptions(group, image), size=size, seed=seed).draw(
         epoch, index, batch, group[captions]
     )
     assert np.array_equal(again.rows, draw.rows)
@@ -65,7 +65,7 @@ def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: 
 def test_in_time_every_image_is_drawn_equally_often() -> None:
     rows = np.arange(50) * 2
     none = SharedCaptions(np.arange(50), rows)
-    plan = BankPlan(rows, none, size=20, seed=0)
+    plan = NegativeSampler(rows, none, size=20, seed=0)
     batch = Batch(rows[:2], np.array([0, 1]), np.zeros(2, np.int64))
     counts = np.zeros(100)
     for epoch in range(20):

@@ -23,7 +23,7 @@ from clipglot.distill.data.image_embeddings import OnDevice
 from clipglot.distill.data.load import open_images
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
@@ -56,8 +56,10 @@ def pooled(cache: Path) -> dict[str, Any]:
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
     assert logged(ours) == logged(theirs)
-    expected = load_final(Run(theirs)).tower.state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in load_final(Run(ours)).tower.state_dict().items())
+    expected = load_final(RunFolder(theirs)).tower.state_dict()
+    assert all(
+        torch.equal(tensor, expected[name]) for name, tensor in load_final(RunFolder(ours)).tower.state_dict().items()
+    )
 
 
 def test_paths_and_urls_are_told_apart() -> None:

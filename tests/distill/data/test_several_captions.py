@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.build_tower import build_tower
 from clipglot.distill.training.student import Student
@@ -33,17 +33,21 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
     given = settings(
         tiny_cache, tmp_path, captions_per_picture=captions_per_picture, negatives="12", micro_batch=5, **changes
     )
-    captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
+    captions, image_index, image_emb = (
+        cache.captions(),
+        cache.caption_image(),
+        torch.from_numpy(cache.image_emb()).float(),
+    )
     tokenizer = train_bpe(captions, 300)
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
-    feed = Feed(given, data, student.tower, CPU)
+    feed = BatchLoader(given, data, student.tower, CPU)
     num_shared = 0
     for step, fed in enumerate(feed.steps(0, 6)):
         batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
         image = np.arange(len(batch.rows)) if batch.image is None else batch.image
         texts = [captions[i] for i in batch.captions]
-        carries = [{captions[i] for i in np.flatnonzero(owners == row)} for row in range(len(image_emb))]
+        carries = [{captions[i] for i in np.flatnonzero(image_index == row)} for row in range(len(image_emb))]
         equal = torch.tensor([[text in carries[row] for row in batch.rows] for text in texts])
         equal[np.arange(len(texts)), image] = False
         num_shared += int(equal.sum())

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.data.batch_sampler import BatchPlan
+from clipglot.distill.data.batch_sampler import BatchSampler
 from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import Feed
-from clipglot.distill.data.shuffle import Pooling
+from clipglot.distill.data.loader import BatchLoader
+from clipglot.distill.data.shuffle import ChunkShuffle
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.build_tower import build_tower
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.student import Student
 from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
@@ -47,23 +47,23 @@ def viewed_run(viewed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
     assert logged(ours) == logged(theirs)
-    expected = load_final(Run(theirs)).tower.state_dict()
-    assert all(torch.equal(t, expected[name]) for name, t in load_final(Run(ours)).tower.state_dict().items())
+    expected = load_final(RunFolder(theirs)).tower.state_dict()
+    assert all(torch.equal(t, expected[name]) for name, t in load_final(RunFolder(ours)).tower.state_dict().items())
 
 
-def drawn(plan: BatchPlan, epoch: int) -> dict[int, int]:
+def drawn(plan: BatchSampler, epoch: int) -> dict[int, int]:
     """The view of each image in an epoch."""
     batches = [plan.batch(epoch, index) for index in range(len(plan))]
     return {row: view for b in batches for row, view in zip(b.rows.tolist(), b.views.tolist(), strict=True)}
 
 
 def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
-    plan = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
+    plan = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
     draws = [drawn(plan, epoch) for epoch in range(12)]
-    assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
-    several = BatchPlan(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_picture=2)
+    assert drawn(BatchSampler(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
+    several = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_picture=2)
     assert drawn(several, 5) == draws[5]
-    assert drawn(BatchPlan(CAPTION_IMAGE, batch_size=8, seed=4, num_views=4), 5) != draws[5]
+    assert drawn(BatchSampler(CAPTION_IMAGE, batch_size=8, seed=4, num_views=4), 5) != draws[5]
     table = np.array([[draw[row] for row in range(400)] for draw in draws])  # [epochs, N]
     for view in range(4):
         assert 0.2 < (table == view).mean() < 0.3
@@ -72,8 +72,8 @@ def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
 
 
 def test_whole_chunks_draw_together_and_are_read_in_that_view() -> None:
-    pooling = Pooling(chunk_rows=50, pool_chunks=2)
-    plan = BatchPlan(CAPTION_IMAGE, batch_size=40, seed=0, num_views=3, pooling=pooling)
+    pooling = ChunkShuffle(chunk_rows=50, pool_chunks=2)
+    plan = BatchSampler(CAPTION_IMAGE, batch_size=40, seed=0, num_views=3, pooling=pooling)
     seen = set()
     for epoch in range(4):
         draw = drawn(plan, epoch)
@@ -95,7 +95,7 @@ def test_a_step_is_fed_the_views_that_were_drawn_and_plain_negatives(viewed: Pat
     tokenizer = train_bpe(cache.captions(), 300)
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed, views = Feed(given, data, student.tower, CPU), set()
+    feed, views = BatchLoader(given, data, student.tower, CPU), set()
     for step, fed in enumerate(feed.steps(0, 2 * feed.steps_per_epoch)):
         batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
         views |= set(batch.views.tolist())

@@ -15,7 +15,7 @@ from clipglot.cli.main import main
 from clipglot.demo.captions import caption
 from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.demo.scenes import Scene, draw, training_scenes
-from clipglot.distill.data.statistics import PairFigures
+from clipglot.distill.data.statistics import CaptionStats
 from clipglot.distill.training.diagnosis import Finding, chance_bound
 from clipglot.distill.training.train import TrainResult, train
 from clipglot.encoders.tokenizer import train_bpe
@@ -136,7 +136,7 @@ def test_captions_that_just_fit_are_not_cut(caches: dict[str, Path], tmp_path: P
         assert (pairs.cut > 0) == (length < longest)
 
 
-def _pairs(cache: Path, run: Path, context_length: int) -> PairFigures:
+def _pairs(cache: Path, run: Path, context_length: int) -> CaptionStats:
     from clipglot.distill.data.load import load_data, open_images
     from clipglot.distill.data.statistics import count_pairs
     from torch import device

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipglot.distill.data.pairs import ValidationData
-from clipglot.distill.data.statistics import PairFigures
+from clipglot.distill.data.statistics import CaptionStats
 from clipglot.distill.data.tokens import tokenize
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.diagnosis import (
@@ -23,7 +23,7 @@ from clipglot.encoders.tokenizer import train_bpe
 from clipglot.evals.embedding_stats import anisotropy, effective_rank
 from support.diagnosis_settings import settings
 
-PAIRS = PairFigures(num_pictures=6000)
+PAIRS = CaptionStats(num_pictures=6000)
 
 
 def diagnose(losses: list[float], scale: float = 20.0, **changes: Any) -> list[Finding]:
@@ -116,7 +116,7 @@ def test_collapse_is_measured_against_the_images(text: str, image: str, expected
     }
     everyone = np.arange(500)
     tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
-    data = ValidationData(image_emb=image_emb, tokens=tokens, captions=everyone, owners=everyone, groups=everyone)
+    data = ValidationData(image_emb=image_emb, tokens=tokens, captions=everyone, image_index=everyone, groups=everyone)
     given = TrainSettings(cache=Path("c"), output=Path("o"), batch_size=512, warmup=0.0)
     diagnosis = Diagnosis(given, 100, PAIRS)
     for step in range(1, 51):
@@ -129,7 +129,7 @@ def test_collapse_is_measured_against_the_images(text: str, image: str, expected
 
 def test_few_common_captions_are_no_finding() -> None:
     given = TrainSettings(cache=Path("c"), output=Path("o"))
-    fine = PairFigures(num_pictures=1000, num_without=50, equal=0.9, common=0.1, cut=0.05, longer=100)
+    fine = CaptionStats(num_pictures=1000, num_without=50, equal=0.9, common=0.1, cut=0.05, longer=100)
     assert list(find_in_pairs(fine, given)) == []
 
 

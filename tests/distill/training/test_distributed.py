@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from support.run_logs import logged
 from support.runs import settings, stop_at
@@ -41,8 +41,8 @@ def run_in(num_processes: int, cache: Path, run: Path, *more: str) -> subprocess
 def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
     for one, other in zip(logged(ours), logged(theirs), strict=True):
         assert one == pytest.approx(other, rel=2e-3)
-    expected = load_final(Run(theirs)).tower.state_dict()
-    for name, tensor in load_final(Run(ours)).tower.state_dict().items():
+    expected = load_final(RunFolder(theirs)).tower.state_dict()
+    for name, tensor in load_final(RunFolder(ours)).tower.state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=5e-3, atol=5e-4)
 
 
@@ -101,7 +101,7 @@ def test_both_processes_stop_after_the_same_step(tiny_cache: Path, tmp_path: Pat
         job.send_signal(signal.SIGTERM)
         assert job.stderr is not None
         said = job.stderr.read()
-    state = Run(tmp_path / "run").load_checkpoint()
+    state = RunFolder(tmp_path / "run").load_checkpoint()
     assert state is not None, said
     assert f"stopped and saved at step {state['step']} of 20000" in said
     assert 0 <= state["step"] - logged(tmp_path / "run")[-1]["step"] < 5

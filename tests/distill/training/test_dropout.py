@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.data.token_dropout import drop_tokens
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.build_tower import build_tower
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.student import Student
 from clipglot.distill.training.train import train
 from clipglot.encoders.text_transformer import Attention
@@ -165,7 +165,7 @@ def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path
     tokenizer = train_bpe(cache.captions(), 300)
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
-    feed = Feed(given, data, student.tower, CPU)
+    feed = BatchLoader(given, data, student.tower, CPU)
     (fed,) = feed.steps(4, 5)
     targets, before = feed.targets(fed), deepcopy(student.state())
     student.step(fed.packed, targets, 1e-3, number=4)
@@ -186,7 +186,9 @@ def test_the_two_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dr
     cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped)
     tokenizer = train_bpe(cache.captions(), 300)
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed = Feed(given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU)
+    feed = BatchLoader(
+        given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU
+    )
     for fed in feed.steps(0, 3):
         assert [part.num_captions for part in fed.packed] == [5, 5, 5, 1]
         features = torch.cat([student._embed(student.tower, part, (0, i)) for i, part in enumerate(fed.packed)])
@@ -207,7 +209,7 @@ def test_a_run_with_dropout_resumes_exactly(tiny_cache: Path, tmp_path: Path, ch
         train(replace(broken, dropout=0.1), resume=True)
     assert train(broken, resume=True).complete
     assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
-    ours, theirs = (Run(tmp_path / name).load_checkpoint() for name in ("broken", "straight"))
+    ours, theirs = (RunFolder(tmp_path / name).load_checkpoint() for name in ("broken", "straight"))
     assert ours is not None
     assert theirs is not None
     assert all(torch.equal(tensor, theirs["tower"][name]) for name, tensor in ours["tower"].items())

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.errors import DistillError
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.build_tower import build_tower
 from clipglot.distill.training.optimizer import learning_rate
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.student import Student
 from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
@@ -67,11 +67,15 @@ def test_all_negatives_are_all_images(tiny_cache: Path, tmp_path: Path) -> None:
 def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
     """The loss of a step, with everything from the cache itself: every image, every caption as text."""
     cache = Cache(given.cache)
-    captions, owners, image_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.image_emb()).float()
+    captions, image_index, image_emb = (
+        cache.captions(),
+        cache.caption_image(),
+        torch.from_numpy(cache.image_emb()).float(),
+    )
     tokenizer = train_bpe(captions, 300)
     data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed = Feed(given, data, student.tower, CPU)
+    feed = BatchLoader(given, data, student.tower, CPU)
     num_masked = 0
     for step, fed in enumerate(feed.steps(0, 10)):
         batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
@@ -80,7 +84,7 @@ def _require_plain_softmax(given: TrainSettings, num_negatives: int) -> None:
         assert len(fed.draw.rows) == num_negatives
         ids = tokenizer.encode([captions[i] for i in batch.captions], given.context_length)
         text_emb = F.normalize(student.tower.encode(ids), dim=-1)
-        carries = {row: {captions[i] for i in np.flatnonzero(owners == row)} for row in candidates}
+        carries = {row: {captions[i] for i in np.flatnonzero(image_index == row)} for row in candidates}
         texts = [captions[i] for i in batch.captions]
         logits = student.logit_scale * text_emb @ image_emb[candidates].T
         masked = [
@@ -124,7 +128,7 @@ def test_float16_leaves_out_steps_that_overflow_learns_and_resumes_exactly(tiny_
 def test_an_average_of_the_weights_is_what_is_exported(tiny_cache: Path, tmp_path: Path, plain_run: Path) -> None:
     train(settings(tiny_cache, tmp_path / "run", ema=0.5))
     assert losses(tmp_path / "run") == losses(plain_run)  # it watches, it does not steer
-    state = Run(tmp_path / "run").load_checkpoint()
+    state = RunFolder(tmp_path / "run").load_checkpoint()
     assert state is not None
     for name, tensor in weights(tmp_path / "run").items():
         assert torch.equal(tensor, state["average"][f"module.{name}"])

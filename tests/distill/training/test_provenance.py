@@ -11,9 +11,9 @@ import pytest
 import timm
 import torch
 from clipglot.cache.errors import CacheError
-from clipglot.cache.storage.atomic import locked
+from clipglot.cache.storage.atomic import lock_folder
 from clipglot.distill.provenance import encoder_info, public_provenance
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.evals.errors import EvalError
@@ -81,7 +81,7 @@ def test_a_record_holds_absolute_paths_of_files_and_leaves_names_alone(
 def test_what_is_a_path_shows_in_its_form(
     model: str, pretrained: str | None, public: tuple[str, str | None], tiny_run: Path
 ) -> None:
-    provenance = Run(tiny_run).provenance()
+    provenance = RunFolder(tiny_run).provenance()
     provenance["encoder"] |= {"model": model, "pretrained": pretrained}
     encoder = public_provenance(provenance)["encoder"]
     assert (encoder["model"], encoder["pretrained"]) == public
@@ -114,5 +114,5 @@ def test_a_cache_of_the_same_weights_with_another_mean_is_another_towers(
 
 
 def test_only_one_pass_writes_a_cache(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:
-    with locked(tmp_path / "c.zarr"), pytest.raises(CacheError, match="another clipglot command is writing it"):
+    with lock_folder(tmp_path / "c.zarr"), pytest.raises(CacheError, match="another clipglot command is writing it"):
         make_cache(manifest, tmp_path / "c.zarr")

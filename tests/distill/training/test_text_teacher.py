@@ -13,13 +13,13 @@ from clipglot.cache.format import TEACHER_EMB
 from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import Feed
+from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.data.targets import Targets
 from clipglot.distill.errors import DistillError
 from clipglot.distill.losses.objective import Objective
-from clipglot.distill.losses.text_teacher import follow_teacher
+from clipglot.distill.losses.text_teacher import text_teacher_loss
 from clipglot.distill.training.build_tower import build_tower
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.student import Student
 from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
@@ -45,7 +45,7 @@ def test_half_a_teacher_changes_half_of_the_loss(taught_caches: dict[str, Path],
     for weight in (0.0, 0.25, 1.0):
         run = tmp_path / str(weight)
         train(settings(taught_caches["mixed"], run, teacher_weight=weight, epochs=1, temperature=0.07))
-        first[weight] = next(line["loss"] for line in Run(run).metrics() if "loss" in line)
+        first[weight] = next(line["loss"] for line in RunFolder(run).metrics() if "loss" in line)
     assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-5)
 
 
@@ -59,7 +59,7 @@ def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_pa
     text_emb = F.normalize(features, dim=-1)
     has = torch.tensor([0, 2, 3, 4])
     plain = (text_emb[has] - teacher_emb[has]).square().sum(1).sum() / 2 / 5
-    assert follow_teacher(text_emb, targets).item() == pytest.approx(plain.item())
+    assert text_teacher_loss(text_emb, targets).item() == pytest.approx(plain.item())
     given = settings(tmp_path, tmp_path, loss=loss, temperature=0.07)
     image = Objective(given).double()(features, targets)
     mixed = Objective(replace(given, teacher_weight=0.3)).double()(features, targets)
@@ -76,17 +76,21 @@ def test_each_caption_of_a_step_is_held_against_its_own_translation(
     """With everything from the cache itself; half of the images have no translation, and each counts one."""
     cache = Cache(taught_caches["mixed"])
     given = settings(cache.path, tmp_path, teacher_weight=1.0, captions_per_picture=captions_per_picture)
-    captions, owners, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())
+    captions, image_index, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())
     tokenizer = train_bpe(captions, 300)
     student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed = Feed(given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU)
+    feed = BatchLoader(
+        given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU
+    )
     for step, fed in enumerate(feed.steps(0, 2)):
         shown = feed.plan.batch(*divmod(step, feed.steps_per_epoch)).captions
         assert len(shown) == 64 * captions_per_picture
         text_emb = student.tower.encode(tokenizer.encode([captions[i] for i in shown], given.context_length))
         cosine = F.cosine_similarity(text_emb, teacher_emb[shown].float(), dim=-1)
-        taught = (1 - cosine) * torch.from_numpy(owners[shown] % 2)
-        plain = torch.stack([taught[torch.from_numpy(owners[shown] == row)].mean() for row in np.unique(owners[shown])])
+        taught = (1 - cosine) * torch.from_numpy(image_index[shown] % 2)
+        plain = torch.stack(
+            [taught[torch.from_numpy(image_index[shown] == row)].mean() for row in np.unique(image_index[shown])]
+        )
         torch.testing.assert_close(
             student.loss(student.tower(fed.packed[0]), feed.targets(fed)), plain.mean(), atol=1e-3, rtol=0
         )

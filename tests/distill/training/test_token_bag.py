@@ -21,8 +21,8 @@ def counts_and_targets(cache: Path) -> tuple[Bags, torch.Tensor, torch.Tensor]:
     tokenizer = train_bpe(opened.captions(), 300)
     ids, lengths = tokenize(tokenizer, opened.captions(), 24).gather(np.arange(opened.info.num_captions))
     matrix = torch.zeros(len(lengths), tokenizer.vocab_size, dtype=torch.float64)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    matrix.index_put_((torch.from_numpy(owners), torch.from_numpy(ids)), torch.ones((), dtype=torch.float64), True)
+    image_index = np.repeat(np.arange(len(lengths)), lengths)
+    matrix.index_put_((torch.from_numpy(image_index), torch.from_numpy(ids)), torch.ones((), dtype=torch.float64), True)
     targets = torch.from_numpy(opened.image_emb()[opened.caption_image()]).double()
     return Bags(ids, lengths, tokenizer.vocab_size), matrix, targets
 

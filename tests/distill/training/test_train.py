@@ -13,7 +13,7 @@ from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.optimizer import make_optimizer
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from support.drawings import draw_images
@@ -41,7 +41,7 @@ def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path, step: i
     assert not stopped.complete
     assert train(broken, resume=True).complete
     assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
-    ours, theirs = (load_final(Run(tmp_path / name))[0].state_dict() for name in ("broken", "straight"))
+    ours, theirs = (load_final(RunFolder(tmp_path / name))[0].state_dict() for name in ("broken", "straight"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_by_name(tiny_cache: Path, tmp_path: Path, 
         train(settings(tiny_cache, tmp_path / "taken"))
     train(settings(tiny_cache, tmp_path / "half"), on_progress=stop_at(2))
     with pytest.raises(DistillError, match="has not finished"):
-        load_final(Run(tmp_path / "half"))
+        load_final(RunFolder(tmp_path / "half"))
 
 
 def _swap_cache_of_run(run: Path, cache: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from support.run_logs import logged
 
 SETTINGS = [
@@ -60,7 +60,7 @@ def test_a_run_killed_at_random_moments_equals_one_that_was_not(tiny_cache: Path
     assert json.loads(finished.stdout)["complete"]
 
     assert logged(broken) == logged(straight)
-    ours, theirs = (load_final(Run(run)) for run in (broken, straight))
+    ours, theirs = (load_final(RunFolder(run)) for run in (broken, straight))
     assert ours[1] == theirs[1]
     theirs_state = theirs[0].state_dict()
     assert all(torch.equal(tensor, theirs_state[name]) for name, tensor in ours[0].state_dict().items())

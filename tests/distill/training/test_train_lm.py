@@ -13,7 +13,7 @@ from clipglot.distill.recipes import settings_of
 from clipglot.distill.training.build_tower import build_tower
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.optimizer import make_optimizer
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_lm import LMTower
@@ -45,7 +45,7 @@ def test_frozen_parts_are_bit_identical_after_training(
     before = build_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
     assert isinstance(before, LMTower)
     train(given)
-    after = dict(load_final(Run(given.output)).tower.named_parameters())
+    after = dict(load_final(RunFolder(given.output)).tower.named_parameters())
     expected = {name for name in after if any(part in name for part in trained)}
     found = changed(before, after)
     # A key's bias moves all scores of a query alike, so it has no gradient but by rounding.
@@ -82,7 +82,7 @@ def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> 
     )
     assert isinstance(before, LMTower)
     train(given)
-    after = dict(load_final(Run(given.output)).tower.named_parameters())
+    after = dict(load_final(RunFolder(given.output)).tower.named_parameters())
     found = {name for name in changed(before, after) if "proj" not in name}
     assert found == {n for n in after if n.endswith(("query.weight", "value.weight"))}
 
@@ -110,8 +110,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_its_own_dropout(
     stopped = replace(given, output=tmp_path / "stopped")
     train(stopped, on_progress=stop_at(7))
     assert train(stopped, resume=True).complete
-    expected = load_final(Run(given.output)).tower.state_dict()
-    for name, tensor in load_final(Run(stopped.output)).tower.state_dict().items():
+    expected = load_final(RunFolder(given.output)).tower.state_dict()
+    for name, tensor in load_final(RunFolder(stopped.output)).tower.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     assert json.loads((stopped.output / "final" / "config.json").read_text())["lm"]["pooler"] == "mean"
 
@@ -138,7 +138,7 @@ def test_blocks_computed_twice_give_the_same_gradients(lms: dict[str, Path], fam
 def test_a_run_goes_on_from_one_of_a_language_model(lm_settings: Any, tiny_cache: Path, tmp_path: Path) -> None:
     train(replace(lm_settings, pooler="cls", epochs=1))
     encoder, tokenizer = Cache(tiny_cache).info.encoder, LMTokenizer.load(lm_settings.text)
-    before = load_final(Run(lm_settings.output)).tower
+    before = load_final(RunFolder(lm_settings.output)).tower
     given = replace(lm_settings, text=str(lm_settings.output), output=tmp_path / "next", context_length=30, dropout=0.5)
     tower = build_tower(given, encoder, tokenizer)
     assert isinstance(tower, LMTower)
@@ -174,7 +174,7 @@ def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, ti
     for warm in ("none", "ridge"):
         given = replace(lm_settings, output=lm_settings.output / warm, val=tiny_cache, warm_start=warm, lora_rank=2)
         train(given)
-        curves[warm] = [line for line in Run(given.output).metrics() if "r_at_1" in line]
+        curves[warm] = [line for line in RunFolder(given.output).metrics() if "r_at_1" in line]
     assert [line["step"] for line in curves["ridge"]] == [0, *[line["step"] for line in curves["none"]]]
     assert curves["ridge"][0]["r_at_1"] > 3 / 40, "chance is one in forty"
     assert curves["ridge"][1]["r_at_10"] > curves["none"][0]["r_at_10"]

@@ -17,7 +17,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.distill.training import token_bag
 from clipglot.distill.training.build_tower import scratch_config
 from clipglot.distill.training.final import load_final
-from clipglot.distill.training.run_folder import Run
+from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.token_bag import PENALTIES, SHRINKAGES, TokenBag, fit_bag
 from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
@@ -45,11 +45,11 @@ def test_a_run_retrieves_before_its_first_step_as_the_closed_form_does(tiny_cach
     assert (first["step"], first["epoch"]) == (0, 0)
 
     cache = Cache(tiny_cache)
-    owners = cache.caption_image()
-    bag, tokens, _ = fitted(cache, owners)
+    image_index = cache.caption_image()
+    bag, tokens, _ = fitted(cache, image_index)
     text_emb = torch.stack([bag.weights[torch.from_numpy(ids)].sum(0) for ids in tokens.take(np.arange(len(tokens)))])
     text_emb = F.normalize(text_emb + bag.bias, dim=-1)
-    ranks = retrieve(text_emb.numpy(), cache.image_emb().astype(np.float32), owners).text_to_image
+    ranks = retrieve(text_emb.numpy(), cache.image_emb().astype(np.float32), image_index).text_to_image
     assert first["r_at_10"] == pytest.approx(ranks.r_at_10, abs=0.03)  # near ties
     assert first["r_at_10"] > 2 * 10 / 40  # twice chance
     assert bag.alpha in PENALTIES
@@ -64,7 +64,7 @@ def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path) -> None
         train(broken, on_progress=stop_at(step))
         assert train(broken, resume=True).complete
         assert logged(broken.output) == logged(straight.output)
-        ours, theirs = (load_final(Run(path)).tower.state_dict() for path in (broken.output, straight.output))
+        ours, theirs = (load_final(RunFolder(path)).tower.state_dict() for path in (broken.output, straight.output))
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
