@@ -16,7 +16,7 @@ import torch
 from clipglot.distill.data.targets import Targets
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.student import Student
-from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
+from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 
 CPU = torch.device("cpu")
 DIM, VOCABULARY = 512, 49_408

@@ -31,7 +31,7 @@ from clipglot.distill.data.pairs import TrainData
 from clipglot.distill.data.tokens import TokenTable
 from clipglot.distill.device import resolve_device
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.encoders.text_transformer import Attention, ScratchConfig
+from clipglot.encoders.text_scratch import Attention, ScratchConfig
 from clipglot.jobs.bench import machine
 from clipglot.jobs.bench_data import query_tokens, write_random_cache
 from clipglot.jobs.bench_steps import Steps, in_turns, matmul_flops_s

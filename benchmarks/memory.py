@@ -25,7 +25,7 @@ def batch_of(tower: str, size: int) -> Callable[[], object]:
     import open_clip
     import timm
     import torch
-    from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
+    from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 
     torch.manual_seed(0)
     if tower == "text":

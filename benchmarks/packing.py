@@ -16,7 +16,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from clipglot.encoders.text_transformer import Attention, ScratchConfig, ScratchTower
+from clipglot.encoders.text_scratch import Attention, ScratchConfig, ScratchTower
 from clipglot.jobs.bench_data import QUERIES, draw_lengths
 from torch import Tensor
 

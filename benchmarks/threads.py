@@ -19,7 +19,7 @@ def step_ms() -> float:
     """Median milliseconds of a training step: a small text tower, 256 captions of about 9 tokens."""
     import numpy as np
     import torch
-    from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
+    from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 
     torch.manual_seed(0)
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .errors import EncoderError
-from .text_transformer import ScratchTower
+from .text_scratch import ScratchTower
 
 BALLAST = 8  # one part in so many of the width, and at least three dimensions, is kept free of content
 GAIN = 4.0  # of the mean content, so that it is about as large as the ballast of the end-of-text token

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .errors import EncoderError
 from .open_clip_loading import LOCAL_PREFIX, load_clip
-from .text_transformer import ScratchConfig, ScratchTower
+from .text_scratch import ScratchConfig, ScratchTower
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
 
 

@@ -20,7 +20,7 @@ from ..distill.training.student import Student
 from ..encoders.malloc import set_malloc_thresholds
 from ..encoders.packed_rows import PackedRows
 from ..encoders.packing import Packed, PackedCaptions
-from ..encoders.text_transformer import Attention, ScratchConfig, ScratchTower
+from ..encoders.text_scratch import Attention, ScratchConfig, ScratchTower
 
 WARM_UP = 2  # rounds: they compile, and make the optimizer's state
 FEEDS = 8  # steps that are fed when the feed alone is timed

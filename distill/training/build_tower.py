@@ -17,9 +17,9 @@ from ...encoders.text_lm_loading import (
     require_tokenizer_fits,
     set_dropout,
 )
+from ...encoders.text_scratch import ScratchConfig, ScratchTower
 from ...encoders.text_tower import TextTower
 from ...encoders.text_transfer import load_clip_text, transfer_vocabulary
-from ...encoders.text_transformer import ScratchConfig, ScratchTower
 from ...encoders.tokenizer import CaptionTokenizer, train_bpe
 from ...encoders.tokenizer_lm import AnyTokenizer, LMTokenizer
 from ..errors import DistillError

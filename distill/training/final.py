@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save
 
 from ...cache.storage.atomic import atomic_directory, atomic_write
 from ...encoders.text_lm import LMConfig, LMTower
+from ...encoders.text_scratch import ScratchConfig, ScratchTower
 from ...encoders.text_tower import TextTower
-from ...encoders.text_transformer import ScratchConfig, ScratchTower
 from ..errors import DistillError
 from .run_folder import RunFolder, write_json
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ...cache.read.cache import Cache
 from ...encoders.packing import runs, spans_to_eos
-from ...encoders.text_transformer import ScratchConfig
+from ...encoders.text_scratch import ScratchConfig
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
 from ..errors import DistillError

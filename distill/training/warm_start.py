@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ...cache.read.cache import Cache
 from ...encoders.text_bag_init import init_from_bag
 from ...encoders.text_lm import LMTower
+from ...encoders.text_scratch import ScratchTower
 from ...encoders.text_tower import TextTower
-from ...encoders.text_transformer import ScratchTower
 from ...encoders.tokenizer_lm import AnyTokenizer, LMTokenizer
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from clipglot.encoders.packed_rows import PackedRows, next_fit, round_up_rows, row_length
-from clipglot.encoders.text_transformer import Attention, ScratchTower
+from clipglot.encoders.text_scratch import Attention, ScratchTower
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_towers import CAPTIONS, EOS, PAD, joined, make_tower, random_captions

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_bag_init import init_from_bag
-from clipglot.encoders.text_transformer import Attention, ScratchTower
+from clipglot.encoders.text_scratch import Attention, ScratchTower
 from support.tiny_towers import BOS, CAPTIONS, EOS, PAD, make_tower, padded, upstream
 
 SPECIAL = [PAD, BOS, EOS]

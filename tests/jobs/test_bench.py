@@ -14,7 +14,7 @@ from clipglot.cache.format import EMB
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
+from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 from clipglot.jobs.bench import bench
 from clipglot.jobs.bench_data import copy_to_npy, query_texts, query_tokens, write_random_cache
 from clipglot.jobs.bench_steps import tower_flops

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import open_clip
 import torch
-from clipglot.encoders.text_transformer import ScratchConfig, ScratchTower
+from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 
 PAD, BOS, EOS = 0, 1, 2
 CONTEXT = 12

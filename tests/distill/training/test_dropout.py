@@ -18,7 +18,7 @@ from clipglot.distill.training.build_tower import build_tower
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.student import Student
 from clipglot.distill.training.train import train
-from clipglot.encoders.text_transformer import Attention
+from clipglot.encoders.text_scratch import Attention
 from clipglot.encoders.tokenizer import train_bpe
 from hypothesis import given
 from hypothesis import strategies as st

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.text_transformer import Attention, ScratchConfig
+from clipglot.encoders.text_scratch import Attention, ScratchConfig
 from support.tiny_towers import BOS, CAPTIONS, EOS, joined, make_tower, padded, upstream
 
 FORMS: list[Attention] = ["lengths", "rows"]

@@ -1,7 +1,7 @@
 """The scratch text tower: open_clip's TextTransformer, causal, pooled at EOS, with our own forward over its modules.
 
 open_clip's forward takes only sequences padded to the full context length. Ours computes no pad: a causal tower pooled
-at EOS never looks at what follows, so the features are the same (`tests/encoders/test_text_transformer.py` holds them
+at EOS never looks at what follows, so the features are the same (`tests/encoders/test_text_scratch.py` holds them
 together).
 """
 
