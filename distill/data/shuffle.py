@@ -106,7 +106,7 @@ class ChunkShuffle:
 class ChunkShuffledOrder:
     """An epoch's order of n rows, any part of which is known without the rest.
 
-    >>> order = ChunkShuffledOrder(np.arange(10), Pooling(chunk_rows=2, pool_chunks=2), 0, 0)
+    >>> order = ChunkShuffledOrder(np.arange(10), ChunkShuffle(chunk_rows=2, pool_chunks=2), 0, 0)
     >>> sorted(order(np.arange(10)).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
