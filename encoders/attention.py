@@ -14,8 +14,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from .errors import EncoderError
-from .packed_rows import BLOCK
-from .packing import PackedCaptions
+from .packing import BLOCK, PackedCaptions
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Queries, keys and values `[S, W]` to `[S, W]`; given where the captions end `[B]`, to `[B, W]` for those alone."""

@@ -18,8 +18,7 @@ from transformers import AutoConfig, AutoModel
 
 from .errors import EncoderError
 from .lora import add_lora, merge_lora
-from .packed_rows import PackedRows
-from .packing import PackedCaptions
+from .packing import PackedCaptions, PackedRows
 from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
 from .text_tower import TextTower, TextTowerConfig
 

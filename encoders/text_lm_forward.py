@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .packed_rows import PackedRows, row_length
-from .packing import PackedCaptions
+from .packing import PackedCaptions, PackedRows, row_length
 
 Pooler = Literal["mean", "cls", "eos"]
 # Where positions begin at 0, and where they begin after the pad's id (fairseq's rule, kept by RoBERTa).

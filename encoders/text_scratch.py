@@ -19,8 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
-from .packed_rows import PackedRows, row_length
-from .packing import PackedCaptions
+from .packing import PackedCaptions, PackedRows, row_length
 from .text_tower import TextTower, TextTowerConfig
 
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]

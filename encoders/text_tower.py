@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .packed_rows import PackedRows
-from .packing import PackedCaptions
+from .packing import PackedCaptions, PackedRows
 
 
 @dataclass(frozen=True, kw_only=True)

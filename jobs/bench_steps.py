@@ -18,8 +18,7 @@ from ..distill.device import AUTOCAST, Precision, autocast, resolve_device, reso
 from ..distill.train_settings import TrainSettings
 from ..distill.training.student import Student
 from ..encoders.malloc import set_malloc_thresholds
-from ..encoders.packed_rows import PackedRows
-from ..encoders.packing import Packed, PackedCaptions
+from ..encoders.packing import Packed, PackedCaptions, PackedRows
 from ..encoders.text_scratch import Attention, ScratchConfig, ScratchTower
 
 WARM_UP = 2  # rounds: they compile, and make the optimizer's state

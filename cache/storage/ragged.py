@@ -31,7 +31,7 @@ class RaggedBytes:
     def of(cls, texts: Sequence[bytes]) -> "RaggedBytes":
         """Encoded texts, joined.
 
-        >>> Texts.of([b"ab", b"", b"c"]).offsets
+        >>> RaggedBytes.of([b"ab", b"", b"c"]).offsets
         array([0, 2, 2, 3])
         """
         offsets = np.zeros(len(texts) + 1, np.int64)
@@ -42,7 +42,7 @@ class RaggedBytes:
     def joined(cls, parts: Sequence["RaggedBytes"]) -> "RaggedBytes":
         """One after another.
 
-        >>> Texts.joined([Texts.of([b"ab"]), Texts.of([b"", b"c"])]).split()
+        >>> RaggedBytes.joined([RaggedBytes.of([b"ab"]), RaggedBytes.of([b"", b"c"])]).split()
         [b'ab', b'', b'c']
         """
         lengths = [np.diff(part.offsets) for part in parts]
@@ -55,7 +55,7 @@ class RaggedBytes:
     def take(self, rows: NDArray[np.int64]) -> "RaggedBytes":
         """Some of them, in the order given.
 
-        >>> Texts.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
+        >>> RaggedBytes.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
         [b'c', b'ab']
         """
         buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ...encoders.packing import runs
+from ...encoders.packing import concatenated_ranges
 from ..errors import DistillError
 from .shuffle import Chunk, ChunkShuffle, ChunkShuffledOrder, Permutation, Positions, Stream, choose, keys
 from .tokens import CAPTIONS_AT_A_TIME, TokenTable
@@ -109,7 +109,7 @@ class BatchSampler:
         taken = np.minimum(count, self._most)
         image = np.repeat(np.arange(len(chosen)), taken)
         # From a random one on, and from the first again: each caption is shown as often as its neighbours.
-        nth = runs(begin, taken) % count[image]
+        nth = concatenated_ranges(begin, taken) % count[image]
         return Batch(rows, first[image] + nth, views, image)
 
     def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[Chunk]:
@@ -159,7 +159,7 @@ def group_equal_captions(tokens: TokenTable) -> NDArray[np.int64]:
         block = slice(start, min(start + CAPTIONS_AT_A_TIME, len(tokens)))
         ids, lengths = tokens.gather(np.arange(block.start, block.stop))
         ends = np.cumsum(lengths)
-        within = runs(0, lengths)
+        within = concatenated_ranges(0, lengths)
         for i in range(2):
             factors = np.random.Generator(np.random.Philox(i)).integers(0, 2**64, lengths.max(initial=0), np.uint64)
             # Sums that wrap around; + 1, so that a longer caption differs from its beginning.

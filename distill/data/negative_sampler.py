@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ...encoders.packing import runs
+from ...encoders.packing import concatenated_ranges
 from .batch_sampler import Batch
 from .shuffle import Stream
 
@@ -57,7 +57,7 @@ class SharedCaptions:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = np.minimum(np.searchsorted(self._groups, groups), len(self._groups) - 1)
         count = np.where(self._groups[place] == groups, self._counts[place], 0)
-        return np.repeat(np.arange(len(groups)), count), self._rows[runs(self._starts[place], count)]
+        return np.repeat(np.arange(len(groups)), count), self._rows[concatenated_ranges(self._starts[place], count)]
 
     def within(self, rows: Ints, groups: Ints, image: Ints | None = None) -> Ints:
         """Captions of a batch and other images of it that carry the same, `[2, P]`, ascending in the first.

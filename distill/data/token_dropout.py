@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...encoders.packing import runs
+from ...encoders.packing import concatenated_ranges
 from .shuffle import mix
 
 POSITIONS = 2**20  # more than a caption has
@@ -34,7 +34,7 @@ def drop_tokens(
     >>> drop_tokens(ids, lengths, np.array([4, 5]), share=0.9, key=np.uint64(3))[1].tolist()
     [3, 2]
     """
-    position = runs(0, lengths)
+    position = concatenated_ranges(0, lengths)
     owner = np.repeat(np.arange(len(lengths)), lengths)
     drawn = mix((captions[owner] * POSITIONS + position).astype(np.uint64), key).astype(np.float64) / 2.0**64
     drawn[(position == 0) | (position == lengths[owner] - 1)] = np.inf

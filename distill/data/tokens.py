@@ -19,7 +19,7 @@ from ...cache.processes import worker_pool
 from ...cache.read.cache import Cache
 from ...cache.storage import token_arrays as stored
 from ...cache.storage.mmap import MmapRows
-from ...encoders.packing import runs
+from ...encoders.packing import concatenated_ranges
 from ...encoders.tokenizer_lm import AnyTokenizer
 from ..checks import num_usable_cores
 from ..errors import DistillError
@@ -51,7 +51,7 @@ class TokenTable:
         """
         starts = self.offsets.take(captions)
         lengths = self.offsets.take(captions + 1) - starts
-        return self.ids.take(runs(starts, lengths)).astype(np.int64), lengths
+        return self.ids.take(concatenated_ranges(starts, lengths)).astype(np.int64), lengths
 
     def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The ids of some captions, apart and unpadded."""

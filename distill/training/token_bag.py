@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...cache.read.cache import Cache
-from ...encoders.packing import runs, spans_to_eos
+from ...encoders.packing import concatenated_ranges, spans_to_eos
 from ...encoders.text_scratch import ScratchConfig
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
@@ -132,7 +132,7 @@ def fit_bag(
     def bags(chosen: Rows) -> Bags:
         ids, lengths = data.tokens.gather(captions[chosen])
         starts, lengths = spans_to_eos(ids, lengths, config.eos_id)
-        ids, own = ids[runs(starts, lengths)], np.repeat(np.arange(len(lengths)), lengths)
+        ids, own = ids[concatenated_ranges(starts, lengths)], np.repeat(np.arange(len(lengths)), lengths)
         counted = ~np.isin(ids, (config.pad_id, bos_id, config.eos_id))
         return Bags(ids[counted], np.bincount(own[counted], minlength=len(lengths)), config.vocab_size, device)
 

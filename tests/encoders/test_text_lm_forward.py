@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from clipglot.encoders.packed_rows import PackedRows
-from clipglot.encoders.packing import PackedCaptions
+from clipglot.encoders.packing import PackedCaptions, PackedRows
 from clipglot.encoders.text_lm_forward import hidden_states, pack_tokens, pool, supports_rows
 
 SMALL: dict[str, Any] = {

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from clipglot.encoders.packed_rows import PackedRows, next_fit, round_up_rows, row_length
+from clipglot.encoders.packing import PackedRows, next_fit, round_up_rows, row_length
 from clipglot.encoders.text_scratch import Attention, ScratchTower
 from hypothesis import given
 from hypothesis import strategies as st
