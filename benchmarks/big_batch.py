@@ -3,7 +3,7 @@
     scripts/bench big_batch
 
 Gradient caching embeds the batch twice, a micro-batch at a time, and the loss walks over its logits in blocks. A plain
-step would hold the activations of 260,000 tokens, and a matrix of 32,768 x 32,768 logits (4.3 GB) several times.
+step would hold the activations of 260,000 tokens and several copies of a 32,768 x 32,768 matrix of logits (4.3 GB).
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""A pass over images of which every fiftieth is broken: which cost their row, why, and what memory does.
+"""Caching pass over 10,000 images, every fiftieth broken: reasons of the failed rows, and memory over time.
 
     scripts/bench broken --data FOLDER --model timm/… --pretrained FILE [--pictures 10000]
 
-FOLDER holds train.jsonl and images/. Images beyond its number are crops of them, so that no two are alike. Runs the
-real `clipglot cache`, and looks at its processes in /proc (Linux) every half second. Exits with 1 if anything is not as
-expected.
+FOLDER holds train.jsonl and images/. Where it has fewer images, crops of them fill up the number, so that no two are
+alike. Runs the real `clipglot cache` and samples the memory of its processes from /proc (Linux) every half second.
+Exits with 1 if any row differs from what is expected.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 EVERY = 50
-STEADY = (0.25, 0.9)  # of the time: before, processes start and fill their pools; after, they end
+STEADY = (0.25, 0.9)  # fractions of the run: before, processes start and fill their pools; after, they end
 
 
 def flipped_header(path: Path) -> None:
@@ -65,12 +65,12 @@ def png_header(path: Path, width: int, height: int) -> None:
 
 
 def bomb(path: Path) -> None:
-    """60 kB that are 400 million pixels of one colour, a whole and valid PNG."""
+    """A valid PNG of 60 kB that decodes to 400 million pixels of one colour."""
     Image.new("1", (20_000, 20_000)).save(path, "PNG", optimize=True)
 
 
 def garbled_cmyk(path: Path) -> None:
-    """A CMYK JPEG whose second half is lost."""
+    """A CMYK JPEG without its second half."""
     Image.open(path).convert("CMYK").save(path, "JPEG")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -83,58 +83,61 @@ BREAK: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.write_bytes(b""), "not a picture"),
     "a folder": (folder, "unreadable"),
     "missing": (gone, "missing"),
-    "a link that leads out of the root": (link_out, "outside root"),
+    "a link to outside the root": (link_out, "outside root"),
     "a link to itself": (loop, "missing"),
-    "a FIFO that nobody writes to": (fifo, "unreadable"),
+    "a FIFO without a writer": (fifo, "unreadable"),
     "a header of 3.6 billion pixels": (lambda path: png_header(path, 60_000, 60_000), "too large"),
     "400 million pixels in 60 kB": (bomb, "too large"),
-    "CMYK, half of it lost": (garbled_cmyk, "damaged"),
+    "CMYK, second half missing": (garbled_cmyk, "damaged"),
     "1 by 100,000 pixels": (lambda path: Image.new("RGB", (1, 100_000)).save(path, "PNG"), "too large"),
 }
 
 
 def main() -> None:
-    """Draw, break, run, compare, print."""
+    """Write the images, break some, cache them, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and images/")
     parser.add_argument("--model", required=True)
     parser.add_argument("--pretrained")
     parser.add_argument("--text-field", default="text")
-    parser.add_argument("--pictures", type=int, default=10_000)
+    parser.add_argument("--pictures", dest="images", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        broken = lay_out(given.data, Path(name) / "root", given.images, given.text_field)
+        broken = write_images(args.data, Path(name) / "root", args.images, args.text_field)
         command = [sys.executable, "-m", "clipglot", "cache", f"{name}/root/pairs.jsonl", "-o", f"{name}/c.zarr"]
-        command += ["--model", given.model, "--text-field", given.text_field, "--workers", str(given.workers)]
-        command += ["--pretrained", given.pretrained] if given.pretrained else []
+        command += ["--model", args.model, "--text-field", args.text_field, "--workers", str(args.workers)]
+        command += ["--pretrained", args.pretrained] if args.pretrained else []
         started = time.monotonic()
-        exit_code, resident = watch(command)
+        exit_code, memory = run_and_sample_memory(command)
         wall_s = time.monotonic() - started
         inspect = [sys.executable, "-m", "clipglot", "inspect", f"{name}/c.zarr", "--failures", "-1", "--json"]
-        found = json.loads(subprocess.run(inspect, check=True, capture_output=True).stdout)
-    said = {failure["key"]: failure["status"] for failure in found["failures"]}
-    right = {key: BREAK[how][1] == said.get(key) for key, how in broken.items()}
-    print("| broken how | images | expected | said |")
+        contents = json.loads(subprocess.run(inspect, check=True, capture_output=True).stdout)
+    reasons = {failure["key"]: failure["status"] for failure in contents["failures"]}
+    correct = {key: BREAK[damage][1] == reasons.get(key) for key, damage in broken.items()}
+    print("| damage | images | expected | reported |")
     print("|---|--:|---|---|")
-    for how, (_, expected) in BREAK.items():
-        keys = [key for key in broken if broken[key] == how]
-        reasons = Counter(said.get(key, "embedded") for key in keys)
-        print(f"| {how} | {len(keys)} | {expected} | {', '.join(f'{n} {reason}' for reason, n in reasons.items())} |")
-    num_good = given.images - len(broken)
-    embedded = found["status"].get("embedded", 0)
-    print(f"\n{embedded:,} of {num_good:,} whole images embedded, {len(said.keys() - broken.keys())} of them refused;")
+    for damage, (_, expected) in BREAK.items():
+        keys = [key for key in broken if broken[key] == damage]
+        counts = Counter(reasons.get(key, "embedded") for key in keys)
+        reported = ", ".join(f"{num} {reason}" for reason, num in counts.items())
+        print(f"| {damage} | {len(keys)} | {expected} | {reported} |")
+    num_good = args.images - len(broken)
+    embedded = contents["status"].get("embedded", 0)
     print(
-        f"{sum(right.values())} of {len(broken)} broken ones have the expected reason; "
+        f"\n{embedded:,} of {num_good:,} good images embedded, {len(reasons.keys() - broken.keys())} of them refused;"
+    )
+    print(
+        f"{sum(correct.values())} of {len(broken)} broken images have the expected reason; "
         f"exit code {exit_code}, {wall_s:.0f} s."
     )
-    ok = exit_code == 0 and embedded == num_good and all(right.values()) and said.keys() == broken.keys()
-    print_memory(resident)
+    ok = exit_code == 0 and embedded == num_good and all(correct.values()) and reasons.keys() == broken.keys()
+    print_memory(memory)
     sys.exit(0 if ok else 1)
 
 
-def lay_out(data: Path, root: Path, num: int, text_field: str) -> dict[str, str]:
-    """Make the images and their manifest, and break every fiftieth; returns how, by key."""
+def write_images(data: Path, root: Path, num: int, text_field: str) -> dict[str, str]:
+    """Write images and their manifest, and break every fiftieth; returns the damage by key."""
     (root / "images").mkdir(parents=True)
     rows = [json.loads(line) for line in (data / "train.jsonl").open(encoding="utf-8")]
     lines, broken = [], {}
@@ -143,7 +146,7 @@ def lay_out(data: Path, root: Path, num: int, text_field: str) -> dict[str, str]
         source = data / row["image"]
         if i < len(rows):
             (root / key).write_bytes(source.read_bytes())
-        else:  # a crop, another in each round
+        else:  # a crop, larger in each round
             image, cut = Image.open(source), 8 * (i // len(rows))
             image.crop((cut, cut, image.width, image.height)).save(root / key, "JPEG", quality=90)
         if i % EVERY == EVERY - 1:
@@ -154,21 +157,22 @@ def lay_out(data: Path, root: Path, num: int, text_field: str) -> dict[str, str]
     return broken
 
 
-def watch(command: list[str]) -> tuple[int, dict[str, list[tuple[float, float]]]]:
-    """Run a command; returns its exit code and, for it and all its children, (second, MB resident) over time."""
-    resident: dict[str, list[tuple[float, float]]] = {"parent": [], "others": []}
+def run_and_sample_memory(command: list[str]) -> tuple[int, dict[str, list[tuple[float, float]]]]:
+    """Run a command; returns its exit code and samples (second, MB) of the memory of parent and children."""
+    memory: dict[str, list[tuple[float, float]]] = {"parent": [], "children": []}
     started = time.monotonic()
     process = subprocess.Popen(command)
     while process.poll() is None:
         tree = descendants(process.pid)
         at = time.monotonic() - started
-        resident["parent"].append((at, unshared_mb(process.pid)))
-        resident["others"].append((at, sum(unshared_mb(pid) for pid in tree)))
+        memory["parent"].append((at, unshared_mb(process.pid)))
+        memory["children"].append((at, sum(unshared_mb(pid) for pid in tree)))
         time.sleep(0.5)
-    return process.returncode, resident
+    return process.returncode, memory
 
 
 def descendants(pid: int) -> list[int]:
+    """Ids of all processes below one."""
     parents = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -176,15 +180,15 @@ def descendants(pid: int) -> list[int]:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue  # it ended meanwhile
-    found, last = [], [pid]
-    while last:
-        last = [child for child, parent in parents.items() if parent in last]
-        found += last
-    return found
+    pids, generation = [], [pid]
+    while generation:
+        generation = [child for child, parent in parents.items() if parent in generation]
+        pids += generation
+    return pids
 
 
 def unshared_mb(pid: int) -> float:
-    """Anonymous memory; what is shared (libraries, decoded images, the page cache) would count in each process."""
+    """Anonymous memory: libraries, decoded images and the page cache are shared and would count in each process."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -192,16 +196,15 @@ def unshared_mb(pid: int) -> float:
     return sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) / 1024
 
 
-def print_memory(resident: dict[str, list[tuple[float, float]]]) -> None:
-    print("\n| memory of its own | samples | median | highest ever | slope |")
+def print_memory(memory: dict[str, list[tuple[float, float]]]) -> None:
+    """Print median, maximum and slope of the samples."""
+    print("\n| unshared memory | samples | median | maximum | slope |")
     print("|---|--:|--:|--:|--:|")
-    for who, samples in resident.items():
-        at, held = np.array(samples).T
+    for name, samples in memory.items():
+        at, mb = np.array(samples).T
         steady = (at >= STEADY[0] * at[-1]) & (at <= STEADY[1] * at[-1])
-        slope = np.polyfit(at[steady] / 60, held[steady], 1)[0]
-        print(
-            f"| {who} | {steady.sum()} | {np.median(held[steady]):.0f} MB | {held.max():.0f} MB | {slope:+.1f} MB/min |"
-        )
+        slope = np.polyfit(at[steady] / 60, mb[steady], 1)[0]
+        print(f"| {name} | {steady.sum()} | {np.median(mb[steady]):.0f} MB | {mb.max():.0f} MB | {slope:+.1f} MB/min |")
 
 
 if __name__ == "__main__":

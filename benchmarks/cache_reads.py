@@ -1,8 +1,8 @@
-"""Reading embeddings from a cache beside np.memmap of one .npy of the same rows: whole chunks, in order, random rows.
+"""Read speed of cached embeddings against np.memmap of an .npy with the same rows: chunks, sequential, random rows.
 
     scripts/bench cache_reads [--rows 400000] [--dim 512] [--rounds 9] [--folder /tmp]
 
-A cold read starts with no page of the files in memory: they are synced, dropped with posix_fadvise and mapped anew.
+Before a cold read no page of the files is in memory: they are synced, dropped with posix_fadvise and mapped again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from clipglot.jobs.bench_data import copy_to_npy, write_random_cache
 from numpy.typing import NDArray
 
 RANDOM_ROWS = 4096
-REPEATS = 20  # of the read of random rows in one round, which takes too little time for one
+REPEATS = 20  # reads of random rows per round: one is too short to time
 
 
 def main() -> None:
@@ -94,7 +94,7 @@ def measure(cache: Cache, npy: Path, rounds: int) -> None:
 
 
 def one_round(ours: Callable[[], float], theirs: Callable[[], float], *, ours_first: bool) -> tuple[float, float]:
-    """Seconds of both, in either order."""
+    """Seconds of both readers, in the given order."""
     if ours_first:
         return ours(), theirs()
     memmap_s = theirs()
@@ -108,20 +108,20 @@ def npy_reader(npy: Path) -> Callable[[int, int], NDArray[np.float16]]:
 
 
 def read_in_order(read: Callable[[int, int], Any], chunks: list[slice]) -> None:
-    """Read every chunk and let it go."""
+    """Read every chunk and drop it."""
     for rows in chunks:
         read(rows.start, rows.stop)
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Seconds that a call takes."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def drop(cache: Path, npy: Path) -> None:
-    """Take the embeddings' files out of the page cache."""
+    """Drop the files of the embeddings from the page cache."""
     for file in (npy, *files_below(cache / EMB)):
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)

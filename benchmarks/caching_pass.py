@@ -1,14 +1,13 @@
-"""The caching pass beside what it consists of: its speed / the lower one of the decoding and the tower ceiling.
+"""Throughput of the caching pass against its ceilings: the slower of decoding alone and the tower alone.
 
     scripts/bench caching_pass --data DIR [--num 1500] [--rounds 3] [--deit deit_tiny.safetensors]
     scripts/bench caching_pass --data DIR --device cuda --precision bf16 --batch-size 256 --in-memory --num 6000
 
-DIR has images in `images/`. In every round, in turn and on the same images: the worker processes decode into a sink
-(the ceiling of decoding); the tower runs on pixels that lie ready (its ceiling); the whole pass, into a cache on a
-local disk, starting its workers and sealing included. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at
-224 pixels, the latter with random weights, which compute no faster. Beside them stands a tower that computes nothing:
-the pass is then bound by decoding, as beside a GPU, which takes no core from it. With --in-memory the workers hold the
-files.
+DIR has images in `images/`. Each round measures on the same images, in turn: the worker processes decoding into a sink
+(ceiling of decoding); the tower on prepared pixels (ceiling of the tower); the whole pass into a cache on a local disk,
+from the start of its workers to sealing. Each has all cores. The towers are DeiT-Tiny/16 and ViT-B/32 at 224 pixels;
+ViT-B/32 has random weights, which take as long. A third tower computes nothing: the pass is then bound by decoding, as
+with a GPU, which takes no core from it. With --in-memory the workers hold the files.
 """
 
 from __future__ import annotations
@@ -46,13 +45,13 @@ if __name__ == "__main__":  # the decoding processes import this file too, and n
     from clipglot.jobs.bench import machine
     from safetensors.torch import save_file
 
-NOTHING = "nothing"  # computes the third tower
-READY = 4  # batches of pixels that the tower's ceiling is measured on, again and again
+NOTHING = "nothing"  # name of the third tower
+READY = 4  # batches of pixels over which the tower's ceiling is measured repeatedly
 
 
 @dataclass(frozen=True)
 class MemoryReader:
-    """Gives the workers files that they hold in memory."""
+    """Reader of files held in the memory of each worker."""
 
     files: dict[str, bytes]
 
@@ -72,10 +71,10 @@ class Job:
     workers: int
     batch_size: int
     in_memory: bool
-    computes: bool
+    computes: bool  # false for the tower that computes nothing
 
     def planned(self) -> Cache:
-        """A new cache of all images, with nothing in it."""
+        """A planned cache of all images, none embedded."""
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "cache.zarr"
         source = SourceInfo(path="", sha256="", image_root=str(self.images), image_field="image", text_fields=["text"])
         info = CacheInfo(state="planning", encoder=encoder_info(self.tower), source=source, batch_size=self.batch_size)
@@ -84,7 +83,7 @@ class Job:
         return Cache(path, read_only=False)
 
     def reader(self, cache: Cache) -> BlockReader:
-        """What gives the workers the files."""
+        """Reader that the workers take the files from."""
         if self.in_memory:
             return MemoryReader({key: (self.images / key).read_bytes() for key in self.keys})
         return reader_of(cache)
@@ -134,7 +133,7 @@ class Job:
 
 
 def towers(folder: Path, deit: Path | None, device: torch.device) -> dict[str, Callable[[], ImageTower]]:
-    """What makes each tower."""
+    """Constructors of the towers."""
 
     def vit_b_32() -> ImageTower:
         file = folder / "vit_b_32.safetensors"
@@ -153,7 +152,7 @@ def towers(folder: Path, deit: Path | None, device: torch.device) -> dict[str, C
 
 
 def spread(values: list[float], digits: str = ",.1f") -> str:
-    """Median, and least and greatest."""
+    """Median (minimum .. maximum)."""
     return f"{statistics.median(values):{digits}} ({min(values):{digits}} .. {max(values):{digits}})"
 
 
@@ -161,7 +160,7 @@ def main() -> None:
     """Measure each tower and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/")
-    parser.add_argument("--num", type=int, default=1500, help="images taken, the first by name")
+    parser.add_argument("--num", type=int, default=1500, help="number of images, the first by name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=num_usable_cores())
     parser.add_argument("--towers", nargs="+", default=["DeiT-Tiny/16", "ViT-B/32", NOTHING], help="which of the three")
@@ -169,13 +168,13 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16", "fp16"])
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--in-memory", action="store_true", help="files that the workers hold, instead of a disk's")
+    parser.add_argument("--in-memory", action="store_true", help="read files from the workers' memory, not from disk")
     args = parser.parse_args()
     device = resolve_device(args.device)
     keys = sorted(path.name for path in (args.data / "images").iterdir())[: args.num]
     print(f"{machine(device)}, torch {torch.__version__}, {args.workers} workers, {torch.get_num_threads()} threads;")
     print(f"{len(keys):,} images in batches of {args.batch_size}, {args.rounds} rounds in turns, {args.precision}\n")
-    print("| tower | decoding alone, images/s | tower alone | pass | pass / the lower one | it waited for |")
+    print("| tower | decoding alone, images/s | tower alone | pass | pass / the lower one | bottleneck |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="clipglot-pass-") as name:
         for tower_name, make in towers(Path(name), args.deit, device).items():

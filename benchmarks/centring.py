@@ -1,18 +1,19 @@
-"""Does the image side gain from centring or whitening? Closed-form recall on a tenth held out of a cache's images.
+"""Centring and whitening of image embeddings: closed-form recall on a held-out tenth of a cache's images.
 
     scripts/bench centring CACHE [--spaced]
 
-TF-IDF + ridge is fitted onto the images as each row transforms them, and retrieves from images transformed alike.
-The last rows leave the images as they are and bring the prediction into their metric: what `--warm-start ridge` does.
+TF-IDF + ridge is fitted onto the images as transformed by each row of the table, and retrieves from images under the
+same transform. The last rows leave the images unchanged and multiply the prediction with their metric, as
+`--warm-start ridge` does.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+from baseline import ridge
 from clipglot.cache.read.cache import Cache
 from clipglot.evals.retrieval import retrieve
-from opponent import ridge
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 PENALTIES = (1.0, 3.0, 10.0, 30.0)
@@ -32,7 +33,7 @@ def main() -> None:
     analyzer, ngrams = ("char_wb", (2, 5)) if options.spaced else ("char", (1, 3))
     vectorizer = TfidfVectorizer(analyzer=analyzer, ngram_range=ngrams, min_df=2, sublinear_tf=True)
     features = vectorizer.fit_transform([captions[i] for i in fit_on])
-    asked = vectorizer.transform([captions[i] for i in held_out])
+    queries = vectorizer.transform([captions[i] for i in held_out])
 
     mean = image_emb[:split].mean(0)
     values, vectors = np.linalg.eigh(np.cov(image_emb[:split].T))
@@ -47,15 +48,15 @@ def main() -> None:
     def recalls(alpha: float, targets: np.ndarray, gallery: np.ndarray, matrix: np.ndarray) -> tuple[float, ...]:
         targets, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (targets, gallery))
         weights, intercept = ridge(features, targets[image_index[fit_on]], alpha)
-        predicted = (asked @ weights + intercept) @ matrix
+        predicted = (queries @ weights + intercept) @ matrix
         predicted /= np.linalg.norm(predicted, axis=1, keepdims=True)
-        held = gallery[split:].astype(np.float32)
-        ranks = retrieve(predicted.astype(np.float32), held, image_index[held_out] - split).text_to_image
+        candidates = gallery[split:].astype(np.float32)
+        ranks = retrieve(predicted.astype(np.float32), candidates, image_index[held_out] - split).text_to_image
         return ranks.r_at_10, ranks.r_at_5, ranks.r_at_1
 
     unit = image_emb / np.linalg.norm(image_emb, axis=1, keepdims=True)
     plain = np.eye(image_emb.shape[1])
-    # What the regression is fitted onto, what is retrieved from, and what the prediction is multiplied with.
+    # Regression targets, gallery to retrieve from, matrix that the prediction is multiplied with.
     forms = {"as they are": (unit, unit, plain), "centred": (image_emb - mean, image_emb - mean, plain)}
     forms |= {f"centred, whitened to the power {p:g}": (whitened(p), whitened(p), plain) for p in POWERS}
     in_metric = {f"as they are, prediction in their metric, shrunk by {s:g}": metric(s) for s in SHRINKAGES}

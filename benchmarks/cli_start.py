@@ -1,4 +1,4 @@
-"""How long `clipglot --help` and a command's help take, beside an empty Python and an import of torch.
+"""Start-up time of `clipglot --help` and of commands' help, beside an empty Python and an import of torch.
 
 scripts/bench cli_start [--runs 15]
 """

@@ -1,10 +1,10 @@
-"""`clipglot cache` beside clip-retrieval's `clip-retrieval inference`: the same images, tower, weights and cores.
+"""Throughput of `clipglot cache` against `clip-retrieval inference`: same images, tower, weights and cores.
 
     scripts/bench clip_retrieval --data DIR --peer VENV/bin/clip-retrieval [--num 1500] [--few 64] [--rounds 3]
 
-clip-retrieval wants an environment of its own: `pip install clip-retrieval 'setuptools<81'` (2.45.0 ends with an error
-under newer setuptools, which lack pkg_resources). Both run as commands, in turn, on ViT-B/32 with one file of random
-weights. A command takes long to begin, so each also runs on few images, and the speed is that of the further ones.
+clip-retrieval needs an environment of its own: `pip install clip-retrieval 'setuptools<81'` (2.45.0 fails under newer
+setuptools, which lack pkg_resources). Both run as commands, in turn, on ViT-B/32 with the same file of random weights.
+Commands take long to start, so each also runs on a few images; the speed is computed over the additional ones.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from clipglot.distill.checks import num_usable_cores
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 
-RunFolder = Callable[[Path, Path, Path, int, int], NDArray[np.float64]]
+Run = Callable[[Path, Path, Path, int, int], NDArray[np.float64]]
 
 
 def ours(images: Path, output: Path, weights: Path, batch_size: int, workers: int) -> NDArray[np.float64]:
@@ -37,7 +37,7 @@ def ours(images: Path, output: Path, weights: Path, batch_size: int, workers: in
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = ["-m", "clipglot", "cache", manifest, "-o", output, "--image-root", images, "--workers", workers]
     tower = ["--model", "ViT-B-32", "--pretrained", weights, "--batch-size", batch_size]
-    quietly([sys.executable, *command, *tower])
+    run_quietly([sys.executable, *command, *tower])
     return Cache(output).image_emb().astype(np.float64)
 
 
@@ -56,20 +56,20 @@ def theirs(images: Path, output: Path, weights: Path, batch_size: int, workers: 
         "batch_size": batch_size,
         "num_prepro_workers": workers,
     }
-    quietly([peer, "inference", *(part for name, value in options.items() for part in (f"--{name}", value))])
+    run_quietly([peer, "inference", *(part for name, value in options.items() for part in (f"--{name}", value))])
     files = sorted((output / "img_emb").glob("*.npy"))
     return np.concatenate([np.load(file) for file in files]).astype(np.float64)
 
 
-def quietly(command: list[object]) -> None:
-    """Run a command; what it prints is shown if it fails."""
+def run_quietly(command: list[object]) -> None:
+    """Run a command; show its output only if it fails."""
     done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
         raise SystemExit(f"{command[0]} ended with {done.returncode}:\n{done.stdout[-2000:]}")
 
 
-def copied(folder: Path, paths: list[Path]) -> Path:
-    """A folder with copies of some images."""
+def copy_images(folder: Path, paths: list[Path]) -> Path:
+    """Copy images to a new folder."""
     folder.mkdir()
     for path in paths:
         shutil.copy(path, folder)
@@ -81,20 +81,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with images/")
     parser.add_argument("--peer", type=Path, required=True, help="clip-retrieval's command")
-    parser.add_argument("--num", type=int, default=1500, help="images taken, the first by name")
-    parser.add_argument("--few", type=int, default=64, help="images of the runs that tell how long a command begins")
+    parser.add_argument("--num", type=int, default=1500, help="number of images, the first by name")
+    parser.add_argument("--few", type=int, default=64, help="number of images of the runs that measure start-up")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     args = parser.parse_args()
     paths = sorted((args.data / "images").iterdir())[: args.num]
     cores = num_usable_cores()
     seconds: dict[tuple[str, int], list[float]] = {}
-    runs: dict[str, RunFolder] = {"clipglot": ours, "clip-retrieval": partial(theirs, peer=args.peer)}
+    runs: dict[str, Run] = {"clipglot": ours, "clip-retrieval": partial(theirs, peer=args.peer)}
     with tempfile.TemporaryDirectory(prefix="clipglot-peer-") as name:
         folder = Path(name)
         weights = folder / "vit_b_32.safetensors"
         save_file(open_clip.create_model("ViT-B-32").state_dict(), weights)
-        data = {num: copied(folder / f"images_{num}", paths[:num]) for num in (args.few, args.num)}
+        data = {num: copy_images(folder / f"images_{num}", paths[:num]) for num in (args.few, args.num)}
         for turn in range(args.rounds):
             for num in (args.few, args.num):
                 emb = {}
@@ -105,12 +105,12 @@ def main() -> None:
                 cosine = (emb["clipglot"] * emb["clip-retrieval"]).sum(1)
                 assert cosine.min() > 0.99, cosine.min()
     print(f"{cores} cores, {args.num:,} and {args.few} images, batches of {args.batch_size}, {args.rounds} rounds\n")
-    print("| command | whole, s | with few, s | images/s of the further ones | clipglot's / this |")
+    print("| command | all images, s | few images, s | images/s of the additional ones | clipglot's / this |")
     print("|---|---|---|---|---|")
     speeds = {
         who: [
-            (args.num - args.few) / (whole - begun)
-            for whole, begun in zip(seconds[who, args.num], seconds[who, args.few], strict=True)
+            (args.num - args.few) / (all_s - few_s)
+            for all_s, few_s in zip(seconds[who, args.num], seconds[who, args.few], strict=True)
         ]
         for who in runs
     }

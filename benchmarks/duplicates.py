@@ -1,6 +1,8 @@
-"""At which cosine altered copies of photographs are found again: `clipglot duplicates` against a known answer.
+"""Cosine between photographs and altered copies of them, by `clipglot duplicates` with the answer known.
 
-Copies of the first images of a manifest are altered, each in one way; every copy is compared with all originals.
+    scripts/bench duplicates --data DIR --model MODEL [--pretrained FILE] [--pictures 300]
+
+Copies of the first images of a manifest are altered in one way at a time; each copy is compared with all originals.
 """
 
 import argparse
@@ -17,23 +19,26 @@ from clipglot.jobs.cache import cache_images
 from clipglot.jobs.settings.cache import CacheSettings
 from PIL import Image, ImageEnhance, ImageOps
 
-MARKS = (0.999, 0.99, 0.97, 0.95, 0.9)
+THRESHOLDS = (0.999, 0.99, 0.97, 0.95, 0.9)
 
 
 def recompressed(image: Image.Image, quality: int) -> Image.Image:
+    """The image after a round trip through JPEG."""
     file = BytesIO()
     image.save(file, "JPEG", quality=quality)
     return Image.open(file)
 
 
-def cropped(image: Image.Image, share: float) -> Image.Image:
+def cropped(image: Image.Image, fraction: float) -> Image.Image:
+    """The centre of the image, with this fraction of each side."""
     width, height = image.size
-    x, y = round(width * (1 - share) / 2), round(height * (1 - share) / 2)
+    x, y = round(width * (1 - fraction) / 2), round(height * (1 - fraction) / 2)
     return image.crop((x, y, width - x, height - y))
 
 
-def shrunk(image: Image.Image, share: float) -> Image.Image:
-    small = image.resize((round(image.width * share), round(image.height * share)), Image.Resampling.BICUBIC)
+def shrunk(image: Image.Image, fraction: float) -> Image.Image:
+    """The image at a fraction of its resolution, enlarged again."""
+    small = image.resize((round(image.width * fraction), round(image.height * fraction)), Image.Resampling.BICUBIC)
     return small.resize(image.size, Image.Resampling.BICUBIC)
 
 
@@ -51,49 +56,52 @@ ALTERED: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Cache originals and copies, compare them and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of train.jsonl and images/")
     parser.add_argument("--model", required=True)
     parser.add_argument("--pretrained")
     parser.add_argument("--text-field", default="text")
-    parser.add_argument("--pictures", type=int, default=300)
-    given = parser.parse_args()
-    rows = [json.loads(line) for line in (given.data / "train.jsonl").open(encoding="utf-8")][: given.images]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    parser.add_argument("--pictures", dest="images", type=int, default=300)
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in (args.data / "train.jsonl").open(encoding="utf-8")][: args.images]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
 
         def cached(manifest: Path) -> Cache:
             return cache_images(
                 CacheSettings(
                     source=manifest,
                     output=manifest.with_suffix(".zarr"),
-                    model=given.model,
-                    pretrained=given.pretrained,
+                    model=args.model,
+                    pretrained=args.pretrained,
                     image_root=folder,
                 )
             ).cache
 
-        def stored(what: str, alter: Callable[[Image.Image], Image.Image]) -> Cache:
-            (folder / what).mkdir()
+        def cache_altered(name: str, alter: Callable[[Image.Image], Image.Image]) -> Cache:
+            (folder / name).mkdir()
             lines = []
             for i, row in enumerate(rows):
-                alter(Image.open(given.data / row["image"]).convert("RGB")).save(folder / what / f"{i}.png")
-                lines.append(json.dumps({"image": f"{what}/{i}.png", "text": row[given.text_field]}))
-            manifest = folder / f"{what}.jsonl"
+                alter(Image.open(args.data / row["image"]).convert("RGB")).save(folder / name / f"{i}.png")
+                lines.append(json.dumps({"image": f"{name}/{i}.png", "text": row[args.text_field]}))
+            manifest = folder / f"{name}.jsonl"
             manifest.write_text("\n".join(lines), encoding="utf-8")
             return cached(manifest)
 
-        originals = stored("originals", lambda image: image)
+        originals = cache_altered("originals", lambda image: image)
         print(
-            "| copy | " + " | ".join(f"≥ {mark:g}" for mark in MARKS) + " | median cosine | nearest is the original |"
+            "| copy | "
+            + " | ".join(f"≥ {threshold:g}" for threshold in THRESHOLDS)
+            + " | median cosine | nearest is the original |"
         )
-        print("|---" + "|--:" * (len(MARKS) + 2) + "|")
-        for what, alter in ALTERED.items():
-            report = find_duplicates(originals, stored(what, alter), threshold=-1, num_listed=-1)
+        print("|---" + "|--:" * (len(THRESHOLDS) + 2) + "|")
+        for name, alter in ALTERED.items():
+            report = find_duplicates(originals, cache_altered(name, alter), threshold=-1, num_listed=-1)
             cosines = np.array([pair.cosine for pair in report.pairs])
-            right = np.mean([Path(pair.key).name == Path(pair.other_key).name for pair in report.pairs])
-            shares = " | ".join(f"{np.mean(cosines >= mark):.1%}" for mark in MARKS)
-            print(f"| {what} | {shares} | {np.median(cosines):.4f} | {right:.1%} |", flush=True)
+            correct = np.mean([Path(pair.key).name == Path(pair.other_key).name for pair in report.pairs])
+            shares = " | ".join(f"{np.mean(cosines >= threshold):.1%}" for threshold in THRESHOLDS)
+            print(f"| {name} | {shares} | {np.median(cosines):.4f} | {correct:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""The 40-hour job's shape on one GPU: pairs/s of the whole training step, its ceiling and its peers, within 8 minutes.
+"""Throughput of the training step on one GPU, beside its ceiling and its peers, within 8 minutes.
 
     scripts/bench gpu [--out gpu.json] [--budget-s 440] [--device cuda] [--tiny]
 
-3.7 million random unit embeddings of 512 features on the device, captions of random tokens as long as search queries,
-ViT-B/32's text tower (12 layers, width 512, 8 heads, 49,408 tokens), bf16, fused AdamW. A step is `train`'s, feeding
-thread included; the bare tower step is forward, backward and AdamW on the same tokens. Model FLOPs are those that the
-step needs (`tower_flops`): 6 × parameters of the blocks × tokens, the last block's for EOS alone, and attention within
-captions. A stage that fails, or for which no time is left, says so in its row. Prints a Markdown table.
+Sizes are those of a job of 40 hours: 3.7 million random unit embeddings of 512 features on the device, captions of
+random tokens as long as search queries, ViT-B/32's text tower (12 layers, width 512, 8 heads, 49,408 tokens), bf16,
+fused AdamW. A step is that of `train`, with its loading thread; the bare tower step is forward, backward and AdamW on
+the same tokens. Model FLOPs count what the step needs (`tower_flops`): 6 × parameters of the blocks × tokens, the last
+block for EOS alone, and attention within captions. A stage that fails, or that the budget leaves no time for, says so
+in its row. Prints a Markdown table.
 """
 
 import argparse
@@ -39,22 +40,22 @@ from clipglot.jobs.settings.bench import BenchSettings
 from torch import Tensor
 
 JOB_PAIRS = 3_700_000 * 30
-STATED_FLOPS_S = 989e12  # of an H100 or H200, dense bf16, by its data sheet
-LEAST_S = 15  # that a stage is begun for
-BLOCK = 2**18  # embeddings made at a time
+STATED_FLOPS_S = 989e12  # dense bf16 of an H100 or H200, by its data sheet
+LEAST_S = 15  # a stage is not started with less time left
+BLOCK = 2**18  # embeddings generated at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What is measured.
+    """Sizes of the measurements.
 
     Attributes:
-        batches: B of the whole step, the first of which everything else is measured at.
-        round_steps: steps of a round for each of them.
-        bank_batch: B of the step with further negatives.
-        bank: how many those are.
-        piece: captions of a forward padded to 77, whose activations would not fit at once.
-        mapped: embeddings of the cache that is fed from mapped files.
+        batches: batch sizes B of the whole step; everything else is measured at the first.
+        round_steps: steps per round for each of them.
+        bank_batch: batch size of the step with further negatives.
+        bank: number of further negatives.
+        piece: captions per forward padded to 77; the activations of a whole batch would not fit.
+        mapped: embeddings of the cache that is read from mapped files.
     """
 
     images: int = 3_700_000
@@ -72,13 +73,13 @@ class Sizes:
     mapped: int = 400_000
 
 
-SMALL = {"pictures": 500, "dim": 16, "width": 16, "layers": 2, "heads": 2, "vocab_size": 100, "rounds": 1}
+SMALL = {"images": 500, "dim": 16, "width": 16, "layers": 2, "heads": 2, "vocab_size": 100, "rounds": 1}
 TINY = Sizes(**SMALL, batches=(16, 32), round_steps=(2, 1), bank_batch=8, bank=64, piece=8, mapped=200)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A line of the table; a ratio of speeds is this one's to the other's."""
+    """A line of the table; `ratio` is this speed / that of the row `to`."""
 
     what: str
     pairs_per_s: float | None = None
@@ -89,11 +90,11 @@ class Row:
 
 
 class TimeIsUp(BaseException):
-    """Raised wherever the program is when the budget is spent; no Exception, which compilers catch."""
+    """Raised by a signal when the budget is spent; no Exception, because compilers catch those."""
 
 
 class Job:
-    """The data, and the stages that are measured on it."""
+    """The data and the stages measured on it."""
 
     def __init__(self, sizes: Sizes, device: torch.device) -> None:
         self.sizes, self.device = sizes, device
@@ -111,17 +112,17 @@ class Job:
             caption_image=np.arange(sizes.images),
             caption_group=group_equal_captions(self.tokens),
         )
-        self.pairs_per_s: dict[str, float] = {}  # of each row so far
+        self.pairs_per_s: dict[str, float] = {}  # by row so far
 
     def training(self, batch_size: int, **changes: Any) -> TrainSettings:
-        """Settings of a run."""
+        """Settings of a training run."""
         bench = BenchSettings(precision="bf16", device=str(self.device), **self.shape)
         return replace(bench.training(batch_size), **changes)
 
     def measure(
         self, batch: int, *, data: TrainData | None = None, attention: Attention = "auto", **changes: Any
     ) -> tuple[dict[str, float], float]:
-        """Medians of a whole step and what it consists of, and the peak of memory in GB."""
+        """Medians of a whole step and of its parts, and the peak of memory in GB."""
         sizes = self.sizes
         round_steps = dict(zip(sizes.batches, sizes.round_steps, strict=True)).get(batch, sizes.round_steps[0])
         if self.device.type == "cuda":
@@ -137,29 +138,29 @@ class Job:
                 "loss": steps.loss,
                 "feed": steps.fed_alone,
             }
-            given = in_turns(measures, sizes.rounds)
+            times = in_turns(measures, sizes.rounds)
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else 0.0
-        return {name: statistics.median(values) for name, values in given.items()}, peak
+        return {name: statistics.median(values) for name, values in times.items()}, peak
 
     def train(self, batch: int) -> list[Row]:
-        """The step as `train` runs it, and how far it is from what the device can do."""
-        found, peak = self.measure(batch)
+        """The step as `train` runs it, against the peak of the device."""
+        medians, peak = self.measure(batch)
         matmul = matmul_flops_s(self.device, "bf16")
         step, tower = f"step, B={batch:,}", f"tower, B={batch:,}"
-        note = f"{shares(found)}; {peak:.0f} GB; the job in {JOB_PAIRS * found['whole'] / batch / 60:.1f} minutes"
+        note = f"{shares(medians)}; {peak:.0f} GB; the job in {JOB_PAIRS * medians['whole'] / batch / 60:.1f} minutes"
         rows = [
-            self.row(tower, batch, found["tower"], note=f"{found['tokens']:,.0f} tokens"),
-            self.row(step, batch, found["whole"], tower, note),
+            self.row(tower, batch, medians["tower"], note=f"{medians['tokens']:,.0f} tokens"),
+            self.row(step, batch, medians["whole"], tower, note),
         ]
         for what, part in ((tower, "tower"), (step, "whole")):
-            speed = found["flops"] / found[part]
+            speed = medians["flops"] / medians[part]
             for to, ceiling in (("989 TFLOP/s, stated", STATED_FLOPS_S), ("a large matmul", matmul)):
                 note = f"model FLOP utilisation: {speed / 1e12:.3g} of {ceiling / 1e12:.3g} TFLOP/s"
                 rows.append(Row(what=what, ratio=speed / ceiling, to=to, note=note))
         return rows
 
     def padded(self, compiled: bool) -> list[Row]:
-        """open_clip's own forward over captions padded to 77, with backward and AdamW, without loss and feeding."""
+        """open_clip's own forward over captions padded to 77, with backward and AdamW, without loss and loading."""
         batch, rounds = self.sizes.batches[0], min(3, self.sizes.rounds)
         ids, lengths = self.tokens.gather(np.arange(batch))
         padded = np.zeros((batch, 77), np.int64)
@@ -168,34 +169,34 @@ class Job:
         with Steps(self.training(batch, compile="off"), self.data, self.config, round_steps=2) as steps:
             text = steps.student.tower.text
             forward: Callable[[Tensor], Tensor] = torch.compile(text, dynamic=False) if compiled else text
-            given = in_turns({"s": lambda: steps.timed(lambda: steps.tower_step(pieces, forward))}, rounds, warm_up=1)
-        name, seconds = f"tower padded to 77{', compiled' * compiled}, B={batch:,}", statistics.median(given["s"])
+            times = in_turns({"s": lambda: steps.timed(lambda: steps.tower_step(pieces, forward))}, rounds, warm_up=1)
+        name, seconds = f"tower padded to 77{', compiled' * compiled}, B={batch:,}", statistics.median(times["s"])
         note = f"open_clip's forward, {self.sizes.piece:,} at a time"
         return [self.row(name, batch, seconds, f"{packed}, B={batch:,}", note) for packed in ("tower", "step")]
 
     def form(self, attention: Attention, compiled: bool) -> list[Row]:
-        """Another form of attention, or the same without compiling."""
+        """Another form of attention, or the same without compilation."""
         batch = self.sizes.batches[0]
-        found, _ = self.measure(batch, attention=attention, compile="auto" if compiled else "off")
+        medians, _ = self.measure(batch, attention=attention, compile="auto" if compiled else "off")
         name = f"{attention} attention, {'as train compiles' if compiled else 'eager'}, B={batch:,}"
         return [
-            self.row(f"{part}, {name}", batch, found[key], f"{part}, B={batch:,}")
+            self.row(f"{part}, {name}", batch, medians[key], f"{part}, B={batch:,}")
             for part, key in (("tower", "tower"), ("step", "whole"))
         ]
 
     def bank(self) -> list[Row]:
-        """The cost of negatives from the cache."""
+        """Cost of negatives from the cache."""
         batch, name = self.sizes.bank_batch, f"step, B={self.sizes.bank_batch:,}"
         without, _ = self.measure(batch)
-        found, _ = self.measure(batch, negatives=str(self.sizes.bank))
-        note = f"{found['whole'] / without['whole'] - 1:+.0%} time a step"
+        with_bank, _ = self.measure(batch, negatives=str(self.sizes.bank))
+        note = f"{with_bank['whole'] / without['whole'] - 1:+.0%} time a step"
         return [
             self.row(name, batch, without["whole"]),
-            self.row(f"{name}, {self.sizes.bank:,} negatives", batch, found["whole"], name, note),
+            self.row(f"{name}, {self.sizes.bank:,} negatives", batch, with_bank["whole"], name, note),
         ]
 
     def mapped(self) -> list[Row]:
-        """Embeddings fed from mapped chunk files instead of the device."""
+        """Embeddings read from mapped chunk files instead of the device."""
         batch, num = self.sizes.batches[0], self.sizes.mapped
         with tempfile.TemporaryDirectory(prefix="clipglot-gpu-") as folder:
             cache = write_random_cache(Path(folder) / "cache.zarr", ([] for _ in range(num)), self.sizes.dim)
@@ -205,24 +206,24 @@ class Job:
                 caption_image=np.arange(num),
                 caption_group=self.data.caption_group[:num],
             )
-            found, _ = self.measure(batch, data=data)
-        return [self.row(f"step, mapped, B={batch:,}", batch, found["whole"], f"step, B={batch:,}", shares(found))]
+            medians, _ = self.measure(batch, data=data)
+        return [self.row(f"step, mapped, B={batch:,}", batch, medians["whole"], f"step, B={batch:,}", shares(medians))]
 
     def row(self, what: str, batch: int, seconds: float, to: str = "", note: str = "") -> Row:
-        """A line, held to one before if that was measured."""
+        """A line, with its ratio to an earlier one if that was measured."""
         speed = self.pairs_per_s[what] = batch / seconds
         ratio = speed / self.pairs_per_s[to] if to in self.pairs_per_s else None
         return Row(what=what, pairs_per_s=speed, step_ms=1e3 * seconds, ratio=ratio, to=to, note=note)
 
 
-def shares(found: dict[str, float]) -> str:
-    """Parts of a whole step."""
-    parts = {"waiting for the feed": "wait", "feeding alone": "feed", "loss": "loss"}
-    return ", ".join(f"{part} {found[key] / found['whole']:.1%}" for part, key in parts.items())
+def shares(medians: dict[str, float]) -> str:
+    """Fractions of a whole step spent in its parts."""
+    parts = {"waiting for data": "wait", "loading alone": "feed", "loss": "loss"}
+    return ", ".join(f"{part} {medians[key] / medians['whole']:.1%}" for part, key in parts.items())
 
 
 def stages(job: Job) -> list[tuple[str, Callable[[], list[Row]]]]:
-    """What is measured, the most important first."""
+    """The measurements, the most important first."""
     return [
         *((f"train, B={batch:,}", lambda batch=batch: job.train(batch)) for batch in job.sizes.batches),
         ("padded to 77", lambda: job.padded(compiled=False)),
@@ -237,7 +238,7 @@ def stages(job: Job) -> list[tuple[str, Callable[[], list[Row]]]]:
 
 
 def guarded(name: str, stage: Callable[[], list[Row]], left_s: float) -> list[Row]:
-    """The rows of a stage, or one that says why there are none."""
+    """Run a stage within the time left; returns its rows, or one row with the reason for their absence."""
     if left_s < LEAST_S:
         return [Row(what=name, note=f"left out: {max(0, left_s):.0f} s of the budget were left")]
     signal.setitimer(signal.ITIMER_REAL, left_s)
@@ -253,17 +254,17 @@ def guarded(name: str, stage: Callable[[], list[Row]], left_s: float) -> list[Ro
 
 
 def stop(number: int, frame: object) -> None:
-    """End the stage that runs."""
+    """Signal handler: end the running stage."""
     raise TimeIsUp
 
 
 def main() -> None:
-    """Run the stages, print each row as it comes, and write them as JSON."""
+    """Run the stages, print each row when it is measured, and write all as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file to write, too")
-    parser.add_argument("--budget-s", type=float, default=440, help="seconds after which no stage goes on")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--budget-s", type=float, default=440, help="seconds for all stages together")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="sizes of a moment, to try the script")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, to try the script")
     args = parser.parse_args()
     started = time.perf_counter()
     signal.signal(signal.SIGALRM, stop)
@@ -275,14 +276,14 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     rows: list[Row] = []
     for name, stage in stages(job):
-        for found in guarded(name, stage, args.budget_s - (time.perf_counter() - started)):
-            numbers = [found.pairs_per_s, found.step_ms, found.ratio]
+        for row in guarded(name, stage, args.budget_s - (time.perf_counter() - started)):
+            numbers = [row.pairs_per_s, row.step_ms, row.ratio]
             formats = ["{:,.0f}", "{:,.1f}", "{:.3g}"]
             cells = ["" if n is None else f.format(n) for n, f in zip(numbers, formats, strict=True)]
-            print(f"| {found.what} | {' | '.join(cells)} | {found.to} | {found.note} |", flush=True)
-            rows.append(found)
+            print(f"| {row.what} | {' | '.join(cells)} | {row.to} | {row.note} |", flush=True)
+            rows.append(row)
         if args.out:
-            report = {"machine": title, "sizes": asdict(sizes), "rows": [asdict(found) for found in rows]}
+            report = {"machine": title, "sizes": asdict(sizes), "rows": [asdict(row) for row in rows]}
             args.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         gc.collect()
         torch.compiler.reset()

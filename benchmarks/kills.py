@@ -1,9 +1,9 @@
-"""A pass whose workers are killed again and again is, byte for byte, the undisturbed one: this shows it.
+"""Crash test of a shared caching pass: workers are killed at random moments, the cache must stay byte-identical.
 
-Several workers share one pass over small images. One of them, any, is killed (SIGKILL) at a random moment and started
-again, until so many were killed; then they may end. All files must be those of a pass by one worker alone.
+Several workers share one pass over small images. At random moments a random worker is killed (SIGKILL) and restarted,
+until `--kills` is reached; then the pass may finish. All files must equal those of an undisturbed pass by one worker.
 
-scripts/bench kills [--kills 200] [--workers 2] [--pictures 6400] [--at s3://bucket/killed.zarr]
+    scripts/bench kills [--kills 200] [--workers 2] [--pictures 6400] [--at s3://bucket/killed.zarr]
 """
 
 import argparse
@@ -28,12 +28,12 @@ if __name__ == "__main__":  # the decoding processes import this file too, and n
     from clipglot.jobs.cache import cache_images
     from clipglot.jobs.settings.cache import CacheSettings
 
-CHUNK = 8  # images, of a batch too
+CHUNK = 8  # images per chunk and per batch
 SIDE = 32  # pixels
 
 
 def draw(folder: Path, num: int) -> Path:
-    """Images of noise and their manifest."""
+    """Write images of noise and their manifest."""
     noise = np.random.default_rng(0)
     lines = []
     for i in range(num):
@@ -45,7 +45,7 @@ def draw(folder: Path, num: int) -> Path:
 
 
 def start(source: Path, output: Location, worker: str | None, slowed_s: float, messages: Path) -> int:
-    """Fork a worker from this process, which has imported torch already; returns its id."""
+    """Fork a worker from this process, which has already imported torch; returns its process id."""
     pid = os.fork()
     if pid:
         return pid
@@ -78,52 +78,54 @@ def contents(location: Location) -> dict[str, bytes]:
 
 
 def main() -> None:
-    """Make both passes, and compare them."""
+    """Run both passes and compare their files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--pictures", type=int, default=6400)
-    parser.add_argument("--at", type=to_location, help="where the killed pass writes (default: a temporary folder)")
-    parser.add_argument("--between", type=float, default=0.5, help="mean seconds between two kills")
-    parser.add_argument("--slowed", type=float, default=0.15, help="seconds by which each batch is slowed")
+    parser.add_argument("--pictures", dest="images", type=int, default=6400)
+    parser.add_argument("--at", type=to_location, help="output of the killed pass (default: a temporary folder)")
+    parser.add_argument("--between", type=float, default=0.5, help="mean seconds between kills")
+    parser.add_argument("--slowed", type=float, default=0.15, help="seconds added to each batch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     moments = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "pictures").mkdir()
-        source = draw(root / "pictures", args.images)
+        (root / "images").mkdir()
+        source = draw(root / "images", args.images)
         alone, killed, messages = root / "alone.zarr", args.at or root / "killed.zarr", root / "messages"
         _, code = os.waitpid(start(source, alone, None, 0.0, messages), 0)
         if code:
             raise SystemExit(messages.read_text())
         started, num_kills = time.perf_counter(), 0
         names = [f"{i}/{args.workers}" for i in range(args.workers)]
-        living = {start(source, killed, name, args.slowed, messages): name for name in names}
-        while living:
+        running = {start(source, killed, name, args.slowed, messages): name for name in names}
+        while running:
             if num_kills < args.kills:
                 time.sleep(moments.uniform(0, 2 * args.between))
-                victim = moments.choice(sorted(living))
+                victim = moments.choice(sorted(running))
                 os.kill(victim, signal.SIGKILL)
             pid, status = os.waitpid(victim if num_kills < args.kills else -1, 0)
-            name = living.pop(pid)
+            name = running.pop(pid)
             if status == signal.SIGKILL:
                 num_kills += 1
-                living[start(source, killed, name, args.slowed, messages)] = name
+                running[start(source, killed, name, args.slowed, messages)] = name
             elif status:
                 raise SystemExit(f"worker {name} ended with status {status}:\n{messages.read_text()}")
         wall_s = time.perf_counter() - started
         faults = Cache(killed).verify()
         ours, theirs = contents(killed), contents(alone)
-        differ = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    print("| workers | chunks | SIGKILLs | wall s | files | of them different | faults |")
+        different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    print("| workers | chunks | SIGKILLs | wall s | files | different files | faults |")
     print("|---|---|---|---|---|---|---|")
     chunks = -(-args.images // CHUNK)
-    print(f"| {args.workers} | {chunks} | {num_kills} | {wall_s:.0f} | {len(ours)} | {len(differ)} | {len(faults)} |")
-    if differ or faults:
-        raise SystemExit("\n".join([*differ, *faults]))
+    print(
+        f"| {args.workers} | {chunks} | {num_kills} | {wall_s:.0f} | {len(ours)} | {len(different)} | {len(faults)} |"
+    )
+    if different or faults:
+        raise SystemExit("\n".join([*different, *map(str, faults)]))
     if num_kills < args.kills:
-        raise SystemExit(f"the pass was over after {num_kills} kills: give more --pictures")
+        raise SystemExit(f"the pass finished after {num_kills} kills: pass more --pictures")
 
 
 if __name__ == "__main__":

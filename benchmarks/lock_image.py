@@ -1,10 +1,10 @@
-"""Training a text tower behind a frozen image tower: pairs/s of `open_clip_train --lock-image` and of clipglot.
+"""Training speed of a text tower with a frozen image tower: clipglot against `open_clip_train --lock-image`.
 
     scripts/bench lock_image --data ../shared/data --work /tmp/lock_image --peer-python PEER/bin/python
 
 Both train ViT-B/32's text tower with random weights (12 layers, width 512, 8 heads, 77 positions, 49,408 tokens) in
-float32, on the same images and short captions, in batches of the same size, each through its own command line and
-with the threads that it takes by itself. Prints a Markdown table.
+float32, on the same images and short captions, with the same batch size, each through its own command line and with
+its default number of threads. Prints a Markdown table of pairs/s.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 MODEL = "ViT-B-32"
-VOCAB_SIZE = 49_408  # of CLIP's tokenizer
-QUERY_TOKENS = 8  # of a caption, at most, BOS and EOS included
+VOCAB_SIZE = 49_408  # as CLIP's tokenizer
+QUERY_TOKENS = 8  # per caption at most, with BOS and EOS
 WARM_UP = 2  # steps left out: they fill caches and start the loader's workers
-EPOCHS = 30  # of the projection
+EPOCHS = 30  # over which the caching pass is spread
 MAKE_PEER = (
     "python3 -m venv PEER && PEER/bin/pip install open_clip_torch==3.3.0 'webdataset<=0.2.86' pandas braceexpand "
     "fsspec ftfy regex tqdm"
@@ -46,26 +46,26 @@ class Pair:
 
 
 def main() -> None:
-    """Measure both in turn and print the table."""
+    """Measure both and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/")
-    parser.add_argument("--work", type=Path, required=True, help="folder to work in; it is emptied")
-    parser.add_argument("--peer-python", type=Path, required=True, help=f"python that has the peer: {MAKE_PEER}")
+    parser.add_argument("--work", type=Path, required=True, help="working folder; it is emptied")
+    parser.add_argument("--peer-python", type=Path, required=True, help=f"Python with open_clip_train: {MAKE_PEER}")
     parser.add_argument("--steps", type=int, default=6, help="of each side (default: 6)")
     parser.add_argument("--batch-size", type=int, default=64, help="pairs of a step (default: 64)")
     args = parser.parse_args()
     python = [args.peer_python, "-c", "import open_clip_train.main"]
     if not args.peer_python.is_file() or subprocess.run(python, capture_output=True).returncode:
-        parser.error(f"{args.peer_python} has no open_clip_train; make one with\n    {MAKE_PEER}")
+        parser.error(f"{args.peer_python} has no open_clip_train; create one with\n    {MAKE_PEER}")
     if args.steps <= WARM_UP:
-        parser.error(f"--steps {args.steps}: the first {WARM_UP} are left out, take more")
+        parser.error(f"--steps {args.steps}: the first {WARM_UP} are left out, pass more")
     shutil.rmtree(args.work, ignore_errors=True)
     args.work.mkdir(parents=True)
 
     images = (args.data / "flickr8k").absolute()
     pairs = query_pairs(images / "train.jsonl", args.steps * args.batch_size)
     peer = lock_image(args.peer_python, pairs, images, args.work, args.batch_size)
-    ours, pass_s, tokenizer = cached(pairs, images, args.work, args.batch_size)
+    ours, pass_s, tokenizer = cache_and_train(pairs, images, args.work, args.batch_size)
 
     theirs, texts = open_clip.get_tokenizer(MODEL), [pair.text for pair in pairs]
     peer_tokens = statistics.mean(len(theirs.encode(text)) + 2 for text in texts)  # BOS, EOS
@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def query_pairs(manifest: Path, num_pairs: int) -> list[Pair]:
-    """Images with the first words of their first English caption, as many as give `QUERY_TOKENS` CLIP tokens."""
+    """Images, each with the first words of its first English caption: at most `QUERY_TOKENS` CLIP tokens."""
     encode = open_clip.get_tokenizer(MODEL).encode
     pairs = []
     for line in manifest.read_text(encoding="utf-8").splitlines()[:num_pairs]:
@@ -98,34 +98,36 @@ def query_pairs(manifest: Path, num_pairs: int) -> list[Pair]:
         while len(encode(" ".join(words))) > QUERY_TOKENS - 2:
             words.pop()
         pairs.append(Pair(image=row["image"], text=" ".join(words)))
-    assert len(pairs) == num_pairs, f"{manifest} has {len(pairs)} images, {num_pairs} wanted"
+    assert len(pairs) == num_pairs, f"{manifest} has {len(pairs)} images, expected {num_pairs}"
     return pairs
 
 
 def lock_image(python: Path, pairs: list[Pair], images: Path, work: Path, batch_size: int) -> list[float]:
-    """The peer's own figure, pairs/s of each step after the first ones."""
+    """Pairs/s of each step after warm-up, as open_clip_train logs them."""
     with open(work / "pairs.csv", "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "caption"])
         rows.writerows((str(images / pair.image), pair.text) for pair in pairs)
     data = "--dataset-type csv --train-data pairs.csv --csv-img-key image --csv-caption-key caption --csv-separator ,"
-    # Without a folder of logs it saves no checkpoint in the end.
+    # Without a folder of logs it saves no checkpoint at the end.
     command = (
         f"-m open_clip_train.main --lock-image --model {MODEL} --precision fp32 --device cpu --workers 1 "
         f"--batch-size {batch_size} --epochs 1 --warmup 0 --log-every-n-steps 1 --logs none {data}"
     )
     done = subprocess.run([python.absolute(), *shlex.split(command)], cwd=work, capture_output=True, text=True)
-    speeds = [float(found) for found in re.findall(r"Batch \(t\): [\d.]+, ([\d.e+-]+)/s,", done.stderr)]
+    speeds = [float(speed) for speed in re.findall(r"Batch \(t\): [\d.]+, ([\d.e+-]+)/s,", done.stderr)]
     if done.returncode or len(speeds) != len(pairs) // batch_size:
-        raise SystemExit(f"open_clip_train failed, or its log reads otherwise:\n{done.stderr}")
+        raise SystemExit(f"open_clip_train failed, or its log has another format:\n{done.stderr}")
     return speeds[WARM_UP:]
 
 
-def cached(pairs: list[Pair], images: Path, work: Path, batch_size: int) -> tuple[list[float], float, CaptionTokenizer]:
+def cache_and_train(
+    pairs: list[Pair], images: Path, work: Path, batch_size: int
+) -> tuple[list[float], float, CaptionTokenizer]:
     """Cache the images and train on them.
 
     Returns:
-        Pairs/s of each step after the first ones, seconds of the caching pass, and the tokenizer.
+        Pairs/s of each step after warm-up, seconds of the caching pass, and the tokenizer.
     """
     tower, manifest = work / "tower", work / "pairs.jsonl"
     save_random_clip(tower)
@@ -150,7 +152,7 @@ def cached(pairs: list[Pair], images: Path, work: Path, batch_size: int) -> tupl
 
 
 def save_random_clip(folder: Path) -> None:
-    """The peer's model as a folder that `local-dir:` loads; its weights are random too."""
+    """Write the peer's model, with random weights, as a folder that `local-dir:` loads."""
     folder.mkdir()
     torch.manual_seed(0)
     save_file(open_clip.create_model(MODEL).state_dict(), folder / "open_clip_model.safetensors")
@@ -159,7 +161,7 @@ def save_random_clip(folder: Path) -> None:
 
 
 def save_tokenizer(folder: Path, captions: Iterator[str]) -> CaptionTokenizer:
-    """A tokenizer of the whole corpus, filled up with unused tokens to the peer's size: AdamW moves their rows too."""
+    """Train a tokenizer on the whole corpus and pad its vocabulary to the peer's size: AdamW updates those rows too."""
     train_bpe(captions, VOCAB_SIZE).save(folder)
     file = str(folder / "tokenizer.json")
     tokenizer = Tokenizer.from_file(file)
@@ -169,7 +171,7 @@ def save_tokenizer(folder: Path, captions: Iterator[str]) -> CaptionTokenizer:
 
 
 def english(manifest: Path) -> Iterator[str]:
-    """Every English caption."""
+    """All English captions of a manifest."""
     for line in manifest.read_text(encoding="utf-8").splitlines():
         yield from json.loads(line)["en"]
 

@@ -1,10 +1,10 @@
-"""InfoNCE and SigLIP in blocks beside open_clip's ClipLoss and SigLipLoss: time, peak memory, and how far they differ.
+"""Blockwise InfoNCE and SigLIP against open_clip's ClipLoss and SigLipLoss: time, peak memory and differences.
 
     scripts/bench loss [--batch-size 16384] [--dim 512] [--rounds 5] [--threads 2]
 
-Forward and backward on the CPU, gradients for captions and temperature alone, as with a frozen image tower. Each loss
-runs in a process of its own and they take turns; the first round is left out. Peak memory is what the process's maximal
-resident set (ru_maxrss) rose to above its level just before the first call, when inputs and library were there.
+Forward and backward on the CPU, with gradients for captions and temperature only, as with a frozen image tower. Each
+loss runs in a process of its own; they alternate, and the first round is left out. Peak memory is the rise of the
+process's maximum resident set (ru_maxrss) above its level before the first call, with inputs and libraries loaded.
 """
 
 import argparse
@@ -24,11 +24,11 @@ import numpy as np
 
 TEMPERATURE = 0.07
 PAIRS = {"InfoNCE": ("infonce", "ClipLoss"), "SigLIP": ("siglip", "SigLipLoss")}
-SMALL = 64  # pairs of the call that brings up threads and libraries before memory is looked at
+SMALL = 64  # pairs of a first call, which starts threads and loads libraries before memory is measured
 
 
 def main() -> None:
-    """Measure both losses beside their peers and print the table."""
+    """Measure both losses against their peers and print the table."""
     if sys.argv[1:2] == ["--serve"]:
         serve(sys.argv[2], Path(sys.argv[3]))
         return
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     print(f"B={args.batch_size:,}, D={args.dim}, float32, {args.threads} threads, {args.rounds} rounds\n")
-    print("| loss | time / open_clip's | min .. max | memory / open_clip's | ours | open_clip's | differ by at most |")
+    print("| loss | time / open_clip's | min .. max | memory / open_clip's | ours | open_clip's | largest difference |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="clipglot-loss-") as folder:
         write_inputs(Path(folder), args.batch_size, args.dim)
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def write_inputs(folder: Path, num: int, dim: int) -> None:
-    """Unit embeddings `[num, dim]` of captions and of images, which are near their own caption's."""
+    """Write unit embeddings `[num, dim]` of captions, and of images near their own caption."""
     rng = np.random.default_rng(0)
     text = rng.standard_normal((num, dim), np.float32)
     for name, emb in {"text": text, "image": text + 2 * rng.standard_normal((num, dim), np.float32)}.items():
@@ -56,8 +56,8 @@ def write_inputs(folder: Path, num: int, dim: int) -> None:
 
 
 def row(name: str, losses: tuple[str, str], folder: Path, rounds: int, threads: int) -> str:
-    """Time two losses in turns, each in its process, and compare what they leave."""
-    # Threads of the one that waits must not take the cores of the other.
+    """Time two losses in alternation, each in its process, and compare their results."""
+    # Waiting threads of one process must not take the cores of the other.
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
     processes = [
         subprocess.Popen(
@@ -88,7 +88,7 @@ def row(name: str, losses: tuple[str, str], folder: Path, rounds: int, threads: 
         name,
         f"{statistics.median(ratios):.2f}",
         f"{min(ratios):.2f} .. {max(ratios):.2f}",
-        f"{peaks[0] / peaks[1]:.3f}" if peaks[1] else "",  # so small a batch needs no page more
+        f"{peaks[0] / peaks[1]:.3f}" if peaks[1] else "",  # empty where the batch is so small that no page is added
         f"{our_s:.2f} s, {peaks[0] / 1e9:.3f} GB",
         f"{their_s:.2f} s, {peaks[1] / 1e9:.3f} GB",
         ", ".join(f"{what} {difference:.0e}" for what, difference in differences.items()) + " (relative)",
@@ -96,19 +96,19 @@ def row(name: str, losses: tuple[str, str], folder: Path, rounds: int, threads: 
     return f"| {' | '.join(cells)} |"
 
 
-def ask(process: "subprocess.Popen[str]", what: str = "call") -> dict[str, float]:
+def ask(process: "subprocess.Popen[str]", request: str = "call") -> dict[str, float]:
     """Send a line to a serving process and read its answer."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(f"{what}\n")
+    process.stdin.write(f"{request}\n")
     process.stdin.flush()
     answer: dict[str, float] = json.loads(process.stdout.readline())
     return answer
 
 
 def serve(name: str, folder: Path) -> None:
-    """Call a loss for every line that comes in; at the last one leave what it gave, and tell the peak of memory."""
-    import torch  # here, so that the process that asks stays small: a child's maximal resident set begins at its
+    """Call a loss for every line of stdin; at "end" save its results and report the peak of memory."""
+    import torch  # here, to keep the parent small: a child's maximum resident set starts at its parent's
 
     def call(num: int | None) -> tuple[Any, Any, Any]:
         captions = text[:num].requires_grad_()
@@ -120,28 +120,28 @@ def serve(name: str, folder: Path) -> None:
     compute = losses()[name]
     call(SMALL)
     before = peak_bytes()
-    given = None
+    result = None
     for line in sys.stdin:
         if line == "end\n":
             break
-        given = None  # its gradient, too, belongs to a call
+        result = None  # frees the gradient, which belongs to a call
         started = time.perf_counter()
-        given = call(None)
+        result = call(None)
         print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
     peak = peak_bytes() - before
-    assert given is not None
-    loss, grad, grad_scale = (value.detach().numpy() for value in given)
+    assert result is not None
+    loss, grad, grad_scale = (value.detach().numpy() for value in result)
     np.savez(folder / f"{name}.npz", loss=loss, grad=grad, grad_scale=grad_scale)
     print(json.dumps({"peak_bytes": peak}), flush=True)
 
 
 def peak_bytes() -> int:
-    """The process's maximal resident set."""
+    """Maximum resident set of this process."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def losses() -> dict[str, Callable[[Any, Any], tuple[Any, Any]]]:
-    """Loss and logarithm of the logit scale, which is a leaf, given images and captions."""
+    """Functions from images and captions to the loss and the logarithm of the logit scale, a leaf."""
     import torch
     from clipglot.distill.data.targets import Targets
     from clipglot.distill.losses.infonce import InfoNCE

@@ -1,9 +1,9 @@
-"""Towers on the CPU with memory that goes back to the system after each batch, and with memory that is kept.
+"""Speed of towers on the CPU with malloc returning memory to the system after each batch, and keeping it.
 
     scripts/bench memory [--towers ViT-B-32 …] [--rounds 3] [--batches 6] [--batch-size 64]
 
-What `encoders/memory.py` changes. Image towers embed batches of random pixels; the text tower of ViT-B/32 makes
-training steps on captions as long as search queries. Each measurement is a process of its own, the two kinds in turns.
+The setting is `encoders/malloc.py`. Image towers embed batches of random pixels; the text tower of ViT-B/32 takes
+training steps on captions as long as search queries. Each measurement is a process of its own; the two kinds alternate.
 """
 
 import argparse
@@ -20,7 +20,7 @@ TOWERS = ("deit_tiny_patch16_224", "ViT-B-32", "ViT-B-16", "text")
 
 
 def batch_of(tower: str, size: int) -> Callable[[], object]:
-    """What computes one batch with a tower of random weights."""
+    """Function that computes one batch with a tower of random weights."""
     import numpy as np
     import open_clip
     import timm
@@ -40,13 +40,13 @@ def batch_of(tower: str, size: int) -> Callable[[], object]:
             optimizer.step()
 
         return step
-    made = timm.create_model(tower) if tower in timm.list_models() else open_clip.create_model(tower).visual
+    visual = timm.create_model(tower) if tower in timm.list_models() else open_clip.create_model(tower).visual
     pixels = torch.randn(size, 3, 224, 224)
-    return torch.inference_mode()(lambda: made.eval()(pixels))
+    return torch.inference_mode()(lambda: visual.eval()(pixels))
 
 
 def measure(tower: str, size: int, batches: int, kept: bool) -> dict[str, float]:
-    """Rows a second (median of the batches), and the pages that the system made for each row."""
+    """Rows per second (median of the batches) and page faults per row."""
     import torch
     from clipglot.encoders.malloc import set_malloc_thresholds
 
@@ -65,13 +65,13 @@ def measure(tower: str, size: int, batches: int, kept: bool) -> dict[str, float]
 
 
 def main() -> None:
-    """Measure each tower in turns and print a Markdown table."""
+    """Measure each tower in both modes and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--towers", nargs="+", default=TOWERS)
-    parser.add_argument("--one", nargs=2, metavar=("TOWER", "KEPT"), help="(of the processes that it starts)")
+    parser.add_argument("--one", nargs=2, metavar=("TOWER", "KEPT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one[0], args.batch_size, args.batches, args.one[1] == "True")))
@@ -79,15 +79,15 @@ def main() -> None:
     print("| tower | given back, rows/s | kept, rows/s | kept / given back | pages a row, given back | kept |")
     print("|---|---|---|---|---|---|")
     for tower in args.towers:
-        found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+        results: dict[bool, list[dict[str, float]]] = {False: [], True: []}
         for _ in range(args.rounds):
-            for kept, values in found.items():
+            for kept, values in results.items():
                 command = [sys.executable, __file__, "--one", tower, str(kept), "--batches", str(args.batches)]
                 command += ["--batch-size", str(args.batch_size)]
                 values.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
-        speeds = {kept: [value["rows_per_s"] for value in values] for kept, values in found.items()}
+        speeds = {kept: [value["rows_per_s"] for value in values] for kept, values in results.items()}
         ratios = [now / before for before, now in zip(speeds[False], speeds[True], strict=True)]
-        pages = [f"{statistics.median(value['pages'] for value in found[kept]):,.0f}" for kept in (False, True)]
+        pages = [f"{statistics.median(value['pages'] for value in results[kept]):,.0f}" for kept in (False, True)]
         medians = [f"{statistics.median(speeds[kept]):.1f}" for kept in (False, True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} .. {max(ratios):.2f})"
         print(f"| {tower} | {' | '.join(medians)} | {ratio} | {' | '.join(pages)} |", flush=True)

@@ -1,11 +1,11 @@
-"""A training step of the text tower, padded as open_clip does it, trimmed, in rows, and by length, on the CPU.
+"""Speed of a text tower step on the CPU by batch layout: padded as in open_clip, trimmed, packed rows, by length.
 
     scripts/bench packing [--rounds 3] [--batch-size 64] [--layers 12] [--precisions fp32 bf16]
 
-The step is forward and backward of ViT-B/32's text tower, without an optimizer. The forms take turns on the same
-captions; their features are compared before they are timed. Prints a Markdown table: pairs/s of the padded step, and
-how many times as many the others do, the median of all rounds with the lowest and the highest. bf16 wants a processor
-that has it: one without takes minutes a step.
+The step is forward and backward of ViT-B/32's text tower, without an optimizer. The layouts alternate on the same
+captions; their features are compared before they are timed. Prints a Markdown table: pairs/s of the padded step and
+the speed-up of the others, median of all rounds with minimum and maximum. On a processor without bf16 arithmetic a bf16
+step takes minutes.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from clipglot.jobs.bench_data import QUERIES, draw_lengths
 from torch import Tensor
 
 VOCAB_SIZE, BOS, EOS, CONTEXT = 49_408, 49_406, 49_407, 77
-# Words of a caption (mean, deviation; log-normal) and tokens a word. A caption has two tokens more, BOS and EOS.
+# Words per caption (mean, standard deviation; log-normal) and tokens per word. BOS and EOS are added.
 CAPTIONS = {
     "search queries": QUERIES,
-    # MS COCO: sentences of 10.5 words on average, common ones, a token each: 10.5 + 2 = 12.5.
+    # MS COCO: sentences of 10.5 common words on average, one token each: 10.5 + 2 = 12.5.
     "COCO": (10.5, 2.4, 1.0),
     # Between CC3M (10.3 ± 4.5 words) and CC12M (20.2 ± 16.3; arXiv 2102.08981, table 2): 13 × 1.25 + 2 = 18, cut at 77.
     "alt text": (13.0, 13.0, 1.25),
@@ -33,25 +33,25 @@ Step = Callable[[ScratchTower, list[list[int]]], Tensor]
 
 
 def draw(kind: str, num: int, rng: np.random.Generator) -> list[list[int]]:
-    """Captions of random tokens, as long as such captions are."""
+    """Captions of random tokens with the lengths of a kind of caption."""
     mean, deviation, tokens_a_word = CAPTIONS[kind]
     lengths = draw_lengths(num, rng, mean=mean, deviation=deviation, tokens_a_word=tokens_a_word, most=CONTEXT)
     return [[BOS, *rng.integers(0, BOS, length - 2).tolist(), EOS] for length in lengths]
 
 
 def pad(captions: list[list[int]], length: int) -> Tensor:
-    """Ids `[B, length]`, filled up with zeros."""
+    """Ids `[B, length]`, padded with zeros."""
     return torch.tensor([caption + [0] * (length - len(caption)) for caption in captions])
 
 
 def padded(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
-    """The peer: open_clip's own forward."""
+    """open_clip's own forward: the peer."""
     features: Tensor = tower.text(pad(captions, CONTEXT))
     return features
 
 
 def trimmed(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
-    """The same, padded to the longest caption of the batch only."""
+    """open_clip's forward, padded only to the longest caption of the batch."""
     text, lengths = tower.text, torch.tensor([len(caption) for caption in captions])
     longest = int(lengths.max())
     x = text.token_embedding(pad(captions, longest)) + text.positional_embedding[:longest]
@@ -61,7 +61,7 @@ def trimmed(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
 
 
 def packed(attention: Attention) -> Step:
-    """Ours, packing included."""
+    """Forward of clipglot, packing included."""
 
     def step(tower: ScratchTower, captions: list[list[int]]) -> Tensor:
         tower.attention = attention
@@ -90,7 +90,7 @@ def step_s(step: Step, tower: ScratchTower, captions: list[list[int]], weights: 
 
 @torch.inference_mode()
 def require_same_features(tower: ScratchTower) -> None:
-    """Stop unless every form gives what open_clip gives."""
+    """Raise unless every layout gives the features of open_clip."""
     captions = draw("alt text", 8, np.random.default_rng(0))
     for step in STEPS.values():
         torch.testing.assert_close(step(tower, captions), padded(tower, captions), rtol=1e-4, atol=1e-4)
@@ -127,7 +127,7 @@ def main() -> None:
             rng = np.random.default_rng(0)
             warm_up = draw(kind, args.batch_size, rng)
             for name, step in STEPS.items():
-                if name != "padded":  # its shapes are the same each time, and it takes long
+                if name != "padded":  # always the same shapes, and slow
                     step_s(step, tower, warm_up, weights, precision)
             times: dict[str, list[float]] = {name: [] for name in STEPS}
             tokens = []

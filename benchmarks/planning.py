@@ -1,8 +1,8 @@
-"""Planning a jsonl of images and captions in one thread, beside merely reading its lines and parsing them.
+"""Speed of planning a JSON lines manifest in one thread, against only parsing its lines.
 
-    scripts/bench planning [--rows 1000000] [--lines-per-image 1] [--folder /tmp]
+    scripts/bench planning [--rows 1000000] [--lines-per-picture 1] [--folder /tmp]
 
-Each run is a process of its own, so that its peak of memory is its own. The manifest is written once and is in memory.
+Each run is a process of its own, so that its peak of memory is its own. The manifest is in the page cache.
 """
 
 import argparse
@@ -36,7 +36,9 @@ def main() -> None:
     """Write a manifest, plan it and read it in turn; print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--lines-per-image", type=int, default=1, help="far apart; 1 has nothing to merge")
+    parser.add_argument(
+        "--lines-per-picture", type=int, default=1, help="lines of each image, far apart; 1: none to merge"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the files go, on the disk to measure")
     parser.add_argument("--child", choices=("plan", "read"), help=argparse.SUPPRESS)
@@ -44,22 +46,26 @@ def main() -> None:
     if args.child:
         print(json.dumps((plan if args.child == "plan" else read)(args.folder)))
         return
-    print(f"{args.rows:,} rows, {args.lines_per_image} an image; {args.rounds} rounds; pyarrow {pyarrow.__version__}")
+    print(
+        f"{args.rows:,} rows, {args.lines_per_picture} per image; {args.rounds} rounds; pyarrow {pyarrow.__version__}"
+    )
     print("\n| round | rows/s | to the ceiling | parse | digest | write | merge | peak MB |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        write_manifest(Path(folder) / "m.jsonl", args.rows, args.lines_per_image)
+        write_manifest(Path(folder) / "m.jsonl", args.rows, args.lines_per_picture)
         for i in range(args.rounds):
-            ceiling, found = in_child("read", folder)["cpu_s"], in_child("plan", folder)
+            ceiling, planned = in_child("read", folder)["cpu_s"], in_child("plan", folder)
             shares = " | ".join(
-                f"{found[stage] / found['wall_s']:.0%}" for stage in ("parse", "digest", "write", "merge")
+                f"{planned[stage] / planned['wall_s']:.0%}" for stage in ("parse", "digest", "write", "merge")
             )
-            rate = args.rows / max(found["wall_s"], found["cpu_s"])
-            print(f"| {i + 1} | {rate:,.0f} | {ceiling / found['cpu_s']:.2f} | {shares} | {found['peak_mb']:,.0f} |")
+            rate = args.rows / max(planned["wall_s"], planned["cpu_s"])
+            print(
+                f"| {i + 1} | {rate:,.0f} | {ceiling / planned['cpu_s']:.2f} | {shares} | {planned['peak_mb']:,.0f} |"
+            )
 
 
 def write_manifest(path: Path, rows: int, lines_per_image: int) -> None:
-    """A record a line, with fields that nobody asks for, as exports of web data sets have them."""
+    """Write one record per line, with unused fields, as exports of web data sets have them."""
     rng = random.Random(0)
     captions = [" ".join(rng.choices(SENTENCE.split(), k=rng.randint(4, 16))) for _ in range(20_000)]
     images = -(-rows // lines_per_image)
@@ -72,15 +78,15 @@ def write_manifest(path: Path, rows: int, lines_per_image: int) -> None:
             )
 
 
-def in_child(what: str, folder: str) -> dict[str, float]:
-    """Run one of the two in a process of its own."""
-    command = [sys.executable, __file__, "--child", what, "--folder", folder]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+def in_child(task: str, folder: str) -> dict[str, float]:
+    """Run `plan` or `read` in a process of its own."""
+    command = [sys.executable, __file__, "--child", task, "--folder", folder]
+    report: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return report
 
 
 def read(folder: Path) -> dict[str, float]:
-    """The ceiling: every line through the standard library's parser."""
+    """The ceiling: parse every line with the standard library."""
     before = time.process_time()
     with open(folder / "m.jsonl", "rb") as file:
         for line in file:
@@ -89,7 +95,7 @@ def read(folder: Path) -> dict[str, float]:
 
 
 def plan(folder: Path) -> dict[str, float]:
-    """Plan the manifest and remove the cache again."""
+    """Plan the manifest, timing each stage; the cache is removed again."""
     spent = dict.fromkeys(("parse", "digest", "merge"), 0.0)
 
     def timed(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,19 +110,19 @@ def plan(folder: Path) -> dict[str, float]:
 
     def batches(source: TableSource) -> Iterator[Batch]:
         iterator = iter(source.batches())
-        following = timed("parse", lambda: next(iterator, None))
-        while (batch := following()) is not None:
+        next_batch = timed("parse", lambda: next(iterator, None))
+        while (batch := next_batch()) is not None:
             yield batch
 
     columns.digests_of = timed("digest", columns.digests_of)
     columns.first_lines = timed("merge", columns.first_lines)
     columns.RowWriter._merge_lines = timed("merge", columns.RowWriter._merge_lines)  # type: ignore[method-assign]
     manifest = folder / "m.jsonl"
-    asked = SourceInfo(path=str(manifest), sha256="", image_root="/", image_field="image", text_fields=["text"])
-    info = CacheInfo(state="planning", encoder=TOWER, source=asked, batch_size=64)
+    source_info = SourceInfo(path=str(manifest), sha256="", image_root="/", image_field="image", text_fields=["text"])
+    info = CacheInfo(state="planning", encoder=TOWER, source=source_info, batch_size=64)
     with tempfile.TemporaryDirectory(dir=folder) as output:
         started, cpu = time.perf_counter(), time.process_time()
-        plan_cache(Path(output) / "c.zarr", batches(TableSource(asked)), info)
+        plan_cache(Path(output) / "c.zarr", batches(TableSource(source_info)), info)
         wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write = wall_s - sum(spent.values())

@@ -1,4 +1,4 @@
-"""Recipes on real pairs: text→image recall beside TF-IDF + ridge in closed form, trained by the commands of a user.
+"""Text→image recall of the recipes on real pairs, against TF-IDF + ridge in closed form.
 
     scripts/bench recipes zh --data ../shared/data --work /tmp/recipes
     scripts/bench recipes en --data ../shared/data --work /tmp/recipes --lm path/to/minilm
@@ -6,7 +6,8 @@
     scripts/bench recipes emoji …    emoji by their Russian short names
     scripts/bench recipes warm …     ridge warm starts beside none, on a tenth held out of the training images
 
-Prints a Markdown table and the commands it ran. What is in the work folder already is taken from there.
+Runs the command line as a user would. Prints a Markdown table and the commands. Caches, runs and exports that the
+working folder already has are reused.
 """
 
 import argparse
@@ -19,14 +20,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from baseline import tfidf_ridge
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.evals.retrieval import Ranks
-from opponent import tfidf_ridge
 
 
 class Bench:
-    """A work folder, and the commands that were run in it."""
+    """A working folder and the commands run in it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.data, self.work, self.lm = options.data, options.work, options.lm
@@ -34,7 +35,7 @@ class Bench:
         self.commands: list[str] = []
 
     def cache(self, name: str, source: Path, language: str, image_root: Path) -> Path:
-        """A cache of a manifest, made now or before."""
+        """The cache of a manifest, made now or earlier."""
         path = self.work / f"{name}.zarr"
         weights = self.data / "deit_tiny" / "model.safetensors"
         tower = ["--model", "timm/deit_tiny_patch16_224", "--pretrained", weights]
@@ -42,7 +43,7 @@ class Bench:
         return path
 
     def train(self, name: str, cache: Path, *settings: Any) -> Path:
-        """A run, made now or before."""
+        """A training run, made now or earlier."""
         run = self.work / name
         if not (run / "final").exists():
             report = self._run("train", cache, "-o", run, *settings, *self.extra, "--json")
@@ -50,7 +51,7 @@ class Bench:
         return run
 
     def ranks(self, run: Path, val: Path) -> Ranks:
-        """Text→image ranks of a run's export."""
+        """Text→image ranks of the export of a run."""
         merged = run.with_name(f"{run.name}-merged")
         if not merged.exists():
             self._run("export", run, "-o", merged)
@@ -67,54 +68,54 @@ class Bench:
 
 
 def flickr8k(bench: Bench, language: str) -> tuple[Path, Path]:
-    """Caches to train on and to retrieve from."""
+    """Training and validation caches of Flickr8k."""
     root = bench.data / "flickr8k"
     train, val = (bench.cache(f"{s}_{language}", root / f"{s}.jsonl", language, root) for s in ("train", "val"))
     return train, val
 
 
-def beside_closed_form(name: str, run: Ranks, train: Path, val: Path, *, spaced: bool) -> None:
-    """Print a run's recall beside the opponent's."""
-    opponent, alpha = tfidf_ridge(Cache(train), Cache(val), spaced=spaced)
+def print_against_closed_form(name: str, run: Ranks, train: Path, val: Path, *, spaced: bool) -> None:
+    """Print the recall of a run and of the closed-form baseline."""
+    baseline, alpha = tfidf_ridge(Cache(train), Cache(val), spaced=spaced)
     print(f"\n| {name}, {run.num_candidates:,} images, text→image | R@1 | R@5 | R@10 | median rank |")
     print("|---|---|---|---|---|")
-    for who, ranks in ((f"TF-IDF + ridge, closed form (penalty {alpha:g})", opponent), ("clipglot", run)):
+    for who, ranks in ((f"TF-IDF + ridge, closed form (penalty {alpha:g})", baseline), ("clipglot", run)):
         recalls = f"{ranks.r_at_1:.1%} | {ranks.r_at_5:.1%} | {ranks.r_at_10:.1%}"
         print(f"| {who} | {recalls} | {ranks.median_rank:g} |")
-    print(f"\nclipglot / closed form at R@10: {run.r_at_10 / opponent.r_at_10:.3f}")
+    print(f"\nclipglot / closed form at R@10: {run.r_at_10 / baseline.r_at_10:.3f}")
 
 
 def zh(bench: Bench) -> None:
     """Chinese, from scratch."""
     train, val = flickr8k(bench, "zh")
     run = bench.train("run_zh", train, "--recipe", "few")
-    beside_closed_form("zh, scratch", bench.ranks(run, val), train, val, spaced=False)
+    print_against_closed_form("zh, scratch", bench.ranks(run, val), train, val, spaced=False)
 
 
 def en(bench: Bench) -> None:
-    """English, a pretrained language model."""
+    """English, from a pretrained language model."""
     train, val = flickr8k(bench, "en")
     run = bench.train("run_lm", train, "--text", bench.lm, "--recipe", "lm")
-    beside_closed_form("en, language model", bench.ranks(run, val), train, val, spaced=True)
+    print_against_closed_form("en, language model", bench.ranks(run, val), train, val, spaced=True)
 
 
 def lora(bench: Bench) -> None:
-    """LoRA beside the whole model."""
+    """LoRA against training the whole model."""
     train, val = flickr8k(bench, "en")
     print("\n| en, text→image | parameters trained | R@1 | R@5 | R@10 |\n|---|---|---|---|---|")
-    reached = {}
+    r_at_10 = {}
     for recipe in ("lm", "lora"):
         run = bench.train(f"run_{recipe}", train, "--text", bench.lm, "--recipe", recipe)
         ranks, report = bench.ranks(run, val), json.loads(run.with_suffix(".json").read_text(encoding="utf-8"))
         trained, parameters = report["num_trained"], report["num_parameters"]
-        reached[recipe] = ranks.r_at_10
+        r_at_10[recipe] = ranks.r_at_10
         recalls = f"{ranks.r_at_1:.1%} | {ranks.r_at_5:.1%} | {ranks.r_at_10:.1%}"
         print(f"| --recipe {recipe} | {trained:,} of {parameters:,} ({trained / parameters:.2%}) | {recalls} |")
-    print(f"\nlora / whole at R@10: {reached['lora'] / reached['lm']:.3f}")
+    print(f"\nlora / whole at R@10: {r_at_10['lora'] / r_at_10['lm']:.3f}")
 
 
 def emoji(bench: Bench) -> None:
-    """Emoji by their Russian short names: a fifth of the drawings, chosen by a hash of their file names."""
+    """Retrieval of emoji by Russian short name; a fifth of the drawings is held out by a hash of the file name."""
     root = bench.data / "emoji"
     lines = [json.loads(line) for line in (root / "names.jsonl").read_text(encoding="utf-8").splitlines()]
     held_out = [line for line in lines if int(hashlib.sha256(line["image"].encode()).hexdigest(), 16) % 5 == 0]
@@ -123,11 +124,11 @@ def emoji(bench: Bench) -> None:
     train = bench.cache("emoji_train", write(bench.work / "emoji_train.jsonl", others), "ru", root)
     val = bench.cache("emoji_val", write(bench.work / "emoji_val.jsonl", names), "ru", root)
     run = bench.train("run_emoji", train, "--recipe", "few")
-    beside_closed_form("ru, emoji, scratch", bench.ranks(run, val), train, val, spaced=True)
+    print_against_closed_form("ru, emoji, scratch", bench.ranks(run, val), train, val, spaced=True)
 
 
 def warm(bench: Bench) -> None:
-    """Warm starts by ridge regression beside none, at equal steps."""
+    """Ridge warm starts against random starts, at equal steps."""
     root = bench.data / "flickr8k"
     lines = (root / "train.jsonl").read_text(encoding="utf-8").splitlines()
     split = int(0.9 * len(lines))
@@ -155,7 +156,7 @@ def warm(bench: Bench) -> None:
 
 
 def write(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
-    """A manifest."""
+    """Write a manifest."""
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
     return path
 
@@ -168,12 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/, emoji/ and deit_tiny/")
-    parser.add_argument("--work", type=Path, required=True, help="folder to work in")
+    parser.add_argument("--work", type=Path, required=True, help="working folder")
     parser.add_argument("--lm", type=Path, help="folder of the language model of rows en, lora and warm")
     parser.add_argument("--train", default="", help="further settings of `clipglot train`")
     options = parser.parse_args()
     if options.row in ("en", "lora", "warm") and not options.lm:
-        parser.error(f"row {options.row} takes the folder of a language model: pass --lm")
+        parser.error(f"row {options.row} needs the folder of a language model: pass --lm")
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options)
     ROWS[options.row](bench)

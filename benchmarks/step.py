@@ -1,10 +1,10 @@
-"""The whole training step beside the bare packed tower step on the same tokens, on the CPU.
+"""Speed of the whole training step on the CPU, against the bare packed tower step on the same tokens.
 
     scripts/bench step [--steps 15] [--batch-size 64] [--layers 12]
 
-ViT-B/32's text tower in float32 on captions as long as search queries. The step is `train`'s: feeding thread, tower,
-loss, clipping, AdamW. The bare one is forward, backward and AdamW. They take turns. Prints a Markdown table: the ratio
-of the medians, and the lowest and highest of a round.
+ViT-B/32's text tower in float32 on captions as long as search queries. The step is that of `train`: loading thread,
+tower, loss, clipping, AdamW. The bare step is forward, backward and AdamW. They alternate. Prints a Markdown table: the
+ratio of the medians, and the minimum and maximum over rounds.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Planning from tars: our reader of headers against tarfile's, and rows from headers against img2dataset's tables.
+"""Speed of planning from tars: our header reader against tarfile, rows from headers against img2dataset's tables.
 
-scripts/bench tars
+scripts/bench tars [--samples 10000] [--rounds 7]
 """
 
 import argparse
@@ -24,7 +24,7 @@ EXTENSIONS = ("jpg", "json", "txt")
 
 
 def write(folder: Path, name: str, samples: int, format: int, prefix: str) -> Path:
-    """A tar as img2dataset writes it, with images of 3 kB, which are not looked at, and its table."""
+    """Write a tar as img2dataset does, with dummy images of 3 kB, and its table."""
     path, records = folder / f"{name}.tar", []
     with tarfile.open(path, "w", format=format) as tar:
         for i in range(samples):
@@ -41,13 +41,13 @@ def write(folder: Path, name: str, samples: int, format: int, prefix: str) -> Pa
 
 
 def ours(path: Path) -> int:
-    """Headers, by our reader."""
+    """Count the members with our header reader."""
     with open(path, "rb") as file:
         return sum(1 for _ in members(file.fileno(), str(path)))
 
 
 def theirs(path: Path) -> int:
-    """The same by tarfile, which must forget what it has read, or it keeps it."""
+    """Count the members with tarfile, dropping the list of members that it would keep."""
     num = 0
     with tarfile.open(path, "r:") as tar:
         while tar.next() is not None:
@@ -57,41 +57,41 @@ def theirs(path: Path) -> int:
 
 
 def rows(path: Path) -> int:
-    """Rows as planning takes them."""
+    """Count the rows as planning reads them."""
     info = SourceInfo(path=str(path), sha256="", image_root="", image_field="", text_fields=[])
     return sum(1 for _ in open_source(info).rows())
 
 
 def main() -> None:
-    """Measure in turns, warm; print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure warm, in alternation; print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=7)
-    given = parser.parse_args()
+    args = parser.parse_args()
     print("| what | µs, median | min .. max | tarfile's / ours |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        plain = write(Path(folder), "plain", given.samples, tarfile.USTAR_FORMAT, "")
-        long = write(Path(folder), "long", given.samples, tarfile.PAX_FORMAT, "d" * 120 + "/")
+        plain = write(Path(folder), "plain", args.samples, tarfile.USTAR_FORMAT, "")
+        long = write(Path(folder), "long", args.samples, tarfile.PAX_FORMAT, "d" * 120 + "/")
         for name, path in (("ordinary", plain), ("with a PAX header", long)):
-            spent = _measured([ours, theirs], path, given.rounds)
+            spent = _measure([ours, theirs], path, args.rounds)
             ratio = statistics.median(spent[theirs]) / statistics.median(spent[ours])
             _print(f"a header, {name}", spent[ours], f"{ratio:.1f}")
-        _print("a sample of 3 members, planned from its table", _measured([rows], plain, given.rounds)[rows], "")
+        _print("a sample of 3 members, planned from its table", _measure([rows], plain, args.rounds)[rows], "")
         plain.with_suffix(".parquet").unlink()
-        _print("the same, planned from headers and texts", _measured([rows], plain, given.rounds)[rows], "")
+        _print("the same, planned from headers and texts", _measure([rows], plain, args.rounds)[rows], "")
 
 
-def _measured(
+def _measure(
     functions: list[Callable[[Path], int]], path: Path, rounds: int
 ) -> dict[Callable[[Path], int], list[float]]:
-    """Microseconds for each thing that a function counts, by round."""
+    """Microseconds per counted item, by function and round."""
     spent: dict[Callable[[Path], int], list[float]] = {function: [] for function in functions}
     for number in range(rounds + 1):
         for function in functions:
             started = time.perf_counter()
             count = function(path)
-            if number:  # the first warms up
+            if number:  # the first is a warm-up
                 spent[function].append(1e6 * (time.perf_counter() - started) / count)
     return spent
 

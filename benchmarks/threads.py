@@ -1,8 +1,8 @@
-"""A training step with threads that wait actively or passively, alone and beside other work on the same cores.
+"""Time of a training step with OpenMP threads waiting actively or passively, alone and beside other work.
 
     scripts/bench threads
 
-The command line sets OMP_WAIT_POLICY=PASSIVE; this is why.
+The reason why the command line sets OMP_WAIT_POLICY=PASSIVE.
 """
 
 import os
@@ -48,14 +48,14 @@ def step_ms() -> float:
 
 
 def main() -> None:
-    """Measure each policy alone and beside as many busy processes as half the cores; print a Markdown table."""
+    """Measure each policy alone and with half the cores kept busy; print a Markdown table."""
     if sys.argv[1:] == ["--step"]:
         print(step_ms())
         return
     cores = len(os.sched_getaffinity(0))
     print("| threads wait | alone, ms a step | beside other work | times slower |")
     print("|---|---|---|---|")
-    for name, policy in (("as torch comes", {}), ("passively", {"OMP_WAIT_POLICY": "PASSIVE"})):
+    for name, policy in (("by default", {}), ("passively", {"OMP_WAIT_POLICY": "PASSIVE"})):
         environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | policy
         alone, beside = (_measure(environment, busy) for busy in (0, max(1, cores // 2)))
         print(f"| {name} | {alone:.0f} | {beside:.0f} | {beside / alone:.1f} |")

@@ -18,10 +18,10 @@ from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_transfer import load_clip_text, transfer_vocabulary
 from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe
 from clipglot.encoders.tokenizer_extend import extend
-from conftest import TINY_CONFIG
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
 from support.runs import settings
+from support.tiny_clip import TINY_CONFIG
 
 CAPTIONS = ["a red circle", "", "noise", "noise above a green triangle, twice"]
 RUSSIAN = ["красный круг над синим квадратом", "зелёный шум", "красный шум", "синий круг"] * 3

@@ -160,12 +160,12 @@ def test_what_cannot_be_compared_is_refused(
 
 
 def test_a_cache_of_texts_is_refused(
-    taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
+    translated_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     from support.translated_scenes import MODEL
 
     make_cache(
-        taught_manifests["train"], tmp_path / "texts", model=MODEL, teacher_field=("en",), images=False, limit=20
+        translated_manifests["train"], tmp_path / "texts", model=MODEL, teacher_field=("en",), images=False, limit=20
     )
     with pytest.raises(EvalError, match="holds texts, no images"):
         find_duplicates(Cache(tmp_path / "texts"))

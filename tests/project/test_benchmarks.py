@@ -23,9 +23,9 @@ def table(script: str, *arguments: object) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_closed_form_opponent_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closed_form_baseline_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from opponent import ridge
+    from baseline import ridge
     from scipy.sparse import random as random_sparse
 
     x = random_sparse(80, 30, density=0.2, rng=np.random.default_rng(0), format="csr")

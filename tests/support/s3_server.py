@@ -1,9 +1,10 @@
-"""An S3 server of our own and a bucket in it, so that caches are read by the real protocol."""
+"""A local S3 server with one bucket: caches and sources are read and written by the real protocol."""
 
 import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import fsspec
+from zarr.core.sync import sync
 
 NAME = "bucket"
 
 
 class Bucket:
-    """A bucket, and the log of the server that it is in."""
+    """A bucket, and the log of its server."""
 
     def __init__(self, endpoint: str, log: Path) -> None:
         self.environment = {
@@ -29,6 +32,7 @@ class Bucket:
             "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
         }
         self._log = log
+        self._log_start = 0
         self.client: Any = boto3.client(
             "s3",
             endpoint_url=endpoint,
@@ -37,6 +41,13 @@ class Bucket:
             aws_secret_access_key="secret",
         )
         self.client.create_bucket(Bucket=NAME)
+
+    def reset(self) -> None:
+        """Empty the bucket and forget its requests."""
+        reset = urllib.request.Request(f"{self.environment['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST")
+        urllib.request.urlopen(reset).close()
+        self.client.create_bucket(Bucket=NAME)
+        self._log_start = self._log.stat().st_size
 
     def upload(self, folder: Path, name: str) -> str:
         """Put every file of a folder, one object each; returns the URL."""
@@ -79,7 +90,8 @@ class Bucket:
     def num_gets(self, below: str) -> Counter[str]:
         """How often each object below a key was fetched until now."""
         coloured = "(?:\x1b\\[35m\x1b\\[1m)?"  # as the server shows parts of objects
-        return Counter(re.findall(rf'"{coloured}GET /{NAME}/({re.escape(below)}\S*) HTTP', self._log.read_text()))
+        log = self._log.read_bytes()[self._log_start :].decode()
+        return Counter(re.findall(rf'"{coloured}GET /{NAME}/({re.escape(below)}\S*) HTTP', log))
 
 
 @contextmanager
@@ -95,3 +107,12 @@ def serving(folder: Path) -> Iterator[Bucket]:
             yield Bucket(found[1], log)
         finally:
             server.kill()
+
+
+def close_connections() -> None:
+    """Close fsspec's connections to S3 and drop its instances, which are shared by all stores of a process."""
+    for asynchronous in (True, False):
+        fs = fsspec.filesystem("s3", asynchronous=asynchronous)
+        if getattr(fs, "_s3creator", None) is not None:  # it was used
+            sync(fs._s3creator.__aexit__(None, None, None), loop=None if asynchronous else fs.loop)
+    fsspec.filesystem("s3").clear_instance_cache()

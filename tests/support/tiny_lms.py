@@ -1,11 +1,15 @@
 """Tiny language models of several families: random weights, real tokenizers, folders that transformers loads."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from support.runs import settings
 
 TEXTS = [
     "красный круг над синим квадратом",
@@ -72,3 +76,17 @@ def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
     config = getattr(transformers, f"{name}Config")(vocab_size=tokenizer.get_vocab_size(), **shape)
     getattr(transformers, f"{name}Model")(config).save_pretrained(str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def lms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder of each family: config, weights, tokenizer. Read only."""
+    return {family: save_tiny_lm(tmp_path_factory.mktemp("lm") / family, family) for family in FAMILIES}
+
+
+@pytest.fixture
+def lm_settings(lms: dict[str, Path], tiny_cache: Path, tmp_path: Path) -> Any:
+    """The settings of a run with the tiny BERT."""
+    base = settings(tiny_cache, tmp_path / "run")
+    shape = {"width": 512, "layers": 6, "heads": 8}  # the defaults: a language model has its own
+    return replace(base, text=str(lms["bert"]), context_length=CONTEXT, lm_lr=1e-3, **shape)

@@ -1,35 +1,19 @@
 """Sources in a bucket: the contract that they keep, the server that holds them, and where fetched files go."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.location import Url
 from clipglot.cache.processes import worker_pool
-from zarr.core.sync import sync
 
-from support.s3_server import NAME, Bucket, serving
+from support.s3_server import NAME, Bucket
 from support.source_contract import Made, Planned, SourceContract, encoded_images, read_rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
-    with serving(tmp_path_factory.mktemp("s3")) as served, pytest.MonkeyPatch.context() as patch:
-        for name, value in served.environment.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3").clear_instance_cache()  # what other tests had belongs to their servers
-        yield served
-        for asynchronous in (True, False):
-            fs = fsspec.filesystem("s3", asynchronous=asynchronous)
-            if getattr(fs, "_s3creator", None) is not None:
-                sync(fs._s3creator.__aexit__(None, None, None), loop=None if asynchronous else fs.loop)
-        fsspec.filesystem("s3").clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)

@@ -171,7 +171,7 @@ def test_a_broken_zarr_json_has_a_remedy(damage: str, own: Path, bucket: Bucket)
 def test_every_cache_says_which_arrays_it_has(
     located: Path,
     tiny_cache: Path,
-    taught_caches: dict[str, Path],
+    translated_caches: dict[str, Path],
     manifest: Path,
     make_cache: Callable[..., Any],
     tmp_path: Path,
@@ -184,7 +184,7 @@ def test_every_cache_says_which_arrays_it_has(
     for path in (
         located,
         tiny_cache,
-        *taught_caches.values(),
+        *translated_caches.values(),
         grown,
         tmp_path / "located.h5",
         tmp_path / "merged.zarr",

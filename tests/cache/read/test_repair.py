@@ -23,13 +23,13 @@ from test_verify import rewrite
 
 @pytest.fixture(scope="module")
 def whole(
-    taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+    translated_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A cache with a teacher and two views, and settings that are not the usual ones. Read only."""
     path = tmp_path_factory.mktemp("whole") / "c.zarr"
     changes = {"views": 2, "augment_flip": 0.5, "limit": 30, "max_pixels": 10**6, "teacher_field": ("en",)}
     changes |= {"where": "image != 'no such'", "language": ("ru",)}
-    make_cache(taught_manifests["mixed"], path, model=MODEL, **changes)
+    make_cache(translated_manifests["mixed"], path, model=MODEL, **changes)
     return path
 
 

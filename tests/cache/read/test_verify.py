@@ -172,11 +172,13 @@ def test_a_cache_that_is_not_complete_is_checked_as_far_as_it_is(own: Path) -> N
 
 
 def test_a_cache_of_texts_says_that_there_are_no_images(
-    taught_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
+    translated_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     from support.translated_scenes import MODEL
 
-    make_cache(taught_manifests["train"], tmp_path / "c", model=MODEL, teacher_field=("en",), images=False, limit=20)
+    make_cache(
+        translated_manifests["train"], tmp_path / "c", model=MODEL, teacher_field=("en",), images=False, limit=20
+    )
     probes = found(tmp_path / "c")["probes"]
     assert (probes["num"], probes["not_checked"]) == (0, f"{tmp_path / 'c'} holds texts, no images")
 

@@ -22,9 +22,9 @@ from support.s3_server import NAME, Bucket
 from support.source_contract import Made, Planned, SourceContract, as_table, encoded_images
 from test_web_sources import web
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bucket")]
 
-bucket, temporary = urls.bucket, urls.temporary
+temporary = urls.temporary
 
 
 class TestParquet(urls.AtUrl, columns.TestParquetOfBytes):

@@ -19,9 +19,9 @@ from support.s3_server import NAME, Bucket
 from support.source_contract import as_table, encoded_images
 from support.tars import write_img2dataset, write_shards
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bucket")]
 
-bucket, temporary = urls.bucket, urls.temporary
+temporary = urls.temporary
 
 
 def test_each_object_is_fetched_once(

@@ -19,9 +19,9 @@ from support.source_contract import CAPTIONS, HOSTILE, Made, as_table, encoded_i
 from support.tars import write_img2dataset, write_shards
 from support.url_sources import AtUrl
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bucket")]
 
-bucket, temporary = urls.bucket, urls.temporary
+temporary = urls.temporary
 
 ONE_EACH = [captions[:1] for captions in CAPTIONS if captions]
 

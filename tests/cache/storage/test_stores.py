@@ -134,7 +134,7 @@ class StoreContract:
         self,
         at: Location,
         contents: Callable[[], dict[str, bytes]],
-        taught_manifests: dict[str, Path],
+        translated_manifests: dict[str, Path],
         make_cache: Callable[..., Any],
         tmp_path: Path,
     ) -> None:
@@ -143,7 +143,7 @@ class StoreContract:
         for views in ({}, VIEWS):
             for where in (at, tmp_path / "near.zarr"):
                 more = {"model": MODEL, "batch_size": 64, "limit": 100, "teacher_field": ("en",)} | views
-                make_cache(taught_manifests["train"], where, **more)
+                make_cache(translated_manifests["train"], where, **more)
         assert contents() == files(tmp_path / "near.zarr")
         assert Cache(at).info.num_views == 3
 

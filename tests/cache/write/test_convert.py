@@ -32,10 +32,10 @@ def test_there_and_back_gives_the_same_bytes(with_tokens: Path, h5: Path, tmp_pa
 
 
 def test_views_and_teachers_go_there_and_back(
-    taught_caches: dict[str, Path], manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
+    translated_caches: dict[str, Path], manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_cache(manifest, tmp_path / "views.zarr", views=3)
-    for i, cache in enumerate([taught_caches["mixed"], tmp_path / "views.zarr"]):
+    for i, cache in enumerate([translated_caches["mixed"], tmp_path / "views.zarr"]):
         convert(Cache(cache), tmp_path / f"{i}.h5")
         assert Cache(tmp_path / f"{i}.h5").verify() == []
         convert(Cache(tmp_path / f"{i}.h5"), tmp_path / str(i))

@@ -113,8 +113,8 @@ def test_it_trains_and_exports_and_merges_again(
     assert found.info.state == "sealed"
 
 
-def test_teachers_are_merged_with_their_captions(taught_caches: dict[str, Path], tmp_path: Path) -> None:
-    both = [Cache(taught_caches[name]) for name in ("train", "mixed")]
+def test_teachers_are_merged_with_their_captions(translated_caches: dict[str, Path], tmp_path: Path) -> None:
+    both = [Cache(translated_caches[name]) for name in ("train", "mixed")]
     merged = merge_caches(both, tmp_path / "m.zarr", prefixes=["a", "b"])
     assert merged.verify() == []
     for read in (Cache.teacher_emb, Cache.teacher_status):
@@ -122,7 +122,7 @@ def test_teachers_are_merged_with_their_captions(taught_caches: dict[str, Path],
     texts = [cache.texts("teacher/text").split() for cache in (merged, *both)]
     assert texts[0] == texts[1] + texts[2]
     with pytest.raises(CacheError, match=r"cannot be one cache: teacher differs .*: True, .*: False"):
-        merge_caches([both[0], Cache(taught_caches["val"])], tmp_path / "n.zarr")
+        merge_caches([both[0], Cache(translated_caches["val"])], tmp_path / "n.zarr")
 
 
 def test_a_key_of_two_caches_is_refused_or_prefixed(others: tuple[Path, Path], tmp_path: Path) -> None:

@@ -29,11 +29,11 @@ MakeCache = Callable[..., Any]
 
 
 def test_each_caption_has_the_embedding_of_its_translation(
-    taught_manifests: dict[str, Path], taught_caches: dict[str, Path]
+    translated_manifests: dict[str, Path], translated_caches: dict[str, Path]
 ) -> None:
-    cache = Cache(taught_caches["train"])
+    cache = Cache(translated_caches["train"])
     emb = cache.mapped(TEACHER_EMB).check().read()
-    rows = [json.loads(line) for line in taught_manifests["train"].read_text().splitlines()]
+    rows = [json.loads(line) for line in translated_manifests["train"].read_text().splitlines()]
     translations = [text for row in rows for text in row["en"]]
     assert cache.captions() == [text for row in rows for text in row["text"]]
     np.testing.assert_allclose(emb, english(translations), atol=1e-3)
@@ -42,17 +42,17 @@ def test_each_caption_has_the_embedding_of_its_translation(
     assert cache.verify() == []
 
 
-def test_captions_without_translation_have_none(taught_caches: dict[str, Path]) -> None:
-    cache = Cache(taught_caches["mixed"])
+def test_captions_without_translation_have_none(translated_caches: dict[str, Path]) -> None:
+    cache = Cache(translated_caches["mixed"])
     has = cache.caption_image() % 2 == 1
     assert (cache.teacher_status() == np.where(has, TextTargetStatus.EMBEDDED, TextTargetStatus.NONE_GIVEN)).all()
     assert (cache.mapped(TEACHER_EMB).read().any(1) == has).all()
 
 
 def test_lists_of_unequal_length_give_every_caption_the_mean(
-    taught_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
+    translated_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
 ) -> None:
-    folder = taught_manifests["train"].parent
+    folder = translated_manifests["train"].parent
     rows = [
         {"image": "000.png", "text": ["кот", " ", "рыжий кот"], "en": ["a red\n circle", "two crosses"]},
         {"image": "001.png", "text": ["а", "б"], "en": ["one", ""]},
@@ -78,8 +78,8 @@ def test_translations_are_aligned_by_place_or_shared() -> None:
 
 
 def test_an_interrupted_pass_goes_on_to_the_same_bytes(
-    taught_manifests: dict[str, Path],
-    taught_caches: dict[str, Path],
+    translated_manifests: dict[str, Path],
+    translated_caches: dict[str, Path],
     make_cache: MakeCache,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,15 +95,15 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr(teaching, "embed_texts", dies)
     with pytest.raises(KeyboardInterrupt):
-        make_cache(taught_manifests["train"], tmp_path / "c", **given)
+        make_cache(translated_manifests["train"], tmp_path / "c", **given)
     assert Cache(tmp_path / "c").info.state == "planned"
     assert missing_teacher_chunks(Cache(tmp_path / "c"))[0] == 2
-    make_cache(taught_manifests["train"], tmp_path / "c", **given)
-    assert len(calls) == 3 + len(missing_teacher_chunks_of(taught_caches["train"])) - 2
+    make_cache(translated_manifests["train"], tmp_path / "c", **given)
+    assert len(calls) == 3 + len(missing_teacher_chunks_of(translated_caches["train"])) - 2
     for name in (TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT):
         ours, theirs = (
             {f.relative_to(c): f.read_bytes() for f in (c / name).rglob("*") if f.is_file()}
-            for c in (tmp_path / "c", taught_caches["train"])
+            for c in (tmp_path / "c", translated_caches["train"])
         )
         assert ours == theirs
 
@@ -114,10 +114,10 @@ def missing_teacher_chunks_of(cache: Path) -> range:
 
 
 def test_a_damaged_chunk_is_found_and_embedded_anew(
-    taught_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
+    translated_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
 ) -> None:
     given = {"model": MODEL, "batch_size": 64, "teacher_field": ("en",), "limit": 8}
-    make_cache(taught_manifests["train"], tmp_path / "c", **given)
+    make_cache(translated_manifests["train"], tmp_path / "c", **given)
     chunk = tmp_path / "c" / TEACHER_EMB / "c" / "0" / "0" / "0"
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:10] + b"\xff" + whole[11:])
@@ -125,36 +125,40 @@ def test_a_damaged_chunk_is_found_and_embedded_anew(
     assert "teacher/emb/c/0/0/0" in fault
     assert "delete teacher/status/c/0 and run its `clipglot cache` command again" in fault
     (tmp_path / "c" / TEACHER_STATUS / "c" / "0").unlink()
-    make_cache(taught_manifests["train"], tmp_path / "c", **given)
+    make_cache(translated_manifests["train"], tmp_path / "c", **given)
     assert chunk.read_bytes() == whole
 
 
 def test_what_cannot_teach_is_refused_by_name(
-    taught_manifests: dict[str, Path], taught_caches: dict[str, Path], make_cache: MakeCache, tmp_path: Path
+    translated_manifests: dict[str, Path], translated_caches: dict[str, Path], make_cache: MakeCache, tmp_path: Path
 ) -> None:
     with pytest.raises(EncoderError, match="timm/vit_tiny_patch16_224 has no text tower"):
-        make_cache(taught_manifests["train"], tmp_path / "c", model="timm/vit_tiny_patch16_224", teacher_field=("en",))
+        make_cache(
+            translated_manifests["train"], tmp_path / "c", model="timm/vit_tiny_patch16_224", teacher_field=("en",)
+        )
     with pytest.raises(Exception, match=r"no field 'fr'.*--teacher-field"):
-        make_cache(taught_manifests["train"], tmp_path / "c", model=MODEL, teacher_field=("fr",))
+        make_cache(translated_manifests["train"], tmp_path / "c", model=MODEL, teacher_field=("fr",))
     with pytest.raises(DistillError, match="teacher_fields was"):
-        make_cache(taught_manifests["val"], taught_caches["val"], model=MODEL, batch_size=64, teacher_field=("en",))
+        make_cache(
+            translated_manifests["val"], translated_caches["val"], model=MODEL, batch_size=64, teacher_field=("en",)
+        )
     with pytest.raises(DistillError, match="holds no teacher's embeddings: cache again with the --teacher-field"):
-        train(settings(taught_caches["val"], tmp_path / "run", teacher_weight=0.5))
+        train(settings(translated_caches["val"], tmp_path / "run", teacher_weight=0.5))
     with pytest.raises(DistillError, match=r"--teacher-weight 1.5"):
-        settings(taught_caches["train"], tmp_path / "run", teacher_weight=1.5)
+        settings(translated_caches["train"], tmp_path / "run", teacher_weight=1.5)
     with pytest.raises(DistillError, match="--teacher-weight 1 leaves no share to --similarity"):
-        settings(taught_caches["train"], tmp_path / "run", teacher_weight=1.0, alignment=0.1)
+        settings(translated_caches["train"], tmp_path / "run", teacher_weight=1.0, alignment=0.1)
 
 
 def test_without_images_the_translations_are_the_targets(
-    taught_manifests: dict[str, Path],
-    taught_caches: dict[str, Path],
+    translated_manifests: dict[str, Path],
+    translated_caches: dict[str, Path],
     make_cache: MakeCache,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(ImageTower, "placed", None)  # it is not computed with, so it need not be on the device
-    rows = [json.loads(line) for line in taught_manifests["train"].read_text().splitlines()]
+    rows = [json.loads(line) for line in translated_manifests["train"].read_text().splitlines()]
     (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": r["text"], "en": r["en"]}) for r in rows))
     given = {"model": MODEL, "batch_size": 64, "teacher_field": ("en",), "images": False}
     cache = make_cache(tmp_path / "texts.jsonl", tmp_path / "texts.zarr", **given).cache
@@ -169,7 +173,7 @@ def test_without_images_the_translations_are_the_targets(
     assert make_cache(tmp_path / "texts.jsonl", tmp_path / "texts.zarr", **given).report.num_pictures == 0
 
     monkeypatch.undo()
-    learned = train(settings(cache.path, tmp_path / "run", val=taught_caches["val"], loss="cosine"))
+    learned = train(settings(cache.path, tmp_path / "run", val=translated_caches["val"], loss="cosine"))
     assert learned.validation is not None
     assert learned.validation["r_at_10"] > 0.8  # of images, and it has seen none
     exported = export_run(ExportSettings(run=tmp_path / "run", output=tmp_path / "merged"))
@@ -180,17 +184,17 @@ def test_without_images_the_translations_are_the_targets(
 
 
 def test_a_pass_over_texts_that_was_cut_short_goes_on_to_the_same_bytes(
-    taught_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
+    translated_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
 ) -> None:
     given = {"model": MODEL, "batch_size": 16, "teacher_field": ("en",), "images": False, "limit": 64}
-    straight = make_cache(taught_manifests["train"], tmp_path / "straight", **given).cache
+    straight = make_cache(translated_manifests["train"], tmp_path / "straight", **given).cache
     shutil.copytree(straight.path, tmp_path / "cut")
     for file in (tmp_path / "cut" / "images").rglob("c/*"):  # as after a kill between the first chunk and the second
         if file.is_file() and file.name != "0" and file.parts[-3] == "status":
             file.unlink()
     cut = Cache(tmp_path / "cut", read_only=False)
     write_info(cut, replace(cut.info, state="planned", counts={}))
-    assert make_cache(taught_manifests["train"], tmp_path / "cut", **given).report.num_pictures == 48
+    assert make_cache(translated_manifests["train"], tmp_path / "cut", **given).report.num_pictures == 48
     for file in straight.path.rglob("*"):
         if file.is_file() and file.name != "zarr.json":
             assert (tmp_path / "cut" / file.relative_to(straight.path)).read_bytes() == file.read_bytes()

@@ -30,9 +30,11 @@ from support.translated_scenes import settings
 CPU = torch.device("cpu")
 
 
-def test_a_teacher_alone_teaches_to_find_images(taught_caches: dict[str, Path], tmp_path: Path) -> None:
+def test_a_teacher_alone_teaches_to_find_images(translated_caches: dict[str, Path], tmp_path: Path) -> None:
     """No image's embedding is used, and yet captions find images that nobody showed."""
-    alone = train(settings(taught_caches["train"], tmp_path / "run", val=taught_caches["val"], teacher_weight=1.0))
+    alone = train(
+        settings(translated_caches["train"], tmp_path / "run", val=translated_caches["val"], teacher_weight=1.0)
+    )
     assert alone.validation is not None
     assert alone.validation["r_at_10"] > 0.8
     assert alone.findings == []
@@ -40,11 +42,11 @@ def test_a_teacher_alone_teaches_to_find_images(taught_caches: dict[str, Path], 
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_half_a_teacher_changes_half_of_the_loss(taught_caches: dict[str, Path], tmp_path: Path) -> None:
+def test_half_a_teacher_changes_half_of_the_loss(translated_caches: dict[str, Path], tmp_path: Path) -> None:
     first = {}
     for weight in (0.0, 0.25, 1.0):
         run = tmp_path / str(weight)
-        train(settings(taught_caches["mixed"], run, teacher_weight=weight, epochs=1, temperature=0.07))
+        train(settings(translated_caches["mixed"], run, teacher_weight=weight, epochs=1, temperature=0.07))
         first[weight] = next(line["loss"] for line in RunFolder(run).metrics() if "loss" in line)
     assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-5)
 
@@ -71,10 +73,10 @@ def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_pa
 
 @pytest.mark.parametrize("captions_per_picture", [1, 2])
 def test_each_caption_of_a_step_is_held_against_its_own_translation(
-    taught_caches: dict[str, Path], tmp_path: Path, captions_per_picture: int
+    translated_caches: dict[str, Path], tmp_path: Path, captions_per_picture: int
 ) -> None:
     """With everything from the cache itself; half of the images have no translation, and each counts one."""
-    cache = Cache(taught_caches["mixed"])
+    cache = Cache(translated_caches["mixed"])
     given = settings(cache.path, tmp_path, teacher_weight=1.0, captions_per_picture=captions_per_picture)
     captions, image_index, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())
     tokenizer = train_bpe(captions, 300)
@@ -96,8 +98,8 @@ def test_each_caption_of_a_step_is_held_against_its_own_translation(
         )
 
 
-def test_a_stopped_run_with_a_teacher_resumes_exactly(taught_caches: dict[str, Path], tmp_path: Path) -> None:
-    straight = settings(taught_caches["mixed"], tmp_path / "straight", teacher_weight=0.5, epochs=3, micro_batch=24)
+def test_a_stopped_run_with_a_teacher_resumes_exactly(translated_caches: dict[str, Path], tmp_path: Path) -> None:
+    straight = settings(translated_caches["mixed"], tmp_path / "straight", teacher_weight=0.5, epochs=3, micro_batch=24)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
     train(broken, on_progress=stop_at(7))
@@ -108,13 +110,13 @@ def test_a_stopped_run_with_a_teacher_resumes_exactly(taught_caches: dict[str, P
 
 
 def test_a_cache_at_a_url_teaches_as_the_local_one(
-    taught_caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    translated_caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsspec.filesystem("memory").put(str(taught_caches["mixed"]), "/taught/mixed.zarr", recursive=True)
+    fsspec.filesystem("memory").put(str(translated_caches["mixed"]), "/taught/mixed.zarr", recursive=True)
     url = to_location("memory://taught/mixed.zarr")
     assert Cache(url).verify() == []
-    assert np.array_equal(Cache(url).teacher_emb(), Cache(taught_caches["mixed"]).mapped(TEACHER_EMB).read())
-    near = settings(taught_caches["mixed"], tmp_path / "near", teacher_weight=0.5, epochs=2)
+    assert np.array_equal(Cache(url).teacher_emb(), Cache(translated_caches["mixed"]).mapped(TEACHER_EMB).read())
+    near = settings(translated_caches["mixed"], tmp_path / "near", teacher_weight=0.5, epochs=2)
     train(near)
     train(replace(near, cache=url, output=tmp_path / "far"))
     assert logged(tmp_path / "far") == logged(tmp_path / "near")

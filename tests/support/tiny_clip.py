@@ -1,0 +1,30 @@
+"""A two-layer open_clip model with random weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+TINY_CONFIG: dict[str, Any] = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+    "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def save_tiny_clip(folder: Path, seed: int) -> Path:
+    """Write a folder that `local-dir:` loads: a two-layer CLIP with random weights, 32 px, 16 features."""
+    torch.manual_seed(seed)
+    clip = open_clip.CLIP(**TINY_CONFIG)
+    save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
+    preprocess = {
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.3, 0.25],
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG, "preprocess_cfg": preprocess}))
+    return folder
