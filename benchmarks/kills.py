@@ -19,6 +19,7 @@ import fsspec
 import numpy as np
 from clipglot.cache.location import Location, to_location
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from PIL import Image
 
 if __name__ == "__main__":  # the decoding processes import this file too, and need no torch
@@ -113,7 +114,7 @@ def main() -> None:
             elif status:
                 raise SystemExit(f"worker {name} ended with status {status}:\n{messages.read_text()}")
         wall_s = time.perf_counter() - started
-        faults = Cache(killed).verify()
+        faults = [*map(str, verify(Cache(killed)))]
         ours, theirs = contents(killed), contents(alone)
         different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
     print("| workers | chunks | SIGKILLs | wall s | files | different files | faults |")

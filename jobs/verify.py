@@ -11,7 +11,7 @@ from ..cache.errors import CacheError
 from ..cache.format import IMPORTED, SOURCE_KINDS, CacheInfo
 from ..cache.location import Location
 from ..cache.read.cache import Cache
-from ..cache.read.verify import Fault, find_faults
+from ..cache.read.verify import Fault, verify
 from ..cache.storage.open import store_at
 from ..distill.device import resolve_device
 from ..distill.errors import DistillError
@@ -59,7 +59,7 @@ def verify_cache(
     if settings.repair:
         _require_made_by_commands(cache)
     with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
-        found = find_faults(cache, on_progress)
+        found = verify(cache, on_progress)
         lost = [fault.chunk for fault in found if fault.chunk]
         marked = cache.mark_lost(lost) if settings.repair else []
     faults = [_what(fault, cache, marked) for fault in found]

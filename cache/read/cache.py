@@ -1,6 +1,6 @@
 """Reading a cache: its metadata, rows and integrity. Writing goes through `plan` and `embed`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,6 @@ from ..format import (
 from ..storage.mmap import MmapRows
 from ..storage.ragged import RaggedBytes, RaggedReader
 from .arrays import CheckedArrays, chunk_name, groups_above
-from .verify import find_faults
 
 ROWS_AT_A_TIME = 8192
 
@@ -260,17 +259,6 @@ class Cache(CheckedArrays):
         """How many images have each status."""
         counts = np.bincount(self.status(), minlength=max(Status) + 1).tolist()
         return {status: counts[status] for status in Status if counts[status]}
-
-    def verify(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-        """Check every stored chunk against its checksum, tokens too, counts and shapes, and what the chunks hold.
-
-        Returns:
-            One line a fault, naming the chunk's file and what to do; empty when the cache is whole.
-
-        Raises:
-            CacheError: planning did not finish, so there is nothing to check.
-        """
-        return [fault.what for fault in find_faults(self, on_progress)]
 
     def _stored(self, view: int) -> int:
         if not 0 <= view < self.info.num_views:

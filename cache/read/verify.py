@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -31,9 +31,7 @@ from ..storage.digests import digests_of, first_lines
 from ..storage.ragged import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, chunk_name, groups_above
-
-if TYPE_CHECKING:
-    from .cache import Cache
+from .cache import Cache
 
 ROWS_AT_A_TIME = 2**20
 LENGTH_TOLERANCE = 2e-3  # of a unit vector in float16: each value is rounded to 11 bits
@@ -54,8 +52,11 @@ class Fault:
     what: str
     chunk: ChunkId | None = None
 
+    def __str__(self) -> str:
+        return self.what
 
-def find_faults_in_contents(cache: "Cache", on_step: Callable[[], None] = lambda: None) -> Iterator[Fault]:
+
+def find_faults_in_contents(cache: Cache, on_step: Callable[[], None] = lambda: None) -> Iterator[Fault]:
     """Check what a cache holds, once its chunks match their checksums.
 
     Args:
@@ -71,13 +72,13 @@ def find_faults_in_contents(cache: "Cache", on_step: Callable[[], None] = lambda
         yield from _teacher_faults(cache, on_step)
 
 
-def num_steps(cache: "Cache") -> int:
+def num_steps(cache: Cache) -> int:
     """How often `find_faults_in_contents` calls `on_step`."""
     taught = cache.array(TEACHER_STATUS).cdata_shape[0] if cache.info.source.has_teacher else 0
     return len(cache.stored_numbers(f"{STATUS}/c")) + taught
 
 
-def texts_in_parts(cache: "Cache", name: str) -> Iterator[tuple[int, RaggedBytes]]:
+def texts_in_parts(cache: Cache, name: str) -> Iterator[tuple[int, RaggedBytes]]:
     """The texts of a ragged array in parts of about a chunk's bytes, each with the row of its first."""
     offsets, raw = cache.array(f"{name}/offsets"), cache.array(f"{name}/bytes")
     num = offsets.shape[0] - 1
@@ -93,7 +94,7 @@ def texts_in_parts(cache: "Cache", name: str) -> Iterator[tuple[int, RaggedBytes
             row = stop
 
 
-def _ragged_faults(cache: "Cache", name: str) -> Iterator[str]:
+def _ragged_faults(cache: Cache, name: str) -> Iterator[str]:
     """Offsets that do not lead through the bytes, then the first text that is no UTF-8."""
     offsets, total = cache.array(f"{name}/offsets"), cache.array(f"{name}/bytes").shape[0]
     last = 0
@@ -127,7 +128,7 @@ def _decodes(raw: bytes) -> bool:
     return True
 
 
-def _repeated_keys(cache: "Cache") -> Iterator[str]:
+def _repeated_keys(cache: Cache) -> Iterator[str]:
     first = first_lines(np.concatenate([digests_of(texts) for _, texts in texts_in_parts(cache, KEY)]))
     repeats = np.flatnonzero(first != np.arange(len(first)))
     if len(repeats):
@@ -138,7 +139,7 @@ def _repeated_keys(cache: "Cache") -> Iterator[str]:
         )
 
 
-def _owner_faults(cache: "Cache") -> Iterator[str]:
+def _owner_faults(cache: Cache) -> Iterator[str]:
     image_index, num, last = cache.array(CAPTION_IMAGE), len(cache), 0
     for start in range(0, image_index.shape[0], ROWS_AT_A_TIME):
         block = np.asarray(image_index[start : start + ROWS_AT_A_TIME])
@@ -148,7 +149,7 @@ def _owner_faults(cache: "Cache") -> Iterator[str]:
         last = int(block[-1])
 
 
-def _image_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fault]:
+def _image_faults(cache: Cache, on_step: Callable[[], None]) -> Iterator[Fault]:
     emb, norm = cache.array(EMB), cache.array(NORM)
     for chunk in sorted(cache.stored_numbers(f"{STATUS}/c")):
         rows = cache.chunk_slice(chunk)
@@ -178,7 +179,7 @@ def _image_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fault
         on_step()
 
 
-def _teacher_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fault]:
+def _teacher_faults(cache: Cache, on_step: Callable[[], None]) -> Iterator[Fault]:
     status, emb = cache.array(TEACHER_STATUS), cache.array(TEACHER_EMB)
     size = status.chunks[0]
     for chunk in sorted(cache.stored_numbers(f"{TEACHER_STATUS}/c")):
@@ -190,7 +191,7 @@ def _teacher_faults(cache: "Cache", on_step: Callable[[], None]) -> Iterator[Fau
 
 
 def _emb_faults(
-    cache: "Cache", chunk: ChunkId, start: int, emb: NDArray[np.float32], embedded: NDArray[np.bool_]
+    cache: Cache, chunk: ChunkId, start: int, emb: NDArray[np.float32], embedded: NDArray[np.bool_]
 ) -> Iterator[Fault]:
     """Rows `[R, D]` that are not of unit norm where embedded, or not zero elsewhere."""
     near_one = np.abs(np.linalg.norm(emb, axis=1) - 1) <= LENGTH_TOLERANCE
@@ -198,7 +199,7 @@ def _emb_faults(
     yield from _faults(cache, chunk, start, ~embedded & (emb != 0).any(1), "not embedded, but not zeros")
 
 
-def _faults(cache: "Cache", chunk: ChunkId, start: int, wrong: NDArray[np.bool_], what: str) -> Iterator[Fault]:
+def _faults(cache: Cache, chunk: ChunkId, start: int, wrong: NDArray[np.bool_], what: str) -> Iterator[Fault]:
     rows = np.flatnonzero(wrong)
     if len(rows):
         file = cache.chunk_file(chunk)
@@ -212,7 +213,7 @@ def _and_more(num: int) -> str:
 MAX_CHUNKS = 10_000_000  # of an array: of 16 MB each 160 TB
 
 
-def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Fault]:
+def verify(cache: Cache, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Fault]:
     """Check all of a cache; what is damaged is not looked into.
 
     Args:
@@ -264,7 +265,7 @@ def find_faults(cache: "Cache", on_progress: Callable[[int, int], None] = lambda
     return faults or list(find_faults_in_contents(cache, step))
 
 
-def _shape_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
+def _shape_faults(cache: Cache, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
     """What does not fit together although every checksum holds, by array; these facts lie in zarr.json files."""
     remake, info, N, M = cache.remedy([]), cache.info, cache.info.num_pictures, cache.info.num_captions
     num_views = {name: max((info.num_views, *arrays[name].shape[:1])) for name in (EMB, NORM) if name in arrays}
@@ -297,7 +298,7 @@ def _shape_faults(cache: "Cache", arrays: Mapping[str, zarr.Array[Any]]) -> dict
     return faults
 
 
-def _count_faults(cache: "Cache") -> Iterator[str]:
+def _count_faults(cache: Cache) -> Iterator[str]:
     """Counts that the statuses do not bear out."""
     counts = {status.label: count for status, count in cache.count_status().items()}
     if cache.info.state == "sealed" and counts != cache.info.counts:

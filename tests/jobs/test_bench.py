@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from clipglot.cache.format import EMB
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
 from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
@@ -83,7 +84,7 @@ def test_settings_and_data_that_do_not_fit_are_refused(tiny_cache: Path) -> None
 def test_a_random_cache_is_whole_and_its_copy_the_same(tmp_path: Path) -> None:
     texts = list(query_texts(130, np.random.default_rng(0)))
     cache = write_random_cache(tmp_path / "c.zarr", ([text] for text in texts), 8)
-    assert cache.require_sealed().verify() == []
+    assert verify(cache.require_sealed()) == []
     assert cache.captions() == texts
     image_emb = Cache(tmp_path / "c.zarr").image_emb()
     assert np.linalg.norm(image_emb.astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)

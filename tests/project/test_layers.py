@@ -1,6 +1,7 @@
-"""Who may import whom: folders by `MAY_IMPORT`, their sub-packages by `STAGES`."""
+"""Who may import whom: folders by `MAY_IMPORT`, their sub-packages by `STAGES`, and no import circle anywhere."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import clipglot
@@ -81,6 +82,10 @@ def test_a_package_does_without_what_is_not_its_own(package: str) -> None:
     assert modules, "no module there"
     found = {imported.split(".")[0] for name in modules for imported in imports(name)}
     assert not found & MUST_NOT_IMPORT[package]
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    TopologicalSorter({name: own(name) for name in MODULES}).prepare()  # raises CycleError
 
 
 def test_every_folder_of_the_package_has_its_place() -> None:

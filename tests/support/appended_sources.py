@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 
 from support.drawings import draw_images
 
@@ -25,7 +26,7 @@ def write_manifests(folder: Path) -> dict[str, Path]:
 def content(path: Path) -> tuple[Any, ...]:
     """Keys, captions with their rows, embeddings, norms and statuses of a whole cache."""
     cache = Cache(path).require_sealed()
-    assert cache.verify() == []
+    assert verify(cache) == []
     captions = list(zip(cache.caption_image().tolist(), cache.captions(), strict=True))
     return cache.keys(), captions, cache.image_emb(), cache.norm(), cache.status().tolist()
 

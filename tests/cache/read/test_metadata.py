@@ -12,6 +12,7 @@ from clipglot.cache.format import CHECKSUM
 from clipglot.cache.metadata import checksum_of
 from clipglot.cache.read.arrays import groups_above
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.write.merge import merge_caches
 from support.copies import files, run
 from support.metadata_edits import edit, make_older
@@ -73,7 +74,7 @@ def test_nothing_is_appended_to_a_cache_that_lacks_a_description(
     assert files(own) == before
     shutil.copyfile(located / name / "zarr.json", own / name / "zarr.json")
     make_cache(manifest, own, append=True, text_field=("text",))
-    assert Cache(own).verify() == []
+    assert verify(Cache(own)) == []
 
 
 @damages
@@ -102,7 +103,7 @@ def test_a_lost_description_in_a_store_is_named(damage: str, own: Path, bucket: 
         copy = Path(shutil.copytree(own, own.with_name(f"{number}.zarr")))
         DAMAGES[damage](copy / name / "zarr.json")
         url = bucket.upload(copy, f"{damage}{number}.zarr")
-        (fault,) = Cache(url).verify()
+        (fault,) = map(str, verify(Cache(url)))
         assert fault.startswith(f"{url}: {name}/zarr.json is absent or damaged (")
         assert fault.endswith(f"): upload it again from the cache that this is a copy of, or {REMEDY}")
 
@@ -110,13 +111,13 @@ def test_a_lost_description_in_a_store_is_named(damage: str, own: Path, bucket: 
 def test_the_group_of_tokens_is_checked_too(own: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
     make_run(own, tmp_path / "run", epochs=1)
     (own / "tokens/zarr.json").write_bytes(b"{")
-    (fault,) = Cache(own).verify()
+    (fault,) = map(str, verify(Cache(own)))
     assert fault.startswith(f"{own}: tokens/zarr.json is absent or damaged (")
     assert fault.endswith("): delete tokens: training writes it again")
     with pytest.raises(CacheError, match=r"tokens/zarr\.json is absent or damaged"):
         Cache(own).nodes()
     shutil.rmtree(own / "tokens")
-    assert Cache(own).verify() == []
+    assert verify(Cache(own)) == []
 
 
 def test_no_flipped_bit_of_the_metadata_is_taken_for_what_was_written(own: Path) -> None:
@@ -152,7 +153,7 @@ def test_metadata_that_were_edited_by_hand_say_so(own: Path, bucket: Bucket) -> 
     with pytest.raises(CacheError, match=rf"has crc32c {expected}, expected None \('clipglot_crc32c'\)"):
         Cache(own)
     (own / "zarr.json").write_text(json.dumps(json.loads(text), sort_keys=True))  # the same content
-    assert Cache(own).verify() == []
+    assert verify(Cache(own)) == []
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut"])
@@ -194,7 +195,7 @@ def test_every_cache_says_which_arrays_it_has(
         assert cache.info.arrays is not None
         assert sorted(cache.info.arrays) == [name for name in sorted(arrays) if not name.startswith("tokens/")]
         assert groups_above(arrays) == sorted(groups)
-        assert cache.verify() == []
+        assert verify(cache) == []
     assert Cache(grown).has("captions/language")
     assert not Cache(tiny_cache).has("captions/language")
 
@@ -205,7 +206,7 @@ def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
     make_older(own)
     cache = Cache(own)
     assert (cache.info.arrays, cache.has("captions/language"), cache.has("source/file")) == (None, True, True)
-    assert cache.verify() == []
+    assert verify(cache) == []
     assert sorted(cache.array_names) == sorted(Cache(located).array_names)
     assert run("convert", own, tmp_path / "c.h5").exit_code == 0
     assert run("convert", tmp_path / "c.h5", tmp_path / "back.zarr").exit_code == 0
@@ -213,11 +214,11 @@ def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
     assert files(tmp_path / "back.zarr") | {"zarr.json": b""} == files(own) | {"zarr.json": b""}
     assert CHECKSUM in Cache(tmp_path / "back.zarr").root.attrs
     (own / "images/hash/zarr.json").write_bytes(b"")
-    (fault,) = Cache(own).verify()
+    (fault,) = map(str, verify(Cache(own)))
     assert fault.startswith(f"{own}: images/hash/zarr.json is absent or damaged (")
     shutil.copyfile(located / "images/hash/zarr.json", own / "images/hash/zarr.json")
     make_cache(manifest, own, append=True, text_field=("text",))
-    assert Cache(own).verify() == []
+    assert verify(Cache(own)) == []
     assert sorted(Cache(own).info.arrays or ()) == sorted(Cache(located).array_names)
     assert CHECKSUM in Cache(own).root.attrs
 

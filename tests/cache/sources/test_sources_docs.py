@@ -17,6 +17,7 @@ import test_parquet as columns
 from click.testing import CliRunner
 from clipglot.cache.format import SOURCE_KINDS
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import KINDS, SHAPES
 from clipglot.cli.main import main
 from support.source_contract import encoded_images, write_images
@@ -122,4 +123,4 @@ def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> Non
     assert "comes from a source of your own (database)" in refused.stderr
     (tmp_path / "own.zarr/images/status/c/0").unlink()
     assert subprocess.run([sys.executable, script], cwd=tmp_path).returncode == 0
-    assert Cache(tmp_path / "own.zarr").verify() == []
+    assert verify(Cache(tmp_path / "own.zarr")) == []

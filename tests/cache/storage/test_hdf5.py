@@ -14,6 +14,7 @@ import pytest
 import torch
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.write.convert import convert
 from clipglot.distill.data.load import open_images
 from clipglot.distill.errors import DistillError
@@ -130,7 +131,7 @@ def test_a_flipped_byte_is_found_and_named(name: str, h5: Path, tmp_path: Path) 
         index = [start // size for start, size in zip(chunk.chunk_offset, file[name].chunks, strict=True)]
     broken = flipped(h5, tmp_path / "broken.h5", chunk.byte_offset + 3)
     key = f"{name}/c/{'/'.join(map(str, index))}"
-    (fault,) = Cache(broken).verify()
+    (fault,) = map(str, verify(Cache(broken)))
     assert fault.startswith(f"{key}: damaged (")
     assert fault.endswith(AGAIN)
     assert run("verify", broken).exit_code == 1
@@ -148,7 +149,7 @@ def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(h5: Path, tmp_path:
     for num_flipped, at in enumerate(np.random.default_rng(0).integers(0, size, 150).tolist()):
         broken = flipped(h5, tmp_path / f"{num_flipped}.h5", at)
         try:
-            faults = Cache(broken).verify()
+            faults = [*map(str, verify(Cache(broken)))]
         except CacheError as error:
             faults = [str(error)]
         num_found += bool(faults)

@@ -15,6 +15,7 @@ from clipglot.cache import format as cache_format
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import open_source
 from clipglot.cache.storage import local as store_files
 from clipglot.cache.write import append as appending
@@ -110,7 +111,7 @@ def test_training_goes_on_with_all_rows(
     make_cache(manifests["more"], path, append=True)
     assert not (path / "tokens").exists()
     make_run(path, tmp_path / "after", val=path)
-    assert Cache(path).verify() == []
+    assert verify(Cache(path)) == []
 
 
 class Stopped(Exception):  # noqa: N818
@@ -160,7 +161,7 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
         state = Cache(path).info.state
         assert state in ("sealed", "appending")
         if state == "sealed":
-            assert Cache(path).verify() == []
+            assert verify(Cache(path)) == []
         assert plan(-1) == expected
 
 
@@ -225,7 +226,7 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
             cache = Cache(path)
             states.add(cache.info.state)
             if cache.info.state == "sealed" and len(cache) == 10:
-                assert cache.verify() == []
+                assert verify(cache) == []
                 assert cache.image_emb().tobytes() == Cache(old).image_emb().tobytes()
             assert run(-1) == 0
             assert files(path) == expected

@@ -12,6 +12,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import HASH
 from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.storage import local as store_files
 from clipglot.cache.storage.remote import RemoteStore
 from clipglot.cli.main import main
@@ -159,7 +160,7 @@ def test_a_chunk_that_is_half_written_is_no_fault_and_is_done_again(
     whole = Path(shutil.copytree(old, tmp_path / "whole.zarr"))
     make_cache(manifests["more"], whole, append=True)
     stopped_at("images/status/c/1", lambda: make_cache(manifests["more"], old, append=True), monkeypatch)
-    assert Cache(old).verify() == []
+    assert verify(Cache(old)) == []
     assert Cache(old).missing_chunks() == [1, 2, 3]
     shown = CliRunner().invoke(main, ["inspect", str(old)])
     assert "1 of 4 chunks are stored (planned)" in shown.stdout
@@ -178,7 +179,7 @@ def test_while_rows_take_their_places_nothing_else_is_done(
     assert Cache(old).info.state == "appending"
     said = "was being appended to when it stopped: run its `clipglot cache` command again"
     with pytest.raises(CacheError, match=said):
-        Cache(old).verify()
+        verify(Cache(old))
     with pytest.raises(CacheError, match=said):
         make_run(old, tmp_path / "run")
     for command in (["inspect", str(old)], ["verify", str(old)]):
@@ -224,7 +225,7 @@ def test_duplicates_are_counted_over_old_and_new_images(
     cache = Cache(old).require_sealed()
     assert (HASH in cache.root, cache.info.num_duplicates) == (hashed, 2 if hashed else None)
     assert cache.image_emb()[10:].tobytes() == cache.image_emb()[[1, 9]].tobytes()
-    assert cache.verify() == []
+    assert verify(cache) == []
 
 
 def test_the_command_says_what_was_there_already(old: Path, manifests: dict[str, Path], tiny_clip: Path) -> None:

@@ -13,6 +13,7 @@ import fsspec
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.write.convert import convert
 from support.copies import files, run
 from support.metadata_edits import edit
@@ -37,7 +38,7 @@ def test_views_and_teachers_go_there_and_back(
     make_cache(manifest, tmp_path / "views.zarr", views=3)
     for i, cache in enumerate([translated_caches["mixed"], tmp_path / "views.zarr"]):
         convert(Cache(cache), tmp_path / f"{i}.h5")
-        assert Cache(tmp_path / f"{i}.h5").verify() == []
+        assert verify(Cache(tmp_path / f"{i}.h5")) == []
         convert(Cache(tmp_path / f"{i}.h5"), tmp_path / str(i))
         assert files(tmp_path / str(i)) == files(cache)
 
@@ -115,7 +116,7 @@ def test_killed_at_any_moment_it_leaves_nothing_of_that_name(name: str, h5: Path
         assert not (tmp_path / name).exists()
         assert len(list(tmp_path.iterdir())) == 1  # the next one clears it away
     convert(Cache(h5), tmp_path / name)
-    assert Cache(tmp_path / name).verify() == []
+    assert verify(Cache(tmp_path / name)) == []
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.write import embed
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_reader import reader_of
@@ -63,7 +64,7 @@ def test_features_without_a_direction_cost_their_row(
     assert not opened.image_emb()[8:12].any()
     assert np.allclose(opened.image_emb()[12:16], 0.25)
     assert opened.norm()[8:13].tolist() == [0, 0, 0, 0, np.float32(32e37)]
-    assert opened.verify() == []
+    assert verify(opened) == []
 
 
 def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_each_broken_image_costs_its_row_and_inspect_lists_its_reason(tiny_clip:
     assert np.allclose(lengths[embedded], 1, atol=1e-3)
     assert not lengths[~embedded].any()
     assert (cache / "images/emb/c/0/1/0").exists()  # the chunk of eight missing images
-    assert opened.verify() == []
+    assert verify(opened) == []
 
 
 def test_a_full_disk_is_one_clear_error_and_the_pass_goes_on_later(

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cli.main import main
@@ -100,7 +101,7 @@ def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path)
     with pytest.raises(CacheError, match=r"not complete \(2 of its chunks are still to be embedded\): run the same"):
         Cache(cache).require_sealed()
     assert Cache(cache).count_status() == {Status.PENDING: 16, Status.EMBEDDED: 24}
-    assert Cache(cache).verify() == []
+    assert verify(Cache(cache)) == []
 
 
 def test_a_decoder_needs_an_image_root(

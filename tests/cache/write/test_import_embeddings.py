@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from clipglot.cache.format import SourceInfo, Status
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.embeddings import open_embeddings
 from clipglot.cache.write.seal import write_info
 from clipglot.jobs.export import export_run
@@ -50,7 +51,7 @@ def test_an_npy_file_becomes_a_cache_that_trains_and_exports(
     assert "40 of 40 embeddings imported" in result.stdout
     assert "8 images embedded again: cosine 1.0000 at least" in result.stdout
     cache, original = Cache(out), Cache(tiny_cache)
-    assert cache.verify() == []
+    assert verify(cache) == []
     assert (cache.captions(), cache.keys()) == (original.captions(), original.keys())
     assert np.allclose(cache.image_emb(), original.image_emb(), atol=1e-3)
     assert np.allclose(cache.image_emb() * cache.norm()[:, None], given[0], rtol=2e-3, atol=1e-5)
@@ -70,7 +71,7 @@ def test_a_folder_of_clip_retrieval_becomes_a_cache(given: Any, tiny_clip: Path,
     assert cache.keys() == given[1]  # part 10 comes after part 2
     assert cache.captions() == [texts[0] for texts in given[2]]
     assert np.allclose(cache.norm(), 1, atol=1e-3)
-    assert cache.verify() == []
+    assert verify(cache) == []
     again = run("import", folder, "-o", tmp_path / "c.zarr", *tower(tiny_clip))
     assert "not checked whether this tower made them: pass --image-root" in again.stdout
 
@@ -155,7 +156,7 @@ def test_rows_of_one_image_become_one_and_bad_rows_have_their_status(
     assert np.allclose((cache.image_emb() * cache.norm()[:, None])[good], raw[good], rtol=2e-3, atol=1e-5)
     image_index = cache.caption_image()
     assert [cache.captions()[i] for i in np.flatnonzero(image_index == 3)] == [*captions[3], "again", "again"]
-    assert cache.verify() == []
+    assert verify(cache) == []
 
 
 def test_killed_and_run_again_it_has_the_bytes_of_an_undisturbed_import(

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import pytest
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.demo.run import ENGLISH_CLIP
 from support.drawings import draw_images
 
@@ -165,7 +166,7 @@ def test_a_pass_killed_at_random_moments_gives_the_same_files(
             os.kill(a_pass.pid, signal.SIGKILL)
             assert a_pass.wait() == -signal.SIGKILL
     make_cache(images, cache, **SETTINGS)
-    assert Cache(cache).verify() == []
+    assert verify(Cache(cache)) == []
     assert files(cache) == files(undisturbed)
 
 
@@ -224,9 +225,9 @@ def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_ha
             os.kill(a_pass.pid, signal.SIGKILL)
             assert a_pass.wait() == -signal.SIGKILL
         assert Cache(cache).require_sealed().info.num_views == 1
-        assert Cache(cache).verify() == []
+        assert verify(Cache(cache)) == []
     make_cache(images, cache, **SETTINGS | views)
-    assert Cache(cache).verify() == []
+    assert verify(Cache(cache)) == []
     assert files(cache) == files(at_once)
 
 
@@ -248,7 +249,7 @@ def test_a_teacher_killed_at_random_moments_gives_the_same_files(
             assert a_pass.wait() == -signal.SIGKILL
         assert num_done(cache) == 0 or num_done(cache, "teacher/status/c") == num_done(at_once, "teacher/status/c")
         assert Cache(cache).info.state == "planned"
-        assert Cache(cache).verify() == []
+        assert verify(Cache(cache)) == []
     make_cache(source, cache, **SETTINGS | taught | {"teacher_field": ("en",)})
-    assert Cache(cache).verify() == []
+    assert verify(Cache(cache)) == []
     assert files(cache) == files(at_once)

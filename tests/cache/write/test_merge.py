@@ -16,6 +16,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import HASH, IMPORTED, CacheInfo, EncoderInfo, SourceInfo, Status
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.source import Locator, Row, batched
 from clipglot.cache.write.convert import convert
 from clipglot.cache.write.image_reader import reader_of
@@ -53,7 +54,7 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
     both = [Cache(path) for path in others]
     steps: list[tuple[int, int]] = []
     merged = merge_caches(both, tmp_path / "m.zarr", on_progress=lambda *step: steps.append(step))
-    assert merged.verify() == []
+    assert verify(merged) == []
     assert merged.keys() == [key for cache in both for key in cache.keys(0)]
     assert merged.captions() == [caption for cache in both for caption in cache.captions()]
     assert merged.caption_image().tolist() == [*both[0].caption_image(), *(both[1].caption_image() + 40)]
@@ -88,7 +89,7 @@ def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, P
     twin = Path(shutil.copytree(others[1], tmp_path / "twin.zarr"))
     merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "m.zarr", prefixes=["a", "b"])
     assert (Cache(others[1]).info.num_duplicates, merged.info.num_duplicates) == (0, 22)  # one image is broken
-    assert merged.verify() == []
+    assert verify(merged) == []
     shutil.rmtree(twin / HASH)
     make_older(twin)
     merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "n.zarr", prefixes=["a", "b"])
@@ -109,14 +110,14 @@ def test_it_trains_and_exports_and_merges_again(
     assert json.loads(result.stdout)["num_pictures"] == 72
     found = Cache(tmp_path / "all.zarr")
     assert [source.first_row for source in found.info.sources] == [0, 40, 63]
-    assert found.verify() == []
+    assert verify(found) == []
     assert found.info.state == "sealed"
 
 
 def test_teachers_are_merged_with_their_captions(translated_caches: dict[str, Path], tmp_path: Path) -> None:
     both = [Cache(translated_caches[name]) for name in ("train", "mixed")]
     merged = merge_caches(both, tmp_path / "m.zarr", prefixes=["a", "b"])
-    assert merged.verify() == []
+    assert verify(merged) == []
     for read in (Cache.teacher_emb, Cache.teacher_status):
         assert np.array_equal(read(merged), np.concatenate([read(cache) for cache in both]))
     texts = [cache.texts("teacher/text").split() for cache in (merged, *both)]
@@ -284,7 +285,7 @@ def test_any_sizes_and_numbers_of_captions(tmp_path_factory: pytest.TempPathFact
         write_random_cache(folder / str(n), ([f"{n} {i} {j}" for j in range(c)] for i, c in enumerate(counts)), 4)
     caches = [Cache(folder / str(n)) for n in range(len(sizes))]
     merged = merge_caches(caches, folder / "m", prefixes=[str(n) for n in range(len(sizes))])
-    assert merged.verify() == []
+    assert verify(merged) == []
     assert np.array_equal(merged.image_emb(), np.concatenate([cache.image_emb() for cache in caches]))
     by_row = Counter(merged.caption_image().tolist())
     assert [by_row[row] for row in range(len(merged))] == [count for counts in sizes for count in counts]

@@ -14,6 +14,7 @@ import zarr
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import open_source
 from clipglot.cache.sources.source import ROWS_AT_A_TIME, Batch, Row, batched
 from clipglot.cache.storage.atomic import lock_folder
@@ -102,7 +103,7 @@ def test_pictures_without_captions_are_planned_too(tmp_path: Path) -> None:
     plan_cache(tmp_path / "c.zarr", rows([("a", []), ("b", [])]), INFO)
     cache = Cache(tmp_path / "c.zarr")
     assert (len(cache), cache.captions(), cache.caption_image().tolist()) == (2, [], [])
-    assert cache.verify() == []
+    assert verify(cache) == []
 
 
 def test_a_manifest_without_images_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.processes import worker_pool
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
 from clipglot.cache.storage import ragged
 from clipglot.cache.storage.atomic import sweep_partial
 from clipglot.cache.storage.token_arrays import write_tokens
@@ -106,7 +107,7 @@ def test_what_is_stored_is_what_the_tokenizer_gives_and_is_found_again(
     monkeypatch.setattr(CaptionTokenizer, "encode", no_tokenizing)
     assert rows_of(open_tokens(cache, tokenizer, CONTEXT, tmp_path / "beside")) == expected
     assert not (tmp_path / "beside").exists()
-    assert cache.verify() == []
+    assert verify(cache) == []
 
 
 def test_another_tokenizer_or_context_length_has_its_own_group(
