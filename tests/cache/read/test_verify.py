@@ -131,7 +131,7 @@ def test_what_could_not_be_checked_is_said_and_an_error_only_if_asked_for(own: P
         "1 of 23 could not be read again (images/0007.png: missing)"
     )
     (tmp_path / "pictures").rename(tmp_path / "moved")
-    why = f"the images are not below {tmp_path / 'images'} any more"
+    why = f"the images are not below {tmp_path / 'pictures'} any more"
     assert found(own)["probes"]["not_checked"] == found(own, "--sample", 3)["probes"]["not_checked"] == why
     printed = verify(own)
     assert (printed.exit_code, why in printed.stdout, "every checksum holds" in printed.stdout) == (0, True, True)
