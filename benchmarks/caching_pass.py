@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from clipglot.cache.format import CacheInfo, SourceInfo, Status
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.sources.source import Row, batched
+from clipglot.cache.sources.source import SourceRow, batched
 from clipglot.cache.write.decode_pool import Block, BlockReader, block_decoder
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_decode import ResizeCrop
@@ -78,7 +78,7 @@ class Job:
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "cache.zarr"
         source = SourceInfo(path="", sha256="", image_root=str(self.images), image_field="image", text_fields=["text"])
         info = CacheInfo(state="planning", encoder=encoder_info(self.tower), source=source, batch_size=self.batch_size)
-        rows = (Row(i, key, [key]) for i, key in enumerate(self.keys))
+        rows = (SourceRow(i, key, [key]) for i, key in enumerate(self.keys))
         plan_cache(path, batched(rows), info, hashed=True)
         return Cache(path, read_only=False)
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow
 from clipglot.cache.format import CacheInfo, EncoderInfo, SourceInfo
-from clipglot.cache.sources.source import Batch
+from clipglot.cache.sources.source import RowBatch
 from clipglot.cache.sources.table import TableSource
 from clipglot.cache.write import row_writer as columns
 from clipglot.cache.write.plan import plan_cache
@@ -108,7 +108,7 @@ def plan(folder: Path) -> dict[str, float]:
 
         return call
 
-    def batches(source: TableSource) -> Iterator[Batch]:
+    def batches(source: TableSource) -> Iterator[RowBatch]:
         iterator = iter(source.batches())
         next_batch = timed("parse", lambda: next(iterator, None))
         while (batch := next_batch()) is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..cache.format import EMB, NORM, STATUS, CacheInfo, EncoderInfo, SourceInfo, Status
 from ..cache.read.cache import Cache
-from ..cache.sources.source import Row, batched
+from ..cache.sources.source import SourceRow, batched
 from ..cache.storage.mmap import MmapRows
 from ..cache.storage.ragged import open_array
 from ..cache.write.plan import plan_cache
@@ -83,7 +83,7 @@ def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> C
     source = SourceInfo(
         path="random", sha256="", image_root=str(path.parent), image_field="image", text_fields=["text"]
     )
-    rows = (Row(i, f"{i}.jpg", texts) for i, texts in enumerate(captions))
+    rows = (SourceRow(i, f"{i}.jpg", texts) for i, texts in enumerate(captions))
     plan_cache(path, batched(rows), CacheInfo(state="planned", encoder=encoder, source=source, batch_size=64))
     cache = Cache(path, read_only=False)
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.read.cache import Cache
-from ..cache.sources.embeddings import EmbeddingFiles, open_embeddings
+from ..cache.sources.embeddings import EmbeddingFileSource, open_embeddings
 from ..cache.sources.image_root import open_below
 from ..cache.sources.source import RejectedImageError
 from ..cache.storage.atomic import lock_folder
@@ -92,7 +92,11 @@ def import_embeddings(
 
 
 def _plan(
-    output: Path, source: EmbeddingFiles, info: SourceInfo, encoder: EncoderInfo, on_progress: Callable[[int], None]
+    output: Path,
+    source: EmbeddingFileSource,
+    info: SourceInfo,
+    encoder: EncoderInfo,
+    on_progress: Callable[[int], None],
 ) -> bool:
     """Plan the cache unless it is planned already; returns whether it was, from the same files."""
     if not is_planned(output):
@@ -120,7 +124,7 @@ def _plan(
 
 
 def _probe(
-    source: EmbeddingFiles, tower: ImageTower, root: Path, rows: NDArray[np.int64], keys: list[str]
+    source: EmbeddingFileSource, tower: ImageTower, root: Path, rows: NDArray[np.int64], keys: list[str]
 ) -> list[float]:
     """The cosines of a few images, embedded again, with their rows.
 

@@ -13,7 +13,7 @@ from ..errors import CacheError
 from ..storage.atomic import sha256_file
 from .download import local_file
 from .records import RecordParser, is_unicode
-from .source import Row, Source
+from .source import Source, SourceRow
 
 
 class CocoSource(Source):
@@ -23,7 +23,7 @@ class CocoSource(Source):
     image_field: ClassVar[str] = "file_name"
     text_fields: ClassVar[tuple[str, ...]] = ("caption",)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Each annotation of each image, in the order of the images.
 
         An image without any is a row, too, unless there is a condition.
@@ -56,7 +56,7 @@ class CocoSource(Source):
                 self.left_out["--where"] += 1
             elif not found:
                 line += 1
-                yield Row(line, key, ())
+                yield SourceRow(line, key, ())
             for number, annotation in found:
                 line += 1
                 if row := reader.row(annotation, line, f"{path}: annotations[{number}]", key=key):

@@ -21,7 +21,7 @@ from ..format import ATTRIBUTE, IMPORTED, SourceInfo
 from ..location import is_hdf5
 from ..storage.atomic import sha256_file
 from .parquet import ParquetSource
-from .source import ROWS_AT_A_TIME, Row, Source
+from .source import ROWS_AT_A_TIME, Source, SourceRow
 from .table import SUFFIXES, TableSource
 
 
@@ -41,7 +41,7 @@ class Part(NamedTuple):
     read: Callable[[int, int], NDArray[Any]]
 
 
-class EmbeddingFiles(Source):
+class EmbeddingFileSource(Source):
     """Rows with captions, and their embeddings.
 
     Attributes:
@@ -72,7 +72,7 @@ class EmbeddingFiles(Source):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every row, named by its number where the tables do not name it.
 
         Raises:
@@ -120,7 +120,7 @@ class EmbeddingFiles(Source):
 
 def open_embeddings(
     info: SourceInfo, *, captions: Path | None = None, dataset: str | None = None, named: bool = True
-) -> EmbeddingFiles:
+) -> EmbeddingFileSource:
     """Embeddings and captions: clip-retrieval's folder, or an .npy or HDF5 file with a table.
 
     Args:
@@ -149,12 +149,12 @@ def open_embeddings(
         fields, texts, root = "image", ["text"], path.parent
     complete = replace(
         info,
-        kind=EmbeddingFiles.kind,
+        kind=EmbeddingFileSource.kind,
         image_root=info.image_root or str(root),
         image_field=info.image_field or fields,
         text_fields=info.text_fields or texts,
     )
-    return EmbeddingFiles(complete, parts, named=named)
+    return EmbeddingFileSource(complete, parts, named=named)
 
 
 def _folder_files(folder: Path) -> list[tuple[Path, Path]]:
@@ -224,7 +224,7 @@ def _readable(path: Path, read: Callable[..., Any], *arguments: int) -> Any:
         ) from error
 
 
-def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[Row]:
+def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[SourceRow]:
     table = {**dict.fromkeys(SUFFIXES, TableSource), **dict.fromkeys(ParquetSource.suffixes, ParquetSource)}.get(
         path.suffix.lower()
     )

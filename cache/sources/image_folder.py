@@ -8,7 +8,7 @@ from ..errors import CacheError
 from ..location import Location, to_location
 from .listing import Entry, entries, name_in
 from .records import RecordParser, chosen_split, is_unicode
-from .source import Row, Source
+from .source import Source, SourceRow
 from .table import SUFFIXES
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
@@ -20,7 +20,7 @@ class ImageFolderSource(Source):
 
     kind = "class folders"
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every image.
 
         Raises:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..format import SourceInfo
 from ..storage.ragged import RaggedBytes
 from .jsonl import MAX_LINE_BYTES
-from .source import MAX_CAPTION_BYTES, Batch
+from .source import MAX_CAPTION_BYTES, RowBatch
 
 LONG_LINE = 500  # bytes, above which a line may be nested deeper than Python's parser goes
 LONG_NUMBER = 4000  # bytes, above which a line may hold a number of more digits than Python's parser takes
@@ -31,7 +31,7 @@ def has_columns(info: SourceInfo) -> bool:
     return info.images and not (filtered or info.teacher_fields or info.language_field)
 
 
-def plain_batch(block: bytes, info: SourceInfo) -> Batch | None:
+def plain_batch(block: bytes, info: SourceInfo) -> RowBatch | None:
     """The rows of a block of lines, or None if it is not plain.
 
     Args:
@@ -150,7 +150,7 @@ def _has_all_fields(
     return True
 
 
-def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]]], languages: list[str]) -> Batch:
+def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]]], languages: list[str]) -> RowBatch:
     """The captions of all fields in the order of their rows, without those that `rows` drops, too."""
     captions, image_index = columns[0]
     fields = np.zeros(len(image_index), np.int64)
@@ -165,7 +165,7 @@ def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]
     if dropped:
         captions, image_index, fields = captions.take(kept), image_index[kept], fields[kept]
     tags = languages * (len(columns) if len(languages) == 1 else 1)
-    return Batch(
+    return RowBatch(
         keys=keys,
         captions=captions,
         image_index=image_index,

@@ -26,7 +26,7 @@ from .image_root import MAX_FILE_BYTES
 from .jsonl import blocks, records
 from .listing import entries, is_file, name_in
 from .records import RecordParser, chosen_split, is_unicode
-from .source import Locator, Reader, RejectedImageError, Row, Source
+from .source import Locator, Reader, RejectedImageError, Source, SourceRow
 
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 IDS = ("image_ids", "image_id")
@@ -44,7 +44,7 @@ class MugeSource(Source):
     kind = "muge"
     image_field: ClassVar[str] = ""
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every text with each of its images. An image that the TSV does not have is missing.
 
         Raises:
@@ -72,7 +72,7 @@ class MugeSource(Source):
                 self.left_out["--where"] += 1
             else:
                 line += 1
-                yield Row(line, key, (), locator=places.locator(key))
+                yield SourceRow(line, key, (), locator=places.locator(key))
 
     def files(self) -> list[str]:
         """The TSV."""

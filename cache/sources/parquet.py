@@ -22,7 +22,7 @@ from .download import Files, local_file
 from .listing import Entry, entries, is_folder, name_in, state_at
 from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes
 from .records import RecordParser, chosen_split
-from .source import Locator, Reader, Row, Source
+from .source import Locator, Reader, Source, SourceRow
 from .where import WhereFilter
 
 SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")  # as on the Hub: train-00000-of-00004
@@ -46,7 +46,7 @@ class ColumnSource(Source):
         self._files: list[str] = []
         self._record_info = replace(info, split=None)  # splits are files here
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every record.
 
         Raises:

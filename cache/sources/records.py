@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import CacheError
 from ..format import SourceInfo, is_language_tag
-from .source import Locator, Row
+from .source import Locator, SourceRow
 from .where import WhereFilter
 
 SPLIT = "split"  # the column that --split asks
@@ -42,7 +42,7 @@ class RecordParser:
 
     def row(
         self, record: Mapping[str, Any], line: int, where: str, *, key: str = "", locator: Locator | None = None
-    ) -> Row | None:
+    ) -> SourceRow | None:
         """The row of a record; None if it is left out.
 
         Args:
@@ -79,7 +79,7 @@ class RecordParser:
         by_field = [captions_of(record[name], name, where) for name in self._info.text_fields]
         captions = [caption for captions in by_field for caption in captions]
         translations = [text for name in self._info.teacher_fields for text in captions_of(record[name], name, where)]
-        return Row(line, key, captions, translations, self._languages(record, by_field, where), locator)
+        return SourceRow(line, key, captions, translations, self._languages(record, by_field, where), locator)
 
     def _languages(self, record: Mapping[str, Any], by_field: list[list[str]], where: str) -> list[str]:
         """The tag of each caption; none where nobody tells them."""

@@ -39,7 +39,7 @@ class Locator(NamedTuple):
     size: int
 
 
-class Row(NamedTuple):
+class SourceRow(NamedTuple):
     """One record: an image and its captions.
 
     Attributes:
@@ -60,13 +60,13 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class RowBatch:
     """Rows as columns.
 
     Attributes:
         keys: of n images.
         captions: the m that are worth keeping.
-        owners: `[m]`, of each caption the row in this batch, ascending.
+        image_index: `[m]`, the row in this batch of each caption, ascending.
         translations: of each caption, as `align` gives them; None where the rows have none.
         languages: the tag of each caption; None where the rows have none.
         locators: `[n, 3]`, see `Locator`; None where keys are paths.
@@ -84,10 +84,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def take(self, wanted: NDArray[np.bool_]) -> "Batch":
+    def take(self, wanted: NDArray[np.bool_]) -> "RowBatch":
         """The batch without some of its rows, `[n] bool`."""
         kept, new_row = np.flatnonzero(wanted[self.image_index]), np.cumsum(wanted) - 1
-        return Batch(
+        return RowBatch(
             keys=self.keys.take(np.flatnonzero(wanted)),
             captions=self.captions.take(kept),
             image_index=new_row[self.image_index[kept]],
@@ -98,14 +98,14 @@ class Batch:
         )
 
 
-def batched(rows: Iterable[Row], rows_at_a_time: int = ROWS_AT_A_TIME) -> Iterator[Batch]:
+def batched(rows: Iterable[SourceRow], rows_at_a_time: int = ROWS_AT_A_TIME) -> Iterator[RowBatch]:
     """Rows as columns, so many at a time."""
     iterator = iter(rows)
     while some := list(islice(iterator, rows_at_a_time)):
         yield _columns(some)
 
 
-def _columns(rows: Sequence[Row]) -> Batch:
+def _columns(rows: Sequence[SourceRow]) -> RowBatch:
     captions, image_index, translations, languages = [], [], [], []
     dropped = defaultdict[str, list[int]](list)
     for i, row in enumerate(rows):
@@ -122,7 +122,7 @@ def _columns(rows: Sequence[Row]) -> Batch:
                 languages.append(tag)
     located = [row.locator for row in rows if row.locator is not None]
     assert len(located) in (0, len(rows)), "either every row of a source has a locator, or none"
-    return Batch(
+    return RowBatch(
         keys=RaggedBytes.of([row.key.encode() for row in rows]),
         captions=RaggedBytes.of(captions),
         image_index=np.asarray(image_index, np.int64),
@@ -196,7 +196,7 @@ class Source(ABC):
         self.left_out: Counter[str] = Counter()
 
     @abstractmethod
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every record, in an order that is always the same. No image is decoded.
 
         Raises:
@@ -207,7 +207,7 @@ class Source(ABC):
     def sha256(self) -> str:
         """Hex digest by which a changed source is recognised when a pass is resumed."""
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """The same records as columns; a source that can read faster so has a `batches` of its own."""
         return batched(self.rows())
 

@@ -16,7 +16,7 @@ from .download import local_file
 from .jsonl import MAX_LINE_BYTES, blocks, records
 from .jsonl_arrow import has_columns, plain_batch
 from .records import RecordParser, is_unicode
-from .source import Batch, Row, Source, batched
+from .source import RowBatch, Source, SourceRow, batched
 
 LINES = (".jsonl", ".ndjson")
 SUFFIXES = (*LINES, ".csv", ".tsv")
@@ -34,7 +34,7 @@ class TableSource(Source):
         super().__init__(info)
         self._reader = RecordParser(info, left_out=self.left_out)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every record.
 
         Raises:
@@ -47,7 +47,7 @@ class TableSource(Source):
         else:
             yield from self._rows_of(_table(path, self.info.path, "," if suffix == ".csv" else "\t"))
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[RowBatch]:
         """The same as columns; JSON lines are parsed as such, block by block, where a block is plain."""
         path, suffix = self._opened()
         if suffix not in LINES or not has_columns(self.info):
@@ -71,7 +71,7 @@ class TableSource(Source):
         self.left_out.clear()
         return path, suffix
 
-    def _rows_of(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[Row]:
+    def _rows_of(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[SourceRow]:
         for line, record in records:
             row = self._reader.row(record, line, f"{self.info.path}:{line}")
             if row is not None:

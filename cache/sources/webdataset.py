@@ -20,7 +20,7 @@ from ..location import Location, Url, to_location
 from ..storage.atomic import sha256_file
 from .download import DownloadCache
 from .records import RecordParser
-from .source import Locator, Reader, Row, Source
+from .source import Locator, Reader, Source, SourceRow
 from .tar_index import Member, Sample, read_bytes, readable, samples
 from .tar_reader import BY_NAME, NO_BYTES, TarReader
 from .tar_urls import Shard, find_shards
@@ -61,7 +61,7 @@ class WebDatasetSource(Source):
         """The tars, below the image root."""
         return list(self._files)
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[SourceRow]:
         """Every sample of every tar.
 
         Raises:

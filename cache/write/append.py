@@ -31,7 +31,7 @@ from ..format import (
     plan_chunk_rows,
 )
 from ..read.cache import Cache
-from ..sources.source import Batch
+from ..sources.source import RowBatch
 from ..storage.digests import Digests, digests_of
 from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore
@@ -47,7 +47,7 @@ OLD_ROWS_AT_A_TIME = 2**18
 
 def plan_append(
     cache: Cache,
-    batches: Iterable[Batch],
+    batches: Iterable[RowBatch],
     source: SourceInfo,
     *,
     files: Callable[[], Sequence[str]] = list,
@@ -172,13 +172,13 @@ def _row_axis(name: str) -> int:
     return 0 if name in (STATUS, HASH) else 1  # after that of views
 
 
-def _stored(cache: Cache, writer: RowWriter) -> Iterator[Batch]:
+def _stored(cache: Cache, writer: RowWriter) -> Iterator[RowBatch]:
     """The rows that are there, written as they pass."""
     image_index = cache.caption_image()
     for start in range(0, len(cache), OLD_ROWS_AT_A_TIME):
         stop = min(start + OLD_ROWS_AT_A_TIME, len(cache))
         a, b = np.searchsorted(image_index, [start, stop]).tolist()
-        batch = Batch(
+        batch = RowBatch(
             keys=cache.texts(KEY, start, stop),
             captions=cache.texts(TEXT, a, b),
             image_index=image_index[a:b] - start,

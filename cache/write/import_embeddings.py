@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..format import Status
 from ..read.cache import Cache
-from ..sources.embeddings import EmbeddingFiles
+from ..sources.embeddings import EmbeddingFileSource
 from ..storage.digests import digests_of, first_lines
 from .embed import write_chunk
 from .report import PassReport
@@ -20,7 +20,7 @@ from .seal import seal
 
 
 def survey(
-    source: EmbeddingFiles, wanted: NDArray[np.int64], on_progress: Callable[[int], None] = lambda done: None
+    source: EmbeddingFileSource, wanted: NDArray[np.int64], on_progress: Callable[[int], None] = lambda done: None
 ) -> tuple[NDArray[np.int64], list[str]]:
     """Read all rows of a source once, before anything is written.
 
@@ -50,7 +50,7 @@ def survey(
 
 def import_missing(
     cache: Cache,
-    source: EmbeddingFiles,
+    source: EmbeddingFileSource,
     rows: NDArray[np.int64],
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:

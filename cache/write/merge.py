@@ -31,7 +31,7 @@ from ..format import (
 )
 from ..location import is_hdf5
 from ..read.cache import Cache
-from ..sources.source import Batch
+from ..sources.source import RowBatch
 from ..storage.atomic import atomic_directory, explain_os_error
 from ..storage.digests import digests_of, first_lines
 from ..storage.ragged import RaggedBytes, open_array
@@ -155,7 +155,7 @@ def _keys(cache: Cache, begin: int, start: str) -> RaggedBytes:
     return RaggedBytes.of([start.encode() + key for key in keys.split()]) if start else keys
 
 
-def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterator[Batch]]:
+def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterator[RowBatch]]:
     """The rows of each cache, with locators that count the files of all."""
     num_files = 0
     for cache, start in zip(caches, starts, strict=True):
@@ -163,7 +163,7 @@ def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterato
         num_files += len(cache.files())
 
 
-def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
+def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
     image_index = cache.caption_image()
     codes = cache.read(LANGUAGE) if cache.has(LANGUAGE) else None
     for begin in range(0, len(cache), ROWS_AT_A_TIME):
@@ -172,7 +172,7 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[Batch]:
         locators = cache.locators(begin, end)
         if locators is not None:
             locators[locators[:, 0] >= 0, 0] += files_before
-        yield Batch(
+        yield RowBatch(
             keys=_keys(cache, begin, start),
             captions=cache.texts(TEXT, first, last),
             image_index=image_index[first:last] - begin,

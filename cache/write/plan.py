@@ -12,7 +12,7 @@ from ..format import EMB, FILE, HASH, NORM, STATUS, TAUGHT_ARRAYS, CacheInfo, pl
 from ..location import Location
 from ..metadata import with_checksum, write_metadata
 from ..read.cache import Cache
-from ..sources.source import Batch
+from ..sources.source import RowBatch
 from ..storage.atomic import PARTIAL
 from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore, store_at
@@ -39,7 +39,7 @@ def is_planned(path: Location) -> bool:
 
 def plan_cache(
     path: Location,
-    batches: Iterable[Batch],
+    batches: Iterable[RowBatch],
     info: CacheInfo,
     *,
     files: Callable[[], Sequence[str]] = list,
@@ -85,7 +85,7 @@ def plan_cache(
 
 def _lay_out(
     store: CacheStore,
-    batches: Iterable[Batch],
+    batches: Iterable[RowBatch],
     info: CacheInfo,
     files: Callable[[], Sequence[str]],
     left_out: Mapping[str, int],

@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ..format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, PLANNED_ARRAYS, TEACHER_TEXT, TEXT
-from ..sources.source import Batch
+from ..sources.source import RowBatch
 from ..storage.digests import Digests, digests_of, first_lines
 from ..storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, StreamedArray, open_array
 
@@ -40,7 +40,7 @@ class RowWriter:
         self.codes: dict[str, int] = {}  # of the tags of languages, by first use
         self.dropped: Counter[str] = Counter()
 
-    def append(self, batch: Batch) -> bool:
+    def append(self, batch: RowBatch) -> bool:
         """Add lines; False if the limit was reached before and none of them has a caption for an image within it."""
         digests = digests_of(batch.keys)
         if self._limit is not None:
@@ -94,7 +94,7 @@ class RowWriter:
             wanted[i] = digest in self._within
         return wanted
 
-    def _append_languages(self, batch: Batch) -> None:
+    def _append_languages(self, batch: RowBatch) -> None:
         if batch.languages is not None and self._languages is None:
             self.codes.setdefault("", 0)
             self._languages = StreamedArray(self._root, LANGUAGE, "uint16")
@@ -104,7 +104,7 @@ class RowWriter:
             codes = [self.codes.setdefault(tag, len(self.codes)) for tag in tags]
             self._languages.append(np.array(codes, np.uint16))
 
-    def _append_locators(self, batch: Batch) -> None:
+    def _append_locators(self, batch: RowBatch) -> None:
         if batch.locators is not None and self._locators is None:
             self._locators = StreamedArray(self._root, LOCATOR, "int64", width=3)
             self._locators.append(np.full((self._num_lines, 3), -1))

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import CacheError
 from ..format import Status
 from ..read.cache import Cache
-from ..sources.source import Row, align
+from ..sources.source import SourceRow, align
 from .embed import write_chunk
 from .report import PassReport
 from .seal import seal
@@ -20,7 +20,7 @@ from .text_targets import Encode, TextTargetStatus, embed_texts
 from .work_sharing import ALONE, Worker, sharing
 
 
-def rows_of_texts(rows: Iterable[Row]) -> Iterator[Row]:
+def rows_of_texts(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
     """The rows of a manifest without images, each caption with its translation as the key.
 
     Raises:
@@ -31,7 +31,7 @@ def rows_of_texts(rows: Iterable[Row]) -> Iterator[Row]:
             if not translation and caption.strip():
                 raise CacheError(f"line {row.line} of the manifest: {caption!r:.60} has no translation: drop the row")
             if translation:
-                yield Row(row.line, translation, [caption])
+                yield SourceRow(row.line, translation, [caption])
 
 
 def embed_missing_texts(

@@ -23,7 +23,7 @@ def noise(width: int, height: int) -> Image.Image:
 def drawing(mode: str = "RGB") -> Image.Image:
     """A red disc on blue, 30 by 20, off the centre so that turning it shows."""
     image = Image.new("RGB", (30, 20), (0, 0, 255))
-    ImageDraw.NegativeDraw(image).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
+    ImageDraw.Draw(image).ellipse((2, 2, 12, 12), fill=(255, 0, 0))
     return image.convert(mode)
 
 

@@ -21,7 +21,7 @@ from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.image_files import PathReader
 from clipglot.cache.sources.kinds import open_source
-from clipglot.cache.sources.source import Batch, Reader, Source, batched
+from clipglot.cache.sources.source import Reader, RowBatch, Source, batched
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.settings.cache import CacheSettings
 from numpy.typing import NDArray
@@ -178,7 +178,7 @@ class SourceContract(ABC):
     def test_batches_are_the_rows_as_columns(self, tmp_path: Path) -> None:
         source = self.open(self.made(tmp_path))
 
-        def joined(batches: Sequence[Batch]) -> dict[str, Any]:
+        def joined(batches: Sequence[RowBatch]) -> dict[str, Any]:
             keys = [key for batch in batches for key in batch.keys.split()]
             starts = np.cumsum([0, *map(len, batches)]).tolist()
             located = [batch.locators.tolist() for batch in batches if batch.locators is not None]

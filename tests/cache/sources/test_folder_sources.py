@@ -13,7 +13,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.sources.muge import Places
-from clipglot.cache.sources.source import Row
+from clipglot.cache.sources.source import SourceRow
 from support.source_contract import CAPTIONS, Made, Planned, SourceContract, encoded_images, write_images
 
 Captions = Sequence[Sequence[str]]
@@ -195,9 +195,9 @@ def test_class_folders_are_sorted_and_hold_images_alone(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to("loop")
     source = SourceContract.open(Made(tmp_path))
     assert list(source.rows()) == [
-        Row(1, "a_c/3.webp", ["a c"], [], []),
-        Row(2, "b/1.png", ["b"], [], []),
-        Row(3, "b/2.JPG", ["b"], [], []),
+        SourceRow(1, "a_c/3.webp", ["a c"], [], []),
+        SourceRow(2, "b/1.png", ["b"], [], []),
+        SourceRow(3, "b/2.JPG", ["b"], [], []),
     ]
     with pytest.raises(CacheError, match=r"no split 'a_c' in it \(found: none\)"):
         list(SourceContract.open(Made(tmp_path, {"split": "a_c"})).rows())

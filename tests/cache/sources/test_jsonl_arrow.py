@@ -10,7 +10,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.sources import jsonl as json_lines
 from clipglot.cache.sources.jsonl_arrow import plain_batch
-from clipglot.cache.sources.source import MAX_CAPTION_BYTES, Batch, batched
+from clipglot.cache.sources.source import MAX_CAPTION_BYTES, RowBatch, batched
 from clipglot.cache.sources.table import TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ def source(path: Path, *text_fields: str, languages: tuple[str, ...] = ()) -> So
     )
 
 
-def content(batches: Iterable[Batch]) -> Content:
+def content(batches: Iterable[RowBatch]) -> Content:
     """Rows with captions and languages, dropped captions by row, and the error if any; batches end anywhere."""
     rows: list[tuple[str, list[str], list[str]]] = []
     dropped: list[tuple[str, int]] = []

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
-from clipglot.cache.sources.source import Row
+from clipglot.cache.sources.source import SourceRow
 from clipglot.cache.sources.table import SUFFIXES, TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
-def read(path: Path, *text_fields: str, image_field: str = "image") -> list[Row]:
+def read(path: Path, *text_fields: str, image_field: str = "image") -> list[SourceRow]:
     fields = list(text_fields or ("text",))
     return list(
         TableSource(
@@ -36,18 +36,18 @@ def test_jsonl_takes_one_caption_a_list_or_none(tmp_path: Path) -> None:
     ]
     path = written(tmp_path / "m.jsonl", "\n".join(json.dumps(record) for record in records))
     assert read(path) == [
-        Row(1, "a.png", ["кошка"], [], []),
-        Row(2, "б/猫.png", ["고양이", "🐈\nna dvou řádcích"], [], []),
-        Row(3, "c.png", [], [], []),
-        Row(4, "d.png", [], [], []),
+        SourceRow(1, "a.png", ["кошка"], [], []),
+        SourceRow(2, "б/猫.png", ["고양이", "🐈\nna dvou řádcích"], [], []),
+        SourceRow(3, "c.png", [], [], []),
+        SourceRow(4, "d.png", [], [], []),
     ]
 
 
 def test_captions_of_several_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
     jsonl = written(tmp_path / "m.jsonl", '{"file": "a.png", "ru": "кот", "zh": ["猫", "貓"]}')
     table = written(tmp_path / "m.csv", "file,ru,zh\na.png,кот,猫")
-    assert read(jsonl, "zh", "ru", image_field="file") == [Row(1, "a.png", ["猫", "貓", "кот"], [], [])]
-    assert read(table, "zh", "ru", image_field="file") == [Row(2, "a.png", ["猫", "кот"], [], [])]
+    assert read(jsonl, "zh", "ru", image_field="file") == [SourceRow(1, "a.png", ["猫", "貓", "кот"], [], [])]
+    assert read(table, "zh", "ru", image_field="file") == [SourceRow(2, "a.png", ["猫", "кот"], [], [])]
 
 
 @pytest.mark.parametrize(
@@ -67,9 +67,9 @@ def test_a_byte_order_mark_and_blank_lines_are_no_rows(name: str, content: str, 
 
 def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -> None:
     table = written(tmp_path / "m.csv", 'image,text\na,"one,\ntwo ""three"""\nb,4" nails\n')
-    assert read(table) == [Row(2, "a", ['one,\ntwo "three"'], [], []), Row(4, "b", ['4" nails'], [], [])]
+    assert read(table) == [SourceRow(2, "a", ['one,\ntwo "three"'], [], []), SourceRow(4, "b", ['4" nails'], [], [])]
     plain = written(tmp_path / "m.tsv", 'image\ttext\na\t"unclosed, and fine\nb\ty\n')
-    assert read(plain) == [Row(2, "a", ['"unclosed, and fine'], [], []), Row(3, "b", ["y"], [], [])]
+    assert read(plain) == [SourceRow(2, "a", ['"unclosed, and fine'], [], []), SourceRow(3, "b", ["y"], [], [])]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary
     script = (
         "import os, signal; from clipglot.cache.location import Url; "
         "from clipglot.cache.sources.download import DownloadCache; "
-        f"spool = Spool.create(); file = spool.open(Url({url!r})); assert len(file.read()) == 1000; "
+        f"spool = DownloadCache.create(); file = spool.open(Url({url!r})); assert len(file.read()) == 1000; "
     )
     environment = os.environ | {"TMPDIR": str(temporary)}
 

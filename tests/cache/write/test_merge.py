@@ -17,7 +17,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import HASH, IMPORTED, CacheInfo, EncoderInfo, SourceInfo, Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.sources.source import Locator, Row, batched
+from clipglot.cache.sources.source import Locator, SourceRow, batched
 from clipglot.cache.write.convert import convert
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.merge import merge_caches
@@ -202,7 +202,7 @@ def test_what_does_not_fit_together_is_refused(
     assert {path.name for path in tmp_path.iterdir()} <= {"b.zarr", "out.zarr"}
 
 
-def located(path: Path, name: str, rows: list[Row], files: list[str], languages: bool) -> Cache:
+def located(path: Path, name: str, rows: list[SourceRow], files: list[str], languages: bool) -> Cache:
     encoder = EncoderInfo(
         model="m", pretrained=None, weights_sha256="0", preprocess={}, dim=4, precision="fp32", quick_gelu=False
     )
@@ -217,9 +217,9 @@ def located(path: Path, name: str, rows: list[Row], files: list[str], languages:
 
 
 def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
-    def rows(name: str, tags: list[str], file: int | None) -> list[Row]:
+    def rows(name: str, tags: list[str], file: int | None) -> list[SourceRow]:
         locators = [None if file is None else Locator(file, i, 9) for i in range(2)]
-        return [Row(i, f"{name}{i}", [name, f"{name}-"], (), tags, locators[i]) for i in range(2)]
+        return [SourceRow(i, f"{name}{i}", [name, f"{name}-"], (), tags, locators[i]) for i in range(2)]
 
     caches = [
         located(tmp_path / "a", "a", rows("a", [], None), [], False),

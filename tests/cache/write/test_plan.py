@@ -16,7 +16,7 @@ from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import open_source
-from clipglot.cache.sources.source import ROWS_AT_A_TIME, Batch, Row, batched
+from clipglot.cache.sources.source import ROWS_AT_A_TIME, RowBatch, SourceRow, batched
 from clipglot.cache.storage.atomic import lock_folder
 from clipglot.cache.write.plan import is_planned, plan_cache
 from hypothesis import HealthCheck, given, settings
@@ -38,8 +38,8 @@ INFO = CacheInfo(
 )
 
 
-def rows(pairs: Iterable[tuple[str, list[str]]], at_a_time: int = ROWS_AT_A_TIME) -> Iterator[Batch]:
-    return batched((Row(line, key, captions) for line, (key, captions) in enumerate(pairs, 1)), at_a_time)
+def rows(pairs: Iterable[tuple[str, list[str]]], at_a_time: int = ROWS_AT_A_TIME) -> Iterator[RowBatch]:
+    return batched((SourceRow(line, key, captions) for line, (key, captions) in enumerate(pairs, 1)), at_a_time)
 
 
 def limited(limit: int) -> CacheInfo:
@@ -113,7 +113,7 @@ def test_a_manifest_without_images_is_an_error_and_leaves_nothing(tmp_path: Path
 
 
 def test_a_manifest_that_fails_after_many_rows_leaves_nothing(tmp_path: Path) -> None:
-    def bad() -> Iterator[Batch]:
+    def bad() -> Iterator[RowBatch]:
         yield from rows((str(i), ["x"]) for i in range(ROWS_AT_A_TIME + 1))
         raise CacheError("line 8194: no JSON")
 
@@ -123,7 +123,7 @@ def test_a_manifest_that_fails_after_many_rows_leaves_nothing(tmp_path: Path) ->
 
 
 def leave_planning(path: Path) -> None:
-    def cut_short() -> Iterator[Batch]:
+    def cut_short() -> Iterator[RowBatch]:
         yield from rows([("old", ["old"])])
         raise KeyboardInterrupt
 
@@ -159,10 +159,10 @@ from itertools import count
 from clipglot.cache.write import plan
 from clipglot.cache.storage import ragged
 from clipglot.cache.format import *
-from clipglot.cache.sources.source import Row, batched
+from clipglot.cache.sources.source import SourceRow, batched
 from pathlib import Path
 ragged.CHUNK_BYTES = 2**16
-plan.plan_cache(Path("c.zarr"), batched(Row(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
+plan.plan_cache(Path("c.zarr"), batched(SourceRow(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
 """
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     while not (tmp_path / "c.zarr" / "captions" / "text" / "bytes" / "c" / "9").exists():
@@ -226,7 +226,7 @@ def test_a_planned_cache_is_not_planned_again(tmp_path: Path) -> None:
 
 
 def test_wrong_settings_are_refused_before_anything_is_read_or_written(manifest: Path, tmp_path: Path) -> None:
-    def unread() -> Iterator[Batch]:
+    def unread() -> Iterator[RowBatch]:
         raise AssertionError("read")
         yield
 

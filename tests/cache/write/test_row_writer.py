@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 from clipglot.cache.format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER_TEXT, TEXT
-from clipglot.cache.sources.source import Locator, Row, batched
+from clipglot.cache.sources.source import Locator, SourceRow, batched
 from clipglot.cache.storage import ragged
 from clipglot.cache.storage.digests import first_lines
 from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader, open_array
@@ -22,9 +22,11 @@ captions = st.lists(
 lines = st.lists(st.tuples(st.sampled_from("abcdé猫"), captions), min_size=1, max_size=12)
 
 
-def to_rows(given: list[tuple[str, list[tuple[str, str]]]], located: bool, tagged: bool, taught: bool) -> list[Row]:
+def to_rows(
+    given: list[tuple[str, list[tuple[str, str]]]], located: bool, tagged: bool, taught: bool
+) -> list[SourceRow]:
     return [
-        Row(
+        SourceRow(
             line,
             key,
             [f"{text}{line}" if text.strip() else text for text, _ in captions],
@@ -36,7 +38,7 @@ def to_rows(given: list[tuple[str, list[tuple[str, str]]]], located: bool, tagge
     ]
 
 
-def kept(row: Row) -> Iterator[tuple[str, str, str]]:
+def kept(row: SourceRow) -> Iterator[tuple[str, str, str]]:
     """The captions that are kept, with translation and tag."""
     lessons, tags = row.translations or [""] * len(row.captions), row.languages or [""] * len(row.captions)
     for caption, lesson, tag in zip(row.captions, lessons, tags, strict=True):
@@ -134,7 +136,7 @@ def test_a_merge_of_far_lines_holds_few_texts(tmp_path: Path) -> None:
     root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
     writer = RowWriter(root, teacher=False)
     for turn in range(5):
-        for batch in batched(Row(i, f"{i:04d}", [f"{i} {turn} " + "я" * 40]) for i in range(2000)):
+        for batch in batched(SourceRow(i, f"{i:04d}", [f"{i} {turn} " + "я" * 40]) for i in range(2000)):
             writer.append(batch)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ragged, "PIECE_BYTES", 10_000)
