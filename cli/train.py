@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ..cache.progress import Progress
 from ..distill.recipes import Recipe, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
 from .main import is_first_process
@@ -61,26 +62,30 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
         task = progress.add_task("train", note="", total=None)
         notes = {"loss": "", "recall": ""}
 
-        def show_preparing(what: str, done: int, total: int) -> None:
-            progress.update(task, description=what, completed=done, total=total)
+        num_steps = 0
 
-        def show(step: int, total: int, metrics: dict[str, Any]) -> None:
-            if "loss" in metrics:
-                notes["loss"] = f"loss {metrics['loss']:.3f}, {metrics['pairs_per_s']:,.0f} pairs/s"
-            if "r_at_10" in metrics:
-                notes["recall"] = f", R@10 {percent(metrics['r_at_10'])}"
-            progress.update(
-                task, description="train", completed=step, total=total, note=notes["loss"] + notes["recall"]
-            )
-            if is_first_process() and not as_json and len(metrics) > 2:  # less is no line of metrics.jsonl
-                note = (notes["loss"] + notes["recall"]).removeprefix(", ")
-                plain.show(f"step {step:,} of {total:,}: {note}", at_once="r_at_10" in metrics)
+        def show(at: Progress) -> None:
+            nonlocal num_steps
+            num_steps = at.total or 0
+            progress.update(task, description=at.stage, completed=at.done, total=at.total)
+
+        def show_metrics(line: dict[str, Any]) -> None:
+            if line["kind"] == "step":
+                notes["loss"] = f"loss {line['loss']:.3f}, {line['pairs_per_s']:,.0f} pairs/s"
+            elif line["kind"] == "validation":
+                notes["recall"] = f", R@10 {percent(line['r_at_10'])}"
+            else:
+                return
+            note = (notes["loss"] + notes["recall"]).removeprefix(", ")
+            progress.update(task, note=note)
+            if is_first_process() and not as_json:
+                plain.show(f"step {line['step']:,} of {num_steps:,}: {note}", at_once=line["kind"] == "validation")
 
         def show_finding(finding: "Finding") -> None:
             warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
 
         result = run_training(
-            settings, resume=resume, on_prepare=show_preparing, on_progress=show, on_finding=show_finding
+            settings, resume=resume, on_progress=show, on_metrics=show_metrics, on_finding=show_finding
         )
     if not is_first_process():
         return

@@ -134,7 +134,9 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
             seed=settings.seed,
             device="cpu",
         )
-        if not train(recipe, on_progress=lambda step, num_steps, metrics: progress(step, num_steps)).complete:
+        if not train(
+            recipe, on_progress=lambda at: progress(at.done, at.total) if at.stage == "train" else None
+        ).complete:
             raise KeyboardInterrupt
 
     with stage("export"):

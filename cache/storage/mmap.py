@@ -20,6 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ..errors import CacheError
+from ..progress import OnProgress, Progress, ignore_progress
 
 CRC_BYTES = 4
 READ_THREADS = 8
@@ -95,7 +96,7 @@ class MmapRows:
             rows[first - start : last - start] = self._rows[first + held : last + held]
         return rows
 
-    def check(self, on_progress: Callable[[int, int], None] = lambda done, total: None) -> "MmapRows":
+    def check(self, on_progress: OnProgress = ignore_progress) -> "MmapRows":
         """Read every chunk and return the rows if all match their checksums.
 
         Raises:
@@ -106,7 +107,7 @@ class MmapRows:
                 if fault:
                     threads.shutdown(wait=False, cancel_futures=True)
                     raise CacheError(fault)
-                on_progress(done, len(self._files))
+                on_progress(Progress("check", done, len(self._files)))
         return self
 
     def faults(self) -> Iterator[str]:

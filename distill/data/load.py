@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...cache.format import EMB, Status
+from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...cache.storage.mmap import MmapRows
 from ...encoders.tokenizer_lm import AnyTokenizer
@@ -37,7 +38,7 @@ def load_data(
     tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> TrainData:
     """Bring a cache's captions into token ids, and find out which of them can be used.
 
@@ -71,7 +72,7 @@ def load_validation(
     tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> ValidationData:
     """Bring a held-out cache into memory.
 
@@ -96,7 +97,7 @@ def open_images(
     cache: Cache,
     settings: TrainSettings,
     device: torch.device,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> EmbeddingSource:
     """Where to read embeddings, of the views of `--views`: `--embeddings`, or the nearest place that holds them.
 
@@ -179,18 +180,18 @@ def _open_tokens(
     tokenizer: AnyTokenizer,
     settings: TrainSettings,
     beside: Path,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> TokenTable:
     length, workers = settings.context_length, settings.workers
     return open_tokens(cache, tokenizer, length, beside, workers=workers, on_progress=on_progress)
 
 
-def _map_views(cache: Cache, num_views: int, on_progress: Callable[[int, int], None]) -> list[MmapRows]:
+def _map_views(cache: Cache, num_views: int, on_progress: OnProgress) -> list[MmapRows]:
     """The rows of some views, mapped and checked."""
     views = [cache.mapped(EMB, view) for view in range(num_views)]
     for view, rows in enumerate(views):
         before, total = view * cache.num_chunks, num_views * cache.num_chunks
-        rows.check(lambda done, _, before=before, total=total: on_progress(before + done, total))  # type: ignore[misc]
+        rows.check(lambda at, before=before, total=total: on_progress(Progress(at.stage, before + at.done, total)))  # type: ignore[misc]
     return views
 
 
@@ -208,7 +209,7 @@ def _read_to_device(
     read_chunk: Callable[[Chunk], NDArray[np.float16]],
     num_views: int,
     device: torch.device,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> Tensor:
     """All rows of some views, `[V, N, D]`, where none can be mapped; the host holds as many chunks as threads read."""
     image_emb = torch.empty((num_views, len(cache), cache.info.encoder.dim), dtype=torch.float16, device=device)
@@ -221,7 +222,7 @@ def _read_to_device(
     with ThreadPoolExecutor(READ_THREADS) as threads:
         try:
             for done, _ in enumerate(threads.map(copy, chunks), 1):
-                on_progress(done, len(chunks))
+                on_progress(Progress("check", done, len(chunks)))
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise

@@ -1,7 +1,7 @@
 """Captions as token ids, ragged: tokenized once for a cache and a tokenizer, and mapped from then on."""
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...cache.format import TOKENS
 from ...cache.location import Location
 from ...cache.processes import worker_pool
+from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...cache.storage import token_arrays as stored
 from ...cache.storage.mmap import MmapRows
@@ -66,7 +67,7 @@ def open_tokens(
     beside: Path,
     *,
     workers: int | None = None,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> TokenTable:
     """The ids of all captions of a cache, tokenized now unless they were before.
 
@@ -76,7 +77,7 @@ def open_tokens(
         context_length: most ids of a caption.
         beside: folder for the ids of a cache that cannot be written, or is no local folder; of this cache alone.
         workers: processes that tokenize many captions; by default one a core.
-        on_progress: called with captions done and all captions while they are tokenized.
+        on_progress: called while captions are tokenized.
 
     Raises:
         CacheError: damaged captions or tokens, or no room to write.
@@ -112,7 +113,7 @@ def _tokenized(
     tokenizer: AnyTokenizer,
     context_length: int,
     workers: int,
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> Generator[Block, None, None]:
     """Blocks of all captions, in order; memory does not grow with their number."""
     total = cache.info.num_captions
@@ -126,7 +127,7 @@ def _tokenized(
     for ids, lengths in blocks:
         yield ids, lengths
         done += len(lengths)
-        on_progress(done, total)
+        on_progress(Progress("tokenize", done, total))
 
 
 def _encode_run(cache: Cache, tokenizer: AnyTokenizer, context_length: int, run: tuple[int, int]) -> Block:

@@ -212,9 +212,9 @@ class Diagnosis:
         self._lowest, self._lowest_step = math.inf, 0
         self.findings: list[Finding] = []
         for line in past:
-            if "finding" in line:
+            if line["kind"] == "finding":
                 self.findings.append(Finding.from_json(line))
-            elif "loss" in line:
+            elif line["kind"] == "step":
                 self._note(line)
 
     def of_pairs(self) -> list[Finding]:

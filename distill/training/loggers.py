@@ -9,7 +9,7 @@ from .. import distributed as parallel
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .diagnosis import Finding
-from .run_folder import RunFolder
+from .run_folder import LineKind, RunFolder
 
 
 class Log:
@@ -43,13 +43,13 @@ class Log:
             )
         return self
 
-    def write(self, metrics: dict[str, Any]) -> None:
-        """Append one object; `step` in it says where it belongs."""
+    def write(self, kind: LineKind, metrics: dict[str, Any]) -> None:
+        """Append a line of metrics; `step` among them says where it belongs."""
         if not parallel.is_first():
             return
-        self._run.log(metrics)
+        self._run.log(kind, metrics)
         named = {
-            f"{'validation' if 'r_at_1' in metrics else 'train'}/{name}": value
+            f"{'validation' if kind == 'validation' else 'train'}/{name}": value
             for name, value in metrics.items()
             if name not in ("step", "epoch")
         }
@@ -63,7 +63,7 @@ class Log:
         """Append what the diagnosis has found."""
         if not parallel.is_first():
             return
-        self._run.log(finding.to_json())
+        self._run.log("finding", finding.to_json())
         said = f"{finding.message}: {finding.advice}"
         if self._writer:
             self._writer.add_text(finding.kind, said, finding.step)

@@ -7,14 +7,15 @@ from .. import distributed as parallel
 from ..train_settings import TrainSettings
 from .diagnosis import Diagnosis, Finding
 from .loggers import Log
+from .run_folder import LineKind
 from .setup import Setup
 from .student import StepResult
 from .throughput import Throughput
 from .validate import validate
 
 SAMPLES = 10  # times that a run without validation is measured on some of its own pairs
-OnProgress = Callable[[int, int, dict[str, Any]], None]
-"""Called after each step with the steps done, their number, and the step's metrics (or a validation's)."""
+OnMetrics = Callable[[dict[str, Any]], None]
+"""Called with each line of metrics.jsonl but findings, once it is written."""
 OnFinding = Callable[[Finding], None]
 """Called when the diagnosis finds something, once for each kind."""
 
@@ -34,7 +35,7 @@ class Monitor:
         num_steps: int,
         log: Log,
         pace: Throughput,
-        on_progress: OnProgress,
+        on_metrics: OnMetrics,
         on_finding: OnFinding,
     ) -> None:
         """Begin, or go on after what `log` has kept.
@@ -45,13 +46,13 @@ class Monitor:
             num_steps: of the whole run.
             log: where everything is written.
             pace: of its steps, from which looking is left out.
-            on_progress: called after each step and each validation.
+            on_metrics: called with what is measured.
             on_finding: called in the first process.
         """
         self.validation = setup.run.last_validation()
         self.diagnosis = Diagnosis(settings, num_steps, setup.pairs, setup.run.metrics())
         self._settings, self._setup, self._num_steps, self._log, self._pace = settings, setup, num_steps, log, pace
-        self._on_progress, self._on_finding = on_progress, on_finding
+        self._on_metrics, self._on_finding = on_metrics, on_finding
         self._tell(self.diagnosis.of_pairs())
         if settings.warm_start != "none" and setup.val_data is not None and self.validation is None:
             self._validate(0, 0)
@@ -70,19 +71,19 @@ class Monitor:
             DistillError: the run has diverged.
         """
         student = self._setup.student
-        metrics: dict[str, Any] = {"step": step, "epoch": epoch}
         if step % self._settings.log_every == 0 or step == self._num_steps:
             student.require_finite(result, step)
-            metrics |= {
+            metrics: dict[str, Any] = {
+                "step": step,
+                "epoch": epoch,
                 "loss": result.loss.item(),
                 "lr": lr,
                 "logit_scale": student.logit_scale,
                 "grad_norm": result.grad_norm.item(),
             }
             metrics |= self._pace.mark()
-            self._log.write(metrics)
+            self._write("step", metrics)
             self._tell(self.diagnosis.of_step(metrics))
-        self._on_progress(step, self._num_steps, metrics)
         if ends_epoch and self._setup.val_data is not None:
             student.require_finite(result, step)
             self._validate(step, epoch)
@@ -92,7 +93,8 @@ class Monitor:
             student.require_finite(result, step)
             with self._pace.not_counted():
                 measured = validate(student.evaluated, self._setup.sample)
-            self._log.write({"step": step, "epoch": epoch} | {f"sample_{name}": v for name, v in measured.items()})
+            sampled_metrics = {f"sample_{name}": value for name, value in measured.items()}
+            self._write("sample", {"step": step, "epoch": epoch} | sampled_metrics)
             self._tell(self.diagnosis.of_recall(measured, self._setup.sample, step, held_out=False))
 
     def _validate(self, step: int, epoch: int) -> None:
@@ -100,10 +102,13 @@ class Monitor:
         with self._pace.not_counted():
             measured = validate(self._setup.student.evaluated, self._setup.val_data)
         self.validation = {"step": step, "epoch": epoch} | measured
-        self._log.write(self.validation)
+        self._write("validation", self.validation)
         if step:
             self._tell(self.diagnosis.of_recall(self.validation, self._setup.val_data, step, held_out=True))
-        self._on_progress(step, self._num_steps, self.validation)
+
+    def _write(self, kind: LineKind, metrics: dict[str, Any]) -> None:
+        self._log.write(kind, metrics)
+        self._on_metrics({"kind": kind} | metrics)
 
     def _tell(self, findings: list[Finding]) -> None:
         for finding in findings:

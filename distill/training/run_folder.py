@@ -13,7 +13,7 @@ import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
@@ -24,6 +24,8 @@ from ..errors import DistillError
 from ..provenance import content_of
 from ..train_settings import TrainSettings
 
+LineKind = Literal["step", "validation", "sample", "finding"]
+"""What a line of metrics.jsonl holds: a step, recall on held-out pairs or on the run's own, or a finding."""
 KEEP_CHECKPOINTS = 2
 # Settings that may differ when a run goes on: they change where and how it runs, not what it computes. Paths are free
 # because files move; what is in the cache is compared by its provenance, and the tokenizer is kept in the run.
@@ -165,25 +167,29 @@ class RunFolder:
             ) from error
         return state
 
-    def log(self, metrics: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
+    def log(self, kind: LineKind, metrics: dict[str, Any]) -> None:
+        """Append a line to metrics.jsonl; `step` among the metrics says after which step it was measured."""
         # Steps whose float16 gradients overflow have no norm, and JSON has no infinity.
         numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
+            file.write(json.dumps({"kind": kind} | numbers) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a line torn by a kill is left out."""
+        """The lines of metrics.jsonl, each with its `kind`; a line torn by a kill is left out."""
         lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
-        return [json.loads(line) for line in lines]
+        return [_with_kind(json.loads(line)) for line in lines]
 
     def last_validation(self) -> dict[str, Any] | None:
-        """The newest validation, if there was one."""
-        return next((line for line in reversed(self.metrics()) if "r_at_1" in line), None)
+        """The metrics of the newest validation, if there was one."""
+        return next(reversed(self._validations()), None)
 
     def best_validation(self) -> dict[str, Any] | None:
-        """The validation with the best R@10, the first of those that are equal."""
-        return max((line for line in self.metrics() if "r_at_1" in line), key=lambda v: v["r_at_10"], default=None)
+        """The metrics of the validation with the best R@10, the first of equal ones."""
+        return max(self._validations(), key=lambda metrics: metrics["r_at_10"], default=None)
+
+    def _validations(self) -> list[dict[str, Any]]:
+        lines = [line for line in self.metrics() if line["kind"] == "validation"]
+        return [{name: value for name, value in line.items() if name != "kind"} for line in lines]
 
     def rewind_metrics(self, step: int) -> None:
         """Drop what was logged after `step`: a resumed run logs it again."""
@@ -203,6 +209,14 @@ class RunFolder:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
     atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl with its kind, which runs written by older versions leave to be told by its keys."""
+    if "kind" in line:
+        return line
+    kinds: dict[str, LineKind] = {"finding": "finding", "r_at_1": "validation", "sample_r_at_1": "sample"}
+    return {"kind": next((kind for key, kind in kinds.items() if key in line), "step")} | line
 
 
 def _from_json(hint: Any, value: Any) -> Any:

@@ -1,12 +1,11 @@
 """What comes before the first step: a cache, a tokenizer, a tower and a feed that fit each other, or a refusal."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 
+from ...cache.progress import OnProgress
 from ...cache.read.cache import Cache
 from ...encoders.tokenizer_lm import AnyTokenizer
 from ..data.load import load_data, load_validation, open_images, pooling_of, views_of
@@ -21,9 +20,6 @@ from .loggers import require_loggers
 from .run_folder import RunFolder
 from .student import Student
 from .warm_start import warm_start
-
-OnPrepare = Callable[[str, int, int], None]
-"""Called before the first step with what is being prepared, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +49,14 @@ class Setup:
     description: dict[str, Any]
 
 
-def build_run(settings: TrainSettings, device: torch.device, resume: bool, on_prepare: OnPrepare) -> Setup:
+def build_run(settings: TrainSettings, device: torch.device, resume: bool, on_progress: OnProgress) -> Setup:
     """Open, check and load everything; writes nothing but tokens.
 
     Args:
         settings: of the run.
         device: where it learns.
         resume: whether a run that is there goes on.
-        on_prepare: called while embeddings are checked, captions tokenized and a warm start fitted.
+        on_progress: called while embeddings are checked, captions tokenized and a warm start fitted.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -82,18 +78,17 @@ def build_run(settings: TrainSettings, device: torch.device, resume: bool, on_pr
     }
     run.require_ready(settings, description, resume=resume)
     tokenizer = open_tokenizer(settings, run.tokenizer, cache.captions)
-    images = open_images(cache, settings, device, partial(on_prepare, "check"))
-    tokenizing = partial(on_prepare, "tokenize")
-    data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), tokenizing)
+    images = open_images(cache, settings, device, on_progress)
+    data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), on_progress)
     tower = build_tower(settings, cache.info.encoder, tokenizer).to(device)
     if settings.warm_start == "ridge" and not run.has_checkpoint():
-        warm_start(tower, tokenizer, cache, data, settings, partial(on_prepare, "warm start"))
+        warm_start(tower, tokenizer, cache, data, settings, on_progress)
     student = Student(tower, settings, device, precision)
     return Setup(
         run=run,
         tokenizer=tokenizer,
         feed=BatchLoader(settings, data, student.tower, device),
-        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / content_id(val_cache), tokenizing)
+        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / content_id(val_cache), on_progress)
         if val_cache
         else None,
         sample=None if val_cache else sample_pairs(cache, data),

@@ -7,7 +7,6 @@ images are used. The tower then has to learn only what a bag of tokens cannot sa
 V tokens of the vocabulary, N images, M captions, D dimensions.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...encoders.packing import concatenated_ranges, spans_to_eos
 from ...encoders.text_scratch import ScratchConfig
@@ -105,7 +105,7 @@ def fit_bag(
     config: ScratchConfig,
     bos_id: int,
     device: torch.device,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> TokenBag:
     """Fit a bag of tokens to a cache; of a large one whole chunks, evenly spaced.
 
@@ -115,7 +115,7 @@ def fit_bag(
         config: of the tower that will begin as this bag.
         bos_id: the token that begins every caption.
         device: where it is computed.
-        on_progress: called with regressions solved and to solve.
+        on_progress: called after each regression.
 
     Raises:
         CacheError: a chunk is absent or damaged.
@@ -151,13 +151,13 @@ def fit_bag(
             text_emb = F.normalize(predicted @ metric, dim=-1).cpu().numpy()
             ranks = retrieve(text_emb, gallery, image_index[held_out] - first_held_out).text_to_image
             scores[alpha, shrinkage] = ranks.r_at_1 + ranks.r_at_5 + ranks.r_at_10
-        on_progress(i + 1, len(PENALTIES) + 1)
+        on_progress(Progress("warm start", i + 1, len(PENALTIES) + 1))
     alpha, shrinkage = max(product(PENALTIES, SHRINKAGES), key=lambda choice: scores[choice])
 
     everything = bags(np.arange(len(captions)))
     weights, bias = everything.solve(_directions(image_emb)[torch.from_numpy(image_index).to(device)], alpha)
     metric = retrieval_metric(image_emb, shrinkage)
-    on_progress(len(PENALTIES) + 1, len(PENALTIES) + 1)
+    on_progress(Progress("warm start", len(PENALTIES) + 1, len(PENALTIES) + 1))
     return TokenBag(weights=weights @ metric, bias=bias @ metric, alpha=alpha, shrinkage=shrinkage)
 
 

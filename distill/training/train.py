@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...cache.errors import CacheError
+from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.storage.atomic import lock_folder
 from ...encoders.malloc import set_malloc_thresholds
 from .. import distributed as parallel
@@ -19,10 +20,10 @@ from ..train_settings import TrainSettings
 from .diagnosis import Finding
 from .final import Final, write_final
 from .loggers import Log
-from .monitor import Monitor, OnFinding, OnProgress
+from .monitor import Monitor, OnFinding, OnMetrics
 from .optimizer import learning_rate
 from .run_folder import RunFolder
-from .setup import OnPrepare, Setup, build_run
+from .setup import Setup, build_run
 from .signals import resumable, stop_on_signal
 from .throughput import Throughput, profiled
 
@@ -67,8 +68,8 @@ def train(
     settings: TrainSettings,
     *,
     resume: bool = False,
-    on_prepare: OnPrepare = lambda what, done, total: None,
-    on_progress: OnProgress = lambda step, total, metrics: None,
+    on_progress: OnProgress = ignore_progress,
+    on_metrics: OnMetrics = lambda line: None,
     on_finding: OnFinding = lambda finding: None,
 ) -> TrainResult:
     """Train a text tower from scratch on a sealed cache.
@@ -78,8 +79,9 @@ def train(
     Args:
         settings: of the run; a resumed run takes the same.
         resume: go on from the newest checkpoint; on one machine the result equals that of an uninterrupted run.
-        on_prepare: called while embeddings are checked and captions tokenized.
-        on_progress: called after each step and each validation.
+        on_progress: called through the stages "check" of embeddings, "tokenize", "warm start" and "train", which counts
+            steps.
+        on_metrics: called with each line of metrics.jsonl but findings, once it is written.
         on_finding: called in the first process when something keeps the run from learning, or shows that it does not.
 
     Raises:
@@ -93,7 +95,7 @@ def train(
         with ExitStack() as held:
 
             def begin() -> Setup:
-                setup = build_run(settings, device, resume, on_prepare)
+                setup = build_run(settings, device, resume, on_progress)
                 held.enter_context(lock_folder(settings.output))
                 setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
                 return setup
@@ -103,16 +105,22 @@ def train(
                 parallel.all_or_none(lambda: None)
             else:
                 parallel.all_or_none(lambda: None)  # until tokenizer and tokens are there to be read
-                setup = parallel.all_or_none(lambda: build_run(settings, device, True, on_prepare))
+                setup = parallel.all_or_none(lambda: build_run(settings, device, True, on_progress))
             try:
-                return _learn(settings, setup, on_progress, on_finding)
+                return _learn(settings, setup, on_progress, on_metrics, on_finding)
             except (CacheError, DistillError, OSError) as error:
                 if parallel.is_first():
                     raise
                 raise LoneError(f"process {parallel.rank()}: {error}") from error
 
 
-def _learn(settings: TrainSettings, setup: Setup, on_progress: OnProgress, on_finding: OnFinding) -> TrainResult:
+def _learn(
+    settings: TrainSettings,
+    setup: Setup,
+    on_progress: OnProgress,
+    on_metrics: OnMetrics,
+    on_finding: OnFinding,
+) -> TrainResult:
     """The loop, from the newest checkpoint to the last step or a signal."""
     run, feed, student = setup.run, setup.feed, setup.student
     num_steps, step = settings.epochs * feed.steps_per_epoch, 0
@@ -139,7 +147,8 @@ def _learn(settings: TrainSettings, setup: Setup, on_progress: OnProgress, on_fi
         closing(feed.steps(step, num_steps)) as steps,
     ):
         pace = Throughput(settings.batch_size)
-        watch = Monitor(settings, setup, num_steps, log, pace, on_progress, on_finding)
+        on_progress(Progress("train", step, num_steps))  # before the first step, which may compile for a minute
+        watch = Monitor(settings, setup, num_steps, log, pace, on_metrics, on_finding)
         for fed in pace.steps(steps):
             packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
             lr = learning_rate(step, num_steps, settings)
@@ -148,6 +157,7 @@ def _learn(settings: TrainSettings, setup: Setup, on_progress: OnProgress, on_fi
             step += 1
             profile()
             watch.after_step(step, epoch, lr=lr, result=result, ends_epoch=index + 1 == feed.steps_per_epoch)
+            on_progress(Progress("train", step, num_steps))
 
             # Processes stop after the same step; on GPUs, where steps are short, not each is worth asking.
             asks = setup.device.type == "cpu" or step % STEPS_PER_QUESTION == 0 or step == num_steps

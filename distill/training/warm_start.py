@@ -1,6 +1,5 @@
 """Warm starts: what a text tower knows before the first step."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from itertools import product
 
@@ -10,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...encoders.text_bag_init import init_from_bag
 from ...encoders.text_lm import LMTower
@@ -36,7 +36,7 @@ def warm_start(
     cache: Cache,
     data: TrainData,
     settings: TrainSettings,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> None:
     """Begin in closed form: a scratch tower as a bag of tokens, a language model with a fitted head.
 
@@ -65,7 +65,7 @@ def fit_head(
     cache: Cache,
     data: TrainData,
     settings: TrainSettings,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> None:
     """Fit a language model's linear head by ridge regression, so that the tower retrieves before it has learned.
 
@@ -119,7 +119,7 @@ def _pooled(
     data: TrainData,
     captions: NDArray[np.int64],
     computing: AbstractContextManager[object],
-    on_progress: Callable[[int, int], None],
+    on_progress: OnProgress,
 ) -> Tensor:
     """What the head is given, `[len(captions), W] float32` on the CPU."""
     was_training, blocks = tower.training, []
@@ -128,6 +128,6 @@ def _pooled(
         packed = tower.pack(*data.tokens.gather(captions[start : start + CAPTIONS_AT_A_TIME]))
         with computing:
             blocks.append(tower.pooled(packed.to(tower.device)).float().cpu())
-        on_progress(min(start + CAPTIONS_AT_A_TIME, len(captions)), len(captions))
+        on_progress(Progress("warm start", min(start + CAPTIONS_AT_A_TIME, len(captions)), len(captions)))
     tower.train(was_training)
     return torch.cat(blocks)

@@ -2,10 +2,10 @@
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clipglot.cache.progress import OnProgress, Progress
 from clipglot.distill.train_settings import TrainSettings
 
 
@@ -15,11 +15,11 @@ def settings(cache: Path, run: Path, **changes: Any) -> TrainSettings:
     return TrainSettings(cache=cache, output=run, **small | pace | changes)
 
 
-def stop_at(step: int, number: int = signal.SIGINT) -> Callable[[int, int, dict[str, Any]], None]:
+def stop_at(step: int, number: int = signal.SIGINT) -> OnProgress:
     """A listener that sends this process a signal, as Ctrl-C does, after some step."""
 
-    def listen(done: int, total: int, metrics: dict[str, Any]) -> None:
-        if done == step and "r_at_1" not in metrics:
+    def listen(progress: Progress) -> None:
+        if progress.stage == "train" and progress.done == step:
             os.kill(os.getpid(), number)
 
     return listen

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import zarr
 from clipglot.cache.errors import CacheError
+from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.storage.mmap import MmapRows
 from clipglot.cache.storage.ragged import create_array
@@ -95,9 +96,9 @@ def test_a_flipped_byte_is_found_by_checking(tmp_path: Path) -> None:
 
 
 def test_checking_tells_how_far_it_is(tmp_path: Path) -> None:
-    calls: list[tuple[int, int]] = []
-    MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy).check(lambda *call: calls.append(call))
-    assert calls == [(done, 5) for done in range(1, 6)]
+    calls: list[Progress] = []
+    MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy).check(calls.append)
+    assert calls == [("check", done, 5) for done in range(1, 6)]
 
 
 def test_absent_and_cut_chunks_are_named_before_any_is_mapped(tiny_cache: Path, tmp_path: Path) -> None:

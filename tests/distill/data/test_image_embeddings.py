@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from clipglot.cache.errors import CacheError
+from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data import image_embeddings as images
 from clipglot.distill.data.batch_sampler import BatchSampler
 from clipglot.distill.data.image_embeddings import Buffered, OnDevice, OnHost
 from clipglot.distill.data.load import open_images
-from clipglot.distill.data.loader import ahead
+from clipglot.distill.data.loader import prefetch
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
@@ -118,7 +119,7 @@ def test_an_error_of_the_feeding_thread_is_raised_and_the_thread_ends() -> None:
             raise ZeroDivisionError("three")
         return number
 
-    made = ahead(make, range(10))
+    made = prefetch(make, range(10))
     assert [next(made) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ZeroDivisionError, match="three"):
         next(made)
@@ -131,7 +132,7 @@ def test_feeding_stops_when_nobody_asks_any_more() -> None:
         made.append(number)
         return number
 
-    steps = ahead(make, range(1000))
+    steps = prefetch(make, range(1000))
     next(steps)
     steps.close()
     assert len(made) <= 5
@@ -149,9 +150,11 @@ def test_a_chunk_that_is_found_damaged_late_costs_no_step(tiny_cache: Path, tmp_
     broken = replace(straight, output=tmp_path / "broken")
     steps: list[int] = []
 
-    def damage(done: int, total: int, metrics: dict[str, Any]) -> None:
-        steps.append(done)
-        if done == 10:
+    def damage(progress: Progress) -> None:
+        if progress.stage != "train":
+            return
+        steps.append(progress.done)
+        if progress.done == 10:
             chunk.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
 
     with pytest.raises(CacheError, match=r"damaged chunk images/emb/c/0/1/0 .*: delete .* at step (\d+): .* --resume"):

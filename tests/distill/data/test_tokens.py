@@ -20,6 +20,7 @@ import zarr
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.processes import worker_pool
+from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.storage import ragged
@@ -89,14 +90,12 @@ def test_what_is_stored_is_what_the_tokenizer_gives_and_is_found_again(
     monkeypatch.setattr(ragged, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(tokens, "MANY_CAPTIONS", 0)
     monkeypatch.setattr(tokens, "CAPTIONS_AT_A_TIME", 7)
-    done: list[tuple[int, int]] = []
-    table = open_tokens(
-        cache, tokenizer, CONTEXT, tmp_path / "beside", workers=workers, on_progress=lambda *call: done.append(call)
-    )
+    calls: list[Progress] = []
+    table = open_tokens(cache, tokenizer, CONTEXT, tmp_path / "beside", workers=workers, on_progress=calls.append)
     expected = tokenizer.encode(cache.captions(), CONTEXT)
     assert rows_of(table) == expected
-    assert [call[0] for call in done] == [*range(7, len(table), 7), len(table)]
-    assert {call[1] for call in done} == {len(table)}
+    assert [call.done for call in calls] == [*range(7, len(table), 7), len(table)]
+    assert {(call.stage, call.total) for call in calls} == {("tokenize", len(table))}
 
     stored = zarr.open_group(cache.path, mode="r")[f"tokens/{tokenizer.fingerprint(CONTEXT)}"]
     assert [name for name, _ in zarr.open_group(cache.path / "tokens", mode="r").members()] == [stored.basename]

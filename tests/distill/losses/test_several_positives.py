@@ -31,7 +31,7 @@ def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("smoothing", [0.0, 0.2, 0.99])
 @pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal right"])
 @pytest.mark.parametrize("with_bank", [False, True], ids=["alone", "bank"])
-@pytest.mark.parametrize(("picture", "pairs"), BATCHES, ids=NAMES)
+@pytest.mark.parametrize(("image", "pairs"), BATCHES, ids=NAMES)
 def test_infonce(image: Sequence[int], pairs: Pairs, positive: bool, with_bank: bool, smoothing: float) -> None:
     image_emb, text_emb, further = unit(5, 8, 0), unit(len(image), 8, 1).requires_grad_(), unit(11, 8, 2)
     equal = torch.zeros(len(image), 5, dtype=torch.bool)
@@ -74,7 +74,7 @@ def test_smoothing_is_that_of_torch(smoothing: float) -> None:
 
 
 @pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal right"])
-@pytest.mark.parametrize(("picture", "pairs"), BATCHES, ids=NAMES)
+@pytest.mark.parametrize(("image", "pairs"), BATCHES, ids=NAMES)
 def test_siglip(image: Sequence[int], pairs: Pairs, positive: bool) -> None:
     image_emb, text_emb = unit(5, 8, 0), unit(len(image), 8, 1).requires_grad_()
     own = F.one_hot(torch.tensor(image), 5).double()

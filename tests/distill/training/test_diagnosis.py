@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from clipglot.cache.progress import ignore_progress
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.demo.captions import caption
@@ -169,7 +170,7 @@ def test_a_resumed_run_says_nothing_twice(caches: dict[str, Path], tmp_path: Pat
     train(straight)
     broken, told = replace(straight, output=tmp_path / "broken"), []
     for step in (15, 27, 50, None):  # before the first finding, between two, after them
-        listen = stop_at(step) if step else lambda *_: None
+        listen = stop_at(step) if step else ignore_progress
         result = train(broken, resume=step != 15, on_progress=listen, on_finding=told.append)
     assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
     assert told == result.findings

@@ -61,7 +61,21 @@ def test_the_run_folder_tells_how_it_was_made(tiny_cache: Path, tmp_path: Path) 
     assert written["settings"]["weight_decay"] == given.weight_decay  # defaults too
     assert written["provenance"]["encoder"]["weights_sha256"] == Cache(tiny_cache).info.encoder.weights_sha256
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
-    assert line.keys() == {"step", "epoch", "loss", "lr", "logit_scale", "grad_norm"} | TIMING
+    assert line.keys() == {"kind", "step", "epoch", "loss", "lr", "logit_scale", "grad_norm"} | TIMING
+
+
+def test_metrics_written_before_lines_had_a_kind_are_read(tiny_cache: Path, tmp_path: Path) -> None:
+    straight = settings(tiny_cache, tmp_path / "straight", val=tiny_cache, lr=1e-9)
+    train(straight)
+    broken = replace(straight, output=tmp_path / "broken")
+    train(broken, on_progress=stop_at(13))
+    run, file = RunFolder(broken.output), broken.output / "metrics.jsonl"
+    lines, last, best = run.metrics(), run.last_validation(), run.best_validation()
+    assert {line["kind"] for line in lines} == {"step", "validation", "finding"}
+    file.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "kind"}) + "\n" for line in lines))
+    assert (run.metrics(), run.last_validation(), run.best_validation()) == (lines, last, best)
+    assert train(broken, resume=True).complete
+    assert logged(broken.output) == logged(straight.output)
 
 
 def test_what_does_not_fit_is_refused_by_name(tiny_cache: Path, tmp_path: Path, make_cache: Any) -> None:

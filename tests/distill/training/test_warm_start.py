@@ -73,11 +73,11 @@ def test_a_start_that_was_stopped_before_its_first_checkpoint_is_the_same(tiny_c
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
 
-    def die(step: int, total: int, metrics: dict[str, Any]) -> None:
+    def die(line: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(broken, on_progress=die)
+        train(broken, on_metrics=die)
     assert [line["step"] for line in logged(broken.output)] == [0]
     train(broken, resume=True)
     assert logged(broken.output) == logged(straight.output)
