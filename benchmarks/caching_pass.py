@@ -26,7 +26,7 @@ import numpy as np
 from clipglot.cache.format import CacheInfo, SourceInfo, Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.source import SourceRow, batched
-from clipglot.cache.write.decode_pool import Block, BlockReader, block_decoder
+from clipglot.cache.write.decode_pool import Block, BlockReader, decode_pool
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_decode import ResizeCrop
 from clipglot.cache.write.image_reader import reader_of
@@ -98,8 +98,8 @@ class Job:
         geometry = ResizeCrop.from_preprocess(self.tower.preprocess)
         size = self.batch_size
         blocks = (Block(start, self.keys[start : start + size], None, (0,)) for start in range(0, len(self.keys), size))
-        options = {"block_rows": size, "workers": self.workers, "max_pixels": cache.info.max_pixels}
-        with block_decoder(self.reader(cache), geometry, **options) as decoder:
+        options = {"block_rows": size, "num_workers": self.workers, "max_pixels": cache.info.max_pixels}
+        with decode_pool(self.reader(cache), geometry, **options) as decoder:
             num = sum(len(block.status) for block in decoder.decode(blocks))
             seconds = time.perf_counter() - started
         assert num == len(self.keys)
@@ -127,7 +127,7 @@ class Job:
         """Images/s of the pass, and its report."""
         cache = self.planned()
         tower = ImageQueue(self.tower) if self.computes else self.nothing
-        report = embed_missing(cache, tower, reader=self.reader(cache), workers=self.workers)
+        report = embed_missing(cache, tower, reader=self.reader(cache), num_workers=self.workers)
         assert report.num_embedded == len(self.keys)
         return report.num_pictures / report.wall_s, report
 

@@ -111,7 +111,7 @@ def _embed(
         cache,
         queue,
         reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=to_make.values()),
-        workers=settings.resolved_workers,
+        num_workers=settings.resolved_workers,
         num_views=num_views,
         worker=worker,
         on_progress=embedded,

@@ -15,7 +15,7 @@ from ..cache.sources.image_root import open_below
 from ..cache.sources.source import RejectedImageError
 from ..cache.storage.atomic import lock_folder
 from ..cache.write.image_decode import ResizeCrop, decode
-from ..cache.write.import_embeddings import import_missing, survey
+from ..cache.write.import_embeddings import import_missing, scan_rows
 from ..cache.write.plan import is_planned, plan_cache
 from ..cache.write.report import PassReport
 from ..cache.write.seal import write_info
@@ -72,7 +72,7 @@ def import_embeddings(
             "pass the --model and --pretrained that made them"
         )
     candidates = np.unique(np.linspace(0, max(0, len(source) - 1), NUM_CANDIDATES).astype(np.int64))
-    rows, keys = survey(source, candidates, lambda done: on_progress("read", done, len(source)))
+    rows, keys = scan_rows(source, candidates, lambda done: on_progress("read", done, len(source)))
     cosines = _probe(source, tower, settings.image_root, candidates, keys) if settings.image_root else []
     info = replace(source.info, sha256=source.sha256())
     encoder = replace(encoder_info(tower), precision=settings.precision)

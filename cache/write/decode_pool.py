@@ -1,4 +1,4 @@
-"""Worker processes that decode images into shared memory, a block at a time, a bounded number of blocks ahead."""
+"""Pool of worker processes that decode images into shared memory, a bounded number of blocks ahead."""
 
 import mmap
 import os
@@ -14,7 +14,7 @@ from functools import partial
 from hashlib import blake2b
 from io import BytesIO
 from multiprocessing.reduction import DupFd
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,20 @@ from ..sources.source import RejectedImageError
 from .augment import augmented
 from .image_decode import ResizeCrop, decode_views
 
+SLOTS_AHEAD = 4  # decoded blocks that may wait for the tower
+MAX_DEATHS = 5  # worker deaths in a row; more of them are not the fault of single images
+HASH_BYTES = 16
+KEPT_BLOCKS = 4  # of Pillow's memory; otherwise it frees them page by page for every image: a quarter of its time
+
+ViewNumbers = tuple[int, ...]
+"""Views of an image, ascending: 0 is the plain one, the others are augmented."""
+
 
 @dataclass(frozen=True)
 class SharedMemory:
-    """Memory that parent and workers share: a file without a name, which lives as long as a process holds it.
+    """Memory shared by parent and workers: a file without a name, which lives as long as a process has it open.
 
-    Named segments (`multiprocessing.shared_memory`) stay in /dev/shm when a whole job is killed, and fall under its
+    Named segments (`multiprocessing.shared_memory`) stay in /dev/shm when a whole job is killed, and count towards its
     limit, 64 MB in a container.
     """
 
@@ -41,7 +49,7 @@ class SharedMemory:
 
     @classmethod
     def create(cls, shape: tuple[int, ...]) -> "SharedMemory":
-        """Zeros of a shape."""
+        """Allocate zeros of a shape."""
         descriptor = _open_nameless()
         os.ftruncate(descriptor, int(np.prod(shape)))
         return cls(descriptor, shape)
@@ -51,7 +59,7 @@ class SharedMemory:
         return np.frombuffer(mmap.mmap(self.descriptor, 0), np.uint8).reshape(self.shape)
 
     def __reduce__(self) -> Any:
-        """How a worker gets it while it starts: by its own copy of the descriptor."""
+        """Pass it to a worker that is starting, with a copy of the descriptor."""
         return _inherit, (DupFd(self.descriptor), self.shape)
 
 
@@ -67,19 +75,11 @@ def _inherit(duplicate: Any, shape: tuple[int, ...]) -> SharedMemory:
     return SharedMemory(duplicate.detach(), shape)
 
 
-SLOTS_AHEAD = 4  # blocks that may wait, decoded, for the tower
-MOST_DEATHS = 5  # of processes in succession; more are not for single images to answer for
-HASH_BYTES = 16
-BLOCKS_KEPT = 4  # of memory that Pillow gives back otherwise, page by page for every image: a quarter of its time
-Views = tuple[int, ...]
-_Decoded = tuple[bytes, bytes, float, float]
-
-
 class BlockReader(Protocol):
-    """Gives a worker the encoded images; see `sources.ImageReader`."""
+    """Reads the encoded images of a block, in a worker; `image_reader.ImageReader` is the real one."""
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of the images from row `start` on, or why there are none."""
+        """Yield the bytes of the images from row `start` on, or why an image has none."""
         ...
 
 
@@ -91,13 +91,13 @@ class Block:
         start: the first row.
         keys: of its images.
         locators: `[rows, 3]`; None where keys are paths.
-        views: which views of them are wanted, ascending.
+        views: to make of each image.
     """
 
     start: int
     keys: list[str]
     locators: NDArray[np.int64] | None
-    views: Views
+    views: ViewNumbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,27 +106,39 @@ class DecodedBlock:
 
     Attributes:
         start: the first row.
-        views: which of V views these are, ascending.
-        pixels: `[views, rows, height, width, 3] uint8`; zeros where an image was rejected. A part of shared memory,
-            valid until the next block is asked for.
+        views: the V views that were made of each image.
+        pixels: `[V, rows, height, width, 3] uint8`; zeros where an image was rejected. A part of shared memory, valid
+            until the next block is asked for.
         status: `[rows] uint8`; `Status.EMBEDDED` for images that decoded.
         hash: `[rows, 2] uint64`, blake2b of each image's bytes; zeros where none could be read.
-        read_s: seconds the worker spent reading the block.
-        decode_s: seconds it spent decoding it.
     """
 
     start: int
-    views: Views
+    views: ViewNumbers
     pixels: NDArray[np.uint8]
     status: NDArray[np.uint8]
     hash: NDArray[np.uint64]
+
+
+class _Outcome(NamedTuple):
+    """What a worker returns for a block; the pixels are in shared memory.
+
+    Attributes:
+        status: a byte for each image.
+        hashes: `HASH_BYTES` for each image.
+        read_s: seconds spent reading.
+        decode_s: seconds spent decoding.
+    """
+
+    status: bytes
+    hashes: bytes
     read_s: float
     decode_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Worker:
-    """What a worker process knows; set once, when it starts."""
+class _WorkerState:
+    """What a worker process needs for every block; set once, when it starts."""
 
     geometry: ResizeCrop
     reader: BlockReader
@@ -135,8 +147,8 @@ class _Worker:
     augmentation: Augmentation
     slots: NDArray[np.uint8]
 
-    def renderings(self, row: int, views: Views) -> list[Callable[[Image.Image], Image.Image]]:
-        """What makes each of some views of an image."""
+    def renderings(self, row: int, views: ViewNumbers) -> list[Callable[[Image.Image], Image.Image]]:
+        """The functions that make some views of an image."""
         return [
             partial(augmented, geometry=self.geometry, given=self.augmentation, row=row, view=view)
             if view
@@ -145,16 +157,19 @@ class _Worker:
         ]
 
 
-_worker: _Worker | None = None
+_state: _WorkerState | None = None
 
 
-class BlockDecoder:
+class DecodePool:
     """Decodes blocks of images in worker processes, in order.
 
-    Memory is `workers + SLOTS_AHEAD` blocks of all views, whatever the number of images.
+    Memory is `num_workers + SLOTS_AHEAD` blocks of all views, whatever the number of images.
 
     Attributes:
-        num_died: processes that were replaced, because they died.
+        num_died: workers that died and were replaced.
+        read_s: seconds the workers spent reading, for the blocks handed out so far.
+        decode_s: seconds they spent decoding these.
+        wait_s: seconds the caller waited for a block.
     """
 
     def __init__(
@@ -163,7 +178,7 @@ class BlockDecoder:
         geometry: ResizeCrop,
         *,
         block_rows: int,
-        workers: int,
+        num_workers: int,
         max_pixels: int,
         decoding: Decoding = "exact",
         num_views: int = 1,
@@ -175,37 +190,40 @@ class BlockDecoder:
             reader: of the images; each worker has a copy.
             geometry: the tower's resize and crop.
             block_rows: most rows in a block.
-            workers: number of processes.
+            num_workers: processes.
             max_pixels: larger images are rejected.
             decoding: of JPEGs, at full size or at a part of it.
             num_views: most views of a block.
-            augmentation: what makes the views beyond the plain one, where there are any.
+            augmentation: of the views beyond the plain one, where a block has any.
         """
-        shape = (workers + SLOTS_AHEAD, num_views, block_rows, geometry.height, geometry.width, 3)
+        shape = (num_workers + SLOTS_AHEAD, num_views, block_rows, geometry.height, geometry.width, 3)
         self._memory = SharedMemory.create(shape)
         self._slots = self._memory.view()
         self._free = list(range(shape[0]))
-        self._in_flight: deque[tuple[int, Block, Future[_Decoded]]] = deque()
-        self._known = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
-        self._workers = workers
+        self._in_flight: deque[tuple[int, Block, Future[_Outcome]]] = deque()
+        self._start_arguments = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
+        self._num_workers = num_workers
         self._pool = self._new_pool()
-        self._deaths = 0  # since something was decoded
+        self._deaths = 0  # since a block was decoded
         self.num_died = 0
+        self.read_s = self.decode_s = self.wait_s = 0.0
 
     def close(self) -> None:
-        """Stop the workers; the memory goes with the last view of it."""
+        """Stop the workers; the memory is freed with the last view of it."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         del self._slots
         os.close(self._memory.descriptor)
 
     def decode(self, blocks: Iterable[Block]) -> Iterator[DecodedBlock]:
-        """Decode blocks in the order given. An image that ends its process is damaged.
+        """Decode blocks in the order given.
 
-        It is held to be that one if it does so alone.
+        When a worker dies, the blocks on their way are decoded again, one at a time, then image by image. An image that
+        ends its worker while it is alone is damaged.
 
         Raises:
-            CacheError: processes die one after another, so that it is not the images.
+            CacheError: workers die one after another, so the images are not the cause.
         """
+        started = time.perf_counter()
         waiting = iter(blocks)
         while True:
             while self._free and (block := next(waiting, None)) is not None:
@@ -215,69 +233,70 @@ class BlockDecoder:
                 return
             slot, block, future = self._in_flight.popleft()
             try:
-                decoded = future.result()
+                outcome = future.result()
                 self._deaths = 0
             except BrokenProcessPool:
-                decoded = self._decode_apart(slot, block)
-            status, hashes, read_s, decode_s = decoded
-            pixels = self._slots[slot, : len(block.views), : len(block.keys)]
+                outcome = self._decode_again(slot, block)
+            self.read_s += outcome.read_s
+            self.decode_s += outcome.decode_s
+            self.wait_s += time.perf_counter() - started
             yield DecodedBlock(
                 start=block.start,
                 views=block.views,
-                pixels=pixels,
-                status=np.frombuffer(status, np.uint8),
-                hash=np.frombuffer(hashes, "<u8").reshape(-1, 2),
-                read_s=read_s,
-                decode_s=decode_s,
+                pixels=self._slots[slot, : len(block.views), : len(block.keys)],
+                status=np.frombuffer(outcome.status, np.uint8),
+                hash=np.frombuffer(outcome.hashes, "<u8").reshape(-1, 2),
             )
+            started = time.perf_counter()
             self._free.append(slot)
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return worker_pool(self._workers, __name__, _start_worker, *self._known)
+        return worker_pool(self._num_workers, __name__, _start_worker, *self._start_arguments)
 
-    def _submit(self, slot: int, block: Block, offset: int = 0) -> Future[_Decoded]:
+    def _submit(self, slot: int, block: Block, offset: int = 0) -> Future[_Outcome]:
         try:
             return self._pool.submit(_decode_block, slot, block, offset)
         except BrokenProcessPool as error:
-            broken: Future[_Decoded] = Future()
+            broken: Future[_Outcome] = Future()
             broken.set_exception(error)
             return broken
 
-    def _decode_apart(self, slot: int, block: Block) -> _Decoded:
-        """Decode a block that was under way when a process died, with nothing beside it; the others begin anew."""
+    def _decode_again(self, slot: int, block: Block) -> _Outcome:
+        """Decode a block that was on its way when a worker died, with no other beside it; then submit the others."""
         self._replace_pool()
-        decoded = self._tried(slot, block) or self._decode_by_row(slot, block)
+        outcome = self._decode_alone(slot, block) or self._decode_by_row(slot, block)
         for place, (other_slot, other, future) in enumerate(self._in_flight):
-            if future.exception():  # all are done, for they were of a pool that is gone
+            if future.exception():  # all are done, because their pool is gone
                 self._in_flight[place] = other_slot, other, self._submit(other_slot, other)
-        return decoded
+        return outcome
 
-    def _decode_by_row(self, slot: int, block: Block) -> _Decoded:
-        """Decode a block of which some image ends the process: that one is damaged."""
-        decoded: list[_Decoded] = []
+    def _decode_by_row(self, slot: int, block: Block) -> _Outcome:
+        """Decode a block image by image; an image that ends its worker is damaged."""
+        outcomes: list[_Outcome] = []
         for i, key in enumerate(block.keys):
             locators = None if block.locators is None else block.locators[i : i + 1]
-            found = self._tried(slot, Block(block.start + i, [key], locators, block.views), i)
-            if found is None and self._deaths > MOST_DEATHS:
+            outcome = self._decode_alone(slot, Block(block.start + i, [key], locators, block.views), i)
+            if outcome is None and self._deaths > MAX_DEATHS:
                 raise CacheError(
                     f"decoding processes die one after another, the last one at row {block.start + i} ({key}), perhaps "
-                    "for want of memory: run the same command again to resume, with fewer --workers"
+                    "for lack of memory: run the same command again to resume, with fewer --num-workers"
                 )
-            if found is None:
+            if outcome is None:
                 self._slots[slot, : len(block.views), i] = 0
-            decoded.append(found or (bytes([Status.DAMAGED]), bytes(HASH_BYTES), 0.0, 0.0))
-        status, hashes, read_s, decode_s = zip(*decoded, strict=True)
-        return b"".join(status), b"".join(hashes), sum(read_s), sum(decode_s)
+                outcome = _Outcome(bytes([Status.DAMAGED]), bytes(HASH_BYTES), 0.0, 0.0)
+            outcomes.append(outcome)
+        status, hashes, read_s, decode_s = zip(*outcomes, strict=True)
+        return _Outcome(b"".join(status), b"".join(hashes), sum(read_s), sum(decode_s))
 
-    def _tried(self, slot: int, block: Block, offset: int = 0) -> _Decoded | None:
-        """A block, decoded with nothing beside it; None if that ended the process."""
+    def _decode_alone(self, slot: int, block: Block, offset: int = 0) -> _Outcome | None:
+        """Decode a block with no other beside it; None if that ended the worker."""
         try:
-            decoded = self._submit(slot, block, offset).result()
+            outcome = self._submit(slot, block, offset).result()
         except BrokenProcessPool:
             self._replace_pool()
             return None
         self._deaths = 0
-        return decoded
+        return outcome
 
     def _replace_pool(self) -> None:
         self._pool.shutdown(wait=True)
@@ -287,13 +306,13 @@ class BlockDecoder:
 
 
 @contextmanager
-def block_decoder(reader: BlockReader, geometry: ResizeCrop, **options: Any) -> Iterator[BlockDecoder]:
-    """A `BlockDecoder` that is closed at the end of the block."""
-    decoder = BlockDecoder(reader, geometry, **options)
+def decode_pool(reader: BlockReader, geometry: ResizeCrop, **options: Any) -> Iterator[DecodePool]:
+    """A `DecodePool` that is closed at the end of the block."""
+    pool = DecodePool(reader, geometry, **options)
     try:
-        yield decoder
+        yield pool
     finally:
-        decoder.close()
+        pool.close()
 
 
 def _start_worker(
@@ -304,24 +323,20 @@ def _start_worker(
     augmentation: Augmentation,
     memory: SharedMemory,
 ) -> None:
-    global _worker
-    Image.core.set_blocks_max(BLOCKS_KEPT)  # type: ignore[attr-defined]  # documented, and not exported
-    _worker = _Worker(geometry, reader, max_pixels, decoding, augmentation, memory.view())
+    global _state
+    Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]  # documented, and not exported
+    _state = _WorkerState(geometry, reader, max_pixels, decoding, augmentation, memory.view())
 
 
-def _decode_block(slot: int, block: Block, offset: int) -> _Decoded:
-    """Decode images into a slot, from its row `offset` on.
-
-    Returns:
-        A status and a hash of each, and the seconds spent reading and decoding.
-    """
-    assert _worker is not None
+def _decode_block(slot: int, block: Block, offset: int) -> _Outcome:
+    """Decode images, in a worker, into the rows of a slot from `offset` on."""
+    assert _state is not None
     status, hashes, read_s, decode_s = bytearray(len(block.keys)), bytearray(), 0.0, 0.0
-    found = _worker.reader.read(block.start, block.keys, block.locators)
+    images = _state.reader.read(block.start, block.keys, block.locators)
     for i in range(len(block.keys)):
-        pixels = _worker.slots[slot, : len(block.views), offset + i]
+        pixels = _state.slots[slot, : len(block.views), offset + i]
         started = time.perf_counter()
-        encoded = next(found)
+        encoded = next(images)
         hashes += (
             bytes(HASH_BYTES) if isinstance(encoded, Status) else blake2b(encoded, digest_size=HASH_BYTES).digest()
         )
@@ -329,13 +344,13 @@ def _decode_block(slot: int, block: Block, offset: int) -> _Decoded:
         try:
             if isinstance(encoded, Status):
                 raise RejectedImageError(encoded)
-            renderings = _worker.renderings(block.start + i, block.views)
-            scaled = _worker.decoding == "scaled"
-            pixels[:] = decode_views(BytesIO(encoded), _worker.geometry, renderings, _worker.max_pixels, scaled=scaled)
+            renderings = _state.renderings(block.start + i, block.views)
+            scaled = _state.decoding == "scaled"
+            pixels[:] = decode_views(BytesIO(encoded), _state.geometry, renderings, _state.max_pixels, scaled=scaled)
             status[i] = Status.EMBEDDED
         except RejectedImageError as rejected:
             pixels[:] = 0
             status[i] = rejected.status
         read_s += read_at - started
         decode_s += time.perf_counter() - read_at
-    return bytes(status), bytes(hashes), read_s, decode_s
+    return _Outcome(bytes(status), bytes(hashes), read_s, decode_s)

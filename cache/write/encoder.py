@@ -1,6 +1,6 @@
-"""What the pass asks of an image tower: it is given a batch, and asked for the features later.
+"""Interface of the image tower to the pass: a batch is submitted, its features are collected later.
 
-The pass imports no torch; `encoders/image_queue.py` has the towers. B images of a batch, D features.
+The pass itself imports no torch; `encoders/image_queue.py` has the real towers. B images of a batch, D features.
 """
 
 import time
@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Encode = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+EncodeImages = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """Pixels `[B, height, width, 3] uint8` to raw features `[B, D] float32`."""
 
 
@@ -18,7 +18,7 @@ class ImageEncoder(Protocol):
     """A frozen tower that may compute while the caller goes on.
 
     Attributes:
-        in_flight: batches that are worth having on their way while the next one is gathered; 0 if `submit` computes.
+        in_flight: batches worth submitting while the next one is gathered; 0 if `submit` itself computes.
         transfer_s: seconds in which pixels were moved to the device and normalized.
         forward_s: seconds in which the tower computed.
     """
@@ -28,15 +28,15 @@ class ImageEncoder(Protocol):
     forward_s: float
 
     def staging(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Memory for pixels that moves to the device fast."""
+        """Allocate memory for pixels that moves to the device fast."""
         ...
 
     def submit(self, pixels: NDArray[np.uint8], num: int) -> Callable[[], NDArray[np.float32]]:
-        """Begin a batch; what is returned waits for its features.
+        """Start a batch; the function that is returned waits for its features.
 
         Args:
-            pixels: `[B, height, width, 3]` in memory of `staging`, left alone until the features are there.
-            num: of them that are images, from the first; the rest fills the batch up.
+            pixels: `[B, height, width, 3]` in memory of `staging`, not changed until the features are collected.
+            num: how many of them, from the first, are images; the rest is padding.
 
         Returns:
             A function that gives `[num, D]`.
@@ -44,18 +44,18 @@ class ImageEncoder(Protocol):
         ...
 
 
-class PlainImageEncoder:
-    """A function as a tower, which computes when it is given a batch."""
+class SynchronousEncoder:
+    """An `ImageEncoder` of a plain function, which computes when a batch is submitted."""
 
     in_flight = 0
     transfer_s = 0.0
 
-    def __init__(self, encode: Encode) -> None:
+    def __init__(self, encode: EncodeImages) -> None:
         self._encode = encode
         self.forward_s = 0.0
 
     def staging(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """Ordinary memory."""
+        """Allocate ordinary memory."""
         return np.zeros(shape, np.uint8)
 
     def submit(self, pixels: NDArray[np.uint8], num: int) -> Callable[[], NDArray[np.float32]]:

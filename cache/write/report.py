@@ -1,22 +1,25 @@
-"""What a pass did and where its time went."""
+"""Report of a pass: counts of images, and seconds by stage."""
 
 from dataclasses import dataclass
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PassReport:
-    """Counts and seconds of a pass. Its stages run at the same time, so their seconds are no parts of a whole.
+    """Counts and seconds of a pass, so far or at its end.
+
+    The stages run at the same time, so their seconds do not add up to `wall_s`. Each stage counts for itself; the pass
+    puts the counts together.
 
     Attributes:
         num_pictures: images that this pass tried.
-        num_embedded: of these, the embedded ones.
-        num_copied: images whose bytes stood in their chunk already, which the tower did not see again.
+        num_embedded: those that were embedded.
+        num_copied: images with the bytes of an earlier one of their chunk; the tower saw only the first.
         num_died: decoding processes that died and were replaced.
         wall_s: seconds from start to end.
-        read_s: seconds spent reading images, summed over the workers.
-        decode_s: seconds spent decoding, summed over the workers.
+        read_s: seconds spent reading images, summed over the decoding processes.
+        decode_s: seconds spent decoding them, summed over the decoding processes.
         wait_s: seconds the pass waited for decoded images.
-        others_s: seconds it waited because other workers were at all that was left.
+        others_s: seconds it waited for other workers, which had all remaining chunks.
         transfer_s: seconds in which pixels moved to the device and were normalized.
         forward_s: seconds in which the tower computed.
         tower_s: seconds the pass waited for the tower.
@@ -48,10 +51,10 @@ class PassReport:
         >>> PassReport(wait_s=3, read_s=8, decode_s=2, tower_s=1).bottleneck
         'reading'
         """
-        stages = {
+        waits = {
             "the transfer to the device" if self.transfer_s > self.forward_s else "the tower": self.tower_s,
             "reading" if self.read_s > self.decode_s else "decoding": self.wait_s,
             "writing": self.write_wait_s,
             "other workers": self.others_s,
         }
-        return max(stages, key=stages.__getitem__)
+        return max(waits, key=waits.__getitem__)

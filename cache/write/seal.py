@@ -1,4 +1,4 @@
-"""The end of a pass: what became of the images is counted, and the cache is marked complete."""
+"""Sealing: the last step of a pass counts images by status and exact duplicates, and marks the cache complete."""
 
 from dataclasses import replace
 
@@ -12,17 +12,19 @@ from ..read.cache import Cache
 from .views import missing_views
 from .work_sharing import ALONE, WORKERS, Worker
 
+HASHES_PER_ROUND = 2**22  # of 16 bytes, sorted in memory at once; more are counted in several rounds
+
 
 def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: bool = True) -> None:
-    """Count what became of the images and mark the cache complete, with so many views or those it has.
+    """Count images by status and mark the cache complete.
 
-    Several workers may do so at once: each finds the same.
+    Several workers may seal at once: they write the same.
 
     Args:
-        cache: of which no chunk is missing.
-        num_views: that it shall have.
-        worker: who seals.
-        changed: whether chunks were missing, so that counts may be others.
+        cache: without missing chunks.
+        num_views: views that it shall have; never fewer than it has.
+        worker: that seals.
+        changed: whether chunks were missing, so that the counts may differ.
 
     Raises:
         CacheError: not one image could be embedded, or not one for a further view; the next pass tries again.
@@ -30,8 +32,8 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
     cache.refresh()  # another worker may have been first
     num_views = max(num_views, cache.info.num_views)
     if missing_views(cache, num_views):
-        raise CacheError(f"{cache.path}: chunks went while it was sealed: run the same command again")
-    if worker.is_alone:  # those who share a pass sweep when the last of them leaves
+        raise CacheError(f"{cache.path}: chunks vanished while it was sealed: run the same command again")
+    if worker.is_alone:  # workers that share a pass sweep when the last of them leaves
         cache.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
     cache.store.delete_below(WORKERS)
     if not changed and cache.info.state == "sealed" and cache.info.num_views == num_views:
@@ -39,9 +41,9 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
         cache.store.delete_below(f"{STATUS}/c")
-        found = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         root = "--image-root (links that lead out of it are not followed)"
-        raise CacheError(f"{cache.path}: not one image could be embedded ({found}): check {root} and run it again")
+        raise CacheError(f"{cache.path}: not one image could be embedded ({reasons}): check {root} and run it again")
     norm = cache.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:
@@ -62,26 +64,23 @@ def write_info(cache: Cache, info: CacheInfo) -> None:
     write_metadata(cache.root, info)
 
 
-HASHES_AT_A_TIME = 2**22  # of 16 bytes; more are counted in several rounds
-
-
 def count_duplicates(cache: Cache) -> int | None:
-    """Embedded images whose bytes another one before them has; None for a cache without hashes.
+    """Count embedded images with the bytes of an earlier one; None for a cache without hashes.
 
-    Memory does not grow with the cache: a round takes the hashes of one range, and hashes spread evenly.
+    Memory does not grow with the cache: a round takes the hashes of one residue class, and hashes spread evenly.
     """
     if not cache.has(HASH):
         return None
-    rounds = -(-len(cache) // HASHES_AT_A_TIME)
-    return sum(_count_of_round(cache, number, rounds) for number in range(rounds))
+    num_rounds = -(-len(cache) // HASHES_PER_ROUND)
+    return sum(_count_of_round(cache, number, num_rounds) for number in range(num_rounds))
 
 
-def _count_of_round(cache: Cache, number: int, rounds: int) -> int:
+def _count_of_round(cache: Cache, number: int, num_rounds: int) -> int:
     parts: list[NDArray[np.uint64]] = []
     for chunk in range(cache.num_chunks):
         hashes = cache.hashes(chunk)
-        chosen = (hashes[:, 0] % rounds == number) & (cache.status(chunk) == Status.EMBEDDED)
-        parts.append(hashes[chosen & hashes.any(axis=1)])
-    # Both halves as one value of 16 bytes, which sorts without care for its order.
+        of_round = (hashes[:, 0] % num_rounds == number) & (cache.status(chunk) == Status.EMBEDDED)
+        parts.append(hashes[of_round & hashes.any(axis=1)])
+    # Both halves as one value of 16 bytes: only equality counts, so byte order does not matter.
     values = np.ascontiguousarray(np.concatenate(parts)).view("V16").ravel()
     return len(values) - len(np.unique(values))

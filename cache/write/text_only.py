@@ -1,7 +1,7 @@
-"""Caches without images: each translation stands in the place of an image, its embedding in that of the image's.
+"""Caches without images: a translation takes the place of the image, its embedding that of the image's embedding.
 
-A text tower then learns from the teacher alone, as in Carlsson et al. 2022, "Cross-lingual and multilingual CLIP",
-section 3; the store, its batches and its losses stay as they are.
+A text tower then learns from the text teacher alone (Carlsson et al. 2022, "Cross-lingual and multilingual CLIP",
+section 3); the cache format, its batches and the losses stay the same.
 """
 
 import time
@@ -13,15 +13,15 @@ from ..errors import CacheError
 from ..format import Status
 from ..read.cache import Cache
 from ..sources.source import SourceRow, align
-from .embed import write_chunk
+from .chunk_writer import write_plain_view
 from .report import PassReport
 from .seal import seal
-from .text_targets import Encode, TextTargetStatus, embed_texts
+from .text_targets import EncodeTexts, TextTargetStatus, embed_texts
 from .work_sharing import ALONE, Worker, sharing
 
 
 def rows_of_texts(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
-    """The rows of a manifest without images, each caption with its translation as the key.
+    """The rows of a manifest without images: each caption, with its translation as the key.
 
     Raises:
         CacheError: a caption without translation.
@@ -36,49 +36,54 @@ def rows_of_texts(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
 
 def embed_missing_texts(
     cache: Cache,
-    encode: Encode,
+    encode: EncodeTexts,
     worker: Worker = ALONE,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
-    """Embed the chunks of translations that are missing, then seal the cache; several workers share them.
+    """Embed the missing chunks of translations, then seal the cache; several workers share the chunks.
 
     Args:
         cache: planned from `rows_of_texts`, open for writing.
-        encode: the teacher.
-        worker: which of those that share the pass this is.
-        on_progress: called with the texts done in this pass: after each chunk, and about every second while it waits
-            for other workers.
+        encode: the text teacher.
+        worker: this one, of those that share the pass.
+        on_progress: called with the texts embedded in this pass: after each chunk, and about every second while it
+            waits for other workers.
 
     Raises:
-        CacheError: the teacher's output has another width than planned, or no room to write.
+        CacheError: the teacher's output has another width than planned, or the disk is full.
     """
-    report, started = PassReport(), time.perf_counter()
+    started = time.perf_counter()
+    num_texts, num_embedded, tower_s, others_s = 0, 0, 0.0, 0.0
+
+    def report() -> PassReport:
+        return PassReport(
+            num_pictures=num_texts,
+            num_embedded=num_embedded,
+            wall_s=time.perf_counter() - started,
+            tower_s=tower_s,
+            others_s=others_s,
+        )
 
     def wait_for_others(waited_s: float) -> None:
-        report.others_s += waited_s
-        report.wall_s = time.perf_counter() - started
-        on_progress(report.num_pictures, report)
+        nonlocal others_s
+        others_s += waited_s
+        on_progress(num_texts, report())
 
     missing = cache.missing_chunks()
     with sharing(cache.store, worker, "embed") as share:
         while share.has_more(lambda: dict.fromkeys(cache.missing_chunks()), wait_for_others):
             for chunk, _ in share.chunks(lambda: dict.fromkeys(cache.missing_chunks())):
-                _embed_chunk(cache, encode, chunk, report)
-                report.wall_s = time.perf_counter() - started
-                share.note(report.num_pictures, report.wall_s, report.bottleneck)
-                on_progress(report.num_pictures, report)
+                rows = cache.chunk_slice(chunk)
+                texts, tower_from = cache.keys(rows.start, rows.stop), time.perf_counter()
+                emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+                tower_s += time.perf_counter() - tower_from
+                embedded = outcome == TextTargetStatus.EMBEDDED
+                status = np.where(embedded, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
+                write_plain_view(cache, rows, emb, embedded.astype(np.float32), status)
+                num_texts += len(texts)
+                num_embedded += int(np.count_nonzero(embedded))
+                so_far = report()
+                share.note(num_texts, so_far.wall_s, so_far.bottleneck)
+                on_progress(num_texts, so_far)
     seal(cache, worker=worker, changed=bool(missing))
-    report.wall_s = time.perf_counter() - started
-    return report
-
-
-def _embed_chunk(cache: Cache, encode: Encode, chunk: int, report: PassReport) -> None:
-    rows = cache.chunk_slice(chunk)
-    tower_from = time.perf_counter()
-    emb, found = embed_texts(cache.keys(rows.start, rows.stop), encode, cache.info.batch_size, cache.info.encoder.dim)
-    report.tower_s += time.perf_counter() - tower_from
-    good = found == TextTargetStatus.EMBEDDED
-    status = np.where(good, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
-    write_chunk(cache, rows, emb[None], good[None].astype(np.float32), status)
-    report.num_pictures += len(status)
-    report.num_embedded += int(good.sum())
+    return report()

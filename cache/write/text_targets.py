@@ -1,7 +1,8 @@
-"""The teacher's embeddings of captions: what the text tower of the very same CLIP makes of them in a language it reads.
+"""Text targets: embeddings of translated captions by the text teacher, the frozen text tower of the same CLIP.
 
-Each caption may have a translation; its embedding is a second target beside the image's, in the same space (Carlsson
-et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M captions, D features, R captions of a chunk.
+A caption may have a translation into a language that the CLIP reads; its embedding is a second target beside the
+image's, in the same space (Carlsson et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M captions, D
+features, R captions of a chunk.
 """
 
 import time
@@ -19,12 +20,12 @@ from ..sources.source import SEPARATOR
 from ..storage.ragged import create_array
 from .work_sharing import ALONE, Worker, sharing
 
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
+EncodeTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to embeddings `[B, D] float32`, unit norm."""
 
 
 class TextTargetStatus(IntEnum):
-    """What became of a caption's translation. Codes are part of the format."""
+    """Status of a caption's translation. The codes are part of the format."""
 
     PENDING = 0
     EMBEDDED = 1
@@ -33,7 +34,7 @@ class TextTargetStatus(IntEnum):
 
 
 def add_text_target_arrays(root: zarr.Group, info: CacheInfo, num_captions: int) -> None:
-    """Create the empty arrays of a plan."""
+    """Create the empty arrays of text targets for a plan."""
     dim = info.encoder.dim
     rows = plan_chunk_rows(max(1, num_captions), dim, info.batch_size)
     create_array(root, TEACHER_EMB, (1, num_captions, dim), (1, rows, dim), "float16")
@@ -41,27 +42,27 @@ def add_text_target_arrays(root: zarr.Group, info: CacheInfo, num_captions: int)
 
 
 def missing_teacher_chunks(cache: Cache) -> list[int]:
-    """The chunks of captions that no pass has finished, ascending. Status is written last, so it alone tells."""
+    """Chunks of captions without text targets, ascending. Status is written last: a chunk that has it is done."""
     done = cache.stored_numbers(f"{TEACHER_STATUS}/c")
     return [chunk for chunk in range(cache.array(TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
 
 
 def embed_teacher(
     cache: Cache,
-    encode: Encode,
+    encode: EncodeTexts,
     worker: Worker = ALONE,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Embed the translations of the chunks that are missing; several workers share them.
+    """Embed the translations of the missing chunks; several workers share the chunks.
 
     Args:
         cache: planned with a teacher's field, open for writing.
-        encode: the teacher.
-        worker: which of those that share the pass this is.
-        on_progress: called with captions done and to be done, in this pass.
+        encode: the text teacher.
+        worker: this one, of those that share the pass.
+        on_progress: called with the captions done in this pass, and all of them.
 
     Raises:
-        CacheError: the teacher's output has another width than planned, or no room to write.
+        CacheError: the teacher's output has another width than planned, or the disk is full.
     """
     status = cache.array(TEACHER_STATUS)
     rows, num_captions = status.chunks[0], status.shape[0]
@@ -72,30 +73,30 @@ def embed_teacher(
     with sharing(cache.store, worker, "teach") as share:
         while share.has_more(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
             for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
-                run = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
-                texts = [text.decode() for text in cache.texts(TEACHER_TEXT, run.start, run.stop).split()]
-                emb, found = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+                captions = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
+                texts = [text.decode() for text in cache.texts(TEACHER_TEXT, captions.start, captions.stop).split()]
+                emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
                 with zarr.config.set({"array.write_empty_chunks": True}):
-                    cache.array_now(TEACHER_EMB)[0, run] = emb
-                    cache.array_now(TEACHER_STATUS)[run] = found
+                    cache.array_now(TEACHER_EMB)[0, captions] = emb
+                    cache.array_now(TEACHER_STATUS)[captions] = outcome
                 done += len(texts)
                 share.note(done, time.perf_counter() - started, "the tower")
                 on_progress(done, total)
 
 
 def embed_texts(
-    texts: Sequence[str], encode: Encode, batch_size: int, dim: int
+    texts: Sequence[str], encode: EncodeTexts, batch_size: int, dim: int
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Embed texts that may be several lines each.
+    """Embed texts; one of several lines gets the mean direction of its lines.
 
     Args:
-        texts: of R captions, empty where there is none.
-        encode: the teacher.
-        batch_size: lines of one forward.
+        texts: translations of R captions, empty where there is none.
+        encode: the text teacher.
+        batch_size: lines in one forward pass.
         dim: D.
 
     Returns:
-        Embeddings `[R, D]`, unit norm or zero, and what became of each `[R]`.
+        Embeddings `[R, D]`, of unit norm or zero, and the `TextTargetStatus` of each `[R]`.
 
     Raises:
         CacheError: the teacher's output has another width.

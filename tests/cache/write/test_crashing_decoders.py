@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.write.decode_pool import Block, block_decoder
+from clipglot.cache.write.decode_pool import Block, decode_pool
 from clipglot.cache.write.image_decode import ResizeCrop
 from numpy.typing import NDArray
 from support.crashing_reader import DeadlyReader
@@ -18,7 +18,7 @@ def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Statu
     blocks = [Block(start, keys[start : start + block_rows], None, (0,)) for start in range(0, num, block_rows)]
     reader = DeadlyReader(frozenset(map(str, deadly)))
     status, colours, hashes = [], [], []
-    with block_decoder(reader, GEOMETRY, block_rows=block_rows, workers=2, max_pixels=100) as decoder:
+    with decode_pool(reader, GEOMETRY, block_rows=block_rows, num_workers=2, max_pixels=100) as decoder:
         for block, asked in zip(decoder.decode(blocks), blocks, strict=True):
             assert block.start == asked.start
             status += [Status(value) for value in block.status.tolist()]
@@ -44,6 +44,6 @@ def test_an_image_that_ends_its_process_is_damaged_and_the_others_are_as_ever(de
 @pytest.mark.parametrize("block_rows", [1, 2, 6])
 def test_processes_that_die_one_after_another_end_the_pass(block_rows: int) -> None:
     with pytest.raises(
-        CacheError, match=r"die one after another, the last one at row \d+ \(\d+\), perhaps for want of"
+        CacheError, match=r"die one after another, the last one at row \d+ \(\d+\), perhaps for lack of"
     ):
         decoded(set(range(12, 24)), 30, block_rows)

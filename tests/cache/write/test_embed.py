@@ -20,7 +20,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.write import embed
+from clipglot.cache.write import chunk_writer
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.report import PassReport
@@ -58,7 +58,7 @@ def test_features_without_a_direction_cost_their_row(
         features[4] = 8e37
         return features
 
-    embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=1)
+    embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), num_workers=1)
     opened = Cache(cache)
     assert opened.status()[8:16].tolist() == [Status.NOT_FINITE] * 4 + [Status.EMBEDDED] * 4
     assert not opened.image_emb()[8:12].any()
@@ -75,7 +75,7 @@ def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, t
             Cache(cache, read_only=False),
             lambda pixels: np.ones((len(pixels), 5), np.float32),
             reader=reader_of(Cache(cache)),
-            workers=1,
+            num_workers=1,
         )
     assert Cache(cache, read_only=False).missing_chunks() == [2]
 
@@ -154,7 +154,7 @@ def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     undo(cache, *range(5))
-    embedded, write, ahead = threading.Semaphore(0), embed._write, []
+    embedded, write, ahead = threading.Semaphore(0), chunk_writer.write_chunk, []
     num_embedded = 0
 
     def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -163,15 +163,15 @@ def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
         embedded.release()
         return np.ones((len(pixels), 16), np.float32)
 
-    def slow_write(cache: Cache, chunk: Any, report: PassReport) -> None:
+    def slow_write(cache: Cache, chunk: Any) -> None:
         for _ in range(2 if chunk.index == 0 else chunk.index < 4):
             assert embedded.acquire(timeout=30)  # the tower goes on meanwhile ...
         time.sleep(0.05)
         ahead.append(num_embedded - chunk.index - 1)  # ... but not for ever
-        write(cache, chunk, report)
+        write(cache, chunk)
 
-    monkeypatch.setattr(embed, "_write", slow_write)
-    report = embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=1)
+    monkeypatch.setattr(chunk_writer, "write_chunk", slow_write)
+    report = embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), num_workers=1)
     assert ahead == [1, 1, 1, 1, 0]
     assert report.write_wait_s > 0.05
     assert Cache(cache).missing_chunks() == []
@@ -183,7 +183,7 @@ def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     undo(cache, *range(5))
 
-    def fail(cache: Cache, chunk: Any, report: PassReport) -> None:
+    def fail(cache: Cache, chunk: Any) -> None:
         raise CacheError("disk full")
 
     def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -191,9 +191,9 @@ def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
         return np.ones((len(pixels), 16), np.float32)
 
     encoded: list[int] = []
-    monkeypatch.setattr(embed, "_write", fail)
+    monkeypatch.setattr(chunk_writer, "write_chunk", fail)
     with pytest.raises(CacheError, match="disk full"):
-        embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=1)
+        embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), num_workers=1)
     assert len(encoded) <= 2
     assert Cache(cache).missing_chunks() == list(range(5))
 

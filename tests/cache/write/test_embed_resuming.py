@@ -68,7 +68,7 @@ def test_a_resumed_pass_allows_the_pixels_that_were_planned(
     cache = Cache(tmp_path / "cache.zarr", read_only=False)
     assert cache.info.max_pixels == limit
     with pytest.raises(CacheError, match=r"\(40 too large\)"):
-        embed_missing(cache, lambda x: x[:, 0, 0, :1].repeat(16, 1), reader=reader_of(cache), workers=1)
+        embed_missing(cache, lambda x: x[:, 0, 0, :1].repeat(16, 1), reader=reader_of(cache), num_workers=1)
 
 
 def test_a_cache_without_max_pixels_was_made_with_the_default(tiny_cache: Path, tmp_path: Path) -> None:

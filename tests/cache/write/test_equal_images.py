@@ -91,7 +91,7 @@ def test_batches_hold_distinct_good_images_alone(cache: Path, doubled: Path, tmp
         seen.append(int(pixels.any(axis=(1, 2, 3)).sum()))
         return pixels[:, 0, :16, 0].astype(np.float32) + 1
 
-    embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), workers=2)
+    embed_missing(Cache(cache, read_only=False), encode, reader=reader_of(Cache(cache)), num_workers=2)
     assert seen == [4, 4, 4, 4, 4]
 
 
@@ -129,7 +129,7 @@ def test_a_tower_that_computes_later_gives_the_same_bytes(cache: Path, tmp_path:
     for name, encode in (("late", tower), ("plain", features_of)):
         copy = Path(shutil.copytree(cache, tmp_path / name))
         shutil.rmtree(copy / "images/status/c")
-        embed_missing(Cache(copy, read_only=False), encode, reader=reader_of(Cache(copy)), workers=1)
+        embed_missing(Cache(copy, read_only=False), encode, reader=reader_of(Cache(copy)), num_workers=1)
         made.append(files(copy))
     assert made[0] == made[1]
     assert (tower.outstanding, tower.most_outstanding) == (0, 3)
@@ -166,7 +166,7 @@ def test_a_damaged_hash_is_found_and_the_remedy_mends_it(
 def test_the_count_is_the_same_in_any_number_of_rounds(
     at_a_time: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "HASHES_AT_A_TIME", at_a_time)
+    monkeypatch.setattr(duplicates, "HASHES_PER_ROUND", at_a_time)
     assert duplicates.count_duplicates(Cache(cache)) == 3
 
 

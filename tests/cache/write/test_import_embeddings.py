@@ -169,10 +169,10 @@ def test_killed_and_run_again_it_has_the_bytes_of_an_undisturbed_import(
     script = (
         "import os, signal, sys\nfrom clipglot.cli.main import main\n"
         "import clipglot.cache.write.import_embeddings as it\n"
-        "write = it.write_chunk\n"
+        "write = it.write_plain_view\n"
         "def dying(cache, rows, *arrays):\n    write(cache, rows, *arrays)\n"
         "    if rows.start >= 5 * cache.info.chunk_rows: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "it.write_chunk = dying\nmain(sys.argv[1:])"
+        "it.write_plain_view = dying\nmain(sys.argv[1:])"
     )
     done = subprocess.run([sys.executable, "-c", script, *command, "-o", str(tmp_path / "a.zarr")], capture_output=True)
     assert done.returncode == -signal.SIGKILL

@@ -197,11 +197,11 @@ def test_features_without_a_direction_cost_the_view_and_not_the_row(
         shutil.rmtree(cache / "images/status/c")
         opened = Cache(cache, read_only=False)
         with pytest.raises(CacheError, match="no record of how its views are made"):
-            embed_missing(opened, encode, reader=reader_of(opened), workers=1, num_views=3)
+            embed_missing(opened, encode, reader=reader_of(opened), num_workers=1, num_views=3)
         write_info(opened, replace(opened.info, augmentation=Augmentation()))
         for num_views in steps:
             make_room(opened, num_views)
-            embed_missing(opened, encode, reader=reader_of(opened), workers=1, num_views=num_views)
+            embed_missing(opened, encode, reader=reader_of(opened), num_workers=1, num_views=num_views)
         assert opened.count_status() == {Status.EMBEDDED: 40}
         for view in (1, 2):
             assert np.flatnonzero(opened.norm(view) == 0).tolist() == [1, 9, 17, 25, 33]
