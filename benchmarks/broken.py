@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         broken = write_images(args.data, Path(name) / "root", args.images, args.text_field)
         command = [sys.executable, "-m", "clipglot", "cache", f"{name}/root/pairs.jsonl", "-o", f"{name}/c.zarr"]
-        command += ["--model", args.model, "--text-field", args.text_field, "--workers", str(args.workers)]
+        command += ["--model", args.model, "--text-field", args.text_field, "--num-workers", str(args.workers)]
         command += ["--pretrained", args.pretrained] if args.pretrained else []
         started = time.monotonic()
         exit_code, memory = run_and_sample_memory(command)

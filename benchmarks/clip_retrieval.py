@@ -35,7 +35,7 @@ def ours(images: Path, output: Path, weights: Path, batch_size: int, workers: in
     manifest = images.with_suffix(".jsonl")
     rows = [{"image": path.name, "text": "an image"} for path in sorted(images.iterdir())]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["-m", "clipglot", "cache", manifest, "-o", output, "--image-root", images, "--workers", workers]
+    command = ["-m", "clipglot", "cache", manifest, "-o", output, "--image-root", images, "--num-workers", workers]
     tower = ["--model", "ViT-B-32", "--pretrained", weights, "--batch-size", batch_size]
     run_quietly([sys.executable, *command, *tower])
     return Cache(output).image_emb().astype(np.float64)

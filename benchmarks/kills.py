@@ -63,8 +63,8 @@ def start(source: Path, output: Location, worker: str | None, slowed_s: float, m
     code = 1
     try:
         model = f"local-dir:{ENGLISH_CLIP}"
-        sizes = {"batch_size": CHUNK, "chunk_rows": CHUNK, "workers": 1, "device": "cpu"}
-        cache_images(CacheSettings(source=source, output=output, model=model, worker=worker, **sizes))
+        sizes = {"batch_size": CHUNK, "chunk_rows": CHUNK, "num_workers": 1, "device": "cpu"}
+        cache_images(CacheSettings(source=source, output=output, model=model, shard=worker, **sizes))
         code = 0
     finally:
         if code:

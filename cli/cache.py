@@ -13,7 +13,7 @@ from ..cache.write.plan import is_planned
 from ..cache.write.report import PassReport
 from ..cache.write.views import count_repeats, missing_views, num_begun
 from ..distill.training.signals import interrupted_by_sigterm
-from ..jobs.settings.cache import CacheSettings
+from ..jobs.settings.cache import RENAMED, CacheSettings
 from .cache_progress import PassProgress
 from .describe import because, contents
 from .main import is_first_process
@@ -36,7 +36,7 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command()
-@settings_options(CacheSettings, "source", known=_known)
+@settings_options(CacheSettings, "source", known=_known, renamed=RENAMED)
 @json_option
 def cache(settings: CacheSettings, as_json: bool) -> None:
     """Embed every image of SOURCE once; run it again to resume.
@@ -51,7 +51,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
 
-    Under torchrun, or as jobs that each have their --worker I/N, it is shared; nobody needs to talk to anybody.
+    Under torchrun, or as as jobs with a --shard I/N each, processes share it without talking to each other.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), interrupted_by_sigterm():
         try:
@@ -150,7 +150,7 @@ def _stages(report: PassReport) -> str:
 
 def _by(settings: CacheSettings) -> str:
     """Whose images are counted, where several share the pass."""
-    return "" if settings.share.is_alone else f"{settings.share} did "
+    return "" if settings.worker.is_alone else f"{settings.worker} did "
 
 
 def _kept(path: Location) -> str:

@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from ..cache.location import Location, Url, to_location
 from ..distill.errors import DistillError
+from .main import is_first_process
+from .render import warn
 
 Command = Callable[..., Any]
 cache_argument = click.argument("cache", type=to_location)
@@ -61,6 +64,7 @@ def settings_options(
     settings: type[Any],
     *arguments: str,
     known: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda merged, options: {},
+    renamed: Mapping[str, str] = MappingProxyType({}),
 ) -> Callable[[Command], Command]:
     """Decorate a click command with the options of a settings dataclass; it receives one instance as `settings`.
 
@@ -68,13 +72,15 @@ def settings_options(
         settings: the dataclass.
         arguments: names of fields that are positional, in order.
         known: values of fields that were not given, from those that were and from the command's other options.
+        renamed: old names of fields and their new ones. The old ones still work as flags, hidden, and in files of
+            settings, with a warning.
     """
 
     def decorate(function: Command) -> Command:
         def command(**values: Any) -> Any:
-            names = {field.name for field in fields(settings)}
+            names = {*(field.name for field in fields(settings)), *renamed}
             given = {name: values.pop(name) for name in list(values) if name in names}
-            merged = _merge(settings, arguments, given, values.pop("config"))
+            merged = _merge(settings, arguments, given, values.pop("config"), renamed)
             merged = known(merged, values) | merged
             _require_all(settings, merged)
             try:
@@ -87,6 +93,13 @@ def settings_options(
         command.__click_params__ = list(getattr(function, "__click_params__", []))  # type: ignore[attr-defined]
         decorators: list[Callable[[Command], Command]] = [
             _parameter(field, hint, field.name in arguments) for field, hint in _hints(settings)
+        ]
+        types_ = {field.name: get_args(hint)[0] for field, hint in _hints(settings)}
+        decorators += [
+            click.option(
+                _flag(old), old, type=_click_type(types_[new])[0], help=f"old name of {_flag(new)}", hidden=True
+            )
+            for old, new in renamed.items()
         ]
         toml = click.Path(exists=True, dir_okay=False, path_type=Path)
         decorators.append(click.option("--config", type=toml, help="TOML file with any of these settings; flags win"))
@@ -110,7 +123,7 @@ def _parameter(field: Field[Any], hint: Any, positional: bool) -> Callable[[Comm
     if positional:
         return click.argument(field.name, type=click_type, required=field.default is MISSING)
     flag = field.name.replace("_", "-")
-    flags = [f"--{flag}/--no-{flag}" if type_ is bool else f"--{flag}", field.name]
+    flags = [f"--{flag}/--no-{flag}" if type_ is bool else _flag(field.name), field.name]
     if field.name == "output":
         flags.insert(0, "-o")
     if field.default is MISSING:
@@ -147,28 +160,62 @@ def _metavar(type_: Any) -> str | None:
 
 
 def _merge(
-    settings: type[Any], arguments: tuple[str, ...], given: dict[str, Any], config: Path | None
+    settings: type[Any],
+    arguments: tuple[str, ...],
+    given: dict[str, Any],
+    config: Path | None,
+    renamed: Mapping[str, str],
 ) -> dict[str, Any]:
-    merged = _read_config(settings, arguments, config) if config else {}
-    return merged | {name: value for name, value in given.items() if value not in (None, ())}
+    merged = _read_config(settings, arguments, config, renamed) if config else {}
+    flags = {name: value for name, value in given.items() if value not in (None, ())}
+    return merged | _with_new_names(flags, renamed, _flag)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _with_new_names(
+    values: dict[str, Any], renamed: Mapping[str, str], shown: Callable[[str], str] = str, where: str = ""
+) -> dict[str, Any]:
+    """Put values of renamed settings under their new names, with a warning for each old name.
+
+    Args:
+        values: by name of setting.
+        renamed: old names and their new ones.
+        shown: how a message shows a name.
+        where: the values come from, as a message begins.
+
+    Raises:
+        click.UsageError: a setting is given under both names.
+    """
+    for old in sorted(renamed.keys() & values.keys()):
+        new = renamed[old]
+        if new in values:
+            raise click.UsageError(f"{where}{shown(old)} is the old name of {shown(new)}: give the new name alone")
+        if is_first_process():
+            warn(f"{where}{shown(old)} is now called {shown(new)}")
+    return {renamed.get(name, name): value for name, value in values.items()}
 
 
 def _require_all(settings: type[Any], merged: dict[str, Any]) -> None:
     for field in fields(settings):
         if field.default is MISSING and field.name not in merged:
-            raise click.UsageError(f"Missing option '--{field.name.replace('_', '-')}'.")
+            raise click.UsageError(f"Missing option '{_flag(field.name)}'.")
 
 
-def _read_config(settings: type[Any], arguments: tuple[str, ...], config: Path) -> dict[str, Any]:
+def _read_config(
+    settings: type[Any], arguments: tuple[str, ...], config: Path, renamed: Mapping[str, str]
+) -> dict[str, Any]:
     """Settings from a TOML file; unknown keys and wrong types are errors."""
     try:
         found = tomllib.loads(config.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{config}: {error}") from error
     known = {field.name: hint for field, hint in _hints(settings) if field.name not in arguments}
+    by_name = {key.replace("-", "_"): (key, value) for key, value in found.items()}
     values: dict[str, Any] = {}
-    for key, value in found.items():
-        name = key.replace("-", "_")
+    for name, (key, value) in _with_new_names(by_name, renamed, where=f"{config}: ").items():
         if name not in known:
             near = get_close_matches(name, known, 1)
             instead = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"

@@ -65,7 +65,7 @@ def cache_images(
     source.info = replace(source.info, sha256=source.sha256())
     on_progress("load", 0, None)
     tower, teacher = _load(settings)
-    worker, store = settings.share, store_at(settings.output, read_only=False)
+    worker, store = settings.worker, store_at(settings.output, read_only=False)
     job = CacheJob(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
     if worker.is_alone:
         with store.held():
@@ -88,7 +88,7 @@ def _embed(
     on_report: Callable[[PassReport], None],
 ) -> CacheResult:
     """What a worker does of the pass, once the cache is prepared."""
-    settings, worker = job.settings, job.settings.share
+    settings, worker = job.settings, job.settings.worker
     cache = Cache(settings.output, read_only=False)
     if teacher and settings.images:  # first, so that a sealed cache has all of it
         embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress("teach", done, total))
@@ -111,7 +111,7 @@ def _embed(
         cache,
         queue,
         reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=to_make.values()),
-        num_workers=settings.resolved_workers,
+        num_workers=settings.resolved_num_workers,
         num_views=num_views,
         worker=worker,
         on_progress=embedded,

@@ -58,7 +58,7 @@ def make_cache(tiny_clip: Path) -> Callable[..., Any]:
     from clipglot.jobs.settings.cache import CacheSettings
 
     def make(source: Path, output: Path, **settings: Any) -> Any:
-        defaults = {"model": f"local-dir:{tiny_clip}", "batch_size": 8, "workers": 1}
+        defaults = {"model": f"local-dir:{tiny_clip}", "batch_size": 8, "num_workers": 1}
         return cache_images(CacheSettings(source=source, output=output, **defaults | settings))
 
     return make

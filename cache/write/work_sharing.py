@@ -279,7 +279,7 @@ class WorkerLease:
             self._left.set()  # the sign is not this one's to take away
             raise CacheError(
                 f"{found.host} ({found.pid}) has begun as worker {own.worker} of {own.of}, too, and goes on: give each "
-                "process its own --worker I/N"
+                "process its own --shard I/N"
             )
 
     def _find(self, left: Mapping[int, T]) -> tuple[int, T] | None:

@@ -14,6 +14,9 @@ from ...cache.write.work_sharing import Worker
 from ...distill.checks import Device, num_usable_cores, require, require_at_least_one
 from ...distill.errors import DistillError
 
+RENAMED = {"worker": "shard", "workers": "num_workers"}
+"""Old names of settings and their new ones; flags and files of settings may use the old ones still."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
@@ -50,7 +53,9 @@ class CacheSettings:
     ] = False
     limit: Annotated[int | None, "take only the first images"] = None
     batch_size: Annotated[int, "images in one forward of the tower"] = 64
-    workers: Annotated[int | None, "processes that decode images (default: one a core, two for images at a URL)"] = None
+    num_workers: Annotated[
+        int | None, "processes that decode images (default: one a core, two a core for images at a URL)"
+    ] = None
     chunk_rows: Annotated[
         int | None, "rows of a stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
     ] = None
@@ -72,17 +77,17 @@ class CacheSettings:
     augment_seed: Annotated[int, "with row and view fixes every augmentation"] = 0
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
     device: Device = "auto"
-    worker: Annotated[
-        str | None, "share of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
+    shard: Annotated[
+        str | None, "part of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
     ] = None
 
     def __post_init__(self) -> None:
         require(
-            self.worker is None or _share(self.worker) is not None,
-            f"--worker {self.worker}: expected I/N with I from 0 to N - 1, e.g. 0/4",
+            self.shard is None or _parse_shard(self.shard) is not None,
+            f"--shard {self.shard}: expected I/N with I from 0 to N - 1, e.g. 0/4",
         )
-        require_at_least_one(self, "limit", "batch_size", "workers", "chunk_rows", "max_pixels", "views")
-        _launched()
+        require_at_least_one(self, "limit", "batch_size", "num_workers", "chunk_rows", "max_pixels", "views")
+        _launcher_rank()
         zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
         require(
             isinstance(self.output, Url) or not is_hdf5(self.output),
@@ -93,7 +98,7 @@ class CacheSettings:
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
         )
-        require(not self.retry or self.share.is_alone, "--retry is for one process alone: leave out --worker")
+        require(not self.retry or self.worker.is_alone, "--retry is for one process alone: leave out --shard")
         require(not (self.retry and self.append), "--retry and --append exclude each other: run one after the other")
         require(not (self.append and self.teacher_field), "--append has no --teacher-field: cache all sources at once")
         bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
@@ -156,32 +161,32 @@ class CacheSettings:
         )
 
     @property
-    def resolved_workers(self) -> int:
+    def resolved_num_workers(self) -> int:
         """The number of decoding processes.
 
-        Those that read over a network wait half of the time. Those that `torchrun` started on one machine share its
-        cores.
+        Processes that read over a network wait half of the time, so there are two a core. The processes that `torchrun`
+        started on one machine share its cores.
         """
         remote = isinstance(self.image_root or self.source, Url)
         local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return self.workers or max(1, num_usable_cores() * (2 if remote else 1) // local_processes)
+        return self.num_workers or max(1, num_usable_cores() * (2 if remote else 1) // local_processes)
 
     @property
-    def share(self) -> Worker:
-        """Which worker of the pass this is. Jobs of an array may each be several processes of `torchrun`."""
-        index, num = (_share(self.worker) if self.worker else None) or (0, 1)
-        rank, world = _launched()
+    def worker(self) -> Worker:
+        """Worker of the pass that this process is. Each job of an array may be several processes of `torchrun`."""
+        index, num = (_parse_shard(self.shard) if self.shard else None) or (0, 1)
+        rank, world = _launcher_rank()
         return Worker(index * world + rank, num * world)
 
 
-def _share(worker: str) -> tuple[int, int] | None:
-    """`I/N` as two numbers, None if it is no such thing."""
-    found = re.fullmatch(r"(\d+)/(\d+)", worker)
-    return (int(found[1]), int(found[2])) if found and int(found[1]) < int(found[2]) else None
+def _parse_shard(shard: str) -> tuple[int, int] | None:
+    """`I/N` as two numbers, None if it is something else."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    return (int(match[1]), int(match[2])) if match and int(match[1]) < int(match[2]) else None
 
 
-def _launched() -> tuple[int, int]:
-    """The number of this process among those that `torchrun` started, and their number; (0, 1) if it did not.
+def _launcher_rank() -> tuple[int, int]:
+    """Rank and world size of this process, as `torchrun` started it; (0, 1) if it did not.
 
     Raises:
         DistillError: RANK and WORLD_SIZE in the environment cannot be of a launcher.

@@ -20,9 +20,9 @@ from support.command_line import run, small
 CONTRACT = {
     "clipglot": "--version",
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
-    "--where --split --teacher-field --images --append --retry --limit --batch-size --workers --chunk-rows "
+    "--where --split --teacher-field --images --append --retry --limit --batch-size --num-workers --chunk-rows "
     "--max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
-    "--augment-seed --precision --device --worker --config --json",
+    "--augment-seed --precision --device --shard --config --json",
     "inspect": "CACHE --failures --pairs --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
@@ -60,14 +60,24 @@ def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 
 TREE = dict(walk(main))
+HIDDEN = {"cache": ["--worker", "--workers"]}  # old names that still work
 
 
 def test_commands_and_options_are_a_contract() -> None:
     names = {
-        path: " ".join(p.opts[-1] if isinstance(p, click.Option) else (p.name or "").upper() for p in command.params)
+        path: " ".join(
+            parameter.opts[-1] if isinstance(parameter, click.Option) else (parameter.name or "").upper()
+            for parameter in command.params
+            if not getattr(parameter, "hidden", False)
+        )
         for path, command in TREE.items()
     }
     assert names == CONTRACT
+    hidden = {
+        path: [parameter.opts[0] for parameter in command.params if getattr(parameter, "hidden", False)]
+        for path, command in TREE.items()
+    }
+    assert {path: options for path, options in hidden.items() if options} == HIDDEN
 
 
 @pytest.mark.parametrize("path", TREE)
@@ -173,10 +183,31 @@ def test_a_wrong_file_of_settings_is_bad_usage_and_says_why(content: str, messag
 
 def test_lists_in_the_file_are_repeated_flags(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
     config = tmp_path / "cache.toml"
-    config.write_text(f'model = "local-dir:{tiny_clip}"\ntext_field = ["text", "image"]\nworkers = 1\nlimit = 2\n')
+    config.write_text(f'model = "local-dir:{tiny_clip}"\ntext_field = ["text", "image"]\nnum_workers = 1\nlimit = 2\n')
     result = run("cache", manifest, "-o", tmp_path / "c.zarr", "--config", config, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["source"]["text_fields"] == ["text", "image"]
+
+
+def test_old_names_of_settings_work_with_a_warning_that_names_the_new_ones(
+    manifest: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    config, cache = tmp_path / "cache.toml", tmp_path / "c.zarr"
+    config.write_text(f'model = "local-dir:{tiny_clip}"\nworkers = 1\n')
+    given = ["cache", manifest, "-o", cache, "--limit", 2, "--config", config, "--worker", "0/1"]
+    made = run(*given)
+    assert made.exit_code == 0, made.output
+    warnings = [line for line in made.stderr.splitlines() if "is now called" in line]
+    assert warnings == [f"{config}: workers is now called num_workers", "--worker is now called --shard"]
+    assert "now called" not in run(*given[:-2], "--shard", "0/1", "--num-workers", 2).stderr.replace(warnings[0], "")
+    for both in (["--worker", "0/1", "--shard", "0/1"], ["--workers", 1, "--num-workers", 1]):
+        refused = run("cache", manifest, "-o", cache, "--model", "m", *both)
+        assert (refused.exit_code, f"{both[0]} is the old name of {both[2]}" in refused.stderr) == (2, True)
+    config.write_text('worker = "0/2"\nshard = "0/2"\n')
+    refused = run("cache", manifest, "-o", cache, "--model", "m", "--config", config)
+    assert (refused.exit_code, "worker is the old name of shard" in refused.stderr) == (2, True)
+    wrong = run("cache", manifest, "-o", cache, "--model", "m", "--worker", "2/2")
+    assert (wrong.exit_code, "--shard 2/2" in wrong.stderr) == (2, True)
 
 
 def test_no_help_says_required_twice() -> None:

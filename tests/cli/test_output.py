@@ -125,7 +125,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
     tiny_cache: Path, tiny_run: Path, tiny_clip: Path, merged: Path, manifest: Path, tmp_path: Path
 ) -> None:
     image = manifest.parent / "images" / "0000.png"
-    model = ["--model", f"local-dir:{tiny_clip}", "--limit", 2, "--workers", 1]
+    model = ["--model", f"local-dir:{tiny_clip}", "--limit", 2, "--num-workers", 1]
     expected: dict[str, tuple[list[object], Any]] = {
         "num_pictures": (["cache", manifest, "-o", tmp_path / "c.zarr", *model], 2),
         "failures": (["inspect", tiny_cache], []),

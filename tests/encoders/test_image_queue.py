@@ -98,7 +98,7 @@ def test_the_command_says_what_memory_held_and_how_far_half_precision_is_off(
         return replace(tower, visual=SmallMemory(tower.visual, 3))
 
     monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", small)
-    options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "1", "--precision", "bf16"]
+    options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "1", "--precision", "bf16"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(tmp_path / "cache.zarr"), *options])
     assert said.exit_code == 0, said.output
     assert said.stdout.count("memory held 2 of 8 images at once") == 1

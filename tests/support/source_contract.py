@@ -249,7 +249,7 @@ class SourceContract(ABC):
         self, tmp_path: Path, make_cache: Callable[..., Any]
     ) -> None:
         made = self.made(tmp_path / "source")
-        found: Cache = make_cache(made.path, tmp_path / "cache.zarr", workers=2, **made.options).cache
+        found: Cache = make_cache(made.path, tmp_path / "cache.zarr", num_workers=2, **made.options).cache
         table = as_table(tmp_path / "table", encoded_images(len(self.captions)), self.captions)
         expected: Cache = make_cache(table, tmp_path / "table.zarr").cache
         assert (found.status() == Status.EMBEDDED).all()

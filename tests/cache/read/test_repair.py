@@ -50,7 +50,7 @@ def repair(cache: Path) -> tuple[int, dict[str, Any]]:
 def run_again(command: str) -> None:
     words = shlex.split(command)
     assert words[:2] == ["clipglot", "cache"]
-    result = CliRunner().invoke(main, [*words[1:], "--workers", "1", "--device", "cpu"])
+    result = CliRunner().invoke(main, [*words[1:], "--num-workers", "1", "--device", "cpu"])
     assert result.exit_code == 0, result.output
 
 

@@ -83,7 +83,7 @@ def test_every_command_runs(
     output = command[command.index("-o") + 1]
     given = command[1 : command.index("--model")]
     assert command[command.index("--model") + 2] == "--pretrained"  # without weights it would be refused
-    result = CliRunner().invoke(main, [*given, "--model", f"local-dir:{tiny_clip}", "--workers", "1"])
+    result = CliRunner().invoke(main, [*given, "--model", f"local-dir:{tiny_clip}", "--num-workers", "1"])
     assert result.exit_code == 0, result.output
     assert Cache(tmp_path / output).info.counts == {"embedded": 3}
 

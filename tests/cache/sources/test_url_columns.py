@@ -107,7 +107,7 @@ def test_each_file_is_fetched_once(bucket: Bucket, tmp_path: Path, make_cache: C
     folders.TestMuge().make(tmp_path / "muge", images, captions)
     for name, ranges in planning.items():
         url = Url(bucket.upload(tmp_path / name, f"fetched/{name}"))
-        found = make_cache(url, tmp_path / f"{name}.zarr", workers=3).cache
+        found = make_cache(url, tmp_path / f"{name}.zarr", num_workers=3).cache
         assert np.array_equal(found.image_emb(), expected)
         gets = bucket.num_gets(f"fetched/{name}/")
         assert gets == {f"fetched/{name}/{path.name}": ranges + 1 for path in (tmp_path / name).iterdir()}

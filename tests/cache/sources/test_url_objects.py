@@ -36,7 +36,7 @@ def test_each_object_is_fetched_once(
     for name, times in (("plain", 2), ("tables", 1), ("table", 1)):  # headers have to be read first
         url = bucket.upload(tmp_path / name, f"once/{name}")
         source = f"{url}/pairs.jsonl" if name == "table" else f"{url}/{{00000..00003}}.tar"
-        made = make_cache(Url(source), tmp_path / f"{name}.zarr", workers=3).cache
+        made = make_cache(Url(source), tmp_path / f"{name}.zarr", num_workers=3).cache
         assert np.array_equal(made.image_emb(), expected.image_emb())
         gets = bucket.num_gets(f"once/{name}/")
         once = {key: 1 for key in bucket.objects() if key.startswith(f"once/{name}/") and not key.endswith("s.json")}

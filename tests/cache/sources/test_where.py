@@ -196,7 +196,7 @@ def test_the_command_reports_rows_left_out(manifest: Path, tiny_clip: Path, tmp_
         tmp_path / "c.zarr",
         "--model",
         f"local-dir:{tiny_clip}",
-        "--workers",
+        "--num-workers",
         1,
     ]
     given = [str(argument) for argument in [*given, "--where", "n > 1", "--language", "ru"]]

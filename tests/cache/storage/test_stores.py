@@ -239,7 +239,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def options(tiny_clip: Path) -> list[str]:
-    return ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "1", "--device", "cpu"]
+    return ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "1", "--device", "cpu"]
 
 
 def test_the_command_writes_to_a_bucket_and_says_where(

@@ -40,7 +40,7 @@ def start_worker(launcher: Any, many_images: Path, tiny_clip: Path, tmp_path: Pa
 
     def begin(output: object, worker: str, script: str = "", *options: str) -> Started:
         arguments = ["cache", many_images, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
-        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--workers", 1, "--worker", worker, *options]
+        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--num-workers", 1, "--shard", worker, *options]
         messages = tmp_path / f"messages{len(started)}"
         for stream in (1, 2):
             Path(f"{messages}.{stream}").touch()

@@ -204,7 +204,7 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
 ) -> None:
     path, old = tmp_path / "c.zarr", tmp_path / "old.zarr"
     make_cache(manifests["old"], old)
-    given = ["cache", manifests["more"], "-o", path, "--append", "--batch-size", 8, "--workers", 1]
+    given = ["cache", manifests["more"], "-o", path, "--append", "--batch-size", 8, "--num-workers", 1]
     given = [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]]
     command, pipe = [sys.executable, "-c", LAUNCHER, str(tmp_path / "count"), *given], subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as launcher:

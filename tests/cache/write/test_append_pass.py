@@ -229,7 +229,7 @@ def test_duplicates_are_counted_over_old_and_new_images(
 
 
 def test_the_command_says_what_was_there_already(old: Path, manifests: dict[str, Path], tiny_clip: Path) -> None:
-    given = ["cache", manifests["more"], "-o", old, "--append", "--batch-size", 8, "--workers", 1]
+    given = ["cache", manifests["more"], "-o", old, "--append", "--batch-size", 8, "--num-workers", 1]
     made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
     assert made.exit_code == 0, made.output
     left_out = "(the cache has their images already; their captions were not added)"

@@ -105,7 +105,7 @@ def spoil(folder: Path) -> dict[str, str]:
 def test_each_broken_image_costs_its_row_and_inspect_lists_its_reason(tiny_clip: Path, tmp_path: Path) -> None:
     manifest, cache = draw_images(tmp_path, 24), tmp_path / "cache.zarr"
     broken = spoil(tmp_path)
-    options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--workers", "2"]
+    options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "2"]
     made = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert made.exit_code == 0, made.output
     assert "10 of 24 embedded" in made.stdout

@@ -32,7 +32,7 @@ def test_resuming_embeds_the_missing_chunks_alone_and_gives_the_same_bytes(
     whole = files(cache)
     undo(cache, 0, 3)
     (cache / "images" / "emb" / "c" / ".0.0123.partial").write_bytes(b"half")
-    result = make_cache(manifest, cache, workers=2)
+    result = make_cache(manifest, cache, num_workers=2)
     assert result.resumed
     assert result.report.num_pictures == 2 * result.cache.info.chunk_rows
     assert files(cache) == whole

@@ -73,7 +73,7 @@ def test_bytes_depend_neither_on_workers_nor_on_interruptions(
     views: dict[str, Any], doubled: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_cache(doubled, tmp_path / "at_once", **SETTINGS | views)
-    made = make_cache(doubled, tmp_path / "again", **SETTINGS, workers=3)
+    made = make_cache(doubled, tmp_path / "again", **SETTINGS, num_workers=3)
     (tmp_path / "again/images/status/c/0").unlink()
     made = make_cache(doubled, tmp_path / "again", **SETTINGS | views)
     assert made.report.num_copied == 2

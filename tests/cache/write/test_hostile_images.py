@@ -187,7 +187,7 @@ def test_a_pass_over_odd_files_ends_and_says_what_each_was(tmp_path: Path, tiny_
         "--model",
         f"local-dir:{tiny_clip}",
     ]
-    done = subprocess.run([*command, "--workers", "1"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--num-workers", "1"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "c.zarr"), "--failures", "-1", "--json"])
     found = json.loads(inspected.stdout)

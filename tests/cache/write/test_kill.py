@@ -23,7 +23,7 @@ from clipglot.cache.read.verify import verify
 from clipglot.demo.run import ENGLISH_CLIP
 from support.drawings import draw_images
 
-SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "workers": 2, "device": "cpu"}
+SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "num_workers": 2, "device": "cpu"}
 
 # Runs one `clipglot` command after another, each in a process and session of its own. They are forked from here
 # after the imports, because importing torch takes longer than all that is tested.
@@ -209,7 +209,7 @@ def test_adding_views_killed_at_random_moments_gives_the_same_files_and_never_ha
 ) -> None:
     views: dict[str, Any] = {"views": 4, "augment_scale": 0.3, "augment_flip": 0.5}
     at_once, cache = tmp_path / "at_once.zarr", Path(shutil.copytree(undisturbed, tmp_path / "cache.zarr"))
-    make_cache(images, at_once, **SETTINGS | views | {"workers": 1})
+    make_cache(images, at_once, **SETTINGS | views | {"num_workers": 1})
     moments = random.Random(0)
     for at_least in (0, 7, 15, 23):  # chunks of the last view that are done when the killer wakes up
         with running(cache, **views) as a_pass:

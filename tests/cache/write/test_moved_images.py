@@ -140,7 +140,7 @@ def test_nothing_is_tried_again_before_all_that_is_read_is_there(make_cache: Mak
     assert files(cache) == before
 
 
-@pytest.mark.parametrize("more", [{"worker": "0/2"}, {"append": True}])
+@pytest.mark.parametrize("more", [{"shard": "0/2"}, {"append": True}])
 def test_trying_again_is_for_a_lone_pass(more: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DistillError, match="--retry"):
         CacheSettings(source=tmp_path, output=tmp_path, model="m", retry=True, **more)

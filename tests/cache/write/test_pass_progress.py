@@ -24,7 +24,7 @@ from support.worker_processes import SLOW
 
 
 def cached(manifest: Path, tiny_clip: Path, output: Path, *more: str) -> Result:
-    given = ["--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--batch-size", "8", "--workers", "1"]
+    given = ["--model", f"local-dir:{tiny_clip}", "--device", "cpu", "--batch-size", "8", "--num-workers", "1"]
     return CliRunner().invoke(main, ["cache", str(manifest), "-o", str(output), *given, *more])
 
 
@@ -73,7 +73,7 @@ def test_control_c_in_a_terminal_leaves_one_clean_line_below_the_bars(
     manifest: Path, tiny_clip: Path, tmp_path: Path
 ) -> None:
     given = ["cache", str(manifest), "-o", str(tmp_path / "c.zarr"), "--model", f"local-dir:{tiny_clip}"]
-    given += ["--batch-size", "8", "--workers", "1", "--device", "cpu"]
+    given += ["--batch-size", "8", "--num-workers", "1", "--device", "cpu"]
     script = f"import time\n{SLOW.format(0.5)}\nfrom clipglot.cli.main import main\nmain({given!r})"
     ours, theirs = pty.openpty()
     environment = os.environ | {"COLUMNS": "100", "TERM": "xterm"}

@@ -73,7 +73,7 @@ def test_views_added_later_or_by_more_workers_are_the_same_bytes(
     cache = tmp_path / "cache.zarr"
     make_cache(manifest, cache)
     make_cache(manifest, cache, **VIEWS | {"views": 2})
-    result = make_cache(manifest, cache, workers=2, **VIEWS)
+    result = make_cache(manifest, cache, num_workers=2, **VIEWS)
     assert (result.resumed, result.report.num_pictures) == (True, 40)
     assert files(cache) == files(viewed)
     for again in (VIEWS, {}):  # asked for what is there, or for less
@@ -96,7 +96,7 @@ def test_while_views_are_added_the_cache_serves_those_it_has(
     from clipglot.jobs.settings.cache import CacheSettings
 
     model = Cache(cache).info.encoder.model
-    given_ = CacheSettings(source=manifest, output=cache, model=model, batch_size=8, workers=1, **VIEWS)
+    given_ = CacheSettings(source=manifest, output=cache, model=model, batch_size=8, num_workers=1, **VIEWS)
     with pytest.raises(KeyboardInterrupt):
         cache_images(given_, stop)
     opened = Cache(cache).require_sealed()
@@ -157,7 +157,7 @@ def test_an_image_that_is_gone_repeats_its_plain_view_and_one_that_came_back_sta
     hidden.rename(tmp_path / "images/0003.png")
     (tmp_path / "images/0009.png").unlink()
     shutil.copy(tmp_path / "images/0001.png", tmp_path / "images/0011.png")  # another image than was captioned
-    model = ["--model", Cache(cache).info.encoder.model, "--batch-size", "8", "--workers", "1"]
+    model = ["--model", Cache(cache).info.encoder.model, "--batch-size", "8", "--num-workers", "1"]
     options = [*model, "--views", "3", "--augment-scale", "0.4"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert "16 images in 3 views" in said.stdout

@@ -201,9 +201,7 @@ def test_of_two_that_are_the_same_worker_the_later_goes_on(tmp_path: Path) -> No
             earlier.beat()
 
     with sharing(store, Worker(1, 2), "embed") as later:
-        with pytest.raises(
-            CacheError, match=rf"\({os.getpid()}\) has begun as worker 1 of 2, too, .* its own --worker"
-        ):
+        with pytest.raises(CacheError, match=rf"\({os.getpid()}\) has begun as worker 1 of 2, too, .* its own --shard"):
             begin_before(later)
         assert list(read_signs(store)) == ["1.json"]
         with sharing(store, Worker(1, 3), "embed") as of_another_number:
@@ -265,7 +263,7 @@ def test_who_a_worker_is(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert CacheSettings(source=tmp_path, output=tmp_path, model="m", worker=flag).share == expected
+    assert CacheSettings(source=tmp_path, output=tmp_path, model="m", shard=flag).worker == expected
 
 
 @pytest.mark.parametrize(("rank", "world"), [("3", "2"), ("0", "0"), ("x", "2"), ("0", "two"), ("-1", "2")])
@@ -282,13 +280,13 @@ def test_an_environment_that_is_of_no_launcher_is_refused(
 
 @pytest.mark.parametrize("flag", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
 def test_what_is_no_worker_is_refused(flag: str, tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match=rf"--worker {flag}: expected I/N with I from 0 to N - 1"):
-        CacheSettings(source=tmp_path, output=tmp_path, model="m", worker=flag)
+    with pytest.raises(DistillError, match=rf"--shard {flag}: expected I/N with I from 0 to N - 1"):
+        CacheSettings(source=tmp_path, output=tmp_path, model="m", shard=flag)
 
 
 def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("clipglot.jobs.settings.cache.num_usable_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
     given = {"source": tmp_path, "output": tmp_path, "model": "m"}
-    assert CacheSettings(**given).resolved_workers == 3
-    assert CacheSettings(**given, workers=7).resolved_workers == 7
+    assert CacheSettings(**given).resolved_num_workers == 3
+    assert CacheSettings(**given, num_workers=7).resolved_num_workers == 7

@@ -40,7 +40,7 @@ def test_a_run_made_with_relative_paths_is_exported_from_elsewhere(
         output=Path("c.zarr"),
         model="timm/test_vit",
         pretrained="vit.safetensors",
-        workers=1,
+        num_workers=1,
     )
     cache_images(settings)
     make_run(Path("c.zarr"), Path("run"), epochs=1)
