@@ -1,12 +1,14 @@
-"""From the bytes of an image file to the pixels that a tower sees.
+"""Image decoding: from the bytes of an image file to the pixels that a tower sees.
 
-Runs in worker processes, so it imports Pillow and numpy alone: workers start in a tenth of a second and stay small.
-The geometry repeats open_clip's inference transform (`open_clip/transform.py`, `image_transform`) on Pillow images,
-bit for bit; `tests/cache/write/test_image_decode.py` holds the two together.
+This runs in worker processes, so it imports only Pillow and numpy: workers start in a tenth of a second and stay small.
+The geometry is that of open_clip's inference transform (`open_clip/transform.py`, `image_transform`), on Pillow images,
+bit for bit; `tests/cache/write/test_image_decode.py` compares the two.
 """
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -20,7 +22,7 @@ from ..format import MAX_PIXELS, Status
 from ..sources.source import RejectedImageError
 
 Image.init()  # registers every format; `formats=` below fails on a name that is not registered yet
-# What photographs and drawings come in. Formats whose decoder runs other programs (EPS) stay out.
+# The formats of photographs and drawings. Formats whose decoder runs other programs (EPS) are left out.
 FORMATS = tuple(
     name
     for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
@@ -28,13 +30,41 @@ FORMATS = tuple(
 )
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
 BAND_PIXELS = 2**22  # converted at a time, where that takes several times the memory of the image itself
-SCALED_SIDES = 2  # a JPEG that is decoded to a part of its size keeps so many times the sides it will be resized to
-Image.MAX_IMAGE_PIXELS = None  # the limit is checked here, before decoding, and is a setting
+SCALED_SIDES = 2  # a JPEG decoded at reduced size keeps this many times the sides that it will be resized to
+
+
+class _PillowLimit:
+    """Pillow's own limit of pixels (`Image.MAX_IMAGE_PIXELS`), switched off while any thread decodes.
+
+    The limit of a pass is a setting, which `_require_size` checks by the header alone. Pillow's is a global of the
+    process, so it is switched off for no longer than necessary, and left as the process has it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._num_decoding, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Switch it off until the end of the block."""
+        with self._lock:
+            if not self._num_decoding:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._num_decoding += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_decoding -= 1
+                if not self._num_decoding:
+                    Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_pillow_limit = _PillowLimit()
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResizeCrop:
-    """How an image becomes `[height, width]` pixels: the geometric half of open_clip's `preprocess_cfg`."""
+    """Resize and crop to `[height, width]` pixels: the geometric half of open_clip's `preprocess_cfg`."""
 
     height: int
     width: int
@@ -55,10 +85,8 @@ class ResizeCrop:
         interpolation: Any = preprocess.get("interpolation") or "bicubic"
         if interpolation == "random":  # open_clip's name for "any in training"; at inference it means bicubic
             interpolation = "bicubic"
-        if resize_mode not in ("shortest", "longest", "squash") or interpolation not in (
-            "bicubic",
-            "bilinear",
-        ):
+        known = resize_mode in ("shortest", "longest", "squash") and interpolation in ("bicubic", "bilinear")
+        if not known:
             raise CacheError(
                 f"the tower's preprocessing asks for resize_mode={resize_mode!r}, interpolation={interpolation!r}; "
                 "known are shortest, longest, squash and bicubic, bilinear"
@@ -67,7 +95,7 @@ class ResizeCrop:
         return cls(height=height, width=width, resize_mode=resize_mode, interpolation=interpolation, fill=fill)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
-        """The (width, height) to resize an image to, before cropping or padding."""
+        """Compute the (width, height) to resize an image to, before cropping or padding."""
         if self.resize_mode == "squash":
             return self.width, self.height
         if self.resize_mode == "shortest" and self.width == self.height:  # torchvision's Resize(int) truncates
@@ -83,7 +111,7 @@ class ResizeCrop:
         return self.frame(self.resize(image))
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The first half of `apply`."""
+        """Resize: the first half of `apply`."""
         # Non-square "shortest" is always bicubic upstream.
         bilinear = self.interpolation == "bilinear" and not (
             self.resize_mode == "shortest" and self.width != self.height
@@ -94,7 +122,7 @@ class ResizeCrop:
         return image.resize(size, Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC)
 
     def frame(self, image: Image.Image) -> Image.Image:
-        """The second half of `apply`: crop or pad."""
+        """Crop or pad: the second half of `apply`."""
         pad_width, pad_height = max(0, self.width - image.width), max(0, self.height - image.height)
         if pad_width or pad_height:
             border = (pad_width // 2, pad_height // 2, (pad_width + 1) // 2, (pad_height + 1) // 2)
@@ -107,7 +135,7 @@ class ResizeCrop:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
+    """Convert to RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
     if image.mode == "F":
         raise RejectedImageError(Status.NOT_A_PICTURE)  # float TIFFs hold measurements, of unknown range
     if image.mode.startswith("I"):
@@ -118,7 +146,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image of any size with the memory of some rows, besides the image and the result."""
+    """Convert an image of any size, with memory for some of its rows besides the image and the result."""
     rows = max(1, BAND_PIXELS // image.width)
     if rows >= image.height:
         return convert(image)
@@ -130,12 +158,13 @@ def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 
 
 def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, which `convert` would clip to white."""
+    """Grey of 16 bits as RGB; `convert` would clip it to white."""
     values = np.asarray(image).astype(np.float32)
     return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)).convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency as RGB, on white."""
     white = Image.new("RGBA", image.size, (*BACKGROUND, 255))
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
@@ -143,19 +172,19 @@ def _on_white(image: Image.Image) -> Image.Image:
 def decode(
     file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
 ) -> NDArray[np.uint8]:
-    """Decode one image to what the tower sees.
+    """Decode one image to the pixels that the tower sees.
 
     Args:
         file: an open binary file or a path.
         geometry: the tower's resize and crop.
-        max_pixels: refuse images larger than this, by their header alone, also after resizing.
+        max_pixels: larger images are rejected, by their header alone; so are images larger than this after resizing.
         scaled: decode a JPEG to half, a quarter or an eighth of its size where that is enough (`SCALED_SIDES`).
 
     Returns:
         `[height, width, 3] uint8`.
 
     Raises:
-        RejectedImageError: it is no image, damaged or too large.
+        RejectedImageError: the file is not an image, damaged or too large.
     """
     pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels, scaled=scaled)[0]
     return pixels
@@ -174,7 +203,7 @@ def decode_views(
     Args:
         file: as `decode` takes it.
         geometry: the tower's resize and crop.
-        views: what makes each of V views, of exactly the geometry's size, from the RGB image.
+        views: functions that make each of V views, of exactly the geometry's size, from the RGB image.
         max_pixels: as `decode` takes it.
         scaled: as `decode` takes it.
 
@@ -185,7 +214,7 @@ def decode_views(
         RejectedImageError: as `decode`.
     """
     try:
-        with warnings.catch_warnings():
+        with _pillow_limit.off(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
             image: Image.Image = Image.open(file, formats=FORMATS)
             _require_size(image, geometry, max_pixels)
@@ -203,20 +232,20 @@ def decode_views(
     except MemoryError:
         raise RejectedImageError(Status.TOO_LARGE) from None
     except Exception:
-        # Decoders raise nearly anything on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
-        # Little but their calls stands in this block, and the row keeps its reason.
+        # Decoders raise nearly any exception on damaged input (OSError, SyntaxError, struct.error, IndexError, …). The
+        # block holds little besides their calls, and the row keeps its reason.
         raise RejectedImageError(Status.DAMAGED) from None
 
 
 def _require_size(image: Image.Image, geometry: ResizeCrop, max_pixels: int) -> None:
-    """Refuse what would take too much memory now or once resized, and what would be resized to nothing."""
+    """Reject an image that would take too much memory now or once resized, or would be resized to nothing."""
     width, height = geometry.resized(*image.size)
     if max(image.width * image.height, width * height) > max_pixels or min(width, height) < 1:
         raise RejectedImageError(Status.TOO_LARGE)
 
 
 def _least_size(image: Image.Image, geometry: ResizeCrop) -> tuple[int, int]:
-    """The (width, height) that a scaled image keeps, whichever way EXIF turns it."""
+    """The least (width, height) of an image decoded at reduced size, whichever way EXIF turns it."""
     width, height = geometry.resized(*image.size)
     turned_height, turned_width = geometry.resized(image.height, image.width)
     return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)

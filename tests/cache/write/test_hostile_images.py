@@ -248,7 +248,7 @@ os.killpg(0, 9)
 
 def test_a_file_that_becomes_a_fifo_while_it_is_opened_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for name in ("file", "picture"):
+    for name in ("file", "image"):
         (tmp_path / name).write_bytes(b"x")
     process = subprocess.Popen(
         [sys.executable, "-c", SWAP, str(tmp_path.resolve())], stdout=subprocess.PIPE, start_new_session=True

@@ -1,18 +1,21 @@
-"""Images that are rejected: too large, damaged, none at all, or no file below the root that may be read."""
+"""Rejected images: too large, damaged, not images at all, or not a readable file below the root."""
 
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clipglot.cache.format import Status
 from clipglot.cache.sources.image_root import MAX_FILE_BYTES, open_below
 from clipglot.cache.sources.source import RejectedImageError
-from clipglot.cache.write.image_decode import ResizeCrop, decode
+from clipglot.cache.write.image_decode import ResizeCrop, decode, decode_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -47,6 +50,35 @@ def test_a_thin_line_that_would_vanish_costs_its_row_also_when_turned() -> None:
     line = Image.new("RGB", (300, 1))
     assert decode(stored(line, "PNG"), letterbox).shape == (10, 400, 3)
     assert rejection(stored(line, "PNG", exif=exif), letterbox) is Status.TOO_LARGE
+
+
+def test_pillows_limit_is_left_as_it_was_and_a_bomb_is_still_too_large() -> None:
+    default = 1024**3 // 4 // 3  # of Pillow, whatever modules of clipglot are imported
+    assert default == Image.MAX_IMAGE_PIXELS
+    assert rejection(huge_png(40_000, 40_000)) is Status.TOO_LARGE
+    assert decode(stored(drawing(), "PNG"), SQUARE).shape == (16, 16, 3)
+    assert default == Image.MAX_IMAGE_PIXELS
+
+
+def test_images_beyond_pillows_limit_are_decoded_by_several_threads_and_the_limit_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # of a program that imports clipglot; drawings have 600 pixels
+    second_is_done = threading.Event()
+
+    def wait_for_second(image: Image.Image) -> Image.Image:
+        assert second_is_done.wait(30)
+        image.crop((0, 0, 20, 20))  # Pillow would refuse this
+        return SQUARE.apply(image)
+
+    with ThreadPoolExecutor(1) as thread:
+        first = thread.submit(decode_views, stored(drawing(), "PNG"), SQUARE, [wait_for_second])
+        second = decode(stored(drawing(), "PNG"), SQUARE)
+        second_is_done.set()
+        assert np.array_equal(first.result()[0], second)
+    assert Image.MAX_IMAGE_PIXELS == 10
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(stored(drawing(), "PNG"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
