@@ -1,6 +1,6 @@
-"""A sealed cache from one kind of store to another, chunk by chunk: a Zarr folder or an HDF5 file, by the new name.
+"""Conversion of a sealed cache to a Zarr folder or an HDF5 file, chunk by chunk.
 
-What is read is checked against its checksums, and what is written is whole or absent.
+Chunks are checked against their checksums as they are read, and the output appears only when it is complete.
 """
 
 import errno
@@ -26,18 +26,18 @@ from ..storage.hdf5 import grid, new_file, region
 from ..storage.local import DurableLocalStore
 from ..storage.ragged import create_array
 
-Create = Callable[[str, tuple[int, ...], tuple[int, ...], str], Any]
-"""Make an array from name, shape, chunk shape and dtype; it is written by assigning to its regions."""
+CreateArray = Callable[[str, tuple[int, ...], tuple[int, ...], str], Any]
+"""Creates an array from name, shape, chunk shape and dtype; it is written by assigning to its regions."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """What was copied.
+    """Counts of a conversion.
 
     Attributes:
-        num_arrays: with those of tokens.
-        num_chunks: of all of them.
-        num_bytes: that they hold.
+        num_arrays: copied, token arrays included.
+        num_chunks: of all arrays.
+        num_bytes: of these chunks, uncompressed.
         wall_s: seconds from start to end.
     """
 
@@ -50,15 +50,15 @@ class Converted:
 def convert(
     cache: Cache, output: Path, on_progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Converted:
-    """Copy a sealed cache, with whatever arrays it holds. Views that are still being added are left out.
+    """Copy a sealed cache with all its arrays. Views that are still being added are left out.
 
     Args:
         cache: local or at a URL.
-        output: an HDF5 file if its name ends in .h5 or .hdf5, else a Zarr folder; nothing must stand there.
+        output: an HDF5 file if its name ends in .h5 or .hdf5, else a Zarr folder; it must not exist.
         on_progress: called after each chunk with the chunks done and all chunks.
 
     Raises:
-        CacheError: the cache is not sealed or damaged, something stands at the output, or there is no room for it.
+        CacheError: the cache is not sealed or is damaged, the output exists, or the disk is full.
     """
     started = time.perf_counter()
     cache.require_sealed()
@@ -79,16 +79,16 @@ def convert(
 
 
 @contextmanager
-def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create]:
-    """Yield what creates arrays in a new store; it takes the name `output` only when the block ends well.
+def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[CreateArray]:
+    """Yield a function that creates arrays in a new store; the store appears at `output` only when the block succeeds.
 
     Args:
         output: an HDF5 file or a Zarr folder, by its name.
-        metadata: as in the group's attribute.
+        metadata: for the attribute of the root group.
         groups: to create, parents first.
 
     Raises:
-        CacheError: something stands there, or there is no room.
+        CacheError: the output exists, or the disk is full.
     """
     require_nothing(output)
     with explain_os_error(output, "make its folder writable or choose another name"):
@@ -107,10 +107,10 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
 
 @contextmanager
 def _whole_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a temporary sibling of `path` to write; it takes the name `path` only when the block ends well.
+    """Yield the name of a temporary file beside `path`; it is renamed to `path` only when the block succeeds.
 
     Raises:
-        FileExistsError: something stands at `path` by then.
+        FileExistsError: `path` exists by then.
     """
     with partial_of(path, Path.touch) as partial:
         try:
@@ -126,16 +126,16 @@ def _whole_file(path: Path) -> Iterator[Path]:
 
 
 def require_nothing(output: Path) -> None:
-    """Refuse a name that is taken.
+    """Refuse an output that exists.
 
     Raises:
-        CacheError: something stands there.
+        CacheError: it exists.
     """
     if os.path.lexists(output):
         raise CacheError(f"{output} exists: choose another name, or delete it")
 
 
 def _shape(cache: Cache, name: str) -> tuple[int, ...]:
-    """The shape of a copy: without views that a pass has begun to add."""
+    """The shape of an array's copy: without views that a pass has begun to add."""
     shape = cache.array(name).shape
     return (cache.info.num_views, *shape[1:]) if name in (EMB, NORM) else shape

@@ -1,4 +1,4 @@
-"""Reads the images of a cache's rows, each from the source that it came from."""
+"""Reading of a cache's images again, each from the source that it came from."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,12 +16,16 @@ from ..sources.source import Reader, Source
 
 
 class ImageReader(NamedTuple):
-    """Reads images of a cache by their rows, each from the source that it came from."""
+    """Reads images of a cache by row, each from its source.
 
-    readers: tuple[tuple[int, Reader], ...]  # with the first row of each, ascending
+    Attributes:
+        readers: the first row of each source and its reader, ascending.
+    """
+
+    readers: tuple[tuple[int, Reader], ...]
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of the images from row `start` on, or why there are none."""
+        """Yield the bytes of the images from row `start` on, or why an image has none."""
         ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
         for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
             if a < b:
@@ -36,29 +40,29 @@ def reader_of(
     sources: Sequence[SourceInfo] | None = None,
     rows: Collection[range] | None = None,
 ) -> ImageReader:
-    """What reads the images that a cache was planned from.
+    """Open the sources of a cache for reading its images.
 
     Args:
         cache: planned.
-        kinds: the sources that are known, by their names.
-        sources: of the cache, as they lie for this process; by default as the cache has them.
-        rows: that are to be read; by default all. A source that has none of them need not be there.
+        kinds: classes of sources by kind.
+        sources: of the cache, with their paths on this machine; by default as the cache has them.
+        rows: to be read; by default all. A source with none of these rows may be absent.
 
     Raises:
-        CacheError: an image root that is not there, or a source that is not known.
+        CacheError: an image root is absent, or the kind of a source is unknown.
     """
     files, sources = cache.files(), cache.info.sources if sources is None else sources
-    asked = [range(len(cache))] if rows is None else rows
+    needed = [range(len(cache))] if rows is None else rows
     readers: list[tuple[int, Reader]] = []
     for info, end in zip(sources, [*(s.first_row for s in cache.info.appended), len(cache)], strict=True):
         own = range(info.first_row, end)
         if not own:
-            continue  # all its images were there already
+            continue  # an earlier source has all its images
         try:
             readers.append((info.first_row, _reader_of(cache, info, files, kinds)))
         except CacheError as error:
-            if any(max(own.start, some.start) < min(own.stop, some.stop) for some in asked):
-                raise _named(info, error, alone=len(sources) == 1) from error
+            if any(max(own.start, some.start) < min(own.stop, some.stop) for some in needed):
+                raise _with_source(info, error, alone=len(sources) == 1) from error
             readers.append((info.first_row, _Absent()))
     return ImageReader(tuple(readers))
 
@@ -70,11 +74,13 @@ def _reader_of(cache: Cache, info: SourceInfo, files: Sequence[str], kinds: Mapp
         return PathReader.below(root)
     if info.kind in kinds:
         return kinds[info.kind].reader(root, files, info)
-    raise CacheError(f"{cache.path}: its images come from a source {info.kind!r} that is not known here")
+    raise CacheError(
+        f"{cache.path}: the kind of one of its sources, {info.kind!r}, is unknown: pass the class of that source"
+    )
 
 
-def _named(info: SourceInfo, error: CacheError, *, alone: bool) -> CacheError:
-    """The error of a source that is not at hand; of several, it says which one must be named to say where it is."""
+def _with_source(info: SourceInfo, error: CacheError, *, alone: bool) -> CacheError:
+    """The error of an absent source; where a cache has several, it names the source and the command that mends it."""
     if alone:
         return error
     how = "--append --image-root DIR" if info.first_row else "--image-root DIR"
@@ -84,7 +90,7 @@ def _named(info: SourceInfo, error: CacheError, *, alone: bool) -> CacheError:
 
 
 class _Absent(Reader):
-    """Stands in for a source that is not at hand, none of whose images is read."""
+    """Stands in for an absent source, whose images are not read."""
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        raise AssertionError("an image of a source that was not to be read")
+        raise AssertionError("an image of an absent source is read")

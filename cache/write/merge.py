@@ -1,7 +1,4 @@
-"""Several sealed caches of one tower put together: rows in order, chunks cut anew, captions with their images.
-
-N images, M captions, V views, R rows a chunk, over all caches.
-"""
+"""Merge of several sealed caches of one tower: their rows in order, in new chunks, captions with their images."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +36,7 @@ from .convert import require_nothing
 from .plan import plan_cache
 from .seal import seal, write_info
 
-ROWS_AT_A_TIME = 2**16
+COPIED_ROWS = 2**16  # whose keys and captions are in memory at once
 
 
 def merge_caches(
@@ -49,19 +46,19 @@ def merge_caches(
     prefixes: Sequence[str] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cache:
-    """Write one cache with the rows of all; their tokens are left out, training makes them anew.
+    """Write one cache with the rows of all; their tokens are left out, training writes them again.
 
     Args:
         caches: two or more, sealed, of one tower.
-        output: a Zarr folder; nothing must stand there.
-        prefixes: what each cache's keys get before them, and a slash.
-        on_progress: called with chunks of the new cache that are written and all of them.
+        output: a Zarr folder; it must not exist.
+        prefixes: for each cache, put before its keys, with a slash.
+        on_progress: called with the chunks written and all chunks of the new cache.
 
     Returns:
         The new cache.
 
     Raises:
-        CacheError: caches that do not fit together, by what they differ in; a key that two have; damage; no room.
+        CacheError: the caches differ in a setting, two have the same key, one is damaged, or the disk is full.
     """
     require_nothing(output)
     if is_hdf5(output):
@@ -72,7 +69,7 @@ def merge_caches(
     starts = [""] * len(caches) if prefixes is None else [f"{prefix}/" for prefix in prefixes]
     require_distinct_keys(caches, starts)
     with explain_os_error(output), atomic_directory(output) as folder:
-        # A limit was for the lines of its own source.
+        # A limit counts lines of its own source alone.
         first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
         batches = (batch for cache in _located(caches, starts) for batch in cache)
         files = [name for cache in caches for name in cache.files()]
@@ -85,10 +82,10 @@ def merge_caches(
 
 
 def require_alike(ours: Cache, theirs: Cache) -> None:
-    """Refuse caches whose rows would not mean the same.
+    """Refuse caches whose rows are not comparable.
 
     Raises:
-        CacheError: with the field, and which cache has which value.
+        CacheError: names the field and both values.
     """
     for (name, expected), (_, found) in zip(_identity(ours.info), _identity(theirs.info), strict=True):
         if expected != found:
@@ -99,16 +96,16 @@ def require_alike(ours: Cache, theirs: Cache) -> None:
 
 
 def _remedy(name: str, ours: Cache, theirs: Cache) -> str:
-    """What to do about a field that differs."""
+    """Advice on a field that differs."""
     for imported, other in ((theirs, ours), (ours, theirs)):
         if name == "precision" and any(source.kind == IMPORTED for source in imported.info.sources):
-            wanted = other.info.encoder.precision
-            return f"if {imported.path} was computed in that, too, import it again with --precision {wanted}"
+            precision = other.info.encoder.precision
+            return f"if {imported.path} was computed in that, too, import it again with --precision {precision}"
     return "merge caches that were made with the same settings"
 
 
 def _identity(info: CacheInfo) -> list[tuple[str, Any]]:
-    """What rows of one cache have in common."""
+    """The settings that all rows of one cache share, by name."""
     encoder = info.encoder
     augmentation = str(info.augmentation) if info.augmentation and info.num_views > 1 else None
     return [
@@ -126,7 +123,7 @@ def _identity(info: CacheInfo) -> list[tuple[str, Any]]:
 
 
 def require_distinct_keys(caches: Sequence[Cache], starts: Sequence[str]) -> None:
-    """Refuse a key that two caches have: it would name two rows.
+    """Refuse caches with the same key, which would name two rows.
 
     Raises:
         CacheError: names the key and both caches.
@@ -134,7 +131,7 @@ def require_distinct_keys(caches: Sequence[Cache], starts: Sequence[str]) -> Non
     digests = [
         digests_of(_keys(cache, begin, start))
         for cache, start in zip(caches, starts, strict=True)
-        for begin in range(0, len(cache), ROWS_AT_A_TIME)
+        for begin in range(0, len(cache), COPIED_ROWS)
     ]
     first = first_lines(np.concatenate(digests))
     repeated = np.flatnonzero(first != np.arange(len(first)))
@@ -151,12 +148,12 @@ def require_distinct_keys(caches: Sequence[Cache], starts: Sequence[str]) -> Non
 
 
 def _keys(cache: Cache, begin: int, start: str) -> RaggedBytes:
-    keys = cache.texts(KEY, begin, begin + ROWS_AT_A_TIME)
+    keys = cache.texts(KEY, begin, begin + COPIED_ROWS)
     return RaggedBytes.of([start.encode() + key for key in keys.split()]) if start else keys
 
 
 def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterator[RowBatch]]:
-    """The rows of each cache, with locators that count the files of all."""
+    """The rows of each cache, with locators into the files of all."""
     num_files = 0
     for cache, start in zip(caches, starts, strict=True):
         yield _batches(cache, start, num_files)
@@ -166,8 +163,8 @@ def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterato
 def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
     image_index = cache.caption_image()
     codes = cache.read(LANGUAGE) if cache.has(LANGUAGE) else None
-    for begin in range(0, len(cache), ROWS_AT_A_TIME):
-        end = min(begin + ROWS_AT_A_TIME, len(cache))
+    for begin in range(0, len(cache), COPIED_ROWS):
+        end = min(begin + COPIED_ROWS, len(cache))
         first, last = np.searchsorted(image_index, [begin, end]).tolist()
         locators = cache.locators(begin, end)
         if locators is not None:
@@ -184,15 +181,15 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
 
 
 def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[int, int], None]) -> None:
-    """Write the rows of all caches in chunks of the new one."""
-    hashed = [HASH] if merged.has(HASH) else []  # else duplicates cannot be counted
+    """Copy embeddings, norms, hashes and statuses into the chunks of the new cache."""
+    hashed = [HASH] if merged.has(HASH) else []
     names = (EMB, NORM, *hashed, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
     arrays = {name: open_array(merged.root, name) for name in names}
     done, total = 0, sum(array.nchunks for array in arrays.values())
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
         for name, array in arrays.items():
-            row_axis = int(name in (EMB, NORM, TEACHER_EMB))  # after that of views
+            row_axis = int(name in (EMB, NORM, TEACHER_EMB))  # after the axis of views
             for view in range(array.shape[0] if row_axis else 1):
                 blocks = _blocks(caches, name, view if row_axis else None)
                 for start, rows in _rechunked(blocks, array.chunks[row_axis]):
@@ -202,7 +199,7 @@ def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[in
 
 
 def _blocks(caches: Sequence[Cache], name: str, view: int | None) -> Iterator[NDArray[Any]]:
-    """The rows of an array, one view of it, chunk by chunk, of one cache after the other."""
+    """The rows of an array, or of one view of it, chunk by chunk and cache by cache."""
     for cache in caches:
         for index in np.ndindex(*cache.array(name).cdata_shape):
             if view is None:
@@ -212,27 +209,27 @@ def _blocks(caches: Sequence[Cache], name: str, view: int | None) -> Iterator[ND
 
 
 def _rechunked(blocks: Iterator[NDArray[Any]], size: int) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The same rows in blocks of `size`, the last perhaps smaller, each with its first row.
+    """Regroup rows into blocks of `size`, the last perhaps smaller, each with its first row.
 
     >>> [(start, rows.tolist()) for start, rows in _rechunked(iter([np.arange(3), np.arange(3, 5)]), 2)]
     [(0, [0, 1]), (2, [2, 3]), (4, [4])]
     """
     pending: list[NDArray[Any]] = []
-    start = held = 0
+    start = num_pending = 0
     for block in blocks:
-        while held + len(block) >= size:
-            cut = size - held
+        while num_pending + len(block) >= size:
+            cut = size - num_pending
             yield start, np.concatenate([*pending, block[:cut]])
-            start, block, pending, held = start + size, block[cut:], [], 0
+            start, block, pending, num_pending = start + size, block[cut:], [], 0
         if len(block):
             pending.append(block)
-            held += len(block)
+            num_pending += len(block)
     if pending:
         yield start, np.concatenate(pending)
 
 
 def _merged_info(caches: Sequence[Cache], written: CacheInfo) -> CacheInfo:
-    """What the planned and sealed cache does not know by itself."""
+    """The metadata of the merged cache, with what planning and sealing could not know."""
     source, *appended = _merged_sources(caches)
     dropped: Counter[str] = Counter()
     for cache in caches:
@@ -243,7 +240,7 @@ def _merged_info(caches: Sequence[Cache], written: CacheInfo) -> CacheInfo:
 
 
 def _merged_sources(caches: Sequence[Cache]) -> list[SourceInfo]:
-    """The sources of all, each with the new row of its first image."""
+    """The sources of all caches, each with the new row of its first image."""
     sources, before = [], 0
     for cache in caches:
         sources += [replace(source, first_row=before + source.first_row) for source in cache.info.sources]

@@ -1,4 +1,4 @@
-"""Planning: from a source to an empty cache whose rows and order are fixed before the first image is opened."""
+"""Planning: a source becomes an empty cache, whose rows and their order are fixed before an image is opened."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -22,18 +22,18 @@ from .text_targets import add_text_target_arrays
 
 
 def is_planned(path: Location) -> bool:
-    """Whether a planned cache stands at `path`; nothing, or what an interrupted plan left, is False.
+    """Whether `path` is a planned cache; False where nothing exists, or only the remains of an interrupted plan.
 
-    One to which a source is being appended is planned, because its old rows are there.
+    A cache to which a source is being appended is planned, because it has its old rows.
 
     Raises:
-        CacheError: something else stands there, which planning must not replace; or a store that refuses.
+        CacheError: `path` is something else, which planning must not replace; or the store refuses.
     """
     names = store_at(path, read_only=True).names("")
     if ZARR_JSON in names:
         return Cache(path).info.state != "planning"
     if not all(name.endswith(PARTIAL) for name in names):
-        raise CacheError(f"{path} exists and is no cache: choose another -o")
+        raise CacheError(f"{path} exists and is not a cache: choose another -o")
     return False
 
 
@@ -50,25 +50,25 @@ def plan_cache(
 ) -> CacheInfo:
     """Lay out a cache: keys, captions and empty embedding arrays.
 
-    A plan that is cut short leaves the state "planning" behind and is simply planned anew; one that fails leaves
+    An interrupted plan leaves the state "planning" behind and is planned again from the start; one that fails leaves
     nothing.
 
     Args:
-        path: where the cache goes; absent, or left by an interrupted plan.
+        path: of the cache; absent, or left by an interrupted plan.
         batches: the source's rows, in order. Rows with the same key are one image. With a limit, reading stops after
-            the first batch that brings nothing for the images within it.
+            the first batch without a caption for the images within it.
         info: encoder, source and batch size; counts and state are filled in here.
-        files: asked for once the rows are read: what locators count.
-        left_out: likewise: how many records were left out, by flag.
+        files: called once the rows are read; gives the names of the files that locators count.
+        left_out: read once the rows are read; records left out, by flag.
         chunk_rows: rows of an embedding chunk; by default about 16 MB, less in a small cache.
-        hashed: a pass over images will keep the hash of each one's bytes.
+        hashed: whether the pass stores a hash of each image's bytes.
         on_progress: called with the number of rows read.
 
     Returns:
         The metadata as written, in state "planned".
 
     Raises:
-        CacheError: no images, a source that is not readable (from `batches`), or no room to write.
+        CacheError: the source has no images or cannot be read (from `batches`), or the disk is full.
     """
     if is_planned(path):
         raise CacheError(f"{path} is planned already")
@@ -78,7 +78,7 @@ def plan_cache(
     try:
         return _lay_out(store, batches, info, files, left_out, chunk_rows, hashed, on_progress)
     except CacheError:
-        with suppress(CacheError):  # an unfinished plan is no harm
+        with suppress(CacheError):  # the remains of a plan do no harm
             store.empty(for_good=True)
         raise
 
@@ -103,15 +103,15 @@ def _lay_out(
 
     writer, done = RowWriter(root, teacher=info.source.has_teacher, limit=info.source.limit), 0
     for batch in batches:
-        wanted = writer.append(batch)
+        is_within = writer.append(batch)
         done += len(batch)
         on_progress(done)
-        if not wanted:
+        if not is_within:
             break
     num, num_captions = writer.close()
     if not num:
-        of = "".join(f"; {flag} left out {count:,} records" for flag, count in left_out.items())
-        raise CacheError(f"{info.source.path}: no images in it{of}")
+        flags = "".join(f"; {flag} left out {count:,} records" for flag, count in left_out.items())
+        raise CacheError(f"{info.source.path}: no images in it{flags}")
     dim, views = info.encoder.dim, info.num_views
     chunk_rows = chunk_rows or plan_chunk_rows(num, dim, info.batch_size)
     create_array(root, EMB, (views, num, dim), (1, chunk_rows, dim), "float16")
@@ -119,7 +119,7 @@ def _lay_out(
     create_array(root, STATUS, (num,), (chunk_rows,), "uint8")
     if hashed:
         create_array(root, HASH, (num, 2), (chunk_rows, 2), "uint64")
-    with_files = write_files(root, files())
+    file_arrays = write_files(root, files())
     if info.source.has_teacher:
         add_text_target_arrays(root, info, num_captions)
     planned = replace(
@@ -137,16 +137,16 @@ def _lay_out(
             STATUS,
             *[HASH] * hashed,
             *writer.names,
-            *with_files,
+            *file_arrays,
             *TAUGHT_ARRAYS * info.source.has_teacher,
         ],
     )
-    write_metadata(root, planned)  # last: a plan without it never passes for whole
+    write_metadata(root, planned)  # last: a plan without it never counts as complete
     return planned
 
 
 def write_files(root: zarr.Group, names: Sequence[str]) -> list[str]:
-    """Write what locators count, if there is any; returns the names of the arrays."""
+    """Write the names of the files that locators count, if any; returns the names of the arrays."""
     if not names:
         return []
     ragged = RaggedWriter(root, FILE)

@@ -1,6 +1,6 @@
-"""The planned arrays: batches of rows are written as they come, then the lines of one image are brought together.
+"""Writing of planned rows: batches are written as they come, then the lines of one image are merged into one row.
 
-L lines, N images, M captions. In memory are 16 bytes a line, then some numbers for each line and caption that is
+L lines, N images, M captions. In memory are 16 bytes a line, then a few numbers for each line and caption that is
 sorted, never all texts.
 """
 
@@ -25,7 +25,7 @@ class RowWriter:
         Args:
             root: the group.
             teacher: whether captions have translations.
-            limit: only the lines of the first so many images are taken.
+            limit: number of images; lines of further ones are left out.
         """
         self._root, self._limit = root, limit
         self._keys, self._texts = RaggedWriter(root, KEY), RaggedWriter(root, TEXT)
@@ -34,19 +34,23 @@ class RowWriter:
         self._languages: StreamedArray | None = None
         self._locators: StreamedArray | None = None
         self._digests: list[Digests] = []
-        self._within: set[bytes] = set()  # the images taken so far, where there is a limit
+        self._within: set[bytes] = set()  # digests of the images taken so far, where there is a limit
         self._num_lines = 0
         self._num_captions = 0
-        self.codes: dict[str, int] = {}  # of the tags of languages, by first use
+        self.codes: dict[str, int] = {}  # of language tags, in the order of first use
         self.dropped: Counter[str] = Counter()
 
     def append(self, batch: RowBatch) -> bool:
-        """Add lines; False if the limit was reached before and none of them has a caption for an image within it."""
+        """Add lines.
+
+        Returns:
+            False if the limit was reached before, and no line has a caption for an image within it.
+        """
         digests = digests_of(batch.keys)
         if self._limit is not None:
             full = len(self._within) >= self._limit
-            wanted = self._is_within(digests)
-            batch, digests = batch.take(wanted), digests[wanted]
+            is_within = self._is_within(digests)
+            batch, digests = batch.take(is_within), digests[is_within]
             if full and not len(batch.captions):
                 return False
         self._keys.append(batch.keys)
@@ -64,13 +68,13 @@ class RowWriter:
 
     @property
     def names(self) -> list[str]:
-        """The arrays that there are, of which the batches decide some."""
-        given = [(LANGUAGE, self._languages), (LOCATOR, self._locators)]
+        """Names of the written arrays; some exist only if a batch had their values."""
+        optional = [(LANGUAGE, self._languages), (LOCATOR, self._locators)]
         taught = [f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets"] if self._teacher else []
-        return [*PLANNED_ARRAYS, *taught, *(name for name, writer in given if writer)]
+        return [*PLANNED_ARRAYS, *taught, *(name for name, writer in optional if writer)]
 
     def close(self) -> tuple[int, int]:
-        """Complete the arrays; returns N and M."""
+        """Complete the arrays and merge the lines of each image; returns N and M."""
         writers = (self._keys, self._texts, self._teacher, self._owners, self._languages, self._locators)
         for writer in writers:
             if writer:
@@ -87,12 +91,12 @@ class RowWriter:
 
     def _is_within(self, digests: Digests) -> NDArray[np.bool_]:
         assert self._limit is not None
-        wanted = np.zeros(len(digests), bool)
+        is_within = np.zeros(len(digests), bool)
         for i, digest in enumerate(map(bytes, digests)):
             if digest not in self._within and len(self._within) < self._limit:
                 self._within.add(digest)
-            wanted[i] = digest in self._within
-        return wanted
+            is_within[i] = digest in self._within
+        return is_within
 
     def _append_languages(self, batch: RowBatch) -> None:
         if batch.languages is not None and self._languages is None:
@@ -112,7 +116,7 @@ class RowWriter:
             self._locators.append(np.full((len(batch), 3), -1) if batch.locators is None else batch.locators)
 
     def _merge_lines(self, is_first: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
-        """Give the lines of an image one row, that of the first of them, and bring its captions together.
+        """Merge the lines of an image into one row, in the place of the first, with all its captions.
 
         Args:
             is_first: `[L]`, whether a line is the first of its image.
@@ -133,14 +137,14 @@ class RowWriter:
 
 
 def _reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
-    """Write some texts anew, in another order. However far they move, one piece and one block are in memory."""
+    """Rewrite some texts in another order. However far they move, only one piece and one block are in memory."""
     moved = f"{name}-moved"
     writer = RaggedWriter(root, moved)
     for piece in RaggedReader(root, name).gathered(order):
         writer.append(piece)
     writer.close()
     del root[name]
-    writer, reader = RaggedWriter(root, name), RaggedReader(root, moved)  # object stores have no renaming
+    writer, reader = RaggedWriter(root, name), RaggedReader(root, moved)  # object stores cannot rename
     for piece in reader.blocks():
         writer.append(piece)
     writer.close()

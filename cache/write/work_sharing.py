@@ -1,7 +1,9 @@
-"""A worker's part in a pass: the chunks it takes one by one, and its sign of life in the store (`workers/<i>.json`).
+"""Work sharing: several workers take the chunks of one pass, without talking to each other.
 
-`workers` says what to take; here the store is asked and the sign is written. Nobody waits for anybody but at the very
-end, when all that is left is in the hands of others who live.
+Each worker takes the missing chunks of its own number, one by one (`next_chunk`), and then those of workers that died
+or are slow. It writes a heartbeat to the store (`workers/<i>.json`) with the chunks that it is working on; the others
+read it (`Liveness`, `read_signs`). A worker waits for others only at the end, when they hold all the chunks that are
+left. `sharing` is what a pass uses.
 """
 
 import json
@@ -18,7 +20,15 @@ from typing import Literal, TypeVar
 from ..errors import CacheError
 from ..storage.open import CacheStore
 
-SILENT_S = 60.0  # without a new sign for so long a worker is taken for dead; it gives one about every ten seconds
+WORKERS = "workers"
+BEAT_S = 10.0  # between two heartbeats; there is one more when a chunk is begun
+LOOK_S = 30.0  # between two readings of the other workers' heartbeats
+POLL_S = 1.0  # the same once only chunks of others are left, and between two checks whether these are done
+BEGUN = 1  # unfinished chunks that a worker may have when it takes over one of another worker
+OTHERS = "other workers"  # the bottleneck of a worker when others hold all the chunks that are left
+Stage = Literal["teach", "embed"]
+T = TypeVar("T")
+SILENT_S = 60.0  # a worker without a new heartbeat for so long counts as dead; there is one about every ten seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,16 +122,6 @@ class Liveness:
     def living(self, now: float) -> set[str]:
         """The workers that are not taken for dead."""
         return {name for name in self._seen if self.silence_s(name, now) < self.silent_s}
-
-
-WORKERS = "workers"
-BEAT_S = 10.0  # between two signs of life; there is one more when a chunk is taken up
-LOOK_S = 30.0  # between two looks at those of others
-POLL_S = 1.0  # the same once there are only chunks of others left, and between two questions whether these are done
-BEGUN = 1  # chunks that a worker may still be at when it takes over one of another's
-OTHERS = "other workers"  # what a worker waits for when they are at all that is left
-Stage = Literal["teach", "embed"]
-T = TypeVar("T")
 
 
 @dataclass(kw_only=True)

@@ -106,7 +106,7 @@ class StoreContract:
     def test_what_is_no_cache_is_not_replaced(self, at: Location, store: CacheStore) -> None:
         assert not is_planned(at)
         store.write("thesis.pdf", b"years")
-        with pytest.raises(CacheError, match="exists and is no cache: choose another -o"):
+        with pytest.raises(CacheError, match="exists and is not a cache: choose another -o"):
             is_planned(at)
         assert store.read("thesis.pdf") == b"years"
 
