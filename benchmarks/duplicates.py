@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from clipglot.cache.read.cache import Cache
-from clipglot.evals.duplicates import find_duplicates
+from clipglot.evals.duplicates import find_near_duplicates
 from clipglot.jobs.cache import cache_images
 from clipglot.jobs.settings.cache import CacheSettings
 from PIL import Image, ImageEnhance, ImageOps
@@ -97,7 +97,7 @@ def main() -> None:
         )
         print("|---" + "|--:" * (len(THRESHOLDS) + 2) + "|")
         for name, alter in ALTERED.items():
-            report = find_duplicates(originals, cache_altered(name, alter), threshold=-1, num_listed=-1)
+            report = find_near_duplicates(originals, cache_altered(name, alter), threshold=-1, num_listed=-1)
             cosines = np.array([pair.cosine for pair in report.pairs])
             correct = np.mean([Path(pair.key).name == Path(pair.other_key).name for pair in report.pairs])
             shares = " | ".join(f"{np.mean(cosines >= threshold):.1%}" for threshold in THRESHOLDS)

@@ -7,7 +7,7 @@ import click
 
 from ..jobs.settings.bench import BenchSettings
 from .options import require_kind, settings_options
-from .render import facts, friendly_errors, json_option, output, print_json, progress_bar, table
+from .render import facts, friendly_errors, json_option, output, print_json, stage_bars, table
 
 if TYPE_CHECKING:
     from ..jobs.bench import BenchReport
@@ -17,25 +17,20 @@ if TYPE_CHECKING:
 @settings_options(BenchSettings, "cache")
 @json_option
 def bench(settings: BenchSettings, as_json: bool) -> None:
-    """Measure what this machine reaches, each as a ratio.
+    """Measure how fast this machine trains, each time as a ratio to a reference.
 
-    Tower, whole step, feeding, loss and reads, on the embeddings and captions of CACHE or on synthetic ones. Nothing is
-    written but into a temporary folder.
+    Text tower, whole step, data loading, loss and reads, on the embeddings and captions of CACHE or on synthetic
+    ones. Files are written to a temporary folder only.
     """
-    with friendly_errors(), progress_bar() as progress:
+    with friendly_errors(), stage_bars("prepare") as on_progress:
         if settings.cache:
             require_kind(settings.cache, "cache")
-        task = progress.add_task("prepare", total=None, note="")
-
-        def show(what: str, done: int, total: int | None) -> None:
-            progress.update(task, description=what, completed=done, total=total)
-
         try:
             from ..jobs.bench import bench as run_bench
 
-            report = run_bench(settings, show)
+            report = run_bench(settings, on_progress)
         except KeyboardInterrupt:
-            click.echo("stopped: the bench begins anew each time", err=True)
+            click.echo("stopped: a benchmark cannot be resumed, run it again", err=True)
             raise SystemExit(130) from None
     if as_json:
         print_json(asdict(report) | {"measures": [measure.to_json() for measure in report.measures]})
@@ -67,5 +62,5 @@ def _print(report: "BenchReport") -> None:
 
 
 def _short(number: float) -> str:
-    """Three digits, and all of those before the point."""
+    """Three significant digits, and every digit before the point."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

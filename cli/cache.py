@@ -11,11 +11,12 @@ from ..cache.location import Location
 from ..cache.read.cache import Cache
 from ..cache.write.plan import is_planned
 from ..cache.write.report import PassReport
-from ..cache.write.views import count_repeats, missing_views, num_begun
+from ..cache.write.views import missing_views, num_begun
 from ..distill.training.signals import interrupted_by_sigterm
+from ..jobs.inspect import CacheContents
 from ..jobs.settings.cache import RENAMED, CacheSettings
 from .cache_progress import PassProgress
-from .describe import because, contents
+from .describe import because
 from .main import is_first_process
 from .options import settings_options
 from .render import friendly_errors, json_option, print_json, progress_bar, say, warn
@@ -77,7 +78,7 @@ def cache(settings: CacheSettings, as_json: bool) -> None:
             | asdict(report)
             | {"bottleneck": waited}
             | made
-            | contents(result.cache)
+            | CacheContents(result.cache).to_json()
         )
     else:
         _say(settings, result, before)
@@ -91,7 +92,7 @@ def _say(settings: CacheSettings, result: "CacheResult", before: CacheInfo | Non
         result: of it.
         before: the metadata that the cache had, if it was there.
     """
-    report, info, repeats = result.report, result.cache.info, count_repeats(result.cache)
+    report, info, repeats = result.report, result.cache.info, CacheContents(result.cache).num_repeated_views
     was_sealed = before is not None and before.state == "sealed"
     num_embedded, in_views = info.counts.get("embedded", 0), f" in {info.num_views} views" * (info.num_views > 1)
     if report.num_pictures:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
 
 from ..demo.settings import DemoSettings
 from .options import settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, progress_bar, say
+from .render import friendly_errors, json_option, output, percent, print_json, say, stage_bars
 
 if TYPE_CHECKING:
     from ..demo.run import DemoReport
@@ -24,26 +24,19 @@ NAMES = {"en": "English", "ru": "Russian", "zh": "Chinese", "ko": "Korean"}
 @settings_options(DemoSettings)
 @json_option
 def demo(settings: DemoSettings, as_json: bool) -> None:
-    """Do the whole job offline, on images that it draws itself; about two minutes on two cores.
+    """Run the whole workflow offline on drawn images; about two minutes on two cores.
 
-    A small English CLIP comes with the package. Its image tower looks at the images once; a text tower learns
-    another language from that cache alone; both are merged, and plain open_clip measures the result on combinations
-    of colour and shape that were in no training image.
+    A small English CLIP comes with the package. Its image tower embeds the images once; a text tower learns another
+    language from that cache alone; both are merged, and plain open_clip measures the result on combinations of colour
+    and shape that no training image shows.
     """
-    with friendly_errors(), _folder(settings.output) as folder, progress_bar() as progress:
+    with friendly_errors(), _folder(settings.output) as folder, stage_bars("draw") as on_progress:
         from ..demo.run import run_demo
 
-        tasks: dict[str, Any] = {}
-
-        def show(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage, total=total, note="")
-            progress.update(tasks[stage], completed=done, total=total)
-
         try:
-            report = run_demo(settings, folder, show)
+            report = run_demo(settings, folder, on_progress)
         except KeyboardInterrupt:
-            click.echo("stopped: the demo begins anew each time", err=True)
+            click.echo("stopped: the demo cannot be resumed, run it again", err=True)
             raise SystemExit(130) from None
     if as_json:
         print_json(asdict(report) | {"folder": str(report.folder), "uncached_s": report.uncached_s})

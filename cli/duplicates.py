@@ -7,7 +7,7 @@ import click
 
 from ..jobs.settings.duplicates import DuplicatesSettings
 from .options import require_kind, settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, progress_bar, say, table
+from .render import friendly_errors, json_option, output, percent, print_json, say, stage_bars, table
 
 if TYPE_CHECKING:
     from ..evals.duplicates import DuplicatesReport
@@ -17,33 +17,21 @@ if TYPE_CHECKING:
 @settings_options(DuplicatesSettings, "cache")
 @json_option
 def duplicates(settings: DuplicatesSettings, as_json: bool) -> None:
-    """Find near-duplicate images in CACHE, or images of a second cache that CACHE holds too.
+    """Find near-duplicate images in CACHE, or images of a second cache that CACHE also has.
 
-    Embeddings are compared, no image is opened. What cosine a copy has depends on the image tower: look at the
-    pairs before you believe a threshold.
+    Embeddings are compared; no image is opened. The cosine of two copies depends on the image tower: look at the
+    pairs before you trust a threshold.
 
     \b
     clipglot duplicates train.zarr --against val.zarr
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    with friendly_errors(), progress_bar() as progress:
+    with friendly_errors(), stage_bars("compare") as on_progress:
         require_kind(settings.cache, "cache")
         if settings.against:
             require_kind(settings.against, "cache")
-        from ..cache.read.cache import Cache
-        from ..distill.device import resolve_device
-        from ..evals.duplicates import find_duplicates
+        from ..jobs.duplicates import find_duplicates
 
-        task = progress.add_task("compare", total=None, note="")
-        report = find_duplicates(
-            Cache(settings.cache),
-            Cache(settings.against) if settings.against else None,
-            threshold=settings.threshold,
-            sample=settings.sample,
-            seed=settings.seed,
-            num_listed=settings.pairs,
-            device=resolve_device(settings.device),
-            on_progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
+        report = find_duplicates(settings, on_progress)
     if as_json:
         print_json(
             {"cache": str(settings.cache), "against": settings.against and str(settings.against)} | asdict(report)
@@ -53,20 +41,21 @@ def duplicates(settings: DuplicatesSettings, as_json: bool) -> None:
 
 
 def _print(report: "DuplicatesReport", settings: DuplicatesSettings) -> None:
-    asked, sampled = settings.against or settings.cache, report.num_compared < report.num_pictures
-    which = f"a sample of {report.num_compared:,} of {report.num_pictures:,}" if sampled else f"{report.num_pictures:,}"
-    where = f"those of {settings.cache}" if settings.against else "the others"
-    say(f"{asked}: {which} images, each compared with all {report.num_others:,} of {where}")
-    found = table("cosine at least", "images with such a neighbour", "share")
-    for mark, count in report.above.items():
-        found.add_row(mark, f"{count:,}", f"{count / report.num_compared:.2%}")
-    output.print(found)
-    what = f"{percent(report.share)} {'leaked' if settings.against else 'have a duplicate'}"
-    if sampled:
-        what += f" in the sample; of all images {percent(report.share_low)} to {percent(report.share_high)} (95 %)"
-    say(f"at {report.threshold:g}: {what}")
-    if report.groups:
-        groups = report.groups
+    is_sample = report.num_compared < report.num_pictures
+    compared = f"{report.num_pictures:,} images"
+    if is_sample:
+        compared = f"a sample of {report.num_compared:,} of {compared}"
+    others = f"those of {settings.cache}" if settings.against else "the others"
+    say(f"{settings.against or settings.cache}: {compared}, each compared with all {report.num_others:,} of {others}")
+    shares = table("cosine at least", "images with such a neighbour", "share")
+    for cosine, num in report.above.items():
+        shares.add_row(cosine, f"{num:,}", f"{num / report.num_compared:.2%}")
+    output.print(shares)
+    share = f"{percent(report.share)} {'leaked' if settings.against else 'have a duplicate'}"
+    if is_sample:
+        share += f" in the sample; of all images {percent(report.share_low)} to {percent(report.share_high)} (95 %)"
+    say(f"at {report.threshold:g}: {share}")
+    if groups := report.groups:
         say(
             f"{groups.num_groups:,} groups hold {groups.num_pictures:,} images, the largest {groups.largest:,}: "
             f"{groups.num_pictures - groups.num_groups:,} could go"
@@ -80,7 +69,7 @@ def _print(report: "DuplicatesReport", settings: DuplicatesSettings) -> None:
         output.print(pairs)
         if report.num_pairs > len(report.pairs):
             say(f"… and {report.num_pairs - len(report.pairs):,} more: --pairs -1 lists all")
-    elsewhere = f"word for word in {settings.cache}" if settings.against else "more than once"
-    say(f"{report.num_repeated_captions:,} of {report.num_captions:,} captions stand {elsewhere}")
+    repeated = f"are word for word in {settings.cache}, too" if settings.against else "occur more than once"
+    say(f"{report.num_repeated_captions:,} of {report.num_captions:,} captions {repeated}")
     if report.num_same_keys is not None:
         say(f"{report.num_same_keys:,} images have the same key in both caches")

@@ -1,11 +1,9 @@
 """`clipglot eval …`."""
 
-from pathlib import Path
-
 import click
 
-from ..cache.location import Location, to_location
-from .options import require_kind
+from ..jobs.settings.evaluate import RetrievalSettings
+from .options import require_kind, settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, table
 
 
@@ -15,29 +13,26 @@ def evaluate() -> None:
 
 
 @evaluate.command()
-@click.argument("merged", type=click.Path(path_type=Path))
-@click.argument("cache", type=to_location)
+@settings_options(RetrievalSettings, "merged", "cache", has_config=False)
 @json_option
-def retrieval(merged: Path, cache: Location, as_json: bool) -> None:
-    """How often the captions of CACHE find their image and back, with the CLIP in MERGED.
+def retrieval(settings: RetrievalSettings, as_json: bool) -> None:
+    """Recall of the CLIP in MERGED on the images and captions of CACHE, in both directions.
 
     CACHE must come from the same image tower; no image is opened.
     """
     with friendly_errors():
-        require_kind(merged, "merged CLIP")
-        require_kind(cache, "cache")
-        from ..cache.read.cache import Cache
-        from ..encoders.merged_clip import load_merged
-        from ..evals.retrieval import eval_retrieval
+        require_kind(settings.merged, "merged CLIP")
+        require_kind(settings.cache, "cache")
+        from ..jobs.evaluate import evaluate_retrieval
 
-        report = eval_retrieval(load_merged(merged), Cache(cache))
+        report = evaluate_retrieval(settings)
     if as_json:
         print_json(report.to_json())
         return
     columns = ("direction", "R@1", "R@5", "R@10", "median rank", "queries", "candidates")
     rows = table(*columns, numbers=columns[1:])
     for direction, ranks in (("text → image", report.text_to_image), ("image → text", report.image_to_text)):
-        recalls = (percent(r) for r in (ranks.r_at_1, ranks.r_at_5, ranks.r_at_10))
+        recalls = (percent(recall) for recall in (ranks.r_at_1, ranks.r_at_5, ranks.r_at_10))
         counts = f"{ranks.num_queries:,}", f"{ranks.num_candidates:,}"
         rows.add_row(direction, *recalls, f"{ranks.median_rank:,.1f}", *counts)
     output.print(rows)

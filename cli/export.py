@@ -1,11 +1,11 @@
 """`clipglot export` and `predict`."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
 from ..jobs.settings.export import ExportSettings
+from ..jobs.settings.predict import PredictSettings
 from .options import require_kind, settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, say, table
 
@@ -14,10 +14,10 @@ from .render import friendly_errors, json_option, output, percent, print_json, s
 @settings_options(ExportSettings, "run")
 @json_option
 def export(settings: ExportSettings, as_json: bool) -> None:
-    """Merge the image tower that RUN's cache was made with and RUN's text tower into one CLIP.
+    """Merge the image tower of RUN's cache and the text tower of RUN into one CLIP.
 
-    The image tower is rebuilt, checked against the cache by its hash and by embedding a few cached images again,
-    and the folder is loaded once as its users will before it gets its name.
+    The image tower is loaded again and checked against the cache: by its hash, and by embedding a few cached images
+    again. The merged folder is loaded as its users will load it before it gets its name.
 
     \b
     clipglot export run -o merged
@@ -40,29 +40,26 @@ def export(settings: ExportSettings, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("merged", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--text", "texts", multiple=True, required=True, help="a description to choose from; repeat it")
+@settings_options(PredictSettings, "merged", "images", has_config=False)
 @json_option
-def predict(merged: Path, images: tuple[Path, ...], texts: tuple[str, ...], as_json: bool) -> None:
+def predict(settings: PredictSettings, as_json: bool) -> None:
     """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
 
     \b
     clipglot predict merged cat.jpg --text "кошка" --text "собака"
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
-        require_kind(merged, "merged CLIP")
-        from ..encoders.merged_clip import load_merged
-        from ..evals.predict import predict as run_prediction
+        require_kind(settings.merged, "merged CLIP")
+        from ..jobs.predict import predict as predict_texts
 
-        predictions = run_prediction(load_merged(merged), images, texts)
+        predictions = predict_texts(settings)
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])
         return
-    answers = table("image", "text", "probability", "cosine", numbers=("probability", "cosine"))
+    rows = table("image", "text", "probability", "cosine", numbers=("probability", "cosine"))
     for prediction in predictions:
         scores = zip(prediction.texts, prediction.probabilities, prediction.cosines, strict=True)
-        for place, (text, probability, cosine) in enumerate(scores):
-            name = prediction.image if place == 0 else ""
-            answers.add_row(name, text, percent(probability), f"{cosine:.3f}", style="bold" if place == 0 else None)
-    output.print(answers)
+        for rank, (text, probability, cosine) in enumerate(scores):
+            name, style = (prediction.image, "bold") if rank == 0 else ("", None)
+            rows.add_row(name, text, percent(probability), f"{cosine:.3f}", style=style)
+    output.print(rows)

@@ -21,7 +21,6 @@ from .main import is_first_process
 from .render import warn
 
 Command = Callable[..., Any]
-cache_argument = click.argument("cache", type=to_location)
 
 
 class SectionedCommand(click.Command):
@@ -65,22 +64,24 @@ def settings_options(
     *arguments: str,
     known: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda merged, options: {},
     renamed: Mapping[str, str] = MappingProxyType({}),
+    has_config: bool = True,
 ) -> Callable[[Command], Command]:
     """Decorate a click command with the options of a settings dataclass; it receives one instance as `settings`.
 
     Args:
         settings: the dataclass.
-        arguments: names of fields that are positional, in order.
+        arguments: names of positional fields, in order; a tuple takes all remaining arguments.
         known: values of fields that were not given, from those that were and from the command's other options.
         renamed: old names of fields and their new ones. The old ones still work as flags, hidden, and in files of
             settings, with a warning.
+        has_config: whether the command takes `--config`.
     """
 
     def decorate(function: Command) -> Command:
         def command(**values: Any) -> Any:
             names = {*(field.name for field in fields(settings)), *renamed}
             given = {name: values.pop(name) for name in list(values) if name in names}
-            merged = _merge(settings, arguments, given, values.pop("config"), renamed)
+            merged = _merge(settings, arguments, given, values.pop("config", None), renamed)
             merged = known(merged, values) | merged
             _require_all(settings, merged)
             try:
@@ -101,8 +102,10 @@ def settings_options(
             )
             for old, new in renamed.items()
         ]
-        toml = click.Path(exists=True, dir_okay=False, path_type=Path)
-        decorators.append(click.option("--config", type=toml, help="TOML file with any of these settings; flags win"))
+        if has_config:
+            toml = click.Path(exists=True, dir_okay=False, path_type=Path)
+            help_ = "TOML file with any of these settings; flags win"
+            decorators.append(click.option("--config", type=toml, help=help_))
         decorated: Command = command
         for decorator in reversed(decorators):
             decorated = decorator(decorated)
@@ -121,7 +124,8 @@ def _parameter(field: Field[Any], hint: Any, positional: bool) -> Callable[[Comm
     type_, help_ = get_args(hint)[:2]
     click_type, multiple = _click_type(type_)
     if positional:
-        return click.argument(field.name, type=click_type, required=field.default is MISSING)
+        num = -1 if multiple else 1
+        return click.argument(field.name, type=click_type, nargs=num, required=field.default is MISSING)
     flag = field.name.replace("_", "-")
     flags = [f"--{flag}/--no-{flag}" if type_ is bool else _flag(field.name), field.name]
     if field.name == "output":

@@ -25,6 +25,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..cache.errors import CacheError
+from ..cache.progress import OnProgress
+from ..cache.progress import Progress as StageProgress
 from ..distill.errors import DistillError, LoneError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
@@ -110,6 +112,23 @@ def progress_bar() -> Iterator[Progress]:
     )
     with Progress(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
         yield progress
+
+
+@contextmanager
+def stage_bars(first: str) -> Iterator[OnProgress]:
+    """Yield a callback that shows a bar for each stage of a command, of which `first` is shown at once."""
+    with progress_bar() as bars:
+        stage, task, done = first, bars.add_task(first, total=None, note=""), 0
+
+        def show(progress: StageProgress) -> None:
+            nonlocal stage, task, done
+            if progress.stage != stage:
+                bars.update(task, total=done)  # over, whatever its total was
+                stage, task = progress.stage, bars.add_task(progress.stage, total=progress.total, note="")
+            done = progress.done
+            bars.update(task, completed=done, total=progress.total)
+
+        yield show
 
 
 class PlainProgress:

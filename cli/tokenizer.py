@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @settings_options(TokenizerSettings, "cache")
 @json_option
 def tokenizer(settings: TokenizerSettings, as_json: bool) -> None:
-    """Train a tokenizer on the captions of CACHE, or see how one splits them.
+    """Train or extend a tokenizer on the captions of CACHE, or inspect how one splits them.
 
-    What is trained reads every script. The report says, script by script, what becomes of a word.
+    A trained tokenizer reads every script. The report says, script by script, into what words are split.
 
     \b
     clipglot tokenizer train.zarr -o tokenizer --kind unigram
@@ -28,9 +28,9 @@ def tokenizer(settings: TokenizerSettings, as_json: bool) -> None:
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
         require_kind(settings.cache, "cache")
-        from ..jobs.tokenizer import write_tokenizer
+        from ..jobs.tokenizer import inspect_tokenizer, train_tokenizer
 
-        report = write_tokenizer(settings)
+        report = (inspect_tokenizer if settings.inspect else train_tokenizer)(settings)
     if as_json:
         print_json(asdict(report))
     else:

@@ -23,10 +23,10 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return settings_of(recipe, merged) if recipe else {}
     if "output" not in merged:
         return {}
-    from ..distill.training.run_folder import RunFolder
+    from ..jobs.train import settings_to_resume
 
     with friendly_errors():
-        return RunFolder(merged["output"]).settings_to_resume()
+        return settings_to_resume(merged["output"])
 
 
 @click.command(cls=SectionedCommand, sections=SECTIONS)
@@ -57,7 +57,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
         require_kind(settings.cache, "cache")
         if settings.val:
             require_kind(settings.val, "cache")
-        from ..distill.training.train import train as run_training
+        from ..jobs.train import train as run_training
 
         task = progress.add_task("train", note="", total=None)
         notes = {"loss": "", "recall": ""}

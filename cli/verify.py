@@ -6,24 +6,23 @@ import click
 
 from ..jobs.settings.verify import VerifySettings
 from .options import require_kind, settings_options
-from .render import friendly_errors, json_option, print_json, progress_bar, say
+from .render import friendly_errors, json_option, print_json, say, stage_bars
 
 
 @click.command()
 @settings_options(VerifySettings, "cache")
 @json_option
 def verify(settings: VerifySettings, as_json: bool) -> None:
-    """Read all of CACHE: checksums, counts, contents, and a sample of images embedded again.
+    """Read all of CACHE and check it: checksums, counts, contents, and a sample of images embedded again.
 
-    Exit code 1 if anything is wrong, or if images that you asked for could not be embedded again. With --repair
-    damaged chunks of embeddings are marked, and the `clipglot cache` command that is then printed mends them.
+    Exit code 1 if anything is wrong, or if images that you asked for could not be embedded again. With --repair,
+    damaged chunks of embeddings are marked; the `clipglot cache` command that is then printed embeds them again.
     """
-    with friendly_errors(), progress_bar() as progress:
+    with friendly_errors(), stage_bars("verify") as on_progress:
         require_kind(settings.cache, "cache")
         from ..jobs.verify import verify_cache
 
-        task = progress.add_task("verify", total=None, note="")
-        result = verify_cache(settings, lambda done, total: progress.update(task, completed=done, total=total))
+        result = verify_cache(settings, on_progress)
     info, probes = result.cache.info, result.probes
     if as_json:
         print_json(
@@ -43,7 +42,7 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
             say(f"marked to be embedded again: {', '.join(result.marked)}")
             say(f"now run: {result.command}")
         elif result.faults and not settings.repair and info.is_made_by_commands and not result.cache.is_one_file:
-            say(f"what a pass makes again is marked by: clipglot verify {settings.cache} --repair")
+            say(f"to mark what a pass can embed again: clipglot verify {settings.cache} --repair")
         elif settings.repair and result.faults:
             say("none of this can be embedded again: see above what to do")
     if result.faults or result.incomplete:

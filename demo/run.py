@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.progress import OnProgress, Progress
 from ..distill.train_settings import TrainSettings
-from ..distill.training.train import train
 from ..encoders.merged_clip import MergedClip, load_merged
 from ..evals.retrieval import retrieve
 from ..evals.zeroshot import zero_shot_accuracy
@@ -21,6 +21,7 @@ from ..jobs.cache import CacheResult, cache_images
 from ..jobs.export import export_run
 from ..jobs.settings.cache import CacheSettings
 from ..jobs.settings.export import ExportSettings
+from ..jobs.train import train
 from .captions import caption, class_prompt
 from .grammars import Language
 from .scenes import HELD_OUT, PAIRS, Scene, classification_scenes, draw, held_out_scenes, training_scenes
@@ -30,8 +31,6 @@ ENGLISH_CLIP = Path(__file__).parent / "english_clip"
 NUM_HELD_OUT = 500  # images to retrieve
 PER_CLASS = 20  # images of each held-out class
 CAPTIONS_PER_IMAGE = 3
-OnProgress = Callable[[str, int, int | None], None]
-"""Called with the stage, what is done of it and the total where known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,8 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
     @contextmanager
     def stage(name: str) -> Iterator[Callable[[int, int | None], None]]:
         started = time.perf_counter()
-        on_progress(name, 0, None)
-        yield lambda done, total: on_progress(name, done, total)
+        on_progress(Progress(name, 0))
+        yield lambda done, total: on_progress(Progress(name, done, total))
         stage_s[name] = time.perf_counter() - started
 
     language = settings.language

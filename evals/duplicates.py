@@ -181,7 +181,7 @@ class _Images:
         return [self.cache.keys(row, row + 1)[0] for row in self.rows[positions].tolist()]
 
 
-def find_duplicates(
+def find_near_duplicates(
     cache: Cache,
     against: Cache | None = None,
     *,

@@ -24,7 +24,7 @@ class Prediction:
     probabilities: list[float]
 
 
-def predict(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> list[Prediction]:
+def rank_texts(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> list[Prediction]:
     """Order texts by how well they describe each image.
 
     Raises:

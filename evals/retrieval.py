@@ -107,7 +107,7 @@ def retrieve(
     return RetrievalReport(text_to_image=text_to_image, image_to_text=Ranks.of(ahead, right, beside, num_texts))
 
 
-def eval_retrieval(clip: MergedClip, cache: Cache) -> RetrievalReport:
+def retrieve_from_cache(clip: MergedClip, cache: Cache) -> RetrievalReport:
     """Retrieve the images of a cache by their captions and back; no image is opened.
 
     Raises:

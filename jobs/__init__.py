@@ -1,1 +1,23 @@
-"""One function for each command: the Python API that the command line renders."""
+"""The commands of clipglot as functions: one a command, each with a settings dataclass in `jobs.settings`.
+
+========================  ========================================================================
+command                   function
+========================  ========================================================================
+`clipglot cache`          `jobs.cache.cache_images(CacheSettings)`
+`clipglot import`         `jobs.import_embeddings.import_embeddings(ImportSettings)`
+`clipglot merge`          `jobs.merge.merge_caches(MergeSettings)`
+`clipglot convert`        `jobs.convert.convert_cache(ConvertSettings)`
+`clipglot inspect`        `jobs.inspect.inspect_cache(InspectSettings)`
+`clipglot verify`         `jobs.verify.verify_cache(VerifySettings)`
+`clipglot duplicates`     `jobs.duplicates.find_duplicates(DuplicatesSettings)`
+`clipglot tokenizer`      `jobs.tokenizer.train_tokenizer`, `inspect_tokenizer(TokenizerSettings)`
+`clipglot train`          `jobs.train.train(TrainSettings)`
+`clipglot export`         `jobs.export.export_run(ExportSettings)`
+`clipglot eval retrieval` `jobs.evaluate.evaluate_retrieval(RetrievalSettings)`
+`clipglot predict`        `jobs.predict.predict(PredictSettings)`
+`clipglot bench`          `jobs.bench.bench(BenchSettings)`
+========================  ========================================================================
+
+Each opens what its settings name, does the work and returns a dataclass; `cli/` parses options and renders the result.
+`clipglot demo` is in `demo/`, because it calls several of these.
+"""

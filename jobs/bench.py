@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..cache.format import EMB, Status
+from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..distill.data.batch_sampler import group_equal_captions
 from ..distill.data.load import open_images
@@ -112,14 +113,12 @@ class BenchReport:
     measures: list[Measure]
 
 
-def bench(
-    settings: BenchSettings, on_progress: Callable[[str, int, int | None], None] = lambda what, done, total: None
-) -> BenchReport:
+def bench(settings: BenchSettings, on_progress: OnProgress = ignore_progress) -> BenchReport:
     """Measure; writes nothing but into a temporary folder.
 
     Args:
         settings: what to measure.
-        on_progress: called with a stage, how much of it is done, and of how much if that is known.
+        on_progress: called with the stages `prepare` and `measure`; the latter counts rounds.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -130,7 +129,7 @@ def bench(
     round_steps = CUDA_ROUND if on_cuda else 1
     rounds = ROUNDS if settings.steps is None else -(-settings.steps // round_steps)
     with tempfile.TemporaryDirectory(prefix="clipglot-bench-") as folder:
-        on_progress("prepare", 0, None)
+        on_progress(Progress("prepare", 0))
         if settings.cache:
             cache = Cache(settings.cache).require_sealed()
         else:
@@ -187,7 +186,7 @@ def _measure(
     reads: dict[str, Callable[[], float]],
     rounds: int,
     compiled: bool,
-    on_progress: Callable[[str, int, int | None], None],
+    on_progress: OnProgress,
 ) -> BenchReport:
     size = steps.batch_size
     measured: dict[str, Callable[[], float]] = {
@@ -202,7 +201,7 @@ def _measure(
     } | reads
     if NUM_MATRICES * 4 * size**2 < SHARE_OF_MEMORY * free_bytes(steps.device):
         measured["whole loss"] = steps.whole_loss
-    given = in_turns(measured, rounds, on_round=lambda done, total: on_progress("measure", done, total))
+    given = in_turns(measured, rounds, on_round=lambda done, total: on_progress(Progress("measure", done, total)))
 
     def rate(name: str, of: float) -> list[float]:
         return [of / seconds for seconds in given[name]]

@@ -1,4 +1,4 @@
-"""`clipglot tokenizer`: make a tokenizer from the captions of a cache, and report how it, or any other, splits them."""
+"""`clipglot tokenizer`: train a tokenizer on the captions of a cache, extend one, or report how one splits them."""
 
 import os
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from ..encoders.tokenizer_coverage import ScriptCoverage, sample, split_badly, s
 from ..encoders.tokenizer_extend import extend
 from .settings.tokenizer import TokenizerSettings
 
-VOCAB_SIZE, MORE = 16_384, 8_192  # by default
+VOCAB_SIZE, NUM_ADDED = 16_384, 8_192  # by default: tokens of a new tokenizer, and those that extend one
 CAPTIONS_AT_A_TIME = 2**14
 
 
@@ -59,38 +59,54 @@ class TokenizerReport:
     warning: str | None
 
 
-def write_tokenizer(settings: TokenizerSettings) -> TokenizerReport:
-    """Train or extend a tokenizer, or open the one to inspect; then report on it.
+def train_tokenizer(settings: TokenizerSettings) -> TokenizerReport:
+    """Train a tokenizer on the captions of a cache, or extend one with them; write it and report on it.
+
+    Args:
+        settings: with an output; nothing must stand there.
 
     Raises:
         CacheError, EncoderError: no cache, no tokenizer, one that cannot be extended, or a wrong vocabulary size.
-        DistillError: the output exists.
+        DistillError: no output, or one that exists.
     """
-    if settings.inspect is not None:
-        captions = Cache(settings.cache).captions()
-        tokenizer = (
-            open_clip_tokenizer().backend if _is_open_clip(settings.inspect) else read_tokenizer(settings.inspect)
-        )
-        return report_on(tokenizer, captions, str(settings.inspect), settings.context_length)
-    assert settings.output is not None  # the settings see to it
+    if settings.output is None:
+        raise DistillError("pass --output DIR to write a tokenizer")
     if os.path.lexists(settings.output):
         raise DistillError(f"{settings.output} exists: choose another -o")
     captions = Cache(settings.cache).captions()
-    made = _make(settings, captions)
+    tokenizer = _train(settings, captions)
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(settings.output) as partial:
-        made.save(partial)
-    return report_on(made.backend, captions, str(settings.output), settings.context_length)
+        tokenizer.save(partial)
+    return tokenizer_report(tokenizer.backend, captions, str(settings.output), settings.context_length)
 
 
-def report_on(tokenizer: Tokenizer, captions: Sequence[str], name: str, context_length: int) -> TokenizerReport:
-    """Count what any tokenizer makes of captions.
+def inspect_tokenizer(settings: TokenizerSettings) -> TokenizerReport:
+    """Report how an existing tokenizer splits the captions of a cache; nothing is written.
 
     Args:
-        tokenizer: that neither cuts nor pads.
-        captions: cleaned here as open_clip cleans them.
+        settings: with `inspect`, the tokenizer's folder.
+
+    Raises:
+        CacheError, EncoderError: no cache, or no tokenizer.
+        DistillError: `inspect` is not given.
+    """
+    if settings.inspect is None:
+        raise DistillError("pass --inspect FOLDER to inspect a tokenizer")
+    captions = Cache(settings.cache).captions()
+    is_open_clip = _is_open_clip(settings.inspect)
+    tokenizer = open_clip_tokenizer().backend if is_open_clip else read_tokenizer(settings.inspect)
+    return tokenizer_report(tokenizer, captions, str(settings.inspect), settings.context_length)
+
+
+def tokenizer_report(tokenizer: Tokenizer, captions: Sequence[str], name: str, context_length: int) -> TokenizerReport:
+    """Report how a tokenizer splits captions.
+
+    Args:
+        tokenizer: one that neither truncates nor pads.
+        captions: not yet cleaned; they are cleaned here as open_clip does it.
         name: of the tokenizer.
-        context_length: as of the report.
+        context_length: tokens beyond which a caption is cut.
     """
     lengths = np.zeros(len(captions), np.int64)
     for start in range(0, len(captions), CAPTIONS_AT_A_TIME):
@@ -112,12 +128,12 @@ def report_on(tokenizer: Tokenizer, captions: Sequence[str], name: str, context_
     )
 
 
-def _make(settings: TokenizerSettings, captions: Sequence[str]) -> CaptionTokenizer:
+def _train(settings: TokenizerSettings, captions: Sequence[str]) -> CaptionTokenizer:
     if settings.extend is None:
         train = train_unigram if settings.kind == "unigram" else train_bpe
         return train(captions, settings.vocab_size or VOCAB_SIZE)
     old = open_clip_tokenizer() if _is_open_clip(settings.extend) else CaptionTokenizer.load(settings.extend)
-    return extend(old, captions, settings.vocab_size or old.vocab_size + MORE)
+    return extend(old, captions, settings.vocab_size or old.vocab_size + NUM_ADDED)
 
 
 def _is_open_clip(folder: Path) -> bool:

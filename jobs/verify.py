@@ -1,7 +1,6 @@
-"""`clipglot verify`: bytes, contents and a sample of images embedded again; `--repair` has the next pass mend it."""
+"""`clipglot verify`: checks of checksums, contents and a sample of images embedded again; repair of a cache."""
 
 import shlex
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from ..cache.errors import CacheError
 from ..cache.format import IMPORTED, SOURCE_KINDS, CacheInfo
 from ..cache.location import Location
+from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.read.verify import Fault, verify
 from ..cache.storage.open import store_at
@@ -46,10 +46,12 @@ class VerifyResult:
     incomplete: bool
 
 
-def verify_cache(
-    settings: VerifySettings, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> VerifyResult:
-    """Check a cache, and repair it if that is asked for.
+def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_progress) -> VerifyResult:
+    """Check a cache; with `settings.repair`, mark what is damaged, so that the next pass embeds it again.
+
+    Args:
+        settings: the cache, the sample to embed again, and where its tower and images are now.
+        on_progress: called with the chunks of stage `verify`.
 
     Raises:
         CacheError: no cache, or one whose planning did not finish.
@@ -59,10 +61,9 @@ def verify_cache(
     if settings.repair:
         _require_made_by_commands(cache)
     with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
-        found = verify(cache, on_progress)
-        lost = [fault.chunk for fault in found if fault.chunk]
+        faults = verify(cache, lambda done, total: on_progress(Progress("verify", done, total)))
+        lost = [fault.chunk for fault in faults if fault.chunk]
         marked = cache.mark_lost(lost) if settings.repair else []
-    faults = [_what(fault, cache, marked) for fault in found]
     sample = SAMPLE if settings.sample is None else settings.sample
     if faults:
         probes = Probes(not_checked="the faults come first" if sample else None)
@@ -70,7 +71,7 @@ def verify_cache(
         probes = _probe(cache, settings, sample) if sample else Probes()
     return VerifyResult(
         cache=cache,
-        faults=[*faults, *probes.changed],
+        faults=[*(_line(fault, cache, marked) for fault in faults), *probes.changed],
         marked=marked,
         command=cache_command(cache.info, settings.cache) if marked else None,
         probes=probes,
@@ -157,7 +158,7 @@ def cache_command(info: CacheInfo, output: Location) -> str:
     return shlex.join(words)
 
 
-def _what(fault: Fault, cache: Cache, marked: list[str]) -> str:
+def _line(fault: Fault, cache: Cache, marked: list[str]) -> str:
     """A fault's line; without what to do by hand where its chunk was marked, for that is done."""
     remedy = cache.remedy([fault.chunk]) if fault.chunk else ""
     return fault.what.removesuffix(f": {remedy}") if set(marked) & set(remedy.split()) else fault.what

@@ -39,7 +39,7 @@ from .seal import seal, write_info
 COPIED_ROWS = 2**16  # whose keys and captions are in memory at once
 
 
-def merge_caches(
+def concatenate_caches(
     caches: Sequence[Cache],
     output: Path,
     *,

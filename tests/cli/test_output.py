@@ -31,10 +31,10 @@ from support.command_line import run, small
         (["cache", "p.jsonl", "-o", "c.zarr"], "Missing option '--model'"),
         (["predict", "merged", "cat.jpg"], "Missing option '--text'"),
         (["predict", "merged", "--text", "cat"], "Missing argument 'IMAGES"),
-        (["tokenizer", "c.zarr"], "pass --output DIR to write a tokenizer, or --inspect FOLDER"),
+        (["tokenizer", "c.zarr"], "--inspect FOLDER"),
         (["tokenizer", "c.zarr", "-o", "t", "--kind", "bpe", "--extend", "x"], "what is extended keeps its kind"),
         (["tokenizer", "c.zarr", "--inspect", "x", "--vocab-size", "9"], "--vocab-size makes a tokenizer, --inspect"),
-        (["convert", "c.zarr", "c.txt"], "OUT: c.txt ends in .txt: call a Zarr folder .zarr, or nothing"),
+        (["convert", "c.zarr", "c.txt"], "OUT: c.txt ends in .txt"),
         (["fly"], "No such command 'fly'"),
     ],
 )

@@ -14,7 +14,7 @@ from clipglot.cache.format import Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.evals import duplicates
-from clipglot.evals.duplicates import Components, find_duplicates
+from clipglot.evals.duplicates import Components, find_near_duplicates
 from clipglot.evals.errors import EvalError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,7 +62,7 @@ def test_all_pairs_in_blocks_are_all_pairs_at_once(
     np.fill_diagonal(products, -1)
     nearest = np.sort(products.max(1))
     for threshold in (float(nearest[8] + nearest[9]) / 2, 0.99999):
-        report = find_duplicates(train, threshold=threshold, num_listed=-1)
+        report = find_near_duplicates(train, threshold=threshold, num_listed=-1)
         assert (report.num_pictures, report.num_compared, report.num_others) == (39, 39, 38)
         for mark, count in report.above.items():
             assert count == (nearest >= float(mark)).sum()
@@ -87,7 +87,7 @@ def _components(near: Any) -> Any:
 def test_images_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cache, Cache]) -> None:
     train, val = caches
     progress: list[tuple[int, int]] = []
-    report = find_duplicates(train, val, threshold=0.99999, on_progress=lambda *at: progress.append(at))
+    report = find_near_duplicates(train, val, threshold=0.99999, on_progress=lambda *at: progress.append(at))
     best = (unit(val) @ unit(train).T).max(1)
     assert (report.num_pictures, report.num_others, report.groups) == (22, 39, None)
     assert report.above["0.99999"] == (best >= 0.99999).sum() == 6  # four copies, and the two rows of both manifests
@@ -103,13 +103,13 @@ def test_images_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cach
 
 def test_captions_that_stand_more_than_once_are_counted(caches: tuple[Cache, Cache]) -> None:
     captions = caches[0].captions()
-    report = find_duplicates(caches[0])
+    report = find_near_duplicates(caches[0])
     assert report.num_repeated_captions == sum(captions.count(caption) > 1 for caption in captions) > 0
 
 
 def test_a_sample_says_that_it_is_one_and_finds_itself_never(caches: tuple[Cache, Cache]) -> None:
     train, _ = caches
-    reports = [find_duplicates(train, threshold=0.99999, sample=10, seed=seed) for seed in (3, 3, 4)]
+    reports = [find_near_duplicates(train, threshold=0.99999, sample=10, seed=seed) for seed in (3, 3, 4)]
     assert reports[0] == reports[1] != reports[2]
     assert (reports[0].num_pictures, reports[0].num_compared, reports[0].groups) == (39, 10, None)
     assert reports[0].share_low < reports[0].share < reports[0].share_high
@@ -126,10 +126,10 @@ def test_too_many_pairs_are_sampled_unless_all_are_asked_for(
 ) -> None:
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 39 * 39 - 1)
     monkeypatch.setattr(duplicates, "SAMPLE", 7)
-    assert find_duplicates(caches[0]).num_compared == 7
-    assert find_duplicates(caches[0], sample=0).num_compared == 39
+    assert find_near_duplicates(caches[0]).num_compared == 7
+    assert find_near_duplicates(caches[0], sample=0).num_compared == 39
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 39 * 39)
-    assert find_duplicates(caches[0]).num_compared == 39
+    assert find_near_duplicates(caches[0]).num_compared == 39
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
@@ -152,11 +152,11 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     make_cache(folder / "val.jsonl", tmp_path / "other.zarr", model=f"local-dir:{other_clip}")
     with pytest.raises(EvalError, match=r"made by different image towers \(weights_sha256\)"):
-        find_duplicates(caches[0], Cache(tmp_path / "other.zarr"))
+        find_near_duplicates(caches[0], Cache(tmp_path / "other.zarr"))
     damaged = Path(shutil.copytree(folder / "val.zarr", tmp_path / "damaged.zarr"))
     (damaged / "images/emb/c/0/1/0").write_bytes(b"")
     with pytest.raises(CacheError, match="damaged chunk images/emb/c/0/1/0"):
-        find_duplicates(caches[0], Cache(damaged))
+        find_near_duplicates(caches[0], Cache(damaged))
 
 
 def test_a_cache_of_texts_is_refused(
@@ -168,7 +168,7 @@ def test_a_cache_of_texts_is_refused(
         translated_manifests["train"], tmp_path / "texts", model=MODEL, teacher_field=("en",), images=False, limit=20
     )
     with pytest.raises(EvalError, match="holds texts, no images"):
-        find_duplicates(Cache(tmp_path / "texts"))
+        find_near_duplicates(Cache(tmp_path / "texts"))
 
 
 def test_the_command_prints_what_the_json_says(folder: Path, caches: tuple[Cache, Cache]) -> None:

@@ -9,7 +9,7 @@ import torch
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.merged_clip import MergedClip, load_merged
 from clipglot.evals.errors import EvalError
-from clipglot.evals.predict import predict
+from clipglot.evals.predict import rank_texts
 from PIL import Image
 
 TEXTS = ["красный шум", "синий шум", "[b]текст[/b] :cat:"]
@@ -31,7 +31,7 @@ def test_order_and_probabilities_are_those_of_open_clip(clip: MergedClip, merged
         image = model.eval().encode_image(preprocess(Image.open(image))[None], normalize=True)
         text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{merged}")(TEXTS), normalize=True)
         expected = (model.logit_scale.exp() * image @ text.T).softmax(-1)[0].numpy()
-    (prediction,) = predict(clip, [image], TEXTS)
+    (prediction,) = rank_texts(clip, [image], TEXTS)
     order = np.argsort(-expected)
     assert prediction.texts == [TEXTS[i] for i in order]
     np.testing.assert_allclose(prediction.probabilities, expected[order], rtol=1e-4)
@@ -40,15 +40,15 @@ def test_order_and_probabilities_are_those_of_open_clip(clip: MergedClip, merged
 
 def test_each_image_gets_its_own_answer_in_the_order_given(clip: MergedClip, manifest: Path) -> None:
     images = [manifest.parent / "images" / f"{i:04}.png" for i in (3, 0)]
-    together = predict(clip, images, TEXTS)
+    together = rank_texts(clip, images, TEXTS)
     assert [p.image for p in together] == [str(p) for p in images]
-    assert together == [predict(clip, [p], TEXTS)[0] for p in images]
+    assert together == [rank_texts(clip, [p], TEXTS)[0] for p in images]
 
 
 def test_a_link_is_followed_wherever_it_leads(clip: MergedClip, image: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.png"
     link.symlink_to(image)
-    assert predict(clip, [link], TEXTS)[0].cosines == predict(clip, [image], TEXTS)[0].cosines
+    assert rank_texts(clip, [link], TEXTS)[0].cosines == rank_texts(clip, [image], TEXTS)[0].cosines
 
 
 @pytest.mark.parametrize(
@@ -65,17 +65,17 @@ def test_what_is_no_image_is_named(clip: MergedClip, content: bytes | None, reas
     if content is not None:
         bad.write_bytes(content)
     with pytest.raises(EvalError, match=rf"кот\.png: ({reason}): leave it out"):
-        predict(clip, [bad], TEXTS)
+        rank_texts(clip, [bad], TEXTS)
 
 
 def test_a_folder_is_no_image(clip: MergedClip, tmp_path: Path) -> None:
     with pytest.raises(EvalError, match=tmp_path.name):
-        predict(clip, [tmp_path], TEXTS)
+        rank_texts(clip, [tmp_path], TEXTS)
 
 
 def test_without_texts_there_is_nothing_to_choose_from(clip: MergedClip, image: Path) -> None:
     with pytest.raises(EvalError, match="pass --text"):
-        predict(clip, [image], [])
+        rank_texts(clip, [image], [])
 
 
 def test_a_folder_that_is_no_merged_clip_is_refused_with_the_remedy(tmp_path: Path) -> None:

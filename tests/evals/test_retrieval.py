@@ -15,7 +15,7 @@ from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.evals.embedding_stats import alignment, uniformity
 from clipglot.evals.errors import EvalError
-from clipglot.evals.retrieval import Ranks, eval_retrieval, retrieve
+from clipglot.evals.retrieval import Ranks, retrieve, retrieve_from_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from support.drawings import draw_images
@@ -105,7 +105,7 @@ def test_a_merged_clip_retrieves_as_open_clip_computes_it(merged: Path, tiny_cac
         text_emb = clip.encode_text(tokenizer(cache.captions()), normalize=True).numpy()
     similarity = text_emb @ cache.image_emb().astype(np.float32).T
     own = similarity[np.arange(len(similarity)), cache.caption_image()]
-    report = eval_retrieval(load_merged(merged), cache)
+    report = retrieve_from_cache(load_merged(merged), cache)
     assert report.text_to_image.r_at_10 == pytest.approx(((similarity > own[:, None]).sum(1) < 10).mean(), abs=0.02)
     assert report.to_json()["image_to_text"]["num_queries"] == len(cache)
 
@@ -116,7 +116,7 @@ def test_images_that_failed_and_their_captions_are_left_out(
     manifest = draw_images(tmp_path, 6)
     (tmp_path / "images" / "0002.png").write_bytes(b"no image")  # it has three captions
     cache = make_cache(manifest, tmp_path / "c.zarr").cache
-    report = eval_retrieval(load_merged(merged), cache)
+    report = retrieve_from_cache(load_merged(merged), cache)
     assert (report.text_to_image.num_candidates, report.image_to_text.num_queries) == (5, 5)
     assert report.text_to_image.num_queries == cache.info.num_captions - 3
 
@@ -126,7 +126,7 @@ def test_a_cache_of_another_tower_is_refused_by_name(
 ) -> None:
     cache = make_cache(manifest, tmp_path / "other.zarr", model=f"local-dir:{other_clip}", limit=2).cache
     with pytest.raises(EvalError, match=r"other\.zarr was made by .* cache the images with"):
-        eval_retrieval(load_merged(merged), cache)
+        retrieve_from_cache(load_merged(merged), cache)
 
 
 def test_a_merged_folder_without_its_tokenizer_is_refused(merged: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from clipglot.cache.metadata import checksum_of
 from clipglot.cache.read.arrays import groups_above
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.write.merge import merge_caches
+from clipglot.cache.write.merge import concatenate_caches
 from support.copies import files, run
 from support.metadata_edits import edit, make_older
 from support.s3_server import Bucket
@@ -181,7 +181,7 @@ def test_every_cache_says_which_arrays_it_has(
     make_cache(located.parent / "shards", grown, text_field=("caption",))
     make_cache(manifest, grown, append=True, text_field=("text",), language=("ru",))
     assert run("convert", located, tmp_path / "located.h5").exit_code == 0
-    merge_caches([Cache(tiny_cache), Cache(located)], tmp_path / "merged.zarr", prefixes=["a", "b"])
+    concatenate_caches([Cache(tiny_cache), Cache(located)], tmp_path / "merged.zarr", prefixes=["a", "b"])
     for path in (
         located,
         tiny_cache,

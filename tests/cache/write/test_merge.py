@@ -20,7 +20,7 @@ from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.source import Locator, SourceRow, batched
 from clipglot.cache.write.convert import convert
 from clipglot.cache.write.image_reader import reader_of
-from clipglot.cache.write.merge import merge_caches
+from clipglot.cache.write.merge import concatenate_caches
 from clipglot.cache.write.plan import plan_cache
 from clipglot.cache.write.seal import write_info
 from clipglot.jobs.bench_data import write_random_cache
@@ -53,7 +53,7 @@ def others(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
 def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path: Path) -> None:
     both = [Cache(path) for path in others]
     steps: list[tuple[int, int]] = []
-    merged = merge_caches(both, tmp_path / "m.zarr", on_progress=lambda *step: steps.append(step))
+    merged = concatenate_caches(both, tmp_path / "m.zarr", on_progress=lambda *step: steps.append(step))
     assert verify(merged) == []
     assert merged.keys() == [key for cache in both for key in cache.keys(0)]
     assert merged.captions() == [caption for cache in both for caption in cache.captions()]
@@ -87,12 +87,12 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
 
 def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, Path], tmp_path: Path) -> None:
     twin = Path(shutil.copytree(others[1], tmp_path / "twin.zarr"))
-    merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "m.zarr", prefixes=["a", "b"])
+    merged = concatenate_caches([Cache(others[1]), Cache(twin)], tmp_path / "m.zarr", prefixes=["a", "b"])
     assert (Cache(others[1]).info.num_duplicates, merged.info.num_duplicates) == (0, 22)  # one image is broken
     assert verify(merged) == []
     shutil.rmtree(twin / HASH)
     make_older(twin)
-    merged = merge_caches([Cache(others[1]), Cache(twin)], tmp_path / "n.zarr", prefixes=["a", "b"])
+    merged = concatenate_caches([Cache(others[1]), Cache(twin)], tmp_path / "n.zarr", prefixes=["a", "b"])
     assert (HASH in merged.root, merged.info.num_duplicates) == (False, None)
 
 
@@ -116,14 +116,14 @@ def test_it_trains_and_exports_and_merges_again(
 
 def test_teachers_are_merged_with_their_captions(translated_caches: dict[str, Path], tmp_path: Path) -> None:
     both = [Cache(translated_caches[name]) for name in ("train", "mixed")]
-    merged = merge_caches(both, tmp_path / "m.zarr", prefixes=["a", "b"])
+    merged = concatenate_caches(both, tmp_path / "m.zarr", prefixes=["a", "b"])
     assert verify(merged) == []
     for read in (Cache.teacher_emb, Cache.teacher_status):
         assert np.array_equal(read(merged), np.concatenate([read(cache) for cache in both]))
     texts = [cache.texts("teacher/text").split() for cache in (merged, *both)]
     assert texts[0] == texts[1] + texts[2]
     with pytest.raises(CacheError, match=r"cannot be one cache: teacher differs .*: True, .*: False"):
-        merge_caches([both[0], Cache(translated_caches["val"])], tmp_path / "n.zarr")
+        concatenate_caches([both[0], Cache(translated_caches["val"])], tmp_path / "n.zarr")
 
 
 def test_a_key_of_two_caches_is_refused_or_prefixed(others: tuple[Path, Path], tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
         located(tmp_path / "b", "b", rows("b", ["zh", "en"], 1), ["x.tar", "y.tar"], True),
         located(tmp_path / "c", "c", rows("c", ["en", "ru"], 0), ["z.tar"], True),
     ]
-    merged = merge_caches(caches, tmp_path / "m")
+    merged = concatenate_caches(caches, tmp_path / "m")
     assert len(merged) == 6  # a limit of two was for each
     assert merged.files() == ["x.tar", "y.tar", "z.tar"]
     expected = [[-1, -1, -1]] * 2 + [[1, 0, 9], [1, 1, 9], [2, 0, 9], [2, 1, 9]]
@@ -274,7 +274,7 @@ def test_a_full_disk_is_said_of_the_new_cache(
 
 def test_a_place_that_cannot_be_written_is_named(others: tuple[Path, Path]) -> None:
     with pytest.raises(CacheError, match=r"^/proc/none/m.zarr: cannot be written \(.*\): make it writable or choose"):
-        merge_caches([Cache(path) for path in others], Path("/proc/none/m.zarr"))
+        concatenate_caches([Cache(path) for path in others], Path("/proc/none/m.zarr"))
 
 
 @settings(max_examples=6, deadline=None)
@@ -284,7 +284,7 @@ def test_any_sizes_and_numbers_of_captions(tmp_path_factory: pytest.TempPathFact
     for n, counts in enumerate(sizes):
         write_random_cache(folder / str(n), ([f"{n} {i} {j}" for j in range(c)] for i, c in enumerate(counts)), 4)
     caches = [Cache(folder / str(n)) for n in range(len(sizes))]
-    merged = merge_caches(caches, folder / "m", prefixes=[str(n) for n in range(len(sizes))])
+    merged = concatenate_caches(caches, folder / "m", prefixes=[str(n) for n in range(len(sizes))])
     assert verify(merged) == []
     assert np.array_equal(merged.image_emb(), np.concatenate([cache.image_emb() for cache in caches]))
     by_row = Counter(merged.caption_image().tolist())

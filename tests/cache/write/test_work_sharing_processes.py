@@ -151,7 +151,7 @@ def test_one_look_says_what_workers_say_and_that_it_cannot_tell_whether_they_liv
     (worker,) = found["workers"]
     assert (worker["host"], worker["chunks_done"], worker["seen_alive"], worker["silent_s"]) == ("node7", 12, False, 0)
     (unfinished / "workers/1.json").unlink()
-    assert "nobody gives a sign of being at it" in CliRunner().invoke(main, ["inspect", str(unfinished)]).stdout
+    assert "no worker is active" in CliRunner().invoke(main, ["inspect", str(unfinished)]).stdout
 
 
 def test_watching_tells_the_living_from_the_silent_until_the_pass_is_over(

@@ -17,7 +17,7 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.evals.errors import EvalError
-from clipglot.evals.retrieval import eval_retrieval
+from clipglot.evals.retrieval import retrieve_from_cache
 from clipglot.jobs.cache import cache_images
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.cache import CacheSettings
@@ -110,7 +110,7 @@ def test_a_cache_of_the_same_weights_with_another_mean_is_another_towers(
     (clip / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     cache = make_cache(manifest, tmp_path / "c.zarr", model=f"local-dir:{clip}", limit=2).cache
     with pytest.raises(EvalError, match=r"c\.zarr was made by .* \(preprocess .*0\.1, 0\.2, 0\.3"):
-        eval_retrieval(load_merged(merged), cache)
+        retrieve_from_cache(load_merged(merged), cache)
 
 
 def test_only_one_pass_writes_a_cache(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:

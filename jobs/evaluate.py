@@ -1,0 +1,17 @@
+"""`clipglot eval`: measure a merged CLIP."""
+
+from ..cache.read.cache import Cache
+from ..encoders.merged_clip import load_merged
+from ..evals.retrieval import RetrievalReport, retrieve_from_cache
+from .settings.evaluate import RetrievalSettings
+
+
+def evaluate_retrieval(settings: RetrievalSettings) -> RetrievalReport:
+    """Recall of a merged CLIP on the images and captions of a cache; no image is opened.
+
+    Raises:
+        CacheError: no cache, or one that is not complete.
+        EncoderError: no merged CLIP, or one that does not load.
+        EvalError: the cache was made by another image tower, or has no caption of an embedded image.
+    """
+    return retrieve_from_cache(load_merged(settings.merged), Cache(settings.cache))

@@ -1,0 +1,20 @@
+"""Settings of `clipglot merge`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ...cache.location import Location
+from ...distill.checks import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings:
+    """`clipglot merge`: concatenate caches of one image tower."""
+
+    caches: Annotated[tuple[Location, ...], "sealed caches, in the order of their rows"]
+    output: Annotated[Path, "where the new cache goes; must not exist"]
+    prefix: Annotated[bool, "put each cache's name before its keys; image files are not found then"] = False
+
+    def __post_init__(self) -> None:
+        require(len(self.caches) >= 2, "CACHES: give two or more")
