@@ -28,9 +28,9 @@ def image(manifest: Path) -> Path:
 def test_order_and_probabilities_are_those_of_open_clip(clip: MergedClip, merged: Path, image: Path) -> None:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{merged}")
     with torch.inference_mode():
-        image = model.eval().encode_image(preprocess(Image.open(image))[None], normalize=True)
-        text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{merged}")(TEXTS), normalize=True)
-        expected = (model.logit_scale.exp() * image @ text.T).softmax(-1)[0].numpy()
+        image_emb = model.eval().encode_image(preprocess(Image.open(image))[None], normalize=True)
+        text_emb = model.encode_text(open_clip.get_tokenizer(f"local-dir:{merged}")(TEXTS), normalize=True)
+        expected = (model.logit_scale.exp() * image_emb @ text_emb.T).softmax(-1)[0].numpy()
     (prediction,) = rank_texts(clip, [image], TEXTS)
     order = np.argsort(-expected)
     assert prediction.texts == [TEXTS[i] for i in order]
