@@ -50,6 +50,8 @@ class Status(IntEnum):
     DAMAGED = 6
     TOO_LARGE = 7
     NOT_FINITE = 8
+    UNSUPPORTED = 9
+    TOO_SLOW = 10
 
     @property
     def label(self) -> str:
@@ -67,6 +69,8 @@ EXPLANATION: dict[Status, str] = {
     Status.DAMAGED: "truncated or damaged: the decoder failed on it",
     Status.TOO_LARGE: "more pixels than --max-pixels allows (as stored or resized), a file over 1 GiB, or a thin line",
     Status.NOT_FINITE: "the tower's output was NaN, infinite or all zero",
+    Status.UNSUPPORTED: "an image of a kind that is not read, or whose numbers have no known range (floats, signed)",
+    Status.TOO_SLOW: "takes too long to decode: a JPEG of more than 100 scans, or over 120 s of processor time",
 }
 
 

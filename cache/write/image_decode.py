@@ -10,16 +10,22 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps
 
 from ..errors import CacheError
 from ..format import MAX_PIXELS, Status
 from ..sources.source import RejectedImageError
+from .image_failure import failure_status
+from .image_metadata import JPEG_SIGNATURE, orientation, turned, without_metadata
+from .image_render import read_layout, to_rgb
+from .jpeg_scans import continued, has_every_scan, has_too_many_scans
 
 Image.init()  # registers every format; `formats=` below fails on a name that is not registered yet
 # The formats of photographs and drawings. Formats whose decoder runs other programs (EPS) are left out.
@@ -28,8 +34,6 @@ FORMATS = tuple(
     for name in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
     if name in Image.OPEN
 )
-BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)
-BAND_PIXELS = 2**22  # converted at a time, where that takes several times the memory of the image itself
 SCALED_SIDES = 2  # a JPEG decoded at reduced size keeps this many times the sides that it will be resized to
 
 
@@ -134,41 +138,6 @@ class ResizeCrop:
         return image.crop((left, top, left + self.width, top + self.height))
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB as a viewer would show it: transparency on white, 16 bits scaled to 8."""
-    if image.mode == "F":
-        raise RejectedImageError(Status.NOT_A_PICTURE)  # float TIFFs hold measurements, of unknown range
-    if image.mode.startswith("I"):
-        return _by_bands(image, _scaled_grey)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        return _by_bands(image, _on_white)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Convert an image of any size, with memory for some of its rows besides the image and the result."""
-    rows = max(1, BAND_PIXELS // image.width)
-    if rows >= image.height:
-        return convert(image)
-    rgb = Image.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        rgb.paste(convert(image.crop(box)), box)
-    return rgb
-
-
-def _scaled_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as RGB; `convert` would clip it to white."""
-    values = np.asarray(image).astype(np.float32)
-    return Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8)).convert("RGB")
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    """An image with transparency as RGB, on white."""
-    white = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-
-
 def decode(
     file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int = MAX_PIXELS, *, scaled: bool = False
 ) -> NDArray[np.uint8]:
@@ -184,7 +153,7 @@ def decode(
         `[height, width, 3] uint8`.
 
     Raises:
-        RejectedImageError: the file is not an image, damaged or too large.
+        RejectedImageError: the file is not an image, damaged, too large, or of a kind that is not rendered.
     """
     pixels: NDArray[np.uint8] = decode_views(file, geometry, [geometry.apply], max_pixels, scaled=scaled)[0]
     return pixels
@@ -213,28 +182,85 @@ def decode_views(
     Raises:
         RejectedImageError: as `decode`.
     """
-    try:
-        with _pillow_limit.off(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
-            image: Image.Image = Image.open(file, formats=FORMATS)
-            _require_size(image, geometry, max_pixels)
-            if scaled:
-                image.draft(None, _least_size(image, geometry))  # only JPEG can
-            image.load()  # the first frame of an animation
-            ImageOps.exif_transpose(image, in_place=True)
-            _require_size(image, geometry, max_pixels)
-            image = to_rgb(image)
+    with _pillow_limit.off(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
+        try:
+            image = _decode_or_repair(file, geometry, max_pixels, scaled)
             return np.stack([np.asarray(view(image), dtype=np.uint8) for view in views])
-    except RejectedImageError:
+        except MemoryError:
+            raise RejectedImageError(Status.TOO_LARGE) from None
+
+
+def _decode_or_repair(file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int, scaled: bool) -> Image.Image:
+    """RGB of an image, also where Pillow fails on something beside its pixels (docs/decisions/004)."""
+    try:
+        return _decode_rgb(file, geometry, max_pixels, scaled)
+    except (RejectedImageError, MemoryError):
         raise
-    except UnidentifiedImageError:
-        raise RejectedImageError(Status.NOT_A_PICTURE) from None
-    except MemoryError:
-        raise RejectedImageError(Status.TOO_LARGE) from None
-    except Exception:
+    except Exception as error:
         # Decoders raise nearly any exception on damaged input (OSError, SyntaxError, struct.error, IndexError, …). The
         # block holds little besides their calls, and the row keeps its reason.
-        raise RejectedImageError(Status.DAMAGED) from None
+        content = _content(file)
+        image = _decode_repaired(content, geometry, max_pixels, scaled)
+        if image is None:
+            raise RejectedImageError(failure_status(error, content, FORMATS)) from None
+        return image
+
+
+def _decode_rgb(
+    file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int, scaled: bool, turn: int | None = None
+) -> Image.Image:
+    """Open, decode, render and turn an image; `turn` is an orientation that was read elsewhere."""
+    read = partial(_content, file)
+    image: Image.Image = Image.open(file, formats=FORMATS)
+    _require_size(image, geometry, max_pixels)
+    if image.format in ("JPEG", "MPO") and has_too_many_scans(read(), image.width * image.height):
+        raise RejectedImageError(Status.TOO_SLOW)
+    layout = read_layout(image, read)
+    if scaled:
+        image.draft(None, _least_size(image, geometry))  # only JPEG can
+    image.load()  # the first frame of an animation
+    image = turned(to_rgb(image, layout), orientation(image, read) if turn is None else turn)
+    _require_size(image, geometry, max_pixels)
+    return image
+
+
+def _decode_repaired(content: bytes, geometry: ResizeCrop, max_pixels: int, scaled: bool) -> Image.Image | None:
+    """RGB of an image on which Pillow failed, if its pixels are whole."""
+
+    def decoded(copy: bytes, turn: int | None) -> Image.Image | None:
+        try:
+            return _decode_rgb(BytesIO(copy), geometry, max_pixels, scaled, turn)
+        except (RejectedImageError, MemoryError):
+            raise
+        except Exception:  # as in `_decode_or_repair`
+            return None
+
+    stripped, turn = without_metadata(content), None
+    if stripped is not None:
+        content, turn = stripped.content, stripped.orientation
+        image = decoded(content, turn)
+        if image is not None:
+            return image
+    if not content.startswith(JPEG_SIGNATURE) or not has_every_scan(content):
+        return None
+    first: Image.Image | None = None
+    for copy in continued(content):
+        image = decoded(copy, turn)
+        if image is None or (first is not None and ImageChops.difference(first, image).getbbox() is not None):
+            return None
+        first = image
+    return first
+
+
+def _content(file: IO[bytes] | Path) -> bytes:
+    """All of a file; its place is lost, which Pillow's decoders seek by themselves."""
+    if isinstance(file, Path):
+        return file.read_bytes()
+    if isinstance(file, BytesIO):
+        return file.getvalue()
+    file.seek(0)
+    return file.read()
 
 
 def _require_size(image: Image.Image, geometry: ResizeCrop, max_pixels: int) -> None:
