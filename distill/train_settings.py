@@ -215,8 +215,9 @@ class TrainSettings:
 
     def _require_text_tower(self) -> None:
         if self.text in ("scratch", "clip"):
-            self.require_no_language_model()
-        given = self._given(SCRATCH_ALONE)
+            given = self.given(*LM_ALONE)
+            require(not given, f"--{given} belongs to a language model: pass its --text, too")
+        given = self.given(*SCRATCH_ALONE)
         require(
             self.text == "scratch" or not given,
             f"--{given} is of a scratch tower: {self.text} has a shape of its own: drop it",
@@ -244,17 +245,8 @@ class TrainSettings:
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
         require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")
 
-    def require_no_language_model(self) -> None:
-        """Refuse settings that only a language model has.
-
-        Raises:
-            DistillError: one of them is given.
-        """
-        given = self._given(LM_ALONE)
-        require(not given, f"--{given} belongs to a language model: pass its --text, too")
-
-    def _given(self, names: tuple[str, ...]) -> str:
-        """The flag of the first of some settings that is not its default, or nothing."""
+    def given(self, *names: str) -> str:
+        """The flag, without dashes, of the first of these settings that is not its default, or nothing."""
         changed = (f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default)
         return next(changed, "").replace("_", "-")
 

@@ -1,4 +1,7 @@
-"""A merged CLIP, loaded as whoever receives it will: by open_clip, but for text towers that it has no form of."""
+"""A merged CLIP: a folder with both towers that open_clip loads, written by the export and loaded as its users will.
+
+open_clip loads it, but for text towers that it has no form of: there it loads the image tower alone.
+"""
 
 import json
 import logging
@@ -20,13 +23,60 @@ from torch import Tensor
 
 from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
-from .open_clip_loading import LM_CONFIG, load_clip
-from .text_lm import OPEN_CLIP_POOLERS, LMConfig, LMTower
-from .text_tower import TextTower
-from .tokenizer_lm import AnyTokenizer, LMTokenizer
+from .open_clip_loading import LOCAL_PREFIX, load_clip
+from .text_tower import TextTower, TextTowerConfig
+from .text_towers import TEXT_TOWERS
+from .tokenizer import TextTokenizer
 
+WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 TEXTS_AT_A_TIME = 256
-NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # for open_clip to build beside the image side
+NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # a text tower for open_clip to build, where ours takes its place
+
+
+def write_merged(
+    folder: Path,
+    image_tower: ImageTower,
+    text_tower: TextTower,
+    logit_scale: float,
+    logit_bias: float | None,
+    tokenizer: TextTokenizer,
+    provenance: dict[str, Any],
+) -> None:
+    """Write weights, configuration and tokenizer of a merged CLIP into an existing folder.
+
+    Args:
+        folder: where; `open_clip.create_model_and_transforms("local-dir:FOLDER")` loads it.
+        image_tower: its tensors are written unchanged.
+        text_tower: the trained tower.
+        logit_scale: factor on cosines (not its logarithm).
+        logit_bias: added to scaled cosines, after a sigmoid loss.
+        tokenizer: that the text tower was trained with.
+        provenance: kept in the configuration under `clipglot`, which open_clip does not read.
+    """
+    tensors: dict[str, Tensor] = {f"visual.{k}": v for k, v in image_tower.visual.state_dict().items()}
+    tensors |= text_tower.tensors()
+    tensors["logit_scale"] = torch.tensor(math.log(logit_scale))
+    if logit_bias is not None:
+        tensors["logit_bias"] = torch.tensor(logit_bias)
+    # Not save_file, whose files only their owner may read.
+    (folder / WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    config = {
+        "model_cfg": {
+            "embed_dim": image_tower.dim,
+            "quick_gelu": image_tower.quick_gelu,
+            "vision_cfg": image_tower.vision_cfg,
+            "text_cfg": text_tower.config.to_open_clip(),
+            "custom_text": True,
+            # open_clip has a bias only if the configuration names its initial value.
+            **({} if logit_bias is None else {"init_logit_bias": logit_bias}),
+        },
+        "preprocess_cfg": image_tower.preprocess,
+        "clipglot": provenance,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    tokenizer.save(folder)
+    for name, content in text_tower.config.extra_files().items():
+        (folder / name).write_text(content, encoding="utf-8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +84,9 @@ class MergedClip:
     """Both towers of an open_clip folder. D features.
 
     Attributes:
-        image_tower: the image side, with its identity.
-        logit_scale: the factor on cosines before a softmax.
+        folder: that it was loaded from.
+        image_tower: with its identity.
+        logit_scale: factor on cosines before a softmax.
     """
 
     folder: Path
@@ -57,14 +108,13 @@ def load_merged(folder: Path) -> MergedClip:
     """Load a folder that `clipglot export` wrote, or any other open_clip `local-dir:`.
 
     Raises:
-        EncoderError: no such folder, or open_clip cannot load it.
+        EncoderError: no such folder, or one that does not load.
     """
     if not (folder / CONFIG).is_file():
         raise EncoderError(f"{folder}: no {CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`")
-    name = f"local-dir:{folder}"
-    lm_config = _lm_config(folder)
-    if lm_config and not lm_config.loads_in_open_clip:
-        return _load_with_own_text(folder, lm_config)
+    if own := _text_that_open_clip_lacks(folder):
+        return _load_with_own_text(folder, *own)
+    name = f"{LOCAL_PREFIX}{folder}"
     clip, config = load_clip(name, None)
     try:
         tokenizer = open_clip.get_tokenizer(name)
@@ -79,120 +129,66 @@ def load_merged(folder: Path) -> MergedClip:
     )
 
 
-def _lm_config(folder: Path) -> LMConfig | None:
-    """The language model of a folder that `write_merged` wrote; None if its text tower is none, or it is another's."""
-    config = _read(folder / CONFIG)
-    if "clipglot" not in config or "hf_model_name" not in config["model_cfg"]["text_cfg"]:
+def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTowerConfig] | None:
+    """Kind and configuration of an exported text tower that open_clip cannot build; None if it can."""
+    config = _read_config(folder)
+    if "clipglot" not in config:
         return None
-    text = config["model_cfg"]["text_cfg"]
-    poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
-    return LMConfig(
-        embed_dim=config["model_cfg"]["embed_dim"],
-        name=text["hf_model_name"],
-        model=_read(folder / LM_CONFIG),
-        pooler=poolers.get(text["hf_pooler_type"], text["hf_pooler_type"]),
-        head=text["hf_proj_type"],
-        context_length=text["context_length"],
-    )
+    for tower in TEXT_TOWERS.values():
+        text_config = tower.config_type.from_export(config["model_cfg"], folder)
+        if text_config and not text_config.loads_in_open_clip:
+            return tower, text_config
+    return None
 
 
-def _load_with_own_text(folder: Path, lm_config: LMConfig) -> MergedClip:
-    """A folder whose text tower open_clip has no form of: its image side by open_clip, the text side by us."""
-    config = _read(folder / CONFIG)["model_cfg"]
+def _load_with_own_text(folder: Path, kind: type[TextTower], text_config: TextTowerConfig) -> MergedClip:
+    """The image tower as open_clip builds it, the text tower as clipglot does."""
+    name, config = f"{LOCAL_PREFIX}{folder}", _read_config(folder)["model_cfg"]
     try:
         tensors = load_file(folder / WEIGHTS)
         with _without_warning("initialized partially"):  # the weights follow
-            clip: Any = open_clip.create_model(
-                f"local-dir:{folder}", load_weights=False, pretrained_image=False, text_cfg=NO_TEXT
-            )
-        clip.visual.load_state_dict(_below("visual.", tensors))
-        text = LMTower(lm_config)
-        text.text.load_state_dict(_below("text.", tensors))
+            clip: Any = open_clip.create_model(name, load_weights=False, pretrained_image=False, text_cfg=NO_TEXT)
+        clip.visual.load_state_dict(_with_prefix("visual.", tensors))
+        text = kind(text_config)
+        text.load_state_dict({name: tensor for name, tensor in tensors.items() if name.startswith("text.")})
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise EncoderError(f"{folder}: does not load ({str(error).splitlines()[0]}): export it again") from error
-    tokenizer = LMTokenizer.load(folder)
+    tokenizer = kind.tokenizer_type.load(folder)
     text.eval().requires_grad_(False)
     return MergedClip(
         folder=folder,
-        image_tower=tower_of_clip(clip, config, model=f"local-dir:{folder}"),
+        image_tower=tower_of_clip(clip, config, model=name),
         logit_scale=float(tensors["logit_scale"].exp()),
-        _text_features=lambda texts: text.encode(tokenizer.encode(texts, lm_config.context_length)),
+        _text_features=lambda texts: text.encode(tokenizer.encode(texts, text_config.context_length)),
     )
 
 
 @contextmanager
 def _without_warning(part: str) -> Iterator[None]:
-    """Keep open_clip, which logs to the root, from saying so."""
+    """Drop log records of open_clip that hold this text; up to 3.3 it logs to the root, later to its own loggers."""
 
     def is_other(record: logging.LogRecord) -> bool:
         return part not in record.getMessage()
 
-    root = logging.getLogger()
-    root.addFilter(is_other)
+    loggers = [logging.getLogger(name) for name in (None, "open_clip.factory")]
+    for logger in loggers:
+        logger.addFilter(is_other)
     try:
         yield
     finally:
-        root.removeFilter(is_other)
+        for logger in loggers:
+            logger.removeFilter(is_other)
 
 
-def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, named without that."""
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, named without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
+    """The open_clip_config.json of a folder."""
     try:
-        value: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EncoderError(f"{file}: no JSON ({error}): export the run again") from error
-    return value
-
-
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-
-
-def write_merged(
-    folder: Path,
-    image_tower: ImageTower,
-    text_tower: TextTower,
-    logit_scale: float,
-    logit_bias: float | None,
-    tokenizer: AnyTokenizer,
-    provenance: dict[str, Any],
-) -> None:
-    """Write weights, config and tokenizer of the merged CLIP into an existing folder.
-
-    Args:
-        folder: where; load it with `open_clip.create_model_and_transforms("local-dir:FOLDER")`.
-        image_tower: its tensors are written as they are.
-        text_tower: the student.
-        logit_scale: the factor on cosines (not its logarithm).
-        logit_bias: what is added to scaled cosines, of a sigmoid loss.
-        tokenizer: the one that the student was trained with.
-        provenance: kept in the config under `clipglot`, where open_clip does not look.
-    """
-    tensors: dict[str, Tensor] = {f"visual.{k}": v for k, v in image_tower.visual.state_dict().items()}
-    tensors |= text_tower.state_dict()
-    tensors["logit_scale"] = torch.tensor(math.log(logit_scale))
-    if logit_bias is not None:
-        tensors["logit_bias"] = torch.tensor(logit_bias)
-    # Not save_file: it makes files that only their owner may read.
-    (folder / WEIGHTS).write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-    config = {
-        "model_cfg": {
-            "embed_dim": image_tower.dim,
-            "quick_gelu": image_tower.quick_gelu,
-            "vision_cfg": image_tower.vision_cfg,
-            "text_cfg": text_tower.config.to_open_clip(),
-            "custom_text": True,
-            # open_clip makes room for a bias only where it is told how it began.
-            **({} if logit_bias is None else {"init_logit_bias": logit_bias}),
-        },
-        "preprocess_cfg": image_tower.preprocess,
-        "clipglot": provenance,
-    }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    tokenizer.save(folder)
-    if isinstance(text_tower, LMTower):  # transformers' own config, where its loaders look for it
-        lm_config = json.dumps(text_tower.config.model, indent=2, ensure_ascii=False)
-        (folder / LM_CONFIG).write_text(lm_config + "\n", encoding="utf-8")
+        raise EncoderError(f"{folder / CONFIG}: no JSON ({error}): export the run again") from error
+    return config

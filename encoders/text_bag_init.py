@@ -12,40 +12,44 @@ V tokens of the vocabulary, W width, D features, C dimensions of content.
 import math
 
 import torch
+from open_clip.transformer import TextTransformer
 from torch import Tensor
 
 from .errors import EncoderError
-from .text_scratch import ScratchTower
 
 BALLAST = 8  # one part in so many of the width, and at least three dimensions, is kept free of content
 GAIN = 4.0  # of the mean content, so that it is about as large as the ballast of the end-of-text token
 
 
 @torch.no_grad()
-def init_from_bag(tower: ScratchTower, weights: Tensor, bias: Tensor, bos_id: int) -> None:
+def init_from_bag(
+    text: TextTransformer, weights: Tensor, bias: Tensor, *, pad_id: int, bos_id: int, eos_id: int
+) -> None:
     """Make a tower give the sum of its caption's token weights, and a bias, as its features, up to a positive factor.
 
     Exact where the width has room for D features and ballast; a narrower tower keeps the directions in which weights
     differ most. Positions begin at zero. What exactness leaves free is random.
 
     Args:
-        tower: overwritten, whatever device it is on.
-        weights: `[V, D]`; those of tokens that begin, end and fill captions do not count.
+        text: overwritten, on any device.
+        weights: `[V, D]`; those of the three tokens below are not used.
         bias: `[D]`, of every caption.
-        bos_id: the token that begins every caption, and so can carry the bias.
+        pad_id: token that fills captions.
+        bos_id: token that begins every caption, and so carries the bias.
+        eos_id: token that ends every caption.
 
     Raises:
         EncoderError: the weights are of another vocabulary or dimension, or the tower has no room for any.
     """
-    config, text, width = tower.config, tower.text, tower.config.width
-    wanted = config.vocab_size, config.embed_dim
-    if tuple(weights.shape) != wanted:
-        raise EncoderError(f"token weights {tuple(weights.shape)} do not fit a text tower of {wanted}: fit them anew")
-    num_content = min(config.embed_dim, width - max(3, width // BALLAST))
+    vocab_size, width = text.token_embedding.weight.shape
+    expected = vocab_size, text.text_projection.shape[1]
+    if tuple(weights.shape) != expected:
+        raise EncoderError(f"token weights {tuple(weights.shape)} do not fit a text tower of {expected}: fit them anew")
+    num_content = min(expected[1], width - max(3, width // BALLAST))
     if num_content < 1:
         raise EncoderError(f"--width {width} has no room for a warm start: use --width 8 or more")
     weights = weights.detach().cpu().double().clone()
-    weights[[config.pad_id, config.eos_id]] = 0.0
+    weights[[pad_id, eos_id]] = 0.0
     weights[bos_id] = bias.detach().cpu().double()
     kept = torch.linalg.eigh(weights.T @ weights).eigenvectors[:, -num_content:]  # [D, C]
 

@@ -1,13 +1,15 @@
 """A pretrained language model as a text tower: a transformers model, a pooler and a head, over captions unpadded.
 
-Laid out as open_clip's HFTextEncoder (`text.transformer.…`, `text.proj.…`), so that for the families that open_clip
-knows the exported weights load there. B captions, W width of the model, D features.
+Laid out as open_clip's HFTextEncoder (`text.transformer.…`, `text.proj.…`), so that open_clip loads the exports of the
+families that it knows. B captions, W width of the model, D features.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,9 +20,21 @@ from transformers import AutoConfig, AutoModel
 
 from .errors import EncoderError
 from .lora import add_lora, merge_lora
+from .open_clip_loading import LM_CONFIG
 from .packing import PackedCaptions, PackedRows
 from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
-from .text_tower import TextTower, TextTowerConfig
+from .text_lm_loading import (
+    config_has_dropout,
+    first_line,
+    plain_values,
+    read_pretrained,
+    require_context,
+    set_dropout,
+    without_pooler,
+)
+from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec
+from .tokenizer import TextTokenizer
+from .tokenizer_lm import LMTokenizer
 
 Head = Literal["linear", "mlp"]
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).
@@ -30,13 +44,13 @@ OPEN_CLIP_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig(TextTowerConfig):
-    """The shape of a tower around a language model.
+    """Configuration of a tower around a language model.
 
     Attributes:
-        name: the hub repository that the model came from, or the last part of its folder.
+        name: hub repository that the model came from, or the last part of its folder's path.
         model: its transformers config, as plain values.
-        pooler: how a caption's tokens become one vector.
-        head: what brings that to D features; without bias, as open_clip's heads are.
+        pooler: how the tokens of a caption become one vector.
+        head: what brings that vector to D features; without bias, as open_clip's heads are.
     """
 
     name: str
@@ -46,7 +60,7 @@ class LMConfig(TextTowerConfig):
 
     @property
     def family(self) -> str:
-        """The model type of transformers."""
+        """Model type of transformers."""
         return str(self.model["model_type"])
 
     @property
@@ -55,7 +69,7 @@ class LMConfig(TextTowerConfig):
         return self.family in OPEN_CLIP_FAMILIES and self.pooler in OPEN_CLIP_POOLERS
 
     def to_open_clip(self) -> dict[str, Any]:
-        """open_clip's `text_cfg`; `hf_model_name` is where its loader asks transformers for the model's config."""
+        """The `text_cfg` of open_clip; `hf_model_name` is where its loader asks transformers for the model's config."""
         return {
             "hf_model_name": self.name,
             "hf_model_pretrained": False,  # the weights come with the rest
@@ -65,31 +79,119 @@ class LMConfig(TextTowerConfig):
             "context_length": self.context_length,
         }
 
+    @classmethod
+    def from_export(cls, model_cfg: Mapping[str, Any], folder: Path) -> "LMConfig | None":
+        """Configuration of the language model of an export; None if its text tower is of another kind.
+
+        Args:
+            model_cfg: of its open_clip_config.json.
+            folder: of the export, which holds the config.json of transformers.
+
+        Raises:
+            EncoderError: that file is missing or damaged.
+        """
+        text_cfg = model_cfg["text_cfg"]
+        if "hf_model_name" not in text_cfg:
+            return None
+        try:
+            model = json.loads((folder / LM_CONFIG).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EncoderError(f"{folder / LM_CONFIG}: no JSON ({error}): export the run again") from error
+        poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
+        return cls(
+            embed_dim=model_cfg["embed_dim"],
+            name=text_cfg["hf_model_name"],
+            model=model,
+            pooler=poolers.get(text_cfg["hf_pooler_type"], text_cfg["hf_pooler_type"]),
+            head=text_cfg["hf_proj_type"],
+            context_length=text_cfg["context_length"],
+        )
+
     def to_transformers(self) -> Any:
-        """The model's config."""
+        """The transformers config."""
         return AutoConfig.for_model(**self.model)
 
     def describe(self) -> str:
-        """The tower in a few words, for the model card."""
+        """One line for the model card."""
         config = self.to_transformers()
         shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
         return f"{self.family} language model `{self.name}`, {shape}, {self.pooler} pooling, {self.head} head"
 
+    def extra_files(self) -> dict[str, str]:
+        """The config.json of transformers, where its loaders look for it."""
+        return {LM_CONFIG: json.dumps(self.model, indent=2, ensure_ascii=False) + "\n"}
+
+    def loading_code(self, folder: str) -> str:
+        """Python that loads an export from `folder`."""
+        if not self.loads_in_open_clip:
+            return super().loading_code(folder)
+        return f"""import open_clip
+
+name = "local-dir:{folder}"
+text_cfg = open_clip.get_model_config(name)["text_cfg"] | {{"hf_model_name": "{folder}"}}
+model, _, preprocess = open_clip.create_model_and_transforms(name, text_cfg=text_cfg)
+tokenizer = open_clip.get_tokenizer(name)"""
+
+    def loading_guide(self, folder: str) -> str:
+        """Markdown for the model card: the loading code, and what is special about it."""
+        code = super().loading_guide(folder)
+        if self.loads_in_open_clip:
+            return f"""open_clip asks transformers for the language model's configuration by name. Name this folder,
+whose `config.json` holds it, and nothing is fetched:
+
+{code}
+
+`clipglot predict {folder} …` and `clipglot.encoders.merged_clip.load_merged` do so by themselves."""
+        return f"""open_clip has no text tower of this kind ({self.family}, {self.pooler} pooling). clipglot loads it:
+
+{code}"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LMOptions:
+    """Settings of `clipglot train` for language models alone.
+
+    Attributes:
+        pooler: as of `LMConfig`.
+        head: as of `LMConfig`.
+        train_layers: number of last blocks that are trained; None trains all, 0 the head alone.
+        freeze_embeddings: whether the word embeddings are not trained.
+        lora_rank: of low-rank changes that are trained in place of the matrices; 0 trains the matrices.
+        lora_alpha: scale of these changes times the rank; None is twice the rank.
+        lora_targets: names of the linear layers that are changed; empty means all.
+        lm_lr: peak learning rate of the model's own parameters.
+        layer_decay: factor on that rate for each layer further from the head.
+    """
+
+    pooler: Pooler = "mean"
+    head: Head = "linear"
+    train_layers: int | None = None
+    freeze_embeddings: bool = False
+    lora_rank: int = 0
+    lora_alpha: float | None = None
+    lora_targets: tuple[str, ...] = ()
+    lm_lr: float = 1e-4
+    layer_decay: float = 1.0
+
 
 class LMTower(TextTower):
-    """A language model as a student.
+    """A language model as a text tower.
 
     Attributes:
         text: `transformer`, the model, and `proj`, the head.
     """
 
+    kind = "lm"
+    noun = "a language model"
+    config_type = LMConfig
+    options_type = LMOptions
+    tokenizer_type = LMTokenizer
+    has_own_tokenizer = True
     config: LMConfig
-    _forward: Callable[[PackedCaptions | PackedRows], Tensor]
 
     def __init__(self, config: LMConfig, transformer: nn.Module | None = None) -> None:
-        """Build the tower, around a model that is there or around a new one of the same shape."""
-        super().__init__()
-        self.config = config
+        """Build the tower around a model, or around a new one with random weights."""
+        super().__init__(config)
         model: Any = transformer if transformer is not None else _build(config.to_transformers())
         width, dim = model.config.hidden_size, config.embed_dim
         proj: nn.Module = nn.Linear(width, dim, bias=False)
@@ -102,6 +204,149 @@ class LMTower(TextTower):
         self._few_shapes = False
         self._grad_checkpointing = False
         self._compiled: Callable[..., Tensor] | None = None
+
+    @classmethod
+    def create(cls, spec: TowerSpec, options: LMOptions, tokenizer: TextTokenizer) -> "LMTower":
+        """The tower around a pretrained model, with a new head.
+
+        Args:
+            spec: what the run asks for; `text` is a folder or hub repository.
+            options: of language models.
+            tokenizer: of the model.
+
+        Raises:
+            EncoderError: as `from_pretrained`; or tokenizer, frozen layers or LoRA do not fit the model.
+        """
+        tower = cls.from_pretrained(
+            spec.text,
+            spec.embed_dim,
+            pooler=options.pooler,
+            head=options.head,
+            context_length=spec.context_length,
+            dropout=spec.dropout,
+        )
+        return tower._prepared(spec, options, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        embed_dim: int,
+        *,
+        pooler: Pooler = "mean",
+        head: Head = "linear",
+        context_length: int = 77,
+        dropout: float | None = None,
+    ) -> "LMTower":
+        """The tower around the pretrained model of a folder or a hub repository, with a new head.
+
+        Args:
+            name: folder or repository, with safetensors: nothing is unpickled, and none of its code is run.
+            embed_dim: D.
+            pooler: as of `LMConfig`.
+            head: as of `LMConfig`.
+            context_length: most tokens of a caption.
+            dropout: of the model; None leaves that of its config.
+
+        Raises:
+            EncoderError: no model there, one that lacks weights or takes fewer tokens, or one that does not embed text.
+        """
+        model = read_pretrained(name, dropout)
+        require_context(model.config, context_length, name)
+        public_name = Path(name).name if Path(name).is_dir() else name  # exports do not tell where a folder lay
+        try:
+            config = LMConfig(
+                embed_dim=embed_dim,
+                context_length=context_length,
+                name=public_name,
+                model=plain_values(model.config),
+                pooler=pooler,
+                head=head,
+            )
+            tower = cls(config, model)
+            tower._embed_longest()
+        except Exception as error:  # a model of images or sound, or one that shares its blocks: what fails differs
+            raise EncoderError(
+                f"--text {name}: a model of type {model.config.model_type} that does not embed {context_length} tokens "
+                f"({type(error).__name__}: {first_line(error)}): pass a language model whose "
+                "layers have weights of their own"
+            ) from error
+        return tower
+
+    def continued(
+        self, spec: TowerSpec, options: LMOptions, old_tokenizer: TextTokenizer, tokenizer: TextTokenizer
+    ) -> "LMTower":
+        """The tower with another context length and dropout; pooler, head and tokenizer stay.
+
+        Args:
+            spec: what the new run asks for.
+            options: of language models.
+            old_tokenizer: that this tower was trained with.
+            tokenizer: of the new run, the same.
+
+        Raises:
+            EncoderError: something is asked for that does not fit what was trained.
+        """
+        config = self.config
+        if config.embed_dim != spec.embed_dim:
+            raise EncoderError(
+                f"--text {spec.text} gives {config.embed_dim} features, {spec.image_model} has {spec.embed_dim}: "
+                "begin with the language model itself"
+            )
+        for name in ("pooler", "head"):
+            own, other = getattr(config, name), getattr(options, name)
+            if other not in (own, getattr(LMOptions, name)):
+                raise EncoderError(
+                    f"--{name} {other}: the run {spec.text} learned with {own}, which stays: drop --{name}, or begin "
+                    "with the language model itself"
+                )
+        if spec.warm_start and config.head != "linear":
+            raise EncoderError(f"--warm-start ridge fits a linear head, {spec.text} has another: drop --warm-start")
+        model = config.to_transformers()
+        require_context(model, spec.context_length, spec.text)
+        set_dropout(model, spec.dropout)
+        tower = LMTower(replace(config, context_length=spec.context_length, model=plain_values(model)))
+        tower.load_state_dict(self.state_dict())
+        return tower._prepared(spec, options, tokenizer)
+
+    def _prepared(self, spec: TowerSpec, options: LMOptions, tokenizer: TextTokenizer) -> "LMTower":
+        """The tower, its parts frozen and adapted as asked."""
+        self.require_tokenizer(tokenizer, spec.text)
+        if options.lora_rank:
+            alpha = 2.0 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
+            self.add_lora(rank=options.lora_rank, alpha=alpha, targets=options.lora_targets, dropout=0.0)
+        else:
+            self.freeze(train_layers=options.train_layers, word_embeddings=options.freeze_embeddings)
+        return self
+
+    def require_tokenizer(self, tokenizer: TextTokenizer, name: str) -> None:
+        """Refuse a tokenizer whose ids have no word embedding, or whose padding open_clip would not see.
+
+        Args:
+            tokenizer: of the run.
+            name: of the model, for the message.
+
+        Raises:
+            EncoderError: says which, and what to change.
+        """
+        if tokenizer.vocab_size > self.num_rows:
+            raise EncoderError(
+                f"--text {name}: its tokenizer knows {tokenizer.vocab_size:,} tokens, its word embeddings have "
+                f"{self.num_rows:,} rows: pass a model whose embeddings were resized to its tokenizer"
+            )
+        if self.config.loads_in_open_clip and tokenizer.pad_id != self.transformer.config.pad_token_id:
+            raise EncoderError(
+                f"--text {name}: its tokenizer pads with {tokenizer.pad_id}, its config.json has pad_token_id "
+                f"{self.transformer.config.pad_token_id}, so open_clip would not see padding: make the files agree"
+            )
+
+    def _embed_longest(self) -> None:
+        """Embed the longest caption that there can be, or raise whatever comes of it."""
+        self.depths()
+        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
+        with torch.inference_mode():
+            self.eval().encode([[other_than_pad % self.num_rows] * self.config.context_length])
+        self.train()
 
     @property
     def transformer(self) -> Any:
@@ -169,7 +414,7 @@ class LMTower(TextTower):
         return features
 
     def depths(self) -> tuple[dict[str, int], int]:
-        """How deep each of the model's parameters lies, by name: embeddings 0, blocks 1 to L, what follows L + 1."""
+        """Depth of each parameter of the model, by name, and the largest: embeddings 0, blocks 1 to L, others L + 1."""
         inside = {id(p): depth for depth, block in enumerate(self.layers, 1) for p in block.parameters()}
         depths, depth = {}, 0
         for name, parameter in self.named_parameters():
@@ -178,6 +423,40 @@ class LMTower(TextTower):
                 depth = own if own is not None else (depth if depth == 0 else len(self.layers) + 1)
                 depths[name] = depth
         return depths, len(self.layers) + 1
+
+    def learning_rate_factors(self, *, pretrained: float, layer_decay: float) -> dict[str, float]:
+        """Factor on the learning rate of each trained parameter, by name; 1 for the head and for LoRA.
+
+        Layer-wise decay of Clark et al. 2020, arXiv:2003.10555, appendix A.
+
+        Args:
+            pretrained: for the model's own parameters.
+            layer_decay: a further factor on these, for each layer between them and the head.
+        """
+        factors = super().learning_rate_factors(pretrained=pretrained, layer_decay=layer_decay)
+        depths, top = self.depths()
+        for name in factors.keys() & depths.keys():
+            if "lora_" not in name:
+                factors[name] = pretrained * layer_decay ** (top - depths[name])
+        return factors
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training gives a caption other features each time."""
+        return self._is_trained and config_has_dropout(self.transformer.config)
+
+    @property
+    def _is_trained(self) -> bool:
+        """Whether anything of the model is trained, or its head alone."""
+        return any(parameter.requires_grad for parameter in self.transformer.parameters())
+
+    def warm_start(self, tokenizer: TextTokenizer, regressions: Regressions) -> None:
+        """Fit the linear head, and scale it to the size of a random one, for which learning rates are meant."""
+        proj = self.text["proj"]
+        assert isinstance(proj, nn.Linear), "other heads are refused"
+        weights = regressions.linear_head(self.pooled)
+        with torch.no_grad():
+            proj.weight.copy_(weights * (proj.weight.square().mean() / weights.square().mean()).sqrt())
 
     def freeze(self, *, train_layers: int | None, word_embeddings: bool) -> None:
         """Keep parts of the model as they are.
@@ -215,19 +494,11 @@ class LMTower(TextTower):
         return tower
 
     def train(self, mode: bool = True) -> "LMTower":
-        """As of every module, but a model of which nothing is trained has no dropout."""
+        """Set the mode, as of every module; a model that is not trained has no dropout in either."""
         super().train(mode)
-        if not any(p.requires_grad for p in self.transformer.parameters()):
+        if not self._is_trained:
             self.transformer.eval()
         return self
-
-
-def without_pooler(build: Callable[..., Any]) -> Any:
-    """What `build` makes, without a layer after the last hidden state where the family has one."""
-    try:
-        return build(add_pooling_layer=False)
-    except TypeError:  # a family that has none
-        return build()
 
 
 def _build(config: Any) -> Any:

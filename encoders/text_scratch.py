@@ -1,12 +1,12 @@
 """The scratch text tower: open_clip's TextTransformer, causal, pooled at EOS, with our own forward over its modules.
 
-open_clip's forward takes only sequences padded to the full context length. Ours computes no pad: a causal tower pooled
-at EOS never looks at what follows, so the features are the same (`tests/encoders/test_text_scratch.py` holds them
-together).
+open_clip's forward takes only captions padded to the full context length. Ours computes no pad: a causal tower pooled
+at EOS never looks at what follows, so the features are the same (`tests/encoders/test_text_scratch.py` compares them).
+The tower begins with random weights, as a bag of tokens, or with the weights of a CLIP or of an earlier run.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -20,14 +20,17 @@ from torch.utils.checkpoint import checkpoint
 from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
 from .packing import PackedCaptions, PackedRows, row_length
-from .text_tower import TextTower, TextTowerConfig
+from .text_bag_init import init_from_bag
+from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec
+from .text_transfer import load_clip_text, transfer_rows
+from .tokenizer import CaptionTokenizer, TextTokenizer
 
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScratchConfig(TextTowerConfig):
-    """The shape of a scratch text tower; see `to_open_clip` for the names that open_clip gives its parts."""
+    """Configuration of a scratch text tower; see `to_open_clip` for the names that open_clip gives its parts."""
 
     vocab_size: int
     width: int
@@ -42,30 +45,45 @@ class ScratchConfig(TextTowerConfig):
             raise EncoderError(f"--width {self.width} is not a multiple of --heads {self.heads}")
 
     def to_open_clip(self) -> dict[str, Any]:
-        """open_clip's `text_cfg`. `hf_tokenizer_name` only has to be non-empty: a local folder is its own tokenizer."""
+        """The `text_cfg` of open_clip. `hf_tokenizer_name` only has to be non-empty: a folder is its own tokenizer."""
         fields = asdict(self)
         del fields["embed_dim"], fields["quick_gelu"]
         return fields | {"pool_type": "eos", "proj_type": "linear", "hf_tokenizer_name": "clipglot"}
 
     def describe(self) -> str:
-        """The tower in a few words, for the model card."""
+        """One line for the model card."""
         return f"causal transformer, {self.layers} layers, width {self.width}, {self.heads} heads, pooled at EOS"
 
 
-class ScratchTower(TextTower):
-    """The student. B captions, S tokens or slots, W width, D features.
+@dataclass(frozen=True, kw_only=True)
+class ScratchOptions:
+    """Settings of `clipglot train` for a tower with random weights: its shape."""
 
-    Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
+    width: int = 512
+    layers: int = 6
+    heads: int = 8
+
+
+class ScratchTower(TextTower):
+    """A text tower of open_clip's modules. B captions, S tokens or slots, W width, D features.
+
+    Its parameters have the names of open_clip's CustomTextCLIP (`text.…`).
 
     Attributes:
         attention: by length, in rows with a mask or by flex_attention, or by FlashAttention's varlen. "auto" goes by
             length, on CUDA in rows: with a mask, or with flex_attention where the rows are compiled.
-        dropout: share of the values that training sets to zero, of token embeddings and of what each block adds. It
-            draws from torch's global generators: who forwards twice for one gradient seeds them alike.
-        drop_embeddings: whether dropout is of token embeddings, too.
-        grad_checkpointing: as of every tower; the last block, which runs on EOS alone, is left out.
+        dropout: share of the values that training sets to zero, in token embeddings and in the output of each block.
+            It draws from torch's global generators: who forwards twice for one gradient seeds them alike.
+        drop_embeddings: whether dropout applies to token embeddings, too.
+        grad_checkpointing: as of every tower; not in the last block, which runs on EOS alone.
     """
 
+    kind = "text"
+    noun = "a scratch tower"
+    names = ("scratch", "clip")
+    config_type = ScratchConfig
+    options_type = ScratchOptions
+    tokenizer_type = CaptionTokenizer
     config: ScratchConfig
     attention: Attention = "auto"
     dropout: float = 0.0
@@ -73,8 +91,7 @@ class ScratchTower(TextTower):
     _compiled_rows: Callable[..., Tensor] | None = None
 
     def __init__(self, config: ScratchConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.text = TextTransformer(
             context_length=config.context_length,
             vocab_size=config.vocab_size,
@@ -87,6 +104,158 @@ class ScratchTower(TextTower):
             pool_type="eos",
             act_layer=QuickGELU if config.quick_gelu else nn.GELU,
         )
+
+    @classmethod
+    def create(cls, spec: TowerSpec, options: ScratchOptions, tokenizer: TextTokenizer) -> "ScratchTower":
+        """A tower with random weights, or the text tower of the CLIP that made the cache (`--text clip`).
+
+        Args:
+            spec: what the run asks for.
+            options: its shape; a CLIP's tower has its own.
+            tokenizer: of the run.
+
+        Raises:
+            EncoderError: the CLIP does not load, or its text tower is of another form.
+        """
+        assert isinstance(tokenizer, CaptionTokenizer)
+        if spec.text == "clip":
+            tower, old_tokenizer = cls.from_clip(spec.image_model, spec.image_pretrained)
+            return tower.continued(spec, options, old_tokenizer, tokenizer)
+        config = ScratchConfig(
+            embed_dim=spec.embed_dim,
+            vocab_size=tokenizer.vocab_size,
+            context_length=spec.context_length,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            quick_gelu=spec.quick_gelu,
+            **asdict(options),
+        )
+        return cls(config)._with_dropout(spec)
+
+    @classmethod
+    def from_clip(cls, model: str, pretrained: str | None) -> tuple["ScratchTower", CaptionTokenizer]:
+        """The text tower of a CLIP, and its tokenizer.
+
+        Args:
+            model: as of `load_image_tower`.
+            pretrained: as of `load_image_tower`.
+
+        Raises:
+            EncoderError: no such CLIP, or a text tower that is not causal and pooled at the end of the text.
+        """
+        text, tokenizer, quick_gelu = load_clip_text(model, pretrained)
+        vocab_size, width = text.token_embedding.weight.shape
+        config = ScratchConfig(
+            embed_dim=text.text_projection.shape[1],
+            vocab_size=vocab_size,
+            context_length=len(text.positional_embedding),
+            width=width,
+            heads=text.transformer.resblocks[0].attn.num_heads,
+            layers=len(text.transformer.resblocks),
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            quick_gelu=quick_gelu,
+        )
+        tower = cls(config)
+        expected = tower.text.state_dict()
+        tensors = {name: tensor for name, tensor in text.state_dict().items() if name in expected}
+        try:
+            tower.text.load_state_dict(tensors)
+        except RuntimeError as error:  # layer scale, another MLP
+            reason = str(error).splitlines()[-1].strip()
+            raise EncoderError(
+                f"--text clip: the text tower of {model} has another form than ours ({reason})"
+            ) from error
+        return tower, tokenizer
+
+    def continued(
+        self, spec: TowerSpec, options: ScratchOptions, old_tokenizer: TextTokenizer, tokenizer: TextTokenizer
+    ) -> "ScratchTower":
+        """A tower with these weights for another vocabulary, context length and number of features.
+
+        Args:
+            spec: what the new run asks for.
+            options: not used: the shape stays.
+            old_tokenizer: that this tower was trained with.
+            tokenizer: of the new run.
+
+        Raises:
+            EncoderError: a context length above this tower's, or a warm start, which would overwrite the weights.
+        """
+        assert isinstance(old_tokenizer, CaptionTokenizer)
+        assert isinstance(tokenizer, CaptionTokenizer)
+        if spec.warm_start:
+            raise EncoderError(f"--warm-start ridge: {spec.text} has learned already: drop it")
+        tower = self.with_vocabulary(
+            old_tokenizer, tokenizer, context_length=spec.context_length, embed_dim=spec.embed_dim
+        )
+        return tower._with_dropout(spec)
+
+    def _with_dropout(self, spec: TowerSpec) -> "ScratchTower":
+        self.dropout = spec.dropout or 0.0
+        # Token embeddings that hold a regression are not dropped: what they know would be lost.
+        self.drop_embeddings = not spec.warm_start
+        return self
+
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training gives a caption other features each time."""
+        return self.dropout > 0
+
+    def warm_start(self, tokenizer: TextTokenizer, regressions: Regressions) -> None:
+        """Begin as a bag of tokens, fitted in closed form.
+
+        Args:
+            tokenizer: of the run.
+            regressions: that the trainer fits.
+
+        Raises:
+            EncoderError: the tower has no room for one.
+        """
+        assert isinstance(tokenizer, CaptionTokenizer)
+        special = {"pad_id": tokenizer.pad_id, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+        weights, bias = regressions.token_bag(vocab_size=self.config.vocab_size, **special)
+        init_from_bag(self.text, weights, bias, **special)
+
+    def with_vocabulary(
+        self, old: CaptionTokenizer, new: CaptionTokenizer, *, context_length: int, embed_dim: int
+    ) -> "ScratchTower":
+        """A tower with the blocks of this one and another vocabulary.
+
+        Tokens that both vocabularies have keep their rows. Any other begins at the mean of the rows that spell its text
+        in the old vocabulary. Where the number of features differs, the projection begins with random weights.
+
+        Args:
+            old: tokenizer of this tower.
+            new: tokenizer of the result.
+            context_length: of the result.
+            embed_dim: D of the result.
+
+        Raises:
+            EncoderError: a context length above this tower's.
+        """
+        if context_length > self.config.context_length:
+            longest = self.config.context_length
+            raise EncoderError(
+                f"--context-length {context_length}: the tower to begin with has {longest} positions: "
+                f"pass --context-length {longest}"
+            )
+        config = replace(
+            self.config,
+            vocab_size=new.vocab_size,
+            context_length=context_length,
+            embed_dim=embed_dim,
+            pad_id=new.pad_id,
+            eos_id=new.eos_id,
+        )
+        tower = ScratchTower(config)
+        tensors = {name: tensor for name, tensor in self.text.state_dict().items() if name != "attn_mask"}
+        tensors["positional_embedding"] = tensors["positional_embedding"][:context_length]
+        tensors["token_embedding.weight"] = transfer_rows(tensors["token_embedding.weight"], old, new)
+        if embed_dim != self.config.embed_dim:
+            del tensors["text_projection"]
+        tower.text.load_state_dict(tower.text.state_dict() | tensors)
+        return tower
 
     def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
         """Captions as `forward` takes them, on the host; arguments and errors as of `PackedCaptions.of`."""

@@ -1,9 +1,10 @@
-"""What every text tower that can be a student has in common: captions in, raw features out, no padding between."""
+"""Base class of text towers: unpadded captions in, raw features out, and all that differs from kind to kind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
@@ -11,11 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .packing import PackedCaptions, PackedRows
+from .tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig(ABC):
-    """The shape of a tower: enough to build it again, and to tell open_clip how.
+    """Configuration of a text tower: enough to build it again, and to tell open_clip how.
 
     Attributes:
         embed_dim: D.
@@ -25,27 +27,162 @@ class TextTowerConfig(ABC):
     embed_dim: int
     context_length: int
 
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, as JSON stores them; `type(config)(**values)` is the same configuration."""
+        return asdict(self)
+
     @abstractmethod
     def to_open_clip(self) -> dict[str, Any]:
-        """open_clip's `text_cfg`."""
+        """The `text_cfg` of open_clip."""
 
     @abstractmethod
     def describe(self) -> str:
-        """The tower in a few words, for the model card."""
+        """One line for the model card."""
+
+    @property
+    def loads_in_open_clip(self) -> bool:
+        """Whether open_clip can build this tower; clipglot loads the exports that it cannot."""
+        return True
+
+    @classmethod
+    def from_export(cls, model_cfg: Mapping[str, Any], folder: Path) -> Self | None:
+        """Configuration of the text tower of an export.
+
+        Args:
+            model_cfg: of its open_clip_config.json.
+            folder: of the export.
+
+        Returns:
+            None if the export holds another kind, or a kind that open_clip always loads.
+        """
+        return None
+
+    def extra_files(self) -> dict[str, str]:
+        """Files of an export that only this kind needs, from name to content."""
+        return {}
+
+    def loading_code(self, folder: str) -> str:
+        """Python that loads an export from `folder`."""
+        if self.loads_in_open_clip:
+            return f"""import open_clip
+
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""
+        return f"""from pathlib import Path
+from clipglot.encoders.merged_clip import load_merged
+
+clip = load_merged(Path("{folder}"))
+clip.encode_texts(["a caption"])  # [1, D], unit norm"""
+
+    def loading_guide(self, folder: str) -> str:
+        """Markdown for the model card: the loading code, and what is special about it."""
+        return f"```python\n{self.loading_code(folder)}\n```"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSpec:
+    """What a run asks of its text tower, of whatever kind.
+
+    Attributes:
+        text: the tower by name, folder or hub repository, as `--text` has it.
+        embed_dim: D.
+        context_length: most tokens of a caption.
+        quick_gelu: whether the image tower's CLIP computes its activations so.
+        image_model: the image tower by name; if it is a CLIP's, its text tower can be trained further.
+        image_pretrained: its weights.
+        dropout: share of the values that training sets to zero; None leaves it as the tower has it.
+        warm_start: whether the tower will begin in closed form.
+    """
+
+    text: str
+    embed_dim: int
+    context_length: int
+    quick_gelu: bool = False
+    image_model: str = ""
+    image_pretrained: str | None = None
+    dropout: float | None = None
+    warm_start: bool = False
+
+
+class Regressions(Protocol):
+    """Regressions from captions to the embeddings of their images. A tower starts from one; the trainer fits them."""
+
+    def token_bag(self, *, vocab_size: int, pad_id: int, bos_id: int, eos_id: int) -> tuple[Tensor, Tensor]:
+        """Token weights `[V, D]` and a bias `[D]`, whose sum over a caption predicts the embedding of its image."""
+
+    def linear_head(self, pooled: Callable[[Any], Tensor]) -> Tensor:
+        """Weights `[D, W]` of a linear head.
+
+        Args:
+            pooled: gives the input of the head, `[B, W]`, for what `TextTower.pack` gives.
+        """
 
 
 class TextTower(nn.Module, ABC):
     """A text tower. B captions, D features.
 
-    Its parameters are named as in open_clip's CustomTextCLIP (`text.…`).
+    Its parameters have the names of open_clip's CustomTextCLIP (`text.…`).
 
     Attributes:
-        config: its shape.
-        grad_checkpointing: hold less memory; what is inside the blocks is computed again in backward.
+        kind: key of its configuration in `final/config.json` of a run.
+        noun: for messages, such as "a language model".
+        names: values of `--text` that stand for this kind; those of no kind name a language model.
+        config_type: class of its configuration.
+        options_type: dataclass of the settings of `clipglot train` that belong to this kind alone, by the same names.
+        tokenizer_type: class of its tokenizers.
+        has_own_tokenizer: whether `--text` names the tokenizer, too.
+        config: its configuration.
+        grad_checkpointing: compute the activations of blocks again in backward instead of keeping them.
     """
 
+    kind: ClassVar[str]
+    noun: ClassVar[str]
+    names: ClassVar[tuple[str, ...]] = ()
+    config_type: ClassVar[type[TextTowerConfig]]
+    options_type: ClassVar[type[Any]]
+    tokenizer_type: ClassVar[type[TextTokenizer]]
+    has_own_tokenizer: ClassVar[bool] = False
     config: TextTowerConfig
     grad_checkpointing: bool = False
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """A tower with random weights, given what `to_plain` of its configuration gave."""
+        return cls(cls.config_type(**values))
+
+    @classmethod
+    @abstractmethod
+    def create(cls, spec: TowerSpec, options: Any, tokenizer: TextTokenizer) -> "TextTower":
+        """The tower that a run begins with, on the CPU, ready to be trained.
+
+        Args:
+            spec: what the run asks for.
+            options: an `options_type`.
+            tokenizer: of the run.
+
+        Raises:
+            EncoderError: there is no such tower, or none that can be trained as asked.
+        """
+
+    @abstractmethod
+    def continued(
+        self, spec: TowerSpec, options: Any, old_tokenizer: TextTokenizer, tokenizer: TextTokenizer
+    ) -> "TextTower":
+        """A tower that begins a run with what this one has learned in another.
+
+        Args:
+            spec: what the new run asks for.
+            options: an `options_type`.
+            old_tokenizer: that this tower was trained with.
+            tokenizer: of the new run.
+
+        Raises:
+            EncoderError: this tower cannot be trained as asked.
+        """
 
     @abstractmethod
     def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
@@ -63,6 +200,32 @@ class TextTower(nn.Module, ABC):
             backend: as of `torch.compile`.
             mode: as of `torch.compile`.
         """
+
+    @property
+    @abstractmethod
+    def has_dropout(self) -> bool:
+        """Whether training gives a caption other features each time."""
+
+    @abstractmethod
+    def warm_start(self, tokenizer: TextTokenizer, regressions: Regressions) -> None:
+        """Overwrite a part of the weights with a regression, so that the tower retrieves before the first step."""
+
+    def learning_rate_factors(self, *, pretrained: float, layer_decay: float) -> dict[str, float]:
+        """Factor on the learning rate of each trained parameter, by name.
+
+        Args:
+            pretrained: for the parameters of a pretrained model.
+            layer_decay: a further factor on these, for each layer between them and the head.
+        """
+        return {name: 1.0 for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def plain(self) -> "TextTower":
+        """The tower as it is saved and exported: itself, unless something was added to it for training."""
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors of the plain tower by name, on the CPU, as safetensors stores them."""
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in self.plain().state_dict().items()}
 
     @staticmethod
     def allow_shapes() -> None:
@@ -87,7 +250,3 @@ class TextTower(nn.Module, ABC):
     def device(self) -> torch.device:
         """Where its parameters are."""
         return next(self.parameters()).device
-
-    def plain(self) -> "TextTower":
-        """The tower as it is saved and exported: itself, unless something was added to it for training."""
-        return self

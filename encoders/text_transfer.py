@@ -1,6 +1,8 @@
-"""Grafting: a text tower that has learned something goes on with another vocabulary. V tokens, W width, D features."""
+"""Transfer of trained text weights: the text tower of a CLIP, and token embeddings for another vocabulary.
 
-from dataclasses import replace
+V tokens of the new vocabulary, W width.
+"""
+
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,18 @@ from torch import Tensor, nn
 
 from .errors import EncoderError
 from .open_clip_loading import LOCAL_PREFIX, load_clip
-from .text_scratch import ScratchConfig, ScratchTower
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
 
 
-def load_clip_text(model: str, pretrained: str | None) -> tuple[ScratchTower, CaptionTokenizer]:
-    """The text tower of a CLIP and its tokenizer.
+def load_clip_text(model: str, pretrained: str | None) -> tuple[Any, CaptionTokenizer, bool]:
+    """The text tower of a CLIP, its tokenizer, and whether it has QuickGELU.
 
     Args:
         model: as of `load_image_tower`.
-        pretrained: as there.
+        pretrained: as of `load_image_tower`.
+
+    Returns:
+        A module with the attributes of open_clip's TextTransformer, the tokenizer, and the activation.
 
     Raises:
         EncoderError: no such CLIP, or a text tower that is not causal and pooled at the end of the text.
@@ -45,72 +49,19 @@ def load_clip_text(model: str, pretrained: str | None) -> tuple[ScratchTower, Ca
             f"--text clip: {model} has rows for {text.token_embedding.num_embeddings:,} tokens, its tokenizer knows "
             f"{tokenizer.vocab_size:,}: pass scratch, or a language model"
         )
-    tower = ScratchTower(
-        ScratchConfig(
-            embed_dim=config["embed_dim"],
-            vocab_size=text.token_embedding.num_embeddings,
-            context_length=len(text.positional_embedding),
-            width=text.token_embedding.embedding_dim,
-            heads=text.transformer.resblocks[0].attn.num_heads,
-            layers=len(text.transformer.resblocks),
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
-            quick_gelu=bool(config.get("quick_gelu", False)),
-        )
-    )
-    expected = tower.text.state_dict()
-    tensors = {name: tensor for name, tensor in text.state_dict().items() if name in expected}
-    try:
-        tower.text.load_state_dict(tensors)
-    except RuntimeError as error:  # layer scale, another MLP
-        reason = str(error).splitlines()[-1].strip()
-        raise EncoderError(f"--text clip: the text tower of {model} has another form than ours ({reason})") from error
-    return tower, tokenizer
+    return text, tokenizer, bool(config.get("quick_gelu", False))
 
 
-def transfer_vocabulary(
-    tower: ScratchTower, old: CaptionTokenizer, new: CaptionTokenizer, *, context_length: int, embed_dim: int
-) -> ScratchTower:
-    """A tower with the blocks of another one and a new vocabulary.
+def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenizer) -> Tensor:
+    """Token embeddings `[V, W]` of a new vocabulary, made of those of an old one.
 
-    Tokens that the new vocabulary takes over from the old one keep their rows. Any other begins at the mean of the rows
-    that spell its text in the old vocabulary. Where the number of features differs the projection begins anew.
+    Tokens of both keep their rows; any other begins at the mean of the rows that spell its text in the old vocabulary.
 
     Args:
-        tower: what was learned.
+        embedding: of the old vocabulary.
         old: its tokenizer.
-        new: of the tower to be.
-        context_length: of the tower to be.
-        embed_dim: D.
-
-    Raises:
-        EncoderError: a context longer than the old tower has positions for.
+        new: tokenizer of the new one.
     """
-    if context_length > tower.config.context_length:
-        raise EncoderError(
-            f"--context-length {context_length}: the tower to begin with has {tower.config.context_length} positions: "
-            f"pass --context-length {tower.config.context_length}"
-        )
-    config = replace(
-        tower.config,
-        vocab_size=new.vocab_size,
-        context_length=context_length,
-        embed_dim=embed_dim,
-        pad_id=new.pad_id,
-        eos_id=new.eos_id,
-    )
-    result = ScratchTower(config)
-    tensors = {name: tensor for name, tensor in tower.text.state_dict().items() if name != "attn_mask"}
-    tensors["positional_embedding"] = tensors["positional_embedding"][:context_length]
-    tensors["token_embedding.weight"] = _rows(tensors["token_embedding.weight"], old, new)
-    if embed_dim != tower.config.embed_dim:
-        del tensors["text_projection"]
-    result.text.load_state_dict(result.text.state_dict() | tensors)
-    return result
-
-
-def _rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenizer) -> Tensor:
-    """The new vocabulary's rows `[V, W]`."""
     spelling, splitting = new.backend, old.backend
     known, tokens = (backend.get_vocab(with_added_tokens=True) for backend in (splitting, spelling))
     kept = {new.pad_id: old.pad_id, new.bos_id: old.bos_id, new.eos_id: old.eos_id}

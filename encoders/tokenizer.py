@@ -1,12 +1,16 @@
-"""Tokenizers: byte-level BPE and Unigram trained on captions, and encoding exactly as open_clip does at inference."""
+"""Tokenizers of text towers: their interface, those with begin and end tokens, and training of a BPE or Unigram.
+
+All encode exactly as open_clip does at inference with the exported folder, without padding.
+"""
 
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -38,12 +42,66 @@ _PLAIN = re.compile(
 
 
 def clean(caption: str) -> str:
-    """What open_clip's cleaning makes of a caption."""
+    """A caption, cleaned as open_clip cleans it."""
     return " ".join(caption.split()) if _PLAIN.fullmatch(caption) else str(_open_clip_clean(caption))
 
 
-class CaptionTokenizer:
-    """Captions to ids, the same ids that `open_clip.get_tokenizer` gives for the exported folder, less padding."""
+class TextTokenizer(ABC):
+    """Interface of tokenizers: captions to the ids that `open_clip.get_tokenizer` gives for an export, unpadded.
+
+    Attributes:
+        vocab_size: number of tokens.
+        pad_id: id that open_clip pads with, if there is one.
+    """
+
+    vocab_size: int
+    pad_id: int | None
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: str | Path) -> Self:
+        """Read the tokenizer of a folder; some kinds read a hub repository, too.
+
+        Raises:
+            EncoderError: no tokenizer there, or one of another kind.
+        """
+
+    @property
+    @abstractmethod
+    def backend(self) -> Tokenizer:
+        """The tokenizer of the tokenizers library underneath, which neither cuts nor pads."""
+
+    @abstractmethod
+    def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
+        """Ids of each caption with its special tokens, at most `context_length`, unpadded."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+
+    @abstractmethod
+    def fingerprint(self, context_length: int) -> str:
+        """SHA-256 over all that decides the ids: two tokenizers with the same fingerprint give the same ids."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write the files that open_clip (`local-dir:`) and transformers load."""
+
+
+class CaptionTokenizer(TextTokenizer):
+    """A tokenizer that puts captions between a begin and an end token, as a causal tower needs them.
+
+    Attributes:
+        special: its special tokens by role, as transformers names the roles.
+        vocab_size: number of tokens.
+        pad_id: id that captions are padded with.
+        bos_id: id that begins every caption.
+        eos_id: id that ends every caption.
+    """
+
+    pad_id: int
+    bos_id: int
+    eos_id: int
 
     def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str | None] = SPECIAL) -> None:
         """Wrap a tokenizer.
@@ -58,12 +116,13 @@ class CaptionTokenizer:
         self.pad_id, self.bos_id, self.eos_id = (self._id(role) for role in ("pad_token", "bos_token", "eos_token"))
 
     @classmethod
-    def load(cls, folder: Path) -> "CaptionTokenizer":
-        """Read a folder written by `save`, or one of transformers whose captions stand between begin and end.
+    def load(cls, folder: str | Path) -> Self:
+        """Read a folder that `save` wrote, or one of transformers whose captions stand between begin and end tokens.
 
         Raises:
             EncoderError: no tokenizer there, or one that does not put captions between BOS and EOS.
         """
+        folder = Path(folder)
         tokenizer = read_tokenizer(folder)
         loaded = cls(tokenizer, _special_tokens(folder))
         if loaded.encode([""], 2) != [[loaded.bos_id, loaded.eos_id]]:  # the tower pools at EOS
@@ -86,7 +145,7 @@ class CaptionTokenizer:
         return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
 
     def fingerprint(self, context_length: int) -> str:
-        """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
+        """SHA-256 over all that decides the ids: two tokenizers with the same fingerprint give the same ids."""
         self._tokenizer.no_truncation()  # `encode` sets it
         decisive = [self._tokenizer.to_str(), CLEANING, context_length]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()

@@ -1,18 +1,18 @@
-"""The tokenizer of a pretrained language model, which gives what open_clip's HFTokenizer gives, less padding."""
+"""The tokenizer of a pretrained language model, with the ids of open_clip's HFTokenizer, unpadded."""
 
 import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from transformers import AutoTokenizer
 
 from .errors import EncoderError
-from .tokenizer import CLEANING, CaptionTokenizer, clean
+from .tokenizer import CLEANING, TextTokenizer, clean
 
 
-class LMTokenizer:
+class LMTokenizer(TextTokenizer):
     """Captions to the ids that a language model was trained on."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -22,7 +22,7 @@ class LMTokenizer:
         self._end_id = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0
 
     @classmethod
-    def load(cls, name: str | Path) -> "LMTokenizer":
+    def load(cls, folder: str | Path) -> Self:
         """Read the tokenizer of a folder or a hub repository.
 
         Raises:
@@ -31,15 +31,15 @@ class LMTokenizer:
         try:
             # Special tokens that a caption spells out are text like other text: a pad amid a caption would be hidden
             # from attention here and not there. What `save` writes keeps it so.
-            tokenizer = AutoTokenizer.from_pretrained(str(name), split_special_tokens=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), split_special_tokens=True, trust_remote_code=False)
         except Exception as error:  # of many types
             reason = str(error).strip().splitlines()[0]
             raise EncoderError(
-                f"{name}: no tokenizer that transformers loads ({reason}): pass the folder (config.json, "
+                f"{folder}: no tokenizer that transformers loads ({reason}): pass the folder (config.json, "
                 "model.safetensors, tokenizer.json) or the hub repository of a language model"
             ) from error
         if not tokenizer.is_fast:
-            raise EncoderError(f"{name}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
+            raise EncoderError(f"{folder}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
         return cls(tokenizer)
 
     @property
@@ -66,7 +66,7 @@ class LMTokenizer:
         return [ids or [self._end_id] for ids in encoded.input_ids]
 
     def fingerprint(self, context_length: int) -> str:
-        """sha256 over all that decides what `encode` gives: two tokenizers that share it give the same ids."""
+        """SHA-256 over all that decides the ids: two tokenizers with the same fingerprint give the same ids."""
         decisive = [self.backend.to_str(), "special tokens split", CLEANING, context_length]
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
@@ -79,6 +79,3 @@ class LMTokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         assert self.backend  # as it is saved
         self._tokenizer.save_pretrained(str(folder))
-
-
-AnyTokenizer = CaptionTokenizer | LMTokenizer

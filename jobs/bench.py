@@ -21,7 +21,7 @@ from ..distill.data.pairs import TrainData
 from ..distill.data.tokens import tokenize
 from ..distill.device import free_bytes, resolve_compile, resolve_device
 from ..distill.train_settings import TrainSettings
-from ..distill.training.build_tower import scratch_config
+from ..encoders.text_scratch import ScratchConfig
 from ..encoders.tokenizer import CaptionTokenizer, train_bpe
 from .bench_data import copy_to_npy, query_texts, write_random_cache
 from .bench_steps import Steps, in_turns, matmul_flops_s
@@ -137,7 +137,17 @@ def bench(settings: BenchSettings, on_progress: OnProgress = ignore_progress) ->
             cache = write_random_cache(Path(folder) / "cache.zarr", ([text] for text in texts), DIM)
         reads = _reads(cache, Path(folder) / "rows.npy")
         data, tokenizer = load_bench_data(cache, training, device)
-        config = scratch_config(training, cache.info.encoder, tokenizer, vocab_size=settings.vocab_size)
+        config = ScratchConfig(
+            embed_dim=cache.info.encoder.dim,
+            vocab_size=settings.vocab_size,
+            context_length=training.context_length,
+            width=training.width,
+            heads=training.heads,
+            layers=training.layers,
+            pad_id=tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            quick_gelu=cache.info.encoder.quick_gelu,
+        )
         with Steps(training, data, config, round_steps=round_steps) as steps:
             return _measure(steps, reads, rounds, resolve_compile(settings.compile, device), on_progress)
 

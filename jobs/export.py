@@ -21,11 +21,9 @@ from ..distill.training.final import load_final
 from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.merged_clip import load_merged, write_merged
-from ..encoders.text_lm import LMConfig, LMTower
 from ..encoders.text_tower import TextTower
-from ..encoders.tokenizer import CaptionTokenizer
-from ..encoders.tokenizer_lm import AnyTokenizer, LMTokenizer
-from .model_card import loading_code, model_card
+from ..encoders.tokenizer import TextTokenizer
+from .model_card import model_card
 from .reembed import reembed
 from .settings.export import ExportSettings
 
@@ -64,8 +62,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
     run = RunFolder(settings.run)
     provenance = run.provenance()
     text_tower, logit_scale, logit_bias = load_final(run)
-    is_lm = isinstance(text_tower, LMTower)
-    tokenizer = LMTokenizer.load(run.tokenizer) if is_lm else CaptionTokenizer.load(run.tokenizer)
+    tokenizer = text_tower.tokenizer_type.load(run.tokenizer)
     trained_on = EncoderInfo(**provenance["encoder"])
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
     image_tower = load_image_tower(settings.model or trained_on.model, pretrained)
@@ -82,14 +79,13 @@ def export_run(settings: ExportSettings) -> ExportResult:
         card = model_card(record, run.last_validation(), text_tower.config, tokenizer.vocab_size, settings.output.name)
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_same_outputs(folder, image_tower, text_tower, tokenizer)
-    shape = text_tower.config
     return ExportResult(
         folder=settings.output,
         num_probes=num_probes,
         min_cosine=min_cosine,
         why_no_probes=why,
-        loaded_by="clipglot" if isinstance(shape, LMConfig) and not shape.loads_in_open_clip else "open_clip",
-        code=loading_code(shape, str(settings.output)),
+        loaded_by="open_clip" if text_tower.config.loads_in_open_clip else "clipglot",
+        code=text_tower.config.loading_code(str(settings.output)),
     )
 
 
@@ -118,7 +114,7 @@ def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | 
 
 @torch.inference_mode()
 def _require_same_outputs(
-    folder: Path, image_tower: ImageTower, text_tower: TextTower, tokenizer: AnyTokenizer
+    folder: Path, image_tower: ImageTower, text_tower: TextTower, tokenizer: TextTokenizer
 ) -> None:
     """Load the folder as a user will and compare both towers with what was merged."""
     clip = load_merged(folder)

@@ -17,7 +17,7 @@ from ...cache.format import EMB, Status
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...cache.storage.mmap import MmapRows
-from ...encoders.tokenizer_lm import AnyTokenizer
+from ...encoders.tokenizer import TextTokenizer
 from ..device import free_bytes
 from ..errors import DistillError
 from ..train_settings import TrainSettings
@@ -35,7 +35,7 @@ SHARE_OF_MEMORY = 0.5  # of what is free on the device that embeddings may take 
 def load_data(
     cache: Cache,
     images: EmbeddingSource,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: OnProgress = ignore_progress,
@@ -69,7 +69,7 @@ def load_data(
 
 def load_validation(
     cache: Cache,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: OnProgress = ignore_progress,
@@ -177,7 +177,7 @@ def pooling_of(cache: Cache, settings: TrainSettings) -> ChunkShuffle | None:
 
 def _open_tokens(
     cache: Cache,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     settings: TrainSettings,
     beside: Path,
     on_progress: OnProgress,

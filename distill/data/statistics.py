@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ...cache.format import Status
 from ...cache.read.cache import Cache
+from ...encoders.tokenizer import TextTokenizer
 from ...encoders.tokenizer_coverage import bad_splits
-from ...encoders.tokenizer_lm import AnyTokenizer
 from .pairs import TrainData, ValidationData
 from .tokens import CAPTIONS_AT_A_TIME
 
@@ -50,7 +50,7 @@ class CaptionStats:
     badly_split: str = ""
 
 
-def count_pairs(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_length: int) -> CaptionStats:
+def count_pairs(cache: Cache, data: TrainData, tokenizer: TextTokenizer, context_length: int) -> CaptionStats:
     """Count what a run is given.
 
     Args:
@@ -91,7 +91,7 @@ def _carriers(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArr
     return np.unique(carried, return_counts=True)
 
 
-def _cut(cache: Cache, data: TrainData, tokenizer: AnyTokenizer, context_length: int) -> tuple[float, int]:
+def _cut(cache: Cache, data: TrainData, tokenizer: TextTokenizer, context_length: int) -> tuple[float, int]:
     """Share of the captions that are cut, and the context length that would hold nearly all; from a sample of them."""
     full = []  # captions as long as may be: whole or cut
     for start in range(0, len(data.tokens), CAPTIONS_AT_A_TIME):

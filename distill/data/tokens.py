@@ -21,7 +21,7 @@ from ...cache.read.cache import Cache
 from ...cache.storage import token_arrays as stored
 from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import concatenated_ranges
-from ...encoders.tokenizer_lm import AnyTokenizer
+from ...encoders.tokenizer import TextTokenizer
 from ..checks import num_usable_cores
 from ..errors import DistillError
 
@@ -62,7 +62,7 @@ class TokenTable:
 
 def open_tokens(
     cache: Cache,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     context_length: int,
     beside: Path,
     *,
@@ -96,13 +96,13 @@ def open_tokens(
     return TokenTable(tokens.ids, tokens.offsets)
 
 
-def tokenize(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
+def tokenize(tokenizer: TextTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
     """Ids of captions in memory, each at most `context_length`."""
     ids, lengths = _encode(tokenizer, captions, context_length)
     return TokenTable(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _encode(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: int) -> Block:
+def _encode(tokenizer: TextTokenizer, captions: Sequence[str], context_length: int) -> Block:
     encoded = tokenizer.encode(captions, context_length)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     return np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum())), lengths
@@ -110,7 +110,7 @@ def _encode(tokenizer: AnyTokenizer, captions: Sequence[str], context_length: in
 
 def _tokenized(
     cache: Cache,
-    tokenizer: AnyTokenizer,
+    tokenizer: TextTokenizer,
     context_length: int,
     workers: int,
     on_progress: OnProgress,
@@ -130,12 +130,12 @@ def _tokenized(
         on_progress(Progress("tokenize", done, total))
 
 
-def _encode_run(cache: Cache, tokenizer: AnyTokenizer, context_length: int, run: tuple[int, int]) -> Block:
+def _encode_run(cache: Cache, tokenizer: TextTokenizer, context_length: int, run: tuple[int, int]) -> Block:
     return _encode(tokenizer, cache.captions(*run), context_length)
 
 
 def _in_processes(
-    cache: Cache, tokenizer: AnyTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
+    cache: Cache, tokenizer: TextTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
 ) -> Iterator[Block]:
     pool = worker_pool(workers, __name__, _start_worker, cache.path, tokenizer, context_length)
     in_flight = deque[Future[Block]]()
@@ -154,10 +154,10 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: tuple[Cache, AnyTokenizer, int] | None = None
+_worker: tuple[Cache, TextTokenizer, int] | None = None
 
 
-def _start_worker(cache: Location, tokenizer: AnyTokenizer, context_length: int) -> None:
+def _start_worker(cache: Location, tokenizer: TextTokenizer, context_length: int) -> None:
     global _worker
     _worker = Cache(cache), tokenizer, context_length
 

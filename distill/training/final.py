@@ -3,22 +3,20 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ...cache.storage.atomic import atomic_directory, atomic_write
-from ...encoders.text_lm import LMConfig, LMTower
-from ...encoders.text_scratch import ScratchConfig, ScratchTower
 from ...encoders.text_tower import TextTower
+from ...encoders.text_towers import stored_tower
 from ..errors import DistillError
 from .run_folder import RunFolder, write_json
 
 
 class Final(NamedTuple):
-    """What a run ends with; `logit_bias` only after a sigmoid loss."""
+    """The trained tower and the scale of its cosines; a bias only after a sigmoid loss."""
 
     tower: TextTower
     logit_scale: float
@@ -29,41 +27,40 @@ def load_final(run: RunFolder) -> Final:
     """The trained tower of a finished run, in evaluation mode on the CPU.
 
     Raises:
-        DistillError: the run has not finished, or what it ended with is damaged.
+        DistillError: the run has not finished, or its final tower is damaged.
     """
     with _finished(run):
-        config = _config(run)
-        tower = _build(config)
+        config = _read_config(run)
+        kind = stored_tower(config)
+        tower = kind.from_plain(config[kind.kind])
         tower.load_state_dict(load_file(run.final / "text.safetensors"))
         return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
 
 
-def ends_with_lm(run: RunFolder) -> bool:
-    """Whether the tower of a finished run is a language model; its weights are not read.
+def final_kind(run: RunFolder) -> type[TextTower]:
+    """Kind of the trained tower of a finished run; its weights are not read.
 
     Raises:
         DistillError: as `load_final`.
     """
     with _finished(run):
-        return "lm" in _config(run)
+        return stored_tower(_read_config(run))
 
 
 def write_final(run: RunFolder, final: Final) -> None:
-    """Write the tower of a finished run; one that is there already stays as it is."""
+    """Write the trained tower of a finished run, unless it is written already."""
     if run.final.exists():
         return
-    tower = final.tower.plain()
     with atomic_directory(run.final) as folder:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tower.state_dict().items()}
-        atomic_write(folder / "text.safetensors", save(tensors))
-        kind = "lm" if isinstance(tower, LMTower) else "text"
+        atomic_write(folder / "text.safetensors", save(final.tower.tensors()))
+        config = {final.tower.kind: final.tower.config.to_plain()}
         scores = {"logit_scale": final.logit_scale, "logit_bias": final.logit_bias}
-        write_json(folder / "config.json", {kind: asdict(tower.config)} | scores)
+        write_json(folder / "config.json", config | scores)
 
 
 @contextmanager
 def _finished(run: RunFolder) -> Iterator[None]:
-    """Read what a run ended with inside the block: a run that has not ended, or damage, is named."""
+    """Read the final folder of a run inside the block; if it is absent or damaged, the error says so."""
     if not (run.final / "config.json").exists():
         run.provenance()  # raises first if there is no run at all
         raise DistillError(f"{run.path} has not finished: go on with `clipglot train … -o {run.path} --resume`")
@@ -76,10 +73,6 @@ def _finished(run: RunFolder) -> Iterator[None]:
         ) from error
 
 
-def _config(run: RunFolder) -> dict[str, Any]:
+def _read_config(run: RunFolder) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((run.final / "config.json").read_text(encoding="utf-8"))
     return config
-
-
-def _build(config: dict[str, Any]) -> TextTower:
-    return LMTower(LMConfig(**config["lm"])) if "lm" in config else ScratchTower(ScratchConfig(**config["text"]))

@@ -19,7 +19,7 @@ import torch
 
 from ...cache.location import Url, to_location
 from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, sweep_partial
-from ...encoders.tokenizer_lm import AnyTokenizer
+from ...encoders.tokenizer import TextTokenizer
 from ..errors import DistillError
 from ..provenance import content_of
 from ..train_settings import TrainSettings
@@ -64,7 +64,7 @@ class RunFolder:
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
 
     def begin(
-        self, settings: TrainSettings, description: dict[str, Any], tokenizer: AnyTokenizer, *, resume: bool
+        self, settings: TrainSettings, description: dict[str, Any], tokenizer: TextTokenizer, *, resume: bool
     ) -> None:
         """Write settings, provenance and tokenizer, before the first step.
 

@@ -7,7 +7,7 @@ import torch
 
 from ...cache.progress import OnProgress
 from ...cache.read.cache import Cache
-from ...encoders.tokenizer_lm import AnyTokenizer
+from ...encoders.tokenizer import TextTokenizer
 from ..data.load import load_data, load_validation, open_images, pooling_of, views_of
 from ..data.loader import BatchLoader
 from ..data.pairs import ValidationData
@@ -39,7 +39,7 @@ class Setup:
     """
 
     run: RunFolder
-    tokenizer: AnyTokenizer
+    tokenizer: TextTokenizer
     feed: BatchLoader
     val_data: ValidationData | None
     sample: ValidationData | None

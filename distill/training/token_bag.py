@@ -19,7 +19,6 @@ from torch import Tensor
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...encoders.packing import concatenated_ranges, spans_to_eos
-from ...encoders.text_scratch import ScratchConfig
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
 from ..errors import DistillError
@@ -102,8 +101,11 @@ class Bags:
 def fit_bag(
     cache: Cache,
     data: TrainData,
-    config: ScratchConfig,
+    *,
+    vocab_size: int,
+    pad_id: int,
     bos_id: int,
+    eos_id: int,
     device: torch.device,
     on_progress: OnProgress = ignore_progress,
 ) -> TokenBag:
@@ -112,8 +114,10 @@ def fit_bag(
     Args:
         cache: that is trained on.
         data: of the same cache.
-        config: of the tower that will begin as this bag.
-        bos_id: the token that begins every caption.
+        vocab_size: V.
+        pad_id: token that fills captions.
+        bos_id: token that begins every caption.
+        eos_id: token that ends every caption.
         device: where it is computed.
         on_progress: called after each regression.
 
@@ -131,10 +135,10 @@ def fit_bag(
 
     def bags(chosen: Rows) -> Bags:
         ids, lengths = data.tokens.gather(captions[chosen])
-        starts, lengths = spans_to_eos(ids, lengths, config.eos_id)
+        starts, lengths = spans_to_eos(ids, lengths, eos_id)
         ids, own = ids[concatenated_ranges(starts, lengths)], np.repeat(np.arange(len(lengths)), lengths)
-        counted = ~np.isin(ids, (config.pad_id, bos_id, config.eos_id))
-        return Bags(ids[counted], np.bincount(own[counted], minlength=len(lengths)), config.vocab_size, device)
+        counted = ~np.isin(ids, (pad_id, bos_id, eos_id))
+        return Bags(ids[counted], np.bincount(own[counted], minlength=len(lengths)), vocab_size, device)
 
     first_held_out = len(rows) - min(MOST_HELD_OUT, -(-len(rows) // 10))
     fitted, held_out = np.flatnonzero(image_index < first_held_out), np.flatnonzero(image_index >= first_held_out)

@@ -9,6 +9,7 @@ from clipglot.encoders.text_scratch import Attention, ScratchTower
 from support.tiny_towers import BOS, CAPTIONS, EOS, PAD, make_tower, padded, upstream
 
 SPECIAL = [PAD, BOS, EOS]
+SPECIAL_IDS = {"pad_id": PAD, "bos_id": BOS, "eos_id": EOS}
 
 
 def bag_of(tower: ScratchTower) -> tuple[torch.Tensor, torch.Tensor]:
@@ -32,7 +33,7 @@ def test_the_tower_gives_what_the_bag_predicts(layers: int, quick_gelu: bool, at
     tower = make_tower(layers=layers, quick_gelu=quick_gelu).double()
     tower.attention = attention
     weights, bias = bag_of(tower)
-    init_from_bag(tower, weights, bias, BOS)
+    init_from_bag(tower.text, weights, bias, **SPECIAL_IDS)
     expected = F.normalize(predicted(CAPTIONS, weights.double(), bias.double()), dim=-1)
     torch.testing.assert_close(F.normalize(tower.encode(CAPTIONS), dim=-1), expected, rtol=0, atol=1e-10)
     theirs = F.normalize(upstream(tower).encode_text(padded(CAPTIONS)), dim=-1)  # which holds float32
@@ -44,17 +45,17 @@ def test_a_narrow_tower_keeps_the_directions_that_matter() -> None:
     weights, bias = bag_of(tower)
     of_rank_13 = torch.randn(20, 13) @ torch.randn(13, 24)
     of_rank_13[SPECIAL] = 0.0
-    init_from_bag(tower, of_rank_13, of_rank_13[4], BOS)
+    init_from_bag(tower.text, of_rank_13, of_rank_13[4], **SPECIAL_IDS)
     expected = F.normalize(predicted(CAPTIONS, of_rank_13, of_rank_13[4]).double(), dim=-1)
     torch.testing.assert_close(F.normalize(tower.encode(CAPTIONS), dim=-1), expected, rtol=0, atol=1e-5)
-    init_from_bag(tower, weights, bias, BOS)
+    init_from_bag(tower.text, weights, bias, **SPECIAL_IDS)
     features = F.normalize(tower.encode(CAPTIONS), dim=-1)
     assert (features * F.normalize(predicted(CAPTIONS, weights, bias).double(), dim=-1)).sum(1).min() > 0.7
 
 
 def test_every_parameter_learns_within_three_steps() -> None:
     tower = make_tower()
-    init_from_bag(tower, *bag_of(tower), BOS)
+    init_from_bag(tower.text, *bag_of(tower), **SPECIAL_IDS)
     before = {name: parameter.detach().clone() for name, parameter in tower.named_parameters()}
     optimizer = torch.optim.SGD(tower.parameters(), lr=0.1)
     targets = torch.randn(len(CAPTIONS), 6)
@@ -68,13 +69,13 @@ def test_every_parameter_learns_within_three_steps() -> None:
 def test_a_bag_without_words_leaves_the_bias_alone() -> None:
     tower = make_tower()
     bias = torch.randn(6)
-    init_from_bag(tower, torch.zeros(20, 6), bias, BOS)
+    init_from_bag(tower.text, torch.zeros(20, 6), bias, **SPECIAL_IDS)
     features = F.normalize(tower.encode(CAPTIONS), dim=-1)
     torch.testing.assert_close(features, F.normalize(bias, dim=0).expand_as(features), rtol=0, atol=1e-5)
 
 
 def test_a_bag_of_another_vocabulary_is_refused() -> None:
     with pytest.raises(EncoderError, match=r"\(21, 6\) do not fit a text tower of \(20, 6\)"):
-        init_from_bag(make_tower(), torch.zeros(21, 6), torch.zeros(6), BOS)
+        init_from_bag(make_tower().text, torch.zeros(21, 6), torch.zeros(6), **SPECIAL_IDS)
     with pytest.raises(EncoderError, match="--width 2 has no room"):
-        init_from_bag(make_tower(width=2), torch.zeros(20, 6), torch.zeros(6), BOS)
+        init_from_bag(make_tower(width=2).text, torch.zeros(20, 6), torch.zeros(6), **SPECIAL_IDS)

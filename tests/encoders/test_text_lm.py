@@ -18,7 +18,7 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.merged_clip import load_merged
-from clipglot.encoders.text_lm_loading import load_lm
+from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.tokenizer_lm import LMTokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
@@ -37,7 +37,7 @@ def test_features_are_those_of_open_clip_with_padding(
     lms: dict[str, Path], family: str, pooler: Any, head: Any
 ) -> None:
     folder = str(lms[family])
-    tower = load_lm(folder, 6, pooler=pooler, head=head, context_length=CONTEXT).eval()
+    tower = LMTower.from_pretrained(folder, 6, pooler=pooler, head=head, context_length=CONTEXT).eval()
     theirs = HFTextEncoder(folder, 6, pooler_type=POOLERS[pooler], proj_type=head, pretrained=False).eval()
     theirs.load_state_dict(tower.text.state_dict())
     ids = HFTokenizer(folder, context_length=CONTEXT)(CAPTIONS)
@@ -125,7 +125,7 @@ def test_a_bert_without_pad_that_open_clip_never_sees_is_trained(
 def test_no_layer_is_left_out_whole(lms: dict[str, Path]) -> None:
     assert transformers.AutoConfig.from_pretrained(lms["m2m_100"]).encoder_layerdrop > 0
     for dropout in (None, 0.3):
-        model = load_lm(str(lms["m2m_100"]), 6, context_length=CONTEXT, dropout=dropout).transformer
+        model = LMTower.from_pretrained(str(lms["m2m_100"]), 6, context_length=CONTEXT, dropout=dropout).transformer
         assert (model.layerdrop, model.config.dropout) == (0, dropout or 0.1)
 
 

@@ -15,7 +15,7 @@ from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.text_transfer import load_clip_text, transfer_vocabulary
+from clipglot.encoders.text_scratch import ScratchTower
 from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe
 from clipglot.encoders.tokenizer_extend import extend
 from open_clip.tokenizer import SimpleTokenizer
@@ -51,14 +51,14 @@ def features(tower: Any, tokenizer: CaptionTokenizer, texts: list[str]) -> torch
 
 
 def test_a_clips_text_tower_gives_what_open_clip_gives(clip_name: str, merged: Path) -> None:
-    tower, tokenizer = load_clip_text(clip_name, None)
+    tower, tokenizer = ScratchTower.from_clip(clip_name, None)
     clip = open_clip.create_model(clip_name).eval()
     with torch.inference_mode():
         theirs = clip.encode_text(SimpleTokenizer()(CAPTIONS, context_length=12))
     torch.testing.assert_close(features(tower, tokenizer, CAPTIONS), theirs, rtol=1e-5, atol=1e-6)
 
     exported = f"local-dir:{merged}"
-    tower, tokenizer = load_clip_text(exported, None)
+    tower, tokenizer = ScratchTower.from_clip(exported, None)
     clip = open_clip.create_model(exported).eval()
     with torch.inference_mode():
         theirs = clip.encode_text(open_clip.get_tokenizer(exported)(RUSSIAN))
@@ -66,9 +66,9 @@ def test_a_clips_text_tower_gives_what_open_clip_gives(clip_name: str, merged: P
 
 
 def test_an_extended_vocabulary_keeps_what_was_known(clip_name: str) -> None:
-    tower, old = load_clip_text(clip_name, None)
+    tower, old = ScratchTower.from_clip(clip_name, None)
     new = extend(old, RUSSIAN, old.vocab_size + 20)
-    grown = transfer_vocabulary(tower, old, new, context_length=10, embed_dim=16)
+    grown = tower.with_vocabulary(old, new, context_length=10, embed_dim=16)
     assert grown.config.vocab_size == new.vocab_size > old.vocab_size
     assert new.encode(CAPTIONS, 10) == old.encode(CAPTIONS, 10)
     torch.testing.assert_close(features(grown, new, CAPTIONS), features(tower, old, CAPTIONS), rtol=1e-5, atol=1e-6)
@@ -81,9 +81,9 @@ def test_an_extended_vocabulary_keeps_what_was_known(clip_name: str) -> None:
 
 
 def test_a_new_vocabulary_takes_rows_by_what_they_spell(clip_name: str) -> None:
-    tower, old = load_clip_text(clip_name, None)
+    tower, old = ScratchTower.from_clip(clip_name, None)
     new = train_bpe(["red circle, red circle, a circle"] * 9, 300)
-    grown = transfer_vocabulary(tower, old, new, context_length=12, embed_dim=16)
+    grown = tower.with_vocabulary(old, new, context_length=12, embed_dim=16)
     circle = new.encode(["a circle"], 12)[0][-2]
     assert new.backend.decode([circle]) == " circle"
     (spelled,) = old.encode(["circle"], 12)[0][1:-1]
@@ -120,25 +120,25 @@ def test_what_cannot_be_begun_with_is_refused(
     clip_name: str, tiny_clip: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(EncoderError, match=r"timm/vit has no text tower: pass scratch"):
-        load_clip_text("timm/vit", None)
+        ScratchTower.from_clip("timm/vit", None)
     with pytest.raises(EncoderError, match=r"has rows for 64 tokens, its tokenizer knows 49,408"):
-        load_clip_text(f"local-dir:{tiny_clip}", None)
+        ScratchTower.from_clip(f"local-dir:{tiny_clip}", None)
     other = save_clip(tmp_path / "other", no_causal_mask=True)
     with pytest.raises(EncoderError, match=r"is not a causal transformer pooled at the text's end"):
-        load_clip_text(other, None)
+        ScratchTower.from_clip(other, None)
     with pytest.raises(
         EncoderError, match=r"--text clip needs the CLIP that made the cache where it was: .*cannot read"
     ):
-        load_clip_text(f"local-dir:{tmp_path}/moved", None)
-    tower, old = load_clip_text(clip_name, None)
+        ScratchTower.from_clip(f"local-dir:{tmp_path}/moved", None)
+    tower, old = ScratchTower.from_clip(clip_name, None)
     with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
-        transfer_vocabulary(tower, old, open_clip_tokenizer(), context_length=13, embed_dim=16)
+        tower.with_vocabulary(old, open_clip_tokenizer(), context_length=13, embed_dim=16)
     with pytest.raises(DistillError, match=r"--width is of a scratch tower: clip has a shape of its own"):
         settings(tiny_cache, tmp_path / "run", text="clip")
     given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
     with pytest.raises(DistillError, match=r"--lora-rank belongs to a language model"):
         train(replace(given, lora_rank=2))
-    with pytest.raises(DistillError, match=r"--warm-start ridge: .* has learned already"):
+    with pytest.raises(EncoderError, match=r"--warm-start ridge: .* has learned already"):
         train(replace(given, warm_start="ridge"))
     with pytest.raises(DistillError, match=r"--simcse 0.5: both passes .* of .* drops nothing: pass --dropout"):
         train(replace(given, simcse=0.5))

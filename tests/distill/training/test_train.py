@@ -19,6 +19,7 @@ from clipglot.encoders.errors import EncoderError
 from support.drawings import draw_images
 from support.run_logs import TIMING, logged
 from support.runs import settings, stop_at
+from support.tiny_towers import make_tower
 from torch import nn
 
 
@@ -139,12 +140,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_cache: Path, tmp_path: Pat
 
 
 def test_norms_biases_and_the_temperature_are_not_decayed(tiny_cache: Path, tmp_path: Path) -> None:
-    module, loss = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), nn.Module()
+    tower, loss = make_tower(layers=1), nn.Module()
     loss.register_parameter("logit_scale", nn.Parameter(torch.tensor(2.0)))
-    decayed, free = make_optimizer(module, loss, settings(tiny_cache, tmp_path, weight_decay=0.2)).param_groups
+    decayed, free = make_optimizer(tower, loss, settings(tiny_cache, tmp_path, weight_decay=0.2)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.2, 0.0)
-    assert [p.ndim for p in decayed["params"]] == [2]
-    assert sorted(p.ndim for p in free["params"]) == [0, 1, 1, 1]
+    names = {id(parameter): name for name, parameter in [*tower.named_parameters(), *loss.named_parameters()]}
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in free["params"]} == {0, 1}
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+    free_names = {names[id(p)] for p in free["params"]}
+    assert {"logit_scale", "text.ln_final.weight", "text.transformer.resblocks.0.mlp.c_fc.bias"} <= free_names
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_lm import LMTower
-from clipglot.encoders.text_lm_loading import load_lm
 from clipglot.encoders.tokenizer_lm import LMTokenizer
 from support.runs import stop_at
 from support.tiny_lms import CAPTIONS, CONTEXT
@@ -118,7 +117,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_its_own_dropout(
 
 @pytest.mark.parametrize("family", ["bert", "mt5", "gpt2"])
 def test_blocks_computed_twice_give_the_same_gradients(lms: dict[str, Path], family: str) -> None:
-    tower = load_lm(str(lms[family]), 6, context_length=CONTEXT).train()
+    tower = LMTower.from_pretrained(str(lms[family]), 6, context_length=CONTEXT).train()
     ids, gradients, kept = LMTokenizer.load(lms[family]).encode(CAPTIONS, CONTEXT), [], []
     for tower.grad_checkpointing in (False, True, False):
         tower.zero_grad()
@@ -149,13 +148,13 @@ def test_a_run_goes_on_from_one_of_a_language_model(lm_settings: Any, tiny_cache
     with pytest.raises(EncoderError, match=r"--context-length 60: .*run takes at most 40 tokens"):
         build_tower(replace(given, context_length=60), encoder, tokenizer)
     for flag, value in (("pooler", "eos"), ("head", "mlp")):
-        with pytest.raises(DistillError, match=rf"--{flag} {value}: the run .* learned with .*, which stays: drop"):
+        with pytest.raises(EncoderError, match=rf"--{flag} {value}: the run .* learned with .*, which stays: drop"):
             build_tower(replace(given, **{flag: value}), encoder, tokenizer)
     train(given)
 
 
 def test_lora_in_gpt2_is_merged_into_the_same_features(lms: dict[str, Path]) -> None:
-    tower = load_lm(str(lms["gpt2"]), 6, pooler="eos", context_length=CONTEXT).eval()
+    tower = LMTower.from_pretrained(str(lms["gpt2"]), 6, pooler="eos", context_length=CONTEXT).eval()
     ids = LMTokenizer.load(lms["gpt2"]).encode(CAPTIONS, CONTEXT)
     plain = tower.encode(ids)
     tower.add_lora(rank=2, alpha=4.0, targets=("c_attn",), dropout=0.0)

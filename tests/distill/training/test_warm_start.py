@@ -15,11 +15,11 @@ from clipglot.distill.data.pairs import TrainData
 from clipglot.distill.data.tokens import TokenTable, tokenize
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training import token_bag
-from clipglot.distill.training.build_tower import scratch_config
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.token_bag import PENALTIES, SHRINKAGES, TokenBag, fit_bag
 from clipglot.distill.training.train import train
+from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from clipglot.evals.retrieval import retrieve
 from support.run_logs import logged
@@ -29,14 +29,15 @@ from support.runs import settings, stop_at
 def fitted(cache: Cache, caption_image: Any) -> tuple[TokenBag, TokenTable, CaptionTokenizer]:
     tokenizer = train_bpe(cache.captions(), 300)
     tokens = tokenize(tokenizer, cache.captions(), 24)
-    config = scratch_config(settings(cache.path, Path("unused"), context_length=24), cache.info.encoder, tokenizer)
+    special = {"pad_id": tokenizer.pad_id, "bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
     data = TrainData(
         images=OnDevice(torch.from_numpy(cache.image_emb())),
         tokens=tokens,
         caption_image=caption_image,
         caption_group=group_equal_captions(tokens),
     )
-    return fit_bag(cache, data, config, tokenizer.bos_id, torch.device("cpu")), tokens, tokenizer
+    bag = fit_bag(cache, data, vocab_size=tokenizer.vocab_size, **special, device=torch.device("cpu"))
+    return bag, tokens, tokenizer
 
 
 def test_a_run_retrieves_before_its_first_step_as_the_closed_form_does(tiny_cache: Path, tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_large_cache_is_sampled_in_whole_chunks(tiny_cache: Path, monkeypatch:
 def test_what_a_tower_has_learned_is_not_overwritten(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> None:
     given = {"tokenizer": None, "width": 512, "layers": 6, "heads": 8, "vocab_size": 16_384, "context_length": 24}
     again = settings(tiny_cache, tmp_path / "run", text=str(tiny_run), warm_start="ridge", **given)
-    with pytest.raises(DistillError, match=r"--warm-start ridge: .* has learned already"):
+    with pytest.raises(EncoderError, match=r"--warm-start ridge: .* has learned already"):
         train(again)
     with pytest.raises(DistillError, match="--warm-start ridge fits a scratch tower"):
         settings(tiny_cache, tmp_path / "run", text="clip", warm_start="ridge", **given)
