@@ -18,16 +18,71 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.merged_clip import load_merged
-from clipglot.encoders.text_lm import LMTower
+from clipglot.encoders.text_lm import LMOptions, LMTower
+from clipglot.encoders.text_tower import TowerSpec
 from clipglot.encoders.tokenizer_lm import LMTokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from support.runs import settings
+from support.text_tower_contract import TextTowerContract
 from support.tiny_lms import CAPTIONS, CONTEXT, FAMILIES
 
 POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+
+
+class TestLMTower(TextTowerContract):
+    @pytest.fixture(
+        params=[
+            ("bert", "mean", "linear"),
+            ("xlm-roberta", "cls", "mlp"),
+            ("mt5", "mean", "linear"),
+            ("m2m_100", "cls", "linear"),
+            ("distilbert", "mean", "linear"),
+            ("gpt2", "eos", "linear"),
+        ],
+        ids="-".join,
+    )
+    def tower(self, request: pytest.FixtureRequest, lms: dict[str, Path]) -> LMTower:
+        family, pooler, head = request.param
+        return LMTower.from_pretrained(str(lms[family]), 16, pooler=pooler, head=head, context_length=CONTEXT)
+
+    @pytest.fixture
+    def tokenizer(self, lms: dict[str, Path]) -> LMTokenizer:
+        return LMTokenizer.load(lms["bert"])  # all families have the same
+
+
+class TestTrainedInPart(TextTowerContract):
+    @pytest.fixture(params=[{"train_layers": 0}, {"train_layers": 1, "freeze_embeddings": True}], ids=["head", "layer"])
+    def options(self, request: pytest.FixtureRequest) -> LMOptions:
+        return LMOptions(**request.param)
+
+    @pytest.fixture
+    def tower(self, options: LMOptions, lms: dict[str, Path], tokenizer: LMTokenizer) -> LMTower:
+        return LMTower.create(
+            TowerSpec(text=str(lms["bert"]), embed_dim=16, context_length=CONTEXT), options, tokenizer
+        )
+
+    @pytest.fixture
+    def tokenizer(self, lms: dict[str, Path]) -> LMTokenizer:
+        return LMTokenizer.load(lms["bert"])
+
+
+class TestLoRA(TestTrainedInPart):
+    @pytest.fixture
+    def options(self) -> LMOptions:
+        return LMOptions(lora_rank=2, lora_targets=("query", "value"))
+
+    @pytest.fixture
+    def tower(self, options: LMOptions, lms: dict[str, Path], tokenizer: LMTokenizer) -> LMTower:
+        spec = TowerSpec(text=str(lms["bert"]), embed_dim=16, context_length=CONTEXT)
+        tower = LMTower.create(spec, options, tokenizer)
+        with torch.no_grad():
+            for name, parameter in tower.named_parameters():
+                if "lora_B" in name:  # zero at first
+                    parameter.normal_(std=0.1)
+        return tower
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
