@@ -41,7 +41,7 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
         if result.command:
             say(f"marked to be embedded again: {', '.join(result.marked)}")
             say(f"now run: {result.command}")
-        elif result.faults and not settings.repair and info.is_made_by_commands and not result.cache.is_one_file:
+        elif result.faults and not settings.repair and info.is_made_by_commands and not result.cache.arrays.is_hdf5:
             say(f"to mark what a pass can embed again: clipglot verify {settings.cache} --repair")
         elif settings.repair and result.faults:
             say("none of this can be embedded again: see above what to do")

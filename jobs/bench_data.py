@@ -87,7 +87,7 @@ def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> C
     plan_cache(path, batched(rows), CacheInfo(state="planned", encoder=encoder, source=source, batch_size=64))
     cache = Cache(path, read_only=False)
     rng = np.random.default_rng(0)
-    arrays: dict[str, zarr.Array[Any]] = {name: open_array(cache.root, name) for name in (EMB, NORM, STATUS)}
+    arrays: dict[str, zarr.Array[Any]] = {name: open_array(cache.arrays.root, name) for name in (EMB, NORM, STATUS)}
     for chunk in range(cache.num_chunks):
         held = cache.chunk_slice(chunk)
         raw = rng.standard_normal((held.stop - held.start, dim), np.float32)

@@ -16,7 +16,6 @@ from ..cache.storage.open import CacheStore
 from ..cache.write.append import finish_append, plan_append
 from ..cache.write.image_reader import reader_of
 from ..cache.write.plan import is_planned, plan_cache
-from ..cache.write.seal import write_info
 from ..cache.write.text_only import rows_of_texts
 from ..cache.write.views import make_room, num_begun
 from ..cache.write.work_sharing import Worker
@@ -47,20 +46,20 @@ def prepare_cache(job: CacheJob, on_progress: OnProgress) -> bool:
     resumed = _plan(job, on_progress)
     cache = Cache(settings.output, read_only=False)
     if cache.info.source != job.source.info:  # the same source and images, elsewhere than when they were planned
-        write_info(cache, replace(cache.info, source=job.source.info))
+        cache.arrays.write_info(replace(cache.info, source=job.source.info))
     if job.teacher_sha256:
         require_same_teacher(cache, job.teacher_sha256)
         if cache.info.teacher_sha256 is None:
-            write_info(cache, replace(cache.info, teacher_sha256=job.teacher_sha256))
+            cache.arrays.write_info(replace(cache.info, teacher_sha256=job.teacher_sha256))
     if settings.views > cache.info.num_views:
         reader_of(cache, job.kinds)  # or fail before anything is changed
     if settings.retry and cache.info.state == "sealed":  # else it is on its way already
         failed = cache.failed_chunks()
         if settings.images:
             reader_of(cache, job.kinds, rows=[cache.pending_rows(chunk) for chunk in failed])  # likewise
-        cache.mark_lost([(STATUS, (chunk,)) for chunk in failed])
+        cache.arrays.invalidate([(STATUS, (chunk,)) for chunk in failed])
     if settings.views > cache.info.num_views:
-        write_info(cache, replace(cache.info, augmentation=settings.augmentation))
+        cache.arrays.write_info(replace(cache.info, augmentation=settings.augmentation))
         make_room(cache, settings.views)
     return resumed
 
@@ -171,5 +170,5 @@ def _append(job: CacheJob, on_progress: OnProgress) -> bool:
     appended = list(cache.info.appended)
     appended[number] = replace(source.info, first_row=appended[number].first_row)
     if appended != cache.info.appended:  # the same source and images, elsewhere
-        write_info(cache, replace(cache.info, appended=appended))
+        cache.arrays.write_info(replace(cache.info, appended=appended))
     return True

@@ -14,7 +14,6 @@ from ..cache.storage.atomic import lock_folder
 from ..cache.write.import_embeddings import import_missing, scan_rows
 from ..cache.write.plan import is_planned, plan_cache
 from ..cache.write.report import PassReport
-from ..cache.write.seal import write_info
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, require_same_encoder
 from ..encoders.image_tower import load_image_tower
@@ -76,7 +75,7 @@ def import_embeddings(settings: ImportSettings, on_progress: OnProgress = ignore
         resumed = _plan(settings.output, source, info, encoder, on_progress)
         cache = Cache(settings.output, read_only=False)
         if cache.info.source != info:  # the same files, elsewhere than when they were planned
-            write_info(cache, replace(cache.info, source=info))
+            cache.arrays.write_info(replace(cache.info, source=info))
         report = import_missing(
             cache, source, rows, lambda done, report: on_progress(Progress("import", done, len(rows)))
         )

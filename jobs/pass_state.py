@@ -69,7 +69,7 @@ def pass_state(cache: Cache, liveness: Liveness | None = None) -> PassState:
     """
     liveness = liveness or Liveness()
     planning = not cache.info.is_laid_out
-    signs, now = {} if cache.is_one_file else read_signs(cache.store), monotonic()
+    signs, now = {} if cache.arrays.is_hdf5 else read_signs(cache.arrays.store), monotonic()
     liveness.look({name: (sign.host, sign.pid, sign.counter) for name, sign in signs.items()}, now)
     num_chunks = 0 if planning else cache.num_chunks
     return PassState(

@@ -1,6 +1,6 @@
 """Re-embedding of a few images: the check that image tower, images and stored embeddings still belong together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.format import Status
-from ..cache.location import to_location
+from ..cache.location import Location, to_location
 from ..cache.read.cache import Cache
 from ..cache.sources.embeddings import EmbeddingFileSource
 from ..cache.sources.image_root import open_below
@@ -42,13 +42,16 @@ class Probes:
     not_checked: str | None = None
 
 
-def reembed(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) -> Probes:
+def reembed(
+    cache: Cache, tower: ImageTower, sample: int, *, image_root: Location | None = None, seed: int = 0
+) -> Probes:
     """Embed some of a cache's images again and compare, where they can still be read.
 
     Args:
         cache: of this very tower.
         tower: on its device.
         sample: images to draw.
+        image_root: where the images of the first source are now; by default where the cache says.
         seed: of the draw.
 
     Raises:
@@ -57,10 +60,11 @@ def reembed(cache: Cache, tower: ImageTower, sample: int, *, seed: int = 0) -> P
     info = cache.info
     if not info.source.images:
         return Probes(not_checked=f"{cache.path} holds texts, no images")
-    root = to_location(info.source.image_root)
+    root = image_root.absolute() if image_root else to_location(info.source.image_root)
     if isinstance(root, Path) and not root.is_dir():
         return Probes(not_checked=f"the images are not below {root} any more")
-    reader = reader_of(cache)
+    sources = [replace(info.source, image_root=str(root)), *info.appended]
+    reader = reader_of(cache, sources=sources)
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     rows = np.sort(np.random.default_rng(seed).choice(embedded, min(sample, len(embedded)), replace=False))
     if not len(rows):

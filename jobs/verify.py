@@ -2,16 +2,17 @@
 
 import shlex
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache.errors import CacheError
+from ..cache.errors import CacheError, Fault
 from ..cache.format import IMPORTED, SOURCE_KINDS, CacheInfo
 from ..cache.location import Location
-from ..cache.progress import OnProgress, Progress, ignore_progress
+from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
-from ..cache.read.verify import Fault, verify
+from ..cache.read.repair import chunk_to_delete
+from ..cache.read.verify import verify
 from ..cache.storage.open import store_at
 from ..distill.device import resolve_device
 from ..distill.errors import DistillError
@@ -61,9 +62,9 @@ def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_prog
     if settings.repair:
         _require_made_by_commands(cache)
     with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
-        faults = verify(cache, lambda done, total: on_progress(Progress("verify", done, total)))
+        faults = verify(cache, on_progress)
         lost = [fault.chunk for fault in faults if fault.chunk]
-        marked = cache.mark_lost(lost) if settings.repair else []
+        marked = cache.arrays.invalidate(lost) if settings.repair else []
     sample = SAMPLE if settings.sample is None else settings.sample
     if faults:
         probes = Probes(not_checked="the faults come first" if sample else None)
@@ -71,7 +72,7 @@ def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_prog
         probes = _probe(cache, settings, sample) if sample else Probes()
     return VerifyResult(
         cache=cache,
-        faults=[*(_line(fault, cache, marked) for fault in faults), *probes.changed],
+        faults=[*(_line(fault, marked) for fault in faults), *probes.changed],
         marked=marked,
         command=cache_command(cache.info, settings.cache) if marked else None,
         probes=probes,
@@ -107,12 +108,8 @@ def _probe(cache: Cache, settings: VerifySettings, sample: int) -> Probes:
         return Probes(not_checked=f"the image tower is not at hand ({error})")
     if name := encoder.difference(encoder_info(tower)):
         return Probes(not_checked=f"the image tower {tower.model} is not the one that made the cache ({name} differs)")
-    if settings.image_root:
-        cache = Cache(settings.cache)
-        source = replace(cache.info.source, image_root=str(settings.image_root.absolute()))
-        cache.info = replace(cache.info, source=source)
     try:
-        return reembed(cache, tower, sample, seed=settings.seed)
+        return reembed(cache, tower, sample, image_root=settings.image_root, seed=settings.seed)
     except (CacheError, OSError) as error:
         return Probes(not_checked=str(error))
 
@@ -158,7 +155,7 @@ def cache_command(info: CacheInfo, output: Location) -> str:
     return shlex.join(words)
 
 
-def _line(fault: Fault, cache: Cache, marked: list[str]) -> str:
-    """A fault's line; without what to do by hand where its chunk was marked, for that is done."""
-    remedy = cache.remedy([fault.chunk]) if fault.chunk else ""
-    return fault.what.removesuffix(f": {remedy}") if set(marked) & set(remedy.split()) else fault.what
+def _line(fault: Fault, marked: list[str]) -> str:
+    """The line of a fault, without its remedy if its chunk is marked: then that is done."""
+    is_marked = fault.chunk is not None and chunk_to_delete(*fault.chunk) in marked
+    return fault.message if is_marked else str(fault)

@@ -1,6 +1,6 @@
-"""The Zarr group of a cache, read so that a chunk that is absent or damaged is named, with what to do about it."""
+"""Arrays of a cache, read with checks: an error names the chunk that is absent or damaged, and what to do about it."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ..errors import AbsentObjectError, CacheError
+from ..errors import AbsentObjectError, CacheError, ChunkId, DamagedCacheError, Fault
 from ..format import EMB, EMBEDDED_ARRAYS, NORM, STAGED, TAUGHT_ARRAYS, CacheInfo
 from ..location import Location, Url, to_location
 from ..metadata import RESTORE, read_metadata, write_metadata
@@ -18,35 +18,36 @@ from ..storage.atomic import PARTIAL
 from ..storage.hdf5 import CONVERT_AGAIN, Hdf5Store
 from ..storage.local import ZARR_JSON, DurableLocalStore
 from ..storage.open import CacheStore, open_store
-from ..storage.ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, open_array
+from ..storage.ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedBytes, RaggedReader, open_array
 from ..storage.remote import UPLOAD_AGAIN, RemoteStore
-from .repair import chunk_to_delete, is_of_tokens, remake
+from .repair import chunk_to_delete, chunks_to_delete, is_in_tokens, repair_instructions
 
 
 class CheckedArrays:
-    """A cache's metadata and arrays, in a local folder or at a URL.
+    """Metadata and arrays of a cache in a local folder, in an HDF5 file or at a URL.
 
     Attributes:
-        path: where it lies.
-        root: the group.
-        info: its metadata, as they were when it was opened.
+        path: of the cache.
+        root: its Zarr group.
+        info: its metadata, as last read by `refresh` or written by `write_info`.
     """
 
+    path: Location
     root: zarr.Group
     info: CacheInfo
 
     def __init__(self, path: Location | str, *, read_only: bool = True) -> None:
-        """Open a cache, in a local folder or at a URL.
+        """Open the arrays of a cache.
 
         Raises:
-            CacheError: nothing there, no cache, a format that this version does not read, or a store that refuses.
+            CacheError: no cache there, a format that this version does not read, or a store that refuses access.
         """
         self.path = to_location(path)
         self._store = open_store(self.path, read_only=read_only)
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the metadata, again if another process may have changed them.
+        """Read the metadata again, which another process may have changed.
 
         Raises:
             CacheError: no cache, a damaged one, or a format that this version does not read.
@@ -65,28 +66,33 @@ class CheckedArrays:
         if isinstance(self._store, RemoteStore):
             self._store.may_be_absent = () if self.info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
+    def write_info(self, info: CacheInfo) -> None:
+        """Replace the metadata, on disk and here. The cache must be open for writing."""
+        write_metadata(self.root, info)
+        self.info = info
+
     @property
     def is_folder(self) -> bool:
-        """Whether its chunks are files of a local folder, which can be mapped."""
+        """Whether the chunks are files of a local folder, so that they can be mapped."""
         return isinstance(self._store, DurableLocalStore)
 
     @property
+    def is_hdf5(self) -> bool:
+        """Whether the cache is an HDF5 file, which is read only."""
+        return isinstance(self._store, Hdf5Store)
+
+    @property
     def store(self) -> CacheStore:
-        """What the cache's bytes lie in, where they can be written."""
+        """The store of a cache that can be written: a folder or an object store, no HDF5 file."""
         assert not isinstance(self._store, Hdf5Store)
         return self._store
 
     @property
-    def is_one_file(self) -> bool:
-        """Whether it is an HDF5 file, which is only read."""
-        return isinstance(self._store, Hdf5Store)
-
-    @property
     def folder(self) -> Path:
-        """The local folder that the cache lies in.
+        """The local folder of the cache.
 
         Raises:
-            CacheError: it lies at a URL or in an HDF5 file.
+            CacheError: the cache lies at a URL or in an HDF5 file.
         """
         if isinstance(self.path, Url):
             raise CacheError(
@@ -101,61 +107,65 @@ class CheckedArrays:
         return self.path
 
     def has(self, name: str) -> bool:
-        """Whether the cache has an array or ragged array, whatever became of it; an older one has what is there."""
+        """Whether the cache should have an array or ragged array, even if it is damaged.
+
+        The metadata name the arrays. Those of an older cache do not: it has the arrays that are stored.
+        """
         if self.info.arrays is not None:
             return not {name, f"{name}/bytes"}.isdisjoint(self.info.arrays)
         try:
             return name in self.root
         except UNREADABLE_METADATA:
-            return True  # who reads it is told
+            return True  # reading it raises the error that explains
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """One of the cache's arrays.
+        """One array, opened once.
 
         Raises:
-            CacheError: its metadata is absent or damaged.
+            DamagedCacheError: its metadata are absent or damaged.
         """
         if name not in self._arrays:
-            self._arrays[name] = self.array_now(name)
+            self._arrays[name] = self.reopen(name)
         return self._arrays[name]
 
-    def array_now(self, name: str) -> zarr.Array[Any]:
-        """The same, with its metadata read again: there may be room for more by now.
+    def reopen(self, name: str) -> zarr.Array[Any]:
+        """One array, its metadata read again: another process may have resized it.
 
         Raises:
-            CacheError: its metadata is absent or damaged.
+            DamagedCacheError: its metadata are absent or damaged.
         """
-        with self._described(name):
+        with self._explain_metadata(name):
             return open_array(self.root, name)
 
     def require_group(self, name: str) -> None:
         """Raise unless there is a group of that name.
 
         Raises:
-            CacheError: its metadata is absent or damaged.
+            DamagedCacheError: its metadata are absent or damaged.
         """
-        with self._described(name):
+        with self._explain_metadata(name):
             if not isinstance(self.root[name], zarr.Group):
                 raise TypeError(f"{name} is an array, expected a group")
 
     def _is_group(self, name: str) -> bool:
-        with self._described(name):
+        with self._explain_metadata(name):
             return isinstance(self.root[name], zarr.Group)
 
     @contextmanager
-    def _described(self, name: str) -> Iterator[None]:
-        """Read the metadata of an array or group inside the block: what zarr raises is explained."""
+    def _explain_metadata(self, name: str) -> Iterator[None]:
+        """Turn errors of zarr on the metadata of an array or group into one that says what to do."""
         try:
             yield
         except UNREADABLE_METADATA as error:
-            remedy = self.remedy([(name, ())] if is_of_tokens(name) else [])
-            raise CacheError(f"{self.path}: {name}/zarr.json is absent or damaged ({error}): {remedy}") from error
+            remedy = self.remedy([(name, ())] if is_in_tokens(name) else [])
+            message = f"{self.path}: {name}/zarr.json is absent or damaged ({error})"
+            raise DamagedCacheError(Fault(message, remedy)) from error
 
     def nodes(self) -> tuple[list[str], list[str]]:
-        """The names of all groups and of all arrays, whatever they are; not what a killed writer left.
+        """The names of all stored groups and arrays, known to this version or not; no leftovers of killed writers.
 
         Raises:
-            CacheError: an array's metadata is damaged.
+            DamagedCacheError: the metadata of an array are damaged.
         """
         groups: list[str] = []
         arrays: list[str] = []
@@ -163,122 +173,147 @@ class CheckedArrays:
         def visit(folder: str, names: list[str]) -> None:
             for name in sorted(names):
                 path = f"{folder}/{name}".lstrip("/")
-                is_passing = path == STAGED or name == ZARR_JSON or name.endswith(PARTIAL)
-                inside = [] if is_passing else self._store.names(path)
-                if ZARR_JSON not in inside:
+                is_leftover = path == STAGED or name.endswith(PARTIAL)
+                children = [] if is_leftover or name == ZARR_JSON else self._store.names(path)
+                if ZARR_JSON not in children:
                     continue
                 if self._is_group(path):
                     groups.append(path)
-                    visit(path, inside)
+                    visit(path, children)
                 else:
                     arrays.append(path)
 
         visit("", self._store.names(""))
         return groups, arrays
 
-    def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
-        """One chunk of an array, less what lies beyond the array's edge.
-
-        Raises:
-            CacheError: it is absent or damaged, with what to do.
-        """
-        with self._whole(name, only=[index]):
-            return np.asarray(self.array(name).blocks[index])
-
-    def _read(
-        self, name: str, selection: tuple[Any, ...], only: Collection[tuple[int, ...]] | None = None
+    def read(
+        self, name: str, selection: tuple[Any, ...] = (...,), *, only: Collection[tuple[int, ...]] | None = None
     ) -> NDArray[Any]:
-        with self._whole(name, only=only):
-            return np.asarray(self.array(name)[selection])
-
-    @contextmanager
-    def _whole(self, *names: str, only: Collection[tuple[int, ...]] | None = None) -> Iterator[None]:
-        """Read arrays inside the block: an absent chunk (zarr would make it zeros) or a damaged one is named.
+        """Read an array, or a part of it.
 
         Args:
-            names: of the arrays.
-            only: the indices of the chunks that are read; by default all.
+            name: of the array.
+            selection: as between the brackets of `array[...]`.
+            only: the indices of the chunks that the selection touches; by default all chunks.
 
         Raises:
-            CacheError: with the chunk's file and what to do.
+            DamagedCacheError: a chunk is absent or damaged.
+        """
+        with self.checked(name, only=only):
+            return np.asarray(self.array(name)[selection])
+
+    def read_chunk(self, name: str, index: tuple[int, ...]) -> NDArray[Any]:
+        """Read one chunk of an array, without what lies beyond the array's edge.
+
+        Raises:
+            DamagedCacheError: it is absent or damaged.
+        """
+        with self.checked(name, only=[index]):
+            return np.asarray(self.array(name).blocks[index])
+
+    def read_ragged(self, name: str, start: int = 0, stop: int | None = None) -> RaggedBytes:
+        """Read texts `start` to `stop` of a ragged array.
+
+        Raises:
+            DamagedCacheError: a chunk is absent or damaged.
+        """
+        with self.checked(f"{name}/bytes", f"{name}/offsets"):
+            return RaggedReader(self.root, name).texts(start, stop)
+
+    @contextmanager
+    def checked(self, *names: str, only: Collection[tuple[int, ...]] | None = None) -> Iterator[None]:
+        """Check reads inside the block: zarr would read an absent chunk as zeros, and name no damaged one.
+
+        Args:
+            names: of the arrays that are read.
+            only: the indices of the chunks that are read; by default all chunks.
+
+        Raises:
+            DamagedCacheError: a chunk is absent or damaged.
         """
         arrays = {name: self.array(name) for name in names}
-        chunks = [(n, i) for n, a in arrays.items() for i in (chunk_indices(a) if only is None else only)]
-        absent = [(n, i) for n, i in chunks if self._chunk_absent(arrays[n], i)]
+        chunks = [(name, index) for name, a in arrays.items() for index in (chunk_indices(a) if only is None else only)]
+        absent = [(name, index) for name, index in chunks if self._is_lost(arrays[name], index)]
         if absent:
-            name, index = absent[0]
-            raise CacheError(f"{self.path}: {chunk_name(arrays[name], index)} is absent: {self.remedy(absent)}")
+            message = f"{self.path}: {self.chunk_key(absent[0])} is absent"
+            raise DamagedCacheError(Fault(message, self.remedy(absent), absent[0]))
         try:
             yield
         except UNREADABLE_CHUNK as error:
-            faults = [(n, i) for n, i in chunks if self.chunk_fault(n, i)]
-            damaged = ", ".join(chunk_name(arrays[name], index) for name, index in faults) or "(unknown)"
-            raise CacheError(f"{self.path}: damaged chunk {damaged} ({error}): {self.remedy(faults)}") from error
+            damaged = [chunk for chunk in chunks if self.chunk_problem(chunk)]
+            keys = ", ".join(map(self.chunk_key, damaged)) or "(unknown)"
+            message = f"{self.path}: damaged chunk {keys} ({error})"
+            chunk = damaged[0] if damaged else None
+            raise DamagedCacheError(Fault(message, self.remedy(damaged), chunk)) from error
 
     def stored_names(self, folder: str) -> list[str]:
-        """What lies directly in a folder; nothing where there is none."""
+        """The names in a folder of the store; none if there is no such folder."""
         return self._store.names(folder)
 
-    def stored_numbers(self, folder: str) -> set[int]:
-        """The last numbers of the chunks that lie directly in a folder; none where there is no such folder."""
+    def stored_chunks(self, folder: str) -> set[int]:
+        """The last indices of the chunks in a folder of the store; none if there is no such folder.
+
+        A listing, so one request at a URL: `stored_chunks("images/status/c")` tells which chunks a pass has finished.
+        """
         return {int(name) for name in self.stored_names(folder) if name.isdigit()}
 
-    def _pending(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
-        """Whether a pass may still have to write a chunk: its own before sealing, then those of views to come."""
-        if self.info.state != "sealed":
-            return array.path in (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
-        return array.path in (EMB, NORM) and index[0] >= self.info.num_views
-
-    def _chunk_absent(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
-        """Whether a chunk that must be there is not on disk."""
-        if not self.is_folder:
-            return False  # to ask would be a request for each; reading it tells
-        return not self._pending(array, index) and not (self.folder / chunk_name(array, index)).is_file()
-
-    def chunk_fault(self, name: str, index: tuple[int, ...]) -> str | None:
-        """What is wrong with a chunk: absent though it must not be, a checksum that does not match, or None."""
+    def chunk_problem(self, chunk: ChunkId) -> str | None:
+        """What is wrong with a chunk: absent although it must be stored, or damaged; None if it is right."""
+        name, index = chunk
         array = self.array(name)
-        if self._chunk_absent(array, index):
+        if self._is_lost(array, index):
             return "absent"
         try:
             array.blocks[index]
         except AbsentObjectError:
-            return None if self._pending(array, index) else "absent"
+            return None if self._may_be_unwritten(array, index) else "absent"
         except UNREADABLE_CHUNK as error:
             return f"damaged ({error})"
         return None
 
-    def chunk_file(self, chunk: tuple[str, tuple[int, ...]]) -> str:
-        """The key of a chunk, given as array and index."""
-        return chunk_name(self.array(chunk[0]), chunk[1])
+    def _is_lost(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
+        """Whether the file of a chunk is absent although it must be stored."""
+        if not self.is_folder:
+            return False  # asking would cost a request a chunk, and the read itself finds it
+        return not self._may_be_unwritten(array, index) and not (self.folder / chunk_key(array, index)).is_file()
 
-    def remedy(self, chunks: list[tuple[str, tuple[int, ...]]]) -> str:
-        """What to do about lost chunks, given as array and index: those of a pass can be made again alone."""
-        remedy = CONVERT_AGAIN if self.is_one_file else remake(chunks, self.info)
+    def _may_be_unwritten(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
+        """Whether a pass may have a chunk still to write: before sealing, or one of further views."""
+        if self.info.state != "sealed":
+            return array.path in (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+        return array.path in (EMB, NORM) and index[0] >= self.info.num_views
+
+    def chunk_key(self, chunk: ChunkId) -> str:
+        """The key of a chunk in the store, e.g. `images/emb/c/0/3/0`."""
+        name, index = chunk
+        return chunk_key(self.array(name), index)
+
+    def remedy(self, chunks: Sequence[ChunkId] = ()) -> str:
+        """What the user can do about lost chunks; without any, about something lost that no pass makes again."""
+        remedy = CONVERT_AGAIN if self.is_hdf5 else repair_instructions(chunks, self.info)
         return f"{UPLOAD_AGAIN}, or {remedy}" if isinstance(self.path, Url) else remedy
 
-    def mark_lost(self, chunks: list[tuple[str, tuple[int, ...]]]) -> list[str]:
-        """Have the next pass embed again what chunks hold, given as array and index; others are left alone.
+    def invalidate(self, chunks: Iterable[ChunkId]) -> list[str]:
+        """Have the next pass embed again what chunks hold. Chunks that no pass makes are left alone.
 
-        The cache, open for writing, is then no longer sealed, unless only views that are under way were lost.
+        The cache must be open for writing. It is then no longer sealed, unless only views under way were lost.
 
         Returns:
-            The chunks that were deleted, so that what they stand for counts as not done.
+            The chunks that were deleted, so that the next pass takes their rows for missing.
         """
-        assert not isinstance(self._store, Hdf5Store)  # never open for writing
-        marks = {mark: chunk for chunk in chunks if (mark := chunk_to_delete(*chunk))}
-        if any(not self._pending(self.array(name), index) for name, index in marks.values()):
-            self.info = replace(self.info, state="planned")
-            write_metadata(self.root, self.info)
-        for mark in sorted(marks):
-            self._store.delete_file(mark)
-        return sorted(marks)
+        remakable = [chunk for chunk in chunks if chunk_to_delete(*chunk)]
+        deleted = chunks_to_delete(remakable)
+        if any(not self._may_be_unwritten(self.array(name), index) for name, index in remakable):
+            self.write_info(replace(self.info, state="planned"))
+        for key in deleted:
+            self.store.delete_file(key)
+        return deleted
 
 
-def groups_above(names: Iterable[str]) -> list[str]:
+def parent_groups(names: Iterable[str]) -> list[str]:
     """The groups that arrays lie in, parents first.
 
-    >>> groups_above(["images/emb", "images/key/bytes"])
+    >>> parent_groups(["images/emb", "images/key/bytes"])
     ['images', 'images/key']
     """
     return sorted(
@@ -291,6 +326,6 @@ def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:
     return list(np.ndindex(*array.cdata_shape))
 
 
-def chunk_name(array: zarr.Array[Any], index: tuple[int, ...]) -> str:
-    """The key of a chunk, from the root of the group."""
+def chunk_key(array: zarr.Array[Any], index: tuple[int, ...]) -> str:
+    """The key of a chunk in the store."""
     return f"{array.path}/{array.metadata.encode_chunk_key(index)}"

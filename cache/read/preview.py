@@ -41,8 +41,8 @@ def sample_captioned_images(cache: Cache, num: int) -> tuple[list[CaptionedImage
     rows = np.linspace(0, len(cache) - 1, min(num, len(cache))).astype(np.int64)
     first, counts = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
     num_captioned, start, last = 0, 0, -1
-    for chunk in range(cache.array(CAPTION_IMAGE).cdata_shape[0]):
-        image_index = cache.read_chunk(CAPTION_IMAGE, (chunk,))  # ascending
+    for chunk in range(cache.arrays.array(CAPTION_IMAGE).cdata_shape[0]):
+        image_index = cache.arrays.read_chunk(CAPTION_IMAGE, (chunk,))  # ascending
         num_captioned += int(np.count_nonzero(np.diff(image_index, prepend=last)))
         a, b = np.searchsorted(image_index, rows, side="left"), np.searchsorted(image_index, rows, side="right")
         first = np.where((counts == 0) & (b > a), start + a, first)

@@ -1,7 +1,8 @@
-"""What to do about what a cache has lost: which chunk marks rows to be embedded anew, or what makes the cache again."""
+"""Repair of a cache: which commands make lost chunks again, and which chunk to delete so that they do."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from ..errors import ChunkId
 from ..format import (
     EMB,
     EMBEDDED_ARRAYS,
@@ -15,33 +16,45 @@ from ..format import (
     CacheInfo,
 )
 
-REMAKE = "delete the cache and run its `clipglot cache` command again"
+MAKE_AGAIN = "delete the cache and run its `clipglot cache` command again"
 
 
-def remake(chunks: Sequence[tuple[str, tuple[int, ...]]], info: CacheInfo) -> str:
-    """How to make lost chunks again, given as array and index; none stands for what only a plan makes."""
-    if chunks and all(is_of_tokens(name) for name, _ in chunks):
-        damaged = {"/".join(name.split("/")[:2]) for name, _ in chunks}
-        return f"delete {' '.join(sorted(damaged))}: training writes it again"
-    marks = {chunk_to_delete(name, index) for name, index in chunks}
+def repair_instructions(chunks: Sequence[ChunkId], info: CacheInfo) -> str:
+    """How the user makes lost chunks again, e.g. `delete images/status/c/3 and run … again to embed these rows anew`.
+
+    Args:
+        chunks: the lost ones. None at all stands for a loss that no pass can make good, e.g. of metadata.
+        info: of the cache.
+    """
+    if chunks and all(is_in_tokens(name) for name, _ in chunks):
+        groups = {"/".join(name.split("/")[:2]) for name, _ in chunks}
+        return f"delete {' '.join(sorted(groups))}: training writes it again"
     if info.maker is None:
         return "repair what it was made from, and make it again"
     again = f"run {info.maker} again"
-    if not marks or None in marks:
+    if not chunks or any(chunk_to_delete(*chunk) is None for chunk in chunks):
         return f"delete the cache and {again}{', then those that appended to it' if info.appended else ''}"
-    what = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
-    return f"delete {' '.join(sorted(filter(None, marks)))} and {again} to embed these {what} anew"
+    rows = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
+    return f"delete {' '.join(chunks_to_delete(chunks))} and {again} to embed these {rows} anew"
 
 
-def is_of_tokens(name: str) -> bool:
-    """Whether it is the group of tokens, or something below it."""
+def is_in_tokens(name: str) -> bool:
+    """Whether a name is that of the group of tokens, or of something in it."""
     return f"{name}/".startswith(f"{TOKENS}/")
 
 
-def chunk_to_delete(name: str, index: tuple[int, ...]) -> str | None:
-    """The chunk without which a pass embeds anew what a chunk holds; None if no pass makes it.
+def chunks_to_delete(chunks: Iterable[ChunkId]) -> list[str]:
+    """The files to delete so that the next pass embeds again what chunks hold, sorted; see `chunk_to_delete`."""
+    return sorted({file for chunk in chunks if (file := chunk_to_delete(*chunk))})
 
-    A chunk without status is not done, and a further view of one not without its norm.
+
+def chunk_to_delete(name: str, index: tuple[int, ...]) -> str | None:
+    """The file to delete so that the next pass embeds again what a chunk holds; None if no pass makes that chunk.
+
+    A pass takes a chunk without its status for missing, and a further view of a chunk without its norm.
+
+    >>> chunk_to_delete("images/emb", (0, 3, 0)), chunk_to_delete("images/emb", (1, 3, 0))
+    ('images/status/c/3', 'images/norm/c/1/3')
     """
     if name in TAUGHT_ARRAYS:
         return f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}"

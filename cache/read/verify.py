@@ -1,14 +1,13 @@
-"""Checking a cache: every chunk against its checksum, counts and shapes against each other, then the contents."""
+"""Verification of a cache: metadata, chunks against their checksums, counts, then the decoded values."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ..errors import CacheError
+from ..errors import ChunkId, DamagedCacheError, Fault
 from ..format import (
     CAPTION_IMAGE,
     CHUNK_BYTES,
@@ -27,250 +26,92 @@ from ..format import (
     TOKENS,
     Status,
 )
+from ..progress import OnProgress, Progress, ignore_progress
 from ..storage.digests import digests_of, first_lines
 from ..storage.ragged import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
-from .arrays import chunk_indices, chunk_name, groups_above
+from .arrays import chunk_indices, parent_groups
 from .cache import Cache
 
+MAX_CHUNKS = 10_000_000  # of one array; 160 TB in chunks of 16 MB
 ROWS_AT_A_TIME = 2**20
-LENGTH_TOLERANCE = 2e-3  # of a unit vector in float16: each value is rounded to 11 bits
-_EMBEDDED = 1  # also of `TextTargetStatus`
-ChunkId = tuple[str, tuple[int, ...]]
-"""The name of an array, and the index of a chunk of it."""
+NORM_TOLERANCE = 2e-3  # of a unit vector in float16, each of whose values is rounded to 11 bits
+_EMBEDDED = 1  # in `Status` and in `TextTargetStatus`
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Something that is wrong.
-
-    Attributes:
-        what: one line that names the chunk's file or the rows, and what to do.
-        chunk: that a pass can embed again to mend it; None if none can.
-    """
-
-    what: str
-    chunk: ChunkId | None = None
-
-    def __str__(self) -> str:
-        return self.what
-
-
-def find_faults_in_contents(cache: Cache, on_step: Callable[[], None] = lambda: None) -> Iterator[Fault]:
-    """Check what a cache holds, once its chunks match their checksums.
+def verify(cache: Cache, on_progress: OnProgress = ignore_progress) -> list[Fault]:
+    """Verify a whole cache. Each check runs only if those before it found nothing that would mislead it.
 
     Args:
-        cache: planned or sealed; of a planned one, the chunks that are done.
-        on_step: called after each chunk of embeddings, `num_steps` times.
-    """
-    names = [KEY, TEXT] + [TEACHER_TEXT] * cache.info.source.has_teacher + [FILE] * cache.has(FILE)
-    faults = [Fault(what) for name in names for what in _ragged_faults(cache, name)]
-    yield from faults or map(Fault, _repeated_keys(cache))
-    yield from map(Fault, _owner_faults(cache))
-    yield from _image_faults(cache, on_step)
-    if cache.info.source.has_teacher:
-        yield from _teacher_faults(cache, on_step)
+        cache: sealed, or planned: then the chunks that are done are checked.
+        on_progress: called after each chunk.
 
-
-def num_steps(cache: Cache) -> int:
-    """How often `find_faults_in_contents` calls `on_step`."""
-    taught = cache.array(TEACHER_STATUS).cdata_shape[0] if cache.info.source.has_teacher else 0
-    return len(cache.stored_numbers(f"{STATUS}/c")) + taught
-
-
-def texts_in_parts(cache: Cache, name: str) -> Iterator[tuple[int, RaggedBytes]]:
-    """The texts of a ragged array in parts of about a chunk's bytes, each with the row of its first."""
-    offsets, raw = cache.array(f"{name}/offsets"), cache.array(f"{name}/bytes")
-    num = offsets.shape[0] - 1
-    for start in range(0, num, ROWS_AT_A_TIME):
-        ends = np.asarray(offsets[start : min(start + ROWS_AT_A_TIME, num) + 1])
-        row = 0
-        while row < len(ends) - 1:
-            stop = max(row + 1, int(np.searchsorted(ends, ends[row] + CHUNK_BYTES, side="right")) - 1)
-            yield (
-                start + row,
-                RaggedBytes(np.asarray(raw[int(ends[row]) : int(ends[stop])]), ends[row : stop + 1] - ends[row]),
-            )
-            row = stop
-
-
-def _ragged_faults(cache: Cache, name: str) -> Iterator[str]:
-    """Offsets that do not lead through the bytes, then the first text that is no UTF-8."""
-    offsets, total = cache.array(f"{name}/offsets"), cache.array(f"{name}/bytes").shape[0]
-    last = 0
-    for start in range(0, offsets.shape[0], ROWS_AT_A_TIME):
-        block = np.asarray(offsets[start : start + ROWS_AT_A_TIME])
-        if (start == 0 and block[0] != 0) or (np.diff(block, prepend=last) < 0).any():
-            yield f"{name}/offsets: not ascending from 0: {cache.remedy([])}"
-            return
-        last = int(block[-1])
-    if last != total:
-        yield f"{name}/offsets: end at {last:,}, {name}/bytes has {total:,}: {cache.remedy([])}"
-        return
-    for start, texts in texts_in_parts(cache, name):
-        if not _is_utf8(texts):
-            row = next(i for i, text in enumerate(texts.split()) if not _decodes(text))
-            yield f"{name}/bytes: row {start + row} is no UTF-8: {cache.remedy([])}"
-            return
-
-
-def _is_utf8(texts: RaggedBytes) -> bool:
-    """Whether all together are, and none begins within a character."""
-    begins = texts.offsets[:-1][np.diff(texts.offsets) > 0]
-    return bool((texts.raw[begins] & 0xC0 != 0x80).all()) and _decodes(texts.raw.tobytes())
-
-
-def _decodes(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _repeated_keys(cache: Cache) -> Iterator[str]:
-    first = first_lines(np.concatenate([digests_of(texts) for _, texts in texts_in_parts(cache, KEY)]))
-    repeats = np.flatnonzero(first != np.arange(len(first)))
-    if len(repeats):
-        row = int(repeats[0])
-        yield (
-            f"{KEY}: row {row} has the key of row {first[row]}, {cache.keys(row, row + 1)[0]!r}"
-            f"{_and_more(len(repeats))}: {cache.remedy([])}"
-        )
-
-
-def _owner_faults(cache: Cache) -> Iterator[str]:
-    image_index, num, last = cache.array(CAPTION_IMAGE), len(cache), 0
-    for start in range(0, image_index.shape[0], ROWS_AT_A_TIME):
-        block = np.asarray(image_index[start : start + ROWS_AT_A_TIME])
-        if (np.diff(block, prepend=last) < 0).any() or block[-1] >= num:
-            yield f"{CAPTION_IMAGE}: not ascending rows of {num} images: {cache.remedy([])}"
-            return
-        last = int(block[-1])
-
-
-def _image_faults(cache: Cache, on_step: Callable[[], None]) -> Iterator[Fault]:
-    emb, norm = cache.array(EMB), cache.array(NORM)
-    for chunk in sorted(cache.stored_numbers(f"{STATUS}/c")):
-        rows = cache.chunk_slice(chunk)
-        rows = slice(rows.start, cache.first_pending(chunk) or rows.stop)  # what follows may be half done
-        status = cache.status(chunk)[: rows.stop - rows.start]
-        embedded = status == Status.EMBEDDED
-        unknown = ~np.isin(status, [code for code in Status if code != Status.PENDING])
-        yield from _faults(cache, (STATUS, (chunk,)), rows.start, unknown, "a status that is none")
-        plain: NDArray[np.float32] = np.zeros((0, 0), np.float32)
-        for view in range(cache.info.num_views):
-            found = np.asarray(emb[view, rows]).astype(np.float32)
-            lengths = np.asarray(norm[view, rows])
-            yield from _emb_faults(cache, (EMB, (view, chunk, 0)), rows.start, found, embedded)
-            # NaN fulfils no comparison.
-            right = (lengths > 0 if view == 0 else lengths >= 0) & np.isfinite(lengths)
-            wrong = np.where(embedded, ~right, lengths != 0)
-            yield from _faults(
-                cache, (NORM, (view, chunk)), rows.start, wrong, "not a positive number where the image is embedded"
-            )
-            if view == 0:
-                plain = found
-            else:
-                wrong = embedded & (lengths == 0) & (found != plain).any(1)
-                yield from _faults(
-                    cache, (EMB, (view, chunk, 0)), rows.start, wrong, "norm 0, but not the plain view's embedding"
-                )
-        on_step()
-
-
-def _teacher_faults(cache: Cache, on_step: Callable[[], None]) -> Iterator[Fault]:
-    status, emb = cache.array(TEACHER_STATUS), cache.array(TEACHER_EMB)
-    size = status.chunks[0]
-    for chunk in sorted(cache.stored_numbers(f"{TEACHER_STATUS}/c")):
-        start = chunk * size
-        found = np.asarray(emb[0, start : start + size]).astype(np.float32)
-        embedded = np.asarray(status[start : start + size]) == _EMBEDDED
-        yield from _emb_faults(cache, (TEACHER_EMB, (0, chunk, 0)), start, found, embedded)
-        on_step()
-
-
-def _emb_faults(
-    cache: Cache, chunk: ChunkId, start: int, emb: NDArray[np.float32], embedded: NDArray[np.bool_]
-) -> Iterator[Fault]:
-    """Rows `[R, D]` that are not of unit norm where embedded, or not zero elsewhere."""
-    near_one = np.abs(np.linalg.norm(emb, axis=1) - 1) <= LENGTH_TOLERANCE
-    yield from _faults(cache, chunk, start, embedded & ~near_one, "embedded, but not of unit norm")
-    yield from _faults(cache, chunk, start, ~embedded & (emb != 0).any(1), "not embedded, but not zeros")
-
-
-def _faults(cache: Cache, chunk: ChunkId, start: int, wrong: NDArray[np.bool_], what: str) -> Iterator[Fault]:
-    rows = np.flatnonzero(wrong)
-    if len(rows):
-        file = cache.chunk_file(chunk)
-        yield Fault(f"{file}: row {start + rows[0]}{_and_more(len(rows))}: {what}: {cache.remedy([chunk])}", chunk)
-
-
-def _and_more(num: int) -> str:
-    return f" and {num - 1:,} more" if num > 1 else ""
-
-
-MAX_CHUNKS = 10_000_000  # of an array: of 16 MB each 160 TB
-
-
-def verify(cache: Cache, on_progress: Callable[[int, int], None] = lambda done, total: None) -> list[Fault]:
-    """Check all of a cache; what is damaged is not looked into.
-
-    Args:
-        cache: planned or sealed.
-        on_progress: called with steps done and to be done.
+    Returns:
+        All faults; none if the cache is in order.
 
     Raises:
         CacheError: planning did not finish, so there is nothing to check.
     """
     cache.require_laid_out()
-    faults: list[Fault] = []
-    arrays: dict[str, zarr.Array[Any]] = {}
-    tokens = list(filter(TOKEN_GROUP.fullmatch, sorted(cache.stored_names(TOKENS))))
-    # In a folder the arrays of tokens are checked as they are mapped.
-    copied = [] if cache.is_folder else [f"{TOKENS}/{key}/{name}" for key in tokens for name in ("ids", "offsets")]
-    names = [*cache.array_names, *copied]
-    for name in groups_above([*names, f"{TOKENS}/"] if tokens else names):
-        try:
-            cache.require_group(name)
-        except CacheError as error:
-            faults.append(Fault(str(error)))
-    for name in names:
-        try:
-            arrays[name] = cache.array(name)
-        except CacheError as error:
-            faults.append(Fault(str(error)))
-    for name, what in _shape_faults(cache, arrays).items():
-        faults.append(Fault(what))
-        del arrays[name]  # its chunks may be more than anybody can list
+    arrays, faults = _open_arrays(cache)
     total, done = sum(array.nchunks for array in arrays.values()), 0
     if not faults:
-        total += num_steps(cache)
-    for name, array in arrays.items():
-        for index in chunk_indices(array):
-            if fault := cache.chunk_fault(name, index):
-                chunk = (name, index)
-                faults.append(Fault(f"{chunk_name(array, index)}: {fault}: {cache.remedy([chunk])}", chunk))
-            done += 1
-            on_progress(done, total)
-    if cache.is_folder:
-        faults += map(Fault, find_token_faults(cache.folder / TOKENS, cache.info.num_captions))
-    faults = faults or [Fault(what) for what in _count_faults(cache)]
+        total += _num_value_chunks(cache)
 
-    def step() -> None:
+    def advance() -> None:
         nonlocal done
         done += 1
-        on_progress(done, total)
+        on_progress(Progress("verify", done, total))
 
-    return faults or list(find_faults_in_contents(cache, step))
+    for name, array in arrays.items():
+        for index in chunk_indices(array):
+            chunk = (name, index)
+            if problem := cache.arrays.chunk_problem(chunk):
+                faults.append(Fault(f"{cache.arrays.chunk_key(chunk)}: {problem}", cache.arrays.remedy([chunk]), chunk))
+            advance()
+    if cache.arrays.is_folder:
+        faults += find_token_faults(cache.arrays.folder / TOKENS, cache.info.num_captions)
+    faults = faults or list(_check_counts(cache))
+    return faults or list(_check_values(cache, advance))
 
 
-def _shape_faults(cache: Cache, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
-    """What does not fit together although every checksum holds, by array; these facts lie in zarr.json files."""
-    remake, info, N, M = cache.remedy([]), cache.info, cache.info.num_pictures, cache.info.num_captions
+# Metadata
+
+
+def _open_arrays(cache: Cache) -> tuple[dict[str, zarr.Array[Any]], list[Fault]]:
+    """The arrays whose chunks can be checked, by name, and the faults of the metadata of the others."""
+    faults: list[Fault] = []
+    arrays: dict[str, zarr.Array[Any]] = {}
+    token_groups = list(filter(TOKEN_GROUP.fullmatch, sorted(cache.arrays.stored_names(TOKENS))))
+    # In a local folder, the arrays of tokens are checked by `find_token_faults`.
+    token_arrays = (
+        []
+        if cache.arrays.is_folder
+        else [f"{TOKENS}/{key}/{name}" for key in token_groups for name in ("ids", "offsets")]
+    )
+    names = [*cache.array_names, *token_arrays]
+    for name in parent_groups([*names, f"{TOKENS}/"] if token_groups else names):
+        try:
+            cache.arrays.require_group(name)
+        except DamagedCacheError as error:
+            faults.append(error.fault)
+    for name in names:
+        try:
+            arrays[name] = cache.arrays.array(name)
+        except DamagedCacheError as error:
+            faults.append(error.fault)
+    for name, message in _wrong_shapes(cache, arrays).items():
+        faults.append(Fault(message, cache.arrays.remedy()))
+        del arrays[name]  # it may claim more chunks than can be listed
+    return arrays, faults
+
+
+def _wrong_shapes(cache: Cache, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
+    """What is wrong with the shapes of arrays, by array. No checksum covers the zarr.json that holds a shape."""
+    info, N, M = cache.info, cache.info.num_pictures, cache.info.num_captions
     num_views = {name: max((info.num_views, *arrays[name].shape[:1])) for name in (EMB, NORM) if name in arrays}
     shapes: dict[str, tuple[int, ...]] = {
-        EMB: (num_views.get(EMB, 0), N, info.encoder.dim),  # more views may be under way
+        EMB: (num_views.get(EMB, 0), N, info.encoder.dim),  # a pass may be adding views
         NORM: (num_views.get(NORM, 0), N),
         STATUS: (N,),
         HASH: (N, 2),
@@ -283,23 +124,187 @@ def _shape_faults(cache: Cache, arrays: Mapping[str, zarr.Array[Any]]) -> dict[s
         TEACHER_STATUS: (M,),
         f"{TEACHER_TEXT}/offsets": (M + 1,),
     }
-    faults = {}
+    messages = {}
     for name, array in arrays.items():
         if array.shape != shapes.get(name, array.shape):
-            faults[name] = f"{name}/zarr.json: shape {array.shape}, expected {shapes[name]}: {remake}"
+            messages[name] = f"{name}/zarr.json: shape {array.shape}, expected {shapes[name]}"
         elif array.nchunks > MAX_CHUNKS:
-            faults[name] = (
+            messages[name] = (
                 f"{name}/zarr.json: shape {array.shape} in chunks of {array.chunks} is {array.nchunks:,} chunks, more "
-                f"than {MAX_CHUNKS:,}: {remake}"
+                f"than {MAX_CHUNKS:,}"
             )
-    if EMB in arrays and EMB not in faults and arrays[EMB].chunks[1] != info.chunk_rows:
-        found = arrays[EMB].chunks[1]
-        faults[EMB] = f"zarr.json: chunk_rows is {info.chunk_rows}, the chunks of {EMB} have {found}: {remake}"
-    return faults
+    if EMB in arrays and EMB not in messages and arrays[EMB].chunks[1] != info.chunk_rows:
+        rows = arrays[EMB].chunks[1]
+        messages[EMB] = f"zarr.json: chunk_rows is {info.chunk_rows}, the chunks of {EMB} have {rows}"
+    return messages
 
 
-def _count_faults(cache: Cache) -> Iterator[str]:
-    """Counts that the statuses do not bear out."""
+def _check_counts(cache: Cache) -> Iterator[Fault]:
+    """Compare the counts in the metadata with the statuses."""
     counts = {status.label: count for status, count in cache.count_status().items()}
     if cache.info.state == "sealed" and counts != cache.info.counts:
-        yield f"zarr.json: counts are {cache.info.counts}, the images' statuses say {counts}: {cache.remedy([])}"
+        message = f"zarr.json: counts are {cache.info.counts}, the images' statuses say {counts}"
+        yield Fault(message, cache.arrays.remedy())
+
+
+# Decoded values
+
+
+def _check_values(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:
+    """Check decoded values: offsets, UTF-8, unique keys, rows of captions, statuses, embeddings and their norms.
+
+    Args:
+        cache: whose chunks match their checksums.
+        on_chunk: called after each chunk of embeddings, `_num_value_chunks` times.
+    """
+    names = [KEY, TEXT] + [TEACHER_TEXT] * cache.info.source.has_teacher + [FILE] * cache.arrays.has(FILE)
+    faults = [fault for name in names for fault in _check_ragged(cache, name)]
+    yield from faults or _check_keys(cache)
+    yield from _check_caption_image(cache)
+    yield from _check_images(cache, on_chunk)
+    if cache.info.source.has_teacher:
+        yield from _check_text_targets(cache, on_chunk)
+
+
+def _num_value_chunks(cache: Cache) -> int:
+    """The number of chunks of embeddings that `_check_values` reads."""
+    num_images = len(cache.arrays.stored_chunks(f"{STATUS}/c"))
+    return num_images + (cache.arrays.array(TEACHER_STATUS).cdata_shape[0] if cache.info.source.has_teacher else 0)
+
+
+def _check_ragged(cache: Cache, name: str) -> Iterator[Fault]:
+    """Check that the offsets of a ragged array ascend to the end of its bytes, and that its texts are UTF-8.
+
+    At most one fault, the first.
+    """
+    remedy = cache.arrays.remedy()
+    offsets, num_bytes = cache.arrays.array(f"{name}/offsets"), cache.arrays.array(f"{name}/bytes").shape[0]
+    last = 0
+    for start in range(0, offsets.shape[0], ROWS_AT_A_TIME):
+        block = np.asarray(offsets[start : start + ROWS_AT_A_TIME])
+        if (start == 0 and block[0] != 0) or (np.diff(block, prepend=last) < 0).any():
+            yield Fault(f"{name}/offsets: not ascending from 0", remedy)
+            return
+        last = int(block[-1])
+    if last != num_bytes:
+        yield Fault(f"{name}/offsets: end at {last:,}, {name}/bytes has {num_bytes:,}", remedy)
+        return
+    for start, texts in _text_parts(cache, name):
+        if not _is_utf8(texts):
+            row = start + next(i for i, text in enumerate(texts.split()) if not _decodes(text))
+            yield Fault(f"{name}/bytes: row {row} is no UTF-8", remedy, row=row)
+            return
+
+
+def _text_parts(cache: Cache, name: str) -> Iterator[tuple[int, RaggedBytes]]:
+    """The texts of a ragged array in parts of about `CHUNK_BYTES`, each with the row of its first text."""
+    offsets, raw = cache.arrays.array(f"{name}/offsets"), cache.arrays.array(f"{name}/bytes")
+    num = offsets.shape[0] - 1
+    for start in range(0, num, ROWS_AT_A_TIME):
+        ends = np.asarray(offsets[start : min(start + ROWS_AT_A_TIME, num) + 1])
+        row = 0
+        while row < len(ends) - 1:
+            stop = max(row + 1, int(np.searchsorted(ends, ends[row] + CHUNK_BYTES, side="right")) - 1)
+            part = np.asarray(raw[int(ends[row]) : int(ends[stop])])
+            yield start + row, RaggedBytes(part, ends[row : stop + 1] - ends[row])
+            row = stop
+
+
+def _is_utf8(texts: RaggedBytes) -> bool:
+    """Whether the joined texts are UTF-8, and none begins inside a character."""
+    begins = texts.offsets[:-1][np.diff(texts.offsets) > 0]
+    return bool((texts.raw[begins] & 0xC0 != 0x80).all()) and _decodes(texts.raw.tobytes())
+
+
+def _decodes(raw: bytes) -> bool:
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_keys(cache: Cache) -> Iterator[Fault]:
+    """Check that no two images have the same key."""
+    first = first_lines(np.concatenate([digests_of(texts) for _, texts in _text_parts(cache, KEY)]))
+    repeats = np.flatnonzero(first != np.arange(len(first)))
+    if len(repeats):
+        row = int(repeats[0])
+        key = cache.keys(row, row + 1)[0]
+        message = f"{KEY}: row {row} has the key of row {first[row]}, {key!r}{_and_more(len(repeats))}"
+        yield Fault(message, cache.arrays.remedy(), row=row)
+
+
+def _check_caption_image(cache: Cache) -> Iterator[Fault]:
+    """Check that the captions' images are ascending rows of the cache."""
+    caption_image, last = cache.arrays.array(CAPTION_IMAGE), 0
+    for start in range(0, caption_image.shape[0], ROWS_AT_A_TIME):
+        block = np.asarray(caption_image[start : start + ROWS_AT_A_TIME])
+        if (np.diff(block, prepend=last) < 0).any() or block[-1] >= len(cache):
+            yield Fault(f"{CAPTION_IMAGE}: not ascending rows of {len(cache)} images", cache.arrays.remedy())
+            return
+        last = int(block[-1])
+
+
+def _check_images(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:
+    """Check statuses, and embeddings and norms against them."""
+    emb_array, norm_array = cache.arrays.array(EMB), cache.arrays.array(NORM)
+    for chunk in sorted(cache.arrays.stored_chunks(f"{STATUS}/c")):
+        rows = cache.chunk_slice(chunk)
+        rows = slice(rows.start, cache.first_pending(chunk) or rows.stop)  # a pass may be writing the rest
+        status = cache.status(chunk)[: rows.stop - rows.start]
+        embedded = status == Status.EMBEDDED
+        unknown = ~np.isin(status, [code for code in Status if code != Status.PENDING])
+        yield from _row_faults(cache, (STATUS, (chunk,)), rows.start, unknown, "unknown status")
+        plain: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        for view in range(cache.info.num_views):
+            emb = np.asarray(emb_array[view, rows]).astype(np.float32)
+            norm = np.asarray(norm_array[view, rows])
+            emb_chunk, norm_chunk = (EMB, (view, chunk, 0)), (NORM, (view, chunk))
+            yield from _check_emb(cache, emb_chunk, rows.start, emb, embedded)
+            # Comparisons with NaN are false, infinity must be excluded.
+            is_valid = (norm > 0 if view == 0 else norm >= 0) & np.isfinite(norm)
+            wrong = np.where(embedded, ~is_valid, norm != 0)
+            problem = "not a positive number where the image is embedded"
+            yield from _row_faults(cache, norm_chunk, rows.start, wrong, problem)
+            if view == 0:
+                plain = emb
+            else:
+                wrong = embedded & (norm == 0) & (emb != plain).any(1)
+                problem = "norm 0, but not the plain view's embedding"
+                yield from _row_faults(cache, emb_chunk, rows.start, wrong, problem)
+        on_chunk()
+
+
+def _check_text_targets(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:
+    """Check the text teacher's embeddings against their statuses."""
+    status_array, emb_array = cache.arrays.array(TEACHER_STATUS), cache.arrays.array(TEACHER_EMB)
+    size = status_array.chunks[0]
+    for chunk in sorted(cache.arrays.stored_chunks(f"{TEACHER_STATUS}/c")):
+        start = chunk * size
+        emb = np.asarray(emb_array[0, start : start + size]).astype(np.float32)
+        embedded = np.asarray(status_array[start : start + size]) == _EMBEDDED
+        yield from _check_emb(cache, (TEACHER_EMB, (0, chunk, 0)), start, emb, embedded)
+        on_chunk()
+
+
+def _check_emb(
+    cache: Cache, chunk: ChunkId, start: int, emb: NDArray[np.float32], embedded: NDArray[np.bool_]
+) -> Iterator[Fault]:
+    """Check that rows `[R, D]` have unit norm where embedded, and are zeros elsewhere."""
+    is_unit = np.abs(np.linalg.norm(emb, axis=1) - 1) <= NORM_TOLERANCE
+    yield from _row_faults(cache, chunk, start, embedded & ~is_unit, "embedded, but not of unit norm")
+    yield from _row_faults(cache, chunk, start, ~embedded & (emb != 0).any(1), "not embedded, but not zeros")
+
+
+def _row_faults(cache: Cache, chunk: ChunkId, start: int, wrong: NDArray[np.bool_], problem: str) -> Iterator[Fault]:
+    """One fault for all wrong rows `[R]` of a chunk that begins at row `start`; none if no row is wrong."""
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        row = start + int(rows[0])
+        message = f"{cache.arrays.chunk_key(chunk)}: row {row}{_and_more(len(rows))}: {problem}"
+        yield Fault(message, cache.arrays.remedy([chunk]), chunk, row)
+
+
+def _and_more(num: int) -> str:
+    return f" and {num - 1:,} more" if num > 1 else ""

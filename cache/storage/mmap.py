@@ -19,7 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ..errors import CacheError
+from ..errors import DamagedCacheError, Fault
 from ..progress import OnProgress, Progress, ignore_progress
 
 CRC_BYTES = 4
@@ -106,16 +106,16 @@ class MmapRows:
             for done, fault in enumerate(threads.map(self._fault, range(len(self._files))), 1):
                 if fault:
                     threads.shutdown(wait=False, cancel_futures=True)
-                    raise CacheError(fault)
+                    raise DamagedCacheError(fault)
                 on_progress(Progress("check", done, len(self._files)))
         return self
 
-    def faults(self) -> Iterator[str]:
-        """One line for every chunk that is damaged."""
+    def faults(self) -> Iterator[Fault]:
+        """One fault for each damaged chunk."""
         with ThreadPoolExecutor(READ_THREADS) as threads:
             yield from filter(None, threads.map(self._fault, range(len(self._files))))
 
-    def _fault(self, i: int) -> str | None:
+    def _fault(self, i: int) -> Fault | None:
         try:
             content = self._files[i].read_bytes()  # threads wait for the disk side by side; for a mapping, in turn
         except OSError as error:
@@ -126,18 +126,18 @@ class MmapRows:
         stored = int.from_bytes(content[-CRC_BYTES:], "little")
         return None if found == stored else self._damaged(i, f"crc32c {found:08x}, expected {stored:08x}")
 
-    def _damaged(self, i: int, what: str) -> str:
-        return f"damaged chunk {self._files[i]} ({what}): {self._remedy(self._indices[i])}"
+    def _damaged(self, i: int, problem: str) -> Fault:
+        return Fault(f"damaged chunk {self._files[i]} ({problem})", self._remedy(self._indices[i]))
 
     def _map(self, i: int, address: int) -> None:
         try:
             descriptor = os.open(self._files[i], os.O_RDONLY)
         except FileNotFoundError:
-            raise CacheError(f"{self._files[i]} is absent: {self._remedy(self._indices[i])}") from None
+            raise DamagedCacheError(Fault(f"{self._files[i]} is absent", self._remedy(self._indices[i]))) from None
         try:
             size = os.fstat(descriptor).st_size
             if size != self._file_bytes:
-                raise CacheError(self._damaged(i, f"{size:,} bytes, expected {self._file_bytes:,}"))
+                raise DamagedCacheError(self._damaged(i, f"{size:,} bytes, expected {self._file_bytes:,}"))
             flags = mmap.MAP_SHARED | MAP_FIXED
             if _libc.mmap(address, size, mmap.PROT_READ, flags, descriptor, 0) != address:
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(self._files[i]))
@@ -158,7 +158,8 @@ def _require_raw(array: zarr.Array[Any], folder: Path) -> None:
         array.chunks[:row_axis] == (1,) * row_axis and array.chunks[row_axis + 1 :] == array.shape[row_axis + 1 :]
     )
     if not (raw and whole_rows):
-        raise CacheError(
+        message = (
             f"{folder}: stored as {' + '.join(codec['name'] for codec in codecs)} in chunks {array.chunks}, expected "
-            "whole rows of raw little-endian bytes + crc32c (docs/cache.md): cache again"
+            "whole rows of raw little-endian bytes + crc32c (docs/cache.md)"
         )
+        raise DamagedCacheError(Fault(message, "cache again"))

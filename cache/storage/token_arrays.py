@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from ..errors import CacheError
+from ..errors import DamagedCacheError, Fault
 from .atomic import atomic_directory, explain_os_error, lock_folder
 from .local import DurableLocalStore
 from .mmap import MmapRows
@@ -100,35 +100,40 @@ def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredT
     Raises:
         CacheError: a damaged group, or one of other captions; the message says what to delete.
     """
-    remedy = f"delete {group}: training writes it again"
+    remedy = _remedy(group)
     try:
         root = zarr.open_group(DurableLocalStore(group, read_only=True), mode="r")
         arrays = {name: open_array(root, name) for name in ("ids", "offsets")}
     except UNREADABLE_METADATA as error:
-        raise CacheError(f"{group} is no whole group of tokens ({error}): {remedy}") from error
+        raise DamagedCacheError(Fault(f"{group} is no whole group of tokens ({error})", remedy)) from error
     ids, offsets = (MmapRows(array, group / name, remedy=lambda _: remedy) for name, array in arrays.items())
     if len(offsets) != num_captions + 1:
-        raise CacheError(f"{group} holds {len(offsets) - 1:,} captions, expected {num_captions:,}: {remedy}")
+        message = f"{group} holds {len(offsets) - 1:,} captions, expected {num_captions:,}"
+        raise DamagedCacheError(Fault(message, remedy))
     if check:
         ids.check()
         offsets.check()
     return StoredTokens(ids, offsets)
 
 
-def find_token_faults(tokens: Path, num_captions: int) -> Iterator[str]:
-    """One line for everything that is wrong in the groups below a folder `tokens`."""
+def find_token_faults(tokens: Path, num_captions: int) -> Iterator[Fault]:
+    """The faults of all groups in a folder `tokens`."""
     for group in sorted(tokens.iterdir()) if tokens.is_dir() else ():
         if not TOKEN_GROUP.fullmatch(group.name):
             continue  # what a killed writer left
         try:
             stored = map_tokens(group, num_captions, check=False)
-        except CacheError as error:
-            yield str(error)
+        except DamagedCacheError as error:
+            yield error.fault
             continue
         faults = [*stored.ids.faults(), *stored.offsets.faults()]
         yield from faults
         if not faults and not _ascends(stored):
-            yield f"{group}/offsets: not ascending to {len(stored.ids):,}: delete {group}: training writes it again"
+            yield Fault(f"{group}/offsets: not ascending to {len(stored.ids):,}", _remedy(group))
+
+
+def _remedy(group: Path) -> str:
+    return f"delete {group}: training writes it again"
 
 
 def _ascends(stored: StoredTokens) -> bool:

@@ -38,7 +38,6 @@ from ..storage.open import CacheStore
 from ..storage.ragged import create_array
 from .plan import write_files
 from .row_writer import RowWriter
-from .seal import write_info
 
 KNOWN = "--append"  # counts rows left out because the cache has their images already
 RECHUNK_FACTOR = 4  # chunks so many times smaller than a new plan's are made larger
@@ -74,9 +73,9 @@ def plan_append(
     """
     assert cache.info.state == "sealed"
     finish_append(cache)
-    cache.require_described()  # now: once the state is "appending" there is no way back
+    cache.require_arrays()  # now: once the state is "appending" there is no way back
     info, N = cache.info, len(cache)
-    staged = cache.root.create_group(STAGED)
+    staged = cache.arrays.root.create_group(STAGED)
     limit = None if source.limit is None else N + source.limit
     writer, done = RowWriter(staged, teacher=False, limit=limit), 0
     old_digests = [digests_of(batch.keys) for batch in _copy_old_rows(cache, writer)]
@@ -97,7 +96,7 @@ def plan_append(
     sources = [*info.appended, replace(source, first_row=N)]
     all_left_out = dict(Counter(info.left_out) + Counter(left_out))
     if num == N:
-        write_info(cache, replace(info, appended=sources, left_out=all_left_out))
+        cache.arrays.write_info(replace(info, appended=sources, left_out=all_left_out))
         finish_append(cache)
         return 0
     file_arrays = write_files(staged, [*old_files, *files()])
@@ -120,7 +119,7 @@ def plan_append(
         num_duplicates=None,
         arrays=[*_embedded_arrays(cache), *writer.names, *file_arrays],
     )
-    write_info(cache, appending)  # from here on the staged arrays are the valid ones
+    cache.arrays.write_info(appending)  # from here on the staged arrays are the valid ones
     finish_append(cache)
     return num - N
 
@@ -131,22 +130,22 @@ def finish_append(cache: Cache) -> None:
     Args:
         cache: open for writing, by this process alone.
     """
-    store = cache.store
+    store = cache.arrays.store
     if cache.info.state == "appending":
         if ZARR_JSON in store.names(STAGED):
             _replace_arrays(cache)
             store.delete_file(f"{STAGED}/{ZARR_JSON}")  # marks that all arrays are replaced
         store.delete_below(STAGED)
         store.delete_below(TOKENS)  # of the old captions; training writes them again
-        write_info(cache, replace(cache.info, state="planned"))
-        cache.refresh()
+        cache.arrays.write_info(replace(cache.info, state="planned"))
+        cache.arrays.refresh()
     elif STAGED in store.names(""):
         store.delete_below(STAGED)
 
 
 def _replace_arrays(cache: Cache) -> None:
     """Copy the staged arrays over the old ones, and resize those that keep their chunks."""
-    store, num = cache.store, cache.info.num_pictures
+    store, num = cache.arrays.store, cache.info.num_pictures
     for name in (KEY, TEXT, LOCATOR, FILE, LANGUAGE, CAPTION_IMAGE, *EMBEDDED_ARRAYS):
         if ZARR_JSON in store.names(f"{STAGED}/{name}"):
             store.delete_below(name)
@@ -154,7 +153,7 @@ def _replace_arrays(cache: Cache) -> None:
         if key != f"{STAGED}/{ZARR_JSON}":
             _copy(store, key, key.removeprefix(f"{STAGED}/"))
     for name in _embedded_arrays(cache):
-        array, axis = cache.array_now(name), _row_axis(name)
+        array, axis = cache.arrays.reopen(name), _row_axis(name)
         array.resize((*array.shape[:axis], num, *array.shape[axis + 1 :]))
 
 
@@ -167,7 +166,7 @@ def _copy(store: CacheStore, key: str, to: str) -> None:
 
 def _embedded_arrays(cache: Cache) -> list[str]:
     """Names of the arrays that a pass fills; older caches have no hashes."""
-    return [name for name in EMBEDDED_ARRAYS if cache.has(name)]
+    return [name for name in EMBEDDED_ARRAYS if cache.arrays.has(name)]
 
 
 def _row_axis(name: str) -> int:
@@ -181,8 +180,8 @@ def _copy_old_rows(cache: Cache, writer: RowWriter) -> Iterator[RowBatch]:
         stop = min(start + COPIED_ROWS, len(cache))
         a, b = np.searchsorted(image_index, [start, stop]).tolist()
         batch = RowBatch(
-            keys=cache.texts(KEY, start, stop),
-            captions=cache.texts(TEXT, a, b),
+            keys=cache.arrays.read_ragged(KEY, start, stop),
+            captions=cache.arrays.read_ragged(TEXT, a, b),
             image_index=image_index[a:b] - start,
             languages=cache.languages(a, b),
             locators=cache.locators(start, stop),
@@ -207,13 +206,13 @@ def _contains(known: Digests, digests: Digests) -> NDArray[np.bool_]:
 def _stage_embedded(cache: Cache, staged: zarr.Group, num: int, chunk_rows: int) -> None:
     """Copy the arrays that a pass fills into larger chunks; the new rows are zeros, which means pending."""
     for name in _embedded_arrays(cache):
-        old, axis = cache.array(name), _row_axis(name)
+        old, axis = cache.arrays.array(name), _row_axis(name)
         shape, chunks = list(old.shape), list(old.chunks)
         shape[axis], chunks[axis] = num, chunk_rows
         new = create_array(staged, name, tuple(shape), tuple(chunks), str(old.dtype))
         head = (slice(None),) * axis
         for start in range(0, len(cache), chunk_rows):
-            values = cache.read(name, (*head, slice(start, min(start + chunk_rows, len(cache)))))
+            values = cache.arrays.read(name, (*head, slice(start, min(start + chunk_rows, len(cache)))))
             rows = slice(start, min(start + chunk_rows, num))
             block = np.zeros((*values.shape[:axis], rows.stop - start, *values.shape[axis + 1 :]), values.dtype)
             block[(*head, slice(values.shape[axis]))] = values

@@ -68,7 +68,7 @@ class PendingChunk:
             norm=np.zeros((len(views), num), np.float32),
             status=np.zeros(num, np.uint8) if 0 in views else cache.status(index),
             hash=np.zeros((num, 2), np.uint64),
-            known_hash=cache.hashes(index) if 0 not in views and cache.has(HASH) else None,
+            known_hash=cache.hashes(index) if 0 not in views and cache.arrays.has(HASH) else None,
             num_kept=start - rows.start,
         )
         if chunk.num_kept:
@@ -83,11 +83,11 @@ class PendingChunk:
     def _keep_rows(self, cache: Cache) -> None:
         kept, rows = slice(0, self.num_kept), slice(self.rows.start, self.rows.start + self.num_kept)
         for number, view in enumerate(self.views):
-            self.emb[number, kept] = cache.rows_kept(EMB, rows, view)
-            self.norm[number, kept] = cache.rows_kept(NORM, rows, view)
-        if cache.has(HASH):
-            self.hash[kept] = cache.rows_kept(HASH, rows)
-        self.status[kept] = cache.rows_kept(STATUS, rows)
+            self.emb[number, kept] = cache.written_rows(EMB, rows, view)
+            self.norm[number, kept] = cache.written_rows(NORM, rows, view)
+        if cache.arrays.has(HASH):
+            self.hash[kept] = cache.written_rows(HASH, rows)
+        self.status[kept] = cache.written_rows(STATUS, rows)
 
     def take(self, block: DecodedBlock) -> list[int]:
         """Keep the status and hash of a block's images.

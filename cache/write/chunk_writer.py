@@ -23,12 +23,12 @@ def write_chunk(cache: Cache, chunk: PendingChunk) -> None:
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
         for i, view in enumerate(chunk.views):
-            cache.array_now(EMB)[view, chunk.rows] = chunk.emb[i]
-            cache.array_now(NORM)[view, chunk.rows] = chunk.norm[i]
+            cache.arrays.reopen(EMB)[view, chunk.rows] = chunk.emb[i]
+            cache.arrays.reopen(NORM)[view, chunk.rows] = chunk.norm[i]
         if 0 in chunk.views:
-            if cache.has(HASH):
-                cache.array_now(HASH)[chunk.rows] = chunk.hash
-            cache.array_now(STATUS)[chunk.rows] = chunk.status
+            if cache.arrays.has(HASH):
+                cache.arrays.reopen(HASH)[chunk.rows] = chunk.hash
+            cache.arrays.reopen(STATUS)[chunk.rows] = chunk.status
 
 
 def write_plain_view(

@@ -62,16 +62,16 @@ def convert(
     """
     started = time.perf_counter()
     cache.require_sealed()
-    cache.require_described()
-    groups, names = cache.nodes()
-    grids = {name: grid(_shape(cache, name), cache.array(name).chunks) for name in names}
+    cache.require_arrays()
+    groups, names = cache.arrays.nodes()
+    grids = {name: grid(_shape(cache, name), cache.arrays.array(name).chunks) for name in names}
     done, num_bytes, total = 0, 0, sum(int(np.prod(size)) for size in grids.values())
-    with new_store(output, cache.root.attrs[ATTRIBUTE], groups) as create:
+    with new_store(output, cache.arrays.root.attrs[ATTRIBUTE], groups) as create:
         for name in names:
-            array, shape = cache.array(name), _shape(cache, name)
+            array, shape = cache.arrays.array(name), _shape(cache, name)
             copy = create(name, shape, array.chunks, array.dtype.name)
             for index in np.ndindex(*grids[name]):
-                block = cache.read_chunk(name, index)
+                block = cache.arrays.read_chunk(name, index)
                 copy[region(shape, array.chunks, index)] = block
                 done, num_bytes = done + 1, num_bytes + block.nbytes
                 on_progress(done, total)
@@ -137,5 +137,5 @@ def require_nothing(output: Path) -> None:
 
 def _shape(cache: Cache, name: str) -> tuple[int, ...]:
     """The shape of an array's copy: without views that a pass has begun to add."""
-    shape = cache.array(name).shape
+    shape = cache.arrays.array(name).shape
     return (cache.info.num_views, *shape[1:]) if name in (EMB, NORM) else shape

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ..errors import CacheError
 from ..read.cache import Cache
-from ..read.repair import REMAKE
+from ..read.repair import MAKE_AGAIN
 from .chunk_assembly import ChunkAssembler
 from .chunk_writer import ChunkWriter, chunk_writer
 from .decode_pool import Block, BlockReader, DecodedBlock, DecodePool, ViewNumbers, decode_pool
@@ -56,7 +56,9 @@ def embed_missing(
     started = time.perf_counter()
     num_views = max(num_views, cache.info.num_views)
     if num_views > 1 and cache.info.augmentation is None:
-        raise CacheError(f"{cache.path} has no record of how its views are made (zarr.json, augmentation): {REMAKE}")
+        raise CacheError(
+            f"{cache.path} has no record of how its views are made (zarr.json, augmentation): {MAKE_AGAIN}"
+        )
     missing, report = missing_views(cache, num_views), PassReport()
     if missing:
         tower = SynchronousEncoder(encode) if callable(encode) else encode
@@ -89,7 +91,7 @@ def _embed(
             num_views=most_views,
             augmentation=cache.info.augmentation,
         ) as decoder,
-        sharing(cache.store, worker, "embed") as share,
+        sharing(cache.arrays.store, worker, "embed") as share,
         chunk_writer(cache, share.wrote) as writer,
     ):
         assembler = ChunkAssembler(cache, tower, most_views, writer.submit)

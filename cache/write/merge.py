@@ -34,7 +34,7 @@ from ..storage.digests import digests_of, first_lines
 from ..storage.ragged import RaggedBytes, open_array
 from .convert import require_nothing
 from .plan import plan_cache
-from .seal import seal, write_info
+from .seal import seal
 
 COPIED_ROWS = 2**16  # whose keys and captions are in memory at once
 
@@ -65,7 +65,7 @@ def concatenate_caches(
         raise CacheError(f"{output}: merge into a Zarr folder, then `clipglot convert` it")
     for cache in caches:
         require_alike(caches[0].require_sealed(), cache.require_sealed())
-        cache.require_described()
+        cache.require_arrays()
     starts = [""] * len(caches) if prefixes is None else [f"{prefix}/" for prefix in prefixes]
     require_distinct_keys(caches, starts)
     with explain_os_error(output), atomic_directory(output) as folder:
@@ -73,11 +73,11 @@ def concatenate_caches(
         first = replace(caches[0].info, source=replace(caches[0].info.source, limit=None))
         batches = (batch for cache in _located(caches, starts) for batch in cache)
         files = [name for cache in caches for name in cache.files()]
-        plan_cache(folder, batches, first, files=lambda: files, hashed=all(cache.has(HASH) for cache in caches))
+        plan_cache(folder, batches, first, files=lambda: files, hashed=all(cache.arrays.has(HASH) for cache in caches))
         merged = Cache(folder, read_only=False)
         _copy_rows(caches, merged, on_progress)
         seal(merged)
-        write_info(merged, _merged_info(caches, merged.info))
+        merged.arrays.write_info(_merged_info(caches, merged.info))
     return Cache(output)
 
 
@@ -148,7 +148,7 @@ def require_distinct_keys(caches: Sequence[Cache], starts: Sequence[str]) -> Non
 
 
 def _keys(cache: Cache, begin: int, start: str) -> RaggedBytes:
-    keys = cache.texts(KEY, begin, begin + COPIED_ROWS)
+    keys = cache.arrays.read_ragged(KEY, begin, begin + COPIED_ROWS)
     return RaggedBytes.of([start.encode() + key for key in keys.split()]) if start else keys
 
 
@@ -162,7 +162,7 @@ def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterato
 
 def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
     image_index = cache.caption_image()
-    codes = cache.read(LANGUAGE) if cache.has(LANGUAGE) else None
+    codes = cache.arrays.read(LANGUAGE) if cache.arrays.has(LANGUAGE) else None
     for begin in range(0, len(cache), COPIED_ROWS):
         end = min(begin + COPIED_ROWS, len(cache))
         first, last = np.searchsorted(image_index, [begin, end]).tolist()
@@ -171,9 +171,9 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
             locators[locators[:, 0] >= 0, 0] += files_before
         yield RowBatch(
             keys=_keys(cache, begin, start),
-            captions=cache.texts(TEXT, first, last),
+            captions=cache.arrays.read_ragged(TEXT, first, last),
             image_index=image_index[first:last] - begin,
-            translations=cache.texts(TEACHER_TEXT, first, last) if cache.info.source.has_teacher else None,
+            translations=cache.arrays.read_ragged(TEACHER_TEXT, first, last) if cache.info.source.has_teacher else None,
             languages=None if codes is None else [cache.info.languages[code] for code in codes[first:last].tolist()],
             locators=locators,
             dropped={},
@@ -182,9 +182,9 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
 
 def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[int, int], None]) -> None:
     """Copy embeddings, norms, hashes and statuses into the chunks of the new cache."""
-    hashed = [HASH] if merged.has(HASH) else []
+    hashed = [HASH] if merged.arrays.has(HASH) else []
     names = (EMB, NORM, *hashed, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
-    arrays = {name: open_array(merged.root, name) for name in names}
+    arrays = {name: open_array(merged.arrays.root, name) for name in names}
     done, total = 0, sum(array.nchunks for array in arrays.values())
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.
     with zarr.config.set({"array.write_empty_chunks": True}):
@@ -201,11 +201,11 @@ def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[in
 def _blocks(caches: Sequence[Cache], name: str, view: int | None) -> Iterator[NDArray[Any]]:
     """The rows of an array, or of one view of it, chunk by chunk and cache by cache."""
     for cache in caches:
-        for index in np.ndindex(*cache.array(name).cdata_shape):
+        for index in np.ndindex(*cache.arrays.array(name).cdata_shape):
             if view is None:
-                yield cache.read_chunk(name, index)
+                yield cache.arrays.read_chunk(name, index)
             elif index[0] == view:
-                yield cache.read_chunk(name, index)[0]
+                yield cache.arrays.read_chunk(name, index)[0]
 
 
 def _rechunked(blocks: Iterator[NDArray[Any]], size: int) -> Iterator[tuple[int, NDArray[Any]]]:

@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..format import HASH, NORM, STATUS, TOKENS, CacheInfo, Status
-from ..metadata import write_metadata
+from ..format import HASH, NORM, STATUS, TOKENS, Status
 from ..read.cache import Cache
 from .views import missing_views
 from .work_sharing import ALONE, WORKERS, Worker
@@ -29,25 +28,25 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
     Raises:
         CacheError: not one image could be embedded, or not one for a further view; the next pass tries again.
     """
-    cache.refresh()  # another worker may have been first
+    cache.arrays.refresh()  # another worker may have been first
     num_views = max(num_views, cache.info.num_views)
     if missing_views(cache, num_views):
         raise CacheError(f"{cache.path}: chunks vanished while it was sealed: run the same command again")
     if worker.is_alone:  # workers that share a pass sweep when the last of them leaves
-        cache.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
-    cache.store.delete_below(WORKERS)
+        cache.arrays.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
+    cache.arrays.store.delete_below(WORKERS)
     if not changed and cache.info.state == "sealed" and cache.info.num_views == num_views:
         return
     counts = {status.label: count for status, count in cache.count_status().items()}
     if Status.EMBEDDED.label not in counts:
-        cache.store.delete_below(f"{STATUS}/c")
+        cache.arrays.store.delete_below(f"{STATUS}/c")
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
         root = "--image-root (links that lead out of it are not followed)"
         raise CacheError(f"{cache.path}: not one image could be embedded ({reasons}): check {root} and run it again")
-    norm = cache.array(NORM)
+    norm = cache.arrays.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:
-        cache.store.delete_below(f"{NORM}/c/{view}")
+        cache.arrays.store.delete_below(f"{NORM}/c/{view}")
     if empty:
         raise CacheError(
             f"{cache.path}: not one image could be read again: check --image-root and run the command again"
@@ -55,13 +54,7 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
     num_duplicates = count_duplicates(cache)
     sealed = replace(cache.info, state="sealed", counts=counts, num_views=num_views, num_duplicates=num_duplicates)
     if sealed != cache.info:
-        write_info(cache, sealed)
-
-
-def write_info(cache: Cache, info: CacheInfo) -> None:
-    """Replace the metadata of a cache that is open for writing."""
-    cache.info = info
-    write_metadata(cache.root, info)
+        cache.arrays.write_info(sealed)
 
 
 def count_duplicates(cache: Cache) -> int | None:
@@ -69,7 +62,7 @@ def count_duplicates(cache: Cache) -> int | None:
 
     Memory does not grow with the cache: a round takes the hashes of one residue class, and hashes spread evenly.
     """
-    if not cache.has(HASH):
+    if not cache.arrays.has(HASH):
         return None
     num_rounds = -(-len(cache) // HASHES_PER_ROUND)
     return sum(_count_of_round(cache, number, num_rounds) for number in range(num_rounds))

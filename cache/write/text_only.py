@@ -70,7 +70,7 @@ def embed_missing_texts(
         on_progress(num_texts, report())
 
     missing = cache.missing_chunks()
-    with sharing(cache.store, worker, "embed") as share:
+    with sharing(cache.arrays.store, worker, "embed") as share:
         while share.has_more(lambda: dict.fromkeys(cache.missing_chunks()), wait_for_others):
             for chunk, _ in share.chunks(lambda: dict.fromkeys(cache.missing_chunks())):
                 rows = cache.chunk_slice(chunk)

@@ -43,8 +43,8 @@ def add_text_target_arrays(root: zarr.Group, info: CacheInfo, num_captions: int)
 
 def missing_teacher_chunks(cache: Cache) -> list[int]:
     """Chunks of captions without text targets, ascending. Status is written last: a chunk that has it is done."""
-    done = cache.stored_numbers(f"{TEACHER_STATUS}/c")
-    return [chunk for chunk in range(cache.array(TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
+    done = cache.arrays.stored_chunks(f"{TEACHER_STATUS}/c")
+    return [chunk for chunk in range(cache.arrays.array(TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
 
 
 def embed_teacher(
@@ -64,21 +64,24 @@ def embed_teacher(
     Raises:
         CacheError: the teacher's output has another width than planned, or the disk is full.
     """
-    status = cache.array(TEACHER_STATUS)
+    status = cache.arrays.array(TEACHER_STATUS)
     rows, num_captions = status.chunks[0], status.shape[0]
     done, total = 0, sum(min(rows, num_captions - chunk * rows) for chunk in missing_teacher_chunks(cache))
     if not total:
         return
     started = time.perf_counter()
-    with sharing(cache.store, worker, "teach") as share:
+    with sharing(cache.arrays.store, worker, "teach") as share:
         while share.has_more(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
             for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
                 captions = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
-                texts = [text.decode() for text in cache.texts(TEACHER_TEXT, captions.start, captions.stop).split()]
+                texts = [
+                    text.decode()
+                    for text in cache.arrays.read_ragged(TEACHER_TEXT, captions.start, captions.stop).split()
+                ]
                 emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
                 with zarr.config.set({"array.write_empty_chunks": True}):
-                    cache.array_now(TEACHER_EMB)[0, captions] = emb
-                    cache.array_now(TEACHER_STATUS)[captions] = outcome
+                    cache.arrays.reopen(TEACHER_EMB)[0, captions] = emb
+                    cache.arrays.reopen(TEACHER_STATUS)[captions] = outcome
                 done += len(texts)
                 share.note(done, time.perf_counter() - started, "the tower")
                 on_progress(done, total)

@@ -18,7 +18,7 @@ def missing_views(cache: Cache, num_views: int) -> MissingViews:
     Status is written when a chunk has all views of its pass, and the norm of a view after its embeddings.
     """
     missing_chunks = set(cache.missing_chunks())
-    finished = [cache.stored_numbers(f"{NORM}/c/{view}") for view in range(1, num_views)]
+    finished = [cache.arrays.stored_chunks(f"{NORM}/c/{view}") for view in range(1, num_views)]
     missing: MissingViews = {}
     for chunk in range(cache.num_chunks):
         views = tuple(view for view, chunks in enumerate(finished, 1) if chunk not in chunks)
@@ -32,19 +32,19 @@ def missing_views(cache: Cache, num_views: int) -> MissingViews:
 def make_room(cache: Cache, num_views: int) -> None:
     """Resize the arrays of a cache that is open for writing to at least `num_views`; no chunk is touched."""
     for name in (EMB, NORM):
-        array = cache.array(name)
+        array = cache.arrays.array(name)
         if array.shape[0] < num_views:
             array.resize((num_views, *array.shape[1:]))
 
 
 def num_begun(cache: Cache) -> int:
     """Number of views that the cache has or that a pass has begun to add."""
-    return max(cache.info.num_views, int(cache.array(NORM).shape[0]))
+    return max(cache.info.num_views, int(cache.arrays.array(NORM).shape[0]))
 
 
 def has_further_views(cache: Cache) -> bool:
     """Whether any chunk of a view beyond the plain one is stored, of a finished view or not."""
-    return any(cache.stored_numbers(f"{NORM}/c/{view}") for view in range(1, num_begun(cache)))
+    return any(cache.arrays.stored_chunks(f"{NORM}/c/{view}") for view in range(1, num_begun(cache)))
 
 
 def count_repeats(cache: Cache) -> int:

@@ -117,7 +117,7 @@ def open_images(
         needed = 2 * num_views * len(cache) * info.encoder.dim
         fits = needed <= SHARE_OF_MEMORY * free_bytes(device)
         where = "device" if fits else "mapped"
-        if not fits and not cache.is_folder:  # another order is another run, so it is not chosen in silence
+        if not fits and not cache.arrays.is_folder:  # another order is another run, so it is not chosen in silence
             raise DistillError(
                 f"{cache.path}: its embeddings would take more than half of what is free on {device}: pass "
                 "--embeddings chunks to read them in shuffled order, or device to hold them there all the same"
@@ -130,7 +130,7 @@ def open_images(
 
     if pooling is not None:
         return Buffered(read_chunk, info.encoder.dim, pooling, device, num_views)
-    if where == "device" and not cache.is_folder:
+    if where == "device" and not cache.arrays.is_folder:
         return OnDevice(_read_to_device(cache, read_chunk, num_views, device, on_progress))
     views = _map_views(cache, num_views, on_progress)
     if where == "mapped":

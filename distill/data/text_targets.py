@@ -50,7 +50,7 @@ def open_teacher(cache: Cache, memory_bytes: float) -> Teacher:
         raise DistillError(f"--teacher-weight: {cache.path} holds no teacher's embeddings: {remedy}")
     if not (cache.teacher_status() == TextTargetStatus.EMBEDDED).any():
         raise DistillError(f"--teacher-weight: no caption of {cache.path} has a teacher's embedding: {remedy}")
-    if cache.is_folder:
+    if cache.arrays.is_folder:
         return Teacher(take=cache.mapped(TEACHER_EMB).check().take)
     if 2 * cache.info.num_captions * cache.info.encoder.dim > memory_bytes:  # captions are drawn from everywhere
         raise DistillError(

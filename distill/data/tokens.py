@@ -84,7 +84,7 @@ def open_tokens(
         DistillError: a tokenizing process died.
     """
     key = tokenizer.fingerprint(context_length)
-    inside = [cache.folder / TOKENS] if cache.is_folder else []
+    inside = [cache.arrays.folder / TOKENS] if cache.arrays.is_folder else []
     group = next((place / key for place in (*inside, beside) if (place / key).exists()), None)
     if group is None:
         group = next(filter(stored.can_write, inside), beside) / key

@@ -39,7 +39,7 @@ def test_pairs_are_spread_evenly_and_those_without_captions_are_counted(num: int
     cache = Cache(gaps)
     image_index, captions, keys = cache.caption_image().tolist(), cache.captions(), cache.keys()
     pairs, num_uncaptioned = sample_captioned_images(cache, num)
-    assert cache.array("captions/image").cdata_shape[0] > 2
+    assert cache.arrays.array("captions/image").cdata_shape[0] > 2
     assert num_uncaptioned == 5
     assert [pair.row for pair in pairs] == np.linspace(0, 19, min(num, 20)).astype(int).tolist()
     for pair in pairs:

@@ -10,7 +10,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import CHECKSUM
 from clipglot.cache.metadata import checksum_of
-from clipglot.cache.read.arrays import groups_above
+from clipglot.cache.read.arrays import parent_groups
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.write.merge import concatenate_caches
@@ -115,7 +115,7 @@ def test_the_group_of_tokens_is_checked_too(own: Path, make_run: Callable[..., P
     assert fault.startswith(f"{own}: tokens/zarr.json is absent or damaged (")
     assert fault.endswith("): delete tokens: training writes it again")
     with pytest.raises(CacheError, match=r"tokens/zarr\.json is absent or damaged"):
-        Cache(own).nodes()
+        Cache(own).arrays.nodes()
     shutil.rmtree(own / "tokens")
     assert verify(Cache(own)) == []
 
@@ -191,13 +191,13 @@ def test_every_cache_says_which_arrays_it_has(
         tmp_path / "merged.zarr",
     ):
         cache = Cache(path)
-        groups, arrays = cache.nodes()
+        groups, arrays = cache.arrays.nodes()
         assert cache.info.arrays is not None
         assert sorted(cache.info.arrays) == [name for name in sorted(arrays) if not name.startswith("tokens/")]
-        assert groups_above(arrays) == sorted(groups)
+        assert parent_groups(arrays) == sorted(groups)
         assert verify(cache) == []
-    assert Cache(grown).has("captions/language")
-    assert not Cache(tiny_cache).has("captions/language")
+    assert Cache(grown).arrays.has("captions/language")
+    assert not Cache(tiny_cache).arrays.has("captions/language")
 
 
 def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
@@ -205,14 +205,18 @@ def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
 ) -> None:
     make_older(own)
     cache = Cache(own)
-    assert (cache.info.arrays, cache.has("captions/language"), cache.has("source/file")) == (None, True, True)
+    assert (cache.info.arrays, cache.arrays.has("captions/language"), cache.arrays.has("source/file")) == (
+        None,
+        True,
+        True,
+    )
     assert verify(cache) == []
     assert sorted(cache.array_names) == sorted(Cache(located).array_names)
     assert run("convert", own, tmp_path / "c.h5").exit_code == 0
     assert run("convert", tmp_path / "c.h5", tmp_path / "back.zarr").exit_code == 0
     assert Cache(tmp_path / "back.zarr").info == cache.info
     assert files(tmp_path / "back.zarr") | {"zarr.json": b""} == files(own) | {"zarr.json": b""}
-    assert CHECKSUM in Cache(tmp_path / "back.zarr").root.attrs
+    assert CHECKSUM in Cache(tmp_path / "back.zarr").arrays.root.attrs
     (own / "images/hash/zarr.json").write_bytes(b"")
     (fault,) = map(str, verify(Cache(own)))
     assert fault.startswith(f"{own}: images/hash/zarr.json is absent or damaged (")
@@ -220,7 +224,7 @@ def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
     make_cache(manifest, own, append=True, text_field=("text",))
     assert verify(Cache(own)) == []
     assert sorted(Cache(own).info.arrays or ()) == sorted(Cache(located).array_names)
-    assert CHECKSUM in Cache(own).root.attrs
+    assert CHECKSUM in Cache(own).arrays.root.attrs
 
 
 def test_arrays_that_are_no_names_are_damage(own: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_tower_that_moved_is_not_checked_until_it_is_named(
 
 
 def test_a_cache_that_is_not_complete_is_checked_as_far_as_it_is(own: Path) -> None:
-    Cache(own, read_only=False).mark_lost([("images/status", (1,))])
+    Cache(own, read_only=False).arrays.invalidate([("images/status", (1,))])
     document = found(own)
     assert (document["state"], document["faults"], document["probes"]["num"]) == ("planned", [], 15)
     rewrite(own, "images/norm", (0, 20), -1)

@@ -31,12 +31,12 @@ AGAIN = "convert it again from the cache that this is a copy of"
 
 def test_the_file_is_what_the_format_says(with_tokens: Path, h5: Path) -> None:
     with h5py.File(h5, locking=False) as file:
-        assert json.loads(file.attrs["clipglot"]) == Cache(with_tokens).root.attrs["clipglot"]
+        assert json.loads(file.attrs["clipglot"]) == Cache(with_tokens).arrays.root.attrs["clipglot"]
         names: list[str] = []
         file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-        assert sorted(names) == sorted(Cache(with_tokens).nodes()[1])
+        assert sorted(names) == sorted(Cache(with_tokens).arrays.nodes()[1])
         for name in names:
-            array = Cache(with_tokens).array(name)
+            array = Cache(with_tokens).arrays.array(name)
             found = file[name].shape, file[name].dtype, file[name].chunks, file[name].fletcher32
             assert found == (array.shape, array.dtype, array.chunks, True)
             assert np.array_equal(file[name][...], array[...])
@@ -74,7 +74,7 @@ def test_every_command_takes_it(h5: Path, with_tokens: Path, merged: Path, tmp_p
     assert (said["output"], said["num_pictures"], said["num_arrays"]) == (
         str(tmp_path / "back.zarr"),
         40,
-        len(Cache(h5).nodes()[1]),
+        len(Cache(h5).arrays.nodes()[1]),
     )
     assert "every checksum of" in run("convert", h5, tmp_path / "twice.zarr").output
 
@@ -125,7 +125,7 @@ def flipped(h5: Path, copy: Path, at: int) -> Path:
 
 @pytest.mark.parametrize("name", ["images/emb", "images/status", "captions/text/bytes", "captions/image", "tokens"])
 def test_a_flipped_byte_is_found_and_named(name: str, h5: Path, tmp_path: Path) -> None:
-    name = name if name != "tokens" else next(n for n in Cache(h5).nodes()[1] if n.endswith("/ids"))
+    name = name if name != "tokens" else next(n for n in Cache(h5).arrays.nodes()[1] if n.endswith("/ids"))
     with h5py.File(h5, locking=False) as file:
         chunk = file[name].id.get_chunk_info(file[name].id.get_num_chunks() - 1)
         index = [start // size for start, size in zip(chunk.chunk_offset, file[name].chunks, strict=True)]
@@ -143,7 +143,7 @@ def test_a_flipped_byte_is_found_and_named(name: str, h5: Path, tmp_path: Path) 
 def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(h5: Path, tmp_path: Path) -> None:
     def content(path: Path) -> Any:
         cache = Cache(path)
-        return cache.info, [cache.array(name)[...].tobytes() for name in cache.nodes()[1]]
+        return cache.info, [cache.arrays.array(name)[...].tobytes() for name in cache.arrays.nodes()[1]]
 
     expected, size, num_found = content(h5), h5.stat().st_size, 0
     for num_flipped, at in enumerate(np.random.default_rng(0).integers(0, size, 150).tolist()):

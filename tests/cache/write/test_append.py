@@ -52,7 +52,7 @@ def test_new_images_come_after_the_old_whose_bytes_stay(
         assert np.any(cache.image_emb(view)[10:], axis=1).tolist() == [i != 12 for i in range(10, 30)]
     assert cache.info.left_out == {"--append": 5 if more == "more" else 10}
     assert [source.first_row for source in cache.info.sources] == [0, 10]
-    assert "append" not in cache.root
+    assert "append" not in cache.arrays.root
 
     make_cache(manifests["all"], tmp_path / "all.zarr", views=views)
     np.testing.assert_allclose(emb.astype(np.float32), content(tmp_path / "all.zarr")[2], atol=2e-3)
@@ -265,4 +265,4 @@ def test_a_source_that_fails_leaves_the_cache_as_it_was(
     assert content(path)[:2] == before[:2]
     make_cache(manifests["more"], path, append=True)
     assert len(content(path)[0]) == 30
-    assert appending.STAGED not in Cache(path).root
+    assert appending.STAGED not in Cache(path).arrays.root

@@ -223,7 +223,7 @@ def test_duplicates_are_counted_over_old_and_new_images(
         make_older(old, "num_duplicates")
     make_cache(twins, old, append=True)
     cache = Cache(old).require_sealed()
-    assert (HASH in cache.root, cache.info.num_duplicates) == (hashed, 2 if hashed else None)
+    assert (HASH in cache.arrays.root, cache.info.num_duplicates) == (hashed, 2 if hashed else None)
     assert cache.image_emb()[10:].tobytes() == cache.image_emb()[[1, 9]].tobytes()
     assert verify(cache) == []
 

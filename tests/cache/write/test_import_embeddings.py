@@ -19,7 +19,6 @@ from clipglot.cache.format import SourceInfo, Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.embeddings import open_embeddings
-from clipglot.cache.write.seal import write_info
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from support.copies import files, run
@@ -181,7 +180,7 @@ def test_killed_and_run_again_it_has_the_bytes_of_an_undisturbed_import(
         assert run(*command, "-o", tmp_path / name).exit_code == 0
     assert files(tmp_path / "a.zarr") == files(tmp_path / "b.zarr")
     cache = Cache(tmp_path / "b.zarr", read_only=False)
-    write_info(cache, replace(cache.info, appended=[replace(cache.info.source, first_row=len(cache))]))
+    cache.arrays.write_info(replace(cache.info, appended=[replace(cache.info.source, first_row=len(cache))]))
     assert "b.zarr was appended to since: run its" in run(*command, "-o", tmp_path / "b.zarr").stderr
     np.save(tmp_path / "emb.npy", np.tile(raw, (60, 1)) * 2)
     result = run(*command, "-o", tmp_path / "a.zarr")

@@ -22,7 +22,6 @@ from clipglot.cache.write.convert import convert
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.merge import concatenate_caches
 from clipglot.cache.write.plan import plan_cache
-from clipglot.cache.write.seal import write_info
 from clipglot.jobs.bench_data import write_random_cache
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
@@ -63,7 +62,7 @@ def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path:
             assert np.array_equal(read(merged, view), np.concatenate([read(cache, view) for cache in both]))
     assert np.array_equal(merged.status(), np.concatenate([cache.status() for cache in both]))
     assert merged.info.counts == {"embedded": 61, "not a picture": 2}
-    assert np.array_equal(merged.read(HASH), np.concatenate([cache.read(HASH) for cache in both]))
+    assert np.array_equal(merged.arrays.read(HASH), np.concatenate([cache.arrays.read(HASH) for cache in both]))
     assert [(s.path, s.first_row) for s in merged.info.sources] == [
         (both[0].info.source.path, 0),
         (both[1].info.source.path, 40),
@@ -93,7 +92,7 @@ def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, P
     shutil.rmtree(twin / HASH)
     make_older(twin)
     merged = concatenate_caches([Cache(others[1]), Cache(twin)], tmp_path / "n.zarr", prefixes=["a", "b"])
-    assert (HASH in merged.root, merged.info.num_duplicates) == (False, None)
+    assert (HASH in merged.arrays.root, merged.info.num_duplicates) == (False, None)
 
 
 def test_it_trains_and_exports_and_merges_again(
@@ -120,7 +119,7 @@ def test_teachers_are_merged_with_their_captions(translated_caches: dict[str, Pa
     assert verify(merged) == []
     for read in (Cache.teacher_emb, Cache.teacher_status):
         assert np.array_equal(read(merged), np.concatenate([read(cache) for cache in both]))
-    texts = [cache.texts("teacher/text").split() for cache in (merged, *both)]
+    texts = [cache.arrays.read_ragged("teacher/text").split() for cache in (merged, *both)]
     assert texts[0] == texts[1] + texts[2]
     with pytest.raises(CacheError, match=r"cannot be one cache: teacher differs .*: True, .*: False"):
         concatenate_caches([both[0], Cache(translated_caches["val"])], tmp_path / "n.zarr")
@@ -171,21 +170,21 @@ def test_what_does_not_fit_together_is_refused(
     encoder = cache.info.encoder
     match change:
         case "tower":
-            write_info(cache, replace(cache.info, encoder=replace(encoder, weights_sha256="f" * 64)))
+            cache.arrays.write_info(replace(cache.info, encoder=replace(encoder, weights_sha256="f" * 64)))
         case "precision":
-            write_info(cache, replace(cache.info, encoder=replace(encoder, precision="bf16")))
+            cache.arrays.write_info(replace(cache.info, encoder=replace(encoder, precision="bf16")))
         case "imported":
             source = replace(cache.info.source, kind=IMPORTED)
-            write_info(cache, replace(cache.info, source=source, encoder=replace(encoder, precision="bf16")))
+            cache.arrays.write_info(replace(cache.info, source=source, encoder=replace(encoder, precision="bf16")))
         case "decoding":
-            write_info(cache, replace(cache.info, decoding="scaled"))
+            cache.arrays.write_info(replace(cache.info, decoding="scaled"))
         case "views":
             b = tiny_cache
         case "augmentation":
             assert cache.info.augmentation
-            write_info(cache, replace(cache.info, augmentation=replace(cache.info.augmentation, scale=0.7)))
+            cache.arrays.write_info(replace(cache.info, augmentation=replace(cache.info.augmentation, scale=0.7)))
         case "not sealed":
-            write_info(cache, replace(cache.info, state="planned"))
+            cache.arrays.write_info(replace(cache.info, state="planned"))
             (b / "images" / "status" / "c" / "1").unlink()
         case "exists":
             out.mkdir()
@@ -211,8 +210,8 @@ def located(path: Path, name: str, rows: list[SourceRow], files: list[str], lang
     plan_cache(path, batched(rows), info, files=lambda: files)
     cache = Cache(path, read_only=False)
     for array, value in (("images/emb", 1), ("images/norm", 1), ("images/status", Status.EMBEDDED)):
-        cache.array(array)[...] = value
-    write_info(cache, replace(cache.info, state="sealed", counts={"embedded": len(cache)}))
+        cache.arrays.array(array)[...] = value
+    cache.arrays.write_info(replace(cache.info, state="sealed", counts={"embedded": len(cache)}))
     return Cache(path)
 
 
@@ -233,7 +232,7 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
     locators = merged.locators()
     assert locators is not None
     assert locators.tolist() == expected
-    tags = [merged.info.languages[code] for code in merged.read("captions/language").tolist()]
+    tags = [merged.info.languages[code] for code in merged.arrays.read("captions/language").tolist()]
     assert tags == [""] * 4 + ["zh", "en"] * 2 + ["en", "ru"] * 2
     assert merged.info.source.limit == 2
     convert(merged, tmp_path / "m.h5")

@@ -16,7 +16,6 @@ from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.source import align
 from clipglot.cache.storage.ragged import RaggedReader
 from clipglot.cache.write import text_targets as teaching
-from clipglot.cache.write.seal import write_info
 from clipglot.cache.write.text_targets import TextTargetStatus, missing_teacher_chunks
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.train import train
@@ -64,7 +63,7 @@ def test_lists_of_unequal_length_give_every_caption_the_mean(
     cache = Cache(tmp_path / "odd.zarr")
     assert cache.captions() == ["кот", "рыжий кот", "ещё кот", "а", "б"]
     both = "a red circle\ntwo crosses"
-    assert RaggedReader(cache.root, TEACHER_TEXT).read() == [both, both, "a star", "one", ""]
+    assert RaggedReader(cache.arrays.root, TEACHER_TEXT).read() == [both, both, "a star", "one", ""]
     emb = cache.mapped(TEACHER_EMB).read().astype(np.float32)
     mean = english(["a red circle", "two crosses"]).sum(0)
     np.testing.assert_allclose(emb[:2], [mean / np.linalg.norm(mean)] * 2, atol=1e-3)
@@ -194,7 +193,7 @@ def test_a_pass_over_texts_that_was_cut_short_goes_on_to_the_same_bytes(
         if file.is_file() and file.name != "0" and file.parts[-3] == "status":
             file.unlink()
     cut = Cache(tmp_path / "cut", read_only=False)
-    write_info(cut, replace(cut.info, state="planned", counts={}))
+    cut.arrays.write_info(replace(cut.info, state="planned", counts={}))
     assert make_cache(translated_manifests["train"], tmp_path / "cut", **given).report.num_pictures == 48
     for file in straight.path.rglob("*"):
         if file.is_file() and file.name != "zarr.json":

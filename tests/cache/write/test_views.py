@@ -17,7 +17,6 @@ from clipglot.cache.write.augment import augmented
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_decode import ResizeCrop, decode
 from clipglot.cache.write.image_reader import reader_of
-from clipglot.cache.write.seal import write_info
 from clipglot.cache.write.views import count_repeats, make_room, missing_views
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
@@ -198,7 +197,7 @@ def test_features_without_a_direction_cost_the_view_and_not_the_row(
         opened = Cache(cache, read_only=False)
         with pytest.raises(CacheError, match="no record of how its views are made"):
             embed_missing(opened, encode, reader=reader_of(opened), num_workers=1, num_views=3)
-        write_info(opened, replace(opened.info, augmentation=Augmentation()))
+        opened.arrays.write_info(replace(opened.info, augmentation=Augmentation()))
         for num_views in steps:
             make_room(opened, num_views)
             embed_missing(opened, encode, reader=reader_of(opened), num_workers=1, num_views=num_views)

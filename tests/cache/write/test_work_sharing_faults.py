@@ -21,15 +21,15 @@ pytestmark = pytest.mark.slow
 # Sealing may not write a file of 100 bytes.
 LIMITED = """
 import resource
-from clipglot.cache.write import seal as sealing
-write_info, limits = sealing.write_info, resource.getrlimit(resource.RLIMIT_FSIZE)
-def write_little(*arguments):
+from clipglot.cache.read.arrays import CheckedArrays
+write_info, limits = CheckedArrays.write_info, resource.getrlimit(resource.RLIMIT_FSIZE)
+def write_little(arrays, info):
     resource.setrlimit(resource.RLIMIT_FSIZE, (99, limits[1]))
     try:
-        write_info(*arguments)
+        write_info(arrays, info)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-sealing.write_info = write_little
+CheckedArrays.write_info = write_little
 """
 
 # The clock of the wall stands so many years from ours, and leaps an hour back and forth with each look at it.
