@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +60,16 @@ def row(name: str, losses: tuple[str, str], folder: Path, rounds: int, threads: 
     """Time two losses in alternation, each in its process, and compare their results."""
     # Waiting threads of one process must not take the cores of the other.
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, "--serve", loss, str(folder)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for loss in losses
-    ]
-    try:
+    pipe = subprocess.PIPE
+    with ExitStack() as stack:
+        processes = []
+        for loss in losses:
+            command = [sys.executable, __file__, "--serve", loss, str(folder)]
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)  # runs first
         times = [[ask(process)["seconds"] for process in processes] for _ in range(rounds + 1)]
         peaks = [ask(process, "end")["peak_bytes"] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
     ours, theirs = (np.load(folder / f"{loss}.npz") for loss in losses)
     ratios = [our_s / their_s for our_s, their_s in times[1:]]
     our_s, their_s = (statistics.median(column) for column in zip(*times[1:], strict=True))

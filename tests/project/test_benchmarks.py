@@ -1,6 +1,7 @@
-"""The benchmark scripts run from their command to their table, at sizes that say nothing about speed."""
+"""Benchmark scripts run from the command to the table, at tiny sizes."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,22 @@ from sklearn.linear_model import Ridge
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def table(script: str, *arguments: object) -> list[list[str]]:
-    """The cells of every line of the printed table, its head first."""
-    command = [sys.executable, str(BENCHMARKS / script), *map(str, arguments)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def cells(printed: str) -> list[list[str]]:
+    """Cells of each line of a Markdown table, the head first."""
     lines = [line for line in printed.splitlines() if line.startswith("|") and not line.startswith("|-")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., list[list[str]]]:
+    """`table(script, *arguments)` runs a script in this process, which has imported torch, and returns its table."""
+
+    def run(script: str, *arguments: object) -> list[list[str]]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(BENCHMARKS / script), run_name="__main__")
+        return cells(capsys.readouterr().out)
+
+    return run
 
 
 def test_the_closed_form_baseline_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,27 +48,27 @@ def test_the_closed_form_baseline_equals_scikit_learn(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_the_gpu_script_runs_but_for_what_needs_a_gpu(tmp_path: Path) -> None:
+def test_the_gpu_script_runs_but_for_what_needs_a_gpu(tmp_path: Path, table: Any) -> None:
     _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--out", tmp_path / "gpu.json")
     rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
     assert [row["what"] for row in rows] == [line[0] for line in lines]
     assert [row["what"] for row in rows if row["note"].startswith("failed")] == ["varlen"]
     speeds = {row["what"]: row["pairs_per_s"] for row in rows if row["pairs_per_s"]}
-    held = [row for row in rows if row["pairs_per_s"] and row["to"]]
-    assert len(held) >= 10
-    for row in held:
+    with_ratio = [row for row in rows if row["pairs_per_s"] and row["to"]]
+    assert len(with_ratio) >= 10
+    for row in with_ratio:
         assert row["ratio"] == pytest.approx(row["pairs_per_s"] / speeds[row["to"]])
 
 
 @pytest.mark.slow
-def test_a_spent_budget_is_said_in_the_rows_that_it_costs() -> None:
+def test_a_spent_budget_is_reported_in_the_rows_left_out(table: Any) -> None:
     _, *lines = table("gpu.py", "--tiny", "--device", "cpu", "--budget-s", 0)
     assert len(lines) == 10
     assert all("left out: 0 s" in line[-1] for line in lines)
 
 
 @pytest.mark.slow
-def test_the_losses_agree_with_their_peers() -> None:
+def test_the_losses_agree_with_their_peers(table: Any) -> None:
     _, *lines = table("loss.py", "--batch-size", 256, "--dim", 32, "--rounds", 1, "--threads", 1)
     assert [line[0] for line in lines] == ["InfoNCE", "SigLIP"]
     for line in lines:
@@ -67,14 +78,14 @@ def test_the_losses_agree_with_their_peers() -> None:
 
 
 @pytest.mark.slow
-def test_the_step_script_holds_the_step_to_the_tower() -> None:
+def test_the_step_is_compared_with_the_tower(table: Any) -> None:
     _, *lines = table("step.py", "--steps", 1, "--layers", 1, "--batch-size", 4)
     assert [line[2] for line in lines if line[0] == "step"] == ["tower alone"]
 
 
 @pytest.mark.slow
-def test_runs_on_one_view_and_on_several_stand_beside_each_other(
-    make_cache: Callable[..., Any], manifest: Path, tiny_cache: Path, tmp_path: Path
+def test_runs_on_one_and_on_several_views_are_compared(
+    make_cache: Callable[..., Any], manifest: Path, tiny_cache: Path, tmp_path: Path, table: Any
 ) -> None:
     make_cache(manifest, tmp_path / "views.zarr", views=2)
     small = "--width 16 --heads 2 --layers 1 --vocab-size 300 --context-length 24 --batch-size 8 --device cpu"
@@ -87,9 +98,14 @@ def test_runs_on_one_view_and_on_several_stand_beside_each_other(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--in-memory", "--precision", "bf16"]])
-def test_the_pass_is_held_to_the_slower_of_decoding_and_tower(options: list[str], manifest: Path) -> None:
+def test_the_pass_is_compared_with_the_slower_of_decoding_and_tower(options: list[str], manifest: Path) -> None:
     small = ("--num", 24, "--rounds", 1, "--workers", 1, "--batch-size", 8, "--towers", "DeiT-Tiny/16", "nothing")
-    head, line, without = table("caching_pass.py", "--data", manifest.parent, "--device", "cpu", *small, *options)
+    # A process of its own: the decoding processes import the script as their main module.
+    command = [sys.executable, BENCHMARKS / "caching_pass.py", "--data", manifest.parent, "--device", "cpu"]
+    printed = subprocess.run(
+        [*map(str, [*command, *small, *options])], check=True, capture_output=True, text=True
+    ).stdout
+    head, line, without = cells(printed)
     assert head[-2] == "pass / the lower one"
     assert (without[0], without[2].split()[0]) == ("nothing", "inf")
     decode, tower, whole, ratio = (float(cell.split()[0].replace(",", "")) for cell in line[1:5])
@@ -97,15 +113,15 @@ def test_the_pass_is_held_to_the_slower_of_decoding_and_tower(options: list[str]
 
 
 @pytest.mark.slow
-def test_kept_memory_costs_no_pages() -> None:
+def test_kept_memory_costs_fewer_page_faults(table: Any) -> None:
     head, line = table("memory.py", "--towers", "text", "--rounds", 1, "--batches", 1, "--batch-size", 4)
-    found = dict(zip(head, line, strict=True))
-    assert int(found["kept"].replace(",", "")) < int(found["pages a row, given back"].replace(",", ""))
-    assert float(found["kept / given back"].split()[0]) > 0
+    row = dict(zip(head, line, strict=True))
+    assert int(row["kept"].replace(",", "")) < int(row["pages a row, given back"].replace(",", ""))
+    assert float(row["kept / given back"].split()[0]) > 0
 
 
 @pytest.mark.slow
-def test_decoders_are_held_to_pillow(tmp_path: Path) -> None:
+def test_decoders_are_compared_with_pillow(tmp_path: Path, table: Any) -> None:
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (600, 500, 3), np.uint8)
         Image.fromarray(pixels).resize((1000, 1200)).save(tmp_path / f"{i}.jpg")
@@ -116,11 +132,11 @@ def test_decoders_are_held_to_pillow(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_planning_is_measured_with_its_stages(tmp_path: Path) -> None:
+def test_planning_is_measured_with_its_stages(tmp_path: Path, table: Any) -> None:
     head, line = table("planning.py", "--rows", 3000, "--lines-per-picture", 3, "--rounds", 1, "--folder", tmp_path)
-    found = dict(zip(head, line, strict=True))
-    assert float(found["to the ceiling"]) > 0
-    assert sum(float(found[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
+    row = dict(zip(head, line, strict=True))
+    assert float(row["to the ceiling"]) > 0
+    assert sum(float(row[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
         100, abs=3
     )
     assert list(tmp_path.iterdir()) == []

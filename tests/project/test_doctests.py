@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and everything public has a docstring."""
+"""Examples in docstrings run, and everything public has a docstring."""
 
 import ast
 import doctest

@@ -1,4 +1,4 @@
-"""Who may import whom: folders by `MAY_IMPORT`, their sub-packages by `STAGES`, and no import circle anywhere."""
+"""Import rules: folders by `MAY_IMPORT`, sub-packages by `STAGES`, no import circles; docs/decisions/002."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "demo": {"cache", "encoders", "evals", "distill", "jobs"},
     "cli": {"cache", "encoders", "evals", "distill", "jobs", "demo"},
 }
-# Inside a folder, lowest first: a sub-package imports those before it. The folder's own modules stand lowest.
+# Sub-packages of a folder, lowest first: each imports only those before it. The folder's own modules are lowest.
 STAGES = {
     "cache": ["cache", "cache.storage", "cache.sources", "cache.read", "cache.write"],
     "distill": ["distill", "distill.data", "distill.losses", "distill.training"],
@@ -36,7 +36,7 @@ MODULES = {
 
 
 def imports(name: str) -> set[str]:
-    """Absolute names of everything that a module imports, also inside its functions."""
+    """Absolute names of all imports of a module, also inside its functions."""
     names = set()
     package = ["clipglot", *name.split(".")[:-1]]
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
@@ -49,10 +49,10 @@ def imports(name: str) -> set[str]:
     return names
 
 
-def own(name: str) -> set[str]:
-    """The modules of clipglot that a module imports."""
-    found = {imported.removeprefix("clipglot.") for imported in imports(name) if imported.startswith("clipglot.")}
-    return (found & set(MODULES)) - {name}
+def own_imports(name: str) -> set[str]:
+    """Modules of clipglot that a module imports."""
+    names = {imported.removeprefix("clipglot.") for imported in imports(name) if imported.startswith("clipglot.")}
+    return (names & set(MODULES)) - {name}
 
 
 def package_of(name: str) -> str:
@@ -62,8 +62,10 @@ def package_of(name: str) -> str:
 @pytest.mark.parametrize("folder", MAY_IMPORT)
 def test_a_folder_imports_only_those_below_it(folder: str) -> None:
     modules = [name for name in MODULES if name.startswith(f"{folder}.")]
-    assert modules, "no module there"
-    assert {found.split(".")[0] for name in modules for found in own(name)} <= MAY_IMPORT[folder] | {folder}
+    assert modules, "empty folder"
+    assert {imported.split(".")[0] for name in modules for imported in own_imports(name)} <= MAY_IMPORT[folder] | {
+        folder
+    }
 
 
 @pytest.mark.parametrize("folder", STAGES)
@@ -73,20 +75,19 @@ def test_a_stage_imports_only_those_before_it(folder: str) -> None:
     for name in MODULES:
         if package_of(name) in stages:
             at = stages.index(package_of(name))
-            assert {package_of(found) for found in own(name)} & set(stages) <= set(stages[: at + 1]), name
+            assert {package_of(imported) for imported in own_imports(name)} & set(stages) <= set(stages[: at + 1]), name
 
 
 @pytest.mark.parametrize("package", MUST_NOT_IMPORT)
-def test_a_package_does_without_what_is_not_its_own(package: str) -> None:
+def test_a_package_does_not_import_heavy_libraries_of_others(package: str) -> None:
     modules = [name for name in MODULES if name.startswith(f"{package}.")]
-    assert modules, "no module there"
-    found = {imported.split(".")[0] for name in modules for imported in imports(name)}
-    assert not found & MUST_NOT_IMPORT[package]
+    assert modules, "empty folder"
+    assert not {imported.split(".")[0] for name in modules for imported in imports(name)} & MUST_NOT_IMPORT[package]
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
-    TopologicalSorter({name: own(name) for name in MODULES}).prepare()  # raises CycleError
+    TopologicalSorter({name: own_imports(name) for name in MODULES}).prepare()  # raises CycleError
 
 
-def test_every_folder_of_the_package_has_its_place() -> None:
+def test_every_folder_is_in_the_table() -> None:
     assert {file.parent.name for file in PACKAGE.glob("*/__init__.py")} == set(MAY_IMPORT)

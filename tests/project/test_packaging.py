@@ -1,4 +1,4 @@
-"""The wheel: what it holds, and that it runs where nothing of the checkout is in sight."""
+"""Contents of the wheel, and a run of it outside the checkout."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ ROOT = Path(clipglot.__file__).parent
 
 
 def folders() -> list[Path]:
-    """The folders of the checkout that are packages of clipglot."""
+    """Folders of the checkout that are packages of clipglot."""
     top = [file.parent for file in ROOT.glob("[a-z]*/__init__.py")]
     return sorted(file.parent for folder in top for file in folder.rglob("__init__.py"))
 
@@ -32,11 +32,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_modules_their_data_and_nothing_else(wheel: Path) -> None:
-    held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {f"clipglot/{file.relative_to(ROOT)}" for folder in folders() for file in folder.glob("*.py")}
     weights = {f"clipglot/{file.relative_to(ROOT)}" for file in (ROOT / "demo" / "english_clip").glob("*")}
-    assert held == {"clipglot/__init__.py", "clipglot/__main__.py", "clipglot/py.typed"} | modules | weights
-    assert not any("test" in name for name in held)
+    assert names == {"clipglot/__init__.py", "clipglot/__main__.py", "clipglot/py.typed"} | modules | weights
+    assert not any("test" in name for name in names)
 
 
 def test_the_installed_wheel_runs_away_from_the_checkout(wheel: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The README's commands do what it says; only the towers are swapped for tiny ones, because nothing is downloaded."""
+"""The commands of README.md run, with tiny towers instead of downloaded ones; it names every command."""
 
 import re
 import shlex
