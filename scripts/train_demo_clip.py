@@ -1,9 +1,9 @@
-"""Train the demo's English CLIP from scratch, on the CPU, and write it as an open_clip folder.
+"""Training of the demo's English CLIP, from scratch on the CPU; writes an open_clip folder.
 
     python scripts/train_demo_clip.py [--steps 1000] [--out demo/english_clip]
 
-Draws scenes, trains a tokenizer on their English captions and both towers on the pairs, then loads the folder that it
-wrote the way everybody else will, measures it, and writes the figures into its model card.
+Draws scenes, trains a tokenizer on their English captions and both towers on the pairs, writes the folder, loads it with
+open_clip, measures it, and writes the figures into the model card.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
-# Threads that wait actively starve each other where the cores are shared with other work.
+# Actively waiting threads starve each other on cores shared with other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
@@ -32,19 +32,19 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 
-CONTEXT_LENGTH = 24  # the longest caption has 22 words, each a token, and <bos> and <eos> stand around it
+CONTEXT_LENGTH = 24  # the longest caption has 22 words, one token each, plus <bos> and <eos>
 MEAN = STD = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What is trained on, and how; the architecture is in `model_config`.
+    """Data and training settings; the architecture is in `model_config`.
 
     Attributes:
-        captions: English captions of each scene, of which every showing draws one.
-        lr: AdamW's, for embeddings, biases, norms and projections.
-        matrix_lr: Muon's, for the matrices inside the blocks.
-        warmup: steps over which both rise; a cosine then takes them down.
+        captions: English captions per scene; each step draws one of them.
+        lr: peak rate of AdamW, for embeddings, biases, norms and projections.
+        matrix_lr: peak rate of Muon, for the matrices inside the blocks.
+        warmup: steps of linear warm-up; a cosine decay follows.
     """
 
     scenes: int = 30_000
@@ -59,7 +59,7 @@ class Settings:
 
 
 def model_config(vocab_size: int) -> dict[str, object]:
-    """Describe both towers in open_clip's terms: 0.9 M parameters for images, 0.5 M for text."""
+    """Configuration of both towers in the form of open_clip: 0.9 M parameters for images, 0.5 M for text."""
     return {
         "embed_dim": 128,
         "custom_text": True,
@@ -79,10 +79,10 @@ def model_config(vocab_size: int) -> dict[str, object]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose direction for a matrix is the nearest orthogonal one (K. Jordan et al., 2024).
+    """Muon: momentum with each matrix update replaced by the nearest orthogonal matrix (K. Jordan et al., 2024).
 
-    Learns these towers in less than half of AdamW's steps. torch.optim.Muon does the same in bfloat16, which takes a
-    hundred times as long on processors without bfloat16 arithmetic.
+    Needs less than half of AdamW's steps for these towers. torch.optim.Muon computes in bfloat16, which takes a hundred
+    times as long on processors without bfloat16 arithmetic.
     """
 
     def __init__(self, params: list[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
@@ -95,14 +95,14 @@ class Muon(torch.optim.Optimizer):
                 average = self.state[p].setdefault("average", torch.zeros_like(p))
                 average.lerp_(p.grad, 1 - group["momentum"])
                 direction = p.grad.lerp(average, group["momentum"])
-                # nn.MultiheadAttention keeps queries, keys and values in one matrix; each is a map of its own.
+                # nn.MultiheadAttention stores queries, keys and values in one matrix; each is orthogonalized alone.
                 parts = direction.chunk(3) if p.shape[0] == 3 * p.shape[1] else (direction,)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.sub_(torch.cat([orthogonal(part) for part in parts]), alpha=group["lr"])
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Push all singular values of [M, N] towards sqrt(max(1, M / N)), by Muon's quintic Newton-Schulz iteration."""
+    """Move all singular values of [M, N] towards sqrt(max(1, M / N)) by Muon's quintic Newton-Schulz iteration."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / (x.norm() + 1e-7)
     for _ in range(5):
@@ -113,24 +113,24 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def pixels(scenes: list[Scene]) -> Tensor:
-    """Draw scenes: [N, 64, 64, 3] uint8."""
+    """Images of scenes, [N, 64, 64, 3] uint8."""
     return torch.from_numpy(np.stack([np.asarray(draw(scene)) for scene in scenes]))
 
 
 def pixels_in_parallel(scenes: list[Scene]) -> Tensor:
-    """Draw scenes with two processes."""
+    """Images of scenes, drawn by two processes."""
     portions = [scenes[i : i + 1_000] for i in range(0, len(scenes), 1_000)]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         return torch.cat(list(pool.map(pixels, portions)))
 
 
-def normalized(images: Tensor) -> Tensor:
-    """[B, 64, 64, 3] uint8 to the tower's input [B, 3, 64, 64] float32."""
+def normalize(images: Tensor) -> Tensor:
+    """Input of the tower, [B, 3, 64, 64] float32, from pixels [B, 64, 64, 3] uint8."""
     return (images.permute(0, 3, 1, 2).float() / 255 - MEAN[0]) / STD[0]
 
 
 def train_tokenizer(texts: list[str]) -> Tokenizer:
-    """Train a byte-level BPE, so that any text of any language becomes some tokens."""
+    """Train a byte-level BPE, which encodes text of any language."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     options = {"special_tokens": ["<pad>", "<bos>", "<eos>"], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
@@ -141,15 +141,15 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def tokenized(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
-    """[N, CONTEXT_LENGTH] int64, padded with 0."""
+def tokenize(tokenizer: Tokenizer, texts: list[str]) -> Tensor:
+    """Token ids [N, CONTEXT_LENGTH] int64, padded with 0."""
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
     assert max(map(len, ids)) <= CONTEXT_LENGTH
     return torch.tensor([row + [0] * (CONTEXT_LENGTH - len(row)) for row in ids])
 
 
 def contrastive_loss(image_emb: Tensor, text_emb: Tensor, scale: Tensor, tokens: Tensor) -> Tensor:
-    """CLIP's loss over a batch, in which a caption that two images share is no negative of either."""
+    """CLIP's loss over a batch; equal captions of different images are not negatives of each other."""
     logits = scale * image_emb @ text_emb.T
     diagonal = torch.arange(len(tokens))
     same = (tokens[:, None] == tokens[None]).all(-1) & (diagonal[:, None] != diagonal)
@@ -159,34 +159,34 @@ def contrastive_loss(image_emb: Tensor, text_emb: Tensor, scale: Tensor, tokens:
 
 def train(model: torch.nn.Module, images: Tensor, tokens: Tensor, settings: Settings) -> None:
     """Fit both towers to images [N, 64, 64, 3] and their captions [N, C, CONTEXT_LENGTH]."""
-    inside = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name}
-    others = [p for name, p in model.named_parameters() if name not in inside]
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2 and "resblocks" in name}
+    others = [p for name, p in model.named_parameters() if name not in matrices]
     decayed = {"params": [p for p in others if p.ndim > 1], "weight_decay": settings.weight_decay}
-    kept = {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}
+    undecayed = {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0}
     optimizers = [
-        (torch.optim.AdamW([decayed, kept], betas=(0.9, 0.98), fused=True), settings.lr),
-        (Muon(list(inside.values()), lr=settings.matrix_lr, weight_decay=settings.weight_decay), settings.matrix_lr),
+        (torch.optim.AdamW([decayed, undecayed], betas=(0.9, 0.98), fused=True), settings.lr),
+        (Muon(list(matrices.values()), lr=settings.matrix_lr, weight_decay=settings.weight_decay), settings.matrix_lr),
     ]
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for step in range(settings.steps):
-        rise = min(1.0, (step + 1) / settings.warmup)
-        fall = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
+        warmup = min(1.0, (step + 1) / settings.warmup)
+        decay = 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         rows = torch.randperm(len(images))[: settings.batch_size]
         batch = tokens[rows, torch.randint(tokens.shape[1], (len(rows),))]
-        image_emb = model.encode_image(normalized(images[rows]), normalize=True)
+        image_emb = model.encode_image(normalize(images[rows]), normalize=True)
         text_emb = model.encode_text(batch, normalize=True)
         loss = contrastive_loss(image_emb, text_emb, model.logit_scale.exp(), batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = peak * rise * fall
+                group["lr"] = peak * warmup * decay
             optimizer.step()
             optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(max=math.log(100))
         if step % 25 == 0:
-            print(f"step {step:5d}  loss {loss.item():.3f}  {time.perf_counter() - begun:.0f} s", flush=True)
+            print(f"step {step:5d}  loss {loss.item():.3f}  {time.perf_counter() - started:.0f} s", flush=True)
 
 
 def write(folder: Path, model: torch.nn.Module, tokenizer: Tokenizer, config: dict[str, object]) -> None:
@@ -210,7 +210,7 @@ def write(folder: Path, model: torch.nn.Module, tokenizer: Tokenizer, config: di
 
 @torch.no_grad()
 def measure(folder: Path) -> dict[str, float]:
-    """Load the folder with open_clip and measure it on scenes that it never saw."""
+    """Load the folder with open_clip and measure it on held-out scenes."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
     model.eval()
@@ -230,11 +230,11 @@ def measure(folder: Path) -> dict[str, float]:
     similarity = model.encode_text(tokenizer(queries), normalize=True) @ embed(scenes).T
     rank = (similarity > similarity.diagonal()[:, None]).sum(1)
     model.encode_image(batch := torch.randn(64, 3, 64, 64))
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(20):
         model.encode_image(batch)
     return {
-        "images a second at batch 64, two threads": 20 * 64 / (time.perf_counter() - begun),
+        "images per second at batch 64, two threads": 20 * 64 / (time.perf_counter() - started),
         "zero-shot accuracy, held-out pairs, English prompts": accuracy(world.HELD_OUT, "en"),
         "zero-shot accuracy, trained pairs, English prompts": accuracy(world.TRAINED, "en"),
         "zero-shot accuracy, held-out pairs, Russian prompts": accuracy(world.HELD_OUT, "ru"),
@@ -247,7 +247,7 @@ def measure(folder: Path) -> dict[str, float]:
 CARD = """# A small English CLIP
 
 The teacher of `clipglot demo`: two towers of {millions:.1f} M parameters together, trained from scratch on drawn scenes
-and their English captions. It knows nothing but coloured shapes. License: Apache-2.0, like the code.
+and their English captions. It knows only coloured shapes. License: Apache-2.0, like the code.
 
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:demo/english_clip")
     tokenizer = open_clip.get_tokenizer("local-dir:demo/english_clip")
@@ -256,7 +256,7 @@ Trained by `scripts/train_demo_clip.py`: {scenes:,} scenes without the 16 held-o
 {captions} captions of each, {steps:,} steps of {batch_size} pairs (Muon {matrix_lr:g}, AdamW {lr:g}, cosine), seed
 {seed}; {seconds:,.0f} s on two shared CPU cores, drawing included. Weights are stored in float16.
 
-Measured by the same script on scenes that it never saw; chance is 0.016 for classification into 64 classes:
+Measured by the same script on held-out scenes; chance is 0.016 for classification into 64 classes:
 
 | | |
 | --- | --- |
@@ -265,13 +265,13 @@ Measured by the same script on scenes that it never saw; chance is 0.016 for cla
 
 
 def main() -> None:
-    """Draw, train, write, measure."""
+    """Draw, train, write and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=Settings.steps)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "demo" / "english_clip")
-    arguments = parser.parse_args()
-    settings = Settings(steps=arguments.steps)
-    begun = time.perf_counter()
+    args = parser.parse_args()
+    settings = Settings(steps=args.steps)
+    started = time.perf_counter()
     torch.set_num_threads(2)
     torch.manual_seed(settings.seed)
 
@@ -279,21 +279,21 @@ def main() -> None:
     rng = random.Random(settings.seed)
     texts = [caption(scene, "en", rng) for scene in scenes for _ in range(settings.captions)]
     tokenizer = train_tokenizer(texts)
-    tokens = tokenized(tokenizer, texts).view(settings.scenes, settings.captions, CONTEXT_LENGTH)
+    tokens = tokenize(tokenizer, texts).view(settings.scenes, settings.captions, CONTEXT_LENGTH)
     images = pixels_in_parallel(scenes)
-    print(f"drew {len(scenes):,} scenes in {time.perf_counter() - begun:.0f} s")
+    print(f"drew {len(scenes):,} scenes in {time.perf_counter() - started:.0f} s")
 
     config = model_config(tokenizer.get_vocab_size())
     model = open_clip.CustomTextCLIP(**{key: value for key, value in config.items() if key != "custom_text"})
     train(model, images, tokens, settings)
-    write(arguments.out, model, tokenizer, config)
-    seconds = time.perf_counter() - begun
+    write(args.out, model, tokenizer, config)
+    seconds = time.perf_counter() - started
 
-    figures = measure(arguments.out)
+    figures = measure(args.out)
     rows = [f"| {name} | {f'{value:,.0f}' if value > 1 else f'{value:.3f}'} |" for name, value in figures.items()]
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     card = CARD.format(**vars(settings), millions=millions, seconds=seconds, figures="\n".join(rows))
-    (arguments.out / "README.md").write_text(card)
+    (args.out / "README.md").write_text(card)
     print(card)
 
 
