@@ -2,8 +2,8 @@
 
     python scripts/train_demo_clip.py [--steps 1000] [--out demo/english_clip]
 
-Draws scenes, trains a tokenizer on their English captions and both towers on the pairs, writes the folder, loads it with
-open_clip, measures it, and writes the figures into the model card.
+Draws scenes, trains a tokenizer on their English captions and both towers on the pairs, writes the folder, loads it
+with open_clip, measures it, and writes the figures into the model card.
 """
 
 import argparse

@@ -1,10 +1,12 @@
-"""Docs name only files and headings that exist. Results in benchmarks/*.md are dated records and are left out."""
+"""Docs name only files, headings and flags that exist. Dated results in benchmarks/*.md are left out."""
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+from clipglot.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -13,6 +15,10 @@ FOLDERS = [*PACKAGES, "benchmarks", "docs", "scripts", "tests"]
 CODE = re.compile(r"`([^`\s]+)`")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+# Of click, torchrun, open_clip_train, scripts/check, SLURM, aws, tar.
+FOREIGN_FLAGS = {"--help", "--nproc-per-node", "--lock-image", "--fix", "--array", "--gpus", "--cpus-per-task"}
+FOREIGN_FLAGS |= {"--requeue", "--recursive", "--sort"}
 
 
 def named_paths(text: str) -> Iterator[str]:
@@ -29,9 +35,26 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def flags_of(command: click.Command, context: click.Context) -> Iterator[str]:
+    """Flags of a command and its subcommands, without those of the past."""
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            subcommand = command.get_command(context, name)
+            assert subcommand is not None
+            yield from flags_of(subcommand, context)
+    for option in command.params:
+        if isinstance(option, click.Option) and not option.hidden:
+            yield from (*option.opts, *option.secondary_opts)
+
+
 @pytest.fixture(scope="module")
 def python_files() -> set[str]:
     return {file.name for name in FOLDERS for file in (ROOT / name).rglob("*.py")}
+
+
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    return {*flags_of(main, click.Context(main)), *FOREIGN_FLAGS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -48,6 +71,13 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             target = page.parent / path if path else page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_a_page_names_only_flags_that_exist(page: Path, flags: set[str]) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # it names those of the past, too
+    assert set(FLAG.findall(page.read_text(encoding="utf-8"))) - flags == set()
 
 
 def test_the_map_names_files_of_every_folder() -> None:
