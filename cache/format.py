@@ -1,6 +1,6 @@
-"""The cache's format: array names, status codes, chunk sizes and the metadata kept in the group's attributes.
+"""Format of a cache: array names, status codes, chunk sizes, and the metadata in the attributes of the group.
 
-Everything that a second implementation would have to agree on stands in this file.
+A second implementation would have to agree on everything in this file. docs/cache.md describes the same format.
 """
 
 import re
@@ -12,34 +12,37 @@ from typing import Any, Literal, get_args
 from .errors import CacheError
 
 FORMAT_VERSION = 1
-ATTRIBUTE = "clipglot"  # the group attribute that holds the metadata
-CHECKSUM = f"{ATTRIBUTE}_crc32c"  # the one that holds their checksum, see `metadata.py`; older caches have none
+ATTRIBUTE = "clipglot"  # attribute of the group that holds the metadata
+CHECKSUM = f"{ATTRIBUTE}_crc32c"  # attribute with the checksum of the metadata, see `metadata.py`; not in older caches
 EMB, NORM, STATUS = "images/emb", "images/norm", "images/status"
-HASH = "images/hash"  # absent in older caches, and in those that no pass over images made
+HASH = "images/hash"  # absent in older caches, and in caches that no pass over images made
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
-LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # where a source tells them
+LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # if the source has them
 TOKENS = "tokens"
-IMPORTED = "embeddings"  # the kind of source that embeddings come from that are there already
-# What `clipglot cache` reads; any other is a source of one's own.
+IMPORTED = "embeddings"  # kind of source: embeddings made by other programs, see `clipglot import`
+# Kinds of source that `clipglot cache` reads; a program of the user's own may add others.
 SOURCE_KINDS = frozenset({"table", "webdataset", "coco", "muge", "parquet", "arrow", "class folders"})
-STAGED = "append"  # rows of an appended source on their way, see `append.py`
+STAGED = "append"  # group with the rows of a source that is being appended, see `append.py`
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
-TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass over a teacher's texts
+TAUGHT_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # filled by the pass that embeds the text teacher's inputs
 TEACHER_ARRAYS = (f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets", *TAUGHT_ARRAYS)
-EMBEDDED_ARRAYS = (EMB, NORM, STATUS, HASH)  # filled by the pass, chunk by chunk
+EMBEDDED_ARRAYS = (EMB, NORM, STATUS, HASH)  # filled by the pass over images, chunk by chunk
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
-OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # that not every source gives
-CHUNK_BYTES = 16 * 2**20  # of an embedding chunk and of ragged bytes, where there are enough rows
-MIN_CHUNKS = 16  # a small cache is still cut this often, so that a killed pass keeps most of its work
-MAX_PIXELS = 100_000_000  # of an image, unless the plan says otherwise; 300 MB as RGB
-LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # BCP 47, as far as its form goes
+OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # not every source has them
+CHUNK_BYTES = 16 * 2**20  # of a chunk of embeddings or of ragged bytes, if the cache has enough rows
+MIN_CHUNKS = 16  # also of a small cache, so that a killed pass keeps most of its work
+MAX_PIXELS = 100_000_000  # default limit for an image; 300 MB as RGB
+LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # the form of BCP 47; registered or not
 State = Literal["planning", "planned", "appending", "sealed"]
 NOT_LAID_OUT = ("planning", "appending")
-Decoding = Literal["exact", "scaled"]  # of JPEGs: at full size, or at a part of it that is enough for the tower
+Decoding = Literal[
+    "exact", "scaled"
+]  # of JPEGs: at full size, or at the smallest reduced size that suffices for the tower
+STORED_NAMES = {"num_images": "num_pictures"}  # fields of `CacheInfo` that the metadata keep under another name
 
 
 class Status(IntEnum):
-    """What became of an image. Codes are part of the format: never renumber, only add."""
+    """Outcome of embedding an image. The codes are part of the format: never renumber, only add."""
 
     PENDING = 0
     EMBEDDED = 1
@@ -55,7 +58,7 @@ class Status(IntEnum):
 
     @property
     def label(self) -> str:
-        """The name that users see, e.g. `not a picture`."""
+        """The name that users see and that the metadata count by, e.g. `not a picture`."""
         return self.name.lower().replace("_", " ")
 
 
@@ -76,7 +79,7 @@ EXPLANATION: dict[Status, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderInfo:
-    """Which image tower made the embeddings; enough to rebuild it and to recognise a wrong one."""
+    """The image tower that made the embeddings: enough to build it again and to recognise a wrong one."""
 
     model: str
     pretrained: str | None
@@ -87,7 +90,7 @@ class EncoderInfo:
     quick_gelu: bool
 
     def difference(self, other: "EncoderInfo") -> str | None:
-        """The first field by which two towers embed differently, None if they are one (docs/decisions/006)."""
+        """The first field that makes two towers embed differently; None if they are the same (docs/decisions/006)."""
         for name in ("weights_sha256", "preprocess", "quick_gelu"):
             if _as_json(getattr(self, name)) != _as_json(getattr(other, name)):
                 return name
@@ -96,23 +99,23 @@ class EncoderInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
-    """What was planned, and how it was read.
+    """A source of images and captions, and how it was read.
 
     Attributes:
-        path: of the manifest, folder or file; absolute, or a URL.
-        sha256: by which a changed source is recognised.
-        image_root: the folder, or URL, below which images and the files that hold them lie.
-        image_field: where a record names its image.
-        text_fields: where it has its captions.
-        limit: most images taken.
-        teacher_fields: where it has translations.
-        images: False where the translations stand in the place of images.
-        kind: of source, see `sources.py`.
-        where: the condition that a record must fulfil.
-        split: the part that was asked for.
-        languages: tags of all captions, one, or one for each text field.
-        language_field: where a record has its tag.
-        first_row: the row of its first image.
+        path: of the table, folder or file; absolute, or a URL.
+        sha256: digest by which a changed source is recognised.
+        image_root: folder or URL that image paths, and paths of files that hold images, are relative to.
+        image_field: field of a record that names its image.
+        text_fields: fields with its captions.
+        limit: most images to take; None for all.
+        teacher_fields: fields with translations for a text teacher.
+        images: False if translations take the place of images.
+        kind: of source, see `sources/kinds.py`.
+        where: condition that records must fulfil.
+        split: part of the dataset that was selected.
+        languages: language tags of the captions: one for all, or one for each text field.
+        language_field: field with the language tag of a record.
+        first_row: row of its first image in the cache.
     """
 
     path: str
@@ -132,20 +135,20 @@ class SourceInfo:
 
     @property
     def has_teacher(self) -> bool:
-        """Whether captions have a teacher's embedding beside their image's."""
+        """Whether captions have a text teacher's embedding besides that of their image."""
         return self.images and bool(self.teacher_fields)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How the views beyond the plain one were made.
+    """Random augmentation of the views beyond the plain one.
 
     Attributes:
         scale: least share of the image's area that a random resized crop keeps; 1 crops as the tower does.
-        flip: chance of being mirrored.
-        jitter: most relative change of brightness, contrast and saturation.
-        grayscale: chance of losing all colour.
-        seed: with row and view fixes all of it.
+        flip: probability of a horizontal flip.
+        jitter: largest relative change of brightness, contrast and saturation.
+        grayscale: probability of conversion to grey.
+        seed: of the random numbers, together with row and view.
     """
 
     scale: float = 0.5
@@ -160,17 +163,43 @@ class Augmentation:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
-    """The metadata of a cache, as kept in the root group's attributes."""
+    """Metadata of a cache, stored in the attributes of its root group.
+
+    Attributes:
+        state: "planning" or "appending" while arrays are laid out, "planned" until all chunks are embedded, then
+            "sealed".
+        encoder: the image tower.
+        source: the first source.
+        appended: sources that were appended, in order.
+        merged: whether the cache was merged from others, so that no pass makes its chunks.
+        num_views: views of each image, the plain one included.
+        augmentation: of the further views; None without any.
+        teacher_sha256: weights of the text teacher; None without one.
+        num_images: N.
+        num_captions: M.
+        chunk_rows: rows of an embedding chunk.
+        batch_size: images that the tower embeds at once.
+        max_pixels: of an image; larger ones are refused.
+        decoding: of JPEGs.
+        counts: images of each status, by label; empty until sealed.
+        num_duplicates: embedded images with the bytes of an earlier one; None without hashes.
+        dropped_captions: captions of the source that the cache leaves out, by reason.
+        left_out: records of the sources that the cache leaves out, by flag.
+        languages: tags that the codes of `captions/language` stand for.
+        libraries: versions of the libraries that decoded and embedded the images.
+        arrays: names of all arrays but those of tokens; None in older caches.
+        format_version: of the layout on disk.
+    """
 
     state: State
     encoder: EncoderInfo
     source: SourceInfo
     appended: list[SourceInfo] = field(default_factory=list)
-    merged: bool = False  # of several caches, so that no pass makes its chunks
+    merged: bool = False
     num_views: int = 1
     augmentation: Augmentation | None = None
     teacher_sha256: str | None = None
-    num_pictures: int = 0
+    num_images: int = 0
     num_captions: int = 0
     chunk_rows: int = 0
     batch_size: int = 0
@@ -182,22 +211,22 @@ class CacheInfo:
     left_out: dict[str, int] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
     libraries: dict[str, str] = field(default_factory=dict)
-    arrays: list[str] | None = None  # names of all but those of tokens; older caches do not tell
+    arrays: list[str] | None = None
     format_version: int = FORMAT_VERSION
 
     @property
     def is_laid_out(self) -> bool:
-        """Whether its arrays stand as the other fields say: not while they are planned or changed for more rows."""
+        """Whether the arrays are as the other fields say, so not while they are laid out or resized."""
         return self.state not in NOT_LAID_OUT
 
     @property
     def sources(self) -> list[SourceInfo]:
-        """All sources, in the order of their rows; one that brought nothing new has none."""
+        """All sources, in the order of their rows. A source that added no image has no rows."""
         return [self.source, *self.appended]
 
     @property
     def maker(self) -> str | None:
-        """What makes lost chunks anew when it is run again; None where nothing makes all of them."""
+        """What the user runs again to make lost chunks; None if nothing makes all of them."""
         kinds = {source.kind for source in self.sources}
         if self.merged or (self.appended and IMPORTED in kinds):
             return None
@@ -207,44 +236,53 @@ class CacheInfo:
 
     @property
     def is_made_by_commands(self) -> bool:
-        """Whether `clipglot cache` commands make all of its chunks."""
+        """Whether `clipglot cache` commands make all chunks of the cache."""
         return not self.merged and {source.kind for source in self.sources} <= SOURCE_KINDS
 
     def to_attributes(self) -> dict[str, Any]:
-        """The JSON form that is written to the group's attributes."""
-        return asdict(self) | {"status_names": {str(s.value): s.label for s in Status}}
+        """The JSON object that is stored."""
+        stored = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        return stored | {"status_names": {str(status.value): status.label for status in Status}}
 
     @classmethod
     def from_attributes(cls, attributes: Mapping[str, Any], where: str) -> "CacheInfo":
-        """Read the JSON form back.
+        """Read the JSON object back.
+
+        Args:
+            attributes: of the group.
+            where: the path or URL of the cache, for messages.
 
         Raises:
             CacheError: no clipglot cache, one of another format, or damaged.
         """
         if ATTRIBUTE not in attributes:
             raise CacheError(f"{where} is a Zarr group but no clipglot cache (attribute {ATTRIBUTE!r} is absent)")
-        found = attributes[ATTRIBUTE]
-        if not isinstance(found, dict):
-            raise CacheError(f"{where} has damaged metadata ({ATTRIBUTE!r} is {found!r:.40}): cache again")
-        found = {name: value for name, value in found.items() if name != "status_names"}
-        version = found.get("format_version")
+        stored = attributes[ATTRIBUTE]
+        if not isinstance(stored, dict):
+            raise CacheError(f"{where} has damaged metadata ({ATTRIBUTE!r} is {stored!r:.40}): cache again")
+        field_names: dict[Any, str] = {stored_name: name for name, stored_name in STORED_NAMES.items()}
+        fields: dict[str, Any] = {
+            field_names.get(name, name): value for name, value in stored.items() if name != "status_names"
+        }
+        version = fields.get("format_version")
         if version != FORMAT_VERSION:
             raise CacheError(
                 f"{where} has cache format {version}, this clipglot reads format {FORMAT_VERSION}: "
                 "install the clipglot version that wrote it, or cache again"
             )
         try:
-            encoder, source = EncoderInfo(**found.pop("encoder")), SourceInfo(**found.pop("source"))
-            appended = [SourceInfo(**further) for further in found.pop("appended", [])]
-            augmentation = Augmentation(**given) if (given := found.pop("augmentation", None)) else None
-            info = cls(encoder=encoder, source=source, appended=appended, augmentation=augmentation, **found)
+            encoder, source = EncoderInfo(**fields.pop("encoder")), SourceInfo(**fields.pop("source"))
+            appended = [SourceInfo(**further) for further in fields.pop("appended", [])]
+            augmentation = Augmentation(**given) if (given := fields.pop("augmentation", None)) else None
+            info = cls(encoder=encoder, source=source, appended=appended, augmentation=augmentation, **fields)
             if info.state not in get_args(State):
                 raise ValueError(f"state is {info.state!r}")
             if info.decoding not in get_args(Decoding):
                 raise ValueError(f"decoding is {info.decoding!r}")
             if info.arrays is not None and not all(isinstance(name, str) for name in info.arrays):
                 raise ValueError(f"arrays are {info.arrays!r}")
-            sizes = {name: getattr(info, name) for name in ("num_views", "num_pictures", "chunk_rows", "batch_size")}
+            names = ("num_views", "num_images", "chunk_rows", "batch_size")
+            sizes = {STORED_NAMES.get(name, name): getattr(info, name) for name in names}
             if not all(type(size) is int for size in (*sizes.values(), info.num_captions)):
                 raise ValueError(f"sizes are {sizes}, num_captions is {info.num_captions!r}")
             if info.state != "planning" and min(sizes.values()) < 1:
@@ -255,7 +293,7 @@ class CacheInfo:
 
 
 def is_language_tag(tag: object) -> bool:
-    """Whether it has the form of a tag of BCP 47.
+    """Whether a value has the form of a language tag of BCP 47.
 
     >>> [tag for tag in ("zh", "pt-BR", "zh-Hant-TW", "Chinese (simplified)", "r", 3) if is_language_tag(tag)]
     ['zh', 'pt-BR', 'zh-Hant-TW']
@@ -264,14 +302,14 @@ def is_language_tag(tag: object) -> bool:
 
 
 def _as_json(value: Any) -> Any:
-    """Tuples as lists, as JSON gives them back."""
+    """A value as JSON reads it back: tuples become lists."""
     if isinstance(value, Mapping):
         return {k: _as_json(v) for k, v in value.items()}
     return [_as_json(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def plan_chunk_rows(num_pictures: int, dim: int, batch_size: int) -> int:
-    """Rows of one embedding chunk: about `CHUNK_BYTES`, fewer in a small cache, always whole batches.
+def plan_chunk_rows(num_images: int, dim: int, batch_size: int) -> int:
+    """Rows of an embedding chunk: about `CHUNK_BYTES`, fewer in a small cache, always whole batches.
 
     >>> plan_chunk_rows(3_700_000, 512, 64)
     16384
@@ -279,5 +317,5 @@ def plan_chunk_rows(num_pictures: int, dim: int, batch_size: int) -> int:
     64
     """
     full = CHUNK_BYTES // (2 * dim)
-    wanted = min(full, -(-num_pictures // MIN_CHUNKS))
-    return max(1, -(-wanted // batch_size)) * batch_size
+    rows = min(full, -(-num_images // MIN_CHUNKS))
+    return max(1, -(-rows // batch_size)) * batch_size

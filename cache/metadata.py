@@ -1,6 +1,6 @@
-"""A cache's metadata in the attributes of its group: one object, and its checksum beside it.
+"""Storage of a cache's metadata in the attributes of its Zarr group: one JSON object and its checksum.
 
-Both go into one write of zarr.json, so whoever opens a cache while others write it finds a pair that fits.
+Both go into one write of zarr.json, so a reader always finds a matching pair, even while others write the cache.
 """
 
 import json
@@ -17,7 +17,7 @@ RESTORE = "put back what it held, or delete the cache and make it again"
 
 
 def checksum_of(metadata: Any) -> int:
-    """crc32c of the metadata as JSON text: keys sorted, no spaces, nothing but ASCII.
+    """crc32c of metadata as JSON text with sorted keys, no spaces and only ASCII.
 
     >>> checksum_of({"b": 1, "a": "é"}) == checksum_of({"a": "é", "b": 1})
     True
@@ -26,33 +26,33 @@ def checksum_of(metadata: Any) -> int:
 
 
 def with_checksum(metadata: Any) -> dict[str, Any]:
-    """The attributes of a cache's group."""
+    """The attributes of a cache's group: metadata and their checksum."""
     return {ATTRIBUTE: metadata, CHECKSUM: checksum_of(metadata)}
 
 
 def write_metadata(root: zarr.Group, info: CacheInfo) -> None:
-    """Replace the metadata of a group that is open for writing."""
-    root.update_attributes(with_checksum(info.to_attributes()))  # one write; `attrs.update` would be one for each
+    """Replace the metadata in a group that is open for writing."""
+    root.update_attributes(with_checksum(info.to_attributes()))  # one write; `attrs.update` would write twice
 
 
 def read_metadata(attributes: Mapping[str, Any], where: str, restore: str = RESTORE) -> CacheInfo:
-    """Check the metadata against their checksum and read them. Older caches have none, nor the names of their arrays.
+    """Read metadata after a check against their checksum. Older caches have neither a checksum nor `CacheInfo.arrays`.
 
     Args:
         attributes: of the group.
-        where: it lies.
-        restore: what to do about a zarr.json that holds something else than was written.
+        where: the path or URL of the cache, for messages.
+        restore: what to do about a damaged zarr.json.
 
     Raises:
-        CacheError: no clipglot cache, one of another format, or damaged.
+        CacheError: no clipglot cache, one of another format, or damaged metadata.
     """
     metadata = attributes.get(ATTRIBUTE)
     is_older = CHECKSUM not in attributes and not (isinstance(metadata, dict) and metadata.get("arrays"))
     if ATTRIBUTE in attributes and not is_older:
-        found, expected = checksum_of(metadata), attributes.get(CHECKSUM)
-        if found != expected:
+        actual, expected = checksum_of(metadata), attributes.get(CHECKSUM)
+        if actual != expected:
             raise CacheError(
-                f"{where} has damaged metadata: zarr.json, {ATTRIBUTE!r} has crc32c {found}, expected {expected} "
+                f"{where} has damaged metadata: zarr.json, {ATTRIBUTE!r} has crc32c {actual}, expected {expected} "
                 f"({CHECKSUM!r}); the file was damaged, or edited by hand: {restore}"
             )
     return CacheInfo.from_attributes(attributes, where)

@@ -134,7 +134,7 @@ def _failed(info: CacheInfo) -> str:
     """How many images of a sealed cache failed, and of which reason how many, the most frequent first."""
     reasons = sorted((-num, reason) for reason, num in info.counts.items() if reason != Status.EMBEDDED.label)
     listed = ", ".join(f"{-num:,} {reason}" for num, reason in reasons)
-    return f"{info.num_pictures - info.counts.get('embedded', 0):,} of {info.num_pictures:,} failed: {listed}"
+    return f"{info.num_images - info.counts.get('embedded', 0):,} of {info.num_images:,} failed: {listed}"
 
 
 def _stages(report: PassReport) -> str:

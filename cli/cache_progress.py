@@ -70,8 +70,8 @@ class PassProgress:
     def _planned(self) -> str:
         info = Cache(self._settings.output).info
         if self._settings.append:
-            return f"{info.num_pictures - info.appended[-1].first_row:,} further images"
-        return f"{info.num_pictures:,} {self._unit}, {info.num_captions:,} captions"
+            return f"{info.num_images - info.appended[-1].first_row:,} further images"
+        return f"{info.num_images:,} {self._unit}, {info.num_captions:,} captions"
 
     @property
     def _unit(self) -> str:

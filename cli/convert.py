@@ -62,13 +62,13 @@ def import_(settings: ImportSettings, as_json: bool) -> None:
     info = result.cache.info
     if as_json:
         print_json(
-            {"cache": str(settings.output), "resumed": result.resumed, "num_pictures": info.num_pictures}
+            {"cache": str(settings.output), "resumed": result.resumed, "num_pictures": info.num_images}
             | {"num_captions": info.num_captions, "status": info.counts, "wall_s": result.report.wall_s}
             | {"num_probes": result.num_probes, "min_cosine": result.min_cosine}
         )
         return
     say(
-        f"{settings.output}: {info.counts.get('embedded', 0):,} of {info.num_pictures:,} embeddings imported, "
+        f"{settings.output}: {info.counts.get('embedded', 0):,} of {info.num_images:,} embeddings imported, "
         f"{info.num_captions:,} captions"
     )
     if result.num_probes:
@@ -98,10 +98,10 @@ def merge(settings: MergeSettings, as_json: bool) -> None:
     if as_json:
         print_json(
             {"caches": list(map(str, settings.caches)), "output": str(settings.output)}
-            | {"num_pictures": info.num_pictures, "num_captions": info.num_captions, "status": info.counts}
+            | {"num_pictures": info.num_images, "num_captions": info.num_captions, "status": info.counts}
         )
         return
     say(
-        f"{settings.output}: {info.num_pictures:,} images and {info.num_captions:,} captions of "
+        f"{settings.output}: {info.num_images:,} images and {info.num_captions:,} captions of "
         f"{len(settings.caches)} caches"
     )

@@ -12,11 +12,11 @@ def cache_facts(report: InspectReport) -> dict[str, str]:
     dropped = "".join(f", {num:,} dropped ({reason})" for reason, num in info.dropped_captions.items())
     facts = {
         "state": info.state if info.state == "sealed" else f"{info.state}: not complete, run it again to resume",
-        "images": f"{info.num_pictures:,}",
+        "images": f"{info.num_images:,}",
         "captions": f"{info.num_captions:,}{dropped}",
         "without captions": f"{report.num_uncaptioned:,} images",
         "languages": ", ".join(f"{tag or 'untold'} {num:,}" for tag, num in contents.num_by_language.items()),
-        "embeddings": f"{info.num_views} × {info.num_pictures:,} × {encoder.dim} float16, {cache.num_chunks:,} "
+        "embeddings": f"{info.num_views} × {info.num_images:,} × {encoder.dim} float16, {cache.num_chunks:,} "
         f"chunk{'s'[: cache.num_chunks != 1]} of {info.chunk_rows:,} rows",
         "views": _views(contents),
         "exact duplicates": "" if info.num_duplicates is None else f"{info.num_duplicates:,}",

@@ -33,7 +33,7 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
         for fault in result.faults:
             say(fault)
         if not result.faults:
-            say(f"{settings.cache}: every checksum holds ({info.state}, {info.num_pictures:,} images)")
+            say(f"{settings.cache}: every checksum holds ({info.state}, {info.num_images:,} images)")
         if probes.num:
             say(f"{probes.num} images embedded again, worst cosine {probes.min_cosine:.6f}")
         if probes.not_checked:

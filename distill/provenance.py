@@ -38,7 +38,7 @@ def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
         "cache": str(cache.path.absolute()),
         "encoder": asdict(info.encoder),
         "source": asdict(info.source),
-        "num_pictures": info.num_pictures,
+        "num_pictures": info.num_images,
         "num_captions": info.num_captions,
         "counts": info.counts,
         "num_views": num_views,

@@ -58,7 +58,7 @@ class CacheContents:
         return {
             "path": str(self.cache.path),
             "state": info.state,
-            "num_pictures": info.num_pictures,
+            "num_pictures": info.num_images,
             "num_captions": info.num_captions,
             "dropped_captions": info.dropped_captions,
             "left_out": info.left_out,

@@ -78,7 +78,7 @@ class Cache:
         return self.arrays.info
 
     def __len__(self) -> int:
-        return self.info.num_pictures
+        return self.info.num_images
 
     # Plan and progress
 

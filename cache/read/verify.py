@@ -108,7 +108,7 @@ def _open_arrays(cache: Cache) -> tuple[dict[str, zarr.Array[Any]], list[Fault]]
 
 def _wrong_shapes(cache: Cache, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
     """What is wrong with the shapes of arrays, by array. No checksum covers the zarr.json that holds a shape."""
-    info, N, M = cache.info, cache.info.num_pictures, cache.info.num_captions
+    info, N, M = cache.info, cache.info.num_images, cache.info.num_captions
     num_views = {name: max((info.num_views, *arrays[name].shape[:1])) for name in (EMB, NORM) if name in arrays}
     shapes: dict[str, tuple[int, ...]] = {
         EMB: (num_views.get(EMB, 0), N, info.encoder.dim),  # a pass may be adding views

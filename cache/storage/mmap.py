@@ -1,14 +1,15 @@
-"""Random rows of a local array straight from its chunk files, as fast as from one flat file.
+"""Memory-mapped rows of a local array: random reads straight from its chunk files, as fast as from one flat file.
 
-A chunk file is raw bytes with a crc32c tail, so it can be mapped. All chunks of an array are mapped into one stretch of
-addresses, each at a whole number of rows: any rows are then one gather, however many chunks hold them. The codec is
-bypassed, so nothing guards against damage until `check` has read every chunk once.
+A chunk file is raw bytes with a crc32c tail, so it can be mapped. All chunks of an array are mapped into one range of
+addresses, each at a whole number of rows: reading any rows is then one gather, however many chunks hold them. This
+bypasses zarr's codec, so damage goes unnoticed until `check` has read every chunk once.
 """
 
 import ctypes
 import math
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,9 +33,13 @@ _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ct
 
 
 class MmapRows:
-    """N rows of an array in the cache's encoding: all of a one-dimensional array, one view of the others.
+    """N mapped rows: all rows of a one-dimensional array, or those of one view.
 
-    Resident memory is page cache alone, and no file stays open.
+    Resident memory is page cache only, and no file stays open.
+
+    Attributes:
+        shape: `(N, …)`.
+        dtype: of the rows.
     """
 
     def __init__(
@@ -44,12 +49,12 @@ class MmapRows:
 
         Args:
             array: `[N]` in chunks `[R]`, or `[V, N, …]` in chunks `[1, R, …]`.
-            folder: where its zarr.json and chunks are.
-            remedy: what to do about a lost or damaged chunk, given its index.
-            view: which of V.
+            folder: of the array, with its zarr.json and chunks.
+            remedy: tells what to do about a lost or damaged chunk, given its index.
+            view: one of V.
 
         Raises:
-            CacheError: another encoding, or a chunk that is absent or of the wrong size.
+            DamagedCacheError: another encoding, or a chunk that is absent, of the wrong size or no regular file.
         """
         _require_raw(array, folder)
         axis = min(array.ndim - 1, 1)
@@ -61,39 +66,39 @@ class MmapRows:
 
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
         self._file_bytes = self._chunk_rows * row_bytes + CRC_BYTES
-        # Addresses cost nothing, so each chunk gets a stretch that is whole in both pages and rows.
-        grain = math.lcm(mmap.ALLOCATIONGRANULARITY, row_bytes)
-        stretch = -(-self._file_bytes // grain) * grain
-        self._stretch_rows = stretch // row_bytes
-        space = mmap.mmap(-1, max(1, len(self._files)) * stretch, mmap.MAP_PRIVATE | mmap.MAP_ANON, mmap.PROT_READ)
-        raw = np.frombuffer(space, np.uint8)  # holds `space`, whose end unmaps the chunks too
+        # Addresses cost nothing, so each chunk gets a slot of whole pages and whole rows.
+        granularity = math.lcm(mmap.ALLOCATIONGRANULARITY, row_bytes)
+        slot_bytes = -(-self._file_bytes // granularity) * granularity
+        self._slot_rows = slot_bytes // row_bytes
+        space = mmap.mmap(-1, max(1, len(self._files)) * slot_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANON, mmap.PROT_READ)
+        raw = np.frombuffer(space, np.uint8)  # keeps `space` alive; when it is freed, the chunks are unmapped too
         for i in range(len(self._files)):
-            self._map(i, raw.ctypes.data + i * stretch)
+            self._map(i, raw.ctypes.data + i * slot_bytes)
         self._rows: NDArray[Any] = raw.view(self.dtype).reshape(-1, *self.shape[1:])
 
     def __len__(self) -> int:
         return int(self.shape[0])
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Some rows, in the order given, with repeats.
+        """Rows in the order given; a row may be repeated.
 
         Raises:
-            IndexError: a row that is not there.
+            IndexError: no such row.
         """
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} asked for, {self._folder} has {len(self)}")
+            raise IndexError(f"rows {rows.min()} to {rows.max()} requested, {self._folder} has {len(self)}")
         if len(self._files) > 1:
-            rows = rows + rows // self._chunk_rows * (self._stretch_rows - self._chunk_rows)
+            rows = rows + rows // self._chunk_rows * (self._slot_rows - self._chunk_rows)
         return self._rows.take(rows, axis=0)
 
     def read(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Rows `start` to `stop` (exclusive; all by default), copied."""
+        """A copy of rows `start` to `stop` (exclusive), by default of all rows."""
         start, stop, _ = slice(start, stop).indices(len(self))
         rows = np.empty((max(0, stop - start), *self.shape[1:]), self.dtype)
-        for at in range(start - start % self._chunk_rows, stop, self._chunk_rows):
-            first, last = max(start, at), min(stop, at + self._chunk_rows)
-            held = at // self._chunk_rows * self._stretch_rows - at
-            rows[first - start : last - start] = self._rows[first + held : last + held]
+        for chunk_start in range(start - start % self._chunk_rows, stop, self._chunk_rows):
+            first, last = max(start, chunk_start), min(stop, chunk_start + self._chunk_rows)
+            offset = chunk_start // self._chunk_rows * self._slot_rows - chunk_start
+            rows[first - start : last - start] = self._rows[first + offset : last + offset]
         return rows
 
     def check(self, on_progress: OnProgress = ignore_progress) -> "MmapRows":
@@ -117,25 +122,29 @@ class MmapRows:
 
     def _fault(self, i: int) -> Fault | None:
         try:
-            content = self._files[i].read_bytes()  # threads wait for the disk side by side; for a mapping, in turn
+            content = self._files[i].read_bytes()  # threads read in parallel; page faults of a mapping are serial
         except OSError as error:
             return self._damaged(i, error.strerror or str(error))
         if len(content) != self._file_bytes:
             return self._damaged(i, f"{len(content):,} bytes, expected {self._file_bytes:,}")
-        found = google_crc32c.value(np.frombuffer(content, np.uint8)[:-CRC_BYTES])
+        actual = google_crc32c.value(np.frombuffer(content, np.uint8)[:-CRC_BYTES])
         stored = int.from_bytes(content[-CRC_BYTES:], "little")
-        return None if found == stored else self._damaged(i, f"crc32c {found:08x}, expected {stored:08x}")
+        return None if actual == stored else self._damaged(i, f"crc32c {actual:08x}, expected {stored:08x}")
 
     def _damaged(self, i: int, problem: str) -> Fault:
         return Fault(f"damaged chunk {self._files[i]} ({problem})", self._remedy(self._indices[i]))
 
     def _map(self, i: int, address: int) -> None:
         try:
-            descriptor = os.open(self._files[i], os.O_RDONLY)
+            # Symlinks are followed: download tools store chunks as links. A pipe must not block the open.
+            descriptor = os.open(self._files[i], os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             raise DamagedCacheError(Fault(f"{self._files[i]} is absent", self._remedy(self._indices[i]))) from None
         try:
-            size = os.fstat(descriptor).st_size
+            state = os.fstat(descriptor)
+            if not stat.S_ISREG(state.st_mode):
+                raise DamagedCacheError(self._damaged(i, "not a regular file"))
+            size = state.st_size
             if size != self._file_bytes:
                 raise DamagedCacheError(self._damaged(i, f"{size:,} bytes, expected {self._file_bytes:,}"))
             flags = mmap.MAP_SHARED | MAP_FIXED
@@ -146,10 +155,10 @@ class MmapRows:
 
 
 def _require_raw(array: zarr.Array[Any], folder: Path) -> None:
-    """Check that an array's chunks are whole rows of raw little-endian bytes with a crc32c tail.
+    """Raise unless an array's chunks are whole rows of raw little-endian bytes with a crc32c tail.
 
     Raises:
-        CacheError: they are not.
+        DamagedCacheError: they are not.
     """
     codecs = [codec.to_dict() for codec in getattr(array.metadata, "codecs", ())]
     raw = codecs == CODECS or (array.dtype.itemsize == 1 and codecs == [{"name": "bytes"}, CODECS[1]])

@@ -109,7 +109,7 @@ def plan_append(
         info,
         state="appending",
         appended=sources,
-        num_pictures=num,
+        num_images=num,
         num_captions=num_captions,
         chunk_rows=chunk_rows,
         dropped_captions=dict(Counter(info.dropped_captions) + writer.dropped),
@@ -145,7 +145,7 @@ def finish_append(cache: Cache) -> None:
 
 def _replace_arrays(cache: Cache) -> None:
     """Copy the staged arrays over the old ones, and resize those that keep their chunks."""
-    store, num = cache.arrays.store, cache.info.num_pictures
+    store, num = cache.arrays.store, cache.info.num_images
     for name in (KEY, TEXT, LOCATOR, FILE, LANGUAGE, CAPTION_IMAGE, *EMBEDDED_ARRAYS):
         if ZARR_JSON in store.names(f"{STAGED}/{name}"):
             store.delete_below(name)

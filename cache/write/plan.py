@@ -125,7 +125,7 @@ def _lay_out(
     planned = replace(
         info,
         state="planned",
-        num_pictures=num,
+        num_images=num,
         num_captions=num_captions,
         chunk_rows=chunk_rows,
         dropped_captions=dict(writer.dropped),

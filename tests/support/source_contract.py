@@ -264,7 +264,7 @@ class SourceContract(ABC):
         cache: Cache = make_cache(made.path, tmp_path / "cache.zarr", **made.options).cache
         assert cache.info.dropped_captions == dict.fromkeys(self.hostile, 1)
         assert cache.captions() == ["good"]
-        assert cache.info.num_pictures == len(captions)
+        assert cache.info.num_images == len(captions)
 
     def test_a_limit_takes_the_first_images(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
         made = self.made(tmp_path / "source")

@@ -231,3 +231,8 @@ def test_arrays_that_are_no_names_are_damage(own: Path) -> None:
     edit(own, arrays=["images/emb", 3])
     with pytest.raises(CacheError, match=r"damaged metadata \(arrays are \['images/emb', 3\]\): cache again"):
         Cache(own)
+
+
+def test_metadata_keep_the_names_that_they_were_stored_under(own: Path) -> None:
+    stored = json.loads((own / "zarr.json").read_text())["attributes"]["clipglot"]
+    assert (stored["num_pictures"], "num_images" in stored) == (Cache(own).info.num_images, False)

@@ -133,7 +133,7 @@ def test_rows_that_do_not_fulfil_it_are_left_out_and_counted(tmp_path: Path) -> 
     assert [row.key for row in source.rows()] == ["2.png", "4.png"]
     assert source.left_out == {"--split": 3, "--where": 1}
     info = plan_cache(tmp_path / "c.zarr", source.batches(), INFO, left_out=source.left_out)
-    assert (info.num_pictures, info.left_out) == (2, {"--split": 3, "--where": 1})
+    assert (info.num_images, info.left_out) == (2, {"--split": 3, "--where": 1})
 
 
 def test_a_table_without_the_column_of_splits_says_so(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Mapped rows equal those that zarr reads, and what the codec would have found is found."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_mapped_rows_are_those_that_zarr_reads(
 @pytest.mark.parametrize("row", [-1, 40])
 def test_rows_that_are_not_there_are_refused(row: int, tmp_path: Path) -> None:
     rows = MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy)
-    with pytest.raises(IndexError, match=f"rows {min(row, 3)} to {max(row, 3)} asked for, .*rows has 40"):
+    with pytest.raises(IndexError, match=f"rows {min(row, 3)} to {max(row, 3)} requested, .*rows has 40"):
         rows.take(np.array([3, row]))
 
 
@@ -137,3 +138,11 @@ def test_a_cache_maps_its_arrays(tiny_cache: Path) -> None:
     assert np.array_equal(cache.mapped("images/emb").check().take(some), cache.emb_rows(some))
     assert np.array_equal(cache.mapped("captions/image").check().read(), cache.caption_image())
     assert np.array_equal(cache.mapped("images/norm").check().read(), cache.norm())
+
+
+def test_a_chunk_that_is_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    array, chunk = stored(tmp_path, *SHAPES[0]), tmp_path / "rows/c/0/2/0"
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(CacheError, match=r"c/0/2/0 \(not a regular file\): mend \(0, 2, 0\)"):
+        MmapRows(array, tmp_path / "rows", remedy=remedy)

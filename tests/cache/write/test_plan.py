@@ -88,7 +88,7 @@ def test_what_was_dropped_is_counted_with_its_reason(tmp_path: Path) -> None:
 def test_a_limit_keeps_the_first_images_and_their_later_captions(tmp_path: Path) -> None:
     info = plan_cache(tmp_path / "c.zarr", rows([("a", ["1"]), ("b", ["2"]), ("c", ["3"]), ("a", ["4"])]), limited(2))
     cache = Cache(tmp_path / "c.zarr")
-    assert (cache.keys(), cache.captions(), info.num_pictures) == (["a", "b"], ["1", "4", "2"], 2)
+    assert (cache.keys(), cache.captions(), info.num_images) == (["a", "b"], ["1", "4", "2"], 2)
 
 
 @pytest.mark.parametrize("at_a_time", [1, 5, 8192])
