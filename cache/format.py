@@ -260,9 +260,9 @@ class CacheInfo:
         stored = attributes[ATTRIBUTE]
         if not isinstance(stored, dict):
             raise CacheError(f"{where} has damaged metadata ({ATTRIBUTE!r} is {stored!r:.40}): cache again")
-        field_names: dict[Any, str] = {stored_name: name for name, stored_name in STORED_NAMES.items()}
+        field_names = {stored_name: name for name, stored_name in STORED_NAMES.items()}
         fields: dict[str, Any] = {
-            field_names.get(name, name): value for name, value in stored.items() if name != "status_names"
+            field_names.get(name, str(name)): value for name, value in stored.items() if name != "status_names"
         }
         version = fields.get("format_version")
         if version != FORMAT_VERSION:

@@ -13,6 +13,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.storage import ragged
 from clipglot.cli.main import main
+from support.damage import flip_a_byte
 from support.metadata_edits import edit, edit_attributes
 
 READERS: dict[str, Callable[[Cache], Any]] = {
@@ -32,12 +33,6 @@ chunks = pytest.mark.parametrize("chunk", READERS)
 def copied(tiny_cache: Path, tmp_path: Path) -> Path:
     """A sealed cache that may be broken."""
     return Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def verified(cache: Path) -> tuple[int, list[str]]:

@@ -15,10 +15,9 @@ from clipglot.cache.write.views import make_room
 from clipglot.cli.main import main
 from clipglot.jobs.verify import cache_command
 from support.appended_sources import write_manifests
+from support.damage import flip_a_byte, rewrite
 from support.s3_server import Bucket
 from support.translated_scenes import MODEL
-from test_cache_damage import flip_a_byte
-from test_verify import rewrite
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from clipglot.cache.read import verify as contents
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from PIL import Image
+from support.damage import rewrite
 from support.drawings import draw_images
 from support.metadata_edits import edit
 
@@ -39,12 +40,6 @@ def own(tmp_path: Path, make_cache: Callable[..., Any]) -> Path:
     (tmp_path / "pictures/images/0003.png").write_bytes(b"broken")
     make_cache(manifest, tmp_path / "c.zarr", views=2)
     return tmp_path / "c.zarr"
-
-
-def rewrite(cache: Path, name: str, at: Any, value: Any) -> None:
-    """Wrong content under a right checksum."""
-    with zarr.config.set({"array.write_empty_chunks": True}):
-        zarr.open_group(cache, mode="r+")[name][at] = value
 
 
 def replace_array(cache: Path, name: str, values: Any) -> None:
