@@ -1,4 +1,4 @@
-"""Where a cache or a source lies: in a local folder or at a URL. Told apart once, where it is named."""
+"""Location of a cache or a source: a local path or a URL, distinguished once, where the user names it."""
 
 from pathlib import Path, PurePosixPath
 

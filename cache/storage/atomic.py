@@ -1,4 +1,7 @@
-"""Files and folders that are whole or absent: written under a temporary name, synced, then given their own."""
+"""Atomic writes of files and folders, and locks on folders.
+
+Whatever is written gets a temporary name, is synced to the disk, and is then renamed, so it is whole or absent.
+"""
 
 import errno
 import fcntl
@@ -17,6 +20,8 @@ from ..errors import CacheError, UnwritableError
 from ..format import TOKENS
 
 PARTIAL = ".partial"
+SWEEPING_S = 10.0  # time in which the last process to leave a shared folder has swept it
+POLL_S = 0.05
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS, which has none for folders
 
@@ -69,7 +74,7 @@ def atomic_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def partial_of(path: Path, make: Callable[[Path], None], alone: bool = True) -> Iterator[Path]:
-    """Yield a new temporary name beside `path`, held until the block ends so that others see that somebody is at it.
+    """Yield a new temporary name beside `path`, locked until the block ends so that others know it is in use.
 
     Args:
         path: whose folder is created.
@@ -183,10 +188,6 @@ def explain_os_error(path: Path, remedy: str = "make it writable or choose anoth
         raise UnwritableError(
             f"{path}: cannot be written ({cause.strerror or cause}): {remedy} and run the same command again"
         ) from cause
-
-
-SWEEPING_S = 10.0  # in which whoever left a shared folder last has swept it
-POLL_S = 0.05
 
 
 @contextmanager

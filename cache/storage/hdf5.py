@@ -1,6 +1,7 @@
-"""A sealed cache in one HDF5 file: the arrays of docs/cache.md as datasets, read as the Zarr group that they stand for.
+"""HDF5 files of sealed caches: a read-only Zarr store over a file, and the writer that `convert` uses.
 
-`convert` writes such files. Reading never changes one, so it needs no locks of the filesystem: many clusters have none.
+The datasets are the arrays of docs/cache.md. Reading never changes a file, so it needs no file locks, which many
+clusters lack.
 """
 
 import asyncio
@@ -30,11 +31,13 @@ from .ragged import create_array
 CONVERT_AGAIN = "convert it again from the cache that this is a copy of"
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and chunk shape."""
+# From HDF5 1.10 on, all metadata has checksums, and a file that was not closed is marked as such.
+LIBVER = ("v110", "v110")
 UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)  # h5py has no error of its own
 
 
 class Hdf5Store(Store):
-    """The Zarr group that a file stands for, read only: metadata made from the datasets', chunks with a crc32c tail.
+    """Read-only Zarr store over an HDF5 file: metadata derived from the datasets, chunks with a crc32c tail.
 
     Attributes:
         path: of the file.
@@ -225,10 +228,6 @@ def _cut(content: bytes, byte_range: ByteRequest | None) -> bytes:
         case SuffixByteRequest(suffix):
             return content[-suffix:]
     raise TypeError(f"unknown byte range {byte_range!r}")
-
-
-# From HDF5 1.10 on every piece of metadata has a checksum, and a file that was not closed is known by its mark.
-LIBVER = ("v110", "v110")
 
 
 class Hdf5Writer:

@@ -1,4 +1,4 @@
-"""A cache's local folder: who holds it for writing, and zarr's store in it, whose files are whole or absent."""
+"""Zarr store in a local folder with atomic, durable writes, and the folder's lock for writers."""
 
 import asyncio
 import errno

@@ -1,4 +1,4 @@
-"""Ragged UTF-8 arrays: a Zarr group of `bytes [total] uint8` and `offsets [N+1] int64`, written as a stream."""
+"""Ragged arrays of UTF-8 texts: Zarr groups of `bytes [total] uint8` and `offsets [N+1] int64`, written as a stream."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

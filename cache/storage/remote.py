@@ -1,4 +1,4 @@
-"""Where a cache lies: in a local folder, or in an object store through fsspec, whose errors are explained here."""
+"""Zarr store in an object store through fsspec, with errors that say what to do."""
 
 import asyncio
 from collections import OrderedDict

@@ -1,7 +1,7 @@
-"""Token ids of a cache's captions, kept so that tokenizing happens once: `tokens/<key>` with `ids` and `offsets`.
+"""Stored token ids of a cache's captions: groups `tokens/<key>` with `ids` and `offsets`, so that tokenizing runs once.
 
-Who tokenizes gives the key, a sha256 over all that decides the ids; here groups are written, found again and checked.
-The folder `tokens` lies in the cache or, where that cannot be written, wherever the caller says.
+The caller gives the key, a sha256 over all that decides the ids; this module writes, maps and checks the groups. The
+folder `tokens` lies in the cache or, if the cache cannot be written, where the caller says.
 """
 
 import errno
