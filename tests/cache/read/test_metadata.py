@@ -14,7 +14,8 @@ from clipglot.cache.read.arrays import parent_groups
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.write.merge import concatenate_caches
-from support.copies import files, run
+from support.cache_bytes import files
+from support.command_line import run
 from support.metadata_edits import edit, make_older
 from support.s3_server import Bucket
 from support.tars import write_shards

@@ -21,7 +21,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
-from support.copies import run
+from support.command_line import run
 from support.run_logs import logged
 from support.runs import settings
 

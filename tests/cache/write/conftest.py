@@ -1,21 +1,42 @@
-"""Fixtures: passes shared by several worker processes."""
+"""Fixtures: commands in processes of their own, and a pass that several of them share."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.drawings import draw_images
-from support.worker_processes import Started, ask, launching
+from support.launcher import Launcher, Process, kill_all, launching
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """The process that commands are forked from."""
+    with launching() as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def start_command(launcher: Launcher, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """`start_command("cache", …, script="")`: a `clipglot` command in `tmp_path`, which does not outlive the test."""
+    folder, started = tmp_path.with_name(f"{tmp_path.name}_output"), list[Process]()
+    folder.mkdir()
+
+    def start(*arguments: object, **options: Any) -> Process:
+        credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environment = credentials | options.pop("environment", {})
+        started.append(launcher.start(list(arguments), folder, environment=environment, **options))
+        return started[-1]
+
+    yield start
+    kill_all(started)
 
 
 @pytest.fixture(scope="session")
 def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 160 images: 20 chunks of 8."""
-    return draw_images(tmp_path_factory.mktemp("many"), 160)
+    """The manifest of 80 images: 10 chunks of 8."""
+    return draw_images(tmp_path_factory.mktemp("many"), 80)
 
 
 @pytest.fixture(scope="session")
@@ -26,30 +47,13 @@ def alone(many_images: Path, make_cache: Callable[..., Any], tmp_path_factory: p
     return cache
 
 
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Any]:
-    """The process that workers are forked from."""
-    with launching() as process:
-        yield process
-
-
 @pytest.fixture
-def start_worker(launcher: Any, many_images: Path, tiny_clip: Path, tmp_path: Path) -> Iterator[Any]:
-    """`start_worker(output, "0/2")`: a worker on `many_images`, which does not outlive the test."""
-    started: list[int] = []
+def start_worker(start_command: Any, many_images: Path, tiny_clip: Path) -> Callable[..., Process]:
+    """`start_worker(output, "0/2", script, *options)`: a worker of a pass over `many_images`."""
 
-    def begin(output: object, worker: str, script: str = "", *options: str) -> Started:
-        arguments = ["cache", many_images, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
-        arguments += ["--batch-size", 8, "--chunk-rows", 8, "--num-workers", 1, "--shard", worker, *options]
-        messages = tmp_path / f"messages{len(started)}"
-        for stream in (1, 2):
-            Path(f"{messages}.{stream}").touch()
-        task: dict[str, Any] = {"arguments": [str(a) for a in arguments], "messages": str(messages), "script": script}
-        task["environment"] = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        started.append(ask(launcher, task))
-        return Started(started[-1], messages, launcher)
+    def start(output: object, shard: str, script: str = "", *options: object) -> Process:
+        command = ["cache", many_images, "-o", output, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+        command += ["--batch-size", 8, "--chunk-rows", 8, "--num-workers", 1, "--shard", shard, *options]
+        return start_command(*command, script=script)
 
-    yield begin
-    for pid in started:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+    return start

@@ -1,9 +1,7 @@
-"""Appending: new images become rows after the old ones, whose bytes stay; killed at any step, it is finished."""
+"""Append: new images become rows after the old ones, whose bytes stay; the next command finishes a killed append."""
 
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +15,11 @@ from clipglot.cache.format import SourceInfo
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import open_source
-from clipglot.cache.storage import local as store_files
-from clipglot.cache.write import append as appending
+from clipglot.cache.storage import local
+from clipglot.cache.write.append import STAGED, finish_append, plan_append
 from clipglot.distill.errors import DistillError
-from support.appended_sources import content, files, write_manifests
+from support.appended_sources import content, write_manifests
+from support.cache_bytes import files
 
 Make = Callable[..., Any]
 
@@ -68,7 +67,7 @@ def test_the_same_command_again_is_complete_and_changes_nothing(
     for manifest, append in (("more", True), ("old", False)):
         assert make_cache(manifests[manifest], path, append=append).report.num_pictures == 0
         assert files(path) == before
-    for _ in range(2):  # it is new, but brings nothing, which is noted once
+    for _ in range(2):  # a new source without new images is recorded once
         assert make_cache(manifests["grown"], path, append=True).report.num_pictures == 0
         assert files(path) | {"zarr.json": b""} == before | {"zarr.json": b""}
         assert [source.first_row for source in Cache(path).require_sealed().info.sources] == [0, 10, 30]
@@ -88,7 +87,7 @@ def test_sources_are_appended_one_after_another(manifests: dict[str, Path], make
     assert cache.count_languages()["ru"] == tags.count("ru") > 0
 
 
-def test_far_too_small_chunks_are_made_anew(
+def test_far_too_small_chunks_are_made_larger(
     manifests: dict[str, Path], make_cache: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "c.zarr"
@@ -115,12 +114,18 @@ def test_training_goes_on_with_all_rows(
 
 
 class Stopped(Exception):  # noqa: N818
-    """In the place of a kill."""
+    """Raised in place of a kill."""
 
 
+@pytest.mark.parametrize("num_stops", [3, pytest.param(12, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("rechunked", [False, True])
-def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
-    rechunked: bool, manifests: dict[str, Path], make_cache: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_plan_stopped_at_any_write_leaves_the_old_cache_or_one_that_is_finished(
+    rechunked: bool,
+    num_stops: int,
+    manifests: dict[str, Path],
+    make_cache: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path, old, settings = tmp_path / "c.zarr", tmp_path / "old.zarr", {"batch_size": 1} if rechunked else {}
     make_cache(manifests["old"], old, **settings)
@@ -129,7 +134,7 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
     source = open_source(
         SourceInfo(path=str(manifests["more"]), sha256="", image_root="", image_field="", text_fields=[])
     )
-    write, num = store_files.atomic_write, 0
+    write, num = local.atomic_write, 0
 
     def plan(stop_at: int) -> dict[str, bytes]:
         nonlocal num
@@ -143,17 +148,17 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
             write(target, data)
 
         with monkeypatch.context() as patch:
-            patch.setattr(store_files, "atomic_write", counted)
+            patch.setattr(local, "atomic_write", counted)
             cache = Cache(path, read_only=False)
-            appending.finish_append(cache)
+            finish_append(cache)
             if cache.info.state == "sealed":
-                appending.plan_append(cache, source.batches(), source.info, left_out=Counter())
+                plan_append(cache, source.batches(), source.info, left_out=Counter())
         return files(path)
 
     shutil.copytree(old, path)
     expected, total = plan(-1), num
     assert (Cache(path).info.chunk_rows > Cache(old).info.chunk_rows) == rechunked
-    for at in (*range(1, total, max(1, total // 8)), total):
+    for at in (*range(1, total, max(1, total // num_stops)), total):
         shutil.rmtree(path)
         shutil.copytree(old, path)
         with pytest.raises(Stopped):
@@ -165,73 +170,50 @@ def test_a_plan_that_stops_at_any_write_is_the_old_or_is_finished(
         assert plan(-1) == expected
 
 
-# For each number that it is given it runs the command in a process of its own, which dies as by SIGKILL when it writes
-# or deletes for that time; it answers with the exit code and how often the process did so, if it lived.
-LAUNCHER = """
-import os, signal, sys
-import clipglot.jobs.cache
+# The process dies as by SIGKILL before its Nth write or deletion; without N it counts them.
+DYING = """
+import signal
 from clipglot.cache.storage import local as files
-from clipglot.cli.main import main
-
-def before(function):
-    def counted(*arguments, **named):
+at, num = {at}, 0
+def counted(function):
+    def wrapper(*arguments, **named):
         global num
         num += 1
         if num == at:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*arguments, **named)
-    return counted
-
-files.atomic_write = before(files.atomic_write)
-files.DurableLocalStore.delete_below = before(files.DurableLocalStore.delete_below)
-for line in sys.stdin:
-    at, num = int(line), 0
-    pid = os.fork()
-    if not pid:
-        os.dup2(2, 1)
-        try:
-            main(sys.argv[2:])
-        finally:
-            with open(sys.argv[1], "w") as file:
-                file.write(str(num))
-            os._exit(0 if sys.exc_info()[1].code == 0 else 1)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return wrapper
+files.atomic_write = counted(files.atomic_write)
+files.DurableLocalStore.delete_below = counted(files.DurableLocalStore.delete_below)
+import atexit
+atexit.register(lambda: print("steps", num))
 """
 
 
+@pytest.mark.parametrize("at_steps", ["some", pytest.param("many", marks=pytest.mark.slow)])
 def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
-    manifests: dict[str, Path], make_cache: Make, tiny_clip: Path, tmp_path: Path
+    at_steps: str, manifests: dict[str, Path], make_cache: Make, start_command: Any, tiny_clip: Path, tmp_path: Path
 ) -> None:
     path, old = tmp_path / "c.zarr", tmp_path / "old.zarr"
     make_cache(manifests["old"], old)
-    given = ["cache", manifests["more"], "-o", path, "--append", "--batch-size", 8, "--num-workers", 1]
-    given = [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]]
-    command, pipe = [sys.executable, "-c", LAUNCHER, str(tmp_path / "count"), *given], subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as launcher:
-        assert launcher.stdin
-        assert launcher.stdout
-
-        def run(at: int) -> int:
-            print(at, file=launcher.stdin, flush=True)
-            return int(launcher.stdout.readline())  # type: ignore[union-attr]
-
+    command = ["cache", manifests["more"], "-o", path, "--append", "--batch-size", 8, "--num-workers", 1]
+    command += ["--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+    shutil.copytree(old, path)
+    said = start_command(*command, script=DYING.format(at=-1)).succeed()
+    num, expected, states = int(said.split("steps ")[1]), files(path), set()
+    assert num > 30
+    for at in (num // 3, num - 5) if at_steps == "some" else (*range(1, num, 9), num):
+        shutil.rmtree(path)
         shutil.copytree(old, path)
-        assert run(-1) == 0
-        num, expected, states = int((tmp_path / "count").read_text()), files(path), set()
-        assert num > 30
-        for at in (*range(1, num, 9), num):
-            shutil.rmtree(path)
-            shutil.copytree(old, path)
-            assert run(at) == -signal.SIGKILL
-            cache = Cache(path)
-            states.add(cache.info.state)
-            if cache.info.state == "sealed" and len(cache) == 10:
-                assert verify(cache) == []
-                assert cache.image_emb().tobytes() == Cache(old).image_emb().tobytes()
-            assert run(-1) == 0
-            assert files(path) == expected
-        assert states >= {"sealed", "appending", "planned"}
-        launcher.stdin.close()
+        assert start_command(*command, script=DYING.format(at=at)).wait() == -signal.SIGKILL
+        cache = Cache(path)
+        states.add(cache.info.state)
+        if cache.info.state == "sealed" and len(cache) == 10:
+            assert verify(cache) == []
+            assert cache.image_emb().tobytes() == Cache(old).image_emb().tobytes()
+        make_cache(manifests["more"], path, append=True)
+        assert files(path) == expected
+    assert len(states) == 2 if at_steps == "some" else states >= {"sealed", "appending", "planned"}
 
 
 @pytest.mark.parametrize(
@@ -242,7 +224,7 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
         ({"output": "absent.zarr"}, "absent.zarr: no cache to append to: leave out --append"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_other_settings_are_refused(
     settings: dict[str, Any], message: str, manifests: dict[str, Path], make_cache: Make, tmp_path: Path
 ) -> None:
     make_cache(manifests["old"], tmp_path / "c.zarr")
@@ -265,4 +247,4 @@ def test_a_source_that_fails_leaves_the_cache_as_it_was(
     assert content(path)[:2] == before[:2]
     make_cache(manifests["more"], path, append=True)
     assert len(content(path)[0]) == 30
-    assert appending.STAGED not in Cache(path).arrays.root
+    assert STAGED not in Cache(path).arrays.root

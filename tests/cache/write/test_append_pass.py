@@ -1,4 +1,4 @@
-"""The pass over appended rows: on disks and at URLs, by several workers, after losses; and what waits for its end."""
+"""The pass over appended rows: local and at URLs, by several workers, after losses; what else has to wait for it."""
 
 import shutil
 from collections.abc import Callable
@@ -13,21 +13,22 @@ from clipglot.cache.format import HASH
 from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.storage import local as store_files
+from clipglot.cache.storage import local
 from clipglot.cache.storage.remote import RemoteStore
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
-from support.appended_sources import content, files, write_manifests
+from support.appended_sources import content, write_manifests
+from support.cache_bytes import files
 from support.metadata_edits import make_older
 from support.s3_server import Bucket
 from support.tars import members_of, write_tar
-from support.worker_processes import SLOW, ended
+from support.worker_scripts import SLOW
 
 Make = Callable[..., Any]
 
 
 class Stopped(Exception):  # noqa: N818
-    """In the place of a kill."""
+    """Raised in place of a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def old(manifests: dict[str, Path], make_cache: Make, tmp_path: Path) -> Path:
     return tmp_path / "old.zarr"
 
 
-def test_what_is_not_given_is_what_the_cache_was_made_with(
+def test_settings_that_are_not_given_are_those_of_the_cache(
     manifests: dict[str, Path], tiny_clip: Path, make_cache: Make, tmp_path: Path
 ) -> None:
     cache, given = tmp_path / "c.zarr", {"max_pixels": 4000, "decoding": "scaled", "precision": "bf16", "batch_size": 4}
@@ -59,8 +60,8 @@ def test_what_is_not_given_is_what_the_cache_was_made_with(
     assert "batch_size was 4, now 8" in refused.stderr
 
 
-@pytest.mark.parametrize("rechunked", [False, True])
-def test_at_a_url_it_has_the_bytes_of_the_local_one(
+@pytest.mark.parametrize("rechunked", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_at_a_url_a_cache_has_the_bytes_of_a_local_one(
     rechunked: bool,
     manifests: dict[str, Path],
     make_cache: Make,
@@ -93,11 +94,12 @@ def test_at_a_url_it_has_the_bytes_of_the_local_one(
     assert len(content(near)[0]) == 30
 
 
-def test_workers_share_it_once_the_first_has_planned_it(
+@pytest.mark.slow
+def test_workers_share_an_append_once_the_first_has_planned_it(
     start_worker: Any, many_images: Path, alone: Path, make_cache: Make, tmp_path: Path
 ) -> None:
     path, lone, part = tmp_path / "cache.zarr", tmp_path / "lone.zarr", many_images.with_name("part.jsonl")
-    part.write_text("\n".join(many_images.read_text().splitlines()[:60]))
+    part.write_text("\n".join(many_images.read_text().splitlines()[:30]))
     refused = start_worker(path, "1/2", "", "--append")
     assert refused.wait() == 1
     assert "no cache to append to" in refused.err()
@@ -107,24 +109,25 @@ def test_workers_share_it_once_the_first_has_planned_it(
     second = start_worker(path, "1/2", "", "--append")
     second.until(lambda: "worker 1 of 2 waits until worker 0 has planned" in second.err())
     first = start_worker(path, "0/2", SLOW.format(0.6), "--append")
-    done = [ended(worker) for worker in (first, second)]
+    done = [worker.succeed() for worker in (first, second)]
     assert all(int(line.split(" did ")[1].split()[0]) for line in done)
     assert files(path) == files(lone)
-    assert Cache(path).image_emb()[:56].tobytes() == Cache(alone).image_emb()[:56].tobytes()
+    assert Cache(path).image_emb()[:24].tobytes() == Cache(alone).image_emb()[:24].tobytes()
 
 
-def test_workers_need_not_wait_for_a_source_that_brings_nothing(start_worker: Any, alone: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_workers_do_not_wait_for_a_source_without_new_images(start_worker: Any, alone: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
     second = start_worker(path, "1/2", "", "--append")
     second.until(lambda: "waits until worker 0" in second.err())
     for worker in (start_worker(path, "0/2", "", "--append"), second):
-        assert "is complete already: 160" in ended(worker)
+        assert "is complete already: 80" in worker.succeed()
     assert files(path) | {"zarr.json": b""} == files(alone) | {"zarr.json": b""}
 
 
 def stopped_at(ending: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a cache until a file is written whose name ends so."""
-    write = store_files.atomic_write
+    """Make a cache until a file is to be written whose name ends so."""
+    write = local.atomic_write
 
     def write_or_stop(target: Path, data: Any) -> None:
         if target.as_posix().endswith(ending):
@@ -132,13 +135,13 @@ def stopped_at(ending: str, make: Callable[[], Any], monkeypatch: pytest.MonkeyP
         write(target, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_files, "atomic_write", write_or_stop)
+        patch.setattr(local, "atomic_write", write_or_stop)
         with pytest.raises(Stopped):
             make()
 
 
 @pytest.mark.parametrize("lost", ["images/emb/c/0/1/0", "images/norm/c/0/1", "images/hash/c/1/0"])
-def test_a_lost_half_of_the_chunk_is_an_error_not_zeros(
+def test_lost_old_rows_of_a_chunk_are_an_error_not_zeros(
     lost: str, old: Path, manifests: dict[str, Path], make_cache: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = content(old)
@@ -154,7 +157,7 @@ def test_a_lost_half_of_the_chunk_is_an_error_not_zeros(
     assert (len(keys), emb[:8].tobytes()) == (30, before[2][:8].tobytes())
 
 
-def test_a_chunk_that_is_half_written_is_no_fault_and_is_done_again(
+def test_a_half_written_chunk_is_no_fault_and_is_written_again(
     old: Path, manifests: dict[str, Path], make_cache: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Path(shutil.copytree(old, tmp_path / "whole.zarr"))
@@ -170,7 +173,7 @@ def test_a_chunk_that_is_half_written_is_no_fault_and_is_done_again(
     assert files(old) == files(whole)
 
 
-def test_while_rows_take_their_places_nothing_else_is_done(
+def test_nothing_else_is_done_in_state_appending(
     old: Path, manifests: dict[str, Path], make_cache: Make, make_run: Make, tmp_path: Path, monkeypatch: Any
 ) -> None:
     whole = Path(shutil.copytree(old, tmp_path / "whole.zarr"))
@@ -228,7 +231,9 @@ def test_duplicates_are_counted_over_old_and_new_images(
     assert verify(cache) == []
 
 
-def test_the_command_says_what_was_there_already(old: Path, manifests: dict[str, Path], tiny_clip: Path) -> None:
+def test_the_command_counts_images_that_the_cache_has_already(
+    old: Path, manifests: dict[str, Path], tiny_clip: Path
+) -> None:
     given = ["cache", manifests["more"], "-o", old, "--append", "--batch-size", 8, "--num-workers", 1]
     made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
     assert made.exit_code == 0, made.output

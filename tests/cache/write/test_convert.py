@@ -1,29 +1,25 @@
-"""A copy is whole or absent, and there and back gives the same bytes."""
+"""Conversion: a copy is complete or absent, and converting back gives the same bytes."""
 
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.write.convert import convert
-from support.copies import files, run
+from support.cache_bytes import files
+from support.command_line import run
 from support.metadata_edits import edit
-from support.s3_server import serving
-from zarr.core.sync import sync
+from support.s3_server import Bucket
 
 AGAIN = "convert it again from the cache that this is a copy of"
 
 
-def test_there_and_back_gives_the_same_bytes(with_tokens: Path, h5: Path, tmp_path: Path) -> None:
+def test_converting_there_and_back_gives_the_same_bytes(with_tokens: Path, h5: Path, tmp_path: Path) -> None:
     done = convert(Cache(h5), tmp_path / "back.zarr")
     assert files(tmp_path / "back.zarr") == files(with_tokens)
     assert any("tokens/" in name for name in files(with_tokens))
@@ -32,7 +28,7 @@ def test_there_and_back_gives_the_same_bytes(with_tokens: Path, h5: Path, tmp_pa
     assert done.num_chunks == sum("/c/" in name for name in files(with_tokens))
 
 
-def test_views_and_teachers_go_there_and_back(
+def test_views_and_text_targets_are_converted_too(
     translated_caches: dict[str, Path], manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_cache(manifest, tmp_path / "views.zarr", views=3)
@@ -56,22 +52,17 @@ def test_views_that_are_being_added_are_left_out(
 
 
 def test_a_url_is_copied_to_the_disk_in_either_form(
-    with_tokens: Path, h5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_tokens: Path, h5: Path, bucket: Bucket, tmp_path: Path
 ) -> None:
-    (tmp_path / "s3").mkdir()
-    with serving(tmp_path / "s3") as bucket:
-        for name, value in bucket.environment.items():
-            monkeypatch.setenv(name, value)
-        url = bucket.upload(with_tokens, "own.zarr")
-        for name in ("a.h5", "a.zarr"):
-            assert run("convert", url, tmp_path / name).exit_code == 0
-        bucket.flip_a_byte("own.zarr/captions/text/bytes/c/0")
-        result = run("convert", url, tmp_path / "b.h5")
-        sync(fsspec.filesystem("s3", asynchronous=True)._s3creator.__aexit__(None, None, None))
+    url = bucket.upload(with_tokens, "own.zarr")
+    for name in ("a.h5", "a.zarr"):
+        assert run("convert", url, tmp_path / name).exit_code == 0
+    bucket.flip_a_byte("own.zarr/captions/text/bytes/c/0")
+    result = run("convert", url, tmp_path / "b.h5")
     assert f"{url}: damaged chunk captions/text/bytes/c/0" in result.stderr
     assert (tmp_path / "a.h5").read_bytes() == h5.read_bytes()
     assert files(tmp_path / "a.zarr") == files(with_tokens)
-    assert {path.name for path in tmp_path.iterdir()} <= {"a.h5", "a.zarr", "s3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"a.h5", "a.zarr"}
 
 
 def test_only_a_sealed_cache_is_converted_and_only_to_a_free_name(tiny_cache: Path, h5: Path, tmp_path: Path) -> None:
@@ -85,7 +76,7 @@ def test_only_a_sealed_cache_is_converted_and_only_to_a_free_name(tiny_cache: Pa
     assert sorted(tmp_path.iterdir()) == [open_]
 
 
-def test_damage_of_the_cache_stops_it(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_is_not_converted(tiny_cache: Path, tmp_path: Path) -> None:
     own = Path(shutil.copytree(tiny_cache, tmp_path / "own.zarr"))
     content = bytearray((own / "images/emb/c/0/1/0").read_bytes())
     content[5] ^= 1
@@ -99,20 +90,20 @@ def test_damage_of_the_cache_stops_it(tiny_cache: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["out.h5", "out.zarr"])
-def test_killed_at_any_moment_it_leaves_nothing_of_that_name(name: str, h5: Path, tmp_path: Path) -> None:
+def test_a_conversion_killed_at_any_moment_leaves_nothing_of_that_name(
+    name: str, h5: Path, start_command: Any, tmp_path: Path
+) -> None:
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom clipglot.cache.write.convert import convert\n"
+        "from pathlib import Path\nfrom clipglot.cache.write.convert import convert\n"
         "from clipglot.cache.read.cache import Cache\n"
         "def show(done, total):\n    print(done, flush=True)\n    time.sleep(0.01)\n"
-        "convert(Cache(Path(sys.argv[1])), Path(sys.argv[2]), show)"
+        f"convert(Cache(Path({str(h5)!r})), Path({str(tmp_path / name)!r}), show)"
     )
-    command = [sys.executable, "-c", script, str(h5), str(tmp_path / name)]
-    for wanted in (1, 8, 15):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout
-            while int(process.stdout.readline()) < wanted:
-                time.sleep(0)
-            process.send_signal(signal.SIGKILL)
+    for num_done in (1, 8, 15):
+        process = start_command(script=script)
+        process.until(lambda num=num_done, process=process: f"{num}\n" in process.out())
+        process.signal_all(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
         assert not (tmp_path / name).exists()
         assert len(list(tmp_path.iterdir())) == 1  # the next one clears it away
     convert(Cache(h5), tmp_path / name)
@@ -121,20 +112,18 @@ def test_killed_at_any_moment_it_leaves_nothing_of_that_name(name: str, h5: Path
 
 
 @pytest.mark.parametrize("name", ["out.h5", "out.zarr"])
-def test_a_full_disk_is_said_and_leaves_nothing(name: str, h5: Path, tmp_path: Path) -> None:
-    script = (
-        "import resource, sys\nfrom clipglot.cli.main import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\nmain(sys.argv[1:])"
-    )
-    command = [sys.executable, "-B", "-c", script, "convert", str(h5), str(tmp_path / name)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: {tmp_path / name}: cannot be written (File too large): free some space")
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+    name: str, h5: Path, start_command: Any, tmp_path: Path
+) -> None:
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    done = start_command("convert", h5, tmp_path / name, script=limit)
+    assert done.wait() == 1
+    assert done.err().startswith(f"Error: {tmp_path / name}: cannot be written (File too large): free some space")
+    assert len(done.err().strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(h5: Path) -> None:
+def test_an_output_that_cannot_be_written_is_named(h5: Path) -> None:
     for name in ("out.h5", "out.zarr"):
         with pytest.raises(CacheError, match=rf"^/proc/none/{name}: cannot be written \(.*choose another name and run"):
             convert(Cache(h5), Path("/proc/none") / name)

@@ -27,7 +27,7 @@ from clipglot.cache.write.report import PassReport
 from clipglot.cli.main import main
 from numpy.typing import NDArray
 from PIL import Image
-from support.cache_bytes import files, undo
+from support.cache_bytes import cache_files, delete_chunks
 from support.drawings import draw_images
 
 
@@ -50,7 +50,7 @@ def test_features_without_a_direction_cost_their_row(
 ) -> None:
     """Not a number, infinite, all zero, too long for float32: the fifth row is fine, and very long."""
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    undo(cache, 1)
+    delete_chunks(cache, 1)
 
     def encode(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         features = np.ones((len(pixels), 16), np.float32)
@@ -69,7 +69,7 @@ def test_features_without_a_direction_cost_their_row(
 
 def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    undo(cache, 2)
+    delete_chunks(cache, 2)
     with pytest.raises(CacheError, match=r"features of shape \(8, 5\), the cache was planned for \(8, 16\)"):
         embed_missing(
             Cache(cache, read_only=False),
@@ -153,7 +153,7 @@ def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
     tiny_cache: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    undo(cache, *range(5))
+    delete_chunks(cache, *range(5))
     embedded, write, ahead = threading.Semaphore(0), chunk_writer.write_chunk, []
     num_embedded = 0
 
@@ -181,7 +181,7 @@ def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
     tiny_cache: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    undo(cache, *range(5))
+    delete_chunks(cache, *range(5))
 
     def fail(cache: Cache, chunk: Any) -> None:
         raise CacheError("disk full")
@@ -222,5 +222,5 @@ def test_without_memfd_pixels_go_through_a_nameless_file(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     make_cache(manifest, tmp_path / "cache.zarr")
-    assert files(tmp_path / "cache.zarr") == files(tiny_cache)
+    assert cache_files(tmp_path / "cache.zarr") == cache_files(tiny_cache)
     assert not [path for path in (tmp_path / "temporary").iterdir() if "clipglot" in path.name]

@@ -20,7 +20,7 @@ from clipglot.distill.provenance import content_of, run_provenance
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from PIL import Image
-from support.cache_bytes import files, undo
+from support.cache_bytes import cache_files, delete_chunks
 from support.drawings import draw_images
 from support.metadata_edits import edit, make_older
 
@@ -29,15 +29,15 @@ def test_resuming_embeds_the_missing_chunks_alone_and_gives_the_same_bytes(
     tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    whole = files(cache)
-    undo(cache, 0, 3)
+    whole = cache_files(cache)
+    delete_chunks(cache, 0, 3)
     (cache / "images" / "emb" / "c" / ".0.0123.partial").write_bytes(b"half")
     result = make_cache(manifest, cache, num_workers=2)
     assert result.resumed
     assert result.report.num_pictures == 2 * result.cache.info.chunk_rows
-    assert files(cache) == whole
+    assert cache_files(cache) == whole
     assert make_cache(manifest, cache).report.num_pictures == 0
-    assert files(cache) == whole
+    assert cache_files(cache) == whole
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_changed_manifest_or_another_tower_is_refused_on_resuming(
 def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     edit(cache, state="planned")
-    undo(cache, 1, 4)
+    delete_chunks(cache, 1, 4)
     with pytest.raises(CacheError, match=r"not complete \(2 of its chunks are still to be embedded\): run the same"):
         Cache(cache).require_sealed()
     assert Cache(cache).count_status() == {Status.PENDING: 16, Status.EMBEDDED: 24}
@@ -108,7 +108,7 @@ def test_a_decoder_needs_an_image_root(
     manifest: Path, tiny_cache: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    undo(cache, 0)
+    delete_chunks(cache, 0)
     with pytest.raises(CacheError, match="absent: no such folder: pass --image-root"):
         make_cache(manifest, cache, image_root=tmp_path / "absent")
 
@@ -129,7 +129,7 @@ def test_control_c_before_the_first_image_says_what_is_kept(
         raise KeyboardInterrupt
 
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
-    undo(cache, 1)
+    delete_chunks(cache, 1)
     monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", interrupted)
     for output, kept in ((cache, "4 of 5 chunks are embedded and kept"), (tmp_path / "new.zarr", "no image was")):
         command = ["cache", str(manifest), "-o", str(output), "--model", f"local-dir:{tiny_clip}"]
@@ -148,7 +148,7 @@ def test_a_resumed_pass_records_where_the_images_are_now(
     make_run(cache, run, epochs=1)
     content = content_of(run_provenance(Cache(cache)))
     after = before.rename(tmp_path / "after")
-    undo(cache, 1)
+    delete_chunks(cache, 1)
     with pytest.raises(CacheError, match="absent: no such folder: pass --image-root"):
         make_cache(after / "pairs.jsonl", cache, image_root=tmp_path / "absent")
     assert Cache(cache).info.source.image_root == str(before)

@@ -19,6 +19,7 @@ from clipglot.cache.write.image_reader import reader_of
 from clipglot.cli.main import main
 from numpy.typing import NDArray
 from PIL import Image
+from support.cache_bytes import files
 from support.drawings import draw_images
 from support.metadata_edits import make_older
 
@@ -44,10 +45,6 @@ def cache(doubled: Path, make_cache: Callable[..., Any], tmp_path_factory: pytes
     result = make_cache(doubled, path, **SETTINGS)
     assert (result.report.num_pictures, result.report.num_embedded, result.report.num_copied) == (24, 22, 2)
     return path
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_equal_files_have_equal_rows_and_are_counted(cache: Path, doubled: Path) -> None:

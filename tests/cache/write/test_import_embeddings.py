@@ -1,9 +1,7 @@
-"""Embeddings that are there become a cache like any other; the wrong ones are refused before anything is written."""
+"""Import of embeddings computed elsewhere: the result is a cache like any other, and a killed import resumes."""
 
 import json
 import signal
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +19,21 @@ from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.embeddings import open_embeddings
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
-from support.copies import files, run
+from support.cache_bytes import files
+from support.command_line import run
 from support.embedding_files import read_given, tower, write_folder, write_jsonl
+
+# The process dies as by SIGKILL after its sixth chunk.
+DYING = """
+import signal
+from clipglot.cache.write import import_embeddings
+write = import_embeddings.write_plain_view
+def write_and_die(cache, rows, *arrays):
+    write(cache, rows, *arrays)
+    if rows.start >= 5 * cache.info.chunk_rows:
+        os.kill(os.getpid(), signal.SIGKILL)
+import_embeddings.write_plain_view = write_and_die
+"""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +126,7 @@ def test_a_damaged_chunk_is_imported_again_as_verify_says(npy: Path, tiny_clip: 
     assert files(out) == before
 
 
-def test_rows_that_name_no_image_are_numbered(npy: Path, given: Any, tiny_clip: Path) -> None:
+def test_rows_without_names_of_images_are_numbered(npy: Path, given: Any, tiny_clip: Path) -> None:
     npy.with_name("rows.csv").write_text("text\n" + "\n".join(f"caption {i}" for i in range(40)) + "\n")
     out, rows = npy.with_name("c.zarr"), npy.with_name("rows.csv")
     result = run("import", npy, "--captions", rows, "-o", out, *tower(tiny_clip))
@@ -129,7 +140,7 @@ def test_rows_that_name_no_image_are_numbered(npy: Path, given: Any, tiny_clip: 
     assert (result.exit_code, "drop --no-keys" in result.stderr) == (2, True)
 
 
-def test_rows_of_one_image_become_one_and_bad_rows_have_their_status(
+def test_rows_of_one_image_are_merged_and_bad_rows_have_their_status(
     given: Any, tiny_clip: Path, tmp_path: Path
 ) -> None:
     raw, keys, captions = given
@@ -158,23 +169,15 @@ def test_rows_of_one_image_become_one_and_bad_rows_have_their_status(
     assert verify(cache) == []
 
 
-def test_killed_and_run_again_it_has_the_bytes_of_an_undisturbed_import(
-    given: Any, tiny_clip: Path, tmp_path: Path
+def test_an_import_killed_and_resumed_has_the_bytes_of_an_undisturbed_one(
+    given: Any, tiny_clip: Path, start_command: Any, tmp_path: Path
 ) -> None:
     raw, keys, captions = given
     np.save(tmp_path / "emb.npy", np.tile(raw, (60, 1)))
     write_jsonl(tmp_path / "rows.jsonl", [f"{i}/{key}" for i in range(60) for key in keys], captions * 60)
-    command = ["import", str(tmp_path / "emb.npy"), "--captions", str(tmp_path / "rows.jsonl"), *tower(tiny_clip)]
-    script = (
-        "import os, signal, sys\nfrom clipglot.cli.main import main\n"
-        "import clipglot.cache.write.import_embeddings as it\n"
-        "write = it.write_plain_view\n"
-        "def dying(cache, rows, *arrays):\n    write(cache, rows, *arrays)\n"
-        "    if rows.start >= 5 * cache.info.chunk_rows: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "it.write_plain_view = dying\nmain(sys.argv[1:])"
-    )
-    done = subprocess.run([sys.executable, "-c", script, *command, "-o", str(tmp_path / "a.zarr")], capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+    command = ["import", tmp_path / "emb.npy", "--captions", tmp_path / "rows.jsonl", *tower(tiny_clip)]
+    killed = start_command(*command, "-o", tmp_path / "a.zarr", script=DYING)
+    assert killed.wait() == -signal.SIGKILL
     assert len(Cache(tmp_path / "a.zarr").missing_chunks()) > 5
     for name in ("a.zarr", "b.zarr"):
         assert run(*command, "-o", tmp_path / name).exit_code == 0

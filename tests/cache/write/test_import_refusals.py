@@ -1,4 +1,4 @@
-"""Embeddings that do not fit, or are not the named tower's, are refused before anything is written."""
+"""Refused imports: embeddings of another shape or of another tower. Nothing is written."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.copies import run
+from support.command_line import run
 from support.embedding_files import read_given, tower, write_folder, write_jsonl
 
 
@@ -69,7 +69,7 @@ def test_another_tower_is_refused_by_its_images(npy: Path, other_clip: Path, tin
         ("hdf5", "import into a Zarr folder, then `clipglot convert` it"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_in_one_sentence(
+def test_bad_input_is_refused_in_one_sentence(
     change: str, message: str, npy: Path, given: Any, tiny_clip: Path, tiny_cache: Path
 ) -> None:
     raw, source, rows, out = given[0], npy, npy.with_name("rows.jsonl"), npy.with_name("c.zarr")

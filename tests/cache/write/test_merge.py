@@ -27,7 +27,7 @@ from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.copies import run
+from support.command_line import run
 from support.drawings import draw_images
 from support.metadata_edits import make_older
 from support.source_contract import encoded_images

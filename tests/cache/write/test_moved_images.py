@@ -1,4 +1,4 @@
-"""Images that lie elsewhere than they did: for one worker, for one of several sources, or for a while nowhere."""
+"""Moved images: for one worker, for one of several sources, or absent for a while."""
 
 import json
 import shutil
@@ -13,9 +13,9 @@ from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.cache import cache_images
 from clipglot.jobs.settings.cache import CacheSettings
-from support.cache_bytes import files
+from support.cache_bytes import cache_files
 from support.drawings import draw_images
-from support.worker_processes import SLOW, ended
+from support.worker_scripts import SLOW
 
 Make = Callable[..., Any]
 
@@ -49,20 +49,20 @@ def test_each_worker_reads_below_its_own_root(
     first.until((cache / "workers" / "0.json").exists)
     shutil.rmtree(there)
     there.mkdir()  # as a disk that is mounted on the other machine alone
-    assert "worker 1 of 2 did" in ended(start_worker(cache, "1/2", "", "--image-root", here))
+    assert "worker 1 of 2 did" in start_worker(cache, "1/2", "", "--image-root", here).succeed()
     assert first.wait() in (0, 1)
     status = Cache(cache).status()
     assert (status[8:16] == Status.EMBEDDED).all()  # the chunk of which worker 1 is the owner
 
 
-def test_a_source_none_of_whose_images_is_read_need_not_be_there(make_cache: Make, tmp_path: Path) -> None:
+def test_a_source_whose_images_are_not_read_may_be_absent(make_cache: Make, tmp_path: Path) -> None:
     cache, first, second = two_sources(tmp_path, make_cache)
-    whole = files(cache)
+    whole = cache_files(cache)
     first.parent.rename(tmp_path / "gone")
     third = draw_images(tmp_path / "third", 8)
     make_cache(third, cache, append=True)
     assert Cache(cache).require_sealed().info.counts == {"embedded": 24}
-    assert files(cache)["images/emb/c/0/0/0"] == whole["images/emb/c/0/0/0"]
+    assert cache_files(cache)["images/emb/c/0/0/0"] == whole["images/emb/c/0/0/0"]
     (cache / "images/status/c/1").unlink()  # of the second source's
     make_cache(second, cache, append=True)
     assert Cache(cache).status().tolist() == [Status.EMBEDDED] * 24
@@ -71,23 +71,21 @@ def test_a_source_none_of_whose_images_is_read_need_not_be_there(make_cache: Mak
         make_cache(second, cache, append=True)
 
 
-def test_views_are_not_begun_before_all_sources_are_there(make_cache: Make, tmp_path: Path) -> None:
+def test_views_are_not_begun_while_a_source_is_absent(make_cache: Make, tmp_path: Path) -> None:
     cache, first, second = two_sources(tmp_path, make_cache)
     for manifest in (first, second):
         manifest.parent.rename(tmp_path / f"{manifest.stem}_moved")
     first, second = (tmp_path / f"{name}_moved" / f"{name}.jsonl" for name in ("first", "second"))
-    before = files(cache)
+    before = cache_files(cache)
     with pytest.raises(CacheError, match=r"second\.jsonl: run its `clipglot cache` command with --append --image-root"):
         make_cache(first, cache, views=2)
     make_cache(second, cache, append=True)  # as that says
     make_cache(first, cache, views=2)
     assert Cache(cache).image_emb(1).any(axis=1).all()
-    assert files(cache)["images/emb/c/0/0/0"] == before["images/emb/c/0/0/0"]
+    assert cache_files(cache)["images/emb/c/0/0/0"] == before["images/emb/c/0/0/0"]
 
 
-def test_images_that_were_away_are_tried_again_and_give_the_bytes_of_an_undisturbed_pass(
-    make_cache: Make, tmp_path: Path
-) -> None:
+def test_retried_images_give_the_bytes_of_an_undisturbed_pass(make_cache: Make, tmp_path: Path) -> None:
     manifest, cache = draw_images(tmp_path / "pictures", 24), tmp_path / "c.zarr"
     make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8)
     away = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (9, 11)]
@@ -100,11 +98,11 @@ def test_images_that_were_away_are_tried_again_and_give_the_bytes_of_an_undistur
     assert [failure.row for failure in Cache(cache).failures()] == [11]
     away[1].with_suffix(".away").rename(away[1])
     make_cache(manifest, cache, retry=True)
-    assert files(cache) == files(tmp_path / "whole.zarr")
+    assert cache_files(cache) == cache_files(tmp_path / "whole.zarr")
     assert make_cache(manifest, cache, retry=True).report.num_pictures == 0
 
 
-def test_a_stopped_retry_goes_on_by_the_same_command_and_keeps_the_views(make_cache: Make, tmp_path: Path) -> None:
+def test_a_stopped_retry_resumes_by_the_same_command_and_keeps_the_views(make_cache: Make, tmp_path: Path) -> None:
     manifest, cache = draw_images(tmp_path / "pictures", 16), tmp_path / "c.zarr"
     make_cache(manifest, tmp_path / "whole.zarr", chunk_rows=8, views=2)
     images = [tmp_path / "pictures" / "images" / f"{i:04}.png" for i in (3, 11)]
@@ -125,22 +123,22 @@ def test_a_stopped_retry_goes_on_by_the_same_command_and_keeps_the_views(make_ca
         cache_images(settings, stop)
     assert Cache(cache).info.state == "planned"
     cache_images(settings)
-    assert files(cache) == files(tmp_path / "whole.zarr")
+    assert cache_files(cache) == cache_files(tmp_path / "whole.zarr")
 
 
-def test_nothing_is_tried_again_before_all_that_is_read_is_there(make_cache: Make, tmp_path: Path) -> None:
+def test_nothing_is_retried_while_a_source_is_absent(make_cache: Make, tmp_path: Path) -> None:
     cache, first, second = two_sources(tmp_path, make_cache)
     (cache / "images/status/c/1").unlink()
     next((second.parent / "images").iterdir()).write_bytes(b"broken")
     make_cache(second, cache, append=True)
     second.parent.rename(tmp_path / "gone")
-    before = files(cache)
+    before = cache_files(cache)
     with pytest.raises(CacheError, match=r"images of .*second\.jsonl: run its `clipglot cache` command with --append"):
         make_cache(first, cache, retry=True)
-    assert files(cache) == before
+    assert cache_files(cache) == before
 
 
 @pytest.mark.parametrize("more", [{"shard": "0/2"}, {"append": True}])
-def test_trying_again_is_for_a_lone_pass(more: dict[str, Any], tmp_path: Path) -> None:
+def test_a_retry_is_for_a_lone_pass(more: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(DistillError, match="--retry"):
         CacheSettings(source=tmp_path, output=tmp_path, model="m", retry=True, **more)

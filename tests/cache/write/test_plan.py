@@ -1,12 +1,10 @@
-"""Planning: rows and order are fixed, an interrupted plan is planned anew, and nothing foreign is touched."""
+"""Planning: rows and their order are fixed, an interrupted plan starts again, and foreign files are left alone."""
 
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +19,7 @@ from clipglot.cache.storage.atomic import lock_folder
 from clipglot.cache.write.plan import is_planned, plan_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.cache_bytes import files
 
 INFO = CacheInfo(
     state="planning",
@@ -44,10 +43,6 @@ def rows(pairs: Iterable[tuple[str, list[str]]], at_a_time: int = ROWS_AT_A_TIME
 
 def limited(limit: int) -> CacheInfo:
     return CacheInfo(**vars(INFO) | {"source": SourceInfo(**vars(INFO.source) | {"limit": limit})})
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -79,7 +74,7 @@ def test_lines_of_one_image_are_merged_in_their_order(
     assert sum(info.dropped_captions.values()) == sum(len(captions) for _, captions in pairs) - len(image_index)
 
 
-def test_what_was_dropped_is_counted_with_its_reason(tmp_path: Path) -> None:
+def test_dropped_captions_are_counted_by_reason(tmp_path: Path) -> None:
     info = plan_cache(tmp_path / "c.zarr", rows([("a", ["", "\n\t", "кот"]), ("b", ["\ud83d", "😀"])]), INFO)
     assert info.dropped_captions == {"empty": 2, "not unicode": 1}
     assert Cache(tmp_path / "c.zarr").captions() == ["кот", "😀"]
@@ -99,7 +94,7 @@ def test_captions_beyond_a_limit_do_not_count_as_dropped(at_a_time: int, tmp_pat
     assert next(rows(pairs)).take(np.arange(24) > 21).dropped["holds NUL"].tolist() == [1]
 
 
-def test_pictures_without_captions_are_planned_too(tmp_path: Path) -> None:
+def test_images_without_captions_are_planned_too(tmp_path: Path) -> None:
     plan_cache(tmp_path / "c.zarr", rows([("a", []), ("b", [])]), INFO)
     cache = Cache(tmp_path / "c.zarr")
     assert (len(cache), cache.captions(), cache.caption_image().tolist()) == (2, [], [])
@@ -133,7 +128,7 @@ def leave_planning(path: Path) -> None:
 
 
 def leave_half_cleared(path: Path) -> None:
-    """Killed while the interrupted plan was being cleared away."""
+    """Killed while the remains of an interrupted plan were being deleted."""
     leave_planning(path)
     (path / "captions" / "zarr.json").unlink(missing_ok=True)
 
@@ -144,7 +139,7 @@ def leave_partial(path: Path) -> None:
 
 
 @pytest.mark.parametrize("leave", [leave_planning, leave_half_cleared, leave_partial, Path.mkdir])
-def test_what_an_interrupted_plan_left_is_planned_anew(leave: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_plan_replaces_the_remains_of_an_interrupted_one(leave: Callable[[Path], None], tmp_path: Path) -> None:
     leave(tmp_path / "c.zarr")
     assert not is_planned(tmp_path / "c.zarr")
     for path in (tmp_path / "c.zarr", tmp_path / "fresh.zarr"):
@@ -153,7 +148,7 @@ def test_what_an_interrupted_plan_left_is_planned_anew(leave: Callable[[Path], N
     assert files(tmp_path / "c.zarr") == files(tmp_path / "fresh.zarr")
 
 
-def test_a_plan_killed_while_it_is_written_is_planned_anew(tmp_path: Path) -> None:
+def test_a_plan_killed_while_it_is_written_is_planned_anew(start_command: Any, tmp_path: Path) -> None:
     script = f"""
 from itertools import count
 from clipglot.cache.write import plan
@@ -162,14 +157,13 @@ from clipglot.cache.format import *
 from clipglot.cache.sources.source import SourceRow, batched
 from pathlib import Path
 ragged.CHUNK_BYTES = 2**16
-plan.plan_cache(Path("c.zarr"), batched(SourceRow(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
+path = Path({str(tmp_path / "c.zarr")!r})
+plan.plan_cache(path, batched(SourceRow(i, str(i), ["x" * 50]) for i in count()), {INFO!r})
 """
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
-    while not (tmp_path / "c.zarr" / "captions" / "text" / "bytes" / "c" / "9").exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process = start_command(script=script)
+    process.until((tmp_path / "c.zarr" / "captions" / "text" / "bytes" / "c" / "9").exists)
+    process.signal_all(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
     assert not is_planned(tmp_path / "c.zarr")
     for path in (tmp_path / "c.zarr", tmp_path / "fresh.zarr"):
         plan_cache(path, rows([("new", ["new"])]), INFO)
@@ -210,7 +204,7 @@ def damaged_cache(path: Path) -> None:
     "make",
     [foreign_file, dangling_symlink, foreign_folder, foreign_group, foreign_array, newer_format, damaged_cache],
 )
-def test_what_is_no_unfinished_plan_is_refused_and_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_anything_else_at_the_output_is_refused_and_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "c.zarr"
     make(path)
     before = files(tmp_path)

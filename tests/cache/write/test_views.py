@@ -23,6 +23,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.encoders.image_tower import load_image_tower
 from numpy.typing import NDArray
 from PIL import Image
+from support.cache_bytes import files
 from support.drawings import draw_images
 from support.metadata_edits import edit
 
@@ -35,10 +36,6 @@ def viewed(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pyt
     cache = tmp_path_factory.mktemp("viewed") / "cache.zarr"
     make_cache(manifest, cache, **VIEWS)
     return cache
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_plain_view_is_that_of_a_cache_without_views(viewed: Path, tiny_cache: Path) -> None:

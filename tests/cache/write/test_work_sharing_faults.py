@@ -1,4 +1,4 @@
-"""What can go wrong under a pass that several workers share: the disk, the store, a byte. Each is one clear error."""
+"""Faults of the disk, of the store and of bytes in a pass that several workers share. Each is one clear error."""
 
 import os
 import shutil
@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
+from support.cache_bytes import delete_chunks, files
 from support.metadata_edits import edit
 from support.s3_server import Bucket, serving
-from support.worker_processes import IMPATIENT, SLOW, ended
+from support.worker_scripts import IMPATIENT, SLOW
 
 pytestmark = pytest.mark.slow
 
-# Sealing may not write a file of 100 bytes.
+# Sealing cannot write a file of 100 bytes.
 LIMITED = """
 import resource
 from clipglot.cache.read.arrays import CheckedArrays
@@ -32,17 +33,13 @@ def write_little(arrays, info):
 CheckedArrays.write_info = write_little
 """
 
-# The clock of the wall stands so many years from ours, and leaps an hour back and forth with each look at it.
+# The wall clock is so many years ahead of ours, and jumps an hour back and forth with each reading.
 OTHER_CLOCK = """
 import itertools
 now, leap = time.time, itertools.cycle((3600, -3600))
 time.time = lambda: now() + {0} * 365.25 * 86400 + next(leap)
 time.time_ns = lambda: int(time.time() * 1e9)
 """
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @contextmanager
@@ -58,12 +55,10 @@ def small_disk(at: Path, size: str = "1m") -> Iterator[Path]:
 
 
 def unfinished(alone: Path, at: Path) -> Path:
-    """A copy with six chunks yet to be embedded."""
+    """A copy without six of its chunks."""
     cache = Path(shutil.copytree(alone, at))
     edit(cache, state="planned")
-    for chunk in (0, 1, 6, 7, 12, 13):
-        for name in (f"emb/c/0/{chunk}/0", f"norm/c/0/{chunk}", f"status/c/{chunk}"):
-            (cache / "images" / name).unlink()
+    delete_chunks(cache, 0, 1, 4, 5, 8, 9)
     return cache
 
 
@@ -81,7 +76,7 @@ def test_a_full_disk_ends_the_workers_and_what_they_finished_stays(
             assert "Traceback" not in worker.err()
         filler.unlink()
         for worker in [start_worker(cache, f"{i}/2") for i in (0, 1)]:
-            ended(worker)
+            worker.succeed()
         assert files(cache) == files(alone)
 
 
@@ -90,7 +85,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(start_worker: Any, alone: Path,
     worker = start_worker(cache, "0/2", LIMITED)
     assert worker.wait() == 1
     assert "zarr.json: cannot be written (File too large): free some space" in worker.err()
-    ended(start_worker(cache, "1/2"))
+    start_worker(cache, "1/2").succeed()
     assert files(cache) == files(alone)
 
 
@@ -104,7 +99,7 @@ def test_a_read_only_disk_is_said_and_a_finished_cache_on_it_is_fine(
         worker = start_worker(cache, "1/2")
         assert worker.wait() == 1
         assert "Read-only file system): make it writable or choose another -o" in worker.err()
-        assert "is complete already: 160 images embedded" in ended(start_worker(whole, "1/2"))
+        assert "is complete already: 80 images embedded" in start_worker(whole, "1/2").succeed()
 
 
 def test_clocks_that_differ_by_years_and_leap_change_nothing(start_worker: Any, alone: Path, tmp_path: Path) -> None:
@@ -114,8 +109,8 @@ def test_clocks_that_differ_by_years_and_leap_change_nothing(start_worker: Any, 
     os.utime(cache / "workers" / "0.json", (2**32, 2**32))  # of the year 2106
     second = start_worker(cache, "1/3", OTHER_CLOCK.format(40) + IMPATIENT + SLOW.format(0.3))
     second.until((cache / "workers" / "1.json").exists)
-    os.killpg(second.pid, signal.SIGKILL)  # 2/3 never comes
-    ended(first)
+    second.signal_all(signal.SIGKILL)  # 2/3 never comes
+    first.succeed()
     assert files(cache) == files(alone)
 
 
@@ -126,7 +121,7 @@ def test_one_worker_that_is_started_twice_runs_once(start_worker: Any, alone: Pa
     later = start_worker(cache, "0/2", SLOW.format(0.1))
     assert earlier.wait() == 1
     assert f"({later.pid}) has begun as worker 0 of 2, too, and goes on: give each process its own" in earlier.err()
-    ended(later)
+    later.succeed()
     assert files(cache) == files(alone)
 
 
@@ -146,7 +141,7 @@ def test_a_flipped_byte_in_the_store_is_named_by_whoever_meets_it(
         Cache(url).require_sealed()
     bucket.put(f"{name}/{chunk}", whole)
     for worker in [start_worker(url, f"{i}/2") for i in (0, 1)]:
-        ended(worker)
+        worker.succeed()
     assert bucket.contents(name) == files(alone)
 
 

@@ -1,0 +1,152 @@
+"""Launcher: a process that has imported torch, and forks commands which would each take seconds to import it."""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 120
+
+# Answers each line of JSON on its standard input with a number: the id of a process that it forked, or the exit code of
+# one that it waited for (negative: a signal). A forked process leads a session of its own before its id is told.
+LAUNCHER = """
+import json, os, sys, time
+import clipglot.jobs.cache
+from clipglot.cli.main import main
+for line in sys.stdin:
+    task = json.loads(line)
+    if "wait" in task:
+        print(os.waitstatus_to_exitcode(os.waitpid(task["wait"], 0)[1]), flush=True)
+        continue
+    parents_end, childs_end = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(childs_end)
+        os.read(parents_end, 1)  # returns when the child closes its end
+        os.close(parents_end)
+        print(pid, flush=True)
+        continue
+    os.setsid()
+    os.close(parents_end)
+    os.close(childs_end)
+    os.environ.update(task["environment"])
+    os.chdir(task["cwd"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor, path in ((1, task["stdout"]), (2, task["stderr"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), descriptor)
+    exec(task["script"])
+    main(task["arguments"])
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A forked process, and the files with its output."""
+
+    pid: int
+    stdout: Path
+    stderr: Path
+    launcher: "Launcher"
+
+    def out(self) -> str:
+        return self.stdout.read_text()
+
+    def err(self) -> str:
+        return self.stderr.read_text()
+
+    def wait(self) -> int:
+        """Its exit code; negative is a signal."""
+        return self.launcher._ask({"wait": self.pid})
+
+    def succeed(self) -> str:
+        """Wait for its end, which must be a good one; returns its standard output."""
+        assert self.wait() == 0, self.err()
+        return self.out()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds, as long as the process lives."""
+        while not condition():
+            assert Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z", self.err()
+            time.sleep(0.002)
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to the process and its workers, as a terminal and a scheduler do."""
+        os.killpg(self.pid, number)
+
+
+class Launcher:
+    """Forks processes from one that has made the imports."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def start(
+        self,
+        arguments: list[object],
+        folder: Path,
+        *,
+        script: str = "",
+        environment: Mapping[str, str] | None = None,
+        terminal: str | None = None,
+    ) -> Process:
+        """Start `clipglot` with some arguments.
+
+        Args:
+            arguments: of the command.
+            folder: working directory; the output goes to files below it, unless to a terminal.
+            script: Python that runs before the command, with `json`, `os`, `sys` and `time`; it may end the process.
+            environment: variables to set.
+            terminal: path of a terminal for the output.
+        """
+        outputs = [Path(terminal)] * 2 if terminal else _new_files(folder)
+        answer = self._ask(
+            {
+                "arguments": [str(argument) for argument in arguments],
+                "script": script,
+                "environment": dict(environment or {}),
+                "cwd": str(folder),
+                "stdout": str(outputs[0]),
+                "stderr": str(outputs[1]),
+            }
+        )
+        return Process(answer, outputs[0], outputs[1], self)
+
+    def _ask(self, task: dict[str, Any]) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(task) + "\n")
+        self._process.stdin.flush()
+        assert select.select([self._process.stdout], [], [], TIMEOUT_S)[0], task
+        return int(self._process.stdout.readline())
+
+
+def _new_files(folder: Path) -> list[Path]:
+    """Two empty files with new names."""
+    number = sum(1 for _ in folder.glob("*.stdout"))
+    files = [folder / f"{number}.stdout", folder / f"{number}.stderr"]
+    for file in files:
+        file.touch(exist_ok=False)
+    return files
+
+
+@contextmanager
+def launching() -> Iterator[Launcher]:
+    """Run the launcher until the end of the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER], stdin=pipe, stdout=pipe, text=True) as process:
+        yield Launcher(process)
+
+
+def kill_all(processes: list[Process]) -> None:
+    """Kill whatever is left of some processes and their workers."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            process.signal_all(signal.SIGKILL)
