@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clipglot.distill.data.batch import Batch
 from clipglot.distill.data.targets import Targets
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.distill.training.student import Student
+from clipglot.distill.training.student import build_student
 from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def main() -> None:
         quick_gelu=False,
     )
     settings = TrainSettings(cache=Path("none"), output=Path("none"), batch_size=options.batch_size)
-    student = Student(ScratchTower(config), settings, CPU, "fp32")
+    student = build_student(ScratchTower(config), settings, CPU, "fp32")
     image_emb = torch.nn.functional.normalize(torch.randn(options.batch_size, DIM), dim=-1)
     edges = np.concatenate([[0], np.cumsum(lengths)])
     packed = [
@@ -61,7 +62,8 @@ def main() -> None:
         for part in [lengths[i : i + options.micro_batch]]
     ]
     before, started = peak_gb(), time.perf_counter()
-    result = student.step(packed, Targets(image_emb=image_emb, own=slice(0, options.batch_size)), 1e-4)
+    targets = Targets(image_emb=image_emb, own=slice(0, options.batch_size))
+    result = student.step(Batch(packed=packed, targets=targets), 1e-4)
     seconds = time.perf_counter() - started
     print("| batch | micro-batch | tokens | loss | peak before, GB | peak of the step, GB | s |")
     print("|---|---|---|---|---|---|---|")

@@ -26,10 +26,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from clipglot.cache.format import EMB
-from clipglot.distill.data.batch_sampler import group_equal_captions
 from clipglot.distill.data.image_embeddings import OnDevice, OnHost
 from clipglot.distill.data.pairs import TrainData
-from clipglot.distill.data.tokens import TokenTable
+from clipglot.distill.data.tokens import TokenTable, group_equal_captions
 from clipglot.distill.device import resolve_device
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.encoders.text_scratch import Attention, ScratchConfig

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.data.load import load_validation
-from clipglot.distill.train_settings import TrainSettings
+from clipglot.distill.data.pairs import load_validation_data
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.validate import validate
@@ -56,9 +55,8 @@ def measure(run: RunFolder, val: Path) -> tuple[float, float, float, float]:
     """Final training loss of a run, averaged over its last lines, and recall at 1, 5 and 10 on val."""
     tower, tokenizer = load_final(run).tower, CaptionTokenizer.load(run.tokenizer)
     length = tower.config.context_length
-    settings = TrainSettings(cache=val, output=run.path, context_length=length, workers=1)
-    metrics = validate(tower, load_validation(Cache(val), tokenizer, settings, run.tokens / "val"))
-    losses = [line["loss"] for line in run.metrics() if "loss" in line]
+    metrics = validate(tower, load_validation_data(Cache(val), tokenizer, length, run.tokens / "val", workers=1))
+    losses = [line["loss"] for line in run.metrics() if line["kind"] == "step"]
     return float(np.mean(losses[-3:])), metrics["r_at_1"], metrics["r_at_5"], metrics["r_at_10"]
 
 

@@ -24,7 +24,7 @@ Command = Callable[..., Any]
 
 
 class SectionedCommand(click.Command):
-    """A command whose help puts options together by what they are about; those of no section come last."""
+    """A command whose options have sections in its help, and their order; options of no section come last."""
 
     def __init__(self, *arguments: Any, sections: Mapping[str, str], **attributes: Any) -> None:
         """As of `click.Command`.
@@ -36,6 +36,8 @@ class SectionedCommand(click.Command):
         """
         super().__init__(*arguments, **attributes)
         self._section = {name: heading for heading, names in sections.items() for name in names.split()}
+        listed = list(self._section)
+        self.params.sort(key=lambda option: listed.index(option.name) if option.name in listed else len(listed))
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one block a section."""

@@ -1,6 +1,7 @@
-"""Several processes of one run, as `torchrun` starts them: who we are, what we share, and what is summed over all.
+"""Processes of one run, as `torchrun` starts them: ranks, shares of the batch, sums over all processes.
 
-Alone, everything here is a no-op, so that callers need not know. The batch is cut into equal shares, one a process.
+In a single process everything here is a no-op, so that callers need not know. A batch is cut into equal shares, one a
+process.
 """
 
 import os
@@ -18,62 +19,62 @@ from ..encoders.errors import EncoderError
 from .errors import DistillError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # others wait while the first process tokenizes millions of captions
+TIMEOUT = timedelta(hours=2)  # others wait while the first process tokenizes millions of captions
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
-    """Join the processes that `torchrun` started, for the time of the block.
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the processes that `torchrun` started, for the duration of the block.
 
-    On GPUs, tensors travel by NCCL; what lies on the host travels by gloo, everywhere.
+    On GPUs, tensors travel by NCCL; tensors on the host travel by gloo, everywhere.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield
     dist.destroy_process_group()  # not after an error: others may wait in a collective, and the launcher ends them
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, and so of its GPU."""
+    """Number of this process on its machine, and so of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def num_local_processes() -> int:
-    """Processes of this run on this machine."""
+    """Number of processes of this run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def num_processes() -> int:
-    """Processes of this run."""
+    """Number of processes of this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process in the run."""
+    """Number of this process in the run."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes the run and speaks to the user."""
+def is_main_process() -> bool:
+    """Whether this process writes the run and its messages: the one of rank 0."""
     return rank() == 0
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return once every process is here."""
-    any_of(False)
+    any_process(False)
 
 
 def all_or_none(act: Callable[[], T]) -> T:
-    """Act; if that is refused in any process, every process is refused, the first with the message of all.
+    """Call `act` in every process; if it is refused in one process, raise in all, in the main one with the message.
 
-    Every process must call this at the same point, each with what it has to do there.
+    Every process must call this at the same point, each with its own part of the work.
 
     Raises:
-        CacheError, EncoderError, DistillError, OSError: of this process, or of one that the first speaks for.
+        CacheError, EncoderError, DistillError, OSError: of this process, or in the main process of another one.
     """
     result, refused = None, None
     try:
@@ -89,18 +90,18 @@ def all_or_none(act: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def share_of(count: int) -> slice:
-    """The part that this process has of `count` things in a row.
+def own_slice(batch_size: int) -> slice:
+    """Share of a batch that this process has.
 
     Raises:
-        DistillError: they cannot be shared equally.
+        DistillError: the batch cannot be cut into equal shares.
     """
     if not dist.is_initialized():
-        return slice(0, count)
-    size, rest = divmod(count, num_processes())
+        return slice(0, batch_size)
+    size, rest = divmod(batch_size, num_processes())
     if rest:
         raise DistillError(
-            f"--batch-size {count} cannot be shared by {num_processes()} processes: make it a multiple of them"
+            f"--batch-size {batch_size} cannot be shared by {num_processes()} processes: make it a multiple of them"
         )
     return slice(rank() * size, (rank() + 1) * size)
 
@@ -123,7 +124,7 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def any_of(flag: bool) -> bool:
+def any_process(flag: bool) -> bool:
     """Whether the flag is set in any process."""
     return bool(reduce_max_(torch.tensor(int(flag))).item())
 
@@ -135,14 +136,14 @@ def reduce_sum_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def with_sum_of_all(share: Tensor) -> Tensor:
-    """A tensor whose value is the sum over all processes and whose gradient is that of this one's share."""
-    whole = reduce_sum_(share.detach().clone())
-    return share + (whole - share.detach()) if dist.is_initialized() else share
-
-
 def reduce_max_(tensor: Tensor) -> Tensor:
     """Replace a tensor by its largest values over all processes."""
     if dist.is_initialized():
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor
+
+
+def sum_of_shares(share: Tensor) -> Tensor:
+    """Sum over all processes, with the gradient of this process's share alone."""
+    total = reduce_sum_(share.detach().clone())
+    return share + (total - share.detach()) if dist.is_initialized() else share

@@ -1,9 +1,9 @@
-"""What a user can do wrong with a run."""
+"""Errors of training: mistakes of a user, or damage to a run."""
 
 
 class DistillError(Exception):
-    """A run cannot start, resume or be exported; the message says what was found and what to do."""
+    """A run cannot start, resume or be exported; the message says what is wrong and what to do."""
 
 
 class LoneError(DistillError):
-    """What one of several processes may be alone in meeting, so that it speaks for itself."""
+    """Error that one of several processes may be alone in meeting, so that it prints the message itself."""

@@ -1,4 +1,4 @@
-"""What ties a cache, a run and an export together: the encoder's identity, carried along and checked."""
+"""Provenance: the identity of encoder and data that ties a cache, a run and an export together."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ LOCAL = "local-dir:"
 
 
 def encoder_info(tower: ImageTower) -> EncoderInfo:
-    """The record of a tower that a cache keeps; it holds in every working directory, so files have absolute paths."""
+    """Record of a tower that a cache keeps; paths are absolute, so that it holds in every working directory."""
     model, file = tower.model, weights_file(tower.model, tower.pretrained)
     if model.startswith(LOCAL):
         model = f"{LOCAL}{Path(model.removeprefix(LOCAL)).absolute()}"
@@ -32,7 +32,7 @@ def encoder_info(tower: ImageTower) -> EncoderInfo:
 
 
 def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
-    """What a run keeps of the cache that it trains on, with so many of its views."""
+    """Provenance of a run on so many views of a cache."""
     info = cache.info
     return {
         "cache": str(cache.path.absolute()),
@@ -48,30 +48,30 @@ def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
 
 
 def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of a provenance that says what was trained on, less where it lay: equal means the same data."""
+    """Provenance without paths: equal for equal data, wherever it lies."""
     encoder, source = dict(provenance["encoder"]), dict(provenance["source"])
     for name in ("model", "pretrained"):
         del encoder[name]
     for name in ("path", "image_root"):
         del source[name]
     if not source.get("teacher_fields"):
-        source.pop("teacher_fields", None)  # of a run that was begun before there could be any
+        source.pop("teacher_fields", None)  # absent from runs made before there were teachers
     if source.get("images"):
         del source["images"]
-    views = {"num_views": 1, "augmentation": None}  # of a run that was begun before there were more
+    views = {"num_views": 1, "augmentation": None}  # absent from runs made before there were views
     return views | {k: v for k, v in provenance.items() if k != "cache"} | {"encoder": encoder, "source": source}
 
 
 def content_id(cache: Cache) -> str:
-    """A short name for what is in a cache, wherever it lies; further views do not change it, captions stay."""
+    """Short name of a cache's content, wherever it lies; further views do not change it, because captions stay."""
     content = json.dumps(content_of(run_provenance(cache)), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of a run's provenance that goes out with an export: identities and counts, no paths of this machine.
+    """Provenance for an export: identities and counts, but no paths of this machine.
 
-    What is a path shows in its form, not on the disk: files move.
+    Paths are told by their form, not by looking at the disk: files move.
     """
     encoder = dict(provenance["encoder"])
     if encoder["model"].startswith(LOCAL):  # in timm/NAME, hf-hub:ORG/NAME and ViT-B/32 the slash is part of a name
@@ -83,17 +83,22 @@ def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     return {"encoder": encoder, "source": source} | counts
 
 
-def require_same_encoder(ours: EncoderInfo, found: EncoderInfo, what: str) -> None:
+def require_same_encoder(expected: EncoderInfo, actual: EncoderInfo, subject: str) -> None:
     """Refuse embeddings or towers of another encoder.
 
+    Args:
+        expected: encoder of the cache.
+        actual: encoder of something else.
+        subject: of the message, e.g. "the encoder of val.zarr".
+
     Raises:
-        DistillError: names both and the first thing that differs.
+        DistillError: names both encoders and the first field that differs.
     """
-    name = ours.difference(found)
+    name = expected.difference(actual)
     if name:
-        expected, actual = getattr(ours, name), getattr(found, name)
         raise DistillError(
-            f"{what} is {_describe(found)}, expected {_describe(ours)}: {name} is {actual!r}, expected {expected!r}"
+            f"{subject} is {_describe(actual)}, expected {_describe(expected)}: {name} is {getattr(actual, name)!r}, "
+            f"expected {getattr(expected, name)!r}"
         )
 
 

@@ -1,6 +1,6 @@
-"""Recipes: settings of `clipglot train` that were found by measurement, so that nobody has to find them again.
+"""Recipes: settings of `clipglot train` for common cases, found by measurement.
 
-The study behind them is in benchmarks/recipes_cpu_2026-11.md; what it could not measure is said there, too.
+The study is benchmarks/recipes_cpu_2026-11.md; it also says what could not be measured.
 """
 
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from .errors import DistillError
 
 Recipe = Literal["few", "many", "lm", "lora"]
 RECIPES: dict[Recipe, dict[str, Any]] = {
-    # A scratch tower on some thousand images: begun as a bag of tokens fitted in closed form, small, with dropout.
+    # A scratch tower on a few thousand images: begun as a bag of tokens fitted in closed form, small, with dropout.
     "few": {
         "warm_start": "ridge",
         "width": 256,
@@ -26,17 +26,17 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
     "many": {"layers": 12, "batch_size": 4_096, "lr": 5e-4, "weight_decay": 0.2, "vocab_size": 32_768},
     # A language model, trained whole; its head fitted in closed form.
     "lm": {"warm_start": "ridge", "batch_size": 128, "lr": 3e-4, "lm_lr": 5e-5, "epochs": 8},
-    # The same by LoRA: slower to forget, and a run's checkpoints are its own.
+    # A language model by LoRA, which forgets less.
     "lora": {"warm_start": "ridge", "lora_rank": 8, "batch_size": 128, "lr": 1e-3, "epochs": 8},
 }
 
 
 def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
-    """What a recipe says, for whatever is not given.
+    """Settings of a recipe that the user did not give.
 
     Args:
         recipe: its name.
-        given: settings that the user gave.
+        given: settings from the user.
 
     Raises:
         DistillError: a recipe for language models without one, or one for scratch towers with another tower.

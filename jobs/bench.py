@@ -15,10 +15,9 @@ import torch
 from ..cache.format import EMB, Status
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
-from ..distill.data.batch_sampler import group_equal_captions
-from ..distill.data.load import open_images
+from ..distill.data.image_embeddings import open_images
 from ..distill.data.pairs import TrainData
-from ..distill.data.tokens import tokenize
+from ..distill.data.tokens import group_equal_captions, tokenize
 from ..distill.device import free_bytes, resolve_compile, resolve_device
 from ..distill.train_settings import TrainSettings
 from ..encoders.text_scratch import ScratchConfig

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..distill.data.loader import AHEAD, BatchLoader
+from ..distill.data.loader import PREFETCHED, BatchLoader
 from ..distill.data.pairs import TrainData
 from ..distill.data.targets import Targets
 from ..distill.device import AUTOCAST, Precision, autocast, resolve_device, resolve_precision, set_matmul_precision
 from ..distill.train_settings import TrainSettings
-from ..distill.training.student import Student
+from ..distill.training.student import build_student
 from ..encoders.malloc import set_malloc_thresholds
 from ..encoders.packing import Packed, PackedCaptions, PackedRows
 from ..encoders.text_scratch import Attention, ScratchConfig, ScratchTower
@@ -61,13 +61,13 @@ class Steps:
         torch.manual_seed(training.seed)
         tower = ScratchTower(config)
         tower.attention = attention
-        self.student = Student(tower, training, self.device, self.precision)
-        self.feed = BatchLoader(training, data, self.student.tower, self.device)
+        self.student = build_student(tower, training, self.device, self.precision)
+        self.loader = BatchLoader(training, data, self.student.tower, self.device, num_passes=training.num_passes)
         self.batch_size, self.round_steps = training.batch_size, round_steps
         self.wait_s = self.num_tokens = self.flops = 0.0
         self._lr, self._config, self._data = training.lr, config, data
-        self._steps = self.feed.steps(0, FOREVER)
-        self._packed: list[list[Packed]] = []
+        self._batches = self.loader.batches(0, FOREVER)
+        self._packed: list[Sequence[Packed]] = []
         self._targets: Targets | None = None
         self._text_emb = F.normalize(torch.randn(training.batch_size, config.embed_dim, device=self.device), dim=-1)
 
@@ -75,12 +75,12 @@ class Steps:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._steps.close()
+        self._batches.close()
 
     def whole(self) -> float:
         """Training steps as `train` runs them, feeding thread included."""
         # What was fed before the round began would be too much of it.
-        for _ in range(min(AHEAD, self.round_steps - 1)):
+        for _ in range(min(PREFETCHED, self.round_steps - 1)):
             self._train()
         self._packed, self.wait_s = [], 0.0
         whole_s = self._timed(self._train, self.round_steps)
@@ -99,7 +99,7 @@ class Steps:
         """Feeding without a step to feed."""
 
         def feed() -> None:
-            for _ in self.feed.steps(0, FEEDS):
+            for _ in self.loader.batches(0, FEEDS):
                 pass
 
         return self._timed(feed, 1) / FEEDS
@@ -143,12 +143,12 @@ class Steps:
 
     def _train(self) -> None:
         started = time.perf_counter()
-        fed = next(self._steps)
+        host_batch = next(self._batches)
         self.wait_s += time.perf_counter() - started
-        packed = [micro_batch.to(self.device, non_blocking=True) for micro_batch in fed.packed]
-        self._targets = self.feed.targets(fed)
-        self.student.step(packed, self._targets, self._lr)
-        self._packed.append(packed)
+        batch = host_batch.to(self.device)
+        self._targets = batch.targets
+        self.student.step(batch, self._lr)
+        self._packed.append(batch.packed)
 
     def _loss(self, loss: Callable[[Tensor, Targets], Tensor]) -> None:
         assert self._targets is not None, "a whole round comes first"

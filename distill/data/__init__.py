@@ -1,1 +1,1 @@
-"""Batches of a run: tokens, embeddings, samplers, prefetching."""
+"""Data of a run: tokens, image embeddings, samplers, and the loader that makes batches of them."""

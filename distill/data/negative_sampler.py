@@ -1,6 +1,6 @@
-"""Which cached images beyond the batch each step's captions are held against, and which of them are no negatives.
+"""Negative sampler: cached images beyond the batch as further negatives of its captions.
 
-N images in the cache, n of them usable, M captions, b captions of a step.
+N images in the cache, n of them usable, M captions, m captions of a batch, P pairs.
 """
 
 from dataclasses import dataclass
@@ -10,104 +10,107 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...encoders.packing import concatenated_ranges
-from .batch_sampler import Batch
+from .batch_sampler import BatchIndices
 from .shuffle import Stream
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NegativeDraw:
-    """The further images of a step.
+    """Negatives of a step.
 
     Attributes:
-        rows: `[m]`, of the cache.
-        excluded: where in `rows` the images of the batch stand: they are in its softmax already.
-        masked: `[2, P]`, captions, by their place in the batch, and places in `rows` whose image carries an equal
-            caption; ascending in the second.
+        rows: of the cache.
+        excluded: indices in `rows` of images of the batch, which are in its softmax already.
+        masked: `[2, P]`, captions of the batch and indices in `rows` of images with an equal caption, which are no
+            negatives of it; ascending in the second.
     """
 
-    rows: Ints
-    excluded: Ints
-    masked: Ints
+    rows: NDArray[np.int64]
+    excluded: NDArray[np.int64]
+    masked: NDArray[np.int64]
 
 
 class SharedCaptions:
-    """The images of each caption that several images carry: none of them is its negative."""
+    """Captions that several images have, and these images: none of them is a negative of such a caption."""
 
-    def __init__(self, caption_group: Ints, caption_image: Ints) -> None:
+    def __init__(self, caption_group: NDArray[np.int64], caption_image: NDArray[np.int64]) -> None:
         """Collect them.
 
         Args:
-            caption_group: `[M]`, equal where captions read the same.
+            caption_group: `[M]`, equal for equal captions.
             caption_image: `[M]`, the row of each caption's image, -1 where it is not used.
         """
         num_rows = int(caption_image.max(initial=0)) + 1
         usable = caption_image >= 0
-        carried = np.unique(caption_group[usable] * num_rows + caption_image[usable])  # one number a pair, to sort fast
-        groups, counts = np.unique(carried // num_rows, return_counts=True)
+        # Distinct pairs of a group and an image, each as one number, which sorts fast.
+        pairs = np.unique(caption_group[usable] * num_rows + caption_image[usable])
+        groups, counts = np.unique(pairs // num_rows, return_counts=True)
         shared = counts > 1
         self._groups, self._counts = groups[shared], counts[shared]
         self._starts = np.cumsum(self._counts) - self._counts
-        self._rows = carried[np.repeat(shared, counts)] % num_rows
+        self._rows = pairs[np.repeat(shared, counts)] % num_rows
 
-    def images_of(self, groups: Ints) -> tuple[Ints, Ints]:
-        """Which of the groups `[b]` are shared, and by which rows: indices into `groups` `[P]`, and rows `[P]`."""
+    def images_of(self, groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Images of the shared ones among some groups `[m]`: indices into `groups` `[P]`, and rows `[P]`."""
         if not len(self._groups):
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         place = np.minimum(np.searchsorted(self._groups, groups), len(self._groups) - 1)
         count = np.where(self._groups[place] == groups, self._counts[place], 0)
-        return np.repeat(np.arange(len(groups)), count), self._rows[concatenated_ranges(self._starts[place], count)]
+        rows = self._rows[concatenated_ranges(self._starts[place], count)]
+        return np.repeat(np.arange(len(groups)), count), rows
 
-    def within(self, rows: Ints, groups: Ints, image: Ints | None = None) -> Ints:
-        """Captions of a batch and other images of it that carry the same, `[2, P]`, ascending in the first.
+    def within_batch(
+        self, rows: NDArray[np.int64], groups: NDArray[np.int64], image: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Captions of a batch and other images of it with an equal caption, `[2, P]`, ascending in the first.
 
         Args:
             rows: `[B]`, distinct: the images of the batch.
-            groups: `[n]`, the group of each caption.
-            image: `[n]`, the place in `rows` of its image; by default each image has one caption.
+            groups: `[m]`, the group of each caption.
+            image: `[m]`, index in `rows` of each caption's image; by default each image has one caption.
         """
-        which, carriers = self.images_of(groups)
-        if not len(which):  # as with most captions: nothing to look up, and no batch to sort
+        captions, sharing = self.images_of(groups)
+        if not len(captions):  # as with most caches: nothing to look up, and no batch to sort
             return np.zeros((2, 0), np.int64)
         order = np.argsort(rows)
-        place = order[np.minimum(np.searchsorted(rows, carriers, sorter=order), len(rows) - 1)]
-        other = (rows[place] == carriers) & (place != (which if image is None else image[which]))
-        return np.stack([which[other], place[other]])
+        index = order[np.minimum(np.searchsorted(rows, sharing, sorter=order), len(rows) - 1)]
+        is_other = (rows[index] == sharing) & (index != (captions if image is None else image[captions]))
+        return np.stack([captions[is_other], index[is_other]])
 
 
 class NegativeSampler:
-    """A window over a fresh order of the usable images for each step; fixed by (seed, epoch, batch).
+    """Negatives of each step: a window over a new order of the usable images, fixed by (seed, epoch, batch).
 
-    The order and its inverse are held, 16 bytes an image: a window of a hundred thousand then costs next to nothing.
+    The order and its inverse are kept, 16 bytes an image: a window of a hundred thousand then costs next to nothing.
     """
 
-    def __init__(self, rows: Ints, shared: SharedCaptions, *, size: int, seed: int) -> None:
+    def __init__(self, rows: NDArray[np.int64], shared: SharedCaptions, *, size: int, seed: int) -> None:
         """Draw from some images.
 
         Args:
-            rows: `[n]`, ascending: the usable ones.
-            shared: who carries whose captions.
-            size: images of a draw; n are all of them.
+            rows: `[n]`, ascending: the usable images.
+            shared: captions that several images have.
+            size: images of a draw; n draws all of them.
             seed: of the run.
         """
         self._rows, self._shared, self._seed = rows, shared, seed
         self._size = size
         self._order = lru_cache(maxsize=1)(self._shuffle)
 
-    def draw(self, epoch: int, index: int, batch: Batch, groups: Ints) -> NegativeDraw:
-        """The images for batch `index` of an epoch, whose captions belong to `groups [n]`."""
-        order, place_of = self._order(epoch)
+    def draw(self, epoch: int, index: int, batch: BatchIndices, groups: NDArray[np.int64]) -> NegativeDraw:
+        """Negatives for batch `index` of an epoch, whose captions belong to `groups [m]`."""
+        order, position_of = self._order(epoch)
         start = index * self._size % len(order)
 
-        def places(rows: Ints) -> Ints:
-            return (place_of[np.searchsorted(self._rows, rows)] - start) % len(order)
+        def positions(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+            """Positions in the order, counted from the window's start."""
+            return (position_of[np.searchsorted(self._rows, rows)] - start) % len(order)
 
-        excluded = places(batch.rows)
-        which, carriers = self._shared.images_of(groups)
-        masked = np.stack([which, places(carriers)])
+        excluded = positions(batch.rows)
+        captions, sharing = self._shared.images_of(groups)
+        masked = np.stack([captions, positions(sharing)])
         masked = masked[:, np.argsort(masked[1], kind="stable")]
-        if self._size == len(order):  # millions, in the order that they have
+        if self._size == len(order):  # perhaps millions: taken in the order that they have
             rows = self._rows
         else:
             rows = self._rows[np.take(order, np.arange(start, start + self._size), mode="wrap")]
@@ -117,11 +120,12 @@ class NegativeSampler:
             masked=masked[:, masked[1] < self._size],
         )
 
-    def _shuffle(self, epoch: int) -> tuple[Ints, Ints]:
+    def _shuffle(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """An epoch's order of the usable images, and the position of each image in it."""
         if self._size == len(self._rows):
             return np.arange(self._size), np.arange(self._size)
         rng = np.random.default_rng([self._seed, epoch, Stream.NEGATIVES])
         order = rng.permutation(len(self._rows))
-        place_of = np.empty_like(order)
-        place_of[order] = np.arange(len(order))
-        return order, place_of
+        position_of = np.empty_like(order)
+        position_of[order] = np.arange(len(order))
+        return order, position_of

@@ -1,44 +1,52 @@
-"""Pairs of embeddings and tokens, as training and validation hold them in memory."""
+"""Pairs of images and captions: what training and validation read from a cache.
+
+N images, M captions, D features; n held-out images with m captions.
+"""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...cache.format import Status
+from ...cache.progress import OnProgress, ignore_progress
+from ...cache.read.cache import Cache
+from ...encoders.tokenizer import TextTokenizer
+from ..errors import DistillError
 from .image_embeddings import EmbeddingSource
-from .text_targets import Teacher
-from .tokens import TokenTable
+from .tokens import TokenTable, group_equal_captions, open_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainData:
-    """What a run trains on.
+    """Pairs that a run trains on.
 
     Attributes:
-        images: where embeddings `[N, D] float16` are read.
+        images: source of the embeddings `[N, D] float16`.
         tokens: of all captions.
         caption_image: `[M]`, the row of each caption's image, -1 where it was not embedded.
-        caption_group: `[M]`, equal where captions have the same tokens, and so the same embedding.
-        teacher: what a teacher makes of them, if it is asked.
+        caption_group: `[M]`, equal for captions with the same tokens, and so the same embedding.
+        text_targets: source of a text teacher's embeddings `[M, D] float16`, if the run has a teacher.
     """
 
     images: EmbeddingSource
     tokens: TokenTable
     caption_image: NDArray[np.int64]
     caption_group: NDArray[np.int64]
-    teacher: Teacher | None = None
+    text_targets: EmbeddingSource | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationData:
-    """What a run is measured on: n embedded images and their m captions.
+    """Pairs that a run is measured on.
 
     Attributes:
         image_emb: `[n, D] float32`.
         tokens: of all captions of the cache.
-        captions: `[m]`, which of them have an embedded image.
-        owners: `[m]`, the place in `image_emb` of each one's image.
-        groups: `[m]`, equal where captions have the same tokens.
+        captions: `[m]`, numbers of those whose image is embedded.
+        image_index: `[m]`, index in `image_emb` of each caption's image.
+        groups: `[m]`, equal for captions with the same tokens.
     """
 
     image_emb: NDArray[np.float32]
@@ -46,3 +54,76 @@ class ValidationData:
     captions: NDArray[np.int64]
     image_index: NDArray[np.int64]
     groups: NDArray[np.int64]
+
+
+def load_train_data(
+    cache: Cache,
+    images: EmbeddingSource,
+    tokenizer: TextTokenizer,
+    context_length: int,
+    fallback: Path,
+    *,
+    text_targets: EmbeddingSource | None = None,
+    workers: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> TrainData:
+    """Tokenize the captions of a cache, and find those that can be used.
+
+    Args:
+        cache: sealed.
+        images: its embeddings.
+        tokenizer: of the run.
+        context_length: most tokens of a caption.
+        fallback: folder for the token ids of this cache, used if the cache cannot be written.
+        text_targets: embeddings of the captions' translations, if the run has a text teacher.
+        workers: processes that tokenize; by default one a core.
+        on_progress: called while captions are tokenized.
+
+    Raises:
+        CacheError: the cache is damaged.
+        DistillError: it has no caption of an embedded image.
+    """
+    caption_image = _usable_images(cache, cache.status() == Status.EMBEDDED)
+    tokens = open_tokens(cache, tokenizer, context_length, fallback, workers=workers, on_progress=on_progress)
+    return TrainData(
+        images=images,
+        tokens=tokens,
+        caption_image=caption_image,
+        caption_group=group_equal_captions(tokens),
+        text_targets=text_targets,
+    )
+
+
+def load_validation_data(
+    cache: Cache,
+    tokenizer: TextTokenizer,
+    context_length: int,
+    fallback: Path,
+    *,
+    workers: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> ValidationData:
+    """Read a cache of held-out pairs into memory; arguments and errors are those of `load_train_data`."""
+    embedded = cache.status() == Status.EMBEDDED
+    caption_image = _usable_images(cache, embedded)
+    captions = np.flatnonzero(caption_image >= 0)
+    index_of_row = np.cumsum(embedded) - 1
+    tokens = open_tokens(cache, tokenizer, context_length, fallback, workers=workers, on_progress=on_progress)
+    return ValidationData(
+        image_emb=cache.image_emb()[embedded].astype(np.float32),
+        tokens=tokens,
+        captions=captions,
+        image_index=index_of_row[caption_image[captions]],
+        groups=group_equal_captions(tokens)[captions],
+    )
+
+
+def _usable_images(cache: Cache, embedded: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The row of each caption's image, -1 where it was not embedded."""
+    caption_image = cache.caption_image()
+    usable = np.where(embedded[caption_image], caption_image, -1)
+    if not (usable >= 0).any():
+        raise DistillError(
+            f"{cache.path} has no caption of an embedded image: cache again with the --text-field of the captions"
+        )
+    return usable

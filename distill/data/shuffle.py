@@ -1,7 +1,7 @@
-"""The order of an epoch where only whole chunks can be read fast, as from an object store.
+"""Order of an epoch: all rows shuffled, or shuffled by chunks where only whole chunks are read fast.
 
-Chunks are shuffled, as many as a buffer holds form a pool, and the rows of a pool are shuffled. One pool is read while
-the one before it is trained on.
+Both orders are functions of (seed, epoch). Any part of them is computed without the rest, so that no order of millions
+of rows is kept.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_ROUNDS = 8
-Positions = NDArray[np.int64]
+Chunk = tuple[int, int]
+"""A chunk of the stored embeddings: view, and number along the images."""
 
 
 class Stream(IntEnum):
-    """What a seed is used for: each use draws from numbers of its own."""
+    """Uses of the run's seed; each draws random numbers of its own."""
 
     IMAGES = 0
     CAPTIONS = 1
@@ -28,12 +29,12 @@ class Stream(IntEnum):
     VIEWS = 7
 
 
-def keys(count: int, *seed: int) -> NDArray[np.uint64]:
-    """Independent 64-bit keys from whole numbers that are not negative."""
+def random_keys(count: int, *seed: int) -> NDArray[np.uint64]:
+    """Independent 64-bit keys from a seed of whole numbers, none negative."""
     return np.random.SeedSequence(seed).generate_state(count, np.uint64).astype(np.uint64)
 
 
-def mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def splitmix64(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     """64 mixed bits of each value: splitmix64's finaliser (Steele et al. 2014, doi:10.1145/2660193.2660195)."""
     mixed = values + key
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -41,14 +42,18 @@ def mix(values: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def choose(values: Positions, count: NDArray[np.integer[Any]], key: np.uint64) -> Positions:
-    """For each value a number from 0 to its `count` - 1, at random but always the same."""
-    high = mix(values.astype(np.uint64), key) >> np.uint64(32)
-    return (high * count.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
+def random_below(bounds: NDArray[np.integer[Any]], values: NDArray[np.int64], key: np.uint64) -> NDArray[np.int64]:
+    """A random number from 0 to bound - 1 for each value; the same value and key give the same number."""
+    high = splitmix64(values.astype(np.uint64), key) >> np.uint64(32)
+    return (high * bounds.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
 class Permutation:
-    """A random order of 0 … n-1.
+    """Random order of 0 … n-1 that needs no memory: any part of it is computed from its key alone.
+
+    A Feistel network over the bits of a position, each round mixing one half into the other, is a bijection for any
+    mixing function (Luby and Rackoff 1988, doi:10.1137/0217022). Numbers past the end go through the network again
+    until they fall within (cycle walking: Black and Rogaway 2002, doi:10.1007/3-540-45760-7_9, section 3).
 
     >>> order = Permutation(10, 7)
     >>> sorted(order(np.arange(10)).tolist())
@@ -59,15 +64,15 @@ class Permutation:
 
     def __init__(self, n: int, *seed: int) -> None:
         self._n = n
-        num_bits = max(2, (n - 1).bit_length())  # the network's domain is smaller than 2 n, so few are sent again
+        num_bits = max(2, (n - 1).bit_length())  # the network's domain is smaller than 2 n, so few values need a retry
         self._halves = np.uint64(num_bits // 2), np.uint64(num_bits - num_bits // 2)
-        self._keys = keys(NUM_ROUNDS, *seed)
+        self._keys = random_keys(NUM_ROUNDS, *seed)
 
     def __len__(self) -> int:
         return self._n
 
-    def __call__(self, positions: Positions) -> Positions:
-        """What stands at some positions, each from 0 to n-1."""
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Elements at some positions, each from 0 to n-1."""
         values = self._network(positions.astype(np.uint64))
         beyond = np.flatnonzero(values >= self._n)
         while len(beyond):
@@ -80,19 +85,17 @@ class Permutation:
         left, right = values >> right_bits, values & ((np.uint64(1) << right_bits) - np.uint64(1))
         for i, key in enumerate(self._keys):
             if i % 2 == 0:
-                left ^= mix(right, key) >> (np.uint64(64) - left_bits)
+                left ^= splitmix64(right, key) >> (np.uint64(64) - left_bits)
             else:
-                right ^= mix(left, key) >> (np.uint64(64) - right_bits)
+                right ^= splitmix64(left, key) >> (np.uint64(64) - right_bits)
         return (left << right_bits) | right
-
-
-Chunk = tuple[int, int]
-"""A chunk of the stored embeddings: view, and number along the images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChunkShuffle:
-    """How to pool.
+    """Sizes of a shuffle by chunks: chunks in random order form pools, whose rows are shuffled.
+
+    A pool is trained on while the next one is read.
 
     Attributes:
         chunk_rows: rows of a chunk of the cache.
@@ -104,46 +107,46 @@ class ChunkShuffle:
 
 
 class ChunkShuffledOrder:
-    """An epoch's order of n rows, any part of which is known without the rest.
+    """Order of n rows in an epoch, shuffled by chunks.
 
-    >>> order = ChunkShuffledOrder(np.arange(10), ChunkShuffle(chunk_rows=2, pool_chunks=2), 0, 0)
+    >>> order = ChunkShuffledOrder(np.arange(10), ChunkShuffle(chunk_rows=2, pool_chunks=2), seed=0, epoch=0)
     >>> sorted(order(np.arange(10)).tolist())
     [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
-    def __init__(self, rows: NDArray[np.int64], pooling: ChunkShuffle, seed: int, epoch: int) -> None:
+    def __init__(self, rows: NDArray[np.int64], sizes: ChunkShuffle, seed: int, epoch: int) -> None:
         """Shuffle chunks and cut them into pools.
 
         Args:
-            rows: `[n]`, ascending: those to be put in order.
-            pooling: sizes.
+            rows: `[n]`, ascending.
+            sizes: of chunks and pools.
             seed: of the run.
             epoch: of the order.
         """
-        num_chunks = -(-int(rows[-1] + 1) // pooling.chunk_rows)
-        edges = np.searchsorted(rows, np.arange(num_chunks + 1) * pooling.chunk_rows)
+        num_chunks = -(-int(rows[-1] + 1) // sizes.chunk_rows)
+        edges = np.searchsorted(rows, np.arange(num_chunks + 1) * sizes.chunk_rows)
         chunks = Permutation(num_chunks, seed, epoch, Stream.CHUNKS)(np.arange(num_chunks))
-        self._chunks, self._pool_chunks = chunks, pooling.pool_chunks
-        self._first = edges[chunks]  # of each chunk, in the epoch's order
+        self._chunks, self._pool_chunks = chunks, sizes.pool_chunks
+        self._first = edges[chunks]  # index of each chunk's first row, in the epoch's order of chunks
         self._ends = np.cumsum(edges[chunks + 1] - edges[chunks])
-        pool_ends = np.append(self._ends[pooling.pool_chunks - 1 : -1 : pooling.pool_chunks], len(rows))
+        pool_ends = np.append(self._ends[sizes.pool_chunks - 1 : -1 : sizes.pool_chunks], len(rows))
         self._pool_edges = np.concatenate([[0], pool_ends])
         self._seed = (seed, epoch, Stream.POOL)
 
-    def __call__(self, positions: Positions) -> Positions:
-        """Indices into `rows` of what stands at some positions, each from 0 to n-1."""
-        found = np.empty_like(positions)
+    def __call__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices into `rows` at some positions of the order, each from 0 to n-1."""
+        indices = np.empty_like(positions)
         pools = np.searchsorted(self._pool_edges, positions, "right") - 1
         for pool in np.unique(pools).tolist():
             start, end = self._pool_edges[pool : pool + 2].tolist()
-            here = pools == pool
-            shuffled = start + Permutation(end - start, *self._seed, pool)(positions[here] - start)
+            in_pool = pools == pool
+            shuffled = start + Permutation(end - start, *self._seed, pool)(positions[in_pool] - start)
             chunk = np.searchsorted(self._ends, shuffled, "right")
-            found[here] = self._first[chunk] + shuffled - np.where(chunk > 0, self._ends[chunk - 1], 0)
-        return found
+            indices[in_pool] = self._first[chunk] + shuffled - np.where(chunk > 0, self._ends[chunk - 1], 0)
+        return indices
 
     def chunks_near(self, start: int, stop: int) -> tuple[list[int], bool]:
-        """Chunks of the pools that hold positions `start` to `stop`, and of one more; whether there was one more."""
+        """Chunks of the pools that hold positions `start` to `stop`, and of the next pool; and whether there is one."""
         first, last = (np.searchsorted(self._pool_edges, [start, stop - 1], "right") - 1).tolist()
         chunks = self._chunks[first * self._pool_chunks : (last + 2) * self._pool_chunks]
         return chunks.tolist(), (last + 1) * self._pool_chunks < len(self._chunks)

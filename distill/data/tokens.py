@@ -1,4 +1,7 @@
-"""Captions as token ids, ragged: tokenized once for a cache and a tokenizer, and mapped from then on."""
+"""Token ids of captions, ragged: tokenized once for a cache and a tokenizer, then mapped from disk.
+
+M captions, T tokens.
+"""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -18,18 +21,18 @@ from ...cache.location import Location
 from ...cache.processes import worker_pool
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
-from ...cache.storage import token_arrays as stored
+from ...cache.storage import token_arrays
 from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import concatenated_ranges
 from ...encoders.tokenizer import TextTokenizer
 from ..checks import num_usable_cores
 from ..errors import DistillError
 
-CAPTIONS_AT_A_TIME = 2**14  # reading a few would decode the whole 16 MB chunk that holds them
+CAPTIONS_PER_BLOCK = 2**14  # to read fewer would still decode the whole 16 MB chunk that holds them
 MANY_CAPTIONS = 300_000  # from here on processes make up for their start, which imports torch
-BLOCKS_AHEAD = 2  # that may wait, tokenized, for the disk
-Block = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""Ids of a run of captions, one after the other, and the length of each."""
+BLOCKS_AHEAD = 2  # tokenized blocks that may wait for the disk
+RaggedIds = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Ids of some captions joined, `[T]`, and the number of each caption's ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,8 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def gather(self, captions: NDArray[np.int64]) -> Block:
-        """The ids of some captions, one after the other, and the length of each.
+    def gather(self, captions: NDArray[np.int64]) -> RaggedIds:
+        """Ids of some captions joined, and their lengths.
 
         >>> table = TokenTable(np.array([1, 7, 2, 1, 2]), np.array([0, 3, 5]))
         >>> ids, lengths = table.gather(np.array([1, 0]))
@@ -55,7 +58,7 @@ class TokenTable:
         return self.ids.take(concatenated_ranges(starts, lengths)).astype(np.int64), lengths
 
     def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """The ids of some captions, apart and unpadded."""
+        """Ids of some captions, one unpadded array each."""
         ids, lengths = self.gather(captions)
         return [ids[a:b] for a, b in pairwise([0, *np.cumsum(lengths).tolist()])]
 
@@ -64,18 +67,18 @@ def open_tokens(
     cache: Cache,
     tokenizer: TextTokenizer,
     context_length: int,
-    beside: Path,
+    fallback: Path,
     *,
     workers: int | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> TokenTable:
-    """The ids of all captions of a cache, tokenized now unless they were before.
+    """Ids of all captions of a cache; tokenized now if they are not stored yet.
 
     Args:
-        cache: that holds the captions, and from now on their ids.
-        tokenizer: whose ids.
+        cache: that holds the captions; the ids are stored in it.
+        tokenizer: that makes the ids.
         context_length: most ids of a caption.
-        beside: folder for the ids of a cache that cannot be written, or is no local folder; of this cache alone.
+        fallback: folder for the ids of this cache alone, if the cache cannot be written or is not a local folder.
         workers: processes that tokenize many captions; by default one a core.
         on_progress: called while captions are tokenized.
 
@@ -84,25 +87,58 @@ def open_tokens(
         DistillError: a tokenizing process died.
     """
     key = tokenizer.fingerprint(context_length)
-    inside = [cache.arrays.folder / TOKENS] if cache.arrays.is_folder else []
-    group = next((place / key for place in (*inside, beside) if (place / key).exists()), None)
+    in_cache = [cache.arrays.folder / TOKENS] if cache.arrays.is_folder else []
+    group = next((folder / key for folder in (*in_cache, fallback) if (folder / key).exists()), None)
     if group is None:
-        group = next(filter(stored.can_write, inside), beside) / key
+        group = next(filter(token_arrays.can_write, in_cache), fallback) / key
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
         workers = workers or num_usable_cores()
         with closing(_tokenized(cache, tokenizer, context_length, workers, on_progress)) as blocks:
-            stored.write_tokens(group, dtype, blocks)
-    tokens = stored.map_tokens(group, cache.info.num_captions)
+            token_arrays.write_tokens(group, dtype, blocks)
+    tokens = token_arrays.map_tokens(group, cache.info.num_captions)
     return TokenTable(tokens.ids, tokens.offsets)
 
 
 def tokenize(tokenizer: TextTokenizer, captions: Sequence[str], context_length: int) -> TokenTable:
-    """Ids of captions in memory, each at most `context_length`."""
+    """Ids of captions in memory, each at most `context_length` long."""
     ids, lengths = _encode(tokenizer, captions, context_length)
     return TokenTable(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def _encode(tokenizer: TextTokenizer, captions: Sequence[str], context_length: int) -> Block:
+def group_equal_captions(tokens: TokenTable) -> NDArray[np.int64]:
+    """Groups of captions with the same ids, `[M]`: for each caption the first equal one.
+
+    Equal captions of different images are no negatives of one another. Captions are compared by two 64-bit multilinear
+    hashes (Lemire and Kaser 2014, arXiv:1202.4961). Two different captions share both with a chance below 2^-88 (ids
+    below 2^20), any two of 100 million with a chance below 2^-35.
+
+    >>> table = TokenTable(np.array([1, 7, 2, 1, 8, 2, 1, 7, 2]), np.array([0, 3, 6, 9]))
+    >>> group_equal_captions(table).tolist()
+    [0, 1, 0]
+    """
+    hashes = np.empty((2, len(tokens)), np.uint64)
+    for start in range(0, len(tokens), CAPTIONS_PER_BLOCK):
+        block = slice(start, min(start + CAPTIONS_PER_BLOCK, len(tokens)))
+        ids, lengths = tokens.gather(np.arange(block.start, block.stop))
+        ends = np.cumsum(lengths)
+        position = concatenated_ranges(0, lengths)
+        for i in range(2):
+            factors = np.random.Generator(np.random.Philox(i)).integers(0, 2**64, lengths.max(initial=0), np.uint64)
+            # Sums that wrap around; + 1, so that a caption differs from a longer one that begins with it.
+            sums = np.concatenate([[np.uint64(0)], np.cumsum((ids + 1).astype(np.uint64) * factors[position])])
+            hashes[i, block] = sums[ends] - sums[ends - lengths]
+    order = np.lexsort(hashes)  # stable, so equal captions stay in their order
+    differs = np.zeros(len(tokens), bool)  # from the caption before, in that order
+    differs[:1] = True
+    for values in hashes:
+        differs[1:] |= np.diff(values[order]) != 0
+    starts = np.flatnonzero(differs)
+    groups = np.empty(len(tokens), np.int64)
+    groups[order] = np.repeat(order[starts], np.diff(starts, append=len(tokens)))
+    return groups
+
+
+def _encode(tokenizer: TextTokenizer, captions: Sequence[str], context_length: int) -> RaggedIds:
     encoded = tokenizer.encode(captions, context_length)
     lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
     return np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum())), lengths
@@ -114,15 +150,15 @@ def _tokenized(
     context_length: int,
     workers: int,
     on_progress: OnProgress,
-) -> Generator[Block, None, None]:
+) -> Generator[RaggedIds, None, None]:
     """Blocks of all captions, in order; memory does not grow with their number."""
     total = cache.info.num_captions
-    runs = [(start, min(start + CAPTIONS_AT_A_TIME, total)) for start in range(0, total, CAPTIONS_AT_A_TIME)]
-    blocks: Iterator[Block]
+    ranges = [(start, min(start + CAPTIONS_PER_BLOCK, total)) for start in range(0, total, CAPTIONS_PER_BLOCK)]
+    blocks: Iterator[RaggedIds]
     if workers == 1 or total < MANY_CAPTIONS:
-        blocks = (_encode_run(cache, tokenizer, context_length, run) for run in runs)
+        blocks = (_encode_range(cache, tokenizer, context_length, block) for block in ranges)
     else:
-        blocks = _in_processes(cache, tokenizer, context_length, runs, min(workers, len(runs)))
+        blocks = _in_processes(cache, tokenizer, context_length, ranges, min(workers, len(ranges)))
     done = 0
     for ids, lengths in blocks:
         yield ids, lengths
@@ -130,18 +166,18 @@ def _tokenized(
         on_progress(Progress("tokenize", done, total))
 
 
-def _encode_run(cache: Cache, tokenizer: TextTokenizer, context_length: int, run: tuple[int, int]) -> Block:
-    return _encode(tokenizer, cache.captions(*run), context_length)
+def _encode_range(cache: Cache, tokenizer: TextTokenizer, context_length: int, block: tuple[int, int]) -> RaggedIds:
+    return _encode(tokenizer, cache.captions(*block), context_length)
 
 
 def _in_processes(
-    cache: Cache, tokenizer: TextTokenizer, context_length: int, runs: Sequence[tuple[int, int]], workers: int
-) -> Iterator[Block]:
+    cache: Cache, tokenizer: TextTokenizer, context_length: int, ranges: Sequence[tuple[int, int]], workers: int
+) -> Iterator[RaggedIds]:
     pool = worker_pool(workers, __name__, _start_worker, cache.path, tokenizer, context_length)
-    in_flight = deque[Future[Block]]()
+    in_flight = deque[Future[RaggedIds]]()
     try:
-        for run in runs:
-            in_flight.append(pool.submit(_encode_in_worker, run))
+        for block in ranges:
+            in_flight.append(pool.submit(_encode_in_worker, block))
             if len(in_flight) == workers + BLOCKS_AHEAD:
                 yield in_flight.popleft().result()
         while in_flight:
@@ -162,6 +198,6 @@ def _start_worker(cache: Location, tokenizer: TextTokenizer, context_length: int
     _worker = Cache(cache), tokenizer, context_length
 
 
-def _encode_in_worker(run: tuple[int, int]) -> Block:
+def _encode_in_worker(block: tuple[int, int]) -> RaggedIds:
     assert _worker is not None
-    return _encode_run(*_worker, run)
+    return _encode_range(*_worker, block)

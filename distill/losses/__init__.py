@@ -1,1 +1,1 @@
-"""Losses between text features and frozen image embeddings, computed in blocks."""
+"""Losses between text features and frozen image embeddings, computed in blocks of logits."""

@@ -1,19 +1,24 @@
-"""What the losses share: a temperature within CLIP's bounds, which a softmax or a sigmoid learns."""
+"""Base of the losses: a temperature within CLIP's bounds, which a softmax or a sigmoid learns.
+
+B images of a step, b captions of this process, D features.
+"""
 
 import math
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from ..data.targets import Targets
+from ..train_settings import LossSettings
 
 
 class Loss(nn.Module):
-    """A loss of captions against images, both of unit norm.
+    """Loss of captions against images, both of unit norm.
 
     Attributes:
-        takes_raw: whether the captions come as the tower gives them, before they are brought to unit norm.
-        logit_scale: `[]`, the logarithm of the factor on cosines; losses without logits leave it as it was.
+        takes_raw: whether captions come as the tower gives them, before they are brought to unit norm.
+        logit_scale: `[]`, logarithm of the factor on cosines; losses without logits leave it as it was.
         logit_bias: `[]`, added to the scaled cosines; None in losses that have none.
     """
 
@@ -32,11 +37,16 @@ class Loss(nn.Module):
         self.register_parameter("logit_bias", None)
         self._max_log_scale = math.log(max_logit_scale)
 
+    @classmethod
+    def from_settings(cls, settings: LossSettings, *, compiled: bool = False) -> Self:
+        """The loss that a run asks for; `compiled` where `torch.compile` gains, which most losses leave aside."""
+        return cls(temperature=settings.resolved_temperature, max_logit_scale=settings.max_logit_scale)
+
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
-        """The mean loss of a batch, in nats; with several processes that of all of them.
+        """Mean loss of a batch, in nats; with several processes that of all of them.
 
         Its gradient is that of the mean over all B, for the b captions of this process; the gradients of the loss's own
-        parameters are whole on every process.
+        parameters are complete in every process.
 
         Args:
             text_emb: `[b, D] float32`, unit norm unless `takes_raw`.
@@ -46,5 +56,5 @@ class Loss(nn.Module):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Keep the temperature in its bounds; called after each step."""
+        """Keep the temperature within its bounds; called after each step."""
         self.logit_scale.clamp_(0, self._max_log_scale)

@@ -1,44 +1,54 @@
-"""Distillation of similarities: a caption is to be as near to each image of the batch as its own image is.
+"""Distillation of similarities: a caption's similarities to the batch's images should equal those of its own image.
 
 Fang et al. 2021, arXiv:2101.04731 (SEED), section 3.2: the student's softmax over the teacher's embeddings is matched
-to the teacher's own. Theirs are a queue's, these are the batch's, the own one among them as there. Images are known
-to every process, so nothing travels but the sum; loss and gradient come from one pass over blocks of captions.
+to the teacher's own. SEED takes the embeddings of a queue; here they are the batch's, the own image among them as in
+SEED. Every process knows all images, so only sums travel; loss and gradient come from one pass over blocks of captions.
 
 B images of a step, b captions of this process, D features, r captions of a block.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from ..data.targets import Targets, blocks
+from ..data.targets import Targets, row_blocks
 from ..distributed import reduce_sum_
+from ..train_settings import LossSettings
 from .loss import Loss
 
 
 class Similarity(Loss):
     """KL divergence from the image's softmax over the batch's images to the caption's, averaged over the captions.
 
-    The caption's temperature is learned, the image's is given. Other images that carry the caption leave both.
+    The caption's temperature is learned, the image's is fixed. Other images that have the caption leave both.
     """
 
     def __init__(self, *, temperature: float, max_logit_scale: float, teacher_temperature: float) -> None:
-        """Begin at a temperature; `teacher_temperature` of the images' softmax stays."""
+        """Begin at a temperature; `teacher_temperature` is that of the images' softmax."""
         super().__init__(temperature=temperature, max_logit_scale=max_logit_scale)
         self._teacher_temperature = teacher_temperature
 
+    @classmethod
+    def from_settings(cls, settings: LossSettings, *, compiled: bool = False) -> Self:
+        """The loss that a run asks for."""
+        return cls(
+            temperature=settings.resolved_temperature,
+            max_logit_scale=settings.max_logit_scale,
+            teacher_temperature=settings.teacher_temperature,
+        )
+
     def forward(self, text_emb: Tensor, targets: Targets) -> Tensor:
-        """The mean loss of a batch; see `Loss.forward`."""
+        """Mean loss of a batch; see `Loss.forward`."""
         return match_similarities(text_emb, self.logit_scale, targets, self._teacher_temperature)
 
 
 def match_similarities(text_emb: Tensor, log_scale: Tensor, targets: Targets, teacher_temperature: float) -> Tensor:
-    """The loss of `Similarity`, also as a term beside another loss whose temperature it shares.
+    """Loss of `Similarity`; also a term beside another loss, whose temperature it shares.
 
     Args:
         text_emb: `[b, D]`, unit norm.
-        log_scale: `[]`, the logarithm of 1 / temperature of the captions' softmax.
+        log_scale: `[]`, logarithm of 1 / temperature of the captions' softmax.
         targets: the images.
         teacher_temperature: of the images' softmax.
     """
@@ -52,14 +62,14 @@ class _BlockedSimilarity(torch.autograd.Function):
         image_emb, scaled = targets.image_emb.to(text_emb.dtype), text_emb * log_scale.exp()
         teacher = targets.own_emb(text_emb.dtype) / temperature  # [b, D]
         divergence, grad = torch.empty_like(scaled[:, 0]), torch.empty_like(scaled)
-        for block in blocks(len(scaled), len(image_emb), scaled.device):
-            log_wanted = targets.mask_(teacher[block] @ image_emb.T, block).log_softmax(1)  # [r, B]
-            log_given = targets.mask_(scaled[block] @ image_emb.T, block).log_softmax(1)
-            wanted, no_pair = log_wanted.exp(), log_wanted == -torch.inf
-            # Pairs that are none have a share of 0 in both, and the difference of their logarithms is no number.
-            divergence[block] = (log_wanted.sub_(log_given).masked_fill_(no_pair, 0).mul_(wanted)).sum(1)
-            torch.mm(log_given.exp_().sub_(wanted), image_emb, out=grad[block])
-        grad.mul_(targets.shares(grad.dtype)[:, None]).mul_(log_scale.exp() / len(image_emb))
+        for block in row_blocks(len(scaled), len(image_emb), scaled.device):
+            log_teacher = targets.mask_(teacher[block] @ image_emb.T, block).log_softmax(1)  # [r, B]
+            log_student = targets.mask_(scaled[block] @ image_emb.T, block).log_softmax(1)
+            probabilities, is_masked = log_teacher.exp(), log_teacher == -torch.inf
+            # Masked pairs have probability 0 in both, and the difference of their logarithms is NaN.
+            divergence[block] = (log_teacher.sub_(log_student).masked_fill_(is_masked, 0).mul_(probabilities)).sum(1)
+            torch.mm(log_student.exp_().sub_(probabilities), image_emb, out=grad[block])
+        grad.mul_(targets.weights(grad.dtype)[:, None]).mul_(log_scale.exp() / len(image_emb))
         ctx.save_for_backward(grad, reduce_sum_((grad * text_emb).sum()))
         return reduce_sum_(targets.mean(divergence))
 

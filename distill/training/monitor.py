@@ -1,60 +1,72 @@
-"""What a run says of itself while it learns: metrics, validations and findings, each to where it belongs."""
+"""Monitor of a run: after each step it logs, validates and diagnoses, whatever is due."""
 
 from collections.abc import Callable
 from typing import Any
 
-from .. import distributed as parallel
-from ..train_settings import TrainSettings
+from .. import distributed
+from ..data.pairs import ValidationData
 from .diagnosis import Diagnosis, Finding
-from .loggers import Log
+from .loggers import MetricsLogger
 from .run_folder import LineKind
-from .setup import Setup
-from .student import StepResult
+from .student import StepResult, Student
 from .throughput import Throughput
 from .validate import validate
 
-SAMPLES = 10  # times that a run without validation is measured on some of its own pairs
+NUM_SAMPLES = 10  # times that a run without validation is measured on some of its own pairs
 OnMetrics = Callable[[dict[str, Any]], None]
 """Called with each line of metrics.jsonl but findings, once it is written."""
 OnFinding = Callable[[Finding], None]
-"""Called when the diagnosis finds something, once for each kind."""
+"""Called with each finding of the diagnosis."""
 
 
 class Monitor:
-    """Looks at a run after each step.
+    """Measurements of a run.
 
     Attributes:
-        validation: the last one, if there was any.
-        diagnosis: what has been found.
+        validation: metrics of the last validation, if there was any.
+        diagnosis: findings so far.
     """
 
     def __init__(
         self,
-        settings: TrainSettings,
-        setup: Setup,
+        student: Student,
+        diagnosis: Diagnosis,
+        logger: MetricsLogger,
+        throughput: Throughput,
+        *,
         num_steps: int,
-        log: Log,
-        pace: Throughput,
-        on_metrics: OnMetrics,
-        on_finding: OnFinding,
+        log_every: int,
+        val_data: ValidationData | None = None,
+        sample: ValidationData | None = None,
+        validation: dict[str, Any] | None = None,
+        on_metrics: OnMetrics = lambda line: None,
+        on_finding: OnFinding = lambda finding: None,
     ) -> None:
-        """Begin, or go on after what `log` has kept.
+        """Begin, or go on after a resume.
 
         Args:
-            settings: of the run.
-            setup: what it runs on.
+            student: that learns.
+            diagnosis: of the run.
+            logger: of the run.
+            throughput: of its steps; measurements are left out of it.
             num_steps: of the whole run.
-            log: where everything is written.
-            pace: of its steps, from which looking is left out.
-            on_metrics: called with what is measured.
-            on_finding: called in the first process.
+            log_every: steps between lines of metrics.
+            val_data: held-out pairs, measured at the end of each epoch.
+            sample: pairs of the run's own, measured ten times a run.
+            validation: the last one before the resume.
+            on_metrics: called with each line of metrics.
+            on_finding: called with each finding, in the main process.
         """
-        self.validation = setup.run.last_validation()
-        self.diagnosis = Diagnosis(settings, num_steps, setup.pairs, setup.run.metrics())
-        self._settings, self._setup, self._num_steps, self._log, self._pace = settings, setup, num_steps, log, pace
+        self.validation, self.diagnosis = validation, diagnosis
+        self._student, self._logger, self._throughput = student, logger, throughput
+        self._num_steps, self._log_every = num_steps, log_every
+        self._val_data, self._sample = val_data, sample
         self._on_metrics, self._on_finding = on_metrics, on_finding
-        self._tell(self.diagnosis.of_pairs())
-        if settings.warm_start != "none" and setup.val_data is not None and self.validation is None:
+
+    def before_first_step(self, *, validates: bool) -> None:
+        """Report findings about the captions; also validate, where a warm start lets the tower retrieve already."""
+        self._report(self.diagnosis.check_captions())
+        if validates and self.validation is None:
             self._validate(0, 0)
 
     def after_step(self, step: int, epoch: int, *, lr: float, result: StepResult, ends_epoch: bool) -> None:
@@ -62,56 +74,56 @@ class Monitor:
 
         Args:
             step: steps done.
-            epoch: of the last one.
+            epoch: of the last step.
             lr: its learning rate.
-            result: what it measured.
+            result: its loss and gradient norm.
             ends_epoch: whether it was the epoch's last.
 
         Raises:
             DistillError: the run has diverged.
         """
-        student = self._setup.student
-        if step % self._settings.log_every == 0 or step == self._num_steps:
-            student.require_finite(result, step)
+        if step % self._log_every == 0 or step == self._num_steps:
+            self._student.require_finite(result, step)
             metrics: dict[str, Any] = {
                 "step": step,
                 "epoch": epoch,
                 "loss": result.loss.item(),
                 "lr": lr,
-                "logit_scale": student.logit_scale,
+                "logit_scale": self._student.logit_scale,
                 "grad_norm": result.grad_norm.item(),
             }
-            metrics |= self._pace.mark()
+            metrics |= self._throughput.measure()
             self._write("step", metrics)
-            self._tell(self.diagnosis.of_step(metrics))
-        if ends_epoch and self._setup.val_data is not None:
-            student.require_finite(result, step)
+            self._report(self.diagnosis.check_step(metrics))
+        if ends_epoch and self._val_data is not None:
+            self._student.require_finite(result, step)
             self._validate(step, epoch)
         # By the run, not by the epoch: an epoch may be eight pairs or a hundred million.
-        sampled = step * SAMPLES // self._num_steps > (step - 1) * SAMPLES // self._num_steps
-        if sampled and self._setup.sample is not None:
-            student.require_finite(result, step)
-            with self._pace.not_counted():
-                measured = validate(student.evaluated, self._setup.sample)
-            sampled_metrics = {f"sample_{name}": value for name, value in measured.items()}
-            self._write("sample", {"step": step, "epoch": epoch} | sampled_metrics)
-            self._tell(self.diagnosis.of_recall(measured, self._setup.sample, step, held_out=False))
+        samples = step * NUM_SAMPLES // self._num_steps > (step - 1) * NUM_SAMPLES // self._num_steps
+        if samples and self._sample is not None:
+            self._student.require_finite(result, step)
+            with self._throughput.paused():
+                measured = validate(self._student.evaluated, self._sample)
+            renamed = {f"sample_{name}": value for name, value in measured.items()}
+            self._write("sample", {"step": step, "epoch": epoch} | renamed)
+            self._report(self.diagnosis.check_recall(measured, self._sample, step, held_out=False))
 
     def _validate(self, step: int, epoch: int) -> None:
-        assert self._setup.val_data is not None
-        with self._pace.not_counted():
-            measured = validate(self._setup.student.evaluated, self._setup.val_data)
+        if self._val_data is None:
+            return
+        with self._throughput.paused():
+            measured = validate(self._student.evaluated, self._val_data)
         self.validation = {"step": step, "epoch": epoch} | measured
         self._write("validation", self.validation)
         if step:
-            self._tell(self.diagnosis.of_recall(self.validation, self._setup.val_data, step, held_out=True))
+            self._report(self.diagnosis.check_recall(self.validation, self._val_data, step, held_out=True))
 
     def _write(self, kind: LineKind, metrics: dict[str, Any]) -> None:
-        self._log.write(kind, metrics)
+        self._logger.write(kind, metrics)
         self._on_metrics({"kind": kind} | metrics)
 
-    def _tell(self, findings: list[Finding]) -> None:
+    def _report(self, findings: list[Finding]) -> None:
         for finding in findings:
-            self._log.tell(finding)
-            if parallel.is_first():
+            self._logger.write_finding(finding)
+            if distributed.is_main_process():
                 self._on_finding(finding)

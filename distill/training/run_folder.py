@@ -1,4 +1,4 @@
-"""The run folder: settings, provenance, metrics, checkpoints and the final tower, each file whole or absent.
+"""Run folder: settings, provenance, metrics, checkpoints and the final tower, each file complete or absent.
 
     run/run.json  metrics.jsonl  tokenizer/  checkpoints/step-*.pt  final/
 
@@ -22,22 +22,22 @@ from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, swe
 from ...encoders.tokenizer import TextTokenizer
 from ..errors import DistillError
 from ..provenance import content_of
-from ..train_settings import TrainSettings
+from ..train_settings import SECTIONS, TrainSettings
 
 LineKind = Literal["step", "validation", "sample", "finding"]
 """What a line of metrics.jsonl holds: a step, recall on held-out pairs or on the run's own, or a finding."""
 KEEP_CHECKPOINTS = 2
-# Settings that may differ when a run goes on: they change where and how it runs, not what it computes. Paths are free
-# because files move; what is in the cache is compared by its provenance, and the tokenizer is kept in the run.
+# Settings that may differ when a run is resumed: they change where and how it runs, not what it computes. Paths are
+# free because files move; the content of the cache is compared by its provenance, the tokenizer is kept in the run.
 FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", "checkpoint_every", "profile"}
-# These are resolved into what a run is computed in, or change memory and speed alone.
+# These are resolved into `computed_in`, or change memory and speed alone.
 FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
 FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
-FREE_ON_RESUME |= {"views"}  # their number is in the provenance, whatever the cache has by now
+FREE_ON_RESUME |= {"views"}  # the provenance has the number that the run began with
 
 
 class RunFolder:
-    """A run folder, present or to be made."""
+    """Folder of a run, which need not exist yet."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,21 +46,21 @@ class RunFolder:
         self._metrics, self._checkpoints = path / "metrics.jsonl", path / "checkpoints"
 
     def require_ready(self, settings: TrainSettings, description: dict[str, Any], *, resume: bool) -> None:
-        """Check that a run may begin here, or that the one that is here is the same; writes nothing.
+        """Check that a run may begin here, or that this one may be resumed; writes nothing.
 
         Args:
             settings: of the run.
             description: provenance and precision, as they are now.
-            resume: whether the user asked to go on.
+            resume: whether the user asked to resume.
 
         Raises:
-            DistillError: something else stands there, or a run with other settings or another cache.
+            DistillError: the folder holds something else, or a run with other settings or another cache.
         """
         if self._description.exists():
             if not resume:
                 raise DistillError(f"{self.path} holds a run already: pass --resume to go on, or choose another -o")
             self._require_same(settings, description)
-        elif os.path.lexists(self.path) and not self._is_debris():
+        elif os.path.lexists(self.path) and not self._may_begin():
             raise DistillError(f"{self.path} exists and holds no run: choose another -o")
 
     def begin(
@@ -69,7 +69,7 @@ class RunFolder:
         """Write settings, provenance and tokenizer, before the first step.
 
         Raises:
-            DistillError: as `require_ready`, which is asked again now that the folder is ours alone.
+            DistillError: as `require_ready`, which is called again now that the folder is locked.
         """
         self.require_ready(settings, description, resume=resume)
         self.path.mkdir(parents=True, exist_ok=True)
@@ -81,18 +81,18 @@ class RunFolder:
                 tokenizer.save(folder)
 
     def provenance(self) -> dict[str, Any]:
-        """Where the targets came from: the encoder and counts of the cache.
+        """Provenance of the targets: the encoder and counts of the cache.
 
         Raises:
-            DistillError: no run here, or a damaged one.
+            DistillError: there is no run here, or a damaged one.
         """
         if not self._description.exists():
-            raise DistillError(f"{self.path}: no run there: make one with `clipglot train CACHE -o {self.path}`")
+            raise DistillError(f"{self.path}: no run here: make one with `clipglot train CACHE -o {self.path}`")
         result: dict[str, Any] = self._describe()["provenance"]
         return result
 
     def settings_to_resume(self) -> dict[str, Any]:
-        """The settings that it was begun with, as values of TrainSettings's fields; nothing where no run is.
+        """Settings that the run was begun with, as values of TrainSettings' fields; empty if there is no run.
 
         Raises:
             DistillError: the run's description is damaged.
@@ -102,7 +102,7 @@ class RunFolder:
         return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
 
     def settings(self) -> dict[str, Any]:
-        """The resolved settings, as they were written.
+        """Resolved settings, as they were written.
 
         Raises:
             DistillError: the run's description is damaged.
@@ -127,10 +127,11 @@ class RunFolder:
                     f"{self.path} was begun with {name} = {begun.get(name)!r}, now it is {now.get(name)!r}: "
                     "leave it out to resume with the settings of the run, or choose another -o"
                 )
-        before, found = (p["provenance"].get("num_views", 1) for p in (then, description))
-        if before != found:
+        num_then, num_now = (p["provenance"].get("num_views", 1) for p in (then, description))
+        if num_then != num_now:
             raise DistillError(
-                f"{self.path} was begun on {before} stored views an image, now there are {found}: pass --views {before}"
+                f"{self.path} was begun on {num_then} stored views an image, now there are {num_now}: pass "
+                f"--views {num_then}"
             )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
@@ -138,7 +139,7 @@ class RunFolder:
             )
 
     def save_checkpoint(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint after `step` steps; older ones go once it is whole."""
+        """Write a checkpoint after `step` steps, then delete all but the two newest."""
         buffer = io.BytesIO()
         torch.save(state | {"step": step}, buffer)
         atomic_write(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
@@ -146,11 +147,11 @@ class RunFolder:
             old.unlink()
 
     def has_checkpoint(self) -> bool:
-        """Whether there is one to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return bool(self._sorted_checkpoints())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The newest checkpoint, on the CPU; None if there is none yet.
+        """The newest checkpoint, on the CPU; None if there is none.
 
         Raises:
             DistillError: the newest one is damaged.
@@ -161,30 +162,30 @@ class RunFolder:
         try:
             state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-            before = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
+            instead = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
             raise DistillError(
-                f"{files[-1]} is damaged ({str(error).splitlines()[0]}): delete it to {before}"
+                f"{files[-1]} is damaged ({str(error).splitlines()[0]}): delete it to {instead}"
             ) from error
         return state
 
-    def log(self, kind: LineKind, metrics: dict[str, Any]) -> None:
+    def append_metrics(self, kind: LineKind, metrics: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; `step` among the metrics says after which step it was measured."""
-        # Steps whose float16 gradients overflow have no norm, and JSON has no infinity.
+        # JSON has no infinity, which is the gradient norm of a step whose float16 gradients overflow.
         numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind} | numbers) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, each with its `kind`; a line torn by a kill is left out."""
+        """Lines of metrics.jsonl, each with its `kind`; a last line cut short by a kill is left out."""
         lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
         return [_with_kind(json.loads(line)) for line in lines]
 
     def last_validation(self) -> dict[str, Any] | None:
-        """The metrics of the newest validation, if there was one."""
+        """Metrics of the newest validation, if there was one."""
         return next(reversed(self._validations()), None)
 
     def best_validation(self) -> dict[str, Any] | None:
-        """The metrics of the validation with the best R@10, the first of equal ones."""
+        """Metrics of the validation with the best R@10, the first of equal ones."""
         return max(self._validations(), key=lambda metrics: metrics["r_at_10"], default=None)
 
     def _validations(self) -> list[dict[str, Any]]:
@@ -192,12 +193,12 @@ class RunFolder:
         return [{name: value for name, value in line.items() if name != "kind"} for line in lines]
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop what was logged after `step`: a resumed run logs it again."""
+        """Drop lines of later steps: a resumed run logs them again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
         atomic_write(self._metrics, "".join(kept).encode())
 
-    def _is_debris(self) -> bool:
-        """Whether the folder is empty, or holds only what comes before a run begins, or what a killed start left."""
+    def _may_begin(self) -> bool:
+        """Whether the folder is empty, or holds only token ids and files of a start that was killed."""
         return self.path.is_dir() and all(
             file == self.tokens or file.name.endswith(PARTIAL) for file in self.path.iterdir()
         )
@@ -207,12 +208,12 @@ class RunFolder:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, complete or not at all."""
     atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of metrics.jsonl with its kind, which runs written by older versions leave to be told by its keys."""
+    """A line of metrics.jsonl with its kind, told by its keys in runs made before lines carried it."""
     if "kind" in line:
         return line
     kinds: dict[str, LineKind] = {"finding": "finding", "r_at_1": "validation", "sample_r_at_1": "sample"}
@@ -220,7 +221,7 @@ def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_json(hint: Any, value: Any) -> Any:
-    """A setting's value, given its type and its form in run.json."""
+    """Value of a setting, given its type and its form in run.json."""
     kinds = get_args(hint) or (hint,)
     if isinstance(value, str) and (Url in kinds or Path in kinds):
         return to_location(value) if Url in kinds else Path(value)
@@ -228,5 +229,11 @@ def _from_json(hint: Any, value: Any) -> Any:
 
 
 def _to_json(settings: TrainSettings) -> dict[str, Any]:
-    values: dict[str, Any] = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(settings).items()}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}  # as JSON gives them back
+    """Settings as JSON gives them back, in the order of `--help`."""
+    values = asdict(settings)
+    names = [name for section in SECTIONS.values() for name in section.split()]
+    return {name: _setting_to_json(values[name]) for name in names}
+
+
+def _setting_to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

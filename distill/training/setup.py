@@ -1,98 +1,122 @@
-"""What comes before the first step: a cache, a tokenizer, a tower and a feed that fit each other, or a refusal."""
+"""Set-up of a run before its first step: cache, tokenizer, tower and loader that fit each other, or a refusal."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ...cache.progress import OnProgress
+from ...cache.progress import OnProgress, ignore_progress
 from ...cache.read.cache import Cache
 from ...encoders.tokenizer import TextTokenizer
-from ..data.load import load_data, load_validation, open_images, pooling_of, views_of
+from ..data.image_embeddings import open_images, resolve_chunk_shuffle, resolve_num_views
 from ..data.loader import BatchLoader
-from ..data.pairs import ValidationData
-from ..data.statistics import CaptionStats, count_pairs, sample_pairs
+from ..data.pairs import ValidationData, load_train_data, load_validation_data
+from ..data.statistics import CaptionStats, count_captions, sample_pairs
+from ..data.text_targets import open_text_targets
 from ..device import resolve_precision
 from ..provenance import content_id, require_same_encoder, run_provenance
 from ..train_settings import TrainSettings
 from .build_tower import build_tower, open_tokenizer
 from .loggers import require_loggers
 from .run_folder import RunFolder
-from .student import Student
+from .student import Student, build_student
 from .warm_start import warm_start
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What the loop runs on.
+    """Parts of a run.
 
     Attributes:
         run: its folder, not yet begun.
         tokenizer: of its captions.
-        feed: of its steps.
+        loader: of its batches.
         val_data: held-out pairs, if there are any.
         sample: else some of its own pairs.
-        pairs: its pairs in figures.
-        student: what learns.
-        device: where.
+        captions: figures of its captions.
+        student: that learns.
+        device: where it learns.
         description: provenance and precision, as run.json has them.
     """
 
     run: RunFolder
     tokenizer: TextTokenizer
-    feed: BatchLoader
+    loader: BatchLoader
     val_data: ValidationData | None
     sample: ValidationData | None
-    pairs: CaptionStats
+    captions: CaptionStats
     student: Student
     device: torch.device
     description: dict[str, Any]
 
 
-def build_run(settings: TrainSettings, device: torch.device, resume: bool, on_progress: OnProgress) -> Setup:
+def build_run(
+    settings: TrainSettings,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    on_progress: OnProgress = ignore_progress,
+) -> Setup:
     """Open, check and load everything; writes nothing but tokens.
 
     Args:
         settings: of the run.
         device: where it learns.
-        resume: whether a run that is there goes on.
+        resume: whether a run in the folder is resumed.
         on_progress: called while embeddings are checked, captions tokenized and a warm start fitted.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
-    require_loggers(settings)
+    require_loggers(settings.log_to)
     run, cache = RunFolder(settings.output), Cache(settings.cache).require_sealed()
     val_cache = Cache(settings.val).require_sealed() if settings.val else None
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
     precision = resolve_precision(settings.precision, device)
-    pooling = pooling_of(cache, settings)
+    chunk_shuffle = resolve_chunk_shuffle(cache, settings)
     description = {
-        "provenance": run_provenance(cache, views_of(cache, settings)),
+        "provenance": run_provenance(cache, resolve_num_views(cache, settings.views)),
         "computed_in": {
             "precision": precision,
             "tf32": settings.tf32 and device.type == "cuda",
-            "pool_chunks": pooling.pool_chunks if pooling else None,
+            "pool_chunks": chunk_shuffle.pool_chunks if chunk_shuffle else None,
         },
     }
     run.require_ready(settings, description, resume=resume)
     tokenizer = open_tokenizer(settings, run.tokenizer, cache.captions)
-    images = open_images(cache, settings, device, on_progress)
-    data = load_data(cache, images, tokenizer, settings, run.tokens / content_id(cache), on_progress)
+    data = load_train_data(
+        cache,
+        open_images(cache, settings, device, on_progress),
+        tokenizer,
+        settings.context_length,
+        run.tokens / content_id(cache),
+        text_targets=open_text_targets(cache, device) if settings.teacher_weight else None,
+        workers=settings.workers,
+        on_progress=on_progress,
+    )
     tower = build_tower(settings, cache.info.encoder, tokenizer).to(device)
     if settings.warm_start == "ridge" and not run.has_checkpoint():
         warm_start(tower, tokenizer, cache, data, settings, on_progress)
-    student = Student(tower, settings, device, precision)
+    student = build_student(tower, settings, device, precision)
+    loader = BatchLoader(settings, data, student.tower, device, num_passes=settings.num_passes)
+    val_data = None
+    if val_cache:
+        val_data = load_validation_data(
+            val_cache,
+            tokenizer,
+            settings.context_length,
+            run.tokens / content_id(val_cache),
+            workers=settings.workers,
+            on_progress=on_progress,
+        )
     return Setup(
         run=run,
         tokenizer=tokenizer,
-        feed=BatchLoader(settings, data, student.tower, device),
-        val_data=load_validation(val_cache, tokenizer, settings, run.tokens / content_id(val_cache), on_progress)
-        if val_cache
-        else None,
+        loader=loader,
+        val_data=val_data,
         sample=None if val_cache else sample_pairs(cache, data),
-        pairs=count_pairs(cache, data, tokenizer, settings.context_length),
+        captions=count_captions(cache, data, tokenizer, settings.context_length),
         student=student,
         device=device,
         description=description,

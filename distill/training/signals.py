@@ -1,4 +1,4 @@
-"""How a run ends before its last step, and keeps what it learned: by a signal, or for want of a chunk."""
+"""Ends of a run before its last step: by a signal, or by a damaged chunk of the cache."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ from ...cache.errors import CacheError
 
 
 @contextmanager
-def resumable(save: Callable[[], int]) -> Iterator[None]:
-    """Save the run if a chunk of the cache turns out damaged or out of reach only when its turn comes.
+def save_on_cache_error(save: Callable[[], int]) -> Iterator[None]:
+    """Save the run if a chunk of the cache is found damaged or out of reach only when it is first read.
 
     Args:
-        save: keeps what was learned and returns the step.
+        save: saves the run and returns its step.
 
     Raises:
         CacheError: the same, and how to go on.
@@ -27,32 +27,34 @@ def resumable(save: Callable[[], int]) -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that SIGINT (Ctrl-C) and SIGTERM (a scheduler's preemption) set; a second signal acts as usual."""
+    """Event that SIGINT (Ctrl-C) and SIGTERM (a scheduler's preemption) set; a second signal acts as usual."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     previous: dict[signal.Signals, Any] = {}
 
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
     def handle(number: int, frame: object) -> None:
         stop.set()
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
+        restore()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, handle)
     try:
         yield stop
     finally:
-        for caught, handler in previous.items():
-            signal.signal(caught, handler)
+        restore()
 
 
 @contextmanager
 def interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM (a scheduler's preemption) raises KeyboardInterrupt in the block, as SIGINT (Ctrl-C) does.
+    """Turn SIGTERM (a scheduler's preemption) into KeyboardInterrupt in the block, as SIGINT (Ctrl-C) is.
 
-    Further ones change nothing while the block is left: a scheduler and `torchrun` above the process each send theirs.
+    Further SIGTERMs are ignored while the block is left: a scheduler, and `torchrun` above the process, each send one.
     """
 
     def interrupt(number: int, frame: object) -> None:

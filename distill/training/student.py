@@ -1,11 +1,10 @@
-"""The student: a text tower, its loss and its optimizer, and one step of learning.
+"""Student: a text tower, its objective and its optimizer, and one step of learning.
 
 b captions of this process, D features.
 """
 
 import inspect
 import math
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,9 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ...encoders.packing import Packed
 from ...encoders.text_tower import TextTower
-from .. import distributed as parallel
-from ..data.shuffle import Stream, keys
-from ..data.targets import Targets
+from .. import distributed
+from ..data.batch import Batch
+from ..data.shuffle import Stream, random_keys
 from ..device import Precision, autocast, resolve_compile
 from ..errors import DistillError
 from ..losses.objective import Objective
@@ -31,53 +30,62 @@ SMALLEST_SCALE = 2.0**-10  # of float16 gradients: halved at each overflow, from
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step measured, still on the device: reading a value waits for the device."""
+    """Loss and gradient norm of a step, still on the device: reading a value waits for the device."""
 
     loss: Tensor
     grad_norm: Tensor
 
 
-def _no_buffers_sent() -> dict[str, Any]:
-    """How this torch is told to leave buffers alone: from 2.13 on under another name, with a warning of the old one."""
-    known = inspect.signature(DistributedDataParallel).parameters
-    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-
-
 class Student:
-    """All that a checkpoint holds, and how it learns from a batch."""
+    """Everything that a checkpoint holds, and how it learns from a batch.
+
+    Attributes:
+        tower: in training.
+        loss: the objective.
+        optimizer: of both.
+    """
 
     def __init__(
         self,
         tower: TextTower,
-        settings: TrainSettings,
-        device: torch.device,
-        precision: Precision,
+        loss: Objective,
+        optimizer: torch.optim.Optimizer,
+        *,
+        precision: Precision = "fp32",
+        seed: int = 0,
+        grad_clip: float = 0.0,
+        ema: float = 0.0,
     ) -> None:
-        self._seed = settings.seed
-        compiled = resolve_compile(settings.compile, device)
-        self.tower = tower.to(device).train()
-        self.tower.grad_checkpointing = settings.grad_checkpointing
-        self.loss = Objective(settings, compiled=compiled).to(device)
-        self.optimizer = make_optimizer(self.tower, self.loss, settings)
+        """Begin to learn.
+
+        Args:
+            tower: on its device.
+            loss: on the same device.
+            optimizer: of the parameters of both; each group has a `share` of the step's learning rate.
+            precision: of autocast.
+            seed: of dropout.
+            grad_clip: upper bound of the gradient's norm; 0 for none.
+            ema: decay of an average of the weights; 0 for none.
+        """
+        self.tower, self.loss, self.optimizer = tower, loss, optimizer
+        self._seed = seed
         self._average = None
-        if settings.ema:
-            average = get_ema_multi_avg_fn(settings.ema)  # type: ignore[no-untyped-call]
-            self._average = AveragedModel(self.tower, multi_avg_fn=average)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._grad_clip = settings.grad_clip or float("inf")
-        self._autocast = autocast(precision, device)
-        if compiled:
-            self.tower.compile_rows()
-        self._parallel: DistributedDataParallel | None = None
+        if ema:
+            average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(tower, multi_avg_fn=average)
+        self._scaler = torch.amp.GradScaler(tower.device.type, enabled=precision == "fp16")
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._grad_clip = grad_clip or float("inf")
+        self._autocast = autocast(precision, tower.device)
+        self._ddp: DistributedDataParallel | None = None
 
     def connect(self) -> None:
         """Learn together with the other processes from now on; every process must call this."""
-        if parallel.num_processes() > 1:
+        if distributed.num_processes() > 1:
             # Its splitting of compiled graphs at bucket boundaries cannot take flex_attention apart.
             torch._dynamo.config.optimize_ddp = False
             # Buffers never change, and processes with more micro-batches than others would not send them at one time.
-            self._parallel = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, **_no_buffers_sent())
+            self._ddp = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, **_no_buffers_sent())
 
     @property
     def evaluated(self) -> TextTower:
@@ -86,21 +94,21 @@ class Student:
 
     @property
     def num_parameters(self) -> tuple[int, int]:
-        """How many numbers of the tower are trained, and how many there are."""
+        """Numbers of the tower's trained parameters and of all its parameters."""
         parameters = list(self.tower.parameters())
         return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
     @property
     def logit_scale(self) -> float:
-        """The factor on cosines: 1 / temperature."""
+        """Factor on cosines: 1 / temperature."""
         return float(self.loss.logit_scale.exp().item())
 
     @property
     def logit_bias(self) -> float | None:
-        """What is added to scaled cosines, in losses that do."""
+        """Bias of the scaled cosines, in losses that have one."""
         return None if self.loss.logit_bias is None else float(self.loss.logit_bias.item())
 
-    def step(self, packed: Sequence[Packed], targets: Targets, lr: float, *, number: int = 0) -> StepResult:
+    def step(self, batch: Batch, lr: float, *, number: int = 0) -> StepResult:
         """Learn from one batch: forward, loss, backward, clip, update.
 
         With several micro-batches, captions are embedded twice: first all without gradient, for the loss; then one
@@ -108,22 +116,22 @@ class Student:
         arXiv:2101.06983, section 3). The gradient is that of the whole batch, the memory that of a micro-batch.
 
         Args:
-            packed: the captions of this process, in micro-batches on the device.
-            targets: their images.
+            batch: of this process, on the device.
             lr: learning rate.
             number: of the step in the run, which fixes what dropout drops.
         """
-        at_once, learning = len(packed) == 1, self._parallel or self.tower
+        packed = batch.packed
+        at_once, learning = len(packed) == 1, self._ddp or self.tower
         with torch.set_grad_enabled(at_once):
             first = learning if at_once else self.tower
             embedded = [self._embed(first, part, (number, i)) for i, part in enumerate(packed)]
         features = torch.cat(embedded).detach().requires_grad_()  # [b, D]
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(features, targets)
+        loss = self.loss(features, batch.targets)
         self._scaler.scale(loss).backward()
         assert features.grad is not None
         # Processes average their gradients, the loss's is already a part of the sum.
-        grads = torch.split(features.grad * parallel.num_processes(), [len(e) for e in embedded])
+        grads = torch.split(features.grad * distributed.num_processes(), [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
                 again = embedded[0] if at_once else self._embed(learning, micro_batch, (number, i))
@@ -131,19 +139,25 @@ class Student:
         return StepResult(loss=loss.detach(), grad_norm=self._update(lr))
 
     def _embed(self, tower: torch.nn.Module, packed: Packed, place: tuple[int, int]) -> Tensor:
-        """Features `[m, D] float32` of a micro-batch, as the tower gives them; the same each time at one place."""
-        (seed,) = keys(1, self._seed, *place, parallel.rank(), Stream.DROPOUT)
+        """Features `[m, D] float32` of a micro-batch, as the tower gives them.
+
+        Args:
+            tower: that embeds.
+            packed: m captions.
+            place: step and micro-batch, which fix what dropout drops.
+        """
+        (seed,) = random_keys(1, self._seed, *place, distributed.rank(), Stream.DROPOUT)
         torch.manual_seed(int(seed))
         with self._autocast:
             features: Tensor = tower(packed)
         return features.float()
 
     def _unreduced(self) -> AbstractContextManager[None]:
-        """Gradients of all but the last micro-batch stay in this process."""
-        return self._parallel.no_sync() if self._parallel else nullcontext()
+        """Keep the gradients of all but the last micro-batch in this process."""
+        return self._ddp.no_sync() if self._ddp else nullcontext()
 
     def _update(self, lr: float) -> Tensor:
-        """Clip and descend; gives the gradient's norm before clipping."""
+        """Clip and descend; returns the gradient's norm before clipping."""
         self._scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self._parameters if p.grad is not None]
         grad_norm = torch.nn.utils.get_total_norm(grads)
@@ -166,7 +180,7 @@ class Student:
             DistillError: the loss or the gradient of this step is NaN or infinite.
         """
         measured = {"loss": result.loss.item()}
-        if not self._scaler.is_enabled():  # which leaves out the steps whose float16 gradients overflow
+        if not self._scaler.is_enabled():  # it leaves out the steps whose float16 gradients overflow
             measured["gradient's norm"] = result.grad_norm.item()
         elif self._scaler.get_scale() < SMALLEST_SCALE:
             raise DistillError(
@@ -187,10 +201,45 @@ class Student:
         return state | ({"average": self._average.state_dict()} if self._average is not None else {})
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Restore a state that `state` returned."""
         self.tower.load_state_dict(state["tower"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+
+
+def build_student(tower: TextTower, settings: TrainSettings, device: torch.device, precision: Precision) -> Student:
+    """Student of a run: moves the tower to the device, and gives it an objective and an optimizer."""
+    compiled = resolve_compile(settings.compile, device)
+    tower = tower.to(device).train()
+    tower.grad_checkpointing = settings.grad_checkpointing
+    loss = Objective(settings, compiled=compiled).to(device)
+    optimizer = make_optimizer(
+        tower,
+        loss,
+        lr=settings.lr,
+        lm_lr=settings.lm_lr,
+        layer_decay=settings.layer_decay,
+        weight_decay=settings.weight_decay,
+        beta2=settings.beta2,
+    )
+    student = Student(
+        tower,
+        loss,
+        optimizer,
+        precision=precision,
+        seed=settings.seed,
+        grad_clip=settings.grad_clip,
+        ema=settings.ema,
+    )
+    if compiled:
+        tower.compile_rows()
+    return student
+
+
+def _no_buffers_sent() -> dict[str, Any]:
+    """Arguments that tell this torch to leave buffers alone: renamed in 2.13, where the old name warns."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

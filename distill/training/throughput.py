@@ -1,4 +1,4 @@
-"""How fast a run goes, from one line of metrics to the next."""
+"""Throughput of a run from one line of metrics to the next, and traces of its steps by torch's profiler."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -9,15 +9,16 @@ from typing import TypeVar
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from .. import distributed as parallel
+from .. import distributed
 
 T = TypeVar("T")
+WARM_UP = 10  # steps before the first that is profiled: they allocate and compile
 
 
 class Throughput:
-    """Mean times of steps, and of what they waited for.
+    """Mean duration of a step, and of its wait for input.
 
-    A GPU runs behind the host, so a step that waits for it pays for those before: only all of them together are true.
+    A GPU runs behind the host, so a step that waits for it pays for the steps before: only the mean over many is true.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -25,57 +26,54 @@ class Throughput:
         self._begin()
 
     def _begin(self) -> None:
-        self._steps, self._waited_s, self._other_s = 0, 0.0, 0.0
-        self._since = time.perf_counter()
+        self._num_steps, self._wait_s, self._paused_s = 0, 0.0, 0.0
+        self._started = time.perf_counter()
 
-    def steps(self, inputs: Iterable[T]) -> Iterator[T]:
-        """The inputs of steps, as they come."""
+    def count(self, batches: Iterable[T]) -> Iterator[T]:
+        """Yield the batches of steps, and count each one and the wait for it."""
         started = time.perf_counter()
-        for given in inputs:
-            self._waited_s += time.perf_counter() - started
-            self._steps += 1
-            yield given
+        for batch in batches:
+            self._wait_s += time.perf_counter() - started
+            self._num_steps += 1
+            yield batch
             started = time.perf_counter()
 
     @contextmanager
-    def not_counted(self) -> Iterator[None]:
-        """Validation or a checkpoint, begun when the device had nothing left to do."""
+    def paused(self) -> Iterator[None]:
+        """Leave out the block, e.g. a validation; begun when the device has no work left."""
         started = time.perf_counter()
         yield
-        self._other_s += time.perf_counter() - started
+        self._paused_s += time.perf_counter() - started
 
-    def mark(self) -> dict[str, float]:
-        """Means since the last mark, once the device has nothing left to do."""
-        step_s = (time.perf_counter() - self._since - self._other_s) / self._steps
-        measured = {"pairs_per_s": self._batch_size / step_s, "data_s": self._waited_s / self._steps, "step_s": step_s}
+    def measure(self) -> dict[str, float]:
+        """Means since the last measurement; called when the device has no work left."""
+        step_s = (time.perf_counter() - self._started - self._paused_s) / self._num_steps
+        means = {"pairs_per_s": self._batch_size / step_s, "data_s": self._wait_s / self._num_steps, "step_s": step_s}
         self._begin()
-        return measured
-
-
-WARM_UP = 10  # steps before the first that is recorded: they allocate and compile
+        return means
 
 
 def trace_file(run: Path) -> Path:
-    """Where the trace of a run goes."""
+    """File of a run's trace."""
     return run / "profile" / "trace.json"
 
 
 @contextmanager
 def profiled(run: Path, steps: int) -> Iterator[Callable[[], None]]:
-    """Record `steps` steps of the block, 0 for none, to `profile/trace.json`, which chrome://tracing and Perfetto show.
+    """Profile `steps` steps of the block, 0 for none, into `profile/trace.json` for chrome://tracing and Perfetto.
 
     Yields:
-        To be called after each step.
+        A function to be called after each step.
     """
-    if not steps or not parallel.is_first():
+    if not steps or not distributed.is_main_process():
         yield lambda: None
         return
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
 
-    def write(recorded: profile) -> None:
+    def write(trace: profile) -> None:
         trace_file(run).parent.mkdir(exist_ok=True)
-        recorded.export_chrome_trace(str(trace_file(run)))
+        trace.export_chrome_trace(str(trace_file(run)))
 
-    waiting = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
-    with profile(activities=activities, schedule=waiting, on_trace_ready=write) as recording:
-        yield recording.step
+    phases = schedule(wait=WARM_UP - 1, warmup=1, active=steps, repeat=1)
+    with profile(activities=activities, schedule=phases, on_trace_ready=write) as profiler:
+        yield profiler.step

@@ -1,7 +1,7 @@
-"""`clipglot train`: teach a text tower to find its cached image. No image is opened, no loader runs.
+"""`clipglot train`: teach a text tower to find the cached image of a caption; no image is opened.
 
-Everything that can be wrong is found out before the run folder is touched; then the loop, which a signal stops after
-the step it is in.
+Everything that can be wrong is found before the run folder is touched. Then comes the loop, which a signal stops after
+the current step.
 """
 
 import time
@@ -13,38 +13,39 @@ from ...cache.errors import CacheError
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.storage.atomic import lock_folder
 from ...encoders.malloc import set_malloc_thresholds
-from .. import distributed as parallel
+from .. import distributed
 from ..device import resolve_device, set_matmul_precision
 from ..errors import DistillError, LoneError
 from ..train_settings import TrainSettings
-from .diagnosis import Finding
+from .diagnosis import Diagnosis, Finding
 from .final import Final, write_final
-from .loggers import Log
+from .loggers import MetricsLogger
 from .monitor import Monitor, OnFinding, OnMetrics
-from .optimizer import learning_rate
 from .run_folder import RunFolder
+from .schedule import learning_rate
 from .setup import Setup, build_run
-from .signals import resumable, stop_on_signal
+from .signals import save_on_cache_error, stop_on_signal
 from .throughput import Throughput, profiled
 
-CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few steps they were
-STEPS_PER_QUESTION = 10
+CHECKPOINT_S = 300  # seconds after which a checkpoint is due, however few the steps
+GPU_STOP_CHECK = 10  # steps on a GPU between checks whether another process was told to stop
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a run ended: complete, or stopped by a signal after a checkpoint.
+    """End of a run: complete, or stopped by a signal after a checkpoint.
 
     Attributes:
         run: its folder.
-        began_at: the step that it began at: 0, or that of the checkpoint from which it went on.
+        began_at: the step that it began at: 0, or that of the checkpoint that it was resumed from.
         step: the step that it ended at.
         num_steps: of the whole run.
-        num_trained: parameters of the tower that are trained.
-        num_parameters: all of its parameters.
+        num_trained: trained parameters of the tower.
+        num_parameters: all parameters of the tower.
         vocab_size: tokens of its tokenizer.
         validation: the last one, if any.
-        findings: what was said about a run that does not learn.
+        best: the validation with the best R@10, if any.
+        findings: of the diagnosis.
     """
 
     run: RunFolder
@@ -72,9 +73,9 @@ def train(
     on_metrics: OnMetrics = lambda line: None,
     on_finding: OnFinding = lambda finding: None,
 ) -> TrainResult:
-    """Train a text tower from scratch on a sealed cache.
+    """Train a text tower on a sealed cache.
 
-    Started by `torchrun`, every process calls this and learns from its share of each batch; the first one writes.
+    Started by `torchrun`, every process calls this and learns from its share of each batch; the main process writes.
 
     Args:
         settings: of the run; a resumed run takes the same.
@@ -82,7 +83,7 @@ def train(
         on_progress: called through the stages "check" of embeddings, "tokenize", "warm start" and "train", which counts
             steps.
         on_metrics: called with each line of metrics.jsonl but findings, once it is written.
-        on_finding: called in the first process when something keeps the run from learning, or shows that it does not.
+        on_finding: called in the main process with each finding of the diagnosis.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -90,31 +91,30 @@ def train(
     device = resolve_device(settings.device)
     set_matmul_precision(device, tf32=settings.tf32)
     set_malloc_thresholds(device)
-    with parallel.joined(device):
-        parallel.share_of(settings.batch_size)  # or fail at once, in every process
-        with ExitStack() as held:
+    with distributed.process_group(device), ExitStack() as locks:
+        distributed.own_slice(settings.batch_size)  # or fail at once, in every process
 
-            def begin() -> Setup:
-                setup = build_run(settings, device, resume, on_progress)
-                held.enter_context(lock_folder(settings.output))
-                setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
-                return setup
+        def begin() -> Setup:
+            setup = build_run(settings, device, resume=resume, on_progress=on_progress)
+            locks.enter_context(lock_folder(settings.output))
+            setup.run.begin(settings, setup.description, setup.tokenizer, resume=resume)
+            return setup
 
-            if parallel.is_first():
-                setup = parallel.all_or_none(begin)
-                parallel.all_or_none(lambda: None)
-            else:
-                parallel.all_or_none(lambda: None)  # until tokenizer and tokens are there to be read
-                setup = parallel.all_or_none(lambda: build_run(settings, device, True, on_progress))
-            try:
-                return _learn(settings, setup, on_progress, on_metrics, on_finding)
-            except (CacheError, DistillError, OSError) as error:
-                if parallel.is_first():
-                    raise
-                raise LoneError(f"process {parallel.rank()}: {error}") from error
+        if distributed.is_main_process():
+            setup = distributed.all_or_none(begin)
+            distributed.all_or_none(lambda: None)
+        else:
+            distributed.all_or_none(lambda: None)  # until tokenizer and tokens can be read
+            setup = distributed.all_or_none(lambda: build_run(settings, device, resume=True, on_progress=on_progress))
+        try:
+            return _run_steps(settings, setup, on_progress, on_metrics, on_finding)
+        except (CacheError, DistillError, OSError) as error:
+            if distributed.is_main_process():
+                raise
+            raise LoneError(f"process {distributed.rank()}: {error}") from error
 
 
-def _learn(
+def _run_steps(
     settings: TrainSettings,
     setup: Setup,
     on_progress: OnProgress,
@@ -122,67 +122,99 @@ def _learn(
     on_finding: OnFinding,
 ) -> TrainResult:
     """The loop, from the newest checkpoint to the last step or a signal."""
-    run, feed, student = setup.run, setup.feed, setup.student
-    num_steps, step = settings.epochs * feed.steps_per_epoch, 0
+    run, loader, student = setup.run, setup.loader, setup.student
+    num_steps, step = settings.epochs * loader.steps_per_epoch, 0
     if checkpoint := run.load_checkpoint():
         student.load(checkpoint)
         step = checkpoint["step"]
-    if len(set(parallel.gather_objects(step))) > 1:
+    if len(set(distributed.gather_objects(step))) > 1:
         raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")
-    student.connect()  # everyone has read the checkpoint before anything is written anew
+    student.connect()  # every process has read the checkpoint before anything new is written
     began_at, saved_at = step, time.perf_counter()
 
-    def save_what_was_learned() -> int:
-        if step > began_at and parallel.is_first():
+    def save_last_step() -> int:
+        if step > began_at and distributed.is_main_process():
             student.require_finite(result, step)
             run.save_checkpoint(step, student.state())
         return step
 
     with (
-        resumable(save_what_was_learned),
+        save_on_cache_error(save_last_step),
         stop_on_signal() as stop,
-        closing(feed),
-        Log(run, settings, step) as log,
-        profiled(run.path, settings.profile) as profile,
-        closing(feed.steps(step, num_steps)) as steps,
+        closing(loader),
+        MetricsLogger(run, settings.log_to, step) as logger,
+        profiled(run.path, settings.profile) as profile_step,
+        closing(loader.batches(step, num_steps)) as batches,
     ):
-        pace = Throughput(settings.batch_size)
+        throughput = Throughput(settings.batch_size)
+        monitor = _make_monitor(settings, setup, num_steps, logger, throughput, on_metrics, on_finding)
         on_progress(Progress("train", step, num_steps))  # before the first step, which may compile for a minute
-        watch = Monitor(settings, setup, num_steps, log, pace, on_metrics, on_finding)
-        for fed in pace.steps(steps):
-            packed = [micro_batch.to(setup.device, non_blocking=True) for micro_batch in fed.packed]
+        monitor.before_first_step(validates=settings.warm_start != "none")
+        for batch in throughput.count(batches):
             lr = learning_rate(step, num_steps, settings)
-            result = student.step(packed, feed.targets(fed), lr, number=step)
-            epoch, index = divmod(step, feed.steps_per_epoch)
+            result = student.step(batch.to(setup.device), lr, number=step)
+            epoch, index = divmod(step, loader.steps_per_epoch)
             step += 1
-            profile()
-            watch.after_step(step, epoch, lr=lr, result=result, ends_epoch=index + 1 == feed.steps_per_epoch)
+            profile_step()
+            monitor.after_step(step, epoch, lr=lr, result=result, ends_epoch=index + 1 == loader.steps_per_epoch)
             on_progress(Progress("train", step, num_steps))
 
-            # Processes stop after the same step; on GPUs, where steps are short, not each is worth asking.
-            asks = setup.device.type == "cpu" or step % STEPS_PER_QUESTION == 0 or step == num_steps
-            stopped = asks and parallel.any_of(stop.is_set())
-            due = step % settings.checkpoint_every == 0 or time.perf_counter() - saved_at > CHECKPOINT_S
-            if due or step == num_steps or stopped:
+            # Processes stop after the same step. On GPUs steps are short, and not each is worth the wait for all.
+            checks_stop = setup.device.type == "cpu" or step % GPU_STOP_CHECK == 0 or step == num_steps
+            stopped = checks_stop and distributed.any_process(stop.is_set())
+            is_due = step % settings.checkpoint_every == 0 or time.perf_counter() - saved_at > CHECKPOINT_S
+            if is_due or step == num_steps or stopped:
                 student.require_finite(result, step)
-                if parallel.is_first():
-                    with pace.not_counted():
+                if distributed.is_main_process():
+                    with throughput.paused():
                         run.save_checkpoint(step, student.state())
                 saved_at = time.perf_counter()
             if stopped:
                 break
-    if step == num_steps and parallel.is_first():
+    if step == num_steps and distributed.is_main_process():
         write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
-    trained, parameters = student.num_parameters
+    num_trained, num_parameters = student.num_parameters
     return TrainResult(
         run=run,
         began_at=began_at,
         step=step,
         num_steps=num_steps,
-        num_trained=trained,
-        num_parameters=parameters,
+        num_trained=num_trained,
+        num_parameters=num_parameters,
         vocab_size=setup.tokenizer.vocab_size,
-        validation=watch.validation,
+        validation=monitor.validation,
         best=run.best_validation(),
-        findings=watch.diagnosis.findings,
+        findings=monitor.diagnosis.findings,
+    )
+
+
+def _make_monitor(
+    settings: TrainSettings,
+    setup: Setup,
+    num_steps: int,
+    logger: MetricsLogger,
+    throughput: Throughput,
+    on_metrics: OnMetrics,
+    on_finding: OnFinding,
+) -> Monitor:
+    diagnosis = Diagnosis(
+        settings,
+        num_steps,
+        setup.captions,
+        context_length=settings.context_length,
+        lm_lr=None if settings.text in ("scratch", "clip") else settings.lm_lr,
+        past=setup.run.metrics(),
+    )
+    return Monitor(
+        setup.student,
+        diagnosis,
+        logger,
+        throughput,
+        num_steps=num_steps,
+        log_every=settings.log_every,
+        val_data=setup.val_data,
+        sample=setup.sample,
+        validation=setup.run.last_validation(),
+        on_metrics=on_metrics,
+        on_finding=on_finding,
     )

@@ -1,4 +1,7 @@
-"""Validation: every caption of a held-out cache looks for its image."""
+"""Validation: recall of held-out captions, and the spread of their embeddings.
+
+m captions of n images, D features.
+"""
 
 from typing import Any
 
@@ -10,36 +13,36 @@ from numpy.typing import NDArray
 from ...encoders.text_tower import TextTower
 from ...evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
 from ...evals.retrieval import retrieve
-from .. import distributed as parallel
+from .. import distributed
 from ..data.pairs import ValidationData
 from ..data.tokens import TokenTable
 
-CAPTIONS_AT_A_TIME = 1024
+CAPTIONS_PER_FORWARD = 1024
 
 
 @torch.inference_mode()
 def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Text embeddings `[len(captions), D] float32`, unit norm, in the order given."""
+    """Text embeddings `[m, D] float32`, unit norm, of captions `[m]` of a table."""
     blocks = [
-        F.normalize(tower.encode(tokens.take(captions[start : start + CAPTIONS_AT_A_TIME])).float(), dim=-1)
+        F.normalize(tower.encode(tokens.take(captions[start : start + CAPTIONS_PER_FORWARD])).float(), dim=-1)
         .cpu()
         .numpy()
-        for start in range(0, len(captions), CAPTIONS_AT_A_TIME)
+        for start in range(0, len(captions), CAPTIONS_PER_FORWARD)
     ]
     result: NDArray[np.float32] = np.concatenate([np.zeros((0, tower.config.embed_dim), np.float32), *blocks])
     return result
 
 
 def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
-    """Recall of every caption against every embedded image, and how the captions' embeddings lie.
+    """Recall of every caption among all embedded images, and figures of the captions' embeddings.
 
-    Each process embeds its part of the captions, and every process knows the result.
+    Each process embeds its share of the captions, and every process returns the result of all.
     """
     tower.eval()
-    parts = np.array_split(data.captions, parallel.num_processes())
-    own = embed_captions(tower, data.tokens, parts[parallel.rank()])
+    shares = np.array_split(data.captions, distributed.num_processes())
+    own = embed_captions(tower, data.tokens, shares[distributed.rank()])
     tower.train()
-    text_emb = np.concatenate(parallel.gather_objects(own))
+    text_emb = np.concatenate(distributed.gather_objects(own))
     ranks = retrieve(text_emb, data.image_emb, data.image_index).text_to_image
     return {
         "r_at_1": ranks.r_at_1,

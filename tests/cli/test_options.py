@@ -31,14 +31,13 @@ CONTRACT = {
     "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --config --json",
     "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
-    "train": "CACHE --output --val --tokenizer --vocab-size --context-length --text --width --layers --heads --pooler "
-    "--head --train-layers --freeze-embeddings --lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay "
-    "--warm-start --dropout --token-dropout --epochs --views --batch-size --captions-per-picture "
-    "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --loss --label-smoothing "
-    "--similarity --alignment --uniformity --simcse --teacher-weight --teacher-temperature --negatives --temperature "
-    "--max-logit-scale --ema --micro-batch --grad-checkpointing --embeddings --buffer-gb --precision "
-    "--tf32 --compile --device --workers --seed --log-every --log-to --profile --checkpoint-every --config --recipe "
-    "--resume --json",
+    "train": "CACHE --output --val --views --tokenizer --vocab-size --context-length --workers --text --width --layers "
+    "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --train-layers --freeze-embeddings "
+    "--lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch "
+    "--captions-per-picture --equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
+    "--ema --seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
+    "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "
+    "--embeddings --buffer-gb --log-every --log-to --profile --checkpoint-every --config --recipe --resume --json",
     "export": "RUN --output --model --pretrained --config --json",
     "predict": "MERGED IMAGES --text --json",
     "eval": "",

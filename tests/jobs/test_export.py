@@ -163,7 +163,7 @@ def test_what_stands_at_the_output_is_never_overwritten(tiny_run: Path, tmp_path
 
 
 def test_a_run_that_is_not_there_or_not_finished_is_refused_with_the_remedy(tiny_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(DistillError, match="no run there: make one with `clipglot train"):
+    with pytest.raises(DistillError, match="no run here: make one with `clipglot train"):
         export_run(ExportSettings(run=tmp_path / "none", output=tmp_path / "merged"))
     unfinished = shutil.copytree(tiny_run, tmp_path / "run")
     shutil.rmtree(unfinished / "final")

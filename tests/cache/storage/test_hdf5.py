@@ -16,8 +16,9 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.write.convert import convert
-from clipglot.distill.data.load import open_images
+from clipglot.distill.data.image_embeddings import open_images
 from clipglot.distill.errors import DistillError
+from clipglot.distill.train_settings import EmbeddingSettings
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
@@ -99,14 +100,14 @@ def test_what_needs_a_folder_is_refused_with_what_to_do(
     with pytest.raises(
         CacheError, match=r"mapped only from a Zarr cache: .*clipglot convert .*own.h5 OUT.zarr.*chunks"
     ):
-        open_images(Cache(h5), settings(h5, tmp_path, embeddings="mapped"), CPU)
+        open_images(Cache(h5), EmbeddingSettings(embeddings="mapped"), CPU)
     with pytest.raises(CacheError, match="in an HDF5 file is only read: work on a Zarr one and convert that"):
         Cache(h5, read_only=False)
     with pytest.raises(CacheError, match="no such cache: make one with `clipglot convert CACHE"):
         Cache(tmp_path / "none.h5")
-    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.image_embeddings.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match=r"more than half .* --embeddings chunks"):
-        open_images(Cache(h5), settings(h5, tmp_path), CPU)
+        open_images(Cache(h5), EmbeddingSettings(), CPU)
 
 
 def test_a_pass_into_a_file_is_refused(manifest: Path, tmp_path: Path) -> None:

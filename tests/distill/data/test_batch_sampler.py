@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from clipglot.distill.data import batch_sampler as batches
-from clipglot.distill.data.batch_sampler import BatchSampler, group_equal_captions
+from clipglot.distill.data import tokens
+from clipglot.distill.data.batch_sampler import BatchSampler
 from clipglot.distill.data.shuffle import ChunkShuffle, ChunkShuffledOrder
-from clipglot.distill.data.tokens import TokenTable
+from clipglot.distill.data.tokens import TokenTable, group_equal_captions
 from clipglot.distill.errors import DistillError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,11 +29,11 @@ def test_an_epoch_shows_each_usable_image_at_most_once_with_a_caption_of_its_own
         with pytest.raises(DistillError, match="lower it"):
             BatchSampler(caption_image, batch_size=batch_size, seed=seed)
         return
-    plan = BatchSampler(caption_image, batch_size=batch_size, seed=seed)
-    assert len(plan) == len(usable) // batch_size
-    batches = [plan.batch(epoch, index) for index in range(len(plan))]
+    sampler = BatchSampler(caption_image, batch_size=batch_size, seed=seed)
+    assert len(sampler) == len(usable) // batch_size
+    batches = [sampler.batch(epoch, index) for index in range(len(sampler))]
     rows = np.concatenate([batch.rows for batch in batches])
-    assert len(set(rows.tolist())) == len(rows) == len(plan) * batch_size
+    assert len(set(rows.tolist())) == len(rows) == len(sampler) * batch_size
     assert set(rows.tolist()) <= usable
     assert (caption_image[np.concatenate([batch.captions for batch in batches])] == rows).all()
 
@@ -51,21 +51,21 @@ def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
 
 def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
     caption_image = np.repeat(np.arange(64), 5)
-    plan = BatchSampler(caption_image, batch_size=64, seed=0)
-    orders = {tuple(plan.batch(epoch, 0).rows.tolist()) for epoch in range(20)}
+    sampler = BatchSampler(caption_image, batch_size=64, seed=0)
+    orders = {tuple(sampler.batch(epoch, 0).rows.tolist()) for epoch in range(20)}
     orders |= {tuple(BatchSampler(caption_image, batch_size=64, seed=1).batch(0, 0).rows.tolist())}
     assert len(orders) == 21
-    seen = {caption for epoch in range(60) for caption in plan.batch(epoch, 0).captions.tolist()}
+    seen = {caption for epoch in range(60) for caption in sampler.batch(epoch, 0).captions.tolist()}
     assert seen == set(range(320))
 
 
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=20), st.integers(1, 4), st.integers(0, 2**32))
 def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int], most: int, seed: int) -> None:
     caption_image = np.repeat(np.arange(len(counts)), counts)
-    plan = BatchSampler(caption_image, batch_size=4, seed=seed, captions_per_picture=most)
+    sampler = BatchSampler(caption_image, batch_size=4, seed=seed, captions_per_image=most)
     alone = BatchSampler(caption_image, batch_size=4, seed=seed)
-    for index in range(len(plan)):
-        batch = plan.batch(3, index)
+    for index in range(len(sampler)):
+        batch = sampler.batch(3, index)
         image = np.arange(4) if batch.image is None else batch.image
         assert len(set(batch.captions.tolist())) == len(batch.captions)
         assert (caption_image[batch.captions] == batch.rows[image]).all()
@@ -78,43 +78,45 @@ def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int]
 
 
 def test_in_time_every_caption_is_shown_equally_often_among_several() -> None:
-    plan = BatchSampler(np.repeat(np.arange(40), 5), batch_size=40, seed=0, captions_per_picture=2)
-    shown = np.bincount(np.concatenate([plan.batch(epoch, 0).captions for epoch in range(200)]), minlength=200)
+    sampler = BatchSampler(np.repeat(np.arange(40), 5), batch_size=40, seed=0, captions_per_image=2)
+    shown = np.bincount(np.concatenate([sampler.batch(epoch, 0).captions for epoch in range(200)]), minlength=200)
     assert np.abs(shown / 80 - 1).max() < 0.4  # 80 times each: four standard deviations of a binomial are 28
     assert shown.reshape(40, 5).sum(0) / 3200 == pytest.approx(1, abs=0.05)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), max_size=4), max_size=60), st.integers(1, 7))
-def test_captions_of_equal_tokens_share_a_group(rows: list[list[int]], at_a_time: int) -> None:
+def test_captions_of_equal_tokens_share_a_group(rows: list[list[int]], block: int) -> None:
     ids, lengths = np.array([i for row in rows for i in row], np.uint16), [len(row) for row in rows]
     table = TokenTable(ids, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "CAPTIONS_AT_A_TIME", at_a_time)
+        patch.setattr(tokens, "CAPTIONS_PER_BLOCK", block)
         assert group_equal_captions(table).tolist() == [rows.index(row) for row in rows]
 
 
-poolings = st.builds(ChunkShuffle, chunk_rows=st.integers(1, 9), pool_chunks=st.integers(1, 4))
+chunk_shuffles = st.builds(ChunkShuffle, chunk_rows=st.integers(1, 9), pool_chunks=st.integers(1, 4))
 
 
-@given(st.sets(st.integers(0, 60), min_size=1), poolings, st.integers(0, 2**32), st.integers(0, 9))
-def test_a_pooled_order_shows_each_row_once_and_few_chunks_at_a_time(
-    rows: set[int], pooling: ChunkShuffle, seed: int, epoch: int
+@given(st.sets(st.integers(0, 60), min_size=1), chunk_shuffles, st.integers(0, 2**32), st.integers(0, 9))
+def test_an_order_by_chunks_shows_each_row_once_and_few_chunks_at_a_time(
+    rows: set[int], sizes: ChunkShuffle, seed: int, epoch: int
 ) -> None:
     usable = np.array(sorted(rows))
-    order = ChunkShuffledOrder(usable, pooling, seed, epoch)
+    order = ChunkShuffledOrder(usable, sizes, seed, epoch)
     whole = order(np.arange(len(usable)))
     assert np.array_equal(np.sort(whole), np.arange(len(usable)))
     assert np.array_equal(order(np.arange(len(usable))[::3]), whole[::3])
     # Chunks come and go: in between, no more are under way than a pool has.
-    chunks = usable[whole] // pooling.chunk_rows
+    chunks = usable[whole] // sizes.chunk_rows
     firsts, lasts = ({c: np.flatnonzero(chunks == c)[i] for c in set(chunks.tolist())} for i in (0, -1))
     for position in range(len(chunks)):
-        assert sum(firsts[c] <= position <= lasts[c] for c in firsts) <= pooling.pool_chunks
+        assert sum(firsts[c] <= position <= lasts[c] for c in firsts) <= sizes.pool_chunks
 
 
-def test_a_pooled_plan_covers_an_epoch_too() -> None:
+def test_a_sampler_by_chunks_covers_an_epoch_too() -> None:
     caption_image = np.where(np.arange(300) % 7 == 0, -1, np.arange(300))
-    plan = BatchSampler(caption_image, batch_size=8, seed=1, pooling=ChunkShuffle(chunk_rows=32, pool_chunks=2))
-    rows = np.concatenate([plan.batch(0, index).rows for index in range(len(plan))])
-    assert len(set(rows.tolist())) == len(rows) == len(plan) * 8
+    sampler = BatchSampler(
+        caption_image, batch_size=8, seed=1, chunk_shuffle=ChunkShuffle(chunk_rows=32, pool_chunks=2)
+    )
+    rows = np.concatenate([sampler.batch(0, index).rows for index in range(len(sampler))])
+    assert len(set(rows.tolist())) == len(rows) == len(sampler) * 8
     assert (rows % 7 != 0).all()

@@ -1,4 +1,4 @@
-"""Where a run's embeddings come from: the device, the host or chunks in a buffer; and what feeds its steps."""
+"""Sources of image embeddings: the device, mapped files, chunks in a buffer; and prefetching of batches."""
 
 import shutil
 import threading
@@ -13,12 +13,12 @@ import torch
 from clipglot.cache.errors import CacheError
 from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.data import image_embeddings as images
 from clipglot.distill.data.batch_sampler import BatchSampler
-from clipglot.distill.data.image_embeddings import Buffered, OnDevice, OnHost
-from clipglot.distill.data.load import open_images
+from clipglot.distill.data.image_embeddings import Buffered, OnDevice, OnHost, open_images
 from clipglot.distill.data.loader import prefetch
+from clipglot.distill.data.shuffle import ChunkShuffle
 from clipglot.distill.errors import DistillError
+from clipglot.distill.train_settings import EmbeddingSettings
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from support.run_comparison import assert_same_run
@@ -41,25 +41,21 @@ def test_chunks_in_shuffled_order_train_and_resume_exactly(tiny_cache: Path, tmp
     assert_same_run(tmp_path / "broken", tmp_path / "straight")
 
 
-def test_sources_read_the_same_rows(tiny_cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("place", "kind"), [("device", OnDevice), ("mapped", OnHost), ("chunks", Buffered)])
+def test_sources_read_the_same_rows(tiny_cache: Path, place: Any, kind: type) -> None:
     cache, rows = Cache(tiny_cache), np.array([7, 0, 39, 7])
-    expected = torch.from_numpy(cache.image_emb()[rows])
-    found = {}
-    for where in ("device", "mapped", "chunks"):
-        source = open_images(cache, settings(tiny_cache, tmp_path, embeddings=where, buffer_gb=1e-6), CPU)
-        source.hold([(0, chunk) for chunk in range(cache.num_chunks)])
-        found[where] = source
-        assert torch.equal(source.to_device(source.read(rows)), expected)
-        source.close()
-    assert [type(source) for source in found.values()] == [OnDevice, OnHost, Buffered]
+    source = open_images(cache, EmbeddingSettings(embeddings=place, buffer_gb=1e-6), CPU)
+    assert type(source) is kind
+    source.hold([(0, chunk) for chunk in range(cache.num_chunks)])
+    emb = source.read(rows).to(CPU, non_blocking=True)
+    assert torch.equal(emb, torch.from_numpy(cache.image_emb()[rows]))
+    source.close()
 
 
-def test_embeddings_are_mapped_where_they_do_not_fit(
-    tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnDevice)
-    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
-    assert isinstance(open_images(Cache(tiny_cache), settings(tiny_cache, tmp_path), CPU), OnHost)
+def test_embeddings_are_mapped_where_they_do_not_fit(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(open_images(Cache(tiny_cache), EmbeddingSettings(), CPU), OnDevice)
+    monkeypatch.setattr("clipglot.distill.data.image_embeddings.free_bytes", lambda device: 1000)
+    assert isinstance(open_images(Cache(tiny_cache), EmbeddingSettings(), CPU), OnHost)
 
 
 @pytest.mark.parametrize(("pool_chunks", "batch_size"), [(1, 5), (2, 16), (3, 40), (2, 100)])
@@ -72,15 +68,15 @@ def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int,
         reads.append(number)
         return np.arange(16 * number, 16 * number + 16, dtype=np.float16)[:, None]
 
-    pooling = images.ChunkShuffle(chunk_rows=16, pool_chunks=pool_chunks)
+    chunk_shuffle = ChunkShuffle(chunk_rows=16, pool_chunks=pool_chunks)
     usable = np.where(np.arange(512) % 16 < 6, np.arange(512), -1)
-    plan = BatchSampler(usable, batch_size=batch_size, seed=0, pooling=pooling)
-    source = Buffered(read_chunk, 1, pooling, CPU)
+    sampler = BatchSampler(usable, batch_size=batch_size, seed=0, chunk_shuffle=chunk_shuffle)
+    source = Buffered(read_chunk, 1, chunk_shuffle, CPU)
     pools_of_a_batch = 1 + -(-batch_size // (6 * pool_chunks))  # six usable rows a chunk
     for epoch in range(2):
-        for index in range(len(plan)):
-            source.hold(plan.chunks_near(epoch, index, is_last=epoch == 1))
-            rows = plan.batch(epoch, index).rows
+        for index in range(len(sampler)):
+            source.hold(sampler.chunks_near(epoch, index, is_last=epoch == 1))
+            rows = sampler.batch(epoch, index).rows
             assert source.read(rows)[:, 0].tolist() == rows.tolist()
             assert len(source._chunks) <= (pools_of_a_batch + 1) * pool_chunks
     source.close()
@@ -90,7 +86,7 @@ def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int,
 def test_no_thread_of_a_run_is_left(tiny_cache: Path, tmp_path: Path) -> None:
     train(settings(tiny_cache, tmp_path / "run", embeddings="chunks"))
     time.sleep(0.1)
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(("feed", "chunks"))]
+    assert not [t.name for t in threading.enumerate() if t.name.startswith(("batch-loader", "chunks"))]
 
 
 def test_all_negatives_need_the_embeddings_on_the_device(tiny_cache: Path, tmp_path: Path) -> None:
@@ -113,7 +109,7 @@ def test_negatives_need_an_order_that_reads_everywhere(tiny_cache: Path, tmp_pat
         train(settings(tiny_cache, tmp_path / "run", negatives="5", embeddings="chunks"))
 
 
-def test_an_error_of_the_feeding_thread_is_raised_and_the_thread_ends() -> None:
+def test_an_error_of_the_loaders_thread_is_raised_and_the_thread_ends() -> None:
     def make(number: int) -> int:
         if number == 3:
             raise ZeroDivisionError("three")
@@ -125,7 +121,7 @@ def test_an_error_of_the_feeding_thread_is_raised_and_the_thread_ends() -> None:
         next(made)
 
 
-def test_feeding_stops_when_nobody_asks_any_more() -> None:
+def test_prefetching_stops_when_the_loop_ends() -> None:
     made: list[int] = []
 
     def make(number: int) -> int:

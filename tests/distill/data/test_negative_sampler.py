@@ -1,7 +1,7 @@
 """Negatives beyond the batch: drawn fairly, never the caption's own image nor one that it describes as well."""
 
 import numpy as np
-from clipglot.distill.data.batch_sampler import Batch
+from clipglot.distill.data.batch_sampler import BatchIndices
 from clipglot.distill.data.negative_sampler import NegativeSampler, SharedCaptions
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,9 +23,9 @@ def test_a_draw_masks_exactly_what_is_no_negative(
         return
     size = min(size, len(rows))
     captions = np.flatnonzero(np.isin(image, rows[:2]))[[0, -1]]
-    batch = Batch(image[captions], captions, np.zeros_like(captions))
-    plan = NegativeSampler(rows, SharedCaptions(group, image), size=size, seed=seed)
-    draw = plan.draw(epoch, index, batch, group[captions])
+    batch = BatchIndices(image[captions], captions, np.zeros_like(captions))
+    sampler = NegativeSampler(rows, SharedCaptions(group, image), size=size, seed=seed)
+    draw = sampler.draw(epoch, index, batch, group[captions])
 
     assert len(draw.rows) == len(set(draw.rows.tolist())) == size
     assert set(draw.rows.tolist()) <= set(rows.tolist())
@@ -50,25 +50,25 @@ def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: 
     group = np.array([g for groups in carried for g in groups])
     rows = np.random.default_rng(0).permutation(len(carried))
     mine = np.array([carried[row][0] for row in rows])
-    found = SharedCaptions(group, image).within(rows, mine)
+    found = SharedCaptions(group, image).within_batch(rows, mine)
     expected = [(i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and i != j]
     assert sorted(zip(*found.tolist(), strict=True)) == expected
     assert (np.diff(found[0]) >= 0).all()
 
-    image = np.array([j for j, row in enumerate(rows) for _ in carried[row]])
+    index = np.array([j for j, row in enumerate(rows) for _ in carried[row]])
     mine = np.array([g for row in rows for g in carried[row]])
-    found = SharedCaptions(group, image).within(rows, mine, image)
-    expected = [(i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and image[i] != j]
+    found = SharedCaptions(group, image).within_batch(rows, mine, index)
+    expected = [(i, j) for i, g in enumerate(mine) for j, row in enumerate(rows) if g in carried[row] and index[i] != j]
     assert sorted(zip(*found.tolist(), strict=True)) == expected
 
 
 def test_in_time_every_image_is_drawn_equally_often() -> None:
     rows = np.arange(50) * 2
     none = SharedCaptions(np.arange(50), rows)
-    plan = NegativeSampler(rows, none, size=20, seed=0)
-    batch = Batch(rows[:2], np.array([0, 1]), np.zeros(2, np.int64))
+    sampler = NegativeSampler(rows, none, size=20, seed=0)
+    batch = BatchIndices(rows[:2], np.array([0, 1]), np.zeros(2, np.int64))
     counts = np.zeros(100)
     for epoch in range(20):
         for index in range(5):  # five windows of 20 go twice round 50 images
-            counts[plan.draw(epoch, index, batch, np.array([0, 1])).rows] += 1
+            counts[sampler.draw(epoch, index, batch, np.array([0, 1])).rows] += 1
     assert set(counts[::2].tolist()) == {40.0}

@@ -20,9 +20,9 @@ from clipglot.cache.location import Url, to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cli.main import main
-from clipglot.distill.data.image_embeddings import OnDevice
-from clipglot.distill.data.load import open_images
+from clipglot.distill.data.image_embeddings import OnDevice, open_images
 from clipglot.distill.errors import DistillError
+from clipglot.distill.train_settings import EmbeddingSettings
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
@@ -168,16 +168,16 @@ def test_what_needs_a_disk_is_refused_with_what_to_do(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cannot in (
-        lambda: open_images(Cache(url), settings(tmp_path, tmp_path, embeddings="mapped"), CPU),
+        lambda: open_images(Cache(url), EmbeddingSettings(embeddings="mapped"), CPU),
         lambda: Cache(url).mapped("images/emb"),
     ):
         with pytest.raises(
             CacheError, match=rf"{url}: rows can be mapped only from .* local disk: .* --embeddings chunks"
         ):
             cannot()
-    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.image_embeddings.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match=rf"{url}: its embeddings would take more than half .* --embeddings chunks"):
-        open_images(Cache(url), settings(tmp_path, tmp_path), CPU)
+        open_images(Cache(url), EmbeddingSettings(), CPU)
     for arguments in (["train", url, "-o", "s3://bucket/run"],):
         result = CliRunner().invoke(main, arguments)
         assert (result.exit_code, "is a URL, expected a local path" in result.stderr) == (2, True)

@@ -9,13 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.errors import DistillError
-from clipglot.distill.training.build_tower import build_tower
-from clipglot.distill.training.student import Student
+from clipglot.distill.training.setup import build_run
 from clipglot.distill.training.train import train
-from clipglot.encoders.tokenizer import train_bpe
 from support.dense_losses import plain_infonce
 from support.run_logs import logged
 from support.runs import settings, stop_at
@@ -38,21 +34,20 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
         cache.caption_image(),
         torch.from_numpy(cache.image_emb()).float(),
     )
-    tokenizer = train_bpe(captions, 300)
-    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
-    feed = BatchLoader(given, data, student.tower, CPU)
+    setup = build_run(given, CPU)
+    tokenizer, student, loader = setup.tokenizer, setup.student, setup.loader
     num_shared = 0
-    for step, fed in enumerate(feed.steps(0, 6)):
-        batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
+    for step, host_batch in enumerate(loader.batches(0, 6)):
+        epoch, index = divmod(step, loader.steps_per_epoch)
+        batch = loader.sampler.batch(epoch, index)
         image = np.arange(len(batch.rows)) if batch.image is None else batch.image
         texts = [captions[i] for i in batch.captions]
         carries = [{captions[i] for i in np.flatnonzero(image_index == row)} for row in range(len(image_emb))]
         equal = torch.tensor([[text in carries[row] for row in batch.rows] for text in texts])
         equal[np.arange(len(texts)), image] = False
         num_shared += int(equal.sum())
-        assert fed.draw is not None
-        drawn = fed.draw.rows
+        assert loader.negatives is not None
+        drawn = loader.negatives.draw(epoch, index, batch, batch.captions).rows
         allowed = [[row not in batch.rows and text not in carries[row] for row in drawn] for text in texts]
         text_emb = F.normalize(student.tower.encode(tokenizer.encode(texts, given.context_length)), dim=-1)
         expected = plain_infonce(
@@ -66,10 +61,11 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
             further=image_emb[drawn].double(),
             allowed=torch.tensor(allowed),
         )
+        fed = host_batch.to(CPU)
         features = torch.cat([student.tower(part) for part in fed.packed])
-        torch.testing.assert_close(student.loss(features, feed.targets(fed)).double(), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(student.loss(features, fed.targets).double(), expected, rtol=1e-4, atol=1e-5)
     assert num_shared, "no caption was shared within a batch"
-    feed.close()
+    loader.close()
 
 
 @pytest.mark.parametrize("loss", ["infonce", "siglip", "similarity", "mse"])
@@ -96,7 +92,7 @@ def test_micro_batches_change_nothing_but_rounding_and_runs_resume_exactly(
         ({"captions_per_picture": 0}, "--captions-per-picture 0"),
         ({"captions_per_picture": 2, "uniformity": 0.1}, "drop --captions-per-picture"),
         ({"captions_per_picture": 2, "simcse": 0.1, "dropout": 0.1}, "drop --captions-per-picture"),
-        ({"equal_captions": "positive", "loss": "cosine"}, "--loss cosine has no right and wrong images"),
+        ({"equal_captions": "positive", "loss": "cosine"}, "--equal-captions positive: --loss cosine"),
     ],
 )
 def test_what_does_not_go_together(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clipglot.distill.data.shuffle import Permutation, choose, keys
+from clipglot.distill.data.shuffle import Permutation, random_below, random_keys
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +50,7 @@ def test_other_seeds_and_epochs_give_other_orders() -> None:
 
 def test_choices_are_even_and_stay_within_their_counts() -> None:
     counts = np.repeat([1, 2, 5, 1000], 20_000)
-    chosen = choose(np.arange(80_000), counts, keys(1, 0)[0])
+    chosen = random_below(counts, np.arange(80_000), random_keys(1, 0)[0])
     assert (chosen >= 0).all()
     assert (chosen < counts).all()
     for count in (2, 5):

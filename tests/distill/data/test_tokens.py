@@ -89,7 +89,7 @@ def test_what_is_stored_is_what_the_tokenizer_gives_and_is_found_again(
 ) -> None:
     monkeypatch.setattr(ragged, "CHUNK_BYTES", chunk_bytes)
     monkeypatch.setattr(tokens, "MANY_CAPTIONS", 0)
-    monkeypatch.setattr(tokens, "CAPTIONS_AT_A_TIME", 7)
+    monkeypatch.setattr(tokens, "CAPTIONS_PER_BLOCK", 7)
     calls: list[Progress] = []
     table = open_tokens(cache, tokenizer, CONTEXT, tmp_path / "beside", workers=workers, on_progress=calls.append)
     expected = tokenizer.encode(cache.captions(), CONTEXT)

@@ -11,16 +11,14 @@ import pytest
 import torch
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.batch_sampler import BatchSampler
-from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import BatchLoader
+from clipglot.distill.data.image_embeddings import OnDevice, open_images
 from clipglot.distill.data.shuffle import ChunkShuffle
 from clipglot.distill.errors import DistillError
-from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.train_settings import EmbeddingSettings
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
-from clipglot.distill.training.student import Student
+from clipglot.distill.training.setup import build_run
 from clipglot.distill.training.train import train
-from clipglot.encoders.tokenizer import train_bpe
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from support.run_logs import logged
@@ -51,17 +49,17 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert all(torch.equal(t, expected[name]) for name, t in load_final(RunFolder(ours)).tower.state_dict().items())
 
 
-def drawn(plan: BatchSampler, epoch: int) -> dict[int, int]:
+def drawn(sampler: BatchSampler, epoch: int) -> dict[int, int]:
     """The view of each image in an epoch."""
-    batches = [plan.batch(epoch, index) for index in range(len(plan))]
+    batches = [sampler.batch(epoch, index) for index in range(len(sampler))]
     return {row: view for b in batches for row, view in zip(b.rows.tolist(), b.views.tolist(), strict=True)}
 
 
 def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
-    plan = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
-    draws = [drawn(plan, epoch) for epoch in range(12)]
+    sampler = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
+    draws = [drawn(sampler, epoch) for epoch in range(12)]
     assert drawn(BatchSampler(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
-    several = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_picture=2)
+    several = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4, captions_per_image=2)
     assert drawn(several, 5) == draws[5]
     assert drawn(BatchSampler(CAPTION_IMAGE, batch_size=8, seed=4, num_views=4), 5) != draws[5]
     table = np.array([[draw[row] for row in range(400)] for draw in draws])  # [epochs, N]
@@ -72,17 +70,17 @@ def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
 
 
 def test_whole_chunks_draw_together_and_are_read_in_that_view() -> None:
-    pooling = ChunkShuffle(chunk_rows=50, pool_chunks=2)
-    plan = BatchSampler(CAPTION_IMAGE, batch_size=40, seed=0, num_views=3, pooling=pooling)
+    chunk_shuffle = ChunkShuffle(chunk_rows=50, pool_chunks=2)
+    sampler = BatchSampler(CAPTION_IMAGE, batch_size=40, seed=0, num_views=3, chunk_shuffle=chunk_shuffle)
     seen = set()
     for epoch in range(4):
-        draw = drawn(plan, epoch)
+        draw = drawn(sampler, epoch)
         of_chunk = {chunk: {draw[row] for row in range(50 * chunk, 50 * chunk + 50)} for chunk in range(8)}
         assert all(len(views) == 1 for views in of_chunk.values())
         seen |= set(draw.values())
-        for index in range(len(plan)):
-            batch = plan.batch(epoch, index)
-            near = plan.chunks_near(epoch, index, is_last=False)
+        for index in range(len(sampler)):
+            batch = sampler.batch(epoch, index)
+            near = sampler.chunks_near(epoch, index, is_last=False)
             assert set(zip(batch.views.tolist(), (batch.rows // 50).tolist(), strict=True)) <= set(near)
     assert seen == {0, 1, 2}
 
@@ -92,28 +90,29 @@ def test_a_step_is_fed_the_views_that_were_drawn_and_plain_negatives(viewed: Pat
     given = settings(viewed, tmp_path, embeddings=where, buffer_gb=1e-6, negatives="0" if where == "chunks" else "9")
     cache = Cache(viewed)
     emb = torch.from_numpy(np.stack([cache.image_emb(view) for view in range(3)])).float()
-    tokenizer = train_bpe(cache.captions(), 300)
-    data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, Path("unused"))
-    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed, views = BatchLoader(given, data, student.tower, CPU), set()
-    for step, fed in enumerate(feed.steps(0, 2 * feed.steps_per_epoch)):
-        batch = feed.plan.batch(*divmod(step, feed.steps_per_epoch))
+    loader, views = build_run(given, CPU).loader, set()
+    for step, host_batch in enumerate(loader.batches(0, 2 * loader.steps_per_epoch)):
+        epoch, index = divmod(step, loader.steps_per_epoch)
+        batch = loader.sampler.batch(epoch, index)
         views |= set(batch.views.tolist())
-        targets = feed.targets(fed)
+        targets = host_batch.to(CPU).targets
         assert torch.equal(targets.image_emb, emb[batch.views, batch.rows])
-        if fed.draw is not None:
+        if loader.negatives is not None:
             assert targets.bank is not None
-            assert torch.equal(targets.bank.emb.float(), emb[0, fed.draw.rows])
-    feed.close()
+            rows = loader.negatives.draw(epoch, index, batch, batch.captions).rows
+            assert torch.equal(targets.bank.emb.float(), emb[0, rows])
+    assert (loader.negatives is None) == (where == "chunks")
+    loader.close()
     assert views == {0, 1, 2}
 
 
-def test_all_negatives_are_the_plain_views(viewed: Path, tmp_path: Path) -> None:
-    source = open_images(Cache(viewed), settings(viewed, tmp_path, embeddings="device"), CPU)
+def test_all_negatives_are_the_plain_views(viewed: Path) -> None:
+    source = open_images(Cache(viewed), EmbeddingSettings(embeddings="device"), CPU)
+    assert isinstance(source, OnDevice)
     rows = np.arange(40)
     plain = torch.from_numpy(Cache(viewed).image_emb())
-    assert torch.equal(source.subset(rows), plain)  # type: ignore[attr-defined]
-    assert torch.equal(source.subset(rows[::3]), plain[::3])  # type: ignore[attr-defined]
+    assert torch.equal(source.subset(rows), plain)
+    assert torch.equal(source.subset(rows[::3]), plain[::3])
 
 
 def test_mapped_views_give_the_very_same_run_and_resuming_is_exact(

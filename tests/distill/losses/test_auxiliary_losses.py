@@ -1,19 +1,20 @@
 """Regression, soft targets and further terms against their plain forms, in values and gradients."""
 
-from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.distill.data import targets as targets_module
-from clipglot.distill.losses.auxiliary import alignment, contrast_passes, uniformity
-from clipglot.distill.losses.objective import Objective
+from clipglot.distill.losses.auxiliary import alignment, simcse, uniformity
+from clipglot.distill.losses.loss import Loss
+from clipglot.distill.losses.objective import LOSSES, Objective, make_loss
 from clipglot.distill.losses.regression import Cosine, SquaredDistance
 from clipglot.distill.losses.similarity import Similarity, match_similarities
-from clipglot.evals import embedding_stats as retrieval
+from clipglot.distill.train_settings import LossSettings
+from clipglot.evals import embedding_stats
 from support.dense_losses import gradients, require_equal, same_groups, targets, unit
-from support.runs import settings
 from torch import Tensor
 
 GROUPS = [[0], [0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 1, 0, 2, 0, 3, 3], [0] * 7]
@@ -89,31 +90,31 @@ def test_uniformity(batch_size: int) -> None:
     term = uniformity(text_emb, targets(unit(batch_size, 16, 0)))
     distances = (text_emb[:, None] - text_emb).square().sum(-1)[np.triu_indices(batch_size, 1)]
     require_equal(term, (-2 * distances).exp().mean().log(), free)
-    assert term.item() == pytest.approx(retrieval.uniformity(text_emb.detach().numpy()), rel=1e-6)
+    assert term.item() == pytest.approx(embedding_stats.uniformity(text_emb.detach().numpy()), rel=1e-6)
 
 
 @pytest.mark.parametrize("groups", GROUPS[1:])
 def test_passes_of_captions(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
     same = same_groups(groups)
-    term = contrast_passes(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
+    term = simcse(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
     logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
 
 
 def test_the_second_pass_is_for_its_term_alone() -> None:
-    given = settings(Path(), Path(), simcse=0.5, alignment=0.25, dropout=0.1)
+    given = LossSettings(simcse=0.5, alignment=0.25)
     first, second = unit(6, 8, 1).requires_grad_(), unit(6, 8, 2).requires_grad_()
     images, objective = targets(unit(6, 8, 0)), Objective(given).double()
     expected = objective.main(first, images) + 0.25 * alignment(first, images)
-    expected = expected + 0.5 * contrast_passes(first, second, images)
+    expected = expected + 0.5 * simcse(first, second, images)
     loss = objective(torch.cat([3 * first, 2 * second]), images)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("loss", ["infonce", "siglip", "cosine", "mse"])
-def test_terms_are_added_by_weight(loss: str) -> None:
-    given = settings(Path(), Path(), loss=loss, similarity=0.5, alignment=0.25, uniformity=0.125)
+def test_terms_are_added_by_weight(loss: Any) -> None:
+    given = LossSettings(loss=loss, similarity=0.5, alignment=0.25, uniformity=0.125)
     features, image_emb = (2 * unit(6, 8, 1)).requires_grad_(), unit(6, 8, 0)
     images, objective = targets(image_emb), Objective(given).double()
     text_emb = F.normalize(features, dim=-1)
@@ -121,3 +122,12 @@ def test_terms_are_added_by_weight(loss: str) -> None:
     expected = expected + 0.5 * match_similarities(text_emb, objective.logit_scale, images, 0.05)
     expected = expected + 0.25 * alignment(text_emb, images) + 0.125 * uniformity(text_emb, images)
     require_equal(objective(features, images), expected, features, objective.logit_scale)
+
+
+def test_every_loss_of_the_flag_can_be_made() -> None:
+    assert set(LOSSES) == set(get_args(get_type_hints(LossSettings)["loss"]))
+    for name, kind in LOSSES.items():
+        loss: Loss = make_loss(LossSettings(loss=name))  # type: ignore[arg-type]
+        assert type(loss) is kind
+        expected = {"siglip": 10.0, "cosine": 100.0, "mse": 100.0}.get(name, 1 / 0.07)
+        assert loss.logit_scale.exp().item() == pytest.approx(expected)

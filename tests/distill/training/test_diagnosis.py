@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from clipglot.cache.progress import ignore_progress
 from clipglot.cache.read.cache import Cache
@@ -18,6 +19,7 @@ from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.demo.scenes import Scene, draw, training_scenes
 from clipglot.distill.data.statistics import CaptionStats
 from clipglot.distill.training.diagnosis import Finding, chance_bound
+from clipglot.distill.training.setup import build_run
 from clipglot.distill.training.train import TrainResult, train
 from clipglot.encoders.tokenizer import train_bpe
 from support.diagnosis_settings import settings
@@ -138,14 +140,7 @@ def test_captions_that_just_fit_are_not_cut(caches: dict[str, Path], tmp_path: P
 
 
 def _pairs(cache: Path, run: Path, context_length: int) -> CaptionStats:
-    from clipglot.distill.data.load import load_data, open_images
-    from clipglot.distill.data.statistics import count_pairs
-    from torch import device
-
-    given, opened = settings(cache, run, context_length=context_length), Cache(cache)
-    tokenizer = train_bpe(opened.captions(), 400)
-    images = open_images(opened, given, device("cpu"))
-    return count_pairs(opened, load_data(opened, images, tokenizer, given, run), tokenizer, context_length)
+    return build_run(settings(cache, run, context_length=context_length), torch.device("cpu")).captions
 
 
 def test_pairs_are_counted_as_they_are(caches: dict[str, Path], tmp_path: Path) -> None:
@@ -156,7 +151,7 @@ def test_pairs_are_counted_as_they_are(caches: dict[str, Path], tmp_path: Path) 
         carriers.setdefault(text, set()).add(row)
     counts = np.array([len(images) for images in carriers.values()])
     pairs = _pairs(caches["train"], tmp_path, 40)
-    assert pairs.num_pictures == TRAIN
+    assert pairs.num_images == TRAIN
     assert pairs.num_without == 0
     assert pairs.equal == pytest.approx(counts[counts > 1].sum() / counts.sum())
     assert pairs.masked == pytest.approx((counts * (counts - 1)).sum() / counts.sum() / (TRAIN - 1))

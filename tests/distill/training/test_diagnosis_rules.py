@@ -1,7 +1,6 @@
 """The rules of the diagnosis, on made-up figures: chance, noise, falls and rises, collapse, and what is advised."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,43 +8,42 @@ import pytest
 from clipglot.distill.data.pairs import ValidationData
 from clipglot.distill.data.statistics import CaptionStats
 from clipglot.distill.data.tokens import tokenize
-from clipglot.distill.train_settings import TrainSettings
+from clipglot.distill.train_settings import LearningSettings
 from clipglot.distill.training.diagnosis import (
     WINDOW,
     Diagnosis,
     Finding,
+    advise,
     chance_bound,
     chance_loss,
-    find_in_pairs,
-    remedy,
+    check_captions,
 )
 from clipglot.encoders.tokenizer import train_bpe
 from clipglot.evals.embedding_stats import anisotropy, effective_rank
-from support.diagnosis_settings import settings
 
-PAIRS = CaptionStats(num_pictures=6000)
+CAPTIONS = CaptionStats(num_images=6000)
 
 
 def diagnose(losses: list[float], scale: float = 20.0, **changes: Any) -> list[Finding]:
-    given = TrainSettings(cache=Path("c"), output=Path("o"), **{"batch_size": 512, "warmup": 0.0} | changes)
-    diagnosis = Diagnosis(given, len(losses), PAIRS)
+    given = LearningSettings(**{"batch_size": 512, "warmup": 0.0} | changes)
+    diagnosis = Diagnosis(given, len(losses), CAPTIONS, context_length=77)
     for step, loss in enumerate(losses, start=1):
-        diagnosis.of_step({"step": step, "loss": loss, "logit_scale": scale})
+        diagnosis.check_step({"step": step, "loss": loss, "logit_scale": scale})
     return diagnosis.findings
 
 
 def test_the_loss_at_chance_is_that_of_guessing() -> None:
-    given = TrainSettings(cache=Path("c"), output=Path("o"), batch_size=512)
-    assert chance_loss(given, PAIRS) == pytest.approx(np.log(512))
-    assert chance_loss(replace(given, negatives="all"), PAIRS) == pytest.approx((np.log(512) + np.log(6000)) / 2)
-    assert chance_loss(replace(given, negatives="1000"), PAIRS) == pytest.approx(
+    given = LearningSettings(batch_size=512)
+    assert chance_loss(given, CAPTIONS) == pytest.approx(np.log(512))
+    assert chance_loss(replace(given, negatives="all"), CAPTIONS) == pytest.approx((np.log(512) + np.log(6000)) / 2)
+    assert chance_loss(replace(given, negatives="1000"), CAPTIONS) == pytest.approx(
         (np.log(512) + np.log(512 + 1000 * (1 - 512 / 6000))) / 2
     )
     p = 1 / 512
     entropy = -p * np.log(p) - (1 - p) * np.log(1 - p)
-    assert chance_loss(replace(given, loss="siglip"), PAIRS) == pytest.approx(512 * entropy)
+    assert chance_loss(replace(given, loss="siglip"), CAPTIONS) == pytest.approx(512 * entropy)
     for mixed in ({"similarity": 1.0}, {"uniformity": 0.1}, {"teacher_weight": 0.5}):
-        assert chance_loss(replace(given, **mixed), PAIRS) is None
+        assert chance_loss(replace(given, **mixed), CAPTIONS) is None
 
 
 def test_noise_about_chance_is_found_and_a_slow_fall_is_not() -> None:
@@ -117,20 +115,18 @@ def test_collapse_is_measured_against_the_images(text: str, image: str, expected
     everyone = np.arange(500)
     tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
     data = ValidationData(image_emb=image_emb, tokens=tokens, captions=everyone, image_index=everyone, groups=everyone)
-    given = TrainSettings(cache=Path("c"), output=Path("o"), batch_size=512, warmup=0.0)
-    diagnosis = Diagnosis(given, 100, PAIRS)
+    diagnosis = Diagnosis(LearningSettings(batch_size=512, warmup=0.0), 100, CAPTIONS, context_length=77)
     for step in range(1, 51):
-        diagnosis.of_step({"step": step, "loss": 5.0 + 0.01 * (step % 2), "logit_scale": 20.0})
-    assert diagnosis.of_recall(metrics, data, 10, held_out=True) == []  # too early to say
-    assert {finding.kind for finding in diagnosis.of_recall(metrics, data, 50, held_out=True)} == expected
-    assert diagnosis.of_recall(metrics, data, 51, held_out=True) == []  # said before
-    assert diagnosis.of_recall(metrics | {"r_at_10": 0.06}, data, 51, held_out=True) == []
+        diagnosis.check_step({"step": step, "loss": 5.0 + 0.01 * (step % 2), "logit_scale": 20.0})
+    assert diagnosis.check_recall(metrics, data, 10, held_out=True) == []  # too early to say
+    assert {finding.kind for finding in diagnosis.check_recall(metrics, data, 50, held_out=True)} == expected
+    assert diagnosis.check_recall(metrics, data, 51, held_out=True) == []  # said before
+    assert diagnosis.check_recall(metrics | {"r_at_10": 0.06}, data, 51, held_out=True) == []
 
 
 def test_few_common_captions_are_no_finding() -> None:
-    given = TrainSettings(cache=Path("c"), output=Path("o"))
-    fine = CaptionStats(num_pictures=1000, num_without=50, equal=0.9, common=0.1, cut=0.05, longer=100)
-    assert list(find_in_pairs(fine, given)) == []
+    fine = CaptionStats(num_images=1000, num_without=50, equal=0.9, common=0.1, cut=0.05, longer=100)
+    assert list(check_captions(fine, 77)) == []
 
 
 def test_anisotropy_is_the_mean_cosine_of_different_captions() -> None:
@@ -145,9 +141,7 @@ def test_anisotropy_is_the_mean_cosine_of_different_captions() -> None:
     assert effective_rank(np.ones((5, 4), np.float32)) == 1.0
 
 
-def test_advice_names_the_rate_of_a_language_model(tmp_path: Path) -> None:
-    given = settings(tmp_path, tmp_path / "run")
-    ours = replace(given, text="some/lm", width=512, layers=6, heads=8, lm_lr=2e-5)
+def test_advice_names_the_rate_of_a_language_model() -> None:
     for step in (1, 100_000):
-        assert "--lm-lr" not in remedy(step, 100_000, given, PAIRS)
-        assert "--lm-lr (now 2e-05)" in remedy(step, 100_000, ours, PAIRS)
+        assert "--lm-lr" not in advise(step, 100_000, LearningSettings(), CAPTIONS)
+        assert "--lm-lr (now 2e-05)" in advise(step, 100_000, LearningSettings(), CAPTIONS, lm_lr=2e-5)

@@ -138,21 +138,21 @@ ALONE = """
 import sys
 from pathlib import Path
 from clipglot.cache.errors import CacheError
-from clipglot.distill import distributed as parallel
+from clipglot.distill import distributed
 from clipglot.distill.errors import DistillError
 import torch
 
 def refuse_the_second():
-    if parallel.rank() == 1:
+    if distributed.rank() == 1:
         raise CacheError("a chunk is damaged")
 
-with parallel.joined(torch.device("cpu")):
-    said = [parallel.all_or_none(parallel.rank)]
+with distributed.process_group(torch.device("cpu")):
+    said = [distributed.all_or_none(distributed.rank)]
     try:
-        parallel.all_or_none(refuse_the_second)
+        distributed.all_or_none(refuse_the_second)
     except (CacheError, DistillError) as error:
         said.append(f"{type(error).__name__}: {error}")
-    Path(sys.argv[1], str(parallel.rank())).write_text(str(said))
+    Path(sys.argv[1], str(distributed.rank())).write_text(str(said))
 """
 
 

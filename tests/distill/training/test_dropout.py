@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.cache.read.cache import Cache
-from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.data.token_dropout import drop_tokens
 from clipglot.distill.errors import DistillError
-from clipglot.distill.training.build_tower import build_tower
 from clipglot.distill.training.run_folder import RunFolder
-from clipglot.distill.training.student import Student
+from clipglot.distill.training.setup import build_run
 from clipglot.distill.training.train import train
 from clipglot.encoders.text_scratch import Attention
-from clipglot.encoders.tokenizer import train_bpe
 from hypothesis import given
 from hypothesis import strategies as st
 from support.run_logs import logged
@@ -161,42 +156,35 @@ def test_tokens_are_dropped_as_often_as_asked() -> None:
 
 
 def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path: Path) -> None:
-    cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, dropout=0.3, micro_batch=3, grad_clip=0.0)
-    tokenizer = train_bpe(cache.captions(), 300)
-    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    data = load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path)
-    feed = BatchLoader(given, data, student.tower, CPU)
-    (fed,) = feed.steps(4, 5)
-    targets, before = feed.targets(fed), deepcopy(student.state())
-    student.step(fed.packed, targets, 1e-3, number=4)
+    setup = build_run(settings(tiny_cache, tmp_path, dropout=0.3, micro_batch=3, grad_clip=0.0), CPU)
+    student, loader = setup.student, setup.loader
+    (host_batch,) = loader.batches(4, 5)
+    batch, before = host_batch.to(CPU), deepcopy(student.state())
+    student.step(batch, 1e-3, number=4)
     cached = {name: parameter.grad for name, parameter in student.tower.named_parameters()}
 
     student.load(before)
     student.optimizer.zero_grad(set_to_none=True)
-    features = torch.cat([student._embed(student.tower, part, (4, i)) for i, part in enumerate(fed.packed)])
-    student.loss(features, targets).backward()
+    features = torch.cat([student._embed(student.tower, part, (4, i)) for i, part in enumerate(batch.packed)])
+    student.loss(features, batch.targets).backward()
     for name, parameter in student.tower.named_parameters():
         torch.testing.assert_close(cached[name], parameter.grad, rtol=1e-4, atol=1e-6)
-    assert not torch.equal(student._embed(student.tower, fed.packed[0], (5, 0)), features[:3])
-    feed.close()
+    assert not torch.equal(student._embed(student.tower, batch.packed[0], (5, 0)), features[:3])
+    loader.close()
 
 
 @pytest.mark.parametrize("dropped", [{"dropout": 0.3}, {"token_dropout": 0.5}], ids=str)
 def test_the_two_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
-    cache, given = Cache(tiny_cache), settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped)
-    tokenizer = train_bpe(cache.captions(), 300)
-    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed = BatchLoader(
-        given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU
-    )
-    for fed in feed.steps(0, 3):
-        assert [part.num_captions for part in fed.packed] == [5, 5, 5, 1]
-        features = torch.cat([student._embed(student.tower, part, (0, i)) for i, part in enumerate(fed.packed)])
+    setup = build_run(settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped), CPU)
+    student, loader = setup.student, setup.loader
+    for batch in loader.batches(0, 3):
+        assert [part.num_captions for part in batch.packed] == [5, 5, 5, 1]
+        features = torch.cat([student._embed(student.tower, part, (0, i)) for i, part in enumerate(batch.packed)])
         first, second = F.normalize(features, dim=-1).chunk(2)
         cosine = first @ second.T
         assert (cosine.diagonal() < 0.999).any()
         assert cosine.diagonal().mean() > cosine.mean()
-    feed.close()
+    loader.close()
 
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 3, "ema": 0.5}, {"simcse": 0.2}], ids=str)

@@ -13,17 +13,14 @@ from clipglot.cache.format import TEACHER_EMB
 from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.distill.data.load import load_data, open_images
-from clipglot.distill.data.loader import BatchLoader
 from clipglot.distill.data.targets import Targets
 from clipglot.distill.errors import DistillError
 from clipglot.distill.losses.objective import Objective
 from clipglot.distill.losses.text_teacher import text_teacher_loss
-from clipglot.distill.training.build_tower import build_tower
+from clipglot.distill.train_settings import LossSettings
 from clipglot.distill.training.run_folder import RunFolder
-from clipglot.distill.training.student import Student
+from clipglot.distill.training.setup import build_run
 from clipglot.distill.training.train import train
-from clipglot.encoders.tokenizer import train_bpe
 from support.run_logs import logged
 from support.runs import stop_at
 from support.translated_scenes import settings
@@ -53,7 +50,7 @@ def test_half_a_teacher_changes_half_of_the_loss(translated_caches: dict[str, Pa
 
 
 @pytest.mark.parametrize("loss", ["infonce", "siglip", "mse"])
-def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_path: Path) -> None:
+def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any) -> None:
     torch.manual_seed(0)
     features = torch.randn(5, 8, dtype=torch.double, requires_grad=True)
     image_emb, teacher_emb = (F.normalize(torch.randn(5, 8, dtype=torch.double), dim=-1) for _ in range(2))
@@ -63,7 +60,7 @@ def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any, tmp_pa
     has = torch.tensor([0, 2, 3, 4])
     plain = (text_emb[has] - teacher_emb[has]).square().sum(1).sum() / 2 / 5
     assert text_teacher_loss(text_emb, targets).item() == pytest.approx(plain.item())
-    given = settings(tmp_path, tmp_path, loss=loss, temperature=0.07)
+    given = LossSettings(loss=loss, temperature=0.07)
     image = Objective(given).double()(features, targets)
     mixed = Objective(replace(given, teacher_weight=0.3)).double()(features, targets)
     grad, expected = (
@@ -80,13 +77,10 @@ def test_each_caption_of_a_step_is_held_against_its_own_translation(
     cache = Cache(translated_caches["mixed"])
     given = settings(cache.path, tmp_path, teacher_weight=1.0, captions_per_picture=captions_per_picture)
     captions, image_index, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())
-    tokenizer = train_bpe(captions, 300)
-    student = Student(build_tower(given, cache.info.encoder, tokenizer), given, CPU, "fp32")
-    feed = BatchLoader(
-        given, load_data(cache, open_images(cache, given, CPU), tokenizer, given, tmp_path), student.tower, CPU
-    )
-    for step, fed in enumerate(feed.steps(0, 2)):
-        shown = feed.plan.batch(*divmod(step, feed.steps_per_epoch)).captions
+    setup = build_run(given, CPU)
+    tokenizer, student, loader = setup.tokenizer, setup.student, setup.loader
+    for step, host_batch in enumerate(loader.batches(0, 2)):
+        shown = loader.sampler.batch(*divmod(step, loader.steps_per_epoch)).captions
         assert len(shown) == 64 * captions_per_picture
         text_emb = student.tower.encode(tokenizer.encode([captions[i] for i in shown], given.context_length))
         cosine = F.cosine_similarity(text_emb, teacher_emb[shown].float(), dim=-1)
@@ -94,9 +88,9 @@ def test_each_caption_of_a_step_is_held_against_its_own_translation(
         plain = torch.stack(
             [taught[torch.from_numpy(image_index[shown] == row)].mean() for row in np.unique(image_index[shown])]
         )
-        torch.testing.assert_close(
-            student.loss(student.tower(fed.packed[0]), feed.targets(fed)), plain.mean(), atol=1e-3, rtol=0
-        )
+        batch = host_batch.to(CPU)
+        loss = student.loss(student.tower(batch.packed[0]), batch.targets)
+        torch.testing.assert_close(loss, plain.mean(), atol=1e-3, rtol=0)
 
 
 def test_a_stopped_run_with_a_teacher_resumes_exactly(translated_caches: dict[str, Path], tmp_path: Path) -> None:
@@ -121,7 +115,7 @@ def test_a_cache_at_a_url_teaches_as_the_local_one(
     train(near)
     train(replace(near, cache=url, output=tmp_path / "far"))
     assert logged(tmp_path / "far") == logged(tmp_path / "near")
-    monkeypatch.setattr("clipglot.distill.data.load.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("clipglot.distill.data.image_embeddings.free_bytes", lambda device: 1000)
     with pytest.raises(DistillError, match="more than half of the free memory: copy the cache to a local disk"):
         train(replace(near, cache=url, output=tmp_path / "small", embeddings="device"))
     fsspec.filesystem("memory").rm("/taught/mixed.zarr/teacher/emb/c/0/1/0")

@@ -87,9 +87,9 @@ def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> 
 
 
 def test_rates_fall_with_the_distance_from_the_head(lm_settings: Any, tiny_cache: Path) -> None:
-    given = replace(lm_settings, lr=1e-2, lm_lr=1e-3, layer_decay=0.5)
-    tower = build_tower(given, Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text))
-    optimizer = make_optimizer(tower, torch.nn.Module(), given)
+    tower = build_tower(lm_settings, Cache(tiny_cache).info.encoder, LMTokenizer.load(lm_settings.text))
+    rates = {"lr": 1e-2, "lm_lr": 1e-3, "layer_decay": 0.5}
+    optimizer = make_optimizer(tower, torch.nn.Module(), **rates, weight_decay=0.1, beta2=0.98)
     share = {id(p): group["share"] for group in optimizer.param_groups for p in group["params"]}
     shares = {name: share[id(p)] for name, p in tower.named_parameters()}
     assert shares["text.proj.weight"] == 1

@@ -9,10 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.data.batch_sampler import group_equal_captions
 from clipglot.distill.data.image_embeddings import OnDevice
 from clipglot.distill.data.pairs import TrainData
-from clipglot.distill.data.tokens import TokenTable, tokenize
+from clipglot.distill.data.tokens import TokenTable, group_equal_captions, tokenize
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training import token_bag
 from clipglot.distill.training.final import load_final
