@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url, to_location
-from ..storage.atomic import NO_SPACE, PARTIAL, hold_new
+from ..storage.atomic import NO_SPACE, PARTIAL, lock_new
 from ..storage.urls import NOT_THERE, below, explain_store_error, open_filesystem, state_of
 from .image_root import resolve_below
 from .source import RejectedImageError
@@ -42,7 +42,7 @@ class DownloadCache:
         held = None
         while held is None:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-            held = hold_new(folder)
+            held = lock_new(folder)
         spool = cls(folder)
         spool._remove = weakref.finalize(spool, _remove, folder, held)
         return spool
