@@ -1,7 +1,7 @@
-"""HDF5 files of sealed caches: a read-only Zarr store over a file, and the writer that `convert` uses.
+"""HDF5 files of sealed caches: a read-only Zarr store over a file, and the writer of `clipglot convert`.
 
-The datasets are the arrays of docs/cache.md. Reading never changes a file, so it needs no file locks, which many
-clusters lack.
+The datasets are the arrays of docs/cache.md. Reading never changes a file, so it works without file locks, which many
+clusters do not have.
 """
 
 import asyncio
@@ -31,16 +31,19 @@ from .ragged import create_array
 CONVERT_AGAIN = "convert it again from the cache that this is a copy of"
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and chunk shape."""
-# From HDF5 1.10 on, all metadata has checksums, and a file that was not closed is marked as such.
+# From HDF5 1.10 on, all metadata has checksums, and a file that was not closed is marked.
 LIBVER = ("v110", "v110")
-UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)  # h5py has no error of its own
+# h5py has no error type of its own.
+UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
 
 
 class Hdf5Store(Store):
-    """Read-only Zarr store over an HDF5 file: metadata derived from the datasets, chunks with a crc32c tail.
+    """Read-only Zarr store over an HDF5 file.
+
+    Zarr metadata are derived from the datasets; each chunk gets a crc32c tail, as in a Zarr cache.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
     """
 
     supports_writes = False
@@ -52,15 +55,15 @@ class Hdf5Store(Store):
         """Open a file.
 
         Raises:
-            CacheError: it is no HDF5 file, unfinished, damaged, or not one of clipglot's.
+            CacheError: it is not an HDF5 file, unfinished, damaged, or not written by clipglot.
         """
         super().__init__(read_only=True)
         self.path = path
         self._lock = Lock()  # HDF5 is not thread-safe, and a read is several calls
         try:
             self._file = h5py.File(path, "r", locking=False)
-            groups, self._datasets = _nodes(self._file)
-            self._documents = _documents(self._file, groups, self._datasets)
+            groups, self._datasets = _list_nodes(self._file)
+            self._documents = _zarr_documents(self._file, groups, self._datasets)
         except UNREADABLE as error:
             raise CacheError(f"{path} is no whole HDF5 cache ({_reason(error)}): {CONVERT_AGAIN}") from error
 
@@ -68,18 +71,18 @@ class Hdf5Store(Store):
         return isinstance(other, Hdf5Store) and other.path == self.path
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder; nothing if there is none."""
+        """Names directly in a folder; empty if the folder is absent."""
         prefix = f"{folder}/" if folder else ""
         return list({key[len(prefix) :].partition("/")[0] for key in self._keys() if key.startswith(prefix)})
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Metadata or a chunk; None where there is no such key.
+        """A metadata file or a chunk; None for an unknown key.
 
         Raises:
             AbsentObjectError: the chunk was never written.
-            OSError: it is damaged.
+            OSError: the chunk is damaged.
         """
         prototype = prototype or default_buffer_prototype()
         if key in self._documents:
@@ -88,17 +91,17 @@ class Hdf5Store(Store):
             name, _, index = key.partition("/c/")
             if name not in self._datasets or not index:
                 return None
-            content = await asyncio.to_thread(self._chunk, name, tuple(map(int, index.split("/"))))
-        return prototype.buffer.from_bytes(_cut(content, byte_range))
+            content = await asyncio.to_thread(self._read_chunk, name, tuple(map(int, index.split("/"))))
+        return prototype.buffer.from_bytes(_slice_bytes(content, byte_range))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """Parts of some values."""
+        """Byte ranges of several values."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     async def exists(self, key: str) -> bool:
-        """Whether there is such a key."""
+        """Whether the store has a key."""
         return key in self._keys()
 
     async def list(self) -> AsyncIterator[str]:
@@ -107,13 +110,13 @@ class Hdf5Store(Store):
             yield key
 
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """All keys that begin so."""
+        """All keys with a prefix."""
         for key in self._keys():
             if key.startswith(prefix):
                 yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """What lies directly in a folder."""
+        """Names directly in a folder."""
         for name in self.names(prefix.rstrip("/")):
             yield name
 
@@ -135,48 +138,30 @@ class Hdf5Store(Store):
             for index in np.ndindex(*grid(shape, chunks)):
                 yield "/".join((name, "c", *map(str, index)))
 
-    def _chunk(self, name: str, index: tuple[int, ...]) -> bytes:
-        """The bytes that Zarr would hold: the whole chunk, zeros beyond the edge, and its crc32c."""
+    def _read_chunk(self, name: str, index: tuple[int, ...]) -> bytes:
+        """Bytes of a chunk as Zarr stores it: full size, zeros beyond the edge of the array, and the crc32c."""
         shape, chunks = self._datasets[name]
-        where = region(shape, chunks, index)
+        slices = region(shape, chunks, index)
         try:
             with self._lock:
                 dataset = self._file[name]
-                stored = dataset.id.get_chunk_info_by_coord(tuple(side.start for side in where)).byte_offset
-                held = dataset[where]
+                byte_offset = dataset.id.get_chunk_info_by_coord(tuple(part.start for part in slices)).byte_offset
+                values = dataset[slices]
         except UNREADABLE as error:
             raise OSError(_reason(error)) from error
-        if stored is None:  # HDF5 makes it zeros
+        if byte_offset is None:  # never written; HDF5 reads it as zeros
             raise AbsentObjectError(f"{self.path}: {name}/c/{'/'.join(map(str, index))} is absent: {CONVERT_AGAIN}")
-        chunk = np.zeros(chunks, held.dtype)
-        chunk[tuple(map(slice, held.shape))] = held
+        chunk = np.zeros(chunks, values.dtype)
+        chunk[tuple(map(slice, values.shape))] = values
         raw: bytes = chunk.tobytes()
         return raw + int(google_crc32c.value(raw)).to_bytes(4, "little")
 
 
-def grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """How many chunks an array has along each axis.
-
-    >>> grid((1, 40, 16), (1, 8, 16))
-    (1, 5, 1)
-    """
-    return tuple(math.ceil(size / chunk) for size, chunk in zip(shape, chunks, strict=True))
-
-
-def region(shape: tuple[int, ...], chunks: tuple[int, ...], index: tuple[int, ...]) -> tuple[slice, ...]:
-    """The part of an array that a chunk holds.
-
-    >>> region((40,), (16,), (2,))
-    (slice(32, 40, None),)
-    """
-    return tuple(slice(i * c, min((i + 1) * c, n)) for n, c, i in zip(shape, chunks, index, strict=True))
-
-
-def _nodes(file: h5py.File) -> tuple[list[str], dict[str, Layout]]:
-    """The names of the groups, and each dataset's layout.
+def _list_nodes(file: h5py.File) -> tuple[list[str], dict[str, Layout]]:
+    """Names of the groups, and layouts of the datasets by name.
 
     Raises:
-        ValueError: a dataset is in another encoding.
+        ValueError: a dataset has another encoding.
     """
     groups: list[str] = []
     datasets: dict[str, Layout] = {}
@@ -193,11 +178,11 @@ def _nodes(file: h5py.File) -> tuple[list[str], dict[str, Layout]]:
     return groups, datasets
 
 
-def _documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[str, Layout]) -> dict[str, bytes]:
-    """Every zarr.json, as zarr itself writes it.
+def _zarr_documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[str, Layout]) -> dict[str, bytes]:
+    """Contents of each zarr.json by key, as zarr itself writes them.
 
     Raises:
-        ValueError: no metadata, or not what its checksum says.
+        ValueError: the metadata are absent, or do not match their checksum.
     """
     if ATTRIBUTE not in file.attrs:
         raise ValueError(f"no clipglot cache: attribute {ATTRIBUTE!r} is absent")
@@ -213,11 +198,7 @@ def _documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[str, La
     return {key: value.to_bytes() for key, value in documents.items()}
 
 
-def _reason(error: BaseException) -> str:
-    return str(error).strip("'\"") or type(error).__name__
-
-
-def _cut(content: bytes, byte_range: ByteRequest | None) -> bytes:
+def _slice_bytes(content: bytes, byte_range: ByteRequest | None) -> bytes:
     match byte_range:
         case None:
             return content
@@ -230,10 +211,53 @@ def _cut(content: bytes, byte_range: ByteRequest | None) -> bytes:
     raise TypeError(f"unknown byte range {byte_range!r}")
 
 
-class Hdf5Writer:
-    """A new file, made by `new_file`."""
+def _reason(error: BaseException) -> str:
+    return str(error).strip("'\"") or type(error).__name__
 
-    def __init__(self, file: h5py.File, disk: "_Disk") -> None:
+
+def grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
+    """Number of chunks of an array along each axis.
+
+    >>> grid((1, 40, 16), (1, 8, 16))
+    (1, 5, 1)
+    """
+    return tuple(math.ceil(size / chunk) for size, chunk in zip(shape, chunks, strict=True))
+
+
+def region(shape: tuple[int, ...], chunks: tuple[int, ...], index: tuple[int, ...]) -> tuple[slice, ...]:
+    """Slices of an array that a chunk covers.
+
+    >>> region((40,), (16,), (2,))
+    (slice(32, 40, None),)
+    """
+    return tuple(slice(i * c, min((i + 1) * c, n)) for n, c, i in zip(shape, chunks, index, strict=True))
+
+
+@contextmanager
+def new_file(path: Path, metadata: Any) -> Iterator["Hdf5Writer"]:
+    """Create an HDF5 file, or replace one.
+
+    Args:
+        path: path of the file.
+        metadata: value of the attribute that the root group of a Zarr cache has.
+
+    Raises:
+        OSError: the file could not be written.
+    """
+    text = json.dumps(metadata, ensure_ascii=False).encode()
+    with _DeferredErrorFile(path, "w+") as disk:
+        with h5py.File(disk, "w", libver=LIBVER) as file:
+            file.attrs.create(ATTRIBUTE, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
+            # HDF5 itself has no checksum for attributes above 64 KB.
+            file.attrs[CHECKSUM] = np.uint32(google_crc32c.value(text))
+            yield Hdf5Writer(file, disk)
+        disk.raise_failure()
+
+
+class Hdf5Writer:
+    """Writer of a new HDF5 file, yielded by `new_file`."""
+
+    def __init__(self, file: h5py.File, disk: "_DeferredErrorFile") -> None:
         self._file, self._disk = file, disk
 
     def create_group(self, name: str) -> None:
@@ -241,55 +265,41 @@ class Hdf5Writer:
         self._file.create_group(name)
 
     def create_array(self, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str) -> "Hdf5Array":
-        """A dataset in the one encoding of the format, as `ragged.create_array` makes an array."""
-        room = tuple(map(max, shape, chunks))  # a chunk may be larger than what it holds, as in Zarr
+        """Create a dataset in the encoding of the cache format, the counterpart of `ragged.create_array`."""
+        max_shape = tuple(map(max, shape, chunks))  # a chunk may be larger than the array, as in Zarr
         little_endian = np.dtype(dtype).newbyteorder("<")
         dataset = self._file.create_dataset(
-            name, shape, dtype=little_endian, chunks=chunks, maxshape=room, fletcher32=True, fillvalue=0
+            name, shape, dtype=little_endian, chunks=chunks, maxshape=max_shape, fletcher32=True, fillvalue=0
         )
         return Hdf5Array(dataset, self._disk)
 
 
 class Hdf5Array:
-    """A dataset that is written by assigning to its regions."""
+    """Dataset of a new HDF5 file, written by assignment to slices."""
 
-    def __init__(self, dataset: h5py.Dataset, disk: "_Disk") -> None:
+    def __init__(self, dataset: h5py.Dataset, disk: "_DeferredErrorFile") -> None:
         self._dataset, self._disk = dataset, disk
 
-    def __setitem__(self, where: tuple[slice, ...], values: NDArray[Any]) -> None:
-        self._dataset[where] = values
+    def __setitem__(self, slices: tuple[slice, ...], values: NDArray[Any]) -> None:
+        self._dataset[slices] = values
         self._disk.raise_failure()
 
 
-@contextmanager
-def new_file(path: Path, metadata: Any) -> Iterator[Hdf5Writer]:
-    """Write a file anew; the metadata is what a Zarr group has as its attribute.
+class _DeferredErrorFile(io.FileIO):
+    """File for HDF5 to write to that keeps write errors, to be raised later.
 
-    Raises:
-        OSError: it could not be written.
+    The process dies where HDF5 cannot close a file, so no write may fail.
     """
-    text = json.dumps(metadata, ensure_ascii=False).encode()
-    with _Disk(path, "w+") as disk:
-        with h5py.File(disk, "w", libver=LIBVER) as file:
-            file.attrs.create(ATTRIBUTE, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
-            # Attributes above 64 KB carry no checksum of HDF5's own.
-            file.attrs[CHECKSUM] = np.uint32(google_crc32c.value(text))
-            yield Hdf5Writer(file, disk)
-        disk.raise_failure()
-
-
-class _Disk(io.FileIO):
-    """What HDF5 writes through. The process dies where HDF5 cannot close a file, so a failure is kept, to be raised."""
 
     _failure: OSError | None = None
 
     def raise_failure(self) -> None:
-        """Raise what went wrong first, if anything did."""
+        """Raise the first write error, if any."""
         if self._failure:
             raise self._failure
 
     def write(self, data: Any) -> int:
-        """Write all of it."""
+        """Write all of `data`."""
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -300,7 +310,7 @@ class _Disk(io.FileIO):
         return size
 
     def truncate(self, size: int | None = None) -> int:
-        """Cut or extend the file."""
+        """Shorten or extend the file."""
         try:
             return super().truncate(size)
         except OSError as error:
