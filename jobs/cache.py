@@ -68,12 +68,12 @@ def cache_images(
     worker, store = settings.worker, store_at(settings.output, read_only=False)
     job = CacheJob(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
     if worker.is_alone:
-        with store.held():
+        with store.lock():
             resumed = prepare_cache(job, on_progress)
             return _embed(job, tower, teacher, resumed, on_progress, on_report)
     resumed = prepare_cache_or_wait(job, worker, store, on_progress)
     try:
-        with store.held(shared=True):
+        with store.lock(shared=True):
             return _embed(job, tower, teacher, resumed, on_progress, on_report)
     except CacheError as error:  # this worker's own, while the others go on
         raise LoneError(f"{worker}: {error}") from error

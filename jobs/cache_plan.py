@@ -75,7 +75,7 @@ def prepare_cache_or_wait(job: CacheJob, worker: Worker, store: CacheStore, on_p
     """
     if not worker.index:
         # Workers that are at it already hold the folder, shared; while a plan is to be made, nobody can be.
-        with store.held(shared=_is_there(job)):
+        with store.lock(shared=_is_there(job)):
             return prepare_cache(job, on_progress)
     waiting_from, resumed = time.monotonic(), True
     while not _is_prepared(job):

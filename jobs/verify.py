@@ -61,7 +61,7 @@ def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_prog
     cache = Cache(settings.cache, read_only=not settings.repair)
     if settings.repair:
         _require_made_by_commands(cache)
-    with store_at(settings.cache, read_only=False).held() if settings.repair else nullcontext():
+    with store_at(settings.cache, read_only=False).lock() if settings.repair else nullcontext():
         faults = verify(cache, on_progress)
         lost = [fault.chunk for fault in faults if fault.chunk]
         marked = cache.arrays.invalidate(lost) if settings.repair else []

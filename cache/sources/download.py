@@ -20,7 +20,7 @@ from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url, to_location
 from ..storage.atomic import NO_SPACE, PARTIAL, lock_new
-from ..storage.urls import NOT_THERE, below, explain_store_error, open_filesystem, state_of
+from ..storage.urls import NOT_FOUND, below, explain_store_error, open_filesystem, state_of
 from .image_root import resolve_below
 from .source import RejectedImageError
 
@@ -99,7 +99,7 @@ class DownloadCache:
             with explain_store_error(url, ""):
                 fs.get_file(remote, str(partial))
                 size = fs.info(remote)["size"]
-        except NOT_THERE as error:
+        except NOT_FOUND as error:
             raise CacheError(f"{url}: no such object: check the URL, or upload it again") from error
         except CacheError as error:
             partial.unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url
-from ..storage.urls import AT_ONCE, HTTP, NOT_THERE, below, explain_store_error, open_filesystem, state_of
+from ..storage.urls import AT_ONCE, HTTP, NOT_FOUND, below, explain_store_error, open_filesystem, state_of
 from .image_root import MAX_FILE_BYTES, open_below, require_image_root
 from .source import Reader, RejectedImageError
 
@@ -135,7 +135,7 @@ class _Objects:
             try:
                 found: bytes = self._fs.cat_file(path, start=start, end=end)
                 return found
-            except NOT_THERE:
+            except NOT_FOUND:
                 return Status.MISSING
             except Exception as error:  # each library has types of its own
                 code = _http_status(error)

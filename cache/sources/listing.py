@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import CacheError
 from ..location import Location, Url
-from ..storage.urls import HTTP, NOT_THERE, explain_store_error, open_filesystem, told_state
+from ..storage.urls import HTTP, NOT_FOUND, explain_store_error, open_filesystem, state_from_info
 from .image_root import name_below
 
 
@@ -50,11 +50,11 @@ def entries(folder: Location) -> list[Entry]:
     try:
         with explain_store_error(folder, ""):
             listed = fs.ls(path, detail=True)
-    except NOT_THERE:
+    except NOT_FOUND:
         return []
     named = [(entry["name"].rstrip("/"), entry) for entry in listed]
     return sorted(
-        Entry(name.rpartition("/")[2], entry["type"] == "directory", entry["type"] == "file", told_state(entry))
+        Entry(name.rpartition("/")[2], entry["type"] == "directory", entry["type"] == "file", state_from_info(entry))
         for name, entry in named
         if name != path.rstrip("/")  # an empty object that stands for the folder itself
     )
@@ -91,7 +91,7 @@ def is_file(location: Location) -> bool:
 def state_at(url: Url) -> str:
     """What a store tells of a file that changes when it does; "" if there is none."""
     told = _told(url)
-    return "" if told is None else told_state(told)
+    return "" if told is None else state_from_info(told)
 
 
 def name_in(root: Location, location: Location) -> str:
@@ -113,5 +113,5 @@ def _told(url: Url) -> Mapping[str, Any] | None:
         with explain_store_error(url, ""):
             told: Mapping[str, Any] = fs.info(path)
             return told
-    except NOT_THERE:
+    except NOT_FOUND:
         return None

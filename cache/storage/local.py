@@ -1,4 +1,4 @@
-"""Zarr store in a local folder with atomic, durable writes, and the folder's lock for writers."""
+"""Zarr store in a local folder, with atomic, durable writes and a lock for writers."""
 
 import asyncio
 import errno
@@ -13,22 +13,22 @@ from zarr.storage import LocalStore
 
 from .atomic import PARTIAL, atomic_write, explain_os_error, lock_folder, require_folder_or_absent, sweep_partial
 
-ZARR_JSON = "zarr.json"  # of the group: a cache is there if it is
-TRIES = 5  # at a file whose folder others delete
+ZARR_JSON = "zarr.json"  # of the root group: a folder with this file is a cache
+MAX_TRIES = 5  # to write a file whose folder other processes delete
 
 
 class DurableLocalStore(LocalStore):
-    """zarr's LocalStore with an fsync before the replace.
+    """zarr's LocalStore with an fsync before the rename.
 
-    zarr 3.1 replaces atomically but does not sync, so after a power cut a chunk can have its name and no bytes.
+    zarr 3.1 renames atomically but does not sync, so after a power cut a chunk can exist without its bytes.
     """
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write one chunk or metadata file, whole or not at all."""
-        await asyncio.to_thread(self.set_sync, key, value)  # inline, an fsync would hold up the reads on zarr's loop
+        """Write a chunk or metadata file atomically."""
+        await asyncio.to_thread(self.set_sync, key, value)  # an fsync on zarr's event loop would block its reads
 
     def set_sync(self, key: str, value: Buffer) -> None:
-        """The same for zarr's synchronous path (zarr >= 3.1.6)."""
+        """`set` for zarr's synchronous path (zarr >= 3.1.6)."""
         self._check_writable()
         path = self.root / key
         with explain_os_error(path):
@@ -36,7 +36,7 @@ class DurableLocalStore(LocalStore):
             atomic_write(path, value.as_buffer_like())
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder; nothing if there is none."""
+        """Names directly in a folder; empty if the folder is absent."""
         require_folder_or_absent(self.root)
         try:
             return [entry.name for entry in (self.root / folder).iterdir()]
@@ -44,31 +44,31 @@ class DurableLocalStore(LocalStore):
             return []
 
     def read(self, key: str) -> bytes | None:
-        """A small file, None if there is none."""
+        """Read a small file; None if it is absent."""
         try:
             return (self.root / key).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, key: str, data: bytes) -> None:
-        """Write a small file whole, also while others delete the folder that it lies in."""
+        """Write a small file atomically, even while other processes delete its folder."""
         path = self.root / key
         with explain_os_error(path):
-            for _ in range(TRIES):
+            for _ in range(MAX_TRIES):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with suppress(FileNotFoundError):
                     return atomic_write(path, data)
             raise FileNotFoundError(errno.ENOENT, "its folder is deleted again and again")
 
     def keys_below(self, folder: str) -> list[str]:
-        """All files below a folder, from the top; not what killed writers left."""
-        found = (path for path in (self.root / folder).rglob("*") if path.is_file() and path.suffix != PARTIAL)
-        return sorted(path.relative_to(self.root).as_posix() for path in found)
+        """Keys of all files below a folder, relative to the store, without partial files of killed writers."""
+        paths = (path for path in (self.root / folder).rglob("*") if path.is_file() and path.suffix != PARTIAL)
+        return sorted(path.relative_to(self.root).as_posix() for path in paths)
 
     def delete_below(self, folder: str) -> None:
-        """Delete a folder, if there is one. What others put into it meanwhile stays."""
+        """Delete a folder, if it exists. Files that other processes add meanwhile stay."""
         if not (self.root / folder).is_dir():
-            return  # to try would be an error on a disk that is read only
+            return  # on a read-only disk, an attempt would be an error
         with explain_os_error(self.root / folder):
             for path, folders, files in os.walk(self.root / folder, topdown=False):
                 for name in files:
@@ -78,17 +78,17 @@ class DurableLocalStore(LocalStore):
             _rmdir_if_empty(self.root / folder)
 
     def delete_file(self, key: str) -> None:
-        """Delete a small file, and its folder if it was the last one in it."""
+        """Delete a small file, if it exists, and its folder if that is then empty."""
         path = self.root / key
         with explain_os_error(path):
             path.unlink(missing_ok=True)
             _rmdir_if_empty(path.parent)
 
     def empty(self, *, for_good: bool = False) -> None:
-        """Delete what an interrupted plan left. Its mark goes last: a kill in here leaves an interrupted plan too.
+        """Delete what an interrupted plan left, `zarr.json` last, so that a kill leaves an interrupted plan again.
 
         Args:
-            for_good: the folder itself goes as well.
+            for_good: delete the folder itself, too.
         """
         if not self.root.exists():
             return
@@ -102,11 +102,15 @@ class DurableLocalStore(LocalStore):
                 self.root.rmdir()
 
     def sweep(self, *, keep: str | None = None) -> None:
-        """Delete what killed writers left, while nobody else writes but in the folder `keep`."""
+        """Delete partial files of killed writers.
+
+        Args:
+            keep: folder to skip, the only one where other processes may be writing.
+        """
         sweep_partial(self.root, keep=keep)
 
-    def held(self, *, shared: bool = False) -> AbstractContextManager[bool]:
-        """The folder, held for one writer or for several that share it; see `lock_folder`."""
+    def lock(self, *, shared: bool = False) -> AbstractContextManager[bool]:
+        """Lock the folder for one writer or for several that share it; see `lock_folder`."""
         return lock_folder(self.root, shared=shared)
 
     async def _open(self, *, mode: Any = None) -> None:

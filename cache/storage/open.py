@@ -1,4 +1,4 @@
-"""Opens the store of a cache: a local folder, an HDF5 file or an object store."""
+"""Store of a cache, opened by location: a local folder, an HDF5 file or an object store."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ from .local import DurableLocalStore
 from .remote import RemoteStore
 
 CacheStore = DurableLocalStore | RemoteStore
-"""Where a cache lies: zarr's own interface, and names, read, write, keys_below, delete_below, delete_file, empty, sweep
-and held."""
+"""A store that a cache can be written to. It has zarr's own interface, and the methods names, read, write, keys_below,
+delete_below, delete_file, empty, sweep and lock."""
 
 
 def store_at(location: Location, *, read_only: bool) -> CacheStore:
-    """The store at a location, whatever is there.
+    """The store at a location, without a check of what is there.
 
     Raises:
-        CacheError: nothing that is installed reads such URLs.
+        CacheError: no installed package reads such URLs.
     """
     if isinstance(location, Url):
         return RemoteStore.at(location, read_only=read_only)
@@ -26,10 +26,11 @@ def store_at(location: Location, *, read_only: bool) -> CacheStore:
 
 
 def open_store(location: Location, *, read_only: bool) -> CacheStore | Hdf5Store:
-    """The store of a cache.
+    """The store of an existing cache.
 
     Raises:
-        CacheError: nothing there, no cache, a URL that nothing reads, or an HDF5 file that is to be written.
+        CacheError: the location is absent or not a cache, no installed package reads such URLs, or it is an HDF5 file
+            and `read_only` is False.
     """
     if isinstance(location, Path) and is_hdf5(location) and not location.is_dir():
         return _open_hdf5(location, read_only)
