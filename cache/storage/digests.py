@@ -1,4 +1,4 @@
-"""Digests of texts, 16 bytes each, and where each digest stands first."""
+"""128-bit digests of texts, and the first row of each distinct digest."""
 
 import hashlib
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from .ragged import RaggedBytes
 
 Digests = NDArray[np.uint64]
-"""`[n, 2]`, of keys; two different keys have the same one at a chance that nobody lives to see."""
+"""`[n, 2]`: one 128-bit digest per key. Collisions are too unlikely to matter."""
 
 
 def digests_of(keys: RaggedBytes) -> Digests:
-    """A digest of 128 bits for each key."""
-    joined = b"".join([hashlib.blake2b(key, digest_size=16).digest() for key in keys.split()])
-    return np.frombuffer(joined, np.uint64).reshape(-1, 2)
+    """Compute the BLAKE2b digest of each key, `[n, 2]`."""
+    raw = b"".join([hashlib.blake2b(key, digest_size=16).digest() for key in keys.split()])
+    return np.frombuffer(raw, np.uint64).reshape(-1, 2)
 
 
 def first_lines(digests: Digests) -> NDArray[np.int64]:
-    """For each line `[L]` the first line with the same digest.
+    """Index of the first line with the same digest, for each line, `[L]`.
 
     >>> first_lines(np.array([[5, 0], [7, 0], [5, 0], [5, 1]], np.uint64))
     array([0, 1, 0, 3])
@@ -28,7 +28,7 @@ def first_lines(digests: Digests) -> NDArray[np.int64]:
     same[1:] = digests[order[1:], 0] == digests[order[:-1], 0]
     if same.any():
         if not (digests[order[1:], 1] == digests[order[:-1], 1])[same[1:]].all():
-            order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable, too
+            order = np.lexsort((digests[:, 1], digests[:, 0]))  # also stable
         same[1:] = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
     starts = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
     first = np.empty(len(order), np.int64)

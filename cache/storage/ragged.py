@@ -1,4 +1,4 @@
-"""Ragged arrays of UTF-8 texts: Zarr groups of `bytes [total] uint8` and `offsets [N+1] int64`, written as a stream."""
+"""Ragged arrays of UTF-8 texts: Zarr groups of `bytes [total] uint8` and `offsets [N+1] int64`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,22 +14,27 @@ from zarr.codecs import BytesCodec, Crc32cCodec
 from ..format import CHUNK_BYTES
 
 ROWS_AT_A_TIME = 8192
-PIECE_BYTES = 2**26  # of texts that are brought into another order at a time
-# What zarr raises on files that it cannot make sense of; it has no error of its own for them.
+PIECE_BYTES = 2**26  # of texts reordered in memory at a time
+# Errors of zarr on files that it cannot read; it has no type of its own for them.
 UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
 UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
 
 
 @dataclass(frozen=True, slots=True)
 class RaggedBytes:
-    """n UTF-8 texts in memory, as two arrays: text i is `raw[offsets[i]:offsets[i + 1]]`; `offsets[0]` is 0."""
+    """N UTF-8 texts in memory, as two arrays: text i is `raw[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+        raw: `[total] uint8`.
+        offsets: `[N + 1] int64`; `offsets[0]` is 0.
+    """
 
     raw: NDArray[np.uint8]
     offsets: NDArray[np.int64]
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> "RaggedBytes":
-        """Encoded texts, joined.
+        """Pack encoded texts into two arrays.
 
         >>> RaggedBytes.of([b"ab", b"", b"c"]).offsets
         array([0, 2, 2, 3])
@@ -40,7 +45,7 @@ class RaggedBytes:
 
     @classmethod
     def joined(cls, parts: Sequence["RaggedBytes"]) -> "RaggedBytes":
-        """One after another.
+        """Concatenate several.
 
         >>> RaggedBytes.joined([RaggedBytes.of([b"ab"]), RaggedBytes.of([b"", b"c"])]).split()
         [b'ab', b'', b'c']
@@ -53,27 +58,27 @@ class RaggedBytes:
         return len(self.offsets) - 1
 
     def take(self, rows: NDArray[np.int64]) -> "RaggedBytes":
-        """Some of them, in the order given.
+        """Select texts by row, in the given order.
 
         >>> RaggedBytes.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
         [b'c', b'ab']
         """
         buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]
-        taken = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
-        _, offsets, raw = taken.buffers()
+        selected = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
+        _, offsets, raw = selected.buffers()
         raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
         return RaggedBytes(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
 
     def split(self) -> list[bytes]:
-        """One object each."""
+        """The texts as a list of bytes."""
         raw = self.raw.tobytes()
-        return [raw[a:b] for a, b in pairwise(self.offsets.tolist())]
+        return [raw[start:stop] for start, stop in pairwise(self.offsets.tolist())]
 
 
 def create_array(
     group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
 ) -> zarr.Array[Any]:
-    """An array in the cache's one encoding: raw little-endian bytes with a crc32c tail, every chunk written."""
+    """Create an array in the encoding of caches: raw little-endian bytes with a crc32c tail, all chunks written."""
     return group.create_array(
         name,
         shape=shape,
@@ -82,55 +87,63 @@ def create_array(
         serializer=BytesCodec(),
         compressors=[Crc32cCodec()],
         fill_value=0,
-        config={"write_empty_chunks": True},  # a chunk of zeros is a fact, an absent one means "not done"
+        config={"write_empty_chunks": True},  # a chunk of zeros holds values; an absent one means "not done"
     )
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """An array of the group.
+    """Open an array of a group.
 
     Raises:
-        KeyError, TypeError: there is none of that name.
+        KeyError: the name is absent.
+        TypeError: the name is that of a group.
     """
-    found = group[name]
-    if not isinstance(found, zarr.Array):
+    node = group[name]
+    if not isinstance(node, zarr.Array):
         raise TypeError(f"{name} is a group, expected an array")
-    return found
+    return node
 
 
 class StreamedArray:
-    """An array of unknown length, of numbers or of rows of some, appended to and written in whole chunks.
+    """Writer of an array whose length is not known beforehand, in whole chunks.
 
     Zarr stores the last chunk at full size, so an array that fits one chunk gets a chunk of exactly its length.
+
+    Args:
+        group: parent group.
+        name: of the array.
+        dtype: of the array.
+        width: W of rows `[W]`; None for numbers.
     """
 
     def __init__(self, group: zarr.Group, name: str, dtype: str, *, width: int | None = None) -> None:
         self._group, self._name, self._dtype = group, name, dtype
-        self._row = () if width is None else (width,)
-        self._rows = CHUNK_BYTES // (np.dtype(dtype).itemsize * (width or 1))
+        self._row_shape = () if width is None else (width,)
+        self._chunk_rows = CHUNK_BYTES // (np.dtype(dtype).itemsize * (width or 1))
         self._array: zarr.Array[Any] | None = None
         self._pending: list[NDArray[Any]] = []
         self._num_pending = 0
         self._length = 0
 
     def append(self, values: NDArray[Any]) -> None:
-        """Add values at the end."""
+        """Append values `[n]` or `[n, W]`."""
         self._pending.append(values)
         self._num_pending += len(values)
-        if self._num_pending >= self._rows:
-            self._flush(self._num_pending // self._rows * self._rows)
+        if self._num_pending >= self._chunk_rows:
+            self._flush(self._num_pending // self._chunk_rows * self._chunk_rows)
 
     def close(self) -> None:
-        """Write what is left; an empty array is an array too."""
+        """Write pending values; creates the array even if it is empty."""
         if self._num_pending or self._array is None:
             self._flush(self._num_pending)
 
     def _flush(self, count: int) -> None:
         if self._array is None:
-            chunk = max(1, min(self._rows, count))
-            self._array = create_array(self._group, self._name, (0, *self._row), (chunk, *self._row), self._dtype)
-        values = np.concatenate(self._pending) if self._pending else np.zeros((0, *self._row), self._dtype)
-        self._array.resize((self._length + count, *self._row))
+            chunk_rows = max(1, min(self._chunk_rows, count))
+            shape, chunks = (0, *self._row_shape), (chunk_rows, *self._row_shape)
+            self._array = create_array(self._group, self._name, shape, chunks, self._dtype)
+        values = np.concatenate(self._pending) if self._pending else np.zeros((0, *self._row_shape), self._dtype)
+        self._array.resize((self._length + count, *self._row_shape))
         if count:
             self._array[self._length :] = values[:count]
         self._length += count
@@ -138,7 +151,7 @@ class StreamedArray:
 
 
 class RaggedWriter:
-    """Appends texts to a new ragged array; `close` completes it."""
+    """Writer of a new ragged array, completed by `close`."""
 
     def __init__(self, group: zarr.Group, name: str) -> None:
         ragged = group.create_group(name)
@@ -148,19 +161,19 @@ class RaggedWriter:
         self._end = 0
 
     def append(self, texts: RaggedBytes) -> None:
-        """Add texts at the end."""
+        """Append texts."""
         self._offsets.append(self._end + texts.offsets[1:])
         self._end += int(texts.offsets[-1])
         self._bytes.append(texts.raw)
 
     def close(self) -> None:
-        """Write what is left in memory."""
+        """Write pending texts."""
         self._bytes.close()
         self._offsets.close()
 
 
 class RaggedReader:
-    """Reads rows of a ragged array; only the chunks that hold them are touched."""
+    """Reader of a ragged array. It reads only the chunks that hold the requested rows."""
 
     def __init__(self, group: zarr.Group, name: str) -> None:
         self._bytes, self._offsets = open_array(group, f"{name}/bytes"), open_array(group, f"{name}/offsets")
@@ -169,11 +182,11 @@ class RaggedReader:
         return int(self._offsets.shape[0]) - 1
 
     def read(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """The texts of rows `start` to `stop` (exclusive; all by default)."""
+        """Decoded texts of rows `start` to `stop` (exclusive; all by default)."""
         return [text.decode() for text in self.texts(start, stop).split()]
 
     def texts(self, start: int = 0, stop: int | None = None) -> RaggedBytes:
-        """The same as arrays."""
+        """Texts of rows `start` to `stop` as arrays."""
         stop = len(self) if stop is None else min(stop, len(self))
         if start >= stop:
             return RaggedBytes.of([])
@@ -182,39 +195,41 @@ class RaggedReader:
         return RaggedBytes(raw, offsets - offsets[0])
 
     def blocks(self) -> Iterator[RaggedBytes]:
-        """All texts, some megabytes at a time."""
+        """Yield all texts in blocks of about `CHUNK_BYTES`."""
         for start, stop in _ranges(self._all_offsets(), CHUNK_BYTES):
             yield self.texts(start, stop)
 
     def gathered(self, order: NDArray[np.int64]) -> Iterator[RaggedBytes]:
-        """Some texts, in the order given, gathered piece by piece from the blocks that hold some of a piece.
+        """Yield texts by row, in the given order.
+
+        Works on pieces of about `PIECE_BYTES`, and reads for each only the blocks that hold some of its texts.
 
         Args:
-            order: rows, without repeats.
+            order: rows `[n]`, without repeats.
         """
         offsets = self._all_offsets()
         blocks = _ranges(offsets, CHUNK_BYTES)
         first_rows = np.array([start for start, _ in blocks])
         for piece_start, piece_stop in _ranges(np.append(0, np.cumsum(np.diff(offsets)[order])), PIECE_BYTES):
-            wanted = order[piece_start:piece_stop]
-            ascending = np.argsort(wanted, kind="stable")
-            cuts = np.searchsorted(wanted[ascending], first_rows[1:])
+            piece_rows = order[piece_start:piece_stop]
+            ascending = np.argsort(piece_rows, kind="stable")
+            cuts = np.searchsorted(piece_rows[ascending], first_rows[1:])
             parts = [
                 self.texts(start, stop).take(rows - start)
-                for (start, stop), rows in zip(blocks, np.split(wanted[ascending], cuts), strict=True)
+                for (start, stop), rows in zip(blocks, np.split(piece_rows[ascending], cuts), strict=True)
                 if len(rows)
             ]
-            piece, back = RaggedBytes.joined(parts), np.argsort(ascending, kind="stable")
+            piece, inverse = RaggedBytes.joined(parts), np.argsort(ascending, kind="stable")
             del parts
-            for start in range(0, len(back), ROWS_AT_A_TIME):
-                yield piece.take(back[start : start + ROWS_AT_A_TIME])
+            for start in range(0, len(inverse), ROWS_AT_A_TIME):
+                yield piece.take(inverse[start : start + ROWS_AT_A_TIME])
 
     def _all_offsets(self) -> NDArray[np.int64]:
         return np.asarray(self._offsets[:])
 
 
 def _ranges(offsets: NDArray[np.int64], size_bytes: int) -> list[tuple[int, int]]:
-    """Texts as ranges of about so many bytes, each of at least one text.
+    """Split texts into row ranges of at most `size_bytes`, but at least one text each.
 
     >>> _ranges(np.array([0, 3, 4, 9, 10]), 5)
     [(0, 2), (2, 3), (3, 4)]

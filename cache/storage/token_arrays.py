@@ -1,7 +1,7 @@
-"""Stored token ids of a cache's captions: groups `tokens/<key>` with `ids` and `offsets`, so that tokenizing runs once.
+"""Token ids of a cache's captions on disk: groups `tokens/<key>` of `ids` and `offsets`, so that tokenizing runs once.
 
-The caller gives the key, a sha256 over all that decides the ids; this module writes, maps and checks the groups. The
-folder `tokens` lies in the cache or, if the cache cannot be written, where the caller says.
+The caller passes the key, a sha256 over all that determines the ids. This module writes, maps and checks the groups.
+The folder `tokens` is in the cache; if the cache is not writable, the caller chooses another place.
 """
 
 import errno
@@ -24,12 +24,12 @@ from .ragged import UNREADABLE_METADATA, StreamedArray, open_array
 OFFSETS_AT_A_TIME = 2**21
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 TOKEN_GROUP = re.compile("[0-9a-f]{64}")
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+ALREADY_EXISTS = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTokens:
-    """A group of tokens, mapped: caption i of M is `ids[offsets[i]:offsets[i + 1]]`.
+    """Memory-mapped group of tokens: caption i of M is `ids[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
         ids: `[T] uint16 | uint32`.
@@ -41,10 +41,12 @@ class StoredTokens:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is created; asking for permission would miss read-only mounts.
+    """Whether a folder is writable, tried with a temporary file; file modes do not show read-only mounts.
+
+    Creates the folder if it is absent.
 
     Raises:
-        CacheError: it should be possible, but is not, e.g. on a full disk.
+        CacheError: another error, e.g. a full disk.
     """
     with explain_os_error(folder):
         try:
@@ -58,22 +60,22 @@ def can_write(folder: Path) -> bool:
 
 
 def write_tokens(group: Path, dtype: str, blocks: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> None:
-    """Write a group, whole or not at all. While another process writes there, wait; what it wrote is kept.
+    """Write a group of tokens atomically, unless it exists. Waits while another process writes there.
 
     Args:
-        group: the folder, `tokens/<key>`.
+        group: folder `tokens/<key>`.
         dtype: of the ids.
-        blocks: ids and lengths of runs of captions, in order; not asked for if the group is there.
+        blocks: ids `[T']` and lengths `[M']` of successive captions; not iterated over if the group exists.
 
     Raises:
-        CacheError: no room to write.
+        CacheError: the group cannot be written, e.g. on a full disk.
     """
-    with lock_folder(group.parent, wait=True) as alone, explain_os_error(group):
+    with lock_folder(group.parent, wait=True) as is_locked, explain_os_error(group):
         if group.exists():
             return
         zarr.open_group(DurableLocalStore(group.parent), mode="a", zarr_format=3)
         try:
-            with atomic_directory(group, alone=alone) as partial:
+            with atomic_directory(group, alone=is_locked) as partial:
                 root = zarr.create_group(DurableLocalStore(partial), zarr_format=3)
                 ids, offsets = StreamedArray(root, "ids", dtype), StreamedArray(root, "offsets", "int64")
                 offsets.append(np.zeros(1, np.int64))
@@ -85,20 +87,20 @@ def write_tokens(group: Path, dtype: str, blocks: Iterable[tuple[NDArray[np.int6
                 ids.close()
                 offsets.close()
         except OSError as error:
-            if error.errno not in TAKEN:  # where there are no locks, another process may have been first
+            if error.errno not in ALREADY_EXISTS:  # without locks, another process may have been first
                 raise
 
 
 def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredTokens:
-    """Map a group of tokens.
+    """Memory-map a group of tokens.
 
     Args:
-        group: the folder, `tokens/<key>`.
+        group: folder `tokens/<key>`.
         num_captions: M.
-        check: read all chunks once against their checksums.
+        check: read all chunks once and compare their checksums.
 
     Raises:
-        CacheError: a damaged group, or one of other captions; the message says what to delete.
+        CacheError: the group is damaged, or holds another number of captions. The message says what to delete.
     """
     remedy = _remedy(group)
     try:
@@ -117,10 +119,10 @@ def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredT
 
 
 def find_token_faults(tokens: Path, num_captions: int) -> Iterator[Fault]:
-    """The faults of all groups in a folder `tokens`."""
+    """Yield the faults of all groups in a folder `tokens`."""
     for group in sorted(tokens.iterdir()) if tokens.is_dir() else ():
         if not TOKEN_GROUP.fullmatch(group.name):
-            continue  # what a killed writer left
+            continue  # partial folder of a killed writer
         try:
             stored = map_tokens(group, num_captions, check=False)
         except DamagedCacheError as error:
