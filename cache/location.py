@@ -1,10 +1,10 @@
-"""Location of a cache or a source: a local path or a URL, distinguished once, where the user names it."""
+"""Location of a cache or a source: a local path or a URL, parsed once from what the user passes."""
 
 from pathlib import Path, PurePosixPath
 
 
 class Url(str):
-    """A file or folder as fsspec names it, e.g. `s3://bucket/train.zarr`, with parts of a `Path`.
+    """URL of a file or folder for fsspec, e.g. `s3://bucket/train.zarr`, with some methods of `Path`.
 
     >>> url = Url("s3://bucket/data") / "train.parquet"
     >>> str(url), url.name, url.stem, url.suffix
@@ -15,7 +15,7 @@ class Url(str):
 
     @property
     def scheme(self) -> str:
-        """What stands before `://`; the last of a chain such as `simplecache::s3://`."""
+        """The part before `://`; the last one of a chain such as `simplecache::s3://`."""
         return self.partition("://")[0].rpartition("::")[2]
 
     @property
@@ -30,34 +30,34 @@ class Url(str):
 
     @property
     def suffix(self) -> str:
-        """How the last part ends, with a dot."""
+        """Suffix of the last part, with the dot."""
         return PurePosixPath(self.name).suffix
 
     def __truediv__(self, name: str) -> "Url":
         return Url(f"{self}/{name}")
 
     def absolute(self) -> "Url":
-        """Itself: it holds in every working directory."""
+        """Itself: a URL does not depend on the working directory."""
         return self
 
 
 Location = Path | Url
 
 
-def to_location(named: str | Path) -> Location:
-    """The location that a user, a file of settings or a run's description names.
+def to_location(text: str | Path) -> Location:
+    """Parse a location from the command line, a settings file or a run's `run.json`.
 
     >>> to_location("s3://bucket/train.zarr/")
     's3://bucket/train.zarr'
     >>> to_location("file:///data/train.zarr").as_posix()
     '/data/train.zarr'
     """
-    scheme, mark, rest = str(named).partition("://")
-    if not mark:
-        return Path(named)
-    return Path(rest) if scheme in ("file", "local") else Url(str(named).rstrip("/"))
+    scheme, separator, path = str(text).partition("://")
+    if not separator:
+        return Path(text)
+    return Path(path) if scheme in ("file", "local") else Url(str(text).rstrip("/"))
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a name is that of an HDF5 file, which may hold a cache."""
+    """Whether a path has the suffix of an HDF5 file."""
     return path.suffix.lower() in (".h5", ".hdf5")

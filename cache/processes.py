@@ -1,4 +1,4 @@
-"""Worker processes that never outlive the process they work for."""
+"""Pool of worker processes that end with their parent."""
 
 import os
 import signal
@@ -9,28 +9,34 @@ from multiprocessing import get_context, parent_process
 from typing import Any
 
 
-def worker_pool(workers: int, module: str, start: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
-    """A pool of processes, each forked from one that has imported `module` and begun with `start(*arguments)`.
+def worker_pool(workers: int, module: str, initializer: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
+    """Create a pool of worker processes, forked from a server that has imported `module`.
 
-    A script that gets here needs `if __name__ == "__main__":` around its own work, because the processes import the
-    main module.
+    The processes import the main module, so a script that gets here must guard its own work by
+    `if __name__ == "__main__":`.
+
+    Args:
+        workers: number of processes.
+        module: name of the module to import once, in the fork server.
+        initializer: runs first in each worker.
+        *arguments: arguments of `initializer`.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload([module])
     return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_begin, initargs=(dict(os.environ), start, arguments)
+        workers, mp_context=context, initializer=_init_worker, initargs=(dict(os.environ), initializer, arguments)
     )
 
 
-def _begin(environment: dict[str, str], start: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    os.environ.update(environment)  # otherwise the credentials would be those of when the first pool began
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then stops its workers
+def _init_worker(environment: dict[str, str], initializer: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    os.environ.update(environment)  # otherwise workers would have the credentials from the start of the first pool
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the parent stops its workers
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    start(*arguments)
+    initializer(*arguments)
 
 
 def _die_with_parent() -> None:
-    """A killed parent cannot stop its workers; without this they would wait for work for ever."""
+    """Exit when the parent does. A killed parent cannot stop its workers, which would wait for work forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""Which images of a cache have captions, and a few pairs to look at, so that wrong ones are seen before training."""
+"""Sample of captioned images of a cache, to see wrong pairs before training, and a count of images without captions."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ from .cache import Cache
 
 @dataclass(frozen=True, slots=True)
 class CaptionedImage:
-    """An image and what is said of it.
+    """Image of a cache with its first caption.
 
     Attributes:
         row: of the image.
         key: of the image.
-        caption: the first one, None if it has none.
-        num_captions: that it has.
+        caption: first caption of the image; None without captions.
+        num_captions: number of captions of the image.
     """
 
     row: int
@@ -26,14 +26,16 @@ class CaptionedImage:
 
 
 def sample_captioned_images(cache: Cache, num: int) -> tuple[list[CaptionedImage], int]:
-    """Read a few pairs and count images without captions; of texts only the chunks that hold those few are touched.
+    """Sample images evenly with their first captions, and count images without captions.
+
+    Reads all of `captions/image`, but only those chunks of texts that hold the sampled ones.
 
     Args:
-        cache: laid out.
-        num: of pairs, from rows that are spread evenly over the cache, the first and the last among them.
+        cache: at least planned.
+        num: number of images, evenly spaced from the first row to the last.
 
     Returns:
-        The pairs, and how many of all images have no caption.
+        The sampled images, and the number of all images without captions.
 
     Raises:
         CacheError: a chunk is absent or damaged.
@@ -44,12 +46,12 @@ def sample_captioned_images(cache: Cache, num: int) -> tuple[list[CaptionedImage
     for chunk in range(cache.arrays.array(CAPTION_IMAGE).cdata_shape[0]):
         image_index = cache.arrays.read_chunk(CAPTION_IMAGE, (chunk,))  # ascending
         num_captioned += int(np.count_nonzero(np.diff(image_index, prepend=last)))
-        a, b = np.searchsorted(image_index, rows, side="left"), np.searchsorted(image_index, rows, side="right")
-        first = np.where((counts == 0) & (b > a), start + a, first)
-        counts += b - a
+        begin, end = np.searchsorted(image_index, rows, side="left"), np.searchsorted(image_index, rows, side="right")
+        first = np.where((counts == 0) & (end > begin), start + begin, first)
+        counts += end - begin
         start, last = start + len(image_index), image_index[-1]
     pairs = [
-        CaptionedImage(row, cache.keys(row, row + 1)[0], cache.captions(at, at + 1)[0] if count else None, count)
-        for row, at, count in zip(rows.tolist(), first.tolist(), counts.tolist(), strict=True)
+        CaptionedImage(row, cache.keys(row, row + 1)[0], cache.captions(i, i + 1)[0] if count else None, count)
+        for row, i, count in zip(rows.tolist(), first.tolist(), counts.tolist(), strict=True)
     ]
     return pairs, len(cache) - num_captioned
