@@ -151,7 +151,7 @@ def towers(folder: Path, deit: Path | None, device: torch.device) -> dict[str, C
     return {"DeiT-Tiny/16": deit_tiny, "ViT-B/32": vit_b_32, NOTHING: deit_tiny}
 
 
-def spread(values: list[float], digits: str = ",.1f") -> str:
+def spread(values: list[float], digits: str = ",.2f") -> str:
     """Median (minimum .. maximum)."""
     return f"{statistics.median(values):{digits}} ({min(values):{digits}} .. {max(values):{digits}})"
 
@@ -191,7 +191,7 @@ def main() -> None:
                 whole.append(speed)
                 waited = report.bottleneck
             ratios = [w / min(d, c) for d, c, w in zip(decode, compute, whole, strict=True)]
-            cells = [spread(decode), spread(compute), spread(whole), spread(ratios, ".2f"), waited]
+            cells = [spread(decode), spread(compute), spread(whole), spread(ratios), waited]
             print(f"| {tower_name} | {' | '.join(cells)} |", flush=True)
 
 

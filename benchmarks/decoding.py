@@ -18,7 +18,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from clipglot.cache.write.decode_pool import BLOCKS_KEPT
+from clipglot.cache.write.decode_pool import KEPT_BLOCKS
 from clipglot.cache.write.image_decode import FORMATS, ResizeCrop, decode_views
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
@@ -139,10 +139,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--weights", type=Path, help="of timm's deit_tiny_patch16_224")
     args = parser.parse_args()
-    Image.core.set_blocks_max(BLOCKS_KEPT)  # as the decoding processes of a pass do
+    Image.core.set_blocks_max(KEPT_BLOCKS)  # as the decoding processes of a pass do
     paths = sorted(path for path in args.images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))[: args.num]
     files = [path.read_bytes() for path in paths]
-    megapixels = statistics.median(np.prod(Image.open(path).size) / 1e6 for path in paths)
+    megapixels = statistics.median(np.prod(Image.open(BytesIO(data)).size) / 1e6 for data in files)
     print(f"{len(files)} JPEGs, median {megapixels:.2f} megapixels, {args.rounds} alternating rounds\n")
     print("| to RGB of full size | images/s | / Pillow | min .. max | Pillow's pixels |\n|---|---|---|---|---|")
     decoders = libraries()

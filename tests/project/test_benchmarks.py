@@ -1,5 +1,7 @@
 """Benchmark scripts run from the command to the table, at tiny sizes."""
 
+import ast
+import importlib
 import json
 import runpy
 import subprocess
@@ -14,6 +16,7 @@ from PIL import Image
 from sklearn.linear_model import Ridge
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 def cells(printed: str) -> list[list[str]]:
@@ -32,6 +35,18 @@ def table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return cells(capsys.readouterr().out)
 
     return run
+
+
+@pytest.mark.parametrize(
+    "script", sorted([*BENCHMARKS.glob("*.py"), *SCRIPTS.glob("*.py")]), ids=lambda path: path.name
+)
+def test_scripts_import_only_names_that_exist(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("clipglot"):
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
 
 
 def test_the_closed_form_baseline_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,6 +136,7 @@ def test_kept_memory_costs_fewer_page_faults(table: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")  # torchvision's, a peer
 def test_decoders_are_compared_with_pillow(tmp_path: Path, table: Any) -> None:
     for i in range(4):
         pixels = np.random.default_rng(i).integers(0, 256, (600, 500, 3), np.uint8)
