@@ -1,4 +1,4 @@
-"""The folder that fetched files go to is its process's alone, whoever else makes or sweeps one at that moment."""
+"""Folder of downloaded files: one per process, even while other processes create or sweep theirs."""
 
 import os
 import tempfile
@@ -10,7 +10,7 @@ from clipglot.cache.sources.download import PREFIX, DownloadCache, _sweep
 
 
 @pytest.mark.parametrize("moment", ["made", "opened"])
-def test_a_folder_that_another_process_sweeps_before_it_is_held_is_made_anew(
+def test_a_download_folder_swept_before_it_is_locked_is_created_again(
     moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

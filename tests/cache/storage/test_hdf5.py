@@ -1,4 +1,4 @@
-"""A cache in one HDF5 file: every reader of a cache reads it, damage is found by name."""
+"""Caches in one HDF5 file: format, readers, and errors that name damage."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 AGAIN = "convert it again from the cache that this is a copy of"
 
 
-def test_the_file_is_what_the_format_says(with_tokens: Path, h5: Path) -> None:
+def test_the_file_follows_the_documented_format(with_tokens: Path, h5: Path) -> None:
     with h5py.File(h5, locking=False) as file:
         assert json.loads(file.attrs["clipglot"]) == Cache(with_tokens).arrays.root.attrs["clipglot"]
         names: list[str] = []
@@ -43,7 +43,7 @@ def test_the_file_is_what_the_format_says(with_tokens: Path, h5: Path) -> None:
             assert np.array_equal(file[name][...], array[...])
 
 
-def test_it_reads_as_the_zarr_cache(with_tokens: Path, h5: Path) -> None:
+def test_it_reads_like_the_zarr_cache(with_tokens: Path, h5: Path) -> None:
     ours, theirs = Cache(h5), Cache(with_tokens)
     assert (ours.info, len(ours), list(ours.failures())) == (theirs.info, len(theirs), [])
     assert (ours.captions(), ours.keys(3, 9), ours.missing_chunks()) == (theirs.captions(), theirs.keys(3, 9), [])
@@ -52,7 +52,7 @@ def test_it_reads_as_the_zarr_cache(with_tokens: Path, h5: Path) -> None:
         assert np.array_equal(read(ours), read(theirs))
 
 
-def test_many_threads_read_it(h5: Path, with_tokens: Path) -> None:
+def test_threads_read_it_concurrently(h5: Path, with_tokens: Path) -> None:
     cache, expected = Cache(h5), Cache(with_tokens).image_emb()
     wanted = [np.random.default_rng(i).integers(0, 40, 16) for i in range(64)]
     with ThreadPoolExecutor(8) as threads:
@@ -60,7 +60,7 @@ def test_many_threads_read_it(h5: Path, with_tokens: Path) -> None:
     assert all(np.array_equal(f, expected[rows]) for f, rows in zip(found, wanted, strict=True))
 
 
-def test_every_command_takes_it(h5: Path, with_tokens: Path, merged: Path, tmp_path: Path) -> None:
+def test_every_reading_command_accepts_it(h5: Path, with_tokens: Path, merged: Path, tmp_path: Path) -> None:
     def printed(*arguments: object) -> Any:
         result = run(*arguments, "--json")
         assert result.exit_code == 0, result.output
@@ -81,7 +81,7 @@ def test_every_command_takes_it(h5: Path, with_tokens: Path, merged: Path, tmp_p
 
 
 @pytest.mark.parametrize("where", ["chunks", "device", "auto"])
-def test_training_on_it_is_the_run_of_the_zarr_cache(where: str, h5: Path, tiny_cache: Path, tmp_path: Path) -> None:
+def test_training_equals_that_on_the_zarr_cache(where: str, h5: Path, tiny_cache: Path, tmp_path: Path) -> None:
     chunk_bytes = 2 * Cache(h5).info.chunk_rows * Cache(h5).info.encoder.dim
     buffer = {"buffer_gb": 3.5 * chunk_bytes / 1e9, "batch_size": 4} if where == "chunks" else {}
     for cache, name in ((tiny_cache, "near"), (h5, "far")):
@@ -94,7 +94,7 @@ def test_training_on_it_is_the_run_of_the_zarr_cache(where: str, h5: Path, tiny_
         assert json.loads(result.stdout)["num_probes"] == 8
 
 
-def test_what_needs_a_folder_is_refused_with_what_to_do(
+def test_operations_that_need_a_folder_are_refused_with_a_remedy(
     h5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(
@@ -110,7 +110,7 @@ def test_what_needs_a_folder_is_refused_with_what_to_do(
         open_images(Cache(h5), EmbeddingSettings(), CPU)
 
 
-def test_a_pass_into_a_file_is_refused(manifest: Path, tmp_path: Path) -> None:
+def test_a_cache_pass_into_an_hdf5_file_is_refused(manifest: Path, tmp_path: Path) -> None:
     result = run("cache", manifest, "-o", tmp_path / "train.h5", "--model", "none")
     assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
     assert f"-o {tmp_path / 'train.zarr'}" in result.stderr
@@ -125,7 +125,7 @@ def flipped(h5: Path, copy: Path, at: int) -> Path:
 
 
 @pytest.mark.parametrize("name", ["images/emb", "images/status", "captions/text/bytes", "captions/image", "tokens"])
-def test_a_flipped_byte_is_found_and_named(name: str, h5: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_in_a_chunk_is_named(name: str, h5: Path, tmp_path: Path) -> None:
     name = name if name != "tokens" else next(n for n in Cache(h5).arrays.nodes()[1] if n.endswith("/ids"))
     with h5py.File(h5, locking=False) as file:
         chunk = file[name].id.get_chunk_info(file[name].id.get_num_chunks() - 1)
@@ -141,7 +141,7 @@ def test_a_flipped_byte_is_found_and_named(name: str, h5: Path, tmp_path: Path) 
     assert sorted(tmp_path.iterdir()) == [broken]
 
 
-def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(h5: Path, tmp_path: Path) -> None:
+def test_a_flipped_byte_anywhere_is_detected_or_harmless(h5: Path, tmp_path: Path) -> None:
     def content(path: Path) -> Any:
         cache = Cache(path)
         return cache.info, [cache.arrays.array(name)[...].tobytes() for name in cache.arrays.nodes()[1]]
@@ -160,7 +160,7 @@ def test_a_flipped_byte_anywhere_is_found_or_changes_nothing(h5: Path, tmp_path:
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "text", "other", "encoding", "absent chunk", "metadata"])
-def test_what_is_no_whole_file_is_refused_in_one_sentence(how: str, h5: Path, tmp_path: Path) -> None:
+def test_an_incomplete_or_foreign_file_is_refused_in_one_line(how: str, h5: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(h5, tmp_path / "x.h5"))
     if how == "truncated":
         path.write_bytes(h5.read_bytes()[:-1])
@@ -191,7 +191,7 @@ def test_what_is_no_whole_file_is_refused_in_one_sentence(how: str, h5: Path, tm
         assert AGAIN in said[0]
 
 
-def test_a_file_that_is_still_written_is_refused(h5: Path, tmp_path: Path) -> None:
+def test_a_file_that_was_not_closed_is_refused(h5: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(h5, tmp_path / "x.h5"))
     script = f"import h5py, os; f = h5py.File({str(path)!r}, 'a'); f.attrs['a'] = 1; f.flush(); os._exit(1)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 1

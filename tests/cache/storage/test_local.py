@@ -1,4 +1,4 @@
-"""One writer a folder; what killed writers left goes, and nothing else does."""
+"""Locks and atomic writes of local folders: one writer, and a sweep of only what killed writers left."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
-def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(tmp_path: Path) -> None:
+def test_a_folder_has_one_writer_whose_lock_ends_when_it_is_killed(tmp_path: Path) -> None:
     folder, pipe = tmp_path / "new" / "cache.zarr", subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdin=pipe, stdout=pipe, text=True) as holder:
         assert holder.stdout is not None
@@ -45,7 +45,7 @@ def test_a_folder_has_one_writer_and_is_free_when_that_is_killed(tmp_path: Path)
         assert not is_planned(folder)
 
 
-def test_who_comes_while_a_shared_folder_is_swept_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_new_writer_waits_while_a_shared_folder_is_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     begun, may_end, order = threading.Event(), threading.Event(), list[str]()
 
     def sweep(root: Path, *, keep: str | None = None) -> int:
@@ -71,7 +71,7 @@ def test_who_comes_while_a_shared_folder_is_swept_waits(monkeypatch: pytest.Monk
     assert order == ["held", "swept", "held", "swept"]
 
 
-def test_a_folder_stays_only_if_it_was_there_or_was_filled(tmp_path: Path) -> None:
+def test_a_locked_folder_remains_only_if_it_existed_or_has_files(tmp_path: Path) -> None:
     old, empty, filled = (tmp_path / name for name in ("old", "empty", "filled"))
     old.mkdir()
     for folder in (old, empty, filled):
@@ -82,7 +82,7 @@ def test_a_folder_stays_only_if_it_was_there_or_was_filled(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("code", [errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_filesystem_without_locks_does_without(code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_filesystem_without_locks_is_supported(code: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(descriptor: int, operation: int) -> None:
         raise OSError(code, os.strerror(code))
 
@@ -91,7 +91,7 @@ def test_a_filesystem_without_locks_does_without(code: int, monkeypatch: pytest.
         assert (tmp_path / "run").is_dir()
 
 
-def test_what_is_no_folder_is_not_locked(tmp_path: Path) -> None:
+def test_a_file_or_broken_symlink_is_not_locked(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("absent")
     for name, message in {"file": "is a file", "link": "is a symlink to absent", "file/x": "cannot be written"}.items():
@@ -112,7 +112,7 @@ def test_partial_files_folders_and_symlinks_are_swept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["merged", "merged[v2]", "m*"])
-def test_a_whole_directory_removes_its_own_leftovers_alone(name: str, tmp_path: Path) -> None:
+def test_an_atomic_directory_removes_only_its_own_leftovers(name: str, tmp_path: Path) -> None:
     digits = "0123456789abcdef" * 2
     mine, other = tmp_path / f".{name}.{digits}.partial", tmp_path / f".{name}.v2.{digits}.partial"
     third = tmp_path / f".merged2.{digits}.partial"
@@ -123,7 +123,7 @@ def test_a_whole_directory_removes_its_own_leftovers_alone(name: str, tmp_path: 
     assert set(tmp_path.iterdir()) == {tmp_path / name, other, third}
 
 
-def test_two_that_make_one_directory_leave_each_other_alone(tmp_path: Path) -> None:
+def test_two_writers_of_one_directory_do_not_delete_each_others_files(tmp_path: Path) -> None:
     def overtaken() -> None:
         with atomic_directory(tmp_path / "merged") as slower:
             (slower / "file").touch()
@@ -137,8 +137,8 @@ def test_two_that_make_one_directory_leave_each_other_alone(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [tmp_path / "merged"]
 
 
-def test_a_local_store_waits_out_those_who_delete_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat is written while another process takes the folder `workers` away."""
+def test_a_local_store_retries_when_the_folder_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat is written while another process deletes the folder `workers`."""
     store, whole = store_at(tmp_path / "c.zarr", read_only=False), Path.mkdir
     taken: list[Path] = []
 
@@ -153,7 +153,7 @@ def test_a_local_store_waits_out_those_who_delete_the_folder(tmp_path: Path, mon
     assert (len(taken), store.read("workers/0.json")) == (1, b"{}")
 
 
-def test_a_read_only_folder_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_raises_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, target: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 

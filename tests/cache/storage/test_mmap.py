@@ -1,4 +1,4 @@
-"""Mapped rows equal those that zarr reads, and what the codec would have found is found."""
+"""Memory-mapped rows: equal to those that zarr reads, with the checks of its codec."""
 
 import os
 from pathlib import Path
@@ -43,7 +43,7 @@ def stored(folder: Path, shape: tuple[int, ...], chunks: tuple[int, ...], dtype:
 @pytest.mark.parametrize(("shape", "chunks", "dtype"), SHAPES)
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_mapped_rows_are_those_that_zarr_reads(
+def test_mapped_rows_equal_those_that_zarr_reads(
     shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str, data: st.DataObject, tmp_path: Path
 ) -> None:
     folder = tmp_path / str(len(list(tmp_path.iterdir())))
@@ -64,13 +64,13 @@ def test_mapped_rows_are_those_that_zarr_reads(
 
 
 @pytest.mark.parametrize("row", [-1, 40])
-def test_rows_that_are_not_there_are_refused(row: int, tmp_path: Path) -> None:
+def test_mapped_rows_out_of_range_raise_an_index_error(row: int, tmp_path: Path) -> None:
     rows = MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy)
     with pytest.raises(IndexError, match=f"rows {min(row, 3)} to {max(row, 3)} requested, .*rows has 40"):
         rows.take(np.array([3, row]))
 
 
-def test_no_file_stays_open_and_the_addresses_are_given_back(tmp_path: Path) -> None:
+def test_no_file_stays_open_and_the_address_range_is_released(tmp_path: Path) -> None:
     def in_use() -> tuple[int, int]:
         mappings = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
         return len(list(Path("/proc/self/fd").iterdir())), len(mappings)
@@ -84,7 +84,7 @@ def test_no_file_stays_open_and_the_addresses_are_given_back(tmp_path: Path) -> 
     assert in_use() == (descriptors, 0)
 
 
-def test_a_flipped_byte_is_found_by_checking(tmp_path: Path) -> None:
+def test_check_finds_a_flipped_byte(tmp_path: Path) -> None:
     array, chunk = stored(tmp_path, *SHAPES[0]), tmp_path / "rows/c/1/3/0"
     content = bytearray(chunk.read_bytes())
     content[7] ^= 1
@@ -96,13 +96,13 @@ def test_a_flipped_byte_is_found_by_checking(tmp_path: Path) -> None:
     assert len(list(rows.faults())) == 1
 
 
-def test_checking_tells_how_far_it_is(tmp_path: Path) -> None:
+def test_check_reports_progress(tmp_path: Path) -> None:
     calls: list[Progress] = []
     MmapRows(stored(tmp_path, *SHAPES[0]), tmp_path / "rows", remedy=remedy).check(calls.append)
     assert calls == [("check", done, 5) for done in range(1, 6)]
 
 
-def test_absent_and_cut_chunks_are_named_before_any_is_mapped(tiny_cache: Path, tmp_path: Path) -> None:
+def test_absent_and_truncated_chunks_are_named_before_mapping(tiny_cache: Path, tmp_path: Path) -> None:
     array, chunk = stored(tmp_path, *SHAPES[0]), tmp_path / "rows/c/0/2/0"
     chunk.write_bytes(chunk.read_bytes()[:-1])
     with pytest.raises(CacheError, match=r"damaged chunk .*c/0/2/0 \(259 bytes, expected 260\): mend \(0, 2, 0\)"):
@@ -123,7 +123,7 @@ def test_absent_and_cut_chunks_are_named_before_any_is_mapped(tiny_cache: Path, 
         ({"compressors": [Crc32cCodec()], "shards": (1, 16, 16)}, (1, 8, 16)),
     ],
 )
-def test_another_encoding_is_refused(codecs: dict[str, Any], chunks: tuple[int, ...], tmp_path: Path) -> None:
+def test_other_encodings_are_refused(codecs: dict[str, Any], chunks: tuple[int, ...], tmp_path: Path) -> None:
     group = zarr.create_group(LocalStore(tmp_path))
     array = group.create_array("rows", shape=(2, 40, 16), chunks=chunks, dtype="float16", **codecs)
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_another_encoding_is_refused(codecs: dict[str, Any], chunks: tuple[int, 
         MmapRows(array, tmp_path / "rows", remedy=remedy)
 
 
-def test_a_cache_maps_its_arrays(tiny_cache: Path) -> None:
+def test_mapped_arrays_of_a_cache_equal_the_read_ones(tiny_cache: Path) -> None:
     cache = Cache(tiny_cache)
     some = np.array([39, 0, 39, 7])
     assert np.array_equal(cache.mapped("images/emb").check().take(some), cache.emb_rows(some))
@@ -140,7 +140,7 @@ def test_a_cache_maps_its_arrays(tiny_cache: Path) -> None:
     assert np.array_equal(cache.mapped("images/norm").check().read(), cache.norm())
 
 
-def test_a_chunk_that_is_a_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_chunk_is_refused_without_blocking(tmp_path: Path) -> None:
     array, chunk = stored(tmp_path, *SHAPES[0]), tmp_path / "rows/c/0/2/0"
     chunk.unlink()
     os.mkfifo(chunk)

@@ -1,4 +1,4 @@
-"""Ragged text: what was appended comes back, however it falls into chunks."""
+"""Ragged arrays of texts: round trip for any split into chunks."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def stored(group: zarr.Group, batches: list[list[str]]) -> RaggedReader:
 @pytest.mark.parametrize("chunk_bytes", [8, 24, 2**24])
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(st.lists(unicode | st.sampled_from(SCRIPTS), max_size=9), max_size=4), data=st.data())
-def test_any_texts_come_back_whatever_the_batches_and_chunks(
+def test_texts_round_trip_for_any_batches_and_chunks(
     chunk_bytes: int, batches: list[list[str]], data: st.DataObject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ragged, "CHUNK_BYTES", chunk_bytes)
@@ -38,10 +38,8 @@ def test_any_texts_come_back_whatever_the_batches_and_chunks(
 
 
 @pytest.mark.parametrize("texts", [[], [""] * 50, ["\0" * 50]], ids=["none", "empty", "zeros"])
-def test_chunks_of_zeros_are_written_and_not_left_out(
-    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An absent chunk means a lost one."""
+def test_chunks_of_zeros_are_written(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise they would look like lost chunks."""
     monkeypatch.setattr(ragged, "CHUNK_BYTES", 64)
     group = zarr.group(LocalStore(tmp_path))
     assert stored(group, [texts]).read() == texts
@@ -50,7 +48,7 @@ def test_chunks_of_zeros_are_written_and_not_left_out(
         assert len(list((tmp_path / "text" / name / "c").glob("*"))) == num_chunks
 
 
-def test_chunks_have_the_size_that_the_format_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_have_the_documented_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ragged, "CHUNK_BYTES", 64)
     group = zarr.group(LocalStore(tmp_path))
     stored(group, [["x" * 100], ["y" * 31]])

@@ -1,4 +1,4 @@
-"""What every store of caches promises, and a pass over any of them: the same bytes as on a local disk."""
+"""Contract of all writable stores of caches: small objects, and passes that write the bytes of a local cache."""
 
 import asyncio
 import os
@@ -28,7 +28,7 @@ VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.3, "augment_flip": 0.5}
 
 
 class StoreContract:
-    """Inherited for each kind of store; `at` is where a cache may be made, and nothing is yet."""
+    """Contract suite, inherited for each kind of store. `at` is the location of a cache, absent at first."""
 
     @pytest.fixture
     def at(self) -> Location:
@@ -36,7 +36,7 @@ class StoreContract:
 
     @pytest.fixture
     def contents(self, at: Location) -> Callable[[], dict[str, bytes]]:
-        """`contents()`: every file or object, by name."""
+        """`contents()`: bytes of each file or object by name."""
         raise NotImplementedError
 
     @pytest.fixture
@@ -64,7 +64,7 @@ class StoreContract:
         store.delete_below("")
         assert store.names("") == []
 
-    def test_names_with_characters_of_patterns_are_names(self, store: CacheStore) -> None:
+    def test_pattern_characters_in_names_are_literal(self, store: CacheStore) -> None:
         for key in ("a[1]/x", "a1/x", "b*/x", "bb/x"):
             store.write(key, b"x")
         store.delete_below("a[1]")
@@ -72,7 +72,7 @@ class StoreContract:
         assert sorted(store.names("")) in (["a1", "bb"], ["a1", "b*", "bb"])  # a local folder stays
         assert (store.names("a1"), store.names("b*"), store.names("bb")) == (["x"], [], ["x"])
 
-    def test_zarrs_own_way_gives_the_same_objects(self, store: CacheStore) -> None:
+    def test_zarr_methods_see_the_same_objects(self, store: CacheStore) -> None:
         prototype = default_buffer_prototype()
 
         async def there_and_back() -> Any:
@@ -85,7 +85,7 @@ class StoreContract:
         assert len(store.names("x")) == 19
         assert store.read("x/19") == b"19"
 
-    def test_a_writer_sees_what_others_wrote_meanwhile(self, at: Location, store: CacheStore) -> None:
+    def test_a_writer_sees_later_writes_of_others(self, at: Location, store: CacheStore) -> None:
         other, prototype = store_at(at, read_only=False), default_buffer_prototype()
         for key in ("images/status/c/0", "images/key/zarr.json", "zarr.json"):
             for content in (b"before", b"after"):
@@ -99,18 +99,18 @@ class StoreContract:
         other.delete_below("images/status")
         assert store.names("images/status/c") == []
 
-    def test_what_is_read_only_is_not_written(self, at: Location) -> None:
+    def test_a_read_only_store_refuses_writes(self, at: Location) -> None:
         with pytest.raises(ValueError, match="read-only"):
             sync(store_at(at, read_only=True).set("x", default_buffer_prototype().buffer.from_bytes(b"x")))
 
-    def test_what_is_no_cache_is_not_replaced(self, at: Location, store: CacheStore) -> None:
+    def test_other_files_than_a_cache_are_not_replaced(self, at: Location, store: CacheStore) -> None:
         assert not is_planned(at)
         store.write("thesis.pdf", b"years")
         with pytest.raises(CacheError, match="exists and is not a cache: choose another -o"):
             is_planned(at)
         assert store.read("thesis.pdf") == b"years"
 
-    def test_a_pass_gives_the_bytes_of_a_local_one_and_goes_on_where_it_stopped(
+    def test_a_pass_writes_the_bytes_of_a_local_one_and_resumes(
         self,
         at: Location,
         store: CacheStore,
@@ -131,7 +131,7 @@ class StoreContract:
         assert (result.resumed, result.report.num_pictures, contents()) == (True, 16, expected)
         assert make_cache(manifest, at).report.num_pictures == 0
 
-    def test_views_and_a_teacher_are_the_local_ones(
+    def test_views_and_a_text_teacher_equal_those_of_a_local_cache(
         self,
         at: Location,
         contents: Callable[[], dict[str, bytes]],
@@ -148,7 +148,7 @@ class StoreContract:
         assert contents() == files(tmp_path / "near.zarr")
         assert Cache(at).info.num_views == 3
 
-    def test_an_unfinished_plan_is_planned_anew(
+    def test_an_interrupted_plan_is_replaced(
         self,
         at: Location,
         store: CacheStore,
@@ -165,7 +165,7 @@ class StoreContract:
         make_cache(manifest, at)
         assert contents() == expected
 
-    def test_a_plan_that_fails_leaves_nothing(
+    def test_a_failed_plan_leaves_nothing(
         self, at: Location, store: CacheStore, make_cache: Callable[..., Any], tmp_path: Path
     ) -> None:
         source = draw_images(tmp_path / "pictures", 3)
@@ -174,7 +174,7 @@ class StoreContract:
             make_cache(source, at)
         assert store.names("") == []
 
-    def test_a_wrong_image_root_can_be_mended(
+    def test_a_pass_with_a_wrong_image_root_can_be_repeated_with_the_right_one(
         self, at: Location, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
     ) -> None:
         with pytest.raises(CacheError, match="not one image could be embedded"):
@@ -182,7 +182,7 @@ class StoreContract:
         assert make_cache(manifest, at).cache.info.counts == {"embedded": 40}
 
     @pytest.mark.parametrize("chunk", ["images/emb/c/0/2/0", "images/status/c/1", "images/key/bytes/c/0"])
-    def test_a_truncated_object_is_named(
+    def test_verify_names_a_truncated_object(
         self, chunk: str, at: Location, store: CacheStore, manifest: Path, make_cache: Callable[..., Any]
     ) -> None:
         make_cache(manifest, at)
@@ -220,7 +220,7 @@ class TestRemoteStore(StoreContract):
 
 
 class TestMemoryStore(StoreContract):
-    """fsspec's own, whose ways differ from S3's: folders are there for themselves."""
+    """fsspec's store in memory. Unlike S3, it has folders that exist without files."""
 
     @pytest.fixture
     def at(self, tmp_path: Path) -> Location:
@@ -242,7 +242,7 @@ def options(tiny_clip: Path) -> list[str]:
     return ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "1", "--device", "cpu"]
 
 
-def test_the_command_writes_to_a_bucket_and_says_where(
+def test_the_cache_command_writes_to_a_bucket_and_prints_its_url(
     bucket: Bucket, manifest: Path, tiny_clip: Path, tiny_cache: Path
 ) -> None:
     command = ["cache", str(manifest), "-o", "s3://bucket/by-command.zarr/", *options(tiny_clip)]
@@ -266,7 +266,7 @@ def test_the_command_writes_to_a_bucket_and_says_where(
     ],
     ids=["bucket", "credentials", "connection"],
 )
-def test_a_store_that_refuses_is_one_clear_error(
+def test_a_refusing_store_raises_one_clear_error(
     url: str, changes: dict[str, str | None], message: str, bucket: Bucket, manifest: Path, tiny_clip: Path
 ) -> None:
     environment = {k: v for k, v in (dict(os.environ) | changes).items() if v is not None}
