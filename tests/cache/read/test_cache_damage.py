@@ -1,4 +1,4 @@
-"""A cache that is damaged says so: which chunk, and what to do."""
+"""Damage to a cache: errors name the chunk and the remedy."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ chunks = pytest.mark.parametrize("chunk", READERS)
 
 @pytest.fixture
 def copied(tiny_cache: Path, tmp_path: Path) -> Path:
-    """A sealed cache that may be broken."""
+    """Copy of a sealed cache, for tests that damage it."""
     return Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
 
 
@@ -40,7 +40,7 @@ def verified(cache: Path) -> tuple[int, list[str]]:
     return result.exit_code, json.loads(result.stdout)["faults"]
 
 
-def test_a_whole_cache_has_no_faults(tiny_cache: Path) -> None:
+def test_an_intact_cache_has_no_faults(tiny_cache: Path) -> None:
     assert verified(tiny_cache) == (0, [])
 
 
@@ -50,9 +50,7 @@ def test_a_whole_cache_has_no_faults(tiny_cache: Path) -> None:
     [flip_a_byte, lambda path: path.write_bytes(b""), lambda path: path.write_bytes(path.read_bytes()[:-5])],
     ids=["flipped", "emptied", "cut"],
 )
-def test_a_damaged_chunk_is_named_by_reading_and_by_verify(
-    chunk: str, damage: Callable[[Path], None], copied: Path
-) -> None:
+def test_reading_and_verify_name_a_damaged_chunk(chunk: str, damage: Callable[[Path], None], copied: Path) -> None:
     damage(copied / chunk)
     with pytest.raises(CacheError, match=rf"damaged chunk {chunk} .*: delete "):
         READERS[chunk](Cache(copied))
@@ -62,7 +60,7 @@ def test_a_damaged_chunk_is_named_by_reading_and_by_verify(
 
 
 @chunks
-def test_a_deleted_chunk_of_a_sealed_cache_is_named_by_reading_and_by_verify(chunk: str, copied: Path) -> None:
+def test_reading_and_verify_name_a_deleted_chunk_of_a_sealed_cache(chunk: str, copied: Path) -> None:
     (copied / chunk).unlink()
     with pytest.raises(CacheError, match=rf"{chunk} is absent: delete "):
         READERS[chunk](Cache(copied))
@@ -71,7 +69,7 @@ def test_a_deleted_chunk_of_a_sealed_cache_is_named_by_reading_and_by_verify(chu
     assert fault.startswith(f"{chunk}: absent: delete ")
 
 
-def test_the_remedy_for_a_damaged_chunk_of_embeddings_mends_it(
+def test_the_remedy_for_a_damaged_embedding_chunk_repairs_the_cache(
     copied: Path, tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any]
 ) -> None:
     flip_a_byte(copied / "images/emb/c/0/1/0")
@@ -89,7 +87,7 @@ def test_the_remedy_for_a_damaged_chunk_of_embeddings_mends_it(
     [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]"), flip_a_byte],
     ids=["deleted", "cut", "list", "flipped"],
 )
-def test_a_damaged_description_of_an_array_is_named(array: str, damage: Callable[[Path], None], copied: Path) -> None:
+def test_verify_names_a_damaged_zarr_json_of_an_array(array: str, damage: Callable[[Path], None], copied: Path) -> None:
     damage(copied / array / "zarr.json")
     exit_code, faults = verified(copied)
     assert exit_code == 1
@@ -97,7 +95,7 @@ def test_a_damaged_description_of_an_array_is_named(array: str, damage: Callable
 
 
 @pytest.mark.parametrize("array", ["images/emb", "images/status", "captions/text/offsets"])
-def test_a_description_of_another_shape_is_named(array: str, copied: Path) -> None:
+def test_verify_names_array_metadata_of_another_shape(array: str, copied: Path) -> None:
     description = json.loads((copied / array / "zarr.json").read_text())
     description["shape"][-1 if array != "images/emb" else 1] -= 1
     (copied / array / "zarr.json").write_text(json.dumps(description))
@@ -107,7 +105,7 @@ def test_a_description_of_another_shape_is_named(array: str, copied: Path) -> No
 
 
 @pytest.mark.parametrize("array", ["images/emb", "images/status", "images/key/bytes", "captions/text/offsets"])
-def test_a_shape_of_more_chunks_than_can_be_listed_is_named(array: str, copied: Path) -> None:
+def test_verify_names_a_shape_with_too_many_chunks_to_list(array: str, copied: Path) -> None:
     description = json.loads((copied / array / "zarr.json").read_text())
     description["shape"][0] = 10**15
     (copied / array / "zarr.json").write_text(json.dumps(description))
@@ -132,7 +130,7 @@ def test_a_shape_of_more_chunks_than_can_be_listed_is_named(array: str, copied: 
         lambda attributes: attributes["clipglot"].update(unknown=1),
     ],
 )
-def test_metadata_that_lack_something_are_one_clear_error(
+def test_incomplete_or_invalid_metadata_raise_one_clear_error(
     change: Callable[[dict[str, Any]], object], copied: Path
 ) -> None:
     edit_attributes(copied, change)
@@ -140,20 +138,20 @@ def test_metadata_that_lack_something_are_one_clear_error(
         Cache(copied)
 
 
-def test_a_cache_of_another_format_says_which_and_what_to_do(copied: Path) -> None:
+def test_an_unknown_format_version_is_named_with_a_remedy(copied: Path) -> None:
     edit(copied, format_version=99)
     with pytest.raises(CacheError, match=r"format 99, this clipglot reads format 1: install"):
         Cache(copied)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\udcff"])
-def test_a_folder_with_a_damaged_zarr_json_is_one_clear_error(content: str, tmp_path: Path) -> None:
+def test_a_folder_with_a_damaged_zarr_json_raises_one_clear_error(content: str, tmp_path: Path) -> None:
     (tmp_path / "zarr.json").write_text(content, errors="surrogateescape")
     with pytest.raises(CacheError, match=r"is no cache, or its zarr\.json is damaged"):
         Cache(tmp_path)
 
 
-def test_what_is_no_cache_is_said_plainly(tmp_path: Path) -> None:
+def test_a_path_without_a_cache_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no such cache: make one with"):
         Cache(tmp_path / "absent.zarr")
     (tmp_path / "file").write_text("")
@@ -167,7 +165,7 @@ def test_what_is_no_cache_is_said_plainly(tmp_path: Path) -> None:
         Cache(tmp_path / "run")
 
 
-def test_one_flipped_byte_among_many_chunks_is_found_where_it_is(
+def test_verify_names_the_chunk_of_a_flipped_byte_among_many(
     manifest: Path, make_cache: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ragged, "CHUNK_BYTES", 64)

@@ -1,4 +1,4 @@
-"""Reading parts of a cache, and what is not embedded yet."""
+"""Reads of selected rows, and of images that are not embedded yet."""
 
 import json
 import shutil
@@ -14,26 +14,26 @@ from support.metadata_edits import edit
 
 
 @pytest.mark.parametrize("rows", [[], [39], [3, 3, 38, 0, 8, 7, 38], list(range(40))])
-def test_some_rows_equal_those_rows_of_all(rows: list[int], tiny_cache: Path) -> None:
+def test_selected_rows_equal_the_same_rows_of_all(rows: list[int], tiny_cache: Path) -> None:
     cache, wanted = Cache(tiny_cache), np.array(rows, np.int64)
     some = cache.emb_rows(wanted)
     assert some.dtype == np.float16
     assert np.array_equal(some, cache.image_emb()[wanted])
 
 
-def test_some_rows_read_their_chunks_alone(tiny_cache: Path, tmp_path: Path) -> None:
+def test_selected_rows_read_only_their_chunks(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     (cache / "images/emb/c/0/1/0").write_bytes(b"damaged")
     assert Cache(cache).emb_rows(np.array([39, 0, 7, 16])).any(axis=1).all()
 
 
 @pytest.mark.parametrize("row", [-1, 40])
-def test_rows_that_are_not_there_are_refused(row: int, tiny_cache: Path) -> None:
+def test_rows_out_of_range_raise_an_index_error(row: int, tiny_cache: Path) -> None:
     with pytest.raises(IndexError, match=f"rows 0 to {row}|rows {row} to 0"):
         Cache(tiny_cache).emb_rows(np.array([0, row]))
 
 
-def test_images_that_no_pass_came_to_have_not_failed(tiny_cache: Path, tmp_path: Path) -> None:
+def test_pending_images_do_not_count_as_failures(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     edit(cache, state="planned")
     for chunk in (0, 3):

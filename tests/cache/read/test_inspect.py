@@ -1,4 +1,4 @@
-"""What `clipglot inspect` shows of a cache: pairs to look at, images without captions, and what failed."""
+"""`clipglot inspect`: sampled pairs, images without captions, and failures."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from support.drawings import draw_images
 
 @pytest.fixture(scope="module")
 def gaps(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty images of which the first, some within and the last have no caption, and four are missing. Read only."""
+    """Cache of 20 images: 5 have no captions, the first and the last among them, and 4 are missing. Read only."""
     folder = tmp_path_factory.mktemp("gaps")
     manifest = draw_images(folder, 20)
     records = [json.loads(line) for line in manifest.read_text().splitlines()]
@@ -35,7 +35,7 @@ def gaps(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize("num", [0, 1, 3, 20, 50])
-def test_pairs_are_spread_evenly_and_those_without_captions_are_counted(num: int, gaps: Path) -> None:
+def test_sampled_pairs_are_evenly_spaced_and_uncaptioned_images_are_counted(num: int, gaps: Path) -> None:
     cache = Cache(gaps)
     image_index, captions, keys = cache.caption_image().tolist(), cache.captions(), cache.keys()
     pairs, num_uncaptioned = sample_captioned_images(cache, num)
@@ -47,7 +47,7 @@ def test_pairs_are_spread_evenly_and_those_without_captions_are_counted(num: int
         assert (pair.key, pair.caption, pair.num_captions) == (keys[pair.row], next(iter(of_it), None), len(of_it))
 
 
-def test_inspect_shows_pairs_on_one_line_each(gaps: Path) -> None:
+def test_inspect_prints_each_pair_on_one_line(gaps: Path) -> None:
     shown = run("inspect", gaps).stdout
     assert "captions          " in shown
     assert "without captions  5 images\n" in shown
@@ -64,7 +64,7 @@ def test_inspect_shows_pairs_on_one_line_each(gaps: Path) -> None:
     ]
 
 
-def test_a_shortened_text_is_as_wide_as_it_may_be() -> None:
+def test_shortened_texts_fit_the_width_and_are_printable() -> None:
     for text in ("一只猫坐在沙发上", "кот на диване", "a\tb\x07c\r\nd " * 9, ""):
         for width in range(2, 30):
             for keep_end in (False, True):
@@ -90,12 +90,12 @@ def test_a_shortened_text_is_as_wide_as_it_may_be() -> None:
         (["CACHE", "--failures", 0], 0),
     ],
 )
-def test_failures_takes_a_number_or_none(given: list[object], num: int, gaps: Path) -> None:
+def test_failures_takes_an_optional_number(given: list[object], num: int, gaps: Path) -> None:
     result = run("inspect", *(gaps if word == "CACHE" else word for word in given), "--json")
     assert result.exit_code == 0, result.output
     assert len(json.loads(result.stdout)["failures"]) == num
 
 
-def test_what_is_not_listed_is_counted(gaps: Path) -> None:
+def test_failures_beyond_the_limit_are_counted(gaps: Path) -> None:
     assert "… and 3 more: --failures lists all" in run("inspect", gaps, "--failures", 1, "--pairs", 0).stdout
     assert "'x' is not a valid integer" in run("inspect", gaps, "--failures=x").stderr

@@ -1,4 +1,4 @@
-"""The zarr.json of a cache, its groups and its arrays: what is lost or damaged there is named, with what to do."""
+"""Lost or damaged `zarr.json` of a cache, a group or an array: errors name it and the remedy."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ damages = pytest.mark.parametrize("damage", DAMAGES)
 
 @pytest.fixture(scope="module")
 def located(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that has each array that a cache may lack: of tars, with languages. Read only."""
+    """Cache with all optional arrays: from tars, with languages. Read only."""
     folder = tmp_path_factory.mktemp("located")
     images = [path.read_bytes() for path in sorted((manifest.parent / "images").iterdir())[:12]]
     write_shards(folder / "shards", images, [["ein Bild"]] * len(images))
@@ -43,13 +43,13 @@ def located(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: py
 
 @pytest.fixture
 def own(located: Path, tmp_path: Path) -> Path:
-    """A copy that may be broken."""
+    """Copy of `located`, for tests that damage it."""
     return Path(shutil.copytree(located, tmp_path / "own.zarr"))
 
 
 @damages
 @pytest.mark.parametrize("name", [*GROUPS, *OPTIONAL])
-def test_a_lost_description_is_named_by_verify_and_stops_a_copy(
+def test_verify_names_a_lost_zarr_json_and_copies_stop_at_it(
     name: str, damage: str, own: Path, located: Path, tmp_path: Path
 ) -> None:
     DAMAGES[damage](own / name / "zarr.json")
@@ -65,7 +65,7 @@ def test_a_lost_description_is_named_by_verify_and_stops_a_copy(
 
 
 @pytest.mark.parametrize("name", ["images/hash", "captions/language", "source/file"])
-def test_nothing_is_appended_to_a_cache_that_lacks_a_description(
+def test_append_refuses_a_cache_with_a_lost_zarr_json(
     name: str, own: Path, located: Path, manifest: Path, make_cache: Callable[..., Any]
 ) -> None:
     (own / name / "zarr.json").unlink()
@@ -79,7 +79,7 @@ def test_nothing_is_appended_to_a_cache_that_lacks_a_description(
 
 
 @damages
-def test_a_lost_description_is_explained_where_it_is_read(damage: str, own: Path) -> None:
+def test_reading_an_array_with_a_lost_zarr_json_names_it(damage: str, own: Path) -> None:
     for name in OPTIONAL:
         DAMAGES[damage](own / name / "zarr.json")
     cache = Cache(own)
@@ -99,7 +99,7 @@ def test_a_lost_description_is_explained_where_it_is_read(damage: str, own: Path
 
 
 @damages
-def test_a_lost_description_in_a_store_is_named(damage: str, own: Path, bucket: Bucket) -> None:
+def test_verify_names_a_lost_zarr_json_in_an_object_store(damage: str, own: Path, bucket: Bucket) -> None:
     for number, name in enumerate(("images/hash", "captions")):
         copy = Path(shutil.copytree(own, own.with_name(f"{number}.zarr")))
         DAMAGES[damage](copy / name / "zarr.json")
@@ -109,7 +109,7 @@ def test_a_lost_description_in_a_store_is_named(damage: str, own: Path, bucket: 
         assert fault.endswith(f"): upload it again from the cache that this is a copy of, or {REMEDY}")
 
 
-def test_the_group_of_tokens_is_checked_too(own: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_verify_checks_the_group_of_tokens(own: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
     make_run(own, tmp_path / "run", epochs=1)
     (own / "tokens/zarr.json").write_bytes(b"{")
     (fault,) = map(str, verify(Cache(own)))
@@ -121,7 +121,7 @@ def test_the_group_of_tokens_is_checked_too(own: Path, make_run: Callable[..., P
     assert verify(Cache(own)) == []
 
 
-def test_no_flipped_bit_of_the_metadata_is_taken_for_what_was_written(own: Path) -> None:
+def test_no_flipped_bit_changes_the_metadata_unnoticed(own: Path) -> None:
     content = (own / "zarr.json").read_bytes()
     info, num_found = Cache(own).info, 0
     for place in range(len(content)):
@@ -135,7 +135,7 @@ def test_no_flipped_bit_of_the_metadata_is_taken_for_what_was_written(own: Path)
     assert num_found > len(content) // 3  # much of the rest is indentation
 
 
-def test_metadata_that_were_edited_by_hand_say_so(own: Path, bucket: Bucket) -> None:
+def test_metadata_edited_by_hand_are_refused_with_a_remedy(own: Path, bucket: Bucket) -> None:
     text = (own / "zarr.json").read_text()
     expected = json.loads(text)["attributes"][CHECKSUM]
     (own / "zarr.json").write_text(text.replace('"batch_size": 8', '"batch_size": 9'))
@@ -158,7 +158,7 @@ def test_metadata_that_were_edited_by_hand_say_so(own: Path, bucket: Bucket) -> 
 
 
 @pytest.mark.parametrize("damage", ["emptied", "cut"])
-def test_a_broken_zarr_json_has_a_remedy(damage: str, own: Path, bucket: Bucket) -> None:
+def test_a_broken_root_zarr_json_is_named_with_a_remedy(damage: str, own: Path, bucket: Bucket) -> None:
     DAMAGES[damage](own / "zarr.json")
     restore = "put back what it held, or delete the cache and make it again"
     for command in ("verify", "inspect"):
@@ -170,7 +170,7 @@ def test_a_broken_zarr_json_has_a_remedy(damage: str, own: Path, bucket: Bucket)
         Cache(bucket.upload(own, f"broken-{damage}.zarr"))
 
 
-def test_every_cache_says_which_arrays_it_has(
+def test_the_metadata_of_every_cache_list_its_arrays(
     located: Path,
     tiny_cache: Path,
     translated_caches: dict[str, Path],
@@ -201,7 +201,7 @@ def test_every_cache_says_which_arrays_it_has(
     assert not Cache(tiny_cache).arrays.has("captions/language")
 
 
-def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
+def test_an_older_cache_is_readable_and_gets_array_names_and_checksum_when_written(
     own: Path, located: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     make_older(own)
@@ -228,12 +228,12 @@ def test_an_older_cache_is_read_as_before_and_gets_both_when_it_is_written(
     assert CHECKSUM in Cache(own).arrays.root.attrs
 
 
-def test_arrays_that_are_no_names_are_damage(own: Path) -> None:
+def test_an_array_list_with_other_values_than_names_is_damage(own: Path) -> None:
     edit(own, arrays=["images/emb", 3])
     with pytest.raises(CacheError, match=r"damaged metadata \(arrays are \['images/emb', 3\]\): cache again"):
         Cache(own)
 
 
-def test_metadata_keep_the_names_that_they_were_stored_under(own: Path) -> None:
+def test_metadata_keep_their_stored_keys(own: Path) -> None:
     stored = json.loads((own / "zarr.json").read_text())["attributes"]["clipglot"]
     assert (stored["num_pictures"], "num_images" in stored) == (Cache(own).info.num_images, False)

@@ -1,4 +1,4 @@
-"""`clipglot verify --repair`, then the command that it prints: every file is again as it was."""
+"""`clipglot verify --repair`, and the command that it prints: together they restore all files."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ from support.translated_scenes import MODEL
 def whole(
     translated_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A cache with a teacher and two views, and settings that are not the usual ones. Read only."""
+    """Cache with a text teacher, two views and settings other than the defaults. Read only."""
     path = tmp_path_factory.mktemp("whole") / "c.zarr"
     changes = {"views": 2, "augment_flip": 0.5, "limit": 30, "max_pixels": 10**6, "teacher_field": ("en",)}
     changes |= {"where": "image != 'no such'", "language": ("ru",)}
@@ -71,7 +71,7 @@ MARKED = {
 
 @pytest.mark.parametrize("chunk", MARKED)
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_lost_chunk_is_marked_and_the_command_makes_every_file_as_it_was(
+def test_repair_marks_a_lost_chunk_and_the_printed_command_restores_all_files(
     chunk: str, damage: str, copied: Path, whole: Path
 ) -> None:
     DAMAGE[damage](copied / chunk)
@@ -84,7 +84,7 @@ def test_a_lost_chunk_is_marked_and_the_command_makes_every_file_as_it_was(
     assert files(copied) == files(whole)
 
 
-def test_all_that_is_lost_is_marked_at_once_also_what_only_makes_no_sense(copied: Path, whole: Path) -> None:
+def test_one_repair_marks_all_lost_chunks_and_later_invalid_values(copied: Path, whole: Path) -> None:
     for i, chunk in enumerate(MARKED):
         list(DAMAGE.values())[i % 3](copied / chunk)
     _, document = repair(copied)
@@ -99,7 +99,7 @@ def test_all_that_is_lost_is_marked_at_once_also_what_only_makes_no_sense(copied
 
 
 @pytest.mark.parametrize("file", ["captions/text/bytes/c/0", "images/key/offsets/c/0", "captions/image/c/0"])
-def test_what_no_pass_can_make_is_said_with_its_remedy_and_left_alone(file: str, copied: Path) -> None:
+def test_damage_that_no_pass_can_repair_is_reported_and_left_alone(file: str, copied: Path) -> None:
     flip_a_byte(copied / file)
     before = files(copied)
     exit_code, document = repair(copied)
@@ -110,13 +110,13 @@ def test_what_no_pass_can_make_is_said_with_its_remedy_and_left_alone(file: str,
     assert "none of this can be embedded again" in printed
 
 
-def test_a_whole_cache_is_left_as_it_is(copied: Path, whole: Path) -> None:
+def test_repair_does_not_change_an_intact_cache(copied: Path, whole: Path) -> None:
     exit_code, document = repair(copied)
     assert (exit_code, document["marked"], document["state"]) == (0, [], "sealed")
     assert files(copied) == files(whole)
 
 
-def test_a_repair_says_what_to_run_and_nothing_to_delete(copied: Path) -> None:
+def test_repair_prints_the_command_to_run_and_nothing_to_delete(copied: Path) -> None:
     flip_a_byte(copied / "images/emb/c/0/2/0")
     printed = CliRunner().invoke(main, ["verify", str(copied), "--repair"]).stdout.splitlines()
     assert printed[-1].startswith("now run: clipglot cache ")
@@ -124,7 +124,7 @@ def test_a_repair_says_what_to_run_and_nothing_to_delete(copied: Path) -> None:
     assert not [line for line in printed if "delete" in line]
 
 
-def test_views_under_way_are_marked_and_the_cache_stays_sealed(copied: Path) -> None:
+def test_repair_marks_an_unfinished_view_and_the_cache_stays_sealed(copied: Path) -> None:
     cache = Cache(copied, read_only=False)
     make_room(cache, 3)
     shutil.copytree(copied / "images/emb/c/1", copied / "images/emb/c/2")
@@ -134,7 +134,7 @@ def test_views_under_way_are_marked_and_the_cache_stays_sealed(copied: Path) -> 
     assert (document["marked"], document["state"]) == (["images/norm/c/2/1"], "sealed")
 
 
-def test_a_cache_that_is_being_written_is_not_repaired(copied: Path) -> None:
+def test_repair_refuses_a_cache_that_another_process_writes(copied: Path) -> None:
     flip_a_byte(copied / "images/emb/c/0/1/0")
     with lock_folder(copied):
         result = CliRunner().invoke(main, ["verify", str(copied), "--repair"])
@@ -142,7 +142,7 @@ def test_a_cache_that_is_being_written_is_not_repaired(copied: Path) -> None:
     assert Cache(copied).info.state == "sealed"
 
 
-def test_what_no_single_pass_made_is_not_marked(tiny_cache: Path, tmp_path: Path) -> None:
+def test_repair_refuses_a_merged_cache(tiny_cache: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged.zarr"
     for name in ("a", "b"):
         shutil.copytree(tiny_cache, tmp_path / name)
@@ -159,7 +159,7 @@ def test_what_no_single_pass_made_is_not_marked(tiny_cache: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("grown", [False, True])
-def test_a_cache_that_was_appended_to_is_repaired(grown: bool, make_cache: Callable[..., Any], tmp_path: Path) -> None:
+def test_repair_of_an_appended_cache(grown: bool, make_cache: Callable[..., Any], tmp_path: Path) -> None:
     manifests, path = write_manifests(tmp_path / "appended"), tmp_path / "c.zarr"
     make_cache(manifests["old"], path)
     more = Path(shutil.copy(manifests["grown"], manifests["old"])) if grown else manifests["more"]
@@ -177,7 +177,7 @@ def test_a_cache_that_was_appended_to_is_repaired(grown: bool, make_cache: Calla
     assert repair(path)[1]["faults"][0].endswith(said)
 
 
-def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -> None:
+def test_the_printed_command_has_all_settings_that_differ_from_defaults(whole: Path) -> None:
     words = shlex.split(cache_command(Cache(whole).info, whole))
     assert words[2].endswith("mixed.jsonl")
     expected = {"--limit": "30", "--views": "2", "--augment-flip": "0.5", "--max-pixels": "1000000"}
@@ -186,7 +186,7 @@ def test_the_command_says_every_setting_that_is_not_the_usual_one(whole: Path) -
     assert not {"--precision", "--image-root", "--image-field", "--text-field", "--decoding"} & set(words)
 
 
-def test_a_cache_at_a_url_is_repaired_there(bucket: Bucket, tiny_cache: Path) -> None:
+def test_repair_of_a_cache_at_a_url(bucket: Bucket, tiny_cache: Path) -> None:
     url = bucket.upload(tiny_cache, "repaired.zarr")
     before = bucket.contents("repaired.zarr")
     bucket.flip_a_byte("repaired.zarr/images/emb/c/0/1/0")
@@ -198,7 +198,7 @@ def test_a_cache_at_a_url_is_repaired_there(bucket: Bucket, tiny_cache: Path) ->
     assert bucket.contents("repaired.zarr") == before
 
 
-def test_an_hdf5_file_is_not_repaired_but_converted_again(tiny_cache: Path, tmp_path: Path) -> None:
+def test_repair_refuses_an_hdf5_file(tiny_cache: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(main, ["convert", str(tiny_cache), str(tmp_path / "c.h5")]).exit_code == 0
     result = CliRunner().invoke(main, ["verify", str(tmp_path / "c.h5"), "--repair"])
     assert (result.exit_code, "HDF5" in result.stderr) == (1, True), result.output

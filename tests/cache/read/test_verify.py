@@ -1,4 +1,4 @@
-"""`clipglot verify` finds what checksums cannot tell, embeds images again, and says what it could not check."""
+"""`clipglot verify`: invalid values, a sample of images embedded again, and a report of what was not checked."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def verify(cache: Path, *arguments: object) -> Result:
     return CliRunner().invoke(main, ["verify", str(cache), "--device", "cpu", *map(str, arguments)])
 
 
-def found(cache: Path, *arguments: object) -> dict[str, Any]:
+def verify_json(cache: Path, *arguments: object) -> dict[str, Any]:
     result = verify(cache, "--json", *arguments)
     assert not result.exception or isinstance(result.exception, SystemExit), result.exception
     document: dict[str, Any] = json.loads(result.stdout)
@@ -35,7 +35,7 @@ def found(cache: Path, *arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def own(tmp_path: Path, make_cache: Callable[..., Any]) -> Path:
-    """A cache of two views whose images may be broken, one of them broken already."""
+    """Cache of two views and its images, one of them broken, for tests that damage either."""
     manifest = draw_images(tmp_path / "pictures", 24)
     (tmp_path / "pictures/images/0003.png").write_bytes(b"broken")
     make_cache(manifest, tmp_path / "c.zarr", views=2)
@@ -91,82 +91,90 @@ CONTENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 @pytest.mark.parametrize("what", CONTENTS)
 @pytest.mark.parametrize("part_bytes", [64, None])
-def test_what_makes_no_sense_is_named_though_its_checksum_holds(
+def test_verify_names_invalid_values_with_a_valid_checksum(
     what: str, part_bytes: int | None, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if part_bytes:
         monkeypatch.setattr(contents, "CHUNK_BYTES", part_bytes)
         monkeypatch.setattr(contents, "ROWS_AT_A_TIME", 5)
-    assert found(own)["faults"] == []
+    assert verify_json(own)["faults"] == []
     damage, message = CONTENTS[what]
     damage(own)
-    (fault,) = found(own)["faults"]
+    (fault,) = verify_json(own)["faults"]
     assert fault.startswith(message), fault
     assert fault.endswith(("embed these rows anew", "run its `clipglot cache` command again"))
 
 
-def test_a_sample_is_embedded_again_by_the_same_seed(own: Path) -> None:
-    probes = found(own)["probes"]
+def test_a_sample_with_a_fixed_seed_is_embedded_again(own: Path) -> None:
+    probes = verify_json(own)["probes"]
     assert (probes["num"], probes["not_checked"], probes["changed"]) == (16, None, [])
     assert probes["min_cosine"] > 0.9999
-    assert found(own, "--sample", 5)["probes"] == found(own, "--sample", 5)["probes"]
-    assert found(own, "--sample", 0)["probes"] == {"num": 0, "min_cosine": None, "changed": [], "not_checked": None}
-    assert found(own, "--sample", 1000)["probes"]["num"] == 23  # all that are embedded
+    assert verify_json(own, "--sample", 5)["probes"] == verify_json(own, "--sample", 5)["probes"]
+    assert verify_json(own, "--sample", 0)["probes"] == {
+        "num": 0,
+        "min_cosine": None,
+        "changed": [],
+        "not_checked": None,
+    }
+    assert verify_json(own, "--sample", 1000)["probes"]["num"] == 23  # all that are embedded
 
 
-def test_an_image_that_changed_is_named(own: Path) -> None:
+def test_verify_names_a_changed_image(own: Path) -> None:
     Image.new("RGB", (48, 40), "magenta").save(own.parent / "pictures/images/0007.png")
-    (fault,) = found(own, "--sample", 24)["faults"]
+    (fault,) = verify_json(own, "--sample", 24)["faults"]
     assert fault.startswith("images/0007.png embeds to another vector than ")
 
 
-def test_what_could_not_be_checked_is_said_and_an_error_only_if_asked_for(own: Path, tmp_path: Path) -> None:
+def test_unreadable_images_are_reported_and_an_error_only_on_request(own: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures/images/0007.png").unlink()
-    assert found(own, "--sample", 24)["probes"]["not_checked"] == (
+    assert verify_json(own, "--sample", 24)["probes"]["not_checked"] == (
         "1 of 23 could not be read again (images/0007.png: missing)"
     )
     (tmp_path / "pictures").rename(tmp_path / "moved")
     why = f"the images are not below {tmp_path / 'pictures'} any more"
-    assert found(own)["probes"]["not_checked"] == found(own, "--sample", 3)["probes"]["not_checked"] == why
+    assert verify_json(own)["probes"]["not_checked"] == verify_json(own, "--sample", 3)["probes"]["not_checked"] == why
     printed = verify(own)
     assert (printed.exit_code, why in printed.stdout, "every checksum holds" in printed.stdout) == (0, True, True)
-    assert found(own, "--image-root", tmp_path / "moved")["probes"]["num"] > 14
+    assert verify_json(own, "--image-root", tmp_path / "moved")["probes"]["num"] > 14
     assert Cache(own).info.source.image_root == str(tmp_path / "pictures")
 
 
-def test_images_that_moved_to_a_url_are_checked_there(own: Path) -> None:
+def test_images_moved_to_a_url_are_checked_there(own: Path) -> None:
     store = fsspec.filesystem("memory")
     store.put(str(own.parent / "pictures"), "/verified", recursive=True)
     shutil.rmtree(own.parent / "pictures")
-    probes = found(own, "--image-root", "memory://verified")["probes"]
+    probes = verify_json(own, "--image-root", "memory://verified")["probes"]
     assert (probes["num"], probes["not_checked"], probes["changed"]) == (16, None, [])
-    assert "memory://gone: nothing there" in found(own, "--image-root", "memory://gone")["probes"]["not_checked"]
+    assert "memory://gone: nothing there" in verify_json(own, "--image-root", "memory://gone")["probes"]["not_checked"]
     store.rm("/verified", recursive=True)
 
 
-def test_a_tower_that_moved_is_not_checked_until_it_is_named(
+def test_a_moved_image_tower_is_checked_only_with_model(
     manifest: Path, tiny_clip: Path, other_clip: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     before = Path(shutil.copytree(tiny_clip, tmp_path / "tower"))
     make_cache(manifest, tmp_path / "c.zarr", model=f"local-dir:{before}")
     before.rename(tmp_path / "there")
-    probes = found(tmp_path / "c.zarr")["probes"]
+    probes = verify_json(tmp_path / "c.zarr")["probes"]
     assert probes["num"] == 0
     assert "the image tower is not at hand (" in probes["not_checked"]
-    assert found(tmp_path / "c.zarr", "--model", f"local-dir:{tmp_path / 'there'}", "--sample", 4)["probes"]["num"] == 4
+    assert (
+        verify_json(tmp_path / "c.zarr", "--model", f"local-dir:{tmp_path / 'there'}", "--sample", 4)["probes"]["num"]
+        == 4
+    )
     wrong = verify(tmp_path / "c.zarr", "--model", f"local-dir:{other_clip}")
     assert (wrong.exit_code, "is not the one that made the cache (weights_sha256 differs)" in wrong.stdout) == (1, True)
 
 
-def test_a_cache_that_is_not_complete_is_checked_as_far_as_it_is(own: Path) -> None:
+def test_the_embedded_part_of_an_incomplete_cache_is_checked(own: Path) -> None:
     Cache(own, read_only=False).arrays.invalidate([("images/status", (1,))])
-    document = found(own)
+    document = verify_json(own)
     assert (document["state"], document["faults"], document["probes"]["num"]) == ("planned", [], 15)
     rewrite(own, "images/norm", (0, 20), -1)
-    assert [fault[:24] for fault in found(own)["faults"]] == ["images/norm/c/0/2: row 2"]
+    assert [fault[:24] for fault in verify_json(own)["faults"]] == ["images/norm/c/0/2: row 2"]
 
 
-def test_a_cache_of_texts_says_that_there_are_no_images(
+def test_a_text_only_cache_reports_that_it_has_no_images(
     translated_manifests: dict[str, Path], make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     from support.translated_scenes import MODEL
@@ -174,17 +182,17 @@ def test_a_cache_of_texts_says_that_there_are_no_images(
     make_cache(
         translated_manifests["train"], tmp_path / "c", model=MODEL, teacher_field=("en",), images=False, limit=20
     )
-    probes = found(tmp_path / "c")["probes"]
+    probes = verify_json(tmp_path / "c")["probes"]
     assert (probes["num"], probes["not_checked"]) == (0, f"{tmp_path / 'c'} holds texts, no images")
 
 
-def test_nothing_is_written_without_repair(own: Path) -> None:
+def test_verify_without_repair_writes_nothing(own: Path) -> None:
     def stamps() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in own.rglob("*")}
 
     (own / "images/emb/c/0/1/0").write_bytes(b"")
     before = stamps()
-    found(own)
+    verify_json(own)
     assert stamps() == before
 
 
@@ -196,7 +204,7 @@ def test_nothing_is_written_without_repair(own: Path) -> None:
         ("batch_size", "8", "damaged metadata .*'batch_size': '8'"),
     ],
 )
-def test_metadata_that_cannot_be_is_named(
+def test_verify_names_impossible_metadata(
     tiny_cache: Path, field: str, value: Any, message: str, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "c.zarr"))
