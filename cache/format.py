@@ -31,6 +31,7 @@ PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/of
 OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # not every source has them
 CHUNK_BYTES = 16 * 2**20  # of a chunk of embeddings or of ragged bytes, if the cache has enough rows
 MIN_CHUNKS = 16  # also of a small cache, so that a killed pass keeps most of its work
+MAX_DECODE_S = 120  # of processor time for an image, in proportion more where more than MAX_PIXELS are allowed
 MAX_PIXELS = 100_000_000  # default limit for an image; 300 MB as RGB
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # the form of BCP 47; registered or not
 State = Literal["planning", "planned", "appending", "sealed"]
@@ -73,7 +74,7 @@ EXPLANATION: dict[Status, str] = {
     Status.TOO_LARGE: "more pixels than --max-pixels allows (as stored or resized), a file over 1 GiB, or a thin line",
     Status.NOT_FINITE: "the tower's output was NaN, infinite or all zero",
     Status.UNSUPPORTED: "an image of a kind that is not read, or whose numbers have no known range (floats, signed)",
-    Status.TOO_SLOW: "takes too long to decode: a JPEG of more than 100 scans, or over 120 s of processor time",
+    Status.TOO_SLOW: f"takes long to decode: a JPEG of hundreds of scans, or over {MAX_DECODE_S} s of processor time",
 }
 
 

@@ -8,6 +8,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from typing import Any
 
+CONTEXT = get_context("forkserver")  # of all workers, and of the locks and memory that they share
+
 
 def worker_pool(workers: int, module: str, initializer: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
     """Create a pool of worker processes, forked from a server that has imported `module`.
@@ -21,11 +23,21 @@ def worker_pool(workers: int, module: str, initializer: Callable[..., None], *ar
         initializer: runs first in each worker.
         *arguments: arguments of `initializer`.
     """
-    context = get_context("forkserver")
-    context.set_forkserver_preload([module])
+    CONTEXT.set_forkserver_preload([module])
     return ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_init_worker, initargs=(dict(os.environ), initializer, arguments)
+        workers, mp_context=CONTEXT, initializer=_init_worker, initargs=(dict(os.environ), initializer, arguments)
     )
+
+
+def kill_workers(pool: ProcessPoolExecutor) -> None:
+    """End the workers of a broken pool.
+
+    `shutdown` alone can wait forever: while the executor's thread ends the workers, `submit` may start another one,
+    which is not ended but waited for (seen in Python 3.11, `_ExecutorManagerThread.terminate_broken`).
+    """
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=True)
 
 
 def _init_worker(environment: dict[str, str], initializer: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -2,13 +2,14 @@
 
 import mmap
 import os
+import signal
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -22,12 +23,14 @@ from PIL import Image
 
 from ..errors import CacheError
 from ..format import Augmentation, Decoding, Status
-from ..processes import worker_pool
+from ..processes import CONTEXT, kill_workers, worker_pool
 from ..sources.source import RejectedImageError
 from .augment import augmented
+from .decode_limits import DecodeMemory, DecodeTimers, decode_memory_bytes, max_decode_s
 from .image_decode import ResizeCrop, decode_views
 
 SLOTS_AHEAD = 4  # decoded blocks that may wait for the tower
+CHECK_S = 1.0  # between looks at images that take too long
 MAX_DEATHS = 5  # worker deaths in a row; more of them are not the fault of single images
 HASH_BYTES = 16
 KEPT_BLOCKS = 4  # of Pillow's memory; otherwise it frees them page by page for every image: a quarter of its time
@@ -146,6 +149,8 @@ class _WorkerState:
     decoding: Decoding
     augmentation: Augmentation
     slots: NDArray[np.uint8]
+    timers: DecodeTimers
+    memory: DecodeMemory
 
     def renderings(self, row: int, views: ViewNumbers) -> list[Callable[[Image.Image], Image.Image]]:
         """The functions that make some views of an image."""
@@ -166,7 +171,7 @@ class DecodePool:
     Memory is `num_workers + SLOTS_AHEAD` blocks of all views, whatever the number of images.
 
     Attributes:
-        num_died: workers that died and were replaced.
+        num_died: workers that died and were replaced; those of images that took too long do not count.
         read_s: seconds the workers spent reading, for the blocks handed out so far.
         decode_s: seconds they spent decoding these.
         wait_s: seconds the caller waited for a block.
@@ -183,6 +188,7 @@ class DecodePool:
         decoding: Decoding = "exact",
         num_views: int = 1,
         augmentation: Augmentation | None = None,
+        image_s: float | None = None,
     ) -> None:
         """Start the workers.
 
@@ -195,6 +201,7 @@ class DecodePool:
             decoding: of JPEGs, at full size or at a part of it.
             num_views: most views of a block.
             augmentation: of the views beyond the plain one, where a block has any.
+            image_s: processor time that an image may take, by default `max_decode_s`.
         """
         shape = (num_workers + SLOTS_AHEAD, num_views, block_rows, geometry.height, geometry.width, 3)
         self._memory = SharedMemory.create(shape)
@@ -203,6 +210,11 @@ class DecodePool:
         self._in_flight: deque[tuple[int, Block, Future[_Outcome]]] = deque()
         self._start_arguments = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
         self._num_workers = num_workers
+        self._image_s = max_decode_s(max_pixels) if image_s is None else image_s
+        self._decode_bytes = decode_memory_bytes()
+        self._timers = DecodeTimers(CONTEXT, shape[0])
+        self._too_slow: set[int] = set()  # rows
+        self._stopped_worker = False  # because its image took too long
         self._pool = self._new_pool()
         self._deaths = 0  # since a block was decoded
         self.num_died = 0
@@ -218,7 +230,8 @@ class DecodePool:
         """Decode blocks in the order given.
 
         When a worker dies, the blocks on their way are decoded again, one at a time, then image by image. An image that
-        ends its worker while it is alone is damaged.
+        ends its worker while it is alone is damaged. A worker whose image takes too long is ended, and the image is
+        left out.
 
         Raises:
             CacheError: workers die one after another, so the images are not the cause.
@@ -233,7 +246,7 @@ class DecodePool:
                 return
             slot, block, future = self._in_flight.popleft()
             try:
-                outcome = future.result()
+                outcome = self._wait(future)
                 self._deaths = 0
             except BrokenProcessPool:
                 outcome = self._decode_again(slot, block)
@@ -251,11 +264,27 @@ class DecodePool:
             self._free.append(slot)
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        return worker_pool(self._num_workers, __name__, _start_worker, *self._start_arguments)
+        memory = DecodeMemory(CONTEXT, self._decode_bytes)  # anew, because what a dead worker claimed stays claimed
+        return worker_pool(self._num_workers, __name__, _start_worker, *self._start_arguments, self._timers, memory)
+
+    def _wait(self, future: Future[_Outcome]) -> _Outcome:
+        """Wait for a block, and end the workers whose image takes too long.
+
+        Raises:
+            BrokenProcessPool: a worker died or was ended.
+        """
+        while not wait([future], timeout=CHECK_S).done:
+            for image in self._timers.overdue(self._image_s):
+                self._too_slow.add(image.row)
+                self._stopped_worker = True
+                with suppress(ProcessLookupError):
+                    os.kill(image.pid, signal.SIGKILL)
+        return future.result()
 
     def _submit(self, slot: int, block: Block, offset: int = 0) -> Future[_Outcome]:
         try:
-            return self._pool.submit(_decode_block, slot, block, offset)
+            too_slow = self._too_slow.intersection(range(block.start, block.start + len(block.keys)))
+            return self._pool.submit(_decode_block, slot, block, offset, too_slow)
         except BrokenProcessPool as error:
             broken: Future[_Outcome] = Future()
             broken.set_exception(error)
@@ -289,20 +318,26 @@ class DecodePool:
         return _Outcome(b"".join(status), b"".join(hashes), sum(read_s), sum(decode_s))
 
     def _decode_alone(self, slot: int, block: Block, offset: int = 0) -> _Outcome | None:
-        """Decode a block with no other beside it; None if that ended the worker."""
-        try:
-            outcome = self._submit(slot, block, offset).result()
-        except BrokenProcessPool:
-            self._replace_pool()
-            return None
-        self._deaths = 0
-        return outcome
+        """Decode a block with no other beside it; None if an image ended the worker."""
+        while True:
+            try:
+                outcome = self._wait(self._submit(slot, block, offset))
+            except BrokenProcessPool:
+                if not self._replace_pool():
+                    return None
+            else:
+                self._deaths = 0
+                return outcome
 
-    def _replace_pool(self) -> None:
-        self._pool.shutdown(wait=True)
+    def _replace_pool(self) -> bool:
+        """Start new workers; returns whether the old ones ended because an image took too long."""
+        kill_workers(self._pool)
+        self._timers.reset()
         self._pool = self._new_pool()
-        self._deaths += 1
-        self.num_died += 1
+        stopped, self._stopped_worker = self._stopped_worker, False
+        self._deaths += not stopped
+        self.num_died += not stopped
+        return stopped
 
 
 @contextmanager
@@ -321,15 +356,17 @@ def _start_worker(
     max_pixels: int,
     decoding: Decoding,
     augmentation: Augmentation,
-    memory: SharedMemory,
+    slots: SharedMemory,
+    timers: DecodeTimers,
+    memory: DecodeMemory,
 ) -> None:
     global _state
     Image.core.set_blocks_max(KEPT_BLOCKS)  # type: ignore[attr-defined]  # documented, and not exported
-    _state = _WorkerState(geometry, reader, max_pixels, decoding, augmentation, memory.view())
+    _state = _WorkerState(geometry, reader, max_pixels, decoding, augmentation, slots.view(), timers, memory)
 
 
-def _decode_block(slot: int, block: Block, offset: int) -> _Outcome:
-    """Decode images, in a worker, into the rows of a slot from `offset` on."""
+def _decode_block(slot: int, block: Block, offset: int, too_slow: set[int]) -> _Outcome:
+    """Decode images, in a worker, into the rows of a slot from `offset` on; rows of `too_slow` are left out."""
     assert _state is not None
     status, hashes, read_s, decode_s = bytearray(len(block.keys)), bytearray(), 0.0, 0.0
     images = _state.reader.read(block.start, block.keys, block.locators)
@@ -344,9 +381,18 @@ def _decode_block(slot: int, block: Block, offset: int) -> _Outcome:
         try:
             if isinstance(encoded, Status):
                 raise RejectedImageError(encoded)
-            renderings = _state.renderings(block.start + i, block.views)
-            scaled = _state.decoding == "scaled"
-            pixels[:] = decode_views(BytesIO(encoded), _state.geometry, renderings, _state.max_pixels, scaled=scaled)
+            row = block.start + i
+            if row in too_slow:
+                raise RejectedImageError(Status.TOO_SLOW)
+            with _state.timers.running(slot, row):
+                pixels[:] = decode_views(
+                    BytesIO(encoded),
+                    _state.geometry,
+                    _state.renderings(row, block.views),
+                    _state.max_pixels,
+                    scaled=_state.decoding == "scaled",
+                    claim=_state.memory.claim,
+                )
             status[i] = Status.EMBEDDED
         except RejectedImageError as rejected:
             pixels[:] = 0

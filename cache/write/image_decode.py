@@ -8,7 +8,7 @@ bit for bit; `tests/cache/write/test_image_decode.py` compares the two.
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
@@ -22,6 +22,7 @@ from PIL import Image, ImageChops, ImageOps
 from ..errors import CacheError
 from ..format import MAX_PIXELS, Status
 from ..sources.source import RejectedImageError
+from .decode_limits import Claim, claim_nothing
 from .image_failure import failure_status
 from .image_metadata import JPEG_SIGNATURE, orientation, turned, without_metadata
 from .image_render import read_layout, to_rgb
@@ -40,7 +41,7 @@ SCALED_SIDES = 2  # a JPEG decoded at reduced size keeps this many times the sid
 class _PillowLimit:
     """Pillow's own limit of pixels (`Image.MAX_IMAGE_PIXELS`), switched off while any thread decodes.
 
-    The limit of a pass is a setting, which `_require_size` checks by the header alone. Pillow's is a global of the
+    The limit of a pass is a setting, which `_Decoder` checks by the header alone. Pillow's is a global of the
     process, so it is switched off for no longer than necessary, and left as the process has it.
     """
 
@@ -166,6 +167,7 @@ def decode_views(
     max_pixels: int = MAX_PIXELS,
     *,
     scaled: bool = False,
+    claim: Claim = claim_nothing,
 ) -> NDArray[np.uint8]:
     """Decode one image once, and render several views of it.
 
@@ -175,6 +177,7 @@ def decode_views(
         views: functions that make each of V views, of exactly the geometry's size, from the RGB image.
         max_pixels: as `decode` takes it.
         scaled: as `decode` takes it.
+        claim: claims the memory of the image, before it is decoded.
 
     Returns:
         `[V, height, width, 3] uint8`.
@@ -182,75 +185,100 @@ def decode_views(
     Raises:
         RejectedImageError: as `decode`.
     """
-    with _pillow_limit.off(), warnings.catch_warnings():
+    with _pillow_limit.off(), warnings.catch_warnings(), ExitStack() as claimed:
         warnings.simplefilter("ignore")  # decoders warn of odd metadata; the pixels decide
         try:
-            image = _decode_or_repair(file, geometry, max_pixels, scaled)
+            image = _Decoder(geometry, max_pixels, scaled, claim, claimed).decode_or_repair(file)
             return np.stack([np.asarray(view(image), dtype=np.uint8) for view in views])
         except MemoryError:
             raise RejectedImageError(Status.TOO_LARGE) from None
 
 
-def _decode_or_repair(file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int, scaled: bool) -> Image.Image:
-    """RGB of an image, also where Pillow fails on something beside its pixels (docs/decisions/004)."""
-    try:
-        return _decode_rgb(file, geometry, max_pixels, scaled)
-    except (RejectedImageError, MemoryError):
-        raise
-    except Exception as error:
-        # Decoders raise nearly any exception on damaged input (OSError, SyntaxError, struct.error, IndexError, …). The
-        # block holds little besides their calls, and the row keeps its reason.
-        content = _content(file)
-        image = _decode_repaired(content, geometry, max_pixels, scaled)
-        if image is None:
-            raise RejectedImageError(failure_status(error, content, FORMATS)) from None
-        return image
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """Decodes an image to upright RGB of full size; the fields are as `decode_views` takes them.
 
+    Attributes:
+        claimed: holds the claim of memory until the views are made.
+    """
 
-def _decode_rgb(
-    file: IO[bytes] | Path, geometry: ResizeCrop, max_pixels: int, scaled: bool, turn: int | None = None
-) -> Image.Image:
-    """Open, decode, render and turn an image; `turn` is an orientation that was read elsewhere."""
-    read = partial(_content, file)
-    image: Image.Image = Image.open(file, formats=FORMATS)
-    _require_size(image, geometry, max_pixels)
-    if image.format in ("JPEG", "MPO") and has_too_many_scans(read(), image.width * image.height):
-        raise RejectedImageError(Status.TOO_SLOW)
-    layout = read_layout(image, read)
-    if scaled:
-        image.draft(None, _least_size(image, geometry))  # only JPEG can
-    image.load()  # the first frame of an animation
-    image = turned(to_rgb(image, layout), orientation(image, read) if turn is None else turn)
-    _require_size(image, geometry, max_pixels)
-    return image
+    geometry: ResizeCrop
+    max_pixels: int
+    scaled: bool
+    claim: Claim
+    claimed: ExitStack
 
-
-def _decode_repaired(content: bytes, geometry: ResizeCrop, max_pixels: int, scaled: bool) -> Image.Image | None:
-    """RGB of an image on which Pillow failed, if its pixels are whole."""
-
-    def decoded(copy: bytes, turn: int | None) -> Image.Image | None:
+    def decode_or_repair(self, file: IO[bytes] | Path) -> Image.Image:
+        """Decode, also where Pillow fails on something beside the pixels (docs/decisions/004)."""
         try:
-            return _decode_rgb(BytesIO(copy), geometry, max_pixels, scaled, turn)
+            return self._decode(file)
         except (RejectedImageError, MemoryError):
             raise
-        except Exception:  # as in `_decode_or_repair`
+        except Exception as error:
+            # Decoders raise nearly any exception on damaged input (OSError, SyntaxError, struct.error, IndexError, …).
+            # The block holds little besides their calls, and the row keeps its reason.
+            failure = error.with_traceback(None)  # which would keep the pixels in memory
+        content = _content(file)
+        image = self._repair(content)
+        if image is None:
+            raise RejectedImageError(failure_status(failure, content, FORMATS))
+        return image
+
+    def _decode(self, file: IO[bytes] | Path, turn: int | None = None) -> Image.Image:
+        """Open, decode, render and turn; `turn` is an orientation that was read elsewhere."""
+        read = partial(_content, file)
+        image: Image.Image = Image.open(file, formats=FORMATS)
+        self._require_size(image)
+        num_pixels = image.width * image.height
+        if image.format in ("JPEG", "MPO") and has_too_many_scans(read(), num_pixels):
+            raise RejectedImageError(Status.TOO_SLOW)
+        layout = read_layout(image, read)
+        self.claimed.close()  # of a copy on which Pillow failed
+        self.claimed.enter_context(self.claim(num_pixels))
+        if self.scaled:
+            image.draft(None, self._least_size(image))  # only JPEG can
+        image.load()  # the first frame of an animation
+        image = turned(to_rgb(image, layout), orientation(image, read) if turn is None else turn)
+        self._require_size(image)
+        return image
+
+    def _repair(self, content: bytes) -> Image.Image | None:
+        """Decode an image on which Pillow failed, if its pixels are whole."""
+        stripped, turn = without_metadata(content), None
+        if stripped is not None:
+            content, turn = stripped.content, stripped.orientation
+            image = self._attempt(content, turn)
+            if image is not None:
+                return image
+        if not content.startswith(JPEG_SIGNATURE) or not has_every_scan(content):
+            return None
+        first: Image.Image | None = None
+        for copy in continued(content):
+            image = self._attempt(copy, turn)
+            if image is None or (first is not None and ImageChops.difference(first, image).getbbox() is not None):
+                return None
+            first = image
+        return first
+
+    def _attempt(self, content: bytes, turn: int | None) -> Image.Image | None:
+        try:
+            return self._decode(BytesIO(content), turn)
+        except (RejectedImageError, MemoryError):
+            raise
+        except Exception:  # as in `decode_or_repair`
             return None
 
-    stripped, turn = without_metadata(content), None
-    if stripped is not None:
-        content, turn = stripped.content, stripped.orientation
-        image = decoded(content, turn)
-        if image is not None:
-            return image
-    if not content.startswith(JPEG_SIGNATURE) or not has_every_scan(content):
-        return None
-    first: Image.Image | None = None
-    for copy in continued(content):
-        image = decoded(copy, turn)
-        if image is None or (first is not None and ImageChops.difference(first, image).getbbox() is not None):
-            return None
-        first = image
-    return first
+    def _require_size(self, image: Image.Image) -> None:
+        """Reject an image that would take too much memory now or once resized, or would be resized to nothing."""
+        width, height = self.geometry.resized(*image.size)
+        if max(image.width * image.height, width * height) > self.max_pixels or min(width, height) < 1:
+            raise RejectedImageError(Status.TOO_LARGE)
+
+    def _least_size(self, image: Image.Image) -> tuple[int, int]:
+        """The least (width, height) of an image decoded at reduced size, whichever way EXIF turns it."""
+        width, height = self.geometry.resized(*image.size)
+        turned_height, turned_width = self.geometry.resized(image.height, image.width)
+        return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)
 
 
 def _content(file: IO[bytes] | Path) -> bytes:
@@ -261,17 +289,3 @@ def _content(file: IO[bytes] | Path) -> bytes:
         return file.getvalue()
     file.seek(0)
     return file.read()
-
-
-def _require_size(image: Image.Image, geometry: ResizeCrop, max_pixels: int) -> None:
-    """Reject an image that would take too much memory now or once resized, or would be resized to nothing."""
-    width, height = geometry.resized(*image.size)
-    if max(image.width * image.height, width * height) > max_pixels or min(width, height) < 1:
-        raise RejectedImageError(Status.TOO_LARGE)
-
-
-def _least_size(image: Image.Image, geometry: ResizeCrop) -> tuple[int, int]:
-    """The least (width, height) of an image decoded at reduced size, whichever way EXIF turns it."""
-    width, height = geometry.resized(*image.size)
-    turned_height, turned_width = geometry.resized(image.height, image.width)
-    return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)

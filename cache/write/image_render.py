@@ -36,17 +36,19 @@ class Layout:
     Attributes:
         black: the number that is black, in images of one number a pixel with more than 8 bits.
         white: the number that is white.
+        top: the number that is full intensity, in grey and RGB of 8 bits.
         signed_bytes: whether values of 8 bits are signed.
         unsigned: whether Pillow's signed integers of 32 bits are unsigned in the file.
         key: the transparent colour, as many bits deep as the file's pixels.
         key_bits: how many of its bits count.
-        low_bytes: RGB of the lower bytes, where Pillow keeps the higher bytes of 16 bits alone and there is a key.
+        low_bytes: RGB of the lower bytes, where Pillow keeps the higher bytes of 16 bits alone and both are needed.
         frame: (left, top, right, bottom) of the first frame, where it does not cover its canvas.
         alpha_may_be_unused: whether alpha that is zero everywhere means that there is none.
     """
 
     black: float = 0
     white: float = 65535
+    top: int = 255
     signed_bytes: bool = False
     unsigned: bool = False
     key: tuple[int, ...] | None = None
@@ -66,13 +68,16 @@ def read_layout(image: Image.Image, read: Callable[[], bytes]) -> Layout:
     Raises:
         RejectedImageError: its pixels have no known look.
     """
-    kinds = {"PNG": _png_layout, "GIF": _gif_layout, "WEBP": _webp_layout, "BMP": _bmp_layout, "TIFF": _tiff_layout}
+    kinds = {
+        "PNG": _png_layout,
+        "GIF": _gif_layout,
+        "WEBP": _webp_layout,
+        "BMP": _bmp_layout,
+        "TIFF": _tiff_layout,
+        "PPM": _ppm_layout,
+    }
     reader = kinds.get(image.format or "")
-    if reader is not None:
-        return reader(image, read)
-    if image.mode == "F":  # a PFM holds measurements
-        raise RejectedImageError(Status.UNSUPPORTED)
-    return Layout()
+    return Layout() if reader is None else reader(image, read)
 
 
 def to_rgb(image: Image.Image, layout: Layout = Layout()) -> Image.Image:
@@ -92,6 +97,11 @@ def to_rgb(image: Image.Image, layout: Layout = Layout()) -> Image.Image:
         return _by_bands(image, lambda band, box: _signed_grey(band, layout))
     if layout.key is not None:
         return _by_bands(image, lambda band, box: _without_key(band, box, layout))
+    if layout.low_bytes is not None:
+        return _by_bands(image, lambda band, box: _scaled_colour(band, box, layout))
+    if layout.top != 255:
+        levels = [min(255, round(i * 255 / layout.top)) for i in range(256)]
+        return image.point(levels * len(image.getbands())).convert("RGB")
     if image.mode == "La":
         return _by_bands(image, lambda band, box: _on_white(band.convert("LA")))
     if layout.alpha_may_be_unused and image.getchannel("A").getextrema() == (0, 0):
@@ -142,14 +152,24 @@ def _without_key(image: Image.Image, box: Box, layout: Layout) -> Image.Image:
     rgb = image.convert("RGB")
     if layout.low_bytes is not None:
         same = _equals(rgb, [value >> 8 for value in layout.key])
-        low = layout.low_bytes if layout.low_bytes.size == rgb.size else layout.low_bytes.crop(box)
-        same = ImageChops.multiply(same, _equals(low, [value & 255 for value in layout.key]))
+        same = ImageChops.multiply(same, _equals(_part(layout.low_bytes, box), [value & 255 for value in layout.key]))
     else:
         top = 2**layout.key_bits - 1
         key = [(value & top) * 255 // top for value in layout.key]
         same = _equals(rgb, key * (3 // len(key)))
     rgb.paste(BACKGROUND, mask=same)
     return rgb
+
+
+def _scaled_colour(image: Image.Image, box: Box, layout: Layout) -> Image.Image:
+    """RGB of 16 bits, of which `image` has the higher bytes."""
+    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(_part(layout.low_bytes, box))
+    return Image.fromarray(_eight_bits(values, layout))
+
+
+def _part(image: Image.Image | None, box: Box) -> Image.Image:
+    assert image is not None
+    return image if box == (0, 0, *image.size) else image.crop(box)
 
 
 def _equals(rgb: Image.Image, colour: list[int]) -> Image.Image:
@@ -189,12 +209,35 @@ def _png_layout(image: Image.Image, read: Callable[[], bytes]) -> Layout:
     key = struct.unpack(">HHH" if mode == "RGB" else ">H", trns[: 6 if mode == "RGB" else 2])
     low_bytes = None
     if bits == 16 and mode == "RGB":
-        low_bytes = Image.open(BytesIO(content), formats=("PNG",))
-        # Read as if the lower byte came first, pixels keep the byte that Pillow drops otherwise.
-        low_bytes.tile = [_first_tile(low_bytes)._replace(args="RGB;16L")]
-        low_bytes.load()
+        low_bytes = _low_bytes(content, _first_tile(image)._replace(args="RGB;16L"))
     del image.info["transparency"]  # Pillow would compare it with other numbers
     return Layout(frame=frame, key=key, key_bits=bits, low_bytes=low_bytes)
+
+
+def _low_bytes(content: bytes, tile: Any) -> Image.Image:
+    """RGB of the lower bytes of 16 bits, which Pillow keeps where it reads them as if the lower byte came first."""
+    image = Image.open(BytesIO(content), formats=("PNG", "PPM"))
+    image.tile = [tile]
+    image.load()
+    return image
+
+
+def _ppm_layout(image: Any, read: Callable[[], bytes]) -> Layout:
+    """Numbers of any greatest value, which Pillow would scale one by one in Python: minutes for a large image."""
+    if image.mode == "F":  # a PFM holds measurements
+        raise RejectedImageError(Status.UNSUPPORTED)
+    tile = _first_tile(image)
+    if tile.codec_name != "ppm":
+        return Layout()
+    mode, top = tile.args
+    if top < 256:
+        image.tile = [tile._replace(codec_name="raw", args=mode)]
+        return Layout(top=top)
+    if mode == "L":
+        image.tile = [tile._replace(codec_name="raw", args="I;16B")]
+        return Layout(white=top)
+    image.tile = [tile._replace(codec_name="raw", args="RGB;16B")]
+    return Layout(white=top, low_bytes=_low_bytes(read(), tile._replace(codec_name="raw", args="RGB;16L")))
 
 
 def _gif_layout(image: Any, read: Callable[[], bytes]) -> Layout:

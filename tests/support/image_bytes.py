@@ -10,6 +10,8 @@ from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.write.image_decode import ResizeCrop, decode
 from PIL import Image, ImageDraw
 
+from .image_writers import jpeg_scans
+
 SQUARE = ResizeCrop(height=16, width=16, resize_mode="shortest", interpolation="bicubic", fill=0)
 PLAIN = ResizeCrop(
     height=20, width=30, resize_mode="squash", interpolation="bicubic", fill=0
@@ -38,3 +40,10 @@ def rejection(file: BytesIO, geometry: ResizeCrop = SQUARE, **limits: int) -> St
     with pytest.raises(RejectedImageError) as rejected:
         decode(file, geometry, **limits)
     return rejected.value.status
+
+
+def of_many_scans(side: int, num: int) -> bytes:
+    """A progressive JPEG whose first scan, which is of the means of blocks, comes again and again."""
+    content = stored(noise(2, 2).resize((side, side), Image.Resampling.BOX), "JPEG", progressive=True).getvalue()
+    start, end, *_ = jpeg_scans(content)
+    return content[:end] + content[start:end] * num + content[end:]

@@ -1,9 +1,14 @@
 """An image that ends the process which decodes it costs its row; processes that all die end the pass."""
 
+import os
+import time
+from concurrent.futures.process import BrokenProcessPool
+
 import numpy as np
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.cache.processes import CONTEXT, kill_workers, worker_pool
 from clipglot.cache.write.decode_pool import Block, decode_pool
 from clipglot.cache.write.image_decode import ResizeCrop
 from numpy.typing import NDArray
@@ -47,3 +52,22 @@ def test_processes_that_die_one_after_another_end_the_pass(block_rows: int) -> N
         CacheError, match=r"die one after another, the last one at row \d+ \(\d+\), perhaps for lack of"
     ):
         decoded(set(range(12, 24)), 30, block_rows)
+
+
+def begin() -> None:
+    """A worker needs nothing."""
+
+
+def test_a_worker_that_starts_while_a_broken_pool_ends_the_others_is_ended_too() -> None:
+    pool = worker_pool(1, __name__, begin)
+    pool.submit(os.getpid).result()
+    late = CONTEXT.Process(target=time.sleep, args=(600,))
+    late.start()
+    late.terminate = lambda: None  # type: ignore[method-assign]  # as if it came after the pool had ended its workers
+    pool._processes[late.pid] = late
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(os._exit, 1).result()
+    started = time.monotonic()
+    kill_workers(pool)
+    assert time.monotonic() - started < 60
+    assert not late.is_alive()

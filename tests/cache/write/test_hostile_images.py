@@ -24,6 +24,7 @@ from clipglot.cache.write.image_render import to_rgb
 from clipglot.cli.main import main
 from PIL import Image
 from support.drawings import draw_images
+from support.image_bytes import of_many_scans
 
 SQUARE = ResizeCrop(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 
@@ -163,6 +164,7 @@ ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "1 by 100,000": (lambda path: Image.new("RGB", (1, 100_000)).save(path), "too large"),
     "100,000 by 1": (lambda path: Image.new("L", (100_000, 1)).save(path), "too large"),
     "a bomb": (lambda path: Image.new("1", (20_000, 20_000)).save(path), "too large"),
+    "900 scans": (lambda path: path.write_bytes(of_many_scans(1200, 900)), "too slow"),
     "one pixel": (lambda path: Image.new("RGB", (1, 1)).save(path), "embedded"),
 }
 

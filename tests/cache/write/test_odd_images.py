@@ -15,7 +15,7 @@ from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.write.image_decode import ResizeCrop, decode, decode_views
 from PIL import Image, ImageFile, PngImagePlugin
 from support import image_writers as writers
-from support.image_bytes import rejection, stored
+from support.image_bytes import of_many_scans, rejection, stored
 from support.odd_images import Pixels, fault_of, inflating, odd_images, scene
 
 PHOTO = scene(np.random.default_rng(0), 60, 61)
@@ -200,13 +200,6 @@ def test_scaled_decoding_takes_a_jpeg_without_an_end_too() -> None:
 
 
 # Bombs
-
-
-def of_many_scans(side: int, num: int) -> bytes:
-    """A progressive JPEG whose first scan, which is of the means of blocks, comes again and again."""
-    content = stored(Image.fromarray(PHOTO.rgb).resize((side, side)), "JPEG", progressive=True).getvalue()
-    start, end, *_ = writers.jpeg_scans(content)
-    return content[:end] + content[start:end] * num + content[end:]
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused_at_once() -> None:
