@@ -1,4 +1,4 @@
-"""The demo: draw, cache, train, export, then measure the result with plain open_clip."""
+"""The demo: draw, cache, train and export, then measure the result with plain open_clip."""
 
 import json
 import random
@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.progress import OnProgress, Progress
+from ..cache.location import Location
+from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..distill.train_settings import TrainSettings
 from ..encoders.merged_clip import MergedClip, load_merged
 from ..evals.retrieval import retrieve
@@ -35,7 +36,7 @@ CAPTIONS_PER_IMAGE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a text tower reaches on images of combinations that no training image shows."""
+    """Accuracy and recall of a text tower on images of combinations that no training image shows."""
 
     tower: str
     prompts: Language
@@ -49,14 +50,14 @@ class DemoReport:
     """The demo's results.
 
     Attributes:
-        scores: the English tower with English prompts, with the new language's, and the new tower.
-        chance: of the same three measures.
+        scores: of the English tower with English prompts, the same with those of the new language, and the new tower.
+        chance: the same three measures of random guesses.
         stage_s: seconds of each stage.
-        num_pictures: that were trained on.
+        num_pictures: images that were trained on.
         epochs: of training.
         pass_s: seconds of one pass of the training images through the image tower, decoding included.
         train_s: seconds of training on the cache.
-        folder: where everything is.
+        folder: with the images, the caches, the run and the merged CLIP.
     """
 
     scores: list[Score]
@@ -70,12 +71,43 @@ class DemoReport:
 
     @property
     def uncached_s(self) -> float:
-        """Seconds that cache and training would have taken with every image through the tower in every epoch."""
+        """Seconds of training if the image tower embedded every image again in every epoch."""
         return self.epochs * self.pass_s + self.train_s
 
 
-def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> DemoReport:
-    """Do the whole job in an existing, empty folder."""
+@dataclass(frozen=True, kw_only=True)
+class _Scenes:
+    """The scenes of a demo: a cache is made of each of the three sets.
+
+    Attributes:
+        train: scenes to train on.
+        unseen: scenes with held-out combinations, for retrieval.
+        classes: single objects of held-out combinations, for zero-shot classification.
+        labels: the class of each of these.
+        queries: by language, a complete caption of each unseen scene.
+    """
+
+    train: list[Scene]
+    unseen: list[Scene]
+    classes: list[Scene]
+    labels: list[int]
+    queries: dict[Language, list[str]]
+
+    def __len__(self) -> int:
+        return len(self.train) + len(self.unseen) + len(self.classes)
+
+
+def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress = ignore_progress) -> DemoReport:
+    """Run the whole workflow in an existing, empty folder.
+
+    Args:
+        settings: sizes, language and seed.
+        folder: gets the images, the caches, the run and the merged CLIP.
+        on_progress: called with the stages `draw`, `cache`, `train`, `export` and `measure`.
+
+    Raises:
+        KeyboardInterrupt: training was stopped.
+    """
     stage_s: dict[str, float] = {}
 
     @contextmanager
@@ -85,73 +117,16 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
         yield lambda done, total: on_progress(Progress(name, done, total))
         stage_s[name] = time.perf_counter() - started
 
-    language = settings.language
-    training = training_scenes(settings.pictures, seed=settings.seed)
-    unseen = held_out_scenes(NUM_HELD_OUT, seed=settings.seed)
-    single, labels = classification_scenes(PER_CLASS, seed=settings.seed, pairs=HELD_OUT)
-    rng = random.Random(settings.seed)
-    told = {spoken: [caption(scene, spoken, rng, complete=True) for scene in unseen] for spoken in ("en", language)}
-    num_drawn = len(training) + len(unseen) + len(single)
     with stage("draw") as progress:
-        for done, _ in enumerate(
-            chain(
-                _draw_pairs(folder / "train", training, [_captions(scene, language, rng) for scene in training]),
-                _draw_pairs(folder / "unseen", unseen, [[text] for text in told[language]]),
-                _draw_pairs(folder / "classes", single, [[class_prompt(*PAIRS[i], language)] for i in labels]),
-            )
-        ):
-            progress(done + 1, num_drawn)
-
-    caches: dict[str, CacheResult] = {}
+        scenes = _draw_all(settings, folder, progress)
     with stage("cache") as progress:
-        for name, before in (("train", 0), ("unseen", len(training)), ("classes", len(training) + len(unseen))):
-            wanted = CacheSettings(
-                source=folder / name / "pairs.jsonl",
-                output=folder / f"{name}.zarr",
-                model=f"local-dir:{ENGLISH_CLIP}",
-                device="cpu",
-            )
-            caches[name] = cache_images(
-                wanted,
-                lambda stage, done, total, before=before: (  # type: ignore[misc]
-                    progress(before + done, num_drawn) if stage == "embed" else None
-                ),
-            )
-
+        caches = _cache_all(folder, scenes, progress)
     with stage("train") as progress:
-        recipe = TrainSettings(
-            cache=caches["train"].cache.path,
-            output=folder / "run",
-            width=128,
-            layers=2,
-            heads=4,
-            context_length=48,
-            vocab_size=1_000,
-            batch_size=BATCH_SIZE,
-            epochs=settings.epochs,
-            lr=3e-3,
-            seed=settings.seed,
-            device="cpu",
-        )
-        if not train(
-            recipe, on_progress=lambda at: progress(at.done, at.total) if at.stage == "train" else None
-        ).complete:
-            raise KeyboardInterrupt
-
+        _train(settings, folder, caches["train"].cache.path, progress)
     with stage("export"):
         export_run(ExportSettings(run=folder / "run", output=folder / "merged"))
-
     with stage("measure"):
-        english, merged = load_merged(ENGLISH_CLIP), load_merged(folder / "merged")
-        pairs: list[tuple[str, MergedClip, Language]] = [("English tower", english, "en")]
-        if language != "en":
-            pairs.append(("English tower", english, language))
-        pairs.append(("new tower", merged, language))
-        image_emb = {name: cached.cache.image_emb().astype(np.float32) for name, cached in caches.items()}
-        scores = [
-            _score(name, clip, prompts, image_emb["classes"], np.asarray(labels), image_emb["unseen"], told[prompts])
-            for name, clip, prompts in pairs
-        ]
+        scores = _measure(settings.language, folder, scenes, caches)
     return DemoReport(
         scores=scores,
         chance={"accuracy": 1 / len(PAIRS), "r_at_1": 1 / NUM_HELD_OUT, "r_at_10": 10 / NUM_HELD_OUT},
@@ -164,19 +139,102 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress) -> D
     )
 
 
-def _captions(scene: Scene, language: Language, rng: random.Random) -> list[str]:
-    return [caption(scene, language, rng) for _ in range(CAPTIONS_PER_IMAGE)]
+def _draw_all(settings: DemoSettings, folder: Path, progress: Callable[[int, int | None], None]) -> _Scenes:
+    language, seed = settings.language, settings.seed
+    unseen = held_out_scenes(NUM_HELD_OUT, seed=seed)
+    classes, labels = classification_scenes(PER_CLASS, seed=seed, pairs=HELD_OUT)
+    rng = random.Random(seed)
+    scenes = _Scenes(
+        train=training_scenes(settings.pictures, seed=seed),
+        unseen=unseen,
+        classes=classes,
+        labels=labels,
+        queries={
+            spoken: [caption(scene, spoken, rng, complete=True) for scene in unseen] for spoken in ("en", language)
+        },
+    )
+    captions = [[caption(scene, language, rng) for _ in range(CAPTIONS_PER_IMAGE)] for scene in scenes.train]
+    drawn = chain(
+        _draw_pairs(folder / "train", scenes.train, captions),
+        _draw_pairs(folder / "unseen", unseen, [[query] for query in scenes.queries[language]]),
+        _draw_pairs(folder / "classes", classes, [[class_prompt(*PAIRS[label], language)] for label in labels]),
+    )
+    for num_drawn, _ in enumerate(drawn, 1):
+        progress(num_drawn, len(scenes))
+    return scenes
 
 
 def _draw_pairs(folder: Path, scenes: Sequence[Scene], captions: Sequence[list[str]]) -> Iterator[Path]:
-    """Draw scenes and write their manifest; yields each image's file."""
+    """Draw scenes and write the table of their captions; yield the file of each image."""
     (folder / "images").mkdir(parents=True)
-    with open(folder / "pairs.jsonl", "w", encoding="utf-8") as manifest:
+    with open(folder / "pairs.jsonl", "w", encoding="utf-8") as table:
         for i, (scene, texts) in enumerate(zip(scenes, captions, strict=True)):
             image = f"images/{i:05}.png"
             draw(scene).save(folder / image)
-            manifest.write(json.dumps({"image": image, "text": texts}, ensure_ascii=False) + "\n")
+            table.write(json.dumps({"image": image, "text": texts}, ensure_ascii=False) + "\n")
             yield folder / image
+
+
+def _cache_all(folder: Path, scenes: _Scenes, progress: Callable[[int, int | None], None]) -> dict[str, CacheResult]:
+    """Cache the three sets of images, with one progress over all."""
+    caches: dict[str, CacheResult] = {}
+    num_cached = 0
+
+    def show(at: Progress) -> None:
+        if at.stage == "embed":
+            progress(num_cached + at.done, len(scenes))
+
+    for name in ("train", "unseen", "classes"):
+        settings = CacheSettings(
+            source=folder / name / "pairs.jsonl",
+            output=folder / f"{name}.zarr",
+            model=f"local-dir:{ENGLISH_CLIP}",
+            device="cpu",
+        )
+        caches[name] = cache_images(settings, show)
+        num_cached += len(caches[name].cache)
+    return caches
+
+
+def _train(settings: DemoSettings, folder: Path, cache: Location, progress: Callable[[int, int | None], None]) -> None:
+    def show(at: Progress) -> None:
+        if at.stage == "train":
+            progress(at.done, at.total)
+
+    result = train(
+        TrainSettings(
+            cache=cache,
+            output=folder / "run",
+            width=128,
+            layers=2,
+            heads=4,
+            context_length=48,
+            vocab_size=1_000,
+            batch_size=BATCH_SIZE,
+            epochs=settings.epochs,
+            lr=3e-3,
+            seed=settings.seed,
+            device="cpu",
+        ),
+        on_progress=show,
+    )
+    if not result.complete:
+        raise KeyboardInterrupt
+
+
+def _measure(language: Language, folder: Path, scenes: _Scenes, caches: dict[str, CacheResult]) -> list[Score]:
+    """Score the English text tower with English captions and with those of the new language, then the new tower."""
+    english, merged = load_merged(ENGLISH_CLIP), load_merged(folder / "merged")
+    towers: list[tuple[str, MergedClip, Language]] = [("English tower", english, "en")]
+    if language != "en":
+        towers.append(("English tower", english, language))
+    towers.append(("new tower", merged, language))
+    image_emb = {name: result.cache.image_emb().astype(np.float32) for name, result in caches.items()}
+    labels = np.asarray(scenes.labels)
+    return [
+        _score(name, clip, spoken, image_emb["classes"], labels, image_emb["unseen"], scenes.queries[spoken])
+        for name, clip, spoken in towers
+    ]
 
 
 def _score(

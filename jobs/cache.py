@@ -1,9 +1,11 @@
-"""`clipglot cache`: tower, plan, pass and seal, resumed by running it again."""
+"""`clipglot cache`: load the towers, plan, embed and seal; run it again to resume."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..cache.errors import CacheError
+from ..cache.format import CacheInfo
+from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.sources.kinds import open_source
 from ..cache.sources.source import Source
@@ -21,7 +23,8 @@ from ..encoders.image_queue import Deviation, ImageQueue
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.text_teacher import TextTeacher, load_with_teacher
 from .cache_job import CacheJob
-from .cache_plan import OnProgress, prepare_cache, prepare_cache_or_wait
+from .cache_plan import prepare_cache, prepare_cache_or_wait
+from .output_cache import OutputCache
 from .settings.cache import CacheSettings
 
 
@@ -30,11 +33,16 @@ class CacheResult:
     """A sealed cache and what this pass did for it.
 
     Attributes:
+        cache: sealed.
+        before: the metadata that the cache had before; None if there was none.
+        report: counts and seconds of this pass.
+        resumed: whether the cache was planned before.
         most_at_once: images that fitted into the device's memory, where a batch did not.
         deviation: of features in half precision, on the first batch.
     """
 
     cache: Cache
+    before: CacheInfo | None
     report: PassReport
     resumed: bool
     most_at_once: int | None = None
@@ -43,84 +51,103 @@ class CacheResult:
 
 def cache_images(
     settings: CacheSettings,
-    on_progress: OnProgress = lambda stage, done, total: None,
+    on_progress: OnProgress = ignore_progress,
     *,
     source: Source | None = None,
+    output: OutputCache | None = None,
     on_report: Callable[[PassReport], None] = lambda report: None,
 ) -> CacheResult:
-    """Embed every image of a source, finish what an earlier pass left, or add views or a further source.
+    """Embed every image of a source, finish an interrupted pass, or add views or another source.
 
-    Alone, or as one of several that share the pass.
+    Alone, or as one of several workers that share the pass.
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
-        on_progress: called with the stage, what is done of it and the total where known.
-        source: one of your own (docs/sources.md); by default recognised from `settings.source`.
-        on_report: called with what the pass over images has done so far.
+        on_progress: called with the stages `load`, `wait` (for the first worker), `plan` (records), `teach` (captions)
+            and `embed` (images).
+        source: a source of your own (docs/sources.md); by default that of `settings.source`.
+        output: the cache at `settings.output`, if the caller has opened it.
+        on_report: called with the report of the pass so far, each time after stage `embed` has made progress.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     source = source or open_source(settings.source_info)
     source.info = replace(source.info, sha256=source.sha256())
-    on_progress("load", 0, None)
-    tower, teacher = _load(settings)
+    on_progress(Progress("load", 0))
+    tower, teacher = _load_towers(settings)
     worker, store = settings.worker, store_at(settings.output, read_only=False)
-    job = CacheJob(settings, source, encoder_info(tower), teacher.weights_sha256 if teacher else None)
+    job = CacheJob(
+        settings=settings,
+        source=source,
+        encoder=encoder_info(tower),
+        teacher_sha256=teacher.weights_sha256 if teacher else None,
+        output=output or OutputCache(settings.output),
+    )
+    before = job.output.info
     if worker.is_alone:
         with store.lock():
             resumed = prepare_cache(job, on_progress)
-            return _embed(job, tower, teacher, resumed, on_progress, on_report)
-    resumed = prepare_cache_or_wait(job, worker, store, on_progress)
-    try:
-        with store.lock(shared=True):
-            return _embed(job, tower, teacher, resumed, on_progress, on_report)
-    except CacheError as error:  # this worker's own, while the others go on
-        raise LoneError(f"{worker}: {error}") from error
+            report, queue = _embed(job, tower, teacher, on_progress, on_report)
+    else:
+        resumed = prepare_cache_or_wait(job, worker, store, on_progress)
+        try:
+            with store.lock(shared=True):
+                report, queue = _embed(job, tower, teacher, on_progress, on_report)
+        except CacheError as error:  # of this worker alone: the others go on
+            raise LoneError(f"{worker}: {error}") from error
+    return CacheResult(
+        cache=job.output.require(),
+        before=before,
+        report=report,
+        resumed=resumed,
+        most_at_once=queue.most if queue else None,
+        deviation=queue.deviation if queue else None,
+    )
 
 
 def _embed(
     job: CacheJob,
     tower: ImageTower,
     teacher: TextTeacher | None,
-    resumed: bool,
     on_progress: OnProgress,
     on_report: Callable[[PassReport], None],
-) -> CacheResult:
-    """What a worker does of the pass, once the cache is prepared."""
-    settings, worker = job.settings, job.settings.worker
-    cache = Cache(settings.output, read_only=False)
-    if teacher and settings.images:  # first, so that a sealed cache has all of it
-        embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress("teach", done, total))
+) -> tuple[PassReport, ImageQueue | None]:
+    """Embed a worker's part of a prepared cache; return its report, and the queue of images if there are images."""
+    settings, worker, cache = job.settings, job.settings.worker, job.output.require()
+    if teacher and settings.images:  # first, so that a sealed cache has all text targets
+        embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress(Progress("teach", done, total)))
     num_views = max(settings.views, cache.info.num_views)
-    to_make = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
-    total = sum(len(rows) for chunk, rows in to_make.items() if chunk % worker.num == worker.index)
-
-    if to_make:
-        on_progress("embed", 0, total)  # the first batch takes its time
+    missing = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
+    total = sum(len(rows) for chunk, rows in missing.items() if chunk % worker.num == worker.index)
+    if missing:
+        on_progress(Progress("embed", 0, total))  # the first batch takes its time
 
     def embedded(done: int, report: PassReport) -> None:
-        on_progress("embed", done, max(done, total))  # it may take over chunks of others, and they some of its own
+        # A worker may take over chunks of others, and others may take over some of its own.
+        on_progress(Progress("embed", done, max(done, total)))
         on_report(report)
 
     if teacher and not settings.images:
-        report = embed_missing_texts(cache, teacher.encode, worker, embedded)
-        return CacheResult(cache=cache, report=report, resumed=resumed)
+        return embed_missing_texts(cache, teacher.encode, worker, embedded), None
     queue = ImageQueue(tower)
     report = embed_missing(
         cache,
         queue,
-        reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=to_make.values()),
+        reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=missing.values()),
         num_workers=settings.resolved_num_workers,
         num_views=num_views,
         worker=worker,
         on_progress=embedded,
     )
-    return CacheResult(cache=cache, report=report, resumed=resumed, most_at_once=queue.most, deviation=queue.deviation)
+    return report, queue
 
 
-def _load(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
-    """The towers, on the device if they compute: without images the image tower is there for its identity alone."""
+def _load_towers(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
+    """Load the image tower, and the text tower if there are text targets.
+
+    Without images only the identity of the image tower is needed, so it stays off the device.
+    """
     device, model, pretrained = resolve_device(settings.device), settings.model, settings.pretrained
     if not settings.teacher_field:
         return load_image_tower(model, pretrained, device=device, precision=settings.precision), None

@@ -2,21 +2,21 @@
 
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
-from ..cache.sources.embeddings import EmbeddingFileSource, open_embeddings
+from ..cache.sources.embeddings import open_embeddings
 from ..cache.storage.atomic import lock_folder
 from ..cache.write.import_embeddings import import_missing, scan_rows
-from ..cache.write.plan import is_planned, plan_cache
+from ..cache.write.plan import plan_cache
 from ..cache.write.report import PassReport
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, require_same_encoder
 from ..encoders.image_tower import load_image_tower
+from .output_cache import OutputCache
 from .reembed import reembed_imported, tower_name
 from .settings.import_embeddings import ImportSettings
 
@@ -72,9 +72,21 @@ def import_embeddings(settings: ImportSettings, on_progress: OnProgress = ignore
     info = replace(source.info, sha256=source.sha256())
     encoder = replace(encoder_info(tower), precision=settings.precision)
     with lock_folder(settings.output):
-        resumed = _plan(settings.output, source, info, encoder, on_progress)
-        cache = Cache(settings.output, read_only=False)
-        if cache.info.source != info:  # the same files, elsewhere than when they were planned
+        output = OutputCache(settings.output)
+        existing = output.cache
+        if existing:
+            _require_same(existing, info, encoder)
+        else:
+            libraries = {name: version(name) for name in _LIBRARIES}
+            plan_cache(
+                settings.output,
+                source.batches(),
+                CacheInfo(state="planning", encoder=encoder, source=info, batch_size=BATCH_SIZE, libraries=libraries),
+                on_progress=lambda done: on_progress(Progress("plan", done, num)),
+            )
+            output.refresh()
+        cache = output.require()
+        if cache.info.source != info:  # the same files, which have moved
             cache.arrays.write_info(replace(cache.info, source=info))
         report = import_missing(
             cache, source, rows, lambda done, report: on_progress(Progress("import", done, len(rows)))
@@ -82,44 +94,31 @@ def import_embeddings(settings: ImportSettings, on_progress: OnProgress = ignore
     return ImportResult(
         cache=cache,
         report=report,
-        resumed=resumed,
+        resumed=existing is not None,
         num_probes=len(cosines),
         min_cosine=min(cosines) if cosines else None,
     )
 
 
-def _plan(
-    output: Path, source: EmbeddingFileSource, info: SourceInfo, encoder: EncoderInfo, on_progress: OnProgress
-) -> bool:
-    """Plan the cache unless it is planned already; return whether it was.
+def _require_same(cache: Cache, source: SourceInfo, encoder: EncoderInfo) -> None:
+    """Refuse to go on with a cache of other files, another tower or other settings.
 
     Raises:
-        DistillError: it was planned from other files or with other settings, or was appended to since.
+        DistillError: something differs; the message names it.
     """
-    if not is_planned(output):
-        libraries = {name: version(name) for name in _LIBRARIES}
-        planned = CacheInfo(state="planning", encoder=encoder, source=info, batch_size=BATCH_SIZE, libraries=libraries)
-        plan_cache(
-            output,
-            source.batches(),
-            planned,
-            on_progress=lambda done: on_progress(Progress("plan", done, len(source))),
-        )
-        return False
-    existing = Cache(output).info
-    if existing.appended:
-        raise DistillError(f"{output} was appended to since: run its `clipglot cache` command instead")
-    require_same_encoder(existing.encoder, encoder, f"the tower given for {output}")
+    planned, path = cache.info, cache.path
+    if planned.appended:
+        raise DistillError(f"{path} was appended to since: run its `clipglot cache` command instead")
+    require_same_encoder(planned.encoder, encoder, f"the tower given for {path}")
     for name in ("kind", "sha256", "image_field", "text_fields"):
-        before, now = getattr(existing.source, name), getattr(info, name)
+        before, now = getattr(planned.source, name), getattr(source, name)
         if before != now:
             raise DistillError(
-                f"{output} was made from another source: {name} was {before!r}, now {now!r}; "
+                f"{path} was made from another source: {name} was {before!r}, now {now!r}; "
                 "give the same files and fields to resume, or choose another -o"
             )
-    if existing.encoder.precision != encoder.precision:
+    if planned.encoder.precision != encoder.precision:
         raise DistillError(
-            f"{output} was begun with --precision {existing.encoder.precision}, now {encoder.precision}: "
+            f"{path} was begun with --precision {planned.encoder.precision}, now {encoder.precision}: "
             "give the same, or choose another -o"
         )
-    return True

@@ -21,8 +21,8 @@ from .row_writer import RowWriter
 from .text_targets import add_text_target_arrays
 
 
-def is_planned(path: Location) -> bool:
-    """Whether `path` is a planned cache; False where nothing exists, or only the remains of an interrupted plan.
+def open_planned(path: Location) -> Cache | None:
+    """Open a planned cache for writing; None where nothing exists, or only the remains of an interrupted plan.
 
     A cache to which a source is being appended is planned, because it has its old rows.
 
@@ -31,10 +31,16 @@ def is_planned(path: Location) -> bool:
     """
     names = store_at(path, read_only=True).names("")
     if ZARR_JSON in names:
-        return Cache(path).info.state != "planning"
+        cache = Cache(path, read_only=False)
+        return None if cache.info.state == "planning" else cache
     if not all(name.endswith(PARTIAL) for name in names):
         raise CacheError(f"{path} exists and is not a cache: choose another -o")
-    return False
+    return None
+
+
+def is_planned(path: Location) -> bool:
+    """Whether `path` is a planned cache; raises as `open_planned`."""
+    return open_planned(path) is not None
 
 
 def plan_cache(
