@@ -32,7 +32,7 @@ from clipglot.cache.write.image_decode import ResizeCrop
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.plan import plan_cache
 from clipglot.cache.write.report import PassReport
-from clipglot.distill.checks import num_usable_cores
+from clipglot.distill.cpu import num_usable_cores
 from numpy.typing import NDArray
 
 if __name__ == "__main__":  # the decoding processes import this file too, and need no torch

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.checks import num_usable_cores
+from clipglot.distill.cpu import num_usable_cores
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 

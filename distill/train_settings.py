@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from ..cache.location import Location
-from .checks import Device, require, require_at_least_one
+from .settings import Device, require, require_at_least_one
 
 # Sections of `--help`, in this order; run.json lists the settings in it, too.
 SECTIONS = {

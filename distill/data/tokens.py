@@ -25,7 +25,7 @@ from ...cache.storage import token_arrays
 from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import concatenated_ranges
 from ...encoders.tokenizer import TextTokenizer
-from ..checks import num_usable_cores
+from ..cpu import num_usable_cores
 from ..errors import DistillError
 
 CAPTIONS_PER_BLOCK = 2**14  # to read fewer would still decode the whole 16 MB chunk that holds them

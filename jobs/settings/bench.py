@@ -1,21 +1,21 @@
-"""The settings of `clipglot bench`; see `settings` for how such classes are made."""
+"""Settings of `clipglot bench`."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from ...cache.location import Location
-from ...distill.checks import Device, require_at_least_one
+from ...distill.settings import Device, require_at_least_one
 from ...distill.train_settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchSettings:
-    """`clipglot bench`: what this machine reaches. The tower is that of ViT-B/32 by default."""
+    """`clipglot bench`: how fast this machine trains. The text tower is that of ViT-B/32 by default."""
 
     cache: Annotated[Location | None, "cache to read and to take captions from (default: a synthetic one)"] = None
-    vocab_size: Annotated[int, "tokens that the text tower knows"] = 49_408
-    context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
+    vocab_size: Annotated[int, "tokens in the vocabulary of the text tower"] = 49_408
+    context_length: Annotated[int, "maximum number of tokens of a caption, BOS and EOS included"] = 77
     width: Annotated[int, "width of the text tower"] = 512
     layers: Annotated[int, "layers of the text tower"] = 12
     heads: Annotated[int, "attention heads of the text tower"] = 8
@@ -32,7 +32,7 @@ class BenchSettings:
         self.training(2 if self.batch_size is None else self.batch_size)
 
     def training(self, batch_size: int) -> TrainSettings:
-        """The training run whose steps are measured; it hardly moves the weights.
+        """Settings of a training run whose steps are measured; its learning rate hardly moves the weights.
 
         Raises:
             DistillError: a value that training refuses.

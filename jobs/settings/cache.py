@@ -11,45 +11,49 @@ from ...cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
 from ...cache.location import Url, is_hdf5
 from ...cache.sources.where import WhereFilter
 from ...cache.write.work_sharing import Worker
-from ...distill.checks import Device, num_usable_cores, require, require_at_least_one
+from ...distill.cpu import num_usable_cores
 from ...distill.errors import DistillError
+from ...distill.settings import Device, require, require_at_least_one
 
 RENAMED = {"worker": "shard", "workers": "num_workers"}
-"""Old names of settings and their new ones; flags and files of settings may use the old ones still."""
+"""Old names of settings and their new ones; flags and TOML files may still use the old ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
     """`clipglot cache`: embed every image of a source once."""
 
-    source: Annotated[Path | Url, "images and captions: .jsonl, .csv, .tsv, tars, or another shape (docs/sources.md)"]
+    source: Annotated[Path | Url, "images and captions: .jsonl, .csv, .tsv, tars, or another kind (docs/sources.md)"]
     output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
     image_root: Annotated[
-        Path | Url | None, "folder, or URL, that image paths are relative to (default: the source's)"
+        Path | Url | None, "folder or URL that image paths are relative to (default: the source's)"
     ] = None
     image_field: Annotated[str | None, "column with the image, or its path (default: image)"] = None
     text_field: Annotated[
         tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
     ] = ()
     language: Annotated[
-        tuple[str, ...], "BCP 47 tag of the captions, e.g. zh; once, or once for each --text-field"
+        tuple[str, ...], "language of the captions, a BCP 47 tag such as zh; once, or once for each --text-field"
     ] = ()
-    language_field: Annotated[str | None, "column with the tag of a row's captions, or of each"] = None
-    where: Annotated[str | None, "take only records that fulfil this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
+    language_field: Annotated[str | None, "column with the language tag of a row's captions, or of each caption"] = None
+    where: Annotated[str | None, "take only records that satisfy this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
         None
     )
     split: Annotated[
-        str | None, "take only this part of a source, e.g. train; of a table the rows whose column split says so"
+        str | None, "take only this split of a source, e.g. train; of a table, the rows with this value in column split"
     ] = None
     teacher_field: Annotated[
-        tuple[str, ...], "column with the same captions in a language that the CLIP reads; may be given more than once"
+        tuple[str, ...],
+        "column with translations of the captions into a language that the CLIP reads; may be given more than once",
     ] = ()
-    images: Annotated[bool, "without them the embedding of the teacher's text stands in the image's place"] = True
-    append: Annotated[bool, "add the images that a sealed cache does not have, and embed only those"] = False
+    images: Annotated[
+        bool, "embed images; without, the embedding of a translation (--teacher-field) takes the place of the image's"
+    ] = True
+    append: Annotated[bool, "add the images that a complete cache does not have, and embed only those"] = False
     retry: Annotated[
-        bool, "try the images of a complete cache again that could not be embedded, with all of their chunks"
+        bool, "try again to embed the images of a complete cache that failed, with all images of their chunks"
     ] = False
     limit: Annotated[int | None, "take only the first images"] = None
     batch_size: Annotated[int, "images in one forward of the tower"] = 64
@@ -59,23 +63,26 @@ class CacheSettings:
     chunk_rows: Annotated[
         int | None, "rows of a stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
     ] = None
-    max_pixels: Annotated[int, "larger images cost their row"] = 100_000_000
+    max_pixels: Annotated[int, "larger images are rejected"] = 100_000_000
     decoding: Annotated[
-        Decoding, "scaled decodes a large JPEG to a part of its size, at least twice what the tower sees: twice as fast"
+        Decoding,
+        "scaled decodes a large JPEG at a fraction of its size, at least twice what the tower needs: twice as fast",
     ] = "exact"
     views: Annotated[
-        int, "stored views of an image: the plain one, then augmented ones; run it again with more to add them"
+        int, "stored views of each image: the plain one, then augmented ones; run it again with more to add them"
     ] = 1
     augment_scale: Annotated[
-        float, "least share of an image's area in an augmented view (random resized crop); 1 crops nothing more"
+        float, "smallest share of an image's area in an augmented view (random resized crop); 1 crops no further"
     ] = 0.5
     augment_flip: Annotated[
-        float, "chance that such a view is mirrored; captions that name left, right or lettering then fit no more"
+        float, "probability that such a view is mirrored; captions that name left, right or lettering no longer fit it"
     ] = 0.0
-    augment_jitter: Annotated[float, "most change of its brightness, contrast and saturation, 0 to 1"] = 0.0
-    augment_grayscale: Annotated[float, "chance that it loses its colours; captions that name some fit no more"] = 0.0
-    augment_seed: Annotated[int, "with row and view fixes every augmentation"] = 0
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], "what the tower computes in"] = "fp32"
+    augment_jitter: Annotated[float, "largest change of its brightness, contrast and saturation, 0 to 1"] = 0.0
+    augment_grayscale: Annotated[
+        float, "probability that it loses its colours; captions that name colours no longer fit it"
+    ] = 0.0
+    augment_seed: Annotated[int, "seed of the augmentations"] = 0
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "number format that the tower computes in"] = "fp32"
     device: Device = "auto"
     shard: Annotated[
         str | None, "part of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
@@ -91,7 +98,7 @@ class CacheSettings:
         zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
         require(
             isinstance(self.output, Url) or not is_hdf5(self.output),
-            f"-o {self.output}: a pass killed while it writes HDF5 could lose what it did: pass -o {zarr}, then "
+            f"-o {self.output}: a pass killed while it writes HDF5 could lose its work: pass -o {zarr}, then "
             f"`clipglot convert {zarr} {self.output}`",
         )
         require(
@@ -100,7 +107,10 @@ class CacheSettings:
         )
         require(not self.retry or self.worker.is_alone, "--retry is for one process alone: leave out --shard")
         require(not (self.retry and self.append), "--retry and --append exclude each other: run one after the other")
-        require(not (self.append and self.teacher_field), "--append has no --teacher-field: cache all sources at once")
+        require(
+            not (self.append and self.teacher_field),
+            "--append and --teacher-field exclude each other: cache all sources at once",
+        )
         bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
         require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
         require(not (self.language and self.language_field), "--language and --language-field exclude each other")
@@ -115,9 +125,9 @@ class CacheSettings:
                 raise DistillError(str(error)) from error
         require(
             self.images or (bool(self.teacher_field) and self.views == 1),
-            "--no-images needs the texts of a --teacher-field, and has no --views",
+            "--no-images needs the translations of a --teacher-field, and has no --views",
         )
-        require(0 < self.augment_scale <= 1, f"--augment-scale {self.augment_scale}: is a share above 0, at most 1")
+        require(0 < self.augment_scale <= 1, f"--augment-scale {self.augment_scale}: must be above 0 and at most 1")
         for name in ("flip", "jitter", "grayscale"):
             value = getattr(self, f"augment_{name}")
             require(0 <= value <= 1, f"--augment-{name} {value}: must lie between 0 and 1")
@@ -133,7 +143,7 @@ class CacheSettings:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What makes the views beyond the plain one."""
+        """The augmentation of the views beyond the plain one."""
         return Augmentation(
             scale=self.augment_scale,
             flip=self.augment_flip,
@@ -144,9 +154,9 @@ class CacheSettings:
 
     @property
     def source_info(self) -> SourceInfo:
-        """What is asked for of the source; what is not given is for the kind of source to say."""
+        """Description of the source; the kind of source fills in what is not given."""
         return SourceInfo(
-            path=str(self.source.absolute()),  # so that it holds in every working directory
+            path=str(self.source.absolute()),  # valid in every working directory
             sha256="",
             image_root=str(self.image_root.absolute()) if self.image_root else "",
             image_field=self.image_field or "",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ...cache.location import Location
-from ...distill.checks import require
+from ...distill.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)

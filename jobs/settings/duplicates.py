@@ -4,20 +4,22 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ...cache.location import Location
-from ...distill.checks import Device, require
+from ...distill.settings import Device, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatesSettings:
-    """`clipglot duplicates`: images with a near neighbour."""
+    """`clipglot duplicates`: find near-duplicate images."""
 
-    cache: Annotated[Location, "cache to look in, e.g. that of training"]
-    against: Annotated[Location | None, "a second cache, e.g. of validation: which of its images has CACHE too"] = None
-    threshold: Annotated[float, "cosine from which on two images count as duplicates"] = 0.97
+    cache: Annotated[Location, "cache of images, e.g. for training"]
+    against: Annotated[Location | None, "a second cache, e.g. for validation: find its images that CACHE also has"] = (
+        None
+    )
+    threshold: Annotated[float, "cosine at or above which two images count as duplicates"] = 0.97
     sample: Annotated[
         int | None, "images compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"
     ] = None
-    seed: Annotated[int, "of the sample"] = 0
+    seed: Annotated[int, "seed of the sample"] = 0
     pairs: Annotated[int, "pairs to list, nearest first; -1 lists all"] = 10
     device: Device = "auto"
 

@@ -6,37 +6,46 @@ from typing import Annotated, Literal
 
 from ...cache.format import SourceInfo
 from ...cache.location import is_hdf5
-from ...distill.checks import require
+from ...distill.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
-    """`clipglot import`: make a cache of embeddings that are there."""
+    """`clipglot import`: make a cache from embeddings computed elsewhere."""
 
-    source: Annotated[Path, "clip-retrieval's output folder, or an .npy or .h5 file of embeddings"]
+    source: Annotated[Path, "output folder of clip-retrieval, or an .npy or .h5 file of embeddings"]
     output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
     model: Annotated[str, "image tower that made them: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME, timm/NAME"]
     pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
-    captions: Annotated[Path | None, "table of .npy's or .h5's rows, in order: .jsonl, .csv, .tsv or .parquet"] = None
+    captions: Annotated[
+        Path | None, "captions of the rows of an .npy or .h5 file, in order: .jsonl, .csv, .tsv or .parquet"
+    ] = None
     dataset: Annotated[str | None, "name of the embeddings in an .h5 file"] = None
-    image_root: Annotated[Path | None, "folder with the images: a few are embedded again as a check"] = None
-    image_field: Annotated[str | None, "column with the image's path (default: image; the folder's: image_path)"] = None
+    image_root: Annotated[Path | None, "folder of the images: a few are embedded again as a check"] = None
+    image_field: Annotated[
+        str | None, "column with the image's path (default: image; image_path in a folder of clip-retrieval)"
+    ] = None
     text_field: Annotated[
         tuple[str, ...],
-        "column with its caption or captions; may be given more than once (default: text; the folder's: caption)",
+        "column with its caption or captions; may be given more than once (default: text; caption in such a folder)",
     ] = ()
-    keys: Annotated[bool, "the captions name their images; without, rows are named by their numbers"] = True
+    keys: Annotated[bool, "the captions have a column with image names; without, rows are named by their numbers"] = (
+        True
+    )
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], "what they were computed in; later checks are as strict as that"
+        Literal["fp32", "bf16", "fp16"], "number format that they were computed in; later checks are as strict as that"
     ] = "bf16"
 
     def __post_init__(self) -> None:
-        require(not is_hdf5(self.output), f"-o {self.output}: import into a Zarr folder, then `clipglot convert` it")
-        require(self.keys or self.image_root is None, "--image-root needs the images' names: drop --no-keys")
+        require(
+            not is_hdf5(self.output),
+            f"-o {self.output}: import into a Zarr folder, then convert that with `clipglot convert`",
+        )
+        require(self.keys or self.image_root is None, "--image-root needs the names of the images: leave out --no-keys")
 
     @property
     def source_info(self) -> SourceInfo:
-        """What is asked for of the source; what is not given is for its kind to say."""
+        """Description of the source; the kind of source fills in what is not given."""
         return SourceInfo(
             path=str(self.source.absolute()),
             sha256="",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ...cache.location import Location
-from ...distill.checks import require
+from ...distill.settings import require
 
 
 @dataclass(frozen=True, kw_only=True)

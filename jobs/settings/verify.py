@@ -4,24 +4,22 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ...cache.location import Location
-from ...distill.checks import Device, require
+from ...distill.settings import Device, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifySettings:
-    """`clipglot verify`: whether a cache is whole, and still what its tower makes of its images."""
+    """`clipglot verify`: check that a cache is undamaged, and that its tower still gives its embeddings."""
 
     cache: Annotated[Location, "cache to check"]
     sample: Annotated[
-        int | None, "images to embed again, 0 for none; not to be able to is then an error (default: 16 if possible)"
+        int | None, "images to embed again, 0 for none; it is an error if they cannot be (default: 16, where possible)"
     ] = None
-    seed: Annotated[int, "of the sample"] = 0
+    seed: Annotated[int, "seed of the sample"] = 0
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
-    image_root: Annotated[Location | None, "folder, or URL, where the images are now, if they moved since caching"] = (
-        None
-    )
-    repair: Annotated[bool, "have the next `clipglot cache` embed again what is damaged"] = False
+    image_root: Annotated[Location | None, "folder or URL of the images now, if they moved since caching"] = None
+    repair: Annotated[bool, "mark what is damaged, so that the next `clipglot cache` embeds it again"] = False
     device: Device = "auto"
 
     def __post_init__(self) -> None:
@@ -30,5 +28,5 @@ class VerifySettings:
 
     @property
     def names_a_sample(self) -> bool:
-        """Whether the user asked for images to be embedded again, in so many words."""
+        """Whether the user explicitly asked for images to be embedded again."""
         return bool(self.sample or ((self.model or self.pretrained or self.image_root) and self.sample is None))

@@ -32,8 +32,11 @@ from support.command_line import run, small
         (["predict", "merged", "cat.jpg"], "Missing option '--text'"),
         (["predict", "merged", "--text", "cat"], "Missing argument 'IMAGES"),
         (["tokenizer", "c.zarr"], "--inspect FOLDER"),
-        (["tokenizer", "c.zarr", "-o", "t", "--kind", "bpe", "--extend", "x"], "what is extended keeps its kind"),
-        (["tokenizer", "c.zarr", "--inspect", "x", "--vocab-size", "9"], "--vocab-size makes a tokenizer, --inspect"),
+        (["tokenizer", "c.zarr", "-o", "t", "--kind", "bpe", "--extend", "x"], "--kind bpe with --extend"),
+        (
+            ["tokenizer", "c.zarr", "--inspect", "x", "--vocab-size", "9"],
+            "--vocab-size is for a new tokenizer, --inspect",
+        ),
         (["convert", "c.zarr", "c.txt"], "OUT: c.txt ends in .txt"),
         (["fly"], "No such command 'fly'"),
     ],

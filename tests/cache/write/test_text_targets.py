@@ -206,5 +206,5 @@ def test_a_caption_without_translation_is_named_where_there_are_no_images(
     (tmp_path / "texts.jsonl").write_text('{"text": "кот", "en": "a cat"}\n{"text": "пёс", "en": null}\n')
     with pytest.raises(CacheError, match=r"line 2 of the manifest: 'пёс' has no translation: drop the row"):
         make_cache(tmp_path / "texts.jsonl", tmp_path / "c", model=MODEL, teacher_field=("en",), images=False)
-    with pytest.raises(DistillError, match="--no-images needs the texts of a --teacher-field"):
+    with pytest.raises(DistillError, match=r"--no-images needs .* --teacher-field"):
         make_cache(tmp_path / "texts.jsonl", tmp_path / "c", model=MODEL, images=False)

@@ -1,16 +1,10 @@
-"""Checks of settings, shared by all settings dataclasses."""
+"""Common parts of settings dataclasses: the device field, and checks whose errors name the flag."""
 
-import os
 from typing import Annotated
 
 from .errors import DistillError
 
 Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
-
-
-def num_usable_cores() -> int:
-    """Number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require(condition: bool, message: str) -> None:
@@ -20,7 +14,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_at_least_one(settings: object, *names: str) -> None:
-    """Raise a DistillError that names the flag of a field below 1; None is allowed."""
+    """Raise a DistillError that names the flag of the first field below 1; None is allowed."""
     for name in names:
         value = getattr(settings, name)
         require(value is None or value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1")
