@@ -17,8 +17,9 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.storage.atomic import lock_folder
 from clipglot.cache.storage.open import store_at
 from clipglot.cache.write.work_sharing import Heartbeat
-from clipglot.cli import inspect_watch as watching
+from clipglot.cli import inspect_watch
 from clipglot.cli.main import main
+from clipglot.jobs import pass_state
 from rich.console import Console
 from support.cache_bytes import delete_chunks, files
 from support.metadata_edits import edit
@@ -168,9 +169,9 @@ def test_watching_tells_active_workers_from_silent_ones_until_the_pass_is_over(
             shutil.rmtree(unfinished)
             shutil.copytree(alone, unfinished)
 
-    monkeypatch.setattr(watching, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watching, "sleep", sleep)
-    monkeypatch.setattr(watching, "output", Console(file=shown, width=200, force_terminal=True))
+    monkeypatch.setattr(pass_state, "monotonic", lambda: now[0])
+    monkeypatch.setattr(pass_state, "sleep", sleep)
+    monkeypatch.setattr(inspect_watch, "output", Console(file=shown, width=200, force_terminal=True))
     result = CliRunner().invoke(main, ["inspect", str(unfinished), "--watch"])
     assert result.exit_code == 0, result.output
     for part in ("not watched yet", "0 s ago", "30 s ago", "60 s: taken for dead"):
@@ -194,7 +195,7 @@ def test_control_c_and_sigterm_delete_the_heartbeat(number: int, start_worker: A
 
 def test_watching_may_begin_before_the_pass(alone: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
-    monkeypatch.setattr(watching, "sleep", lambda seconds: shutil.copytree(alone, cache))
+    monkeypatch.setattr(pass_state, "sleep", lambda seconds: shutil.copytree(alone, cache))
     result = CliRunner().invoke(main, ["inspect", str(cache), "--watch", "--json"])
     assert (result.exit_code, json.loads(result.stdout)["state"]) == (0, "sealed")
     assert f"waits until a `clipglot cache` command has begun {cache}" in result.stderr
