@@ -91,7 +91,7 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
         say(
             f"{settings.output}: {by}{report.num_pictures:,} images{in_views} in {report.wall_s:.1f} s "
             f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
-            f"{num_embedded:,} of {info.num_pictures:,} embedded"
+            f"{num_embedded:,} of {info.num_images:,} embedded"
         )
     else:
         say(f"{settings.output} is complete already: {num_embedded:,} images embedded{in_views}")
@@ -117,7 +117,7 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
         say(f"{num:,} rows were left out by {flag}{because(info, flag)}")
     if num_repeated := CacheContents(result.cache).num_repeated_views:
         say(f"{num_repeated:,} further views repeat the plain one, because the image could not be read again")
-    if num_embedded < info.num_pictures:
+    if num_embedded < info.num_images:
         say(f"{_failures(info)}; to list them: clipglot inspect {settings.output} --failures; --retry tries them again")
     if report.num_pictures and not was_sealed:
         say(f"next: clipglot train {settings.output} -o run")

@@ -29,14 +29,14 @@ def convert(settings: ConvertSettings, as_json: bool) -> None:
         from ..jobs.convert import convert_cache
 
         result = convert_cache(settings, on_progress)
-    num_pictures, copied = result.num_pictures, result.copied
+    num_images, copied = result.num_images, result.copied
     if as_json:
         print_json(
-            {"cache": str(settings.cache), "output": str(settings.out), "num_pictures": num_pictures} | asdict(copied)
+            {"cache": str(settings.cache), "output": str(settings.out), "num_pictures": num_images} | asdict(copied)
         )
         return
     say(
-        f"{settings.out}: {num_pictures:,} images, {copied.num_chunks:,} chunks, {copied.num_bytes / 1e6:,.1f} MB in "
+        f"{settings.out}: {num_images:,} images, {copied.num_chunks:,} chunks, {copied.num_bytes / 1e6:,.1f} MB in "
         f"{copied.wall_s:.1f} s; every checksum of {settings.cache} held"
     )
 

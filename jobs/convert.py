@@ -13,11 +13,11 @@ class ConvertResult:
     """A copied cache.
 
     Attributes:
-        num_pictures: images of the cache.
+        num_images: of the cache.
         copied: arrays, chunks and bytes that were copied.
     """
 
-    num_pictures: int
+    num_images: int
     copied: Converted
 
 
@@ -33,4 +33,4 @@ def convert_cache(settings: ConvertSettings, on_progress: OnProgress = ignore_pr
     """
     cache = Cache(settings.cache)
     copied = convert(cache, settings.out, lambda done, total: on_progress(Progress("convert", done, total)))
-    return ConvertResult(num_pictures=len(cache), copied=copied)
+    return ConvertResult(num_images=len(cache), copied=copied)
