@@ -1,4 +1,4 @@
-"""A reader that ends its process at some images, as a decoder with a fault in its C code does."""
+"""A reader that ends its process at some images, as a fault in the C code of a decoder does."""
 
 import os
 import signal
@@ -13,15 +13,15 @@ from PIL import Image
 
 
 @dataclass(frozen=True)
-class DeadlyReader:
-    """Every key is an image of its own; those of `deadly` end the process."""
+class CrashingReader:
+    """Every key is an image; those of `crashing` end the process."""
 
-    deadly: frozenset[str]
+    crashing: frozenset[str]
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The images, each of one colour."""
+        """Yield the images, each of one colour."""
         for i, key in enumerate(keys, start):
-            if key in self.deadly:
+            if key in self.crashing:
                 os.kill(os.getpid(), signal.SIGKILL)
             file = BytesIO()
             Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(file, "PNG")

@@ -1,4 +1,4 @@
-"""Embeddings that are there, as people have them on disk."""
+"""Embedding files as people have them on disk."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def write_jsonl(path: Path, keys: list[str], captions: list[list[str]]) -> None:
 
 
 def write_folder(folder: Path, given: Any, parts: tuple[int, ...] = (25, 0, 15)) -> Path:
-    """What clip-retrieval writes: unit rows in half precision, one caption an image, parts numbered from 0."""
+    """Write a folder as clip-retrieval does: unit rows in half precision, one caption an image, parts from 0 on."""
     raw, keys, captions = given
     for name in ("img_emb", "metadata"):
         (folder / name).mkdir(parents=True)

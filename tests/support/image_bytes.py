@@ -1,4 +1,4 @@
-"""Images in memory: drawn, stored as a file of some kind, and decoded or rejected."""
+"""Images in memory: drawn, encoded in some format, and decoded or rejected."""
 
 from io import BytesIO
 from typing import Any

@@ -1,4 +1,4 @@
-"""Augmented views of an image: crops as torchvision's, fixed by seed, row and view, in the shape of the tower."""
+"""Augmented views: crops distributed as torchvision's, fixed by seed, row and view, in the shape of the tower."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ GEOMETRY = {
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """An image every part of which is another: red runs from left to right, green from top to bottom."""
+    """An image without equal parts: red grows from left to right, green from top to bottom."""
     x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
     return Image.fromarray(np.stack([x, y, np.full_like(x, 60)], axis=-1).astype(np.uint8))
 
@@ -30,7 +30,7 @@ def pixels(image: Image.Image) -> NDArray[np.float64]:
 
 
 @given(st.integers(1, 500), st.integers(1, 500), st.floats(0.2, 5), st.floats(0.01, 1), st.integers(0, 2**32))
-def test_a_crop_lies_in_the_image_and_has_its_share_and_shape(
+def test_a_crop_lies_in_the_image_and_has_its_area_and_aspect_ratio(
     width: int, height: int, aspect: float, least: float, seed: int
 ) -> None:
     chance = np.random.default_rng(seed).random(2 * augment.NUM_ATTEMPTS + 2)
@@ -57,24 +57,24 @@ def test_crops_are_distributed_as_torchvisions(size: tuple[int, int], least: flo
 
 @pytest.mark.parametrize("mode", GEOMETRY)
 def test_a_view_is_fixed_by_seed_row_and_view_alone(mode: str) -> None:
-    image, geometry, given_ = gradient(60, 40), GEOMETRY[mode], Augmentation(scale=0.3)
-    shown = {
+    image, geometry, augmentation = gradient(60, 40), GEOMETRY[mode], Augmentation(scale=0.3)
+    views = {
         (seed, row, view): pixels(augmented(image, geometry, Augmentation(scale=0.3, seed=seed), row, view)).tobytes()
         for seed in (0, 1)
         for row in (0, 1)
         for view in (1, 2)
     }
-    assert len(set(shown.values())) == 8
-    assert pixels(augmented(image, geometry, given_, 1, 2)).tobytes() == shown[0, 1, 2]
+    assert len(set(views.values())) == 8
+    assert pixels(augmented(image, geometry, augmentation, 1, 2)).tobytes() == views[0, 1, 2]
 
 
-def test_towers_get_crops_in_the_shape_in_which_they_see_images() -> None:
-    wide, given_ = gradient(96, 24), Augmentation(scale=0.3)
+def test_crops_have_the_shape_in_which_the_tower_sees_images() -> None:
+    wide, augmentation = gradient(96, 24), Augmentation(scale=0.3)
     for row in range(20):
-        shown = {mode: pixels(augmented(wide, geometry, given_, row, 1)) for mode, geometry in GEOMETRY.items()}
-        assert (shown["longest"][0] == 9).all()  # still padded above
-        assert (shown["squash"][:, :, 2] > 50).all()  # no border
-        spread = {mode: np.ptp(shown[mode], axis=(0, 1))[:2] for mode in ("shortest", "squash")}
+        views = {mode: pixels(augmented(wide, geometry, augmentation, row, 1)) for mode, geometry in GEOMETRY.items()}
+        assert (views["longest"][0] == 9).all()  # still padded above
+        assert (views["squash"][:, :, 2] > 50).all()  # no border
+        spread = {mode: np.ptp(views[mode], axis=(0, 1))[:2] for mode in ("shortest", "squash")}
         assert spread["squash"][0] > 0.35 * 255  # a crop as wide as the image is
         assert spread["shortest"][0] < 0.45 * 255  # a crop about as wide as it is high
 
@@ -93,7 +93,7 @@ def test_without_cropping_a_view_is_what_the_tower_sees_of_the_image_mirrored_or
             assert (pixels(jittered)[0] == 9).all()
 
 
-def test_chances_are_as_given_and_switching_one_on_changes_no_other() -> None:
+def test_augmentations_have_their_chances_and_do_not_change_each_other() -> None:
     image, geometry = gradient(40, 40), GEOMETRY["shortest"]
     rows = range(400)
     plain = [pixels(augmented(image, geometry, Augmentation(scale=0.5), row, 1)) for row in rows]
@@ -105,7 +105,7 @@ def test_chances_are_as_given_and_switching_one_on_changes_no_other() -> None:
 
 @pytest.mark.parametrize("mode", GEOMETRY)
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (2, 3)])
-def test_thin_images_have_views_too(size: tuple[int, int], mode: str) -> None:
+def test_thin_images_have_views(size: tuple[int, int], mode: str) -> None:
     if min(GEOMETRY[mode].resized(*size)) < 1:
         return  # the image itself is refused
     for view in range(1, 30):

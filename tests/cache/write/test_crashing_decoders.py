@@ -1,4 +1,4 @@
-"""An image that ends the process which decodes it costs its row; processes that all die end the pass."""
+"""Decoding processes that die: the image that ends its process costs its row; if all of them die, the pass ends."""
 
 import os
 import time
@@ -12,34 +12,36 @@ from clipglot.cache.processes import CONTEXT, kill_workers, worker_pool
 from clipglot.cache.write.decode_pool import Block, decode_pool
 from clipglot.cache.write.image_decode import ResizeCrop
 from numpy.typing import NDArray
-from support.crashing_reader import DeadlyReader
+from support.crashing_reader import CrashingReader
 
 GEOMETRY = ResizeCrop(height=8, width=8, resize_mode="squash", interpolation="bicubic", fill=0)
 
 
-def decoded(deadly: set[int], num: int, block_rows: int = 6) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:
-    """Status, colour and hash of each of so many images, and how many processes died."""
+def decode(
+    crashing: set[int], num: int, block_rows: int = 6
+) -> tuple[list[Status], list[int], NDArray[np.uint64], int]:
+    """Decode images; returns status, colour and hash of each, and the number of processes that died."""
     keys = [str(i) for i in range(num)]
     blocks = [Block(start, keys[start : start + block_rows], None, (0,)) for start in range(0, num, block_rows)]
-    reader = DeadlyReader(frozenset(map(str, deadly)))
+    reader = CrashingReader(frozenset(map(str, crashing)))
     status, colours, hashes = [], [], []
     with decode_pool(reader, GEOMETRY, block_rows=block_rows, num_workers=2, max_pixels=100) as decoder:
-        for block, asked in zip(decoder.decode(blocks), blocks, strict=True):
-            assert block.start == asked.start
+        for block, submitted in zip(decoder.decode(blocks), blocks, strict=True):
+            assert block.start == submitted.start
             status += [Status(value) for value in block.status.tolist()]
             colours += block.pixels[0, :, 0, 0, 0].tolist()
             hashes.append(block.hash.copy())
         return status, colours, np.concatenate(hashes), decoder.num_died
 
 
-@pytest.mark.parametrize("deadly", [{0}, {7}, {3, 4}, {5, 6, 20, 29}])
-def test_an_image_that_ends_its_process_is_damaged_and_the_others_are_as_ever(deadly: set[int]) -> None:
-    status, colours, hashes, num_died = decoded(deadly, 30)
-    _, all_colours, all_hashes, none = decoded(set(), 30)
+@pytest.mark.parametrize("crashing", [{0}, {7}, {3, 4}, {5, 6, 20, 29}])
+def test_an_image_that_ends_its_process_is_damaged_and_the_others_are_unchanged(crashing: set[int]) -> None:
+    status, colours, hashes, num_died = decode(crashing, 30)
+    _, all_colours, all_hashes, none = decode(set(), 30)
     assert (none, all_colours) == (0, list(range(30)))
     assert num_died >= 3
     for i in range(30):
-        if i in deadly:
+        if i in crashing:
             assert (status[i], colours[i], hashes[i].any()) == (Status.DAMAGED, 0, np.False_)
         else:
             assert (status[i], colours[i]) == (Status.EMBEDDED, i)
@@ -51,7 +53,7 @@ def test_processes_that_die_one_after_another_end_the_pass(block_rows: int) -> N
     with pytest.raises(
         CacheError, match=r"die one after another, the last one at row \d+ \(\d+\), perhaps for lack of"
     ):
-        decoded(set(range(12, 24)), 30, block_rows)
+        decode(set(range(12, 24)), 30, block_rows)
 
 
 def begin() -> None:

@@ -1,4 +1,4 @@
-"""The pass, end to end on the tiny tower: rows, what costs a row, writing beside the tower, and a full disk."""
+"""The pass, end to end with the tiny tower: rows, failed images, writing beside the tower, a full disk."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_rows_equal_the_towers_own_output(tiny_cache: Path, tiny_clip: Path, man
 def test_features_without_a_direction_cost_their_row(
     tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """Not a number, infinite, all zero, too long for float32: the fifth row is fine, and very long."""
+    """The first rows are NaN, infinite, zero and too long for float32; the fifth is very long, and valid."""
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     delete_chunks(cache, 1)
 
@@ -80,7 +80,7 @@ def test_a_tower_of_another_width_is_refused(tiny_cache: Path, manifest: Path, t
     assert Cache(cache, read_only=False).missing_chunks() == [2]
 
 
-def spoil(folder: Path) -> dict[str, str]:
+def break_images(folder: Path) -> dict[str, str]:
     """Break images of `draw_images(folder, 24)`, all of the second chunk among them; returns name: status."""
     image = Image.open(folder / "images/0000.png").copy()
     broken = {f"images/{i:04}.png": "missing" for i in range(8, 16)}
@@ -104,7 +104,7 @@ def spoil(folder: Path) -> dict[str, str]:
 
 def test_each_broken_image_costs_its_row_and_inspect_lists_its_reason(tiny_clip: Path, tmp_path: Path) -> None:
     manifest, cache = draw_images(tmp_path, 24), tmp_path / "cache.zarr"
-    broken = spoil(tmp_path)
+    broken = break_images(tmp_path)
     options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "2"]
     made = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert made.exit_code == 0, made.output
@@ -134,7 +134,7 @@ def test_each_broken_image_costs_its_row_and_inspect_lists_its_reason(tiny_clip:
     assert verify(opened) == []
 
 
-def test_a_full_disk_is_one_clear_error_and_the_pass_goes_on_later(
+def test_a_full_disk_is_one_clear_error_and_the_pass_resumes_later(
     tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -149,7 +149,7 @@ def test_a_full_disk_is_one_clear_error_and_the_pass_goes_on_later(
     assert np.array_equal(Cache(tmp_path / "cache.zarr").image_emb(), Cache(tiny_cache).image_emb())
 
 
-def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
+def test_one_chunk_is_written_while_the_next_is_embedded(
     tiny_cache: Path, manifest: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
@@ -165,9 +165,9 @@ def test_a_chunk_is_written_while_the_next_is_embedded_and_no_more(
 
     def slow_write(cache: Cache, chunk: Any) -> None:
         for _ in range(2 if chunk.index == 0 else chunk.index < 4):
-            assert embedded.acquire(timeout=30)  # the tower goes on meanwhile ...
+            assert embedded.acquire(timeout=30)  # the tower computes meanwhile ...
         time.sleep(0.05)
-        ahead.append(num_embedded - chunk.index - 1)  # ... but not for ever
+        ahead.append(num_embedded - chunk.index - 1)  # ... but not without bound
         write(cache, chunk)
 
     monkeypatch.setattr(chunk_writer, "write_chunk", slow_write)
@@ -207,7 +207,7 @@ def test_a_failed_write_stops_the_pass_after_one_more_chunk_at_the_latest(
         ({"wait_s": 1, "tower_s": 2, "others_s": 3}, "other workers"),
     ],
 )
-def test_the_bottleneck_is_what_the_pass_waited_for(seconds: dict[str, float], stage: str) -> None:
+def test_the_bottleneck_is_the_stage_that_the_pass_waited_for(seconds: dict[str, float], stage: str) -> None:
     assert PassReport(**seconds).bottleneck == stage
 
 

@@ -1,4 +1,4 @@
-"""A pass that is resumed: the same bytes, what was planned stays, and what has changed is refused or recorded."""
+"""A resumed pass: the same bytes; other settings are refused, moved images recorded."""
 
 import shutil
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from support.drawings import draw_images
 from support.metadata_edits import edit, make_older
 
 
-def test_resuming_embeds_the_missing_chunks_alone_and_gives_the_same_bytes(
+def test_resuming_embeds_only_the_missing_chunks_and_gives_the_same_bytes(
     tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
@@ -58,7 +58,7 @@ def test_other_settings_are_refused_by_name_on_resuming(
         make_cache(manifest, tiny_cache, **changed)
 
 
-def test_a_resumed_pass_allows_the_pixels_that_were_planned(
+def test_a_resumed_pass_keeps_the_planned_limit_of_pixels(
     tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     with Image.open(manifest.parent / "images/0000.png") as image:
@@ -104,7 +104,7 @@ def test_an_unfinished_cache_is_not_trained_on(tiny_cache: Path, tmp_path: Path)
     assert verify(Cache(cache)) == []
 
 
-def test_a_decoder_needs_an_image_root(
+def test_an_absent_image_root_is_refused(
     manifest: Path, tiny_cache: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
@@ -113,7 +113,7 @@ def test_a_decoder_needs_an_image_root(
         make_cache(manifest, cache, image_root=tmp_path / "absent")
 
 
-def test_a_wrong_image_root_is_said_and_can_be_mended(
+def test_a_wrong_image_root_is_an_error_and_can_be_corrected(
     manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "elsewhere").mkdir()

@@ -1,4 +1,4 @@
-"""Images with the same bytes: embedded once in a chunk, counted over the cache, and no place lost in a batch."""
+"""Exact duplicates: embedded once a chunk, counted over the cache; neither they nor failed images take batch slots."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from clipglot.cache.format import Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.write import seal as duplicates
+from clipglot.cache.write import seal
 from clipglot.cache.write.embed import embed_missing
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cli.main import main
@@ -29,7 +29,7 @@ VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.4}
 
 @pytest.fixture(scope="module")
 def doubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 24 images: 2, 5 and 9 are one file, as are 3 and 20, and 7 and 8 are broken alike."""
+    """The manifest of 24 images: 2, 5 and 9 have the same bytes, so have 3 and 20, and 7 and 8, which are broken."""
     manifest = draw_images(tmp_path_factory.mktemp("doubled"), 24)
     images = manifest.parent / "images"
     for copy, of in ((5, 2), (9, 2), (20, 3)):
@@ -77,8 +77,8 @@ def test_bytes_depend_neither_on_workers_nor_on_interruptions(
     assert files(tmp_path / "again") == files(tmp_path / "at_once")
 
 
-def test_batches_hold_distinct_good_images_alone(cache: Path, doubled: Path, tmp_path: Path) -> None:
-    """The first chunk has 8 of them, so two full batches; the other one has 12."""
+def test_batches_hold_only_distinct_good_images(cache: Path, doubled: Path, tmp_path: Path) -> None:
+    """The first chunk has 8, so two full batches; the second has 12."""
     cache = Path(shutil.copytree(cache, tmp_path / "cache.zarr"))
     shutil.rmtree(cache / "images/status/c")
     seen: list[int] = []
@@ -93,7 +93,7 @@ def test_batches_hold_distinct_good_images_alone(cache: Path, doubled: Path, tmp
 
 
 class LateTower:
-    """Computes a batch only when its features are asked for, so that memory used too early would show."""
+    """Computes a batch only when its features are collected, so that memory reused too early would show."""
 
     in_flight = 2
     transfer_s = 0.0
@@ -132,7 +132,7 @@ def test_a_tower_that_computes_later_gives_the_same_bytes(cache: Path, tmp_path:
     assert (tower.outstanding, tower.most_outstanding) == (0, 3)
 
 
-def test_a_cache_without_hashes_is_read_and_finished_without(
+def test_a_cache_without_hashes_is_read_and_finished_without_them(
     cache: Path, doubled: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     old = Path(shutil.copytree(cache, tmp_path / "old.zarr"))
@@ -147,7 +147,7 @@ def test_a_cache_without_hashes_is_read_and_finished_without(
     assert not (old / "images/hash").exists()
 
 
-def test_a_damaged_hash_is_found_and_the_remedy_mends_it(
+def test_a_damaged_hash_is_found_and_the_remedy_restores_it(
     cache: Path, doubled: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     damaged = Path(shutil.copytree(cache, tmp_path / "cache.zarr"))
@@ -159,12 +159,12 @@ def test_a_damaged_hash_is_found_and_the_remedy_mends_it(
     assert files(damaged) == files(cache)
 
 
-@pytest.mark.parametrize("at_a_time", [1, 5, 23, 100])
+@pytest.mark.parametrize("hashes_per_round", [1, 5, 23, 100])
 def test_the_count_is_the_same_in_any_number_of_rounds(
-    at_a_time: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+    hashes_per_round: int, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "HASHES_PER_ROUND", at_a_time)
-    assert duplicates.count_duplicates(Cache(cache)) == 3
+    monkeypatch.setattr(seal, "HASHES_PER_ROUND", hashes_per_round)
+    assert seal.count_duplicates(Cache(cache)) == 3
 
 
 def test_scaled_decoding_is_kept_and_gives_nearly_the_same_embeddings(

@@ -1,4 +1,4 @@
-"""From a file's bytes to the pixels of the tower: open_clip's geometry, and one image of each awkward kind."""
+"""Image decoding: open_clip's geometry, and the pixels of one image of each awkward kind."""
 
 from dataclasses import replace
 from io import BytesIO
@@ -80,7 +80,7 @@ def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(kind: str) -> None:
 
 @pytest.mark.parametrize("form", ["palette index", "palette alpha", "grey key", "colour key", "alpha"])
 def test_transparency_shows_white(form: str) -> None:
-    """Whatever way a PNG says that its blue is transparent."""
+    """In every way in which a PNG can make its blue transparent."""
     palette = drawing().quantize(2)
     blue = palette.getpixel((29, 19))
     grey = drawing("L")
@@ -119,8 +119,8 @@ def test_an_animation_gives_its_first_frame(kind: str) -> None:
     assert np.array_equal(decode(file, PLAIN), np.asarray(drawing()))
 
 
-def pillows(file: BytesIO, geometry: ResizeCrop) -> np.ndarray:
-    """What Pillow alone makes of a file."""
+def decode_by_pillow(file: BytesIO, geometry: ResizeCrop) -> np.ndarray:
+    """The pixels that Pillow alone gives."""
     return np.asarray(geometry.apply(ImageOps.exif_transpose(Image.open(file)).convert("RGB")))
 
 
@@ -138,7 +138,7 @@ def test_jpegs_have_pillows_pixels(width: int, height: int, mode: str, orientati
     exif = Image.Exif()
     exif[0x0112] = orientation
     file = stored(noise(width, height).convert(mode), "JPEG", exif=exif, **options)
-    assert np.array_equal(decode(file, SQUARE), pillows(file, SQUARE))
+    assert np.array_equal(decode(file, SQUARE), decode_by_pillow(file, SQUARE))
 
 
 @pytest.mark.parametrize(("side", "differs"), [(31, False), (63, False), (64, True), (999, True)])

@@ -1,4 +1,4 @@
-"""Caches of one tower put together hold the rows of all, and train; what does not fit together is refused by name."""
+"""Merge: the new cache holds the rows of all and trains; caches that differ are refused, with the setting's name."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ from support.tars import write_img2dataset
 
 @pytest.fixture(scope="module")
 def others(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two caches of other images below the same root, one image of which is broken. Read only."""
+    """Two caches of different images below one root; one image of each is broken. Read only."""
     folder = tmp_path_factory.mktemp("others")
     found = []
     for name, count in (("a", 40), ("b", 23)):
@@ -49,7 +49,7 @@ def others(make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFact
     return found[0], found[1]
 
 
-def test_the_rows_of_all_are_there_in_order(others: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_merged_cache_has_the_rows_of_all_in_order(others: tuple[Path, Path], tmp_path: Path) -> None:
     both = [Cache(path) for path in others]
     steps: list[tuple[int, int]] = []
     merged = concatenate_caches(both, tmp_path / "m.zarr", on_progress=lambda *step: steps.append(step))
@@ -95,7 +95,7 @@ def test_duplicates_are_counted_anew_where_all_have_hashes(others: tuple[Path, P
     assert (HASH in merged.arrays.root, merged.info.num_duplicates) == (False, None)
 
 
-def test_it_trains_and_exports_and_merges_again(
+def test_a_merged_cache_trains_and_exports_and_merges_again(
     others: tuple[Path, Path], tiny_cache: Path, make_run: Callable[..., Path], make_cache: Any, tmp_path: Path
 ) -> None:
     result = run("merge", *others, "-o", tmp_path / "m.zarr")
@@ -113,7 +113,7 @@ def test_it_trains_and_exports_and_merges_again(
     assert found.info.state == "sealed"
 
 
-def test_teachers_are_merged_with_their_captions(translated_caches: dict[str, Path], tmp_path: Path) -> None:
+def test_text_targets_are_merged_with_their_captions(translated_caches: dict[str, Path], tmp_path: Path) -> None:
     both = [Cache(translated_caches[name]) for name in ("train", "mixed")]
     merged = concatenate_caches(both, tmp_path / "m.zarr", prefixes=["a", "b"])
     assert verify(merged) == []
@@ -156,7 +156,7 @@ def test_a_key_of_two_caches_is_refused_or_prefixed(others: tuple[Path, Path], t
         ("one", "CACHES: give two or more"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(
+def test_caches_that_differ_are_refused(
     change: str,
     message: str,
     others: tuple[Path, Path],
@@ -240,7 +240,7 @@ def test_locators_files_and_languages_are_kept(tmp_path: Path) -> None:
     assert (found.files(), found.locators().tolist()) == (merged.files(), expected)  # type: ignore[union-attr]
 
 
-def test_images_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Path, make_cache: Any) -> None:
+def test_images_in_tars_are_read_though_their_keys_have_a_prefix(tmp_path: Path, make_cache: Any) -> None:
     images = encoded_images(12)
     for name in ("a", "00000.tar"):  # a cache is perhaps called like its tar
         write_img2dataset(tmp_path / name, images, [f"{i}" for i in range(12)])
@@ -256,7 +256,7 @@ def test_images_in_tars_are_found_though_their_keys_have_a_prefix(tmp_path: Path
     assert "48 images embedded again" in run("verify", merged.path, "--sample", 48, "--device", "cpu").stdout
 
 
-def test_a_full_disk_is_said_of_the_new_cache(
+def test_a_full_disk_is_one_clear_error_about_the_new_cache(
     others: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -271,7 +271,7 @@ def test_a_full_disk_is_said_of_the_new_cache(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_place_that_cannot_be_written_is_named(others: tuple[Path, Path]) -> None:
+def test_an_output_that_cannot_be_written_is_named(others: tuple[Path, Path]) -> None:
     with pytest.raises(CacheError, match=r"^/proc/none/m.zarr: cannot be written \(.*\): make it writable or choose"):
         concatenate_caches([Cache(path) for path in others], Path("/proc/none/m.zarr"))
 

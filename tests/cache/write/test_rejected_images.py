@@ -23,7 +23,7 @@ from support.image_bytes import SQUARE, drawing, noise, rejection, stored
 
 
 def huge_png(width: int, height: int) -> BytesIO:
-    """A header that promises an image, and nothing more."""
+    """The header of an image without its pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return BytesIO(
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
@@ -43,7 +43,7 @@ def test_the_limit_of_pixels_is_exact_and_also_holds_after_resizing() -> None:
     assert rejection(thin, max_pixels=10_000) is Status.TOO_LARGE
 
 
-def test_a_thin_line_that_would_vanish_costs_its_row_also_when_turned() -> None:
+def test_a_thin_line_that_would_vanish_is_rejected_also_when_turned() -> None:
     letterbox = ResizeCrop(height=10, width=400, resize_mode="longest", interpolation="bicubic", fill=0)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -82,7 +82,7 @@ def test_images_beyond_pillows_limit_are_decoded_by_several_threads_and_the_limi
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000"])
-def test_a_file_cut_anywhere_is_rejected_and_raises_nothing_else(kind: str) -> None:
+def test_a_file_truncated_anywhere_is_rejected_and_raises_nothing_else(kind: str) -> None:
     whole = stored(noise(64, 48), kind).getvalue()
     for length in {0, 1, 11, 40, len(whole) // 3, len(whole) // 2}:
         assert rejection(BytesIO(whole[:length])) in (Status.DAMAGED, Status.NOT_A_PICTURE, Status.TOO_LARGE)
@@ -98,7 +98,7 @@ def test_a_changed_byte_decodes_or_is_rejected(position: int, value: int, kind: 
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
-def test_what_is_no_image_is_told_so(content: bytes) -> None:
+def test_a_file_of_another_kind_is_not_a_picture(content: bytes) -> None:
     assert rejection(BytesIO(content)) is Status.NOT_A_PICTURE
 
 
@@ -141,9 +141,7 @@ def endless(folder: Path) -> str:
         (endless, Status.TOO_LARGE),
     ],
 )
-def test_nothing_but_a_file_below_the_root_is_opened(
-    make_key: Callable[[Path], str], status: Status, tmp_path: Path
-) -> None:
+def test_only_files_below_the_root_are_opened(make_key: Callable[[Path], str], status: Status, tmp_path: Path) -> None:
     root = tmp_path.resolve() / "root"
     root.mkdir()
     for path in (root / "in.png", tmp_path / "secret.png"):

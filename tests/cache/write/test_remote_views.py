@@ -1,4 +1,4 @@
-"""Views of a cache in an object store: read, drawn by training, and not missed while they are still being added."""
+"""Views of a cache at a URL: read, sampled by training, and ignored while they are still being added."""
 
 import shutil
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def upload(cache: Path, name: str) -> str:
     return f"memory://views/{name}"
 
 
-def test_views_read_as_on_the_disk(viewed: Path) -> None:
+def test_views_at_a_url_equal_local_ones(viewed: Path) -> None:
     far, near = Cache(upload(viewed, "read.zarr")), Cache(viewed)
     for view in range(3):
         assert np.array_equal(far.image_emb(view), near.image_emb(view))
@@ -50,7 +50,7 @@ def test_views_read_as_on_the_disk(viewed: Path) -> None:
     assert verify(far) == []
 
 
-def test_a_copy_made_while_views_are_added_is_whole_with_those_it_has(viewed: Path, tmp_path: Path) -> None:
+def test_a_copy_made_while_views_are_added_is_complete_without_them(viewed: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(viewed, tmp_path / "cache.zarr"))
     make_room(Cache(cache, read_only=False), 4)
     shutil.copytree(cache / "images/emb/c/2/0", cache / "images/emb/c/3/0")
@@ -72,7 +72,7 @@ def test_an_absent_chunk_of_a_view_is_named(chunk: str, viewed: Path) -> None:
 
 
 @pytest.mark.parametrize("embeddings", ["device", "chunks"])
-def test_training_draws_views_as_from_the_local_copy(embeddings: Any, viewed: Path, tmp_path: Path) -> None:
+def test_training_samples_views_as_from_the_local_copy(embeddings: Any, viewed: Path, tmp_path: Path) -> None:
     chunk_gb = 2 * 8 * 16 / 1e9
     near = settings(viewed, tmp_path / "near", embeddings=embeddings, buffer_gb=6 * chunk_gb, batch_size=4)
     far = replace(near, cache=to_location(upload(viewed, f"{embeddings}.zarr")), output=tmp_path / "far")

@@ -1,4 +1,4 @@
-"""A text teacher in the cache: translations embedded beside the images or in their place, to the same bytes."""
+"""Text targets: translations embedded beside the images or instead of them; a resumed pass gives the same bytes."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_translations_are_aligned_by_place_or_shared() -> None:
     assert align(["а", "б"], ["one", "two", ""]) == ["one\ntwo"] * 2
 
 
-def test_an_interrupted_pass_goes_on_to_the_same_bytes(
+def test_an_interrupted_pass_resumes_to_the_same_bytes(
     translated_manifests: dict[str, Path],
     translated_caches: dict[str, Path],
     make_cache: MakeCache,
@@ -99,7 +99,7 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
     assert Cache(tmp_path / "c").info.state == "planned"
     assert missing_teacher_chunks(Cache(tmp_path / "c"))[0] == 2
     make_cache(translated_manifests["train"], tmp_path / "c", **given)
-    assert len(calls) == 3 + len(missing_teacher_chunks_of(translated_caches["train"])) - 2
+    assert len(calls) == 3 + num_teacher_chunks(translated_caches["train"]) - 2
     for name in (TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT):
         ours, theirs = (
             {f.relative_to(c): f.read_bytes() for f in (c / name).rglob("*") if f.is_file()}
@@ -108,9 +108,8 @@ def test_an_interrupted_pass_goes_on_to_the_same_bytes(
         assert ours == theirs
 
 
-def missing_teacher_chunks_of(cache: Path) -> range:
-    """All chunks of a cache's captions."""
-    return range(len(list((cache / TEACHER_STATUS / "c").iterdir())))
+def num_teacher_chunks(cache: Path) -> int:
+    return len(list((cache / TEACHER_STATUS / "c").iterdir()))
 
 
 def test_a_damaged_chunk_is_found_and_embedded_anew(
@@ -129,7 +128,7 @@ def test_a_damaged_chunk_is_found_and_embedded_anew(
     assert chunk.read_bytes() == whole
 
 
-def test_what_cannot_teach_is_refused_by_name(
+def test_settings_without_a_usable_teacher_are_refused(
     translated_manifests: dict[str, Path], translated_caches: dict[str, Path], make_cache: MakeCache, tmp_path: Path
 ) -> None:
     with pytest.raises(EncoderError, match="timm/vit_tiny_patch16_224 has no text tower"):
@@ -183,7 +182,7 @@ def test_without_images_the_translations_are_the_targets(
         train(settings(cache.path, tmp_path / "other", teacher_weight=1.0))
 
 
-def test_a_pass_over_texts_that_was_cut_short_goes_on_to_the_same_bytes(
+def test_an_interrupted_pass_over_texts_resumes_to_the_same_bytes(
     translated_manifests: dict[str, Path], make_cache: MakeCache, tmp_path: Path
 ) -> None:
     given = {"model": MODEL, "batch_size": 16, "teacher_field": ("en",), "images": False, "limit": 64}

@@ -1,4 +1,4 @@
-"""Views in a cache: the plain one stays as it was, and adding more to a cache that is in use."""
+"""Views of a cache: the plain one does not change, and more are added while the cache is in use."""
 
 import shutil
 from collections.abc import Callable
@@ -39,22 +39,22 @@ def viewed(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pyt
 
 
 def test_the_plain_view_is_that_of_a_cache_without_views(viewed: Path, tiny_cache: Path) -> None:
-    plain, found = files(tiny_cache), files(viewed)
+    plain, with_views = files(tiny_cache), files(viewed)
     shared = {name for name in plain if not name.endswith("zarr.json") and not name.startswith("tokens/")}
-    assert {name: found[name] for name in shared} == {name: plain[name] for name in shared}
+    assert {name: with_views[name] for name in shared} == {name: plain[name] for name in shared}
     assert Cache(viewed).info.num_views == 3
     assert verify(Cache(viewed)) == []
 
 
 def test_rows_of_a_view_equal_the_towers_own_output(viewed: Path, tiny_clip: Path, manifest: Path) -> None:
     tower, cache = load_image_tower(f"local-dir:{tiny_clip}", None), Cache(viewed)
-    geometry, given_ = ResizeCrop.from_preprocess(tower.preprocess), Augmentation(scale=0.4, flip=0.5, seed=7)
-    assert cache.info.augmentation == given_
+    geometry, augmentation = ResizeCrop.from_preprocess(tower.preprocess), Augmentation(scale=0.4, flip=0.5, seed=7)
+    assert cache.info.augmentation == augmentation
     keys = cache.keys()
     images = [Image.open(manifest.parent / key) for key in keys]
     for view in (1, 2):
-        shown = np.stack([np.asarray(augmented(p, geometry, given_, row, view)) for row, p in enumerate(images)])
-        raw = tower.encode(shown)
+        pixels = np.stack([np.asarray(augmented(p, geometry, augmentation, row, view)) for row, p in enumerate(images)])
+        raw = tower.encode(pixels)
         assert np.allclose(cache.norm(view), np.linalg.norm(raw, axis=1), rtol=1e-5)
         expected = raw / np.linalg.norm(raw, axis=1, keepdims=True)
         assert np.abs(cache.image_emb(view) - expected).max() < 1e-3
@@ -63,7 +63,7 @@ def test_rows_of_a_view_equal_the_towers_own_output(viewed: Path, tiny_clip: Pat
         cache.image_emb(3)
 
 
-def test_views_added_later_or_by_more_workers_are_the_same_bytes(
+def test_views_added_later_or_by_more_workers_have_the_same_bytes(
     viewed: Path, tiny_cache: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache.zarr"
@@ -77,7 +77,7 @@ def test_views_added_later_or_by_more_workers_are_the_same_bytes(
     assert files(cache) == files(viewed)
 
 
-def test_while_views_are_added_the_cache_serves_those_it_has(
+def test_a_cache_is_usable_while_views_are_added(
     tiny_cache: Path, viewed: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
@@ -92,9 +92,9 @@ def test_while_views_are_added_the_cache_serves_those_it_has(
     from clipglot.jobs.settings.cache import CacheSettings
 
     model = Cache(cache).info.encoder.model
-    given_ = CacheSettings(source=manifest, output=cache, model=model, batch_size=8, num_workers=1, **VIEWS)
+    settings = CacheSettings(source=manifest, output=cache, model=model, batch_size=8, num_workers=1, **VIEWS)
     with pytest.raises(KeyboardInterrupt):
-        cache_images(given_, stop)
+        cache_images(settings, stop)
     opened = Cache(cache).require_sealed()
     assert opened.info.num_views == 1
     assert verify(opened) == []
@@ -132,7 +132,7 @@ def test_another_augmentation_or_fewer_views_than_planned_are_refused(
 
 
 @pytest.mark.parametrize("chunk", ["emb/c/2/1/0", "norm/c/1/3", "emb/c/0/2/0"])
-def test_a_damaged_chunk_of_a_view_is_found_and_the_remedy_mends_it(
+def test_a_damaged_chunk_of_a_view_is_found_and_the_remedy_restores_it(
     chunk: str, viewed: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(viewed, tmp_path / "cache.zarr"))
@@ -144,7 +144,7 @@ def test_a_damaged_chunk_of_a_view_is_found_and_the_remedy_mends_it(
     assert files(cache) == files(viewed)
 
 
-def test_an_image_that_is_gone_repeats_its_plain_view_and_one_that_came_back_stays_out(
+def test_a_deleted_image_repeats_its_plain_view_and_a_restored_one_stays_out(
     make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     manifest, cache = draw_images(tmp_path, 16), tmp_path / "cache.zarr"
@@ -177,7 +177,7 @@ def test_an_image_that_is_gone_repeats_its_plain_view_and_one_that_came_back_sta
 def test_features_without_a_direction_cost_the_view_and_not_the_row(
     tiny_cache: Path, manifest: Path, tmp_path: Path
 ) -> None:
-    """The same at once and later: the tower fails on the second row of each batch, but for the plain view."""
+    """At once or later: the tower fails on the second row of each batch, except in the plain view."""
     geometry = ResizeCrop.from_preprocess(Cache(tiny_cache).info.encoder.preprocess)
     keys = Cache(tiny_cache).keys()
     plain = {decode(manifest.parent / key, geometry).tobytes() for key in keys}
@@ -228,7 +228,7 @@ def test_a_wrong_image_root_adds_no_view(
         ("--views 2 --augment-jitter 2", "--augment-jitter 2.0: must lie between 0 and 1"),
     ],
 )
-def test_views_that_cannot_be_are_bad_usage(changes: str, message: str) -> None:
+def test_impossible_views_are_bad_usage(changes: str, message: str) -> None:
     result = CliRunner().invoke(main, ["cache", "p.jsonl", "-o", "c.zarr", "--model", "m", *changes.split()])
     assert result.exit_code == 2
     assert message in result.stderr

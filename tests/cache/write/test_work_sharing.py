@@ -1,4 +1,4 @@
-"""Who takes which chunk: none is left, none is taken twice while all live, and no clock but one's own is read."""
+"""Work sharing: no chunk is left out, none taken twice while all workers live, and clocks of others do not matter."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.storage.open import store_at
-from clipglot.cache.write import work_sharing as module
+from clipglot.cache.write import work_sharing
 from clipglot.cache.write.work_sharing import (
     ALONE,
     Heartbeat,
@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 def test_some_worker_takes_each_chunk_and_no_two_take_the_same(
     missing: set[int], num: int, data: st.DataObject
 ) -> None:
-    """In any order of turns, whoever is at a chunk when another asks."""
+    """In any order of turns."""
     left, at = set(missing), dict[int, int]()
     taken: list[int] = []
     while left:
@@ -54,7 +54,7 @@ def test_some_worker_takes_each_chunk_and_no_two_take_the_same(
 def test_everything_is_finished_whoever_dies_as_long_as_one_lives(
     num_chunks: int, num: int, killed: list[tuple[int, int]], data: st.DataObject
 ) -> None:
-    """What the dead were at is free again, once nobody counts them as living."""
+    """The chunks of dead workers are free again, once the others count them as dead."""
     survivor = data.draw(st.integers(0, num - 1))
     missing, at, living = set(range(num_chunks)), dict[int, int](), set(range(num))
     for turn in range(10 * num_chunks * num + 100):
@@ -89,7 +89,7 @@ def test_a_worker_takes_over_from_the_end_of_its_neighbours_list() -> None:
     assert next_chunk({2}, Worker(3, 4), busy={2}) is None
 
 
-def test_a_worker_is_dead_when_it_gave_no_new_sign_for_a_minute_by_ones_own_clock() -> None:
+def test_a_worker_is_dead_after_a_minute_without_a_heartbeat_by_the_observers_clock() -> None:
     watch = Liveness(silent_s=60)
     watch.look({"a": 1, "b": 1}, now=1000)
     watch.look({"a": 2, "b": 1}, now=1059)
@@ -102,22 +102,22 @@ def test_a_worker_is_dead_when_it_gave_no_new_sign_for_a_minute_by_ones_own_cloc
     assert watch.living(now=1063) == {"b"}
 
 
-def sign_of_another(index: int, **says: Any) -> bytes:
-    return json.dumps(asdict(Heartbeat(worker=index, of=2, host="far", pid=7, stage="embed")) | says).encode()
+def heartbeat_of_another(index: int, **fields: Any) -> bytes:
+    return json.dumps(asdict(Heartbeat(worker=index, of=2, host="far", pid=7, stage="embed")) | fields).encode()
 
 
 @pytest.mark.parametrize("modified", [0, 2**33])
-def test_signs_dated_years_away_mean_what_fresh_ones_mean(
+def test_heartbeats_dated_years_away_count_as_fresh_ones(
     modified: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The other is at chunk 1, and its machine's clock stands in 1970, or in 2242."""
+    """The other worker has chunk 1, and the clock of its machine is at 1970, or at 2242."""
     store, now = store_at(tmp_path, read_only=False), [5e6]
-    monkeypatch.setattr(module, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module, "BEGUN", 9)
+    monkeypatch.setattr(work_sharing, "monotonic", lambda: now[0])
+    monkeypatch.setattr(work_sharing, "BEGUN", 9)
     left: dict[int, None] = {0: None, 1: None, 3: None}
 
     def asked(counter: int) -> list[int]:
-        store.write("workers/1.json", sign_of_another(1, chunks=[1], counter=counter))
+        store.write("workers/1.json", heartbeat_of_another(1, chunks=[1], counter=counter))
         os.utime(tmp_path / "workers/1.json", (modified, modified))
         return [chunk for chunk, _ in share.chunks(lambda: left)]
 
@@ -136,7 +136,7 @@ def test_signs_dated_years_away_mean_what_fresh_ones_mean(
     assert store.names("workers") == ["1.json"]
 
 
-def test_chunks_of_others_are_taken_over_when_ones_own_are_nearly_stored(tmp_path: Path) -> None:
+def test_chunks_of_others_are_taken_over_when_its_own_are_nearly_stored(tmp_path: Path) -> None:
     left = dict.fromkeys(range(6))
     with sharing(store_at(tmp_path, read_only=False), Worker(0, 2), "embed") as share:
         assert [chunk for chunk, _ in share.chunks(lambda: left)] == [0, 2, 4]  # read ahead of the tower
@@ -150,10 +150,10 @@ def test_chunks_of_others_are_taken_over_when_ones_own_are_nearly_stored(tmp_pat
         assert [chunk for chunk, _ in share.chunks(lambda: left)] == [3]
 
 
-def test_a_sign_grows_with_each_chunk_and_is_gone_when_the_worker_leaves(
+def test_a_heartbeat_counts_each_chunk_and_is_deleted_when_the_worker_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEGUN", 9)
+    monkeypatch.setattr(work_sharing, "BEGUN", 9)
     store, left = store_at(tmp_path, read_only=False), {0: None, 2: None, 1: None}
     with sharing(store, Worker(2, 3), "embed") as share:
         share.note(24, 2.0, "decoding")
@@ -174,14 +174,14 @@ def test_a_sign_grows_with_each_chunk_and_is_gone_when_the_worker_leaves(
     assert store.names("workers") == []
 
 
-def test_a_lone_worker_asks_nobody(tmp_path: Path) -> None:
+def test_a_lone_worker_reads_no_heartbeats(tmp_path: Path) -> None:
     store = store_at(tmp_path, read_only=False)
-    store.write("workers/1.json", sign_of_another(1, chunks=[0]))
+    store.write("workers/1.json", heartbeat_of_another(1, chunks=[0]))
     with sharing(store, ALONE, "embed") as share:
         assert [chunk for chunk, _ in share.chunks(lambda: {0: None, 1: None})] == [0, 1]
 
 
-def test_a_sign_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_damaged_heartbeat_is_named(tmp_path: Path) -> None:
     store = store_at(tmp_path, read_only=False)
     for content in (b"{", b'{"unknown": 1}'):
         store.write("workers/3.json", content)
@@ -189,9 +189,9 @@ def test_a_sign_that_is_none_is_named(tmp_path: Path) -> None:
             read_signs(store)
 
 
-def test_of_two_that_are_the_same_worker_the_later_goes_on(tmp_path: Path) -> None:
+def test_of_two_processes_with_one_shard_the_later_continues(tmp_path: Path) -> None:
     store = store_at(tmp_path, read_only=False)
-    store.write("workers/1.json", sign_of_another(1, counter=5))  # of one that was killed: nobody minds it
+    store.write("workers/1.json", heartbeat_of_another(1, counter=5))  # of one that was killed: nobody minds it
 
     def begin_before(later: WorkerLease) -> None:
         with sharing(store, Worker(1, 2), "embed") as earlier:
@@ -213,13 +213,13 @@ def test_of_two_that_are_the_same_worker_the_later_goes_on(tmp_path: Path) -> No
 
 
 def test_a_worker_that_was_replaced_ends_within_its_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.01)
-    store, told = store_at(tmp_path, read_only=False), module.threading.Event()
+    monkeypatch.setattr(work_sharing, "BEAT_S", 0.01)
+    store, told = store_at(tmp_path, read_only=False), work_sharing.threading.Event()
 
     def work() -> None:
         with sharing(store, Worker(1, 2), "embed") as share:
             share.beat()
-            store.write("workers/1.json", sign_of_another(1, counter=1))
+            store.write("workers/1.json", heartbeat_of_another(1, counter=1))
             while not told.wait(0.01):  # which never comes
                 share.note(8, 1.0, "decoding")
 
@@ -228,9 +228,9 @@ def test_a_worker_that_was_replaced_ends_within_its_chunk(tmp_path: Path, monkey
     assert list(read_signs(store)) == ["1.json"]
 
 
-def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.01)
-    store, written = store_at(tmp_path, read_only=False), module.threading.Event()
+def test_a_heartbeat_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work_sharing, "BEAT_S", 0.01)
+    store, written = store_at(tmp_path, read_only=False), work_sharing.threading.Event()
 
     def refuse(key: str, data: bytes) -> None:
         written.set()
@@ -258,7 +258,7 @@ def test_a_sign_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch
         ("1/4", {"RANK": "1", "WORLD_SIZE": "2"}, Worker(3, 8)),
     ],
 )
-def test_who_a_worker_is(
+def test_the_worker_of_a_shard_and_a_rank(
     flag: str | None, environment: dict[str, str], expected: Worker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in environment.items():
@@ -267,9 +267,7 @@ def test_who_a_worker_is(
 
 
 @pytest.mark.parametrize(("rank", "world"), [("3", "2"), ("0", "0"), ("x", "2"), ("0", "two"), ("-1", "2")])
-def test_an_environment_that_is_of_no_launcher_is_refused(
-    rank: str, world: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_an_impossible_rank_is_refused(rank: str, world: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(
@@ -279,7 +277,7 @@ def test_an_environment_that_is_of_no_launcher_is_refused(
 
 
 @pytest.mark.parametrize("flag", ["4/4", "1", "a/b", "-1/4", "1/0", ""])
-def test_what_is_no_worker_is_refused(flag: str, tmp_path: Path) -> None:
+def test_a_malformed_shard_is_refused(flag: str, tmp_path: Path) -> None:
     with pytest.raises(DistillError, match=rf"--shard {flag}: expected I/N with I from 0 to N - 1"):
         CacheSettings(source=tmp_path, output=tmp_path, model="m", shard=flag)
 
