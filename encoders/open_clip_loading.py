@@ -1,53 +1,17 @@
-"""Why weights did not load: one short message with a remedy, for whatever the libraries below raise."""
+"""Loading of CLIPs by open_clip: by name and weights, or from a folder, and nothing but what was asked for."""
 
 import hashlib
-import pickle
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import open_clip
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from open_clip.pretrained import get_pretrained_cfg
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import EncoderError
-
-
-def not_loaded(model: str, weights: str | None, error: Exception) -> EncoderError:
-    """Say which weights did not load and what to do; upstream's messages run over hundreds of keys."""
-    if isinstance(error.__cause__, pickle.UnpicklingError):  # timm names pickled code as the reason, whatever it was
-        error = error.__cause__
-    text = str(error)
-    reason = textwrap.shorten(text if " " in text else repr(error), 300, placeholder=" …")
-    if unreachable := _unreachable(error):
-        file = "--model local-dir:PATH" if ":" in model else "--pretrained FILE"
-        reason = (
-            f"its weights are not on this machine and cannot be fetched ({textwrap.shorten(unreachable, 300)}): "
-            f"pass {file}, or try again with a network"
-        )
-    elif isinstance(error, pickle.UnpicklingError) and "unsupported global" in text.lower():
-        reason = "it holds more than tensors and could run any code: save its tensors as safetensors where you trust it"
-    elif isinstance(
-        error, SafetensorError | pickle.UnpicklingError | KeyError | EOFError
-    ):  # torch.load raises KeyErrors
-        reason = f"the file is damaged, or holds no weights ({reason}): fetch it again"
-    elif "loading state_dict" in reason:
-        reason = f"these weights belong to another model ({reason}): pass the file that was saved from this one"
-    return EncoderError(f"--model {model}{f' --pretrained {weights}' if weights else ''}: {reason}")
-
-
-def _unreachable(error: BaseException) -> str | None:
-    """Why the network gave nothing, if that is where the error comes from."""
-    chain = [error]
-    while before := chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(before)
-    return str(chain[-1]) if any(isinstance(link, LocalEntryNotFoundError | URLError) for link in chain) else None
-
+from .loading_errors import not_loaded, without_pickle_warnings
 
 TIMM_PREFIX, LOCAL_PREFIX = "timm/", "local-dir:"
 LM_CONFIG = "config.json"  # of transformers, beside the weights
@@ -97,14 +61,15 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     if tag and tag.get("quick_gelu", False):
         config["quick_gelu"] = True
     try:
-        clip = open_clip.create_model(
-            model,
-            pretrained=pretrained,
-            force_quick_gelu=bool(config.get("quick_gelu", False)),
-            pretrained_text=False,
-            require_pretrained=True,
-            **_offline_text(model, config),
-        )
+        with without_pickle_warnings():
+            clip = open_clip.create_model(
+                model,
+                pretrained=pretrained,
+                force_quick_gelu=bool(config.get("quick_gelu", False)),
+                pretrained_text=False,
+                require_pretrained=True,
+                **_offline_text(model, config),
+            )
     except Exception as error:  # wrong keys, damaged file, download failed: one message says which
         raise not_loaded(model, pretrained, error) from error
     config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take

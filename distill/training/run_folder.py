@@ -19,6 +19,7 @@ import torch
 
 from ...cache.location import Url, to_location
 from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, sweep_partial
+from ...encoders.loading_errors import pickle_refusal, without_pickle_warnings
 from ...encoders.tokenizer import TextTokenizer
 from ..errors import DistillError
 from ..provenance import content_of
@@ -160,12 +161,13 @@ class RunFolder:
         if not files:
             return None
         try:
-            state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
+            with without_pickle_warnings():
+                state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
         except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
             instead = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
-            raise DistillError(
-                f"{files[-1]} is damaged ({str(error).splitlines()[0]}): delete it to {instead}"
-            ) from error
+            refused = pickle_refusal(error) is not None
+            reason = "holds more than tensors" if refused else f"is damaged ({str(error).splitlines()[0]})"
+            raise DistillError(f"{files[-1]} {reason}: delete it to {instead}") from error
         return state
 
     def append_metrics(self, kind: LineKind, metrics: dict[str, Any]) -> None:

