@@ -6,7 +6,7 @@ from typing import Any
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
-from ..cache.sources.kinds import KINDS
+from ..cache.sources.kinds import SOURCES
 from ..cache.sources.source import Source
 from ..cache.write.views import has_further_views, num_begun
 from ..distill.errors import DistillError
@@ -54,7 +54,7 @@ class CacheJob:
     @property
     def kinds(self) -> dict[str, type[Source]]:
         """The kinds of source that are known, the job's own source included."""
-        return {**KINDS, self.source.kind: type(self.source)}
+        return {**SOURCES, self.source.kind: type(self.source)}
 
     def sources_of(self, info: CacheInfo) -> list[SourceInfo]:
         """The sources of a cache; that of this job has the paths by which this process finds it."""

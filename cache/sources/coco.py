@@ -1,4 +1,4 @@
-"""Captions as COCO has them, and what follows it (STAIR, COCO-CN): one JSON file of images and annotations.
+"""COCO's captions, and datasets of the same form (STAIR, COCO-CN): one JSON file of images and annotations.
 
 The file is held in memory while the cache is planned.
 """
@@ -26,62 +26,62 @@ class CocoSource(Source):
     def rows(self) -> Iterator[SourceRow]:
         """Each annotation of each image, in the order of the images.
 
-        An image without any is a row, too, unless there is a condition.
+        An image without annotation is a row, too, unless there is a condition.
 
         Raises:
-            CacheError: the file is not as COCO's.
+            CacheError: the file does not have COCO's form.
         """
         path = self.info.path
         if self.info.split is not None:
             raise CacheError(f"{path}: one file is one split: leave out --split {self.info.split}")
         images, annotations = self._read(local_file(path), path)
         self.left_out.clear()
-        reader, line = RecordParser(self.info, has_key=False, left_out=self.left_out), 0
+        parser, line = RecordParser(self.info, has_key=False, left_out=self.left_out), 0
         by_image = defaultdict(list)
         for i, annotation in enumerate(annotations):
             by_image[_field(annotation, "image_id", f"{path}: annotations[{i}]")].append((i, annotation))
-        place_of: dict[int | str, int] = {}
+        first_with_id: dict[int | str, int] = {}
         for i, image in enumerate(images):
             key = _field(image, self.info.image_field, f"{path}: images[{i}]", "; pass --image-field NAME")
             if not isinstance(key, str) or not key or not is_unicode(key):
                 raise CacheError(f"{path}: images[{i}]: {self.info.image_field!r} must be a path, found {key!r:.100}")
             image_id = _field(image, "id", f"{path}: images[{i}]")
-            if place_of.setdefault(image_id, i) != i:
+            if first_with_id.setdefault(image_id, i) != i:
                 raise CacheError(
-                    f"{path}: images[{i}] has the id {image_id!r} of images[{place_of[image_id]}]: give each its own, "
-                    "or leave one out"
+                    f"{path}: images[{i}] has the id {image_id!r} of images[{first_with_id[image_id]}]: give each its "
+                    "own, or leave one out"
                 )
-            found = by_image.pop(image_id, [])
-            if not found and self.info.where is not None:  # a record that is not there fulfils no condition
+            captions = by_image.pop(image_id, [])
+            if not captions and self.info.where is not None:  # an absent record fulfils no condition
                 self.left_out["--where"] += 1
-            elif not found:
+            elif not captions:
                 line += 1
                 yield SourceRow(line, key, ())
-            for number, annotation in found:
+            for number, annotation in captions:
                 line += 1
-                if row := reader.row(annotation, line, f"{path}: annotations[{number}]", key=key):
+                if row := parser.row(annotation, line, f"{path}: annotations[{number}]", key=key):
                     yield row
         if by_image:
             (number, _), *_ = next(iter(by_image.values()))
             raise CacheError(f"{path}: annotations[{number}] is of an image that is not among the images")
 
     def sha256(self) -> str:
-        """Of the file's bytes."""
+        """Digest of the file's bytes."""
         return sha256_file(local_file(self.info.path))
 
     @staticmethod
     def _read(path: Path, name: str) -> tuple[list[Any], list[Any]]:
         try:
-            found = json.loads(path.read_bytes().decode("utf-8-sig"))
+            content = json.loads(path.read_bytes().decode("utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
-            lines = "Extra data: line 2" in str(error)  # of JSON that ends with the first line
-            remedy = "it looks like a record a line: name it .jsonl" if lines else "export or fetch it again"
+            is_jsonl = "Extra data: line 2" in str(error)  # of JSON that ends with the first line
+            remedy = "it looks like a record a line: name it .jsonl" if is_jsonl else "export or fetch it again"
             raise CacheError(f"{name}: not readable as JSON in UTF-8 ({error}): {remedy}") from None
         images, annotations = (
-            (found.get("images"), found.get("annotations")) if isinstance(found, dict) else (None, None)
+            (content.get("images"), content.get("annotations")) if isinstance(content, dict) else (None, None)
         )
         if not isinstance(images, list) or not isinstance(annotations, list):
-            keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, dict) else type(found).__name__
+            keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, dict) else type(content).__name__
             raise CacheError(f"{name}: expected lists 'images' and 'annotations' as in COCO, found {keys}")
         return images, annotations
 

@@ -1,6 +1,7 @@
-"""Larger files from URLs, each fetched once a machine, for all processes of a pass, into a temporary folder.
+"""Downloads of larger files from URLs: each once a machine, for all processes of a pass, into a temporary folder.
 
-A few are kept. The folder goes with the process that made it; what a killed one left goes when the next is made.
+The files used last are kept. The folder goes with the process that made it; what a killed process left is removed when
+the next folder is made.
 """
 
 import fcntl
@@ -20,32 +21,32 @@ from ..errors import CacheError
 from ..format import Status
 from ..location import Location, Url, to_location
 from ..storage.atomic import NO_SPACE, PARTIAL, lock_new
-from ..storage.urls import NOT_FOUND, below, explain_store_error, open_filesystem, state_of
-from .image_root import resolve_below
+from ..store_errors import NOT_FOUND, explain_store_error
+from .image_root import open_below, path_below
 from .source import RejectedImageError
 
 PREFIX = "clipglot-spool-"
-KEPT_BYTES = 4 * 2**30  # of files that were used last, and at least KEPT_FILES
+KEPT_BYTES = 4 * 2**30  # of the files used last, and at least KEPT_FILES
 KEPT_FILES = 3  # one being read, one that slower processes still read, one on its way
 
 
 class DownloadCache:
-    """A folder of fetched files. Pickled, it names the same folder, which the first process keeps."""
+    """A folder of downloaded files. Pickled, it names the same folder, which the process that made it removes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     @classmethod
     def create(cls) -> "DownloadCache":
-        """A new one, in the temporary folder (`TMPDIR`)."""
+        """Make a new folder, in the temporary folder (`TMPDIR`)."""
         _sweep(Path(tempfile.gettempdir()))
-        held = None
-        while held is None:
+        lock = None
+        while lock is None:
             folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-            held = lock_new(folder)
-        spool = cls(folder)
-        spool._remove = weakref.finalize(spool, _remove, folder, held)
-        return spool
+            lock = lock_new(folder)
+        downloads = cls(folder)
+        downloads._remove = weakref.finalize(downloads, _remove, folder, lock)
+        return downloads
 
     _remove: Any = None
 
@@ -58,42 +59,42 @@ class DownloadCache:
             self._remove()
 
     def open(self, url: Url, state: str = "") -> BinaryIO:
-        """A file, fetched unless it is there.
+        """Open a file, downloaded if it is not there yet.
 
         Args:
-            url: of it.
-            state: what tells it from what was at this URL before.
+            url: of the file.
+            state: tells the file from an earlier one at this URL, see `Url.state`.
 
         Raises:
             CacheError: it is absent, the store cannot be read, or there is no room.
         """
         path = self.path(url, state)
         while True:
-            with suppress(FileNotFoundError):  # not fetched yet, or already gone again
+            with suppress(FileNotFoundError):  # not downloaded yet, or already removed again
                 os.utime(path)
                 return open(path, "rb")
             with _locked(path, wait=True):
                 if not path.exists():
-                    self._fetch(url, path)
+                    self._download(url, path)
 
-    def fetch_ahead(self, url: Url, state: str = "") -> None:
-        """Begin to fetch a file that will be wanted next, unless another process does."""
+    def prefetch(self, url: Url, state: str = "") -> None:
+        """Begin to download the file that is read next, unless another process does."""
         path = self.path(url, state)
         if not path.exists():
-            threading.Thread(target=self._try_ahead, args=(url, path), daemon=True).start()
+            threading.Thread(target=self._try_download, args=(url, path), daemon=True).start()
 
     def path(self, url: Url, state: str = "") -> Path:
-        """Where a file is once it is fetched."""
+        """The path of a file once it is downloaded."""
         return self._folder / (hashlib.sha256(f"{url} {state}".encode()).hexdigest()[:32] + Path(url).suffix)
 
-    def _try_ahead(self, url: Url, path: Path) -> None:
-        # Who needs it will see the error; the folder may be gone when the pass has ended meanwhile.
+    def _try_download(self, url: Url, path: Path) -> None:
+        # Who needs the file will see the error; the folder may be gone when the pass has ended meanwhile.
         with suppress(CacheError, OSError), _locked(path, wait=False):
             if not path.exists():
-                self._fetch(url, path)
+                self._download(url, path)
 
-    def _fetch(self, url: Url, path: Path) -> None:
-        fs, remote = open_filesystem(url)
+    def _download(self, url: Url, path: Path) -> None:
+        fs, remote = url.filesystem()
         partial = path.with_suffix(PARTIAL)
         try:
             with explain_store_error(url, ""):
@@ -110,20 +111,20 @@ class DownloadCache:
             raise
         if size is not None and partial.stat().st_size != size:
             raise CacheError(
-                f"{url}: {partial.stat().st_size:,} bytes came of {size:,}: run the same command again to resume"
+                f"{url}: received {partial.stat().st_size:,} of {size:,} bytes: run the same command again to resume"
             )
         partial.rename(path)
         self._evict()
 
     def _evict(self) -> None:
-        """Take away what was used longest ago; who has it open reads on."""
-        found = []
+        """Remove the files used longest ago; a process that has one open reads on."""
+        files = []
         for entry in os.scandir(self._folder):
             if not entry.name.endswith((".lock", PARTIAL)):
                 with suppress(FileNotFoundError):
-                    found.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found)[:-KEPT_FILES]:
+                    files.append((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files)[:-KEPT_FILES]:
             if total <= KEPT_BYTES:
                 return
             Path(path).unlink(missing_ok=True)
@@ -131,65 +132,77 @@ class DownloadCache:
 
 
 @cache
-def _for_this_process() -> DownloadCache:
+def _downloads_of_process() -> DownloadCache:
     return DownloadCache.create()
 
 
-def local_file(named: str) -> Path:
-    """A file that is read by its path: itself, or what was fetched of a URL, once a process unless it changes.
+def local_file(name: str) -> Path:
+    """A file on the disk: itself, or the download of a URL, made once a process unless the file changes.
 
     Raises:
         CacheError: a URL at which there is nothing, or that cannot be read.
     """
-    location = to_location(named)
+    location = to_location(name)
     if not isinstance(location, Url):
         return location
-    spool, state = _for_this_process(), state_of(location) or ""
-    spool.open(location, state).close()
-    return spool.path(location, state)
+    downloads, state = _downloads_of_process(), _state(location)
+    downloads.open(location, state).close()
+    return downloads.path(location, state)
 
 
-class Files:
-    """The larger files of a source, by their numbers: on the disk, or fetched from URLs. Pickled to each process."""
+class SourceFiles:
+    """The larger files of a source, by number: on the disk, or downloaded from URLs. Pickled to each process."""
 
-    def __init__(self, root: Location, names: Sequence[str]) -> None:
+    def __init__(self, root: Location, names: Sequence[str], downloads: DownloadCache | None = None) -> None:
         """Open nothing yet.
 
         Args:
             root: the image root.
             names: of the files, below it.
+            downloads: where files at URLs go; by default where planning has put them.
         """
         self.root = root if isinstance(root, Url) else root.resolve()
-        self._names = list(names)
-        self._spool = _for_this_process() if isinstance(root, Url) else None  # where planning has fetched them to
+        self.names = list(names)
+        self._downloads = downloads or (_downloads_of_process() if isinstance(root, Url) else None)
         self._states: dict[int, str] = {}
 
-    def open(self, number: int) -> BinaryIO:
-        """A file.
+    def open(self, number: int, buffering: int = -1) -> BinaryIO:
+        """Open a file, and begin to download the next one.
+
+        Args:
+            number: of the file.
+            buffering: as of `open`, on the disk.
 
         Raises:
-            RejectedImageError: it is not below the root; of a local one, it is absent.
-            CacheError: at its URL there is nothing, or it cannot be read.
+            RejectedImageError: it is not below the root, or on the disk cannot be opened.
+            CacheError: there is nothing at its URL, or it cannot be read.
         """
-        if self._spool is None:
-            assert isinstance(self.root, Path)
-            return open(resolve_below(self.root, self._names[number]), "rb")
+        if isinstance(self.root, Path):
+            return open_below(self.root, self.names[number], max_bytes=None, buffering=buffering)
         url = self._url(number)
         if url is None:
             raise RejectedImageError(Status.OUTSIDE_ROOT)
-        file = self._spool.open(url, self._state(number, url))
-        following = self._url(number + 1) if number + 1 < len(self._names) else None
+        assert self._downloads is not None
+        file = self._downloads.open(url, self._state(number, url))
+        following = self._url(number + 1) if number + 1 < len(self.names) else None
         if following and (state := self._state(number + 1, following)):  # of merged caches it may be another source's
-            self._spool.fetch_ahead(following, state)
+            self._downloads.prefetch(following, state)
         return file
 
     def _url(self, number: int) -> Url | None:
-        return Url(f"{self.root}/{name}") if below(str(self.root), name := self._names[number]) else None
+        path = path_below(str(self.root), self.names[number])
+        return None if path is None else Url(path)
 
     def _state(self, number: int, url: Url) -> str:
         if number not in self._states:
-            self._states[number] = state_of(url) or ""
+            self._states[number] = _state(url)
         return self._states[number]
+
+
+def _state(url: Url) -> str:
+    """The state of a file now; "" if there is none."""
+    url.refresh()
+    return url.state() or ""
 
 
 @contextmanager
@@ -208,7 +221,7 @@ def _remove(folder: Path, descriptor: int) -> None:
 
 
 def _sweep(temporary: Path) -> None:
-    """Remove what killed processes of this user left: nobody holds it."""
+    """Remove the folders that killed processes of this user left: nobody holds their locks."""
     for folder in temporary.glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, or just gone
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

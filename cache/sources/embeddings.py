@@ -1,6 +1,6 @@
-"""Embeddings that somebody else computed, and the captions of their rows: what `clipglot import` reads.
+"""Source of embeddings that were computed elsewhere, with the captions of their rows, for `clipglot import`.
 
-N rows of D features in one file or in several, one after the other. Only what is asked for comes into memory.
+N rows of D features in one file or in several, one after the other. Only the rows that are read come into memory.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ class Part(NamedTuple):
         path: of the embeddings.
         captions: the table of their captions.
         num_rows: of embeddings.
-        read: the rows from one number to another.
+        read: reads the rows from a start to a stop.
     """
 
     path: Path
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 
 class EmbeddingFileSource(Source):
-    """Rows with captions, and their embeddings.
+    """Files of embeddings, and tables with the captions of the same rows.
 
     Attributes:
         dim: D.
@@ -51,7 +51,7 @@ class EmbeddingFileSource(Source):
     kind = IMPORTED
 
     def __init__(self, info: SourceInfo, parts: Sequence[tuple[Part, int]], *, named: bool) -> None:
-        """Take what `open_embeddings` found.
+        """Use `open_embeddings` to make one.
 
         Args:
             info: complete but for its sha256.
@@ -76,7 +76,7 @@ class EmbeddingFileSource(Source):
         """Every row, named by its number where the tables do not name it.
 
         Raises:
-            CacheError: a table that is not as promised, or of another length than its embeddings.
+            CacheError: a table is not as promised, or has another length than its embeddings.
         """
         for part, start in zip(self._parts, self._starts, strict=False):
             count = 0
@@ -86,24 +86,24 @@ class EmbeddingFileSource(Source):
                 if count > part.num_rows:
                     break
             if count != part.num_rows:
-                held = f"{count:,}" if count < part.num_rows else f"more than {part.num_rows:,}"
+                found = f"{count:,}" if count < part.num_rows else f"more than {part.num_rows:,}"
                 raise CacheError(
-                    f"{part.captions} has {held} rows, {part.path} has {part.num_rows:,}: "
+                    f"{part.captions} has {found} rows, {part.path} has {part.num_rows:,}: "
                     "row i of one must be row i of the other"
                 )
 
     def sha256(self) -> str:
-        """Over all files, in order."""
+        """Digest of all files, in order."""
         files = [file for part in self._parts for file in (part.path, part.captions)]
         return hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()
 
     def where(self, row: int) -> str:
-        """The file of a row and its place there, for messages."""
+        """Name the file of a row and its place there, for messages."""
         i = int(np.searchsorted(self._starts, row, side="right")) - 1
         return f"row {row - self._starts[i]} of {self._parts[i].path}"
 
     def read(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """The embeddings of some rows, ascending, as they were stored, `[n, D]`.
+        """Read the embeddings of some rows, ascending, as they were stored, `[n, D]`.
 
         Raises:
             CacheError: a file cannot be read.
@@ -121,16 +121,16 @@ class EmbeddingFileSource(Source):
 def open_embeddings(
     info: SourceInfo, *, captions: Path | None = None, dataset: str | None = None, named: bool = True
 ) -> EmbeddingFileSource:
-    """Embeddings and captions: clip-retrieval's folder, or an .npy or HDF5 file with a table.
+    """Open embeddings and captions: clip-retrieval's folder, or an .npy or HDF5 file with a table.
 
     Args:
         info: path and fields; empty fields are the kind's own, and an empty root is the source's folder.
-        captions: jsonl, CSV, TSV or Parquet, row by row as the embeddings; the folder has its own.
+        captions: JSON lines, CSV, TSV or Parquet, row by row as the embeddings; the folder has its own.
         dataset: of an HDF5 file.
         named: whether the captions name the image of each row.
 
     Raises:
-        CacheError: nothing there, nothing of these kinds, or files that do not belong together.
+        CacheError: nothing there, no known kind, or files that do not belong together.
     """
     path = Path(info.path)
     if not path.exists():
@@ -139,39 +139,39 @@ def open_embeddings(
         if captions or dataset:
             raise CacheError(f"{path} is a folder: --captions and --dataset are for an .npy or .h5 file")
         parts = [_npy(emb, table) for emb, table in _folder_files(path)]
-        fields, texts, root = "image_path", ["caption"], path
+        image_field, text_fields, root = "image_path", ["caption"], path
     else:
         if captions is None:
             raise CacheError(f"{path}: pass --captions FILE, a table with the caption of each of its rows, in order")
         if not captions.is_file():
             raise CacheError(f"{captions}: no such file")
         parts = [_hdf5(path, captions, dataset) if is_hdf5(path) else _npy(path, captions)]
-        fields, texts, root = "image", ["text"], path.parent
+        image_field, text_fields, root = "image", ["text"], path.parent
     complete = replace(
         info,
         kind=EmbeddingFileSource.kind,
         image_root=info.image_root or str(root),
-        image_field=info.image_field or fields,
-        text_fields=info.text_fields or texts,
+        image_field=info.image_field or image_field,
+        text_fields=info.text_fields or text_fields,
     )
     return EmbeddingFileSource(complete, parts, named=named)
 
 
 def _folder_files(folder: Path) -> list[tuple[Path, Path]]:
     """The pairs of files of clip-retrieval's output, `img_emb/img_emb_7.npy` and `metadata/metadata_7.parquet`."""
-    found = {
+    by_number = {
         int(match[1]): file
         for file in (folder / "img_emb").glob("img_emb_*.npy")
         if (match := re.fullmatch(r"img_emb_(\d+)\.npy", file.name))
     }
-    if not found:
+    if not by_number:
         raise CacheError(f"{folder}: no img_emb/img_emb_0.npy as clip-retrieval writes it: pass its output folder")
     pairs = []
-    for number in sorted(found):
-        table = folder / "metadata" / found[number].with_suffix(".parquet").name.replace("img_emb_", "metadata_")
+    for _, emb in sorted(by_number.items()):
+        table = folder / "metadata" / emb.with_suffix(".parquet").name.replace("img_emb_", "metadata_")
         if not table.is_file():
-            raise CacheError(f"{found[number]} has no captions: {table} is absent")
-        pairs.append((found[number], table))
+            raise CacheError(f"{emb} has no captions: {table} is absent: copy it there")
+        pairs.append((emb, table))
     return pairs
 
 
@@ -180,11 +180,11 @@ def _npy(path: Path, captions: Path) -> tuple[Part, int]:
         raise CacheError(f"{path}: no known kind of embeddings; known are .npy, .h5 and clip-retrieval's folder")
 
     def read(start: int, stop: int) -> NDArray[Any]:
-        # Opened anew each time: a folder may have more files than a process can hold open.
+        # Opened anew each time: a folder may have more files than a process may have open.
         return np.array(open_memmap(path, mode="r")[start:stop])
 
-    found = _readable(path, lambda: open_memmap(path, mode="r"))  # np.load would take archives and pickles, too
-    return _part(path, captions, found.shape, found.dtype, read)
+    emb = _readable(path, lambda: open_memmap(path, mode="r"))  # np.load would take archives and pickles, too
+    return _part(path, captions, emb.shape, emb.dtype, read)
 
 
 def _hdf5(path: Path, captions: Path, dataset: str | None) -> tuple[Part, int]:
@@ -192,7 +192,7 @@ def _hdf5(path: Path, captions: Path, dataset: str | None) -> tuple[Part, int]:
         with h5py.File(path, "r", locking=False) as file:
             return np.asarray(file[dataset][start:stop])
 
-    def look() -> tuple[Any, Any]:
+    def shape_and_dtype() -> tuple[Any, Any]:
         with h5py.File(path, "r", locking=False) as file:
             if ATTRIBUTE in file.attrs:
                 raise CacheError(f"{path} is a cache already: `clipglot convert {path} OUT.zarr` makes it a Zarr one")
@@ -203,7 +203,7 @@ def _hdf5(path: Path, captions: Path, dataset: str | None) -> tuple[Part, int]:
                 raise CacheError(f"{path}: pass --dataset NAME of the embeddings; {has}")
             return file[dataset].shape, file[dataset].dtype
 
-    shape, dtype = _readable(path, look)
+    shape, dtype = _readable(path, shape_and_dtype)
     return _part(path, captions, shape, dtype, read)
 
 
@@ -220,17 +220,16 @@ def _readable(path: Path, read: Callable[..., Any], *arguments: int) -> Any:
         return read(*arguments)
     except (OSError, ValueError, EOFError, KeyError, RuntimeError) as error:
         raise CacheError(
-            f"{path} cannot be read ({error}): it is damaged, or no {path.suffix} file: write it again"
+            f"{path} cannot be read ({error}): it is damaged, or not a {path.suffix} file: write it again"
         ) from error
 
 
 def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[SourceRow]:
-    table = {**dict.fromkeys(SUFFIXES, TableSource), **dict.fromkeys(ParquetSource.suffixes, ParquetSource)}.get(
-        path.suffix.lower()
-    )
-    if table is None:
-        raise CacheError(f"{path}: no known kind of table; known are {', '.join((*SUFFIXES, *ParquetSource.suffixes))}")
-    for row in table(replace(info, path=str(path), images=named)).rows():
+    sources = {**dict.fromkeys(SUFFIXES, TableSource), **dict.fromkeys(ParquetSource.suffixes, ParquetSource)}
+    source = sources.get(path.suffix.lower())
+    if source is None:
+        raise CacheError(f"{path}: no known kind of table; known are {', '.join(sources)}")
+    for row in source(replace(info, path=str(path), images=named)).rows():
         if row.locator is not None:
             raise CacheError(
                 f"{path}: {info.image_field!r} holds images, expected their names: pass --image-field NAME, or "

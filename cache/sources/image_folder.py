@@ -1,13 +1,13 @@
-"""A folder of class folders, as image classification has them: the caption of an image is the name of its folder."""
+"""Folders of class folders, as in image classification: the caption of an image is the name of its folder."""
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ..errors import CacheError
-from ..location import Location, to_location
-from .listing import Entry, entries, name_in
-from .records import RecordParser, chosen_split, is_unicode
+from ..location import Entry, Location, entries, to_location
+from .image_root import name_below
+from .records import RecordParser, choose_split, is_unicode
 from .source import Source, SourceRow
 from .table import SUFFIXES
 
@@ -24,17 +24,17 @@ class ImageFolderSource(Source):
         """Every image.
 
         Raises:
-            CacheError: splits to choose from, or a name that is no UTF-8.
+            CacheError: splits to choose from, or a name that is not UTF-8.
         """
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are folders here
-        reader = RecordParser(info, has_key=False, left_out=self.left_out)
+        parser = RecordParser(info, has_key=False, left_out=self.left_out)
         for line, (name, key) in enumerate(self._images(), 1):
-            if row := reader.row({"text": name.replace("_", " ")}, line, key, key=key):
+            if row := parser.row({"text": name.replace("_", " ")}, line, key, key=key):
                 yield row
 
     def sha256(self) -> str:
-        """Of the names; images themselves are not looked at."""
+        """Digest of the names; the images themselves are not read."""
         digest = hashlib.sha256()
         for _, key in self._images():
             digest.update(key.encode() + b"\0")
@@ -48,17 +48,25 @@ class ImageFolderSource(Source):
             raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
         folder, names = top, _folders(top, root)
         has_classes = any(_has_images(top / name) for name in names)
-        # What else lies there is no split: a run, or the very cache that is being made.
+        # Other folders are no splits: a run, or the very cache that is being made.
         splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
         if splits or self.info.split is not None:
-            folder = top / chosen_split(splits, self.info.split, top)
-        for place in dict.fromkeys((top, folder)):
-            _require_no_table(place)
+            folder = top / choose_split(splits, self.info.split, top)
+        for location in dict.fromkeys((top, folder)):
+            _require_no_table(location)
         for name in _folders(folder, root):
             files = _names(folder / name)
             _require_no_captions(folder / name, files)
             for file in files:
                 yield name, str(folder / name / file).removeprefix(above)
+
+
+def holds_class_folders(path: Location) -> bool:
+    """Whether a folder has folders of images, perhaps in folders of splits."""
+    folders = [path / name for name in _names(path, folders=True)]
+    return any(map(_has_images, folders)) or any(
+        _has_images(folder / name) for folder in folders for name in _names(folder, folders=True)
+    )
 
 
 def _folders(folder: Location, root: Location) -> list[str]:
@@ -69,12 +77,12 @@ def _folders(folder: Location, root: Location) -> list[str]:
     """
     names = _names(folder, folders=True)
     for name in names:
-        name_in(root, folder / name)
+        name_below(root, folder / name)
     return names
 
 
 def _require_no_table(folder: Location) -> None:
-    """Raise if a table lies beside the folders: their names would stand in for the captions that it has.
+    """Refuse a table beside the class folders, whose names would replace the captions that it has.
 
     Raises:
         CacheError: there is one; the message names it.
@@ -88,7 +96,7 @@ def _require_no_table(folder: Location) -> None:
 
 
 def _require_no_captions(folder: Location, images: list[str]) -> None:
-    """The same of texts that lie beside the images.
+    """Refuse a text beside an image, for the same reason.
 
     Raises:
         CacheError: there is one that has the name of an image.
@@ -98,7 +106,7 @@ def _require_no_captions(folder: Location, images: list[str]) -> None:
         stem, _, extension = entry.name.rpartition(".")
         if extension.lower() in CAPTIONS and stem in stems:
             raise CacheError(
-                f"{folder / entry.name} lies beside the image of its name, and of class folders the captions are the "
+                f"{folder / entry.name} lies beside the image of its name, but the captions of class folders are the "
                 "names of the folders: write a table of images and texts, or put all of them into tars"
             )
 
@@ -107,30 +115,22 @@ def _has_classes(folder: Location, root: Location) -> bool:
     return any(_has_images(folder / name) for name in _folders(folder, root))
 
 
-def holds_class_folders(path: Location) -> bool:
-    """Whether a folder has folders of images, perhaps in folders of splits."""
-    folders = [path / name for name in _names(path, folders=True)]
-    return any(map(_has_images, folders)) or any(
-        _has_images(folder / name) for folder in folders for name in _names(folder, folders=True)
-    )
-
-
 def _has_images(folder: Location) -> bool:
     return any(map(_is_image, entries(folder)))
 
 
 def _is_image(entry: Entry) -> bool:
-    return entry.name.lower().endswith(IMAGES) and not entry.name.startswith(".") and not entry.is_folder
+    return entry.name.lower().endswith(IMAGES) and not entry.name.startswith(".") and not entry.is_dir
 
 
 def _names(folder: Location, *, folders: bool = False) -> list[str]:
-    """Names of the images, or of the folders, in a folder; hidden ones are none."""
+    """Names of the images, or of the folders, in a folder, without hidden ones."""
     names = [
         entry.name
         for entry in entries(folder)
-        if (entry.is_folder and not entry.name.startswith(".") if folders else _is_image(entry))
+        if (entry.is_dir and not entry.name.startswith(".") if folders else _is_image(entry))
     ]
     for name in names:
         if not is_unicode(name):
-            raise CacheError(f"{folder}: the name {name!r} is no UTF-8: rename it")
+            raise CacheError(f"{folder}: the name {name!r} is not UTF-8: rename it")
     return names

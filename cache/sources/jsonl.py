@@ -1,4 +1,4 @@
-"""Files of a JSON record a line, read as blocks of whole lines and, where a block is not plain, line by line."""
+"""JSON lines, read as blocks of whole lines, and as records where a block cannot be read as columns."""
 
 import json
 from collections.abc import Iterator
@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 from ..errors import CacheError
 
 BLOCK_BYTES = 2**22
-MAX_LINE_BYTES = 2**24  # longer ones are whole files without line breaks; a record takes some hundred bytes
+MAX_LINE_BYTES = 2**24  # longer lines are whole files without line breaks; a record takes some hundred bytes
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Block(NamedTuple):
-    """Some whole lines.
+    """Whole lines of a file.
 
     Attributes:
-        line: the number of the first, from 1.
+        line: number of the first, from 1.
         data: their bytes.
     """
 
@@ -25,9 +25,9 @@ class Block(NamedTuple):
 
 
 def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """A file as blocks of whole lines, without its byte order mark.
+    """Read a file as blocks of whole lines, without its byte order mark.
 
-    A line that is too long is cut, just above the limit; `records` of its block raises.
+    A line that is too long is cut just above the limit; `records` of its block raises.
     """
     line = 1
     with open(path, "rb") as file:
@@ -39,14 +39,14 @@ def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
 
 
 def records(name: Path | str, block: Block) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number and the record of each line that is not blank.
+    """Parse the lines that are not blank; yields number and record of each.
 
     Args:
         name: of the file, for messages.
         block: of its lines.
 
     Raises:
-        CacheError: a line is no JSON object.
+        CacheError: a line is not a JSON object.
     """
     for number, line in enumerate(block.data.split(b"\n"), block.line):
         if len(line) > MAX_LINE_BYTES:

@@ -1,7 +1,7 @@
 """Blocks of JSON lines as columns, by Arrow's parser, several times as fast as line by line.
 
-Only for blocks about which both ways agree. Whatever is odd makes a block not plain, and `records.RecordParser`
-decides, so that there is one definition of what is taken, dropped or refused, and one wording.
+Only for plain blocks: those for which Arrow and Python agree. Whatever is odd makes a block not plain, and
+`records.RecordParser` reads it, so that there is one definition of what is taken or refused, and one wording.
 """
 
 import json
@@ -15,18 +15,16 @@ from numpy.typing import NDArray
 from ..format import SourceInfo
 from ..storage.ragged import RaggedBytes
 from .jsonl import MAX_LINE_BYTES
-from .source import MAX_CAPTION_BYTES, RowBatch
+from .source import RowBatch
 
 LONG_LINE = 500  # bytes, above which a line may be nested deeper than Python's parser goes
 LONG_NUMBER = 4000  # bytes, above which a line may hold a number of more digits than Python's parser takes
 DEEP = 100  # opened brackets
 INF = re.compile(rb"Inf[\s,}\]]")
-# How captions of white space may begin; Python's `str.strip` decides.
-BLANK_STARTS = np.array([0xE19A, 0xE280, 0xE281, 0xE380], np.uint16)
 
 
 def has_columns(info: SourceInfo) -> bool:
-    """Whether what is asked for can be read as columns."""
+    """Whether the fields that are asked for can be read as columns."""
     filtered = info.where is not None or info.split is not None
     return info.images and not (filtered or info.teacher_fields or info.language_field)
 
@@ -50,8 +48,8 @@ def plain_batch(block: bytes, info: SourceInfo) -> RowBatch | None:
             pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
             pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         )
-        table.validate(full=True)  # of UTF-8, too: escapes may be halves of surrogate pairs
-        _one_text(block).validate(full=True)
+        table.validate(full=True)  # also of UTF-8: escapes may be halves of surrogate pairs
+        _as_one_string(block).validate(full=True)
     except (pa.ArrowInvalid, ValueError, RecursionError):
         return None
     keys = table[info.image_field].combine_chunks()
@@ -84,7 +82,7 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
         return False
     last = raw[ends - 1]
     last = np.where(last == ord("\r"), raw[ends - 2], last)
-    if (raw[starts] != ord("{")).any() or (last != ord("}")).any() or _is_arrows_own(block):
+    if (raw[starts] != ord("{")).any() or (last != ord("}")).any() or _may_be_arrow_only(block):
         return False
     for i in np.flatnonzero(lengths > LONG_LINE).tolist():
         a, b = int(starts[i]), int(ends[i])
@@ -96,12 +94,12 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
     return True
 
 
-def _is_arrows_own(block: bytes) -> bool:
-    """Whether there may be what Arrow takes and JSON as Python reads it does not."""
+def _may_be_arrow_only(block: bytes) -> bool:
+    """Whether a block may hold what Arrow's parser takes and Python's refuses."""
     return b"\0" in block or b"-NaN" in block or (b"Inf" in block and INF.search(block) is not None)
 
 
-def _one_text(block: bytes) -> pa.Array:
+def _as_one_string(block: bytes) -> pa.Array:
     offsets = pa.py_buffer(np.array([0, len(block)], np.int64))
     return pa.Array.from_buffers(pa.large_string(), 1, [None, offsets, pa.py_buffer(block)])
 
@@ -110,14 +108,14 @@ def _schema(record: object, info: SourceInfo) -> pa.Schema | None:
     """The types of the fields that are asked for, as the first line has them."""
     if not isinstance(record, dict):
         return None
-    kinds = {
+    types = {
         name: pa.list_(pa.string()) if isinstance(record.get(name), list) else pa.string() for name in info.text_fields
     }
-    return pa.schema({**kinds, info.image_field: pa.string()})
+    return pa.schema({**types, info.image_field: pa.string()})
 
 
 def _texts(strings: pa.Array) -> RaggedBytes:
-    """Without a copy; a null is an empty text."""
+    """The texts of an array, without a copy; null is an empty text."""
     _, offsets, data = strings.buffers()
     ends = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
     raw = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data and data.size else np.zeros(0, np.uint8)
@@ -140,7 +138,7 @@ def _captions(column: pa.Array) -> tuple[RaggedBytes, NDArray[np.int64]] | None:
 def _has_all_fields(
     block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], table: pa.Table, names: list[str]
 ) -> bool:
-    """Whether the fields that Arrow has as null are there: to it, null and absent are one."""
+    """Whether no field is absent. To Arrow, an absent field and null are one."""
     for name in names:
         if not table[name].null_count:
             continue
@@ -151,7 +149,7 @@ def _has_all_fields(
 
 
 def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]]], languages: list[str]) -> RowBatch:
-    """The captions of all fields in the order of their rows, without those that `rows` drops, too."""
+    """The captions of all fields in the order of their rows."""
     captions, image_index = columns[0]
     fields = np.zeros(len(image_index), np.int64)
     if len(columns) > 1:
@@ -160,32 +158,5 @@ def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]
         fields = np.repeat(np.arange(len(columns)), [len(rows) for _, rows in columns])
         order = np.argsort(image_index, kind="stable")
         captions, image_index, fields = captions.take(order), image_index[order], fields[order]
-    kept, lost = _worth_keeping(captions)
-    dropped = {reason: image_index[rows] for reason, rows in lost.items()}
-    if dropped:
-        captions, image_index, fields = captions.take(kept), image_index[kept], fields[kept]
     tags = languages * (len(columns) if len(languages) == 1 else 1)
-    return RowBatch(
-        keys=keys,
-        captions=captions,
-        image_index=image_index,
-        languages=[tags[field] for field in fields.tolist()] if tags else None,
-        dropped=dropped,
-    )
-
-
-def _worth_keeping(captions: RaggedBytes) -> tuple[NDArray[np.int64], dict[str, NDArray[np.int64]]]:
-    """Which captions stay, and by reason which do not: as `rows` decides one by one."""
-    raw, starts, lengths = captions.raw, captions.offsets[:-1], np.diff(captions.offsets)
-    keep = lengths > 0
-    first = raw.take(starts, mode="clip") if len(raw) else np.zeros(len(keep), np.uint8)
-    second = raw.take(starts + 1, mode="clip") if len(raw) else first
-    may_be_blank = (first <= 0x20) | (first == 0xC2) | np.isin(first.astype(np.uint16) << 8 | second, BLANK_STARTS)
-    for i in np.flatnonzero(keep & may_be_blank).tolist():
-        keep[i] = bool(raw[starts[i] : starts[i] + lengths[i]].tobytes().decode().strip())
-    with_nul = np.zeros(len(keep), bool)
-    with_nul[np.searchsorted(captions.offsets, np.flatnonzero(raw == 0), side="right") - 1] = True
-    too_long = lengths > MAX_CAPTION_BYTES
-    lost = {"empty": ~keep, "holds NUL": keep & with_nul, "too long": keep & ~with_nul & too_long}
-    found = {reason: np.flatnonzero(these) for reason, these in lost.items() if these.any()}
-    return np.flatnonzero(keep & ~with_nul & ~too_long), found
+    return RowBatch.of(keys, captions, image_index, languages=[tags[i] for i in fields.tolist()] if tags else None)

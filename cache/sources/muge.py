@@ -1,4 +1,4 @@
-"""Folders as Chinese-CLIP and MUGE have them: images in base64 in a TSV, captions in JSON lines beside it.
+"""Folders of Chinese-CLIP and MUGE: images in base64 in a TSV, captions in JSON lines beside it.
 
 `train_imgs.tsv` has `id<TAB>base64` lines; `train_texts.jsonl` has `{"text": …, "image_ids": […]}` or
 `{"text": […], "image_id": …}` lines (https://github.com/OFA-Sys/Chinese-CLIP, "Data Preparation").
@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 
 from ..errors import CacheError
 from ..format import SourceInfo, Status
-from ..location import Location, to_location
+from ..location import Location, entries, to_location
 from ..storage.atomic import sha256_file
-from .download import Files, local_file
-from .image_root import MAX_FILE_BYTES
+from .download import SourceFiles, local_file
+from .image_root import MAX_FILE_BYTES, name_below
 from .jsonl import blocks, records
-from .listing import entries, is_file, name_in
-from .records import RecordParser, chosen_split, is_unicode
+from .records import RecordParser, choose_split, is_unicode
 from .source import Locator, Reader, RejectedImageError, Source, SourceRow
 
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
@@ -36,69 +35,69 @@ SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
 class MugeSource(Source):
-    """Texts and images of one split: images in the order in which texts speak of them, then those of no text.
+    """Texts and images of one split: images in the order in which texts name them, then those without text.
 
-    With a condition those of no text are left out.
+    With a condition, images without text are left out.
     """
 
     kind = "muge"
     image_field: ClassVar[str] = ""
 
     def rows(self) -> Iterator[SourceRow]:
-        """Every text with each of its images. An image that the TSV does not have is missing.
+        """Every text with each of its images. An image that the TSV lacks is missing.
 
         Raises:
             CacheError: a line is not as promised.
         """
         images, texts = self._paths()
-        line, places = 0, Places.scanned(local_file(str(images)), str(images))
-        spoken_of: set[str] = set()
+        line, index = 0, ImageIndex.scan(local_file(str(images)), str(images))
+        with_text: set[str] = set()
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are files here
-        reader = RecordParser(info, has_key=False, left_out=self.left_out)
+        parser = RecordParser(info, has_key=False, left_out=self.left_out)
         for block in blocks(local_file(str(texts))):
             for number, record in records(texts, block):
                 where = f"{texts}:{number}"
-                row = reader.row(record, number, where)
+                row = parser.row(record, number, where)
                 for key in _keys(record, where):
                     line += 1
-                    spoken_of.add(key)
+                    with_text.add(key)
                     if row:
-                        yield row._replace(line=line, key=key, locator=places.locator(key))
-        for key in places:
-            if key in spoken_of:
+                        yield row._replace(line=line, key=key, locator=index.locator(key))
+        for key in index:
+            if key in with_text:
                 continue
-            if self.info.where is not None:  # a record that is not there fulfils no condition
+            if self.info.where is not None:  # an absent record fulfils no condition
                 self.left_out["--where"] += 1
             else:
                 line += 1
-                yield SourceRow(line, key, (), locator=places.locator(key))
+                yield SourceRow(line, key, (), locator=index.locator(key))
 
     def files(self) -> list[str]:
         """The TSV."""
-        return [name_in(to_location(self.info.image_root), self._paths()[0])]
+        return [name_below(to_location(self.info.image_root), self._paths()[0])]
 
     def sha256(self) -> str:
-        """Of the texts, and of the size and evenly spaced samples of the TSV."""
+        """Digest of the texts, and of the size and evenly spaced samples of the TSV."""
         images, texts = self._paths()
-        found = sampled(local_file(str(images))), sha256_file(local_file(str(texts)))
-        return hashlib.sha256(f"{images.name} {found[0]} {found[1]}".encode()).hexdigest()
+        digests = f"{_sample_digest(local_file(str(images)))} {sha256_file(local_file(str(texts)))}"
+        return hashlib.sha256(f"{images.name} {digests}".encode()).hexdigest()
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
-        """Of base64 by its place."""
-        return Base64Reader(Files(root, files))
+        """The reader of base64 by its place."""
+        return Base64Reader(SourceFiles(root, files))
 
     def _paths(self) -> tuple[Location, Location]:
         folder = to_location(self.info.path)
-        listed = [entry.name for entry in entries(folder)]
-        splits = [name.removesuffix(IMAGES) for name in listed if name.endswith(IMAGES)]
-        split = chosen_split(splits, self.info.split, folder) if splits else ""
-        found = folder / f"{split}{IMAGES}", folder / f"{split}{TEXTS}"
-        for path in found:
-            if not is_file(path):
+        names = [entry.name for entry in entries(folder)]
+        splits = [name.removesuffix(IMAGES) for name in names if name.endswith(IMAGES)]
+        split = choose_split(splits, self.info.split, folder) if splits else ""
+        images, texts = folder / f"{split}{IMAGES}", folder / f"{split}{TEXTS}"
+        for path in (images, texts):
+            if not path.is_file():
                 raise CacheError(f"{path}: no such file: images and texts of a split lie side by side")
-        return found
+        return images, texts
 
 
 def holds_muge(path: Location) -> bool:
@@ -106,27 +105,27 @@ def holds_muge(path: Location) -> bool:
     return any(entry.name.endswith(IMAGES) for entry in entries(path))
 
 
-class Places:
-    """Where in a TSV the images lie, by their ids; some 150 bytes an image. Of an id that comes twice, the first."""
+class ImageIndex:
+    """Index of a TSV: the place of each image, by its id; some 150 bytes an image. Of a repeated id, the first."""
 
     def __init__(self) -> None:
-        self._index: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
         self._starts, self._sizes = array("q"), array("q")
 
     @classmethod
-    def scanned(cls, path: Path, name: str) -> "Places":
-        """Find the line breaks and tabs of a file that is mapped, not read into memory.
+    def scan(cls, path: Path, name: str) -> "ImageIndex":
+        """Find the line breaks and tabs of a file, which is mapped, not read into memory.
 
         Args:
-            path: of it.
-            name: its own, for messages.
+            path: of the file.
+            name: of the file, for messages.
 
         Raises:
-            CacheError: a line without tab, or an id that is no UTF-8.
+            CacheError: a line without tab, or an id that is not UTF-8.
         """
-        places = cls()
+        index = cls()
         if not path.stat().st_size:
-            return places
+            return index
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             start, number = 0, 0
             while start < len(content):
@@ -145,30 +144,30 @@ class Places:
                         raise CacheError(
                             f"{name}:{number}: expected an id, a tab and base64, found {content[start : start + 40]!r}"
                         )
-                    if key not in places._index:
-                        places._index[key] = len(places._index)
-                        places._starts.append(tab + 1)
-                        places._sizes.append(end - tab - 1)
+                    if key not in index._numbers:
+                        index._numbers[key] = len(index._numbers)
+                        index._starts.append(tab + 1)
+                        index._sizes.append(end - tab - 1)
                 start = following
-        return places
+        return index
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._index)
+        return iter(self._numbers)
 
     def locator(self, key: str) -> Locator:
-        """Where an image lies."""
-        i = self._index.get(key)
+        """The place of an image."""
+        i = self._numbers.get(key)
         return Locator(0, 0, ABSENT) if i is None else Locator(0, self._starts[i], self._sizes[i])
 
 
 class Base64Reader(Reader):
     """Reads images from lines of base64, in the standard or the URL-safe alphabet."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: SourceFiles) -> None:
         self._files = files
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The images; what is no base64 is damaged."""
+        """The images; an image that is not base64 is damaged."""
         assert locators is not None
         for file, start, size in locators.tolist():
             if size == ABSENT:
@@ -192,8 +191,8 @@ class Base64Reader(Reader):
             return Status.UNREADABLE
 
 
-def sampled(path: Path) -> str:
-    """Digest of a large file's size and of evenly spaced samples of it, all of a small one."""
+def _sample_digest(path: Path) -> str:
+    """Digest of a file's size and of evenly spaced samples, which cover a small file."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

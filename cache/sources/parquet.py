@@ -1,7 +1,7 @@
-"""Parquet and Arrow files, one or a folder of them, and the folders that Hugging Face's `datasets` saves.
+"""Sources of Parquet and Arrow files, one or a folder of them, and of datasets saved by Hugging Face `datasets`.
 
-Images stand in a column, as bytes or as the struct of bytes and path that `datasets` writes, or the column has their
-paths. Planning reads all columns but those of images.
+The image column has the encoded images, the struct of bytes and path that `datasets` writes, or paths. Planning reads
+the other columns alone.
 """
 
 import json
@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from ..errors import CacheError
 from ..format import SourceInfo
-from ..location import Location, Url, to_location
-from .download import Files, local_file
-from .listing import Entry, entries, is_folder, name_in, state_at
+from ..location import Entry, Location, Url, entries, to_location
+from .download import SourceFiles, local_file
+from .image_root import name_below
 from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes
-from .records import RecordParser, chosen_split
+from .records import RecordParser, choose_split
 from .source import Locator, Reader, Source, SourceRow
 from .where import WhereFilter
 
@@ -31,11 +31,11 @@ SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"  # what `save_to_disk` w
 
 
 class ColumnSource(Source):
-    """Files of columns.
+    """Base of the sources of Parquet and of Arrow files.
 
     Attributes:
-        suffixes: how the names of such files end.
-        file_type: what opens one.
+        suffixes: of such files.
+        file_type: opens one.
     """
 
     suffixes: ClassVar[tuple[str, ...]]
@@ -54,84 +54,83 @@ class ColumnSource(Source):
         """
         self._files, line = [], 0
         self.left_out.clear()
-        for path, file, inside, columns in self._opened():
-            if inside:
-                self._files.append(name_in(to_location(self.info.image_root), path))
+        for path, file, has_images, columns in self._open_files():
+            if has_images:
+                self._files.append(name_below(to_location(self.info.image_root), path))
             source = to_location(self.info.path)
             name = path.name if path == source else str(path).removeprefix(f"{source}/")
-            reader = RecordParser(self._record_info, has_key=not inside, left_out=self.left_out)
+            parser = RecordParser(self._record_info, has_key=not has_images, left_out=self.left_out)
             before = line
-            with _naming(path):
+            with _explain_file_error(path):
                 for group, first, batch in file.records(columns):
-                    for row, record in enumerate(_records(batch), first):
-                        key = f"{name}#{line - before}" if inside else ""
-                        locator = Locator(len(self._files) - 1, group, row) if inside else None
+                    for number, record in enumerate(_records(batch), first):
+                        key = f"{name}#{line - before}" if has_images else ""
+                        locator = Locator(len(self._files) - 1, group, number) if has_images else None
                         line += 1
-                        found = reader.row(record, line, f"{path}: record {line - before}", key=key, locator=locator)
-                        if found:
-                            yield found
+                        row = parser.row(record, line, f"{path}: record {line - before}", key=key, locator=locator)
+                        if row:
+                            yield row
 
     def files(self) -> list[str]:
-        """The files, if images stand in them."""
+        """The files, if they hold the images."""
         return self._files
 
     def sha256(self) -> str:
-        """Of the columns that are planned from, and the sizes of the others; at a URL of what the store tells."""
+        """Digest of the columns that are planned from and the sizes of the others; at URLs, of the files' states."""
         digest = sha256()
-        far = [path for path in self._paths() if isinstance(path, Url)]
-        if far:
-            return sha256("".join(f"{path.name}\0{state_at(path)}\0" for path in far).encode()).hexdigest()
-        for path, file, _, columns in self._opened():
+        urls = [path for path in self._paths() if isinstance(path, Url)]
+        if urls:
+            return sha256("".join(f"{url.name}\0{url.state() or ''}\0" for url in urls).encode()).hexdigest()
+        for path, file, _, columns in self._open_files():
             digest.update(path.name.encode(errors="surrogateescape") + b"\0")
-            with _naming(path):
+            with _explain_file_error(path):
                 digest.update(file.digest(columns))
         return digest.hexdigest()
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
-        """Of images in a column."""
-        return ColumnReader(cls.file_type, Files(root, files), info.image_field)
+        """The reader of images in a column."""
+        return ColumnReader(cls.file_type, SourceFiles(root, files), info.image_field)
 
     def _paths(self) -> list[Location]:
-        path, wanted = to_location(self.info.path), self.info.split
-        if not is_folder(path):
-            if wanted is not None:
+        path, split = to_location(self.info.path), self.info.split
+        if not path.is_dir():
+            if split is not None:
                 raise CacheError(
-                    f"{path}: --split {wanted} chooses files of a folder, and this is one file: leave it out"
+                    f"{path}: --split {split} chooses files of a folder, and this is one file: leave it out"
                 )
             return [path]
-        found: dict[str, list[Location]] = {}
+        by_split: dict[str, list[Location]] = {}
         for entry in entries(path):
-            if entry.is_folder:
+            if entry.is_dir:
                 for file in filter(self._fits, entries(path / entry.name)):
-                    place = (
-                        path / entry.name / file.name
-                    )  # as on the Hub, data/train-0….parquet is of train, not of data
-                    found.setdefault(split_of(place) or entry.name, []).append(place)
+                    location = path / entry.name / file.name
+                    # As on the Hub, data/train-0….parquet is of the split train, not data.
+                    by_split.setdefault(split_of(location) or entry.name, []).append(location)
             elif self._fits(entry):
-                found.setdefault(split_of(path / entry.name), []).append(path / entry.name)
-        return found[chosen_split(found, wanted, path)] if found else []
+                by_split.setdefault(split_of(path / entry.name), []).append(path / entry.name)
+        return by_split[choose_split(by_split, split, path)] if by_split else []
 
     def _fits(self, entry: Entry) -> bool:
         return entry.is_file and entry.name.lower().endswith(self.suffixes) and not entry.name.startswith(".")
 
-    def _opened(self) -> Iterator[tuple[Location, ColumnFile, bool, list[str]]]:
-        """Each file, whether images are inside, and the columns to plan from."""
+    def _open_files(self) -> Iterator[tuple[Location, ColumnFile, bool, list[str]]]:
+        """Each file, whether it holds the images, and the columns to plan from."""
         kinds: set[bool] = set()
         for path in self._paths():
-            with _naming(path):
+            with _explain_file_error(path):
                 file = self.file_type.at(path)
-                inside = self.info.images and holds_images(file.schema, self.info.image_field, path)
-                columns = self._columns(file.schema, path, inside)
-            kinds.add(inside)
+                has_images = self.info.images and holds_images(file.schema, self.info.image_field, path)
+                columns = self._columns(file.schema, path, has_images)
+            kinds.add(has_images)
             if len(kinds) > 1:
                 raise CacheError(
-                    f"{path}: {self.info.image_field!r} has {'bytes' if inside else 'paths'} of images where the "
-                    f"files before it have {'paths' if inside else 'bytes'}: cache them apart"
+                    f"{path}: {self.info.image_field!r} has {'bytes' if has_images else 'paths'} of images where the "
+                    f"files before it have {'paths' if has_images else 'bytes'}: cache them apart"
                 )
-            yield path, file, inside, columns
+            yield path, file, has_images, columns
 
-    def _columns(self, schema: pa.Schema, path: Location, inside: bool) -> list[str]:
+    def _columns(self, schema: pa.Schema, path: Location, has_images: bool) -> list[str]:
         info = self.info
         flags = dict.fromkeys(info.text_fields, "--text-field")
         flags |= dict.fromkeys(info.teacher_fields, "--teacher-field")
@@ -141,7 +140,7 @@ class ColumnSource(Source):
             flags = dict.fromkeys(WhereFilter(info.where).fields, "--where") | flags
         for name, flag in flags.items():
             require_column(schema, name, flag, path)
-        return list(flags) if inside or not info.images else [info.image_field, *flags]
+        return list(flags) if has_images or not info.images else [info.image_field, *flags]
 
 
 class ParquetSource(ColumnSource):
@@ -153,7 +152,7 @@ class ParquetSource(ColumnSource):
 
 
 class ArrowSource(ColumnSource):
-    """A `.arrow`, `.feather` or `.ipc` file, a folder of them, or what `datasets` wrote by `save_to_disk`."""
+    """A `.arrow`, `.feather` or `.ipc` file, a folder of them, or a folder that `save_to_disk` of `datasets` wrote."""
 
     kind = "arrow"
     suffixes = (".arrow", ".feather", ".ipc")
@@ -161,29 +160,24 @@ class ArrowSource(ColumnSource):
 
     def _paths(self) -> list[Location]:
         path = to_location(self.info.path)
-        listed = entries(path)
-        if _has(listed, SAVED_SPLITS):
-            folders = [entry.name for entry in listed]
+        names = [entry.name for entry in entries(path) if entry.is_file]
+        if SAVED_SPLITS in names:
+            folders = [entry.name for entry in entries(path)]
             splits = _json(path / SAVED_SPLITS).get("splits")
             if not isinstance(splits, list) or not all(isinstance(name, str) and name in folders for name in splits):
                 raise CacheError(f"{path / SAVED_SPLITS}: expected the names of folders here, found {splits!r:.100}")
-            return _saved(path / chosen_split(splits, self.info.split, path))
-        if _has(listed, SAVED) and self.info.split is None:
-            return _saved(path)
+            return _saved_files(path / choose_split(splits, self.info.split, path))
+        if SAVED in names and self.info.split is None:
+            return _saved_files(path)
         return super()._paths()
 
 
 def holds_saved_dataset(path: Location) -> bool:
-    """Whether `datasets` wrote a folder by `save_to_disk`."""
-    listed = entries(path)
-    return _has(listed, SAVED_SPLITS) or _has(listed, SAVED)
+    """Whether a folder was written by `save_to_disk` of `datasets`."""
+    return any(entry.is_file and entry.name in (SAVED_SPLITS, SAVED) for entry in entries(path))
 
 
-def _has(listed: Sequence[Entry], name: str) -> bool:
-    return any(entry.is_file and entry.name == name for entry in listed)
-
-
-def _saved(folder: Location) -> list[Location]:
+def _saved_files(folder: Location) -> list[Location]:
     state = _json(folder / SAVED)
     if state.get("_indices_data_files"):
         raise CacheError(f"{folder}: its rows are chosen by an index beside the data: save it after flatten_indices()")
@@ -195,16 +189,16 @@ def _saved(folder: Location) -> list[Location]:
 
 def _json(path: Location) -> dict[str, Any]:
     try:
-        found = json.loads(local_file(str(path)).read_bytes())
+        content = json.loads(local_file(str(path)).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CacheError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise CacheError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+        raise CacheError(f"{path}: not readable as JSON ({error}): save the dataset again") from None
+    if not isinstance(content, dict):
+        raise CacheError(f"{path}: expected a JSON object, found {type(content).__name__}: save the dataset again")
+    return content
 
 
 def split_of(path: Location) -> str:
-    """The split that a file's name speaks of, or "".
+    """The split that a file's name tells; "" if none.
 
     >>> split_of(Path("train-00000-of-00004.parquet")), split_of(Path("test.arrow")), split_of(Path("part0.parquet"))
     ('train', 'test', '')
@@ -219,14 +213,14 @@ def require_column(schema: pa.Schema, name: str, flag: str, path: Location) -> p
     """The type of a column.
 
     Raises:
-        CacheError: there is none, or more than one, of that name.
+        CacheError: no column has that name, or several do.
     """
-    found = schema.names.count(name)
-    if found != 1:
-        what = f"no column {name!r}" if not found else f"{found} columns {name!r}"
-        raise CacheError(f"{path}: {what} (found: {', '.join(schema.names)}): pass {flag} NAME")
-    kind = schema.field(name).type
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    num = schema.names.count(name)
+    if num != 1:
+        problem = f"no column {name!r}" if not num else f"{num} columns {name!r}"
+        raise CacheError(f"{path}: {problem} (found: {', '.join(schema.names)}): pass {flag} NAME")
+    column_type = schema.field(name).type
+    return column_type.value_type if pa.types.is_dictionary(column_type) else column_type
 
 
 def holds_images(schema: pa.Schema, name: str, path: Location) -> bool:
@@ -235,29 +229,29 @@ def holds_images(schema: pa.Schema, name: str, path: Location) -> bool:
     Raises:
         CacheError: it has neither.
     """
-    kind = require_column(schema, name, "--image-field", path)
-    is_struct = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
-    held = kind.field("bytes").type if is_struct else kind
+    column_type = require_column(schema, name, "--image-field", path)
+    is_struct = pa.types.is_struct(column_type) and column_type.get_field_index("bytes") >= 0
+    value_type = column_type.field("bytes").type if is_struct else column_type
     is_bytes = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
-    if any(fits(held) for fits in is_bytes):
+    if any(fits(value_type) for fits in is_bytes):
         return True
     is_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if not is_struct and any(fits(held) for fits in is_text):
+    if not is_struct and any(fits(value_type) for fits in is_text):
         return False
     raise CacheError(
-        f"{path}: column {name!r} is of type {kind}, expected images as binary or struct<bytes, path>, "
+        f"{path}: column {name!r} is of type {column_type}, expected images as binary or struct<bytes, path>, "
         "or their paths as strings: pass --image-field NAME"
     )
 
 
 def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    """A record for each row; text that is no UTF-8 becomes halves of surrogate pairs, as captions that are dropped."""
+    """The records of a batch; text that is not UTF-8 becomes halves of surrogate pairs, and so dropped captions."""
     try:
-        found: list[dict[str, Any]] = batch.to_pylist()
+        records: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
         columns = [[_lenient(value) for value in as_bytes(column).to_pylist()] for column in batch.columns]
         return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-    return found
+    return records
 
 
 def _lenient(value: Any) -> Any:
@@ -267,8 +261,12 @@ def _lenient(value: Any) -> Any:
 
 
 @contextmanager
-def _naming(path: Location) -> Iterator[None]:
-    """Errors of a damaged file name it."""
+def _explain_file_error(path: Location) -> Iterator[None]:
+    """Explain what a damaged file raises, by its name.
+
+    Raises:
+        CacheError: in place of the library's error.
+    """
     try:
         yield
     except UNREADABLE as error:

@@ -1,4 +1,4 @@
-"""One Parquet or Arrow file, open: its columns to plan from, without those of images, and single images by place.
+"""Open Parquet and Arrow files: their columns of texts to plan from, and single images by their place.
 
 A group is a row group of a Parquet file, or a record batch of an Arrow file; a row is counted within its group. Files
 are mapped into memory, so that the kernel pages images in and out.
@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ..format import Status
-from ..location import Location, Url
-from ..storage.urls import HTTP, RangeFile
-from .download import Files, local_file
+from ..location import Location, RangeFile, Url
+from .download import SourceFiles, local_file
 from .image_files import PathReader, UrlReader
 from .source import ROWS_AT_A_TIME, Reader, RejectedImageError
 
-IMAGES_AT_A_TIME = 16  # held of a row group, which may have gigabytes of them
-UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # what a damaged file raises
+IMAGES_AT_A_TIME = 16  # in memory of a row group, which may have gigabytes of them
+UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # raised on damaged files
 
 
 class ColumnFile(ABC):
@@ -40,7 +39,7 @@ class ColumnFile(ABC):
 
     @classmethod
     def at(cls, location: Location) -> Self:
-        """The file at a location, to plan from.
+        """Open the file at a location, to plan from it.
 
         Raises:
             CacheError: a URL at which there is nothing, or that cannot be read.
@@ -53,33 +52,35 @@ class ColumnFile(ABC):
 
     @abstractmethod
     def value(self, column: str, group: int, row: int) -> pa.Scalar:
-        """A value by its place; cheap if it comes after the last one that was asked for."""
+        """A value by its place; cheap if the place comes after that of the last call."""
 
     @abstractmethod
     def digest(self, columns: Sequence[str]) -> bytes:
-        """By which a change of these columns, or of the size of any, is recognised."""
+        """Digest that changes with these columns and with the size of any."""
 
 
 class ParquetFile(ColumnFile):
-    """Parquet. A row group is streamed, never held."""
+    """A Parquet file. Row groups are streamed, never held whole."""
 
     def __init__(self, path: Path | RangeFile) -> None:
         self._path = path
-        is_far = isinstance(path, RangeFile)  # then neighbouring columns come by one request
-        self._file = pq.ParquetFile(path, memory_map=not is_far, pre_buffer=is_far, page_checksum_verification=True)
+        is_remote = isinstance(path, RangeFile)  # then neighbouring columns come by one request
+        self._file = pq.ParquetFile(
+            path, memory_map=not is_remote, pre_buffer=is_remote, page_checksum_verification=True
+        )
         self.schema = self._file.schema_arrow
         self._place: tuple[str, int] | None = None
-        self._first = 0  # row of those held
+        self._first = 0  # row of `_batch`
 
     @classmethod
     def at(cls, location: Location) -> Self:
-        """In an object store nothing is fetched but the footer and what is asked for; web servers need not do that."""
-        if isinstance(location, Url) and location.scheme not in HTTP:
-            return cls(RangeFile(location))
+        """Open a file; of one in an object store only the footer and the columns asked for are fetched."""
+        if isinstance(location, Url) and not location.is_web:  # a web server need not serve ranges
+            return cls(location.open())
         return super().at(location)
 
     def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-        """As `ColumnFile` says."""
+        """See `ColumnFile`."""
         for group in range(self._file.num_row_groups):
             row = 0
             for batch in self._batches(columns, group, ROWS_AT_A_TIME):
@@ -87,18 +88,18 @@ class ParquetFile(ColumnFile):
                 row += batch.num_rows
 
     def value(self, column: str, group: int, row: int) -> pa.Scalar:
-        """As `ColumnFile` says."""
+        """See `ColumnFile`."""
         if self._place != (column, group) or row < self._first:
             self._place, self._first = (column, group), 0
             self._following = self._batches([column], group, IMAGES_AT_A_TIME)
-            self._held = next(self._following)
-        while row >= self._first + self._held.num_rows:
-            self._first += self._held.num_rows
-            self._held = next(self._following)
-        return self._held.column(0)[row - self._first]
+            self._batch = next(self._following)
+        while row >= self._first + self._batch.num_rows:
+            self._first += self._batch.num_rows
+            self._batch = next(self._following)
+        return self._batch.column(0)[row - self._first]
 
     def digest(self, columns: Sequence[str]) -> bytes:
-        """Over the footer, which tells the sizes of all columns, and these columns."""
+        """Digest of the footer, which has the sizes of all columns, and of these columns."""
         digest = hashlib.sha256()
         assert isinstance(self._path, Path)
         with open(self._path, "rb") as file:
@@ -110,56 +111,56 @@ class ParquetFile(ColumnFile):
         return digest.digest()
 
     def _batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator[pa.RecordBatch]:
-        found: Iterator[pa.RecordBatch] = self._file.iter_batches(
+        batches: Iterator[pa.RecordBatch] = self._file.iter_batches(
             rows, row_groups=[group], columns=list(columns), use_threads=False
         )
-        return found
+        return batches
 
 
 class ArrowFile(ColumnFile):
-    """Arrow's own format, as a file (also Feather) or as a stream, which is how `datasets` saves it."""
+    """A file of Arrow's own format, as a file (also Feather) or as a stream, which is how `datasets` saves it."""
 
     def __init__(self, path: Path) -> None:
-        self._content = pa.memory_map(str(path)).read_buffer()  # stays, should the path lead elsewhere meanwhile
+        self._content = pa.memory_map(str(path)).read_buffer()  # stays, even if the path leads elsewhere later
         self._is_stream = self._content[:6] != b"ARROW1"
         self.schema = self._open().schema
-        self._opened: Any = None
-        self._group = -1  # the one that is held
+        self._reader: Any = None
+        self._group = -1  # of `_batch`
 
     def records(self, columns: Sequence[str]) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-        """As `ColumnFile` says."""
+        """See `ColumnFile`."""
         for group, batch in enumerate(self._batches(columns)):
             for column in batch.columns:
-                as_bytes(column).validate(full=True)  # what is mapped was never looked at
+                as_bytes(column).validate(full=True)  # Arrow checks nothing of a mapped file
             for row in range(0, batch.num_rows, ROWS_AT_A_TIME):
                 yield group, row, batch.slice(row, ROWS_AT_A_TIME)
 
     def value(self, column: str, group: int, row: int) -> pa.Scalar:
-        """As `ColumnFile` says."""
-        if self._opened is None or (self._is_stream and group < self._group):  # a stream goes on, never back
-            self._opened, self._group = self._open(), -1  # all columns: mapped, where a choice of them would be copied
+        """See `ColumnFile`."""
+        if self._reader is None or (self._is_stream and group < self._group):  # a stream is read forward only
+            self._reader, self._group = self._open(), -1  # all columns: mapped, where a choice of them would be copied
         while self._group != group:
-            self._held = self._opened.read_next_batch() if self._is_stream else self._opened.get_batch(group)
+            self._batch = self._reader.read_next_batch() if self._is_stream else self._reader.get_batch(group)
             self._group = self._group + 1 if self._is_stream else group
-            images = self._held.column(column)
+            images = self._batch.column(column)
             images.validate()
             for part in images.flatten() if pa.types.is_struct(images.type) else (images,):
                 as_bytes(part).validate(full=True)
-        return self._held.column(column)[row]
+        return self._batch.column(column)[row]
 
     def digest(self, columns: Sequence[str]) -> bytes:
-        """Over the size of the file and these columns."""
+        """Digest of the size of the file and of these columns."""
         digest = hashlib.sha256(f"{self._content.size} {self.schema.names}".encode(errors="replace"))
         for _, _, batch in self.records(columns):
             _update(digest, batch)
         return digest.digest()
 
     def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        opened = self._open(columns)
+        reader = self._open(columns)
         if self._is_stream:
-            yield from opened
+            yield from reader
         else:
-            yield from map(opened.get_batch, range(opened.num_record_batches))
+            yield from map(reader.get_batch, range(reader.num_record_batches))
 
     def _open(self, columns: Sequence[str] | None = None) -> Any:
         fields = None if columns is None else [self.schema.get_field_index(name) for name in columns]
@@ -168,21 +169,21 @@ class ArrowFile(ColumnFile):
 
 
 def as_bytes(column: pa.Array) -> pa.Array:
-    """Texts, or lists of them, as they lie, whether they are UTF-8 or not; other columns are left as they are."""
-    return column.view(kind) if (kind := _bytes_type(column.type)) is not None else column
+    """View a column of texts, or of lists of texts, as bytes, UTF-8 or not; other columns are returned unchanged."""
+    return column.view(bytes_type) if (bytes_type := _bytes_type(column.type)) is not None else column
 
 
-def _bytes_type(kind: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        held = _bytes_type(kind.value_type)
-        lists = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return None if held is None else lists(held)
+def _bytes_type(column_type: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_list(column_type) or pa.types.is_large_list(column_type):
+        value_type = _bytes_type(column_type.value_type)
+        lists = pa.list_ if pa.types.is_list(column_type) else pa.large_list
+        return None if value_type is None else lists(value_type)
     pairs = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
-    return pairs.get(kind)
+    return pairs.get(column_type)
 
 
 def _update(digest: Any, batch: pa.RecordBatch) -> None:
-    """Add what a batch says, however its buffers lie."""
+    """Add the values of a batch to a digest, however its buffers lie."""
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         digest.update(repr((name, as_bytes(column).to_pylist())).encode(errors="replace"))
 
@@ -190,7 +191,7 @@ def _update(digest: Any, batch: pa.RecordBatch) -> None:
 class ColumnReader(Reader):
     """Reads images from a column of files, one of which is open at a time."""
 
-    def __init__(self, file_type: type[ColumnFile], files: Files, column: str) -> None:
+    def __init__(self, file_type: type[ColumnFile], files: SourceFiles, column: str) -> None:
         self._file_type, self._files, self._column = file_type, files, column
         self._by_path = UrlReader(files.root) if isinstance(files.root, Url) else PathReader(files.root)
         self._open: tuple[int, ColumnFile] | None = None
@@ -200,31 +201,31 @@ class ColumnReader(Reader):
         return self.__dict__ | {"_open": None}
 
     def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The images; none where the column is null. Where a struct has no bytes, those of the file at its path."""
+        """The images; missing where the column is null. Where a struct has a path alone, that file is read."""
         assert locators is not None
         for file, group, row in locators.tolist():
-            found = self._find(file, group, row)
-            if isinstance(found, str):
-                yield from self._by_path.read([found], None)
+            image = self._image(file, group, row)
+            if isinstance(image, str):
+                yield from self._by_path.read([image], None)
             else:
-                yield found
+                yield image
 
-    def _find(self, file: int, group: int, row: int) -> bytes | str | Status:
+    def _image(self, file: int, group: int, row: int) -> bytes | str | Status:
         """An image, or its path, or why there is neither."""
         try:
             if self._open is None or self._open[0] != file:
                 self._open = None
-                with self._files.open(file) as opened:  # by its number, as another process may take away its name
+                with self._files.open(file) as opened:  # by descriptor: another process may remove its name
                     self._open = file, self._file_type(Path(f"/proc/self/fd/{opened.fileno()}"))
-            found = self._open[1].value(self._column, group, row)
-            for name in ("bytes", "path") if isinstance(found, pa.StructScalar) and found.is_valid else ():
-                if name in found and found[name].is_valid:
-                    found = found[name]
+            scalar = self._open[1].value(self._column, group, row)
+            for name in ("bytes", "path") if isinstance(scalar, pa.StructScalar) and scalar.is_valid else ():
+                if name in scalar and scalar[name].is_valid:
+                    scalar = scalar[name]
                     break
-            value: bytes | str | dict[str, Any] | None = found.as_py()
+            value: bytes | str | dict[str, Any] | None = scalar.as_py()
         except RejectedImageError as rejected:
             return rejected.status
-        except (*UNREADABLE, StopIteration, LookupError):  # damaged, or another than was planned
+        except (*UNREADABLE, StopIteration, LookupError):  # damaged, or not the file that was planned
             self._open = None
             return Status.UNREADABLE
         return Status.MISSING if not value or isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""From a record, i.e. named values as a table, a sidecar or a dataset has them, to a row."""
+"""Parsing of records: from named values, as a table, a sidecar or a dataset has them, to a row."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from ..format import SourceInfo, is_language_tag
 from .source import Locator, SourceRow
 from .where import WhereFilter
 
-SPLIT = "split"  # the column that --split asks
+SPLIT = "split"  # the column that --split filters by
 
 
 class RecordParser:
@@ -24,21 +24,21 @@ class RecordParser:
             left_out: the source's count of records that are left out, by the flag that did so.
 
         Raises:
-            CacheError: the condition is none.
+            CacheError: `--where` cannot be parsed.
         """
         self._info = info
         self._condition = WhereFilter(info.where) if info.where is not None else None
         self._left_out = Counter() if left_out is None else left_out
         self._image_field = info.image_field if has_key and info.images else None
         fields = [*([self._image_field] if self._image_field else []), *info.text_fields, *info.teacher_fields]
-        self._options = dict.fromkeys(fields, "--text-field")
-        self._options |= dict.fromkeys(info.teacher_fields, "--teacher-field")
+        self._flags = dict.fromkeys(fields, "--text-field")
+        self._flags |= dict.fromkeys(info.teacher_fields, "--teacher-field")
         if self._image_field:
-            self._options[self._image_field] = "--image-field"
+            self._flags[self._image_field] = "--image-field"
         if info.language_field:
-            self._options[info.language_field] = "--language-field"
+            self._flags[info.language_field] = "--language-field"
         if info.split is not None:
-            self._options.setdefault(SPLIT, "--split")
+            self._flags.setdefault(SPLIT, "--split")
 
     def row(
         self, record: Mapping[str, Any], line: int, where: str, *, key: str = "", locator: Locator | None = None
@@ -53,13 +53,12 @@ class RecordParser:
             locator: of the image.
 
         Raises:
-            CacheError: a field is absent, or not of the kind it must be.
+            CacheError: a field is absent, or not of the type it must be.
         """
-        for name, option in self._options.items():
+        for name, flag in self._flags.items():
             if name not in record:
-                found = ", ".join(map(str, record))
-                remedy = "leave out --split" if option == "--split" else f"pass {option} NAME"
-                raise CacheError(f"{where}: no field {name!r} (found: {found}): {remedy}")
+                remedy = "leave out --split" if flag == "--split" else f"pass {flag} NAME"
+                raise CacheError(f"{where}: no field {name!r} (found: {', '.join(map(str, record))}): {remedy}")
         if self._info.split is not None and record[SPLIT] != self._info.split:
             self._left_out["--split"] += 1
             return None
@@ -67,35 +66,39 @@ class RecordParser:
             self._left_out["--where"] += 1
             return None
         if self._image_field:
-            key = record[self._image_field]
-            if not isinstance(key, str) or not key:
-                found = "null" if key is None else repr(key)
-                raise CacheError(
-                    f"{where}: {self._image_field!r} must be the path of an image, found {found}: mend or drop the "
-                    f'record, or leave out those without by --where "{self._image_field} is not None"'
-                )
-            if not is_unicode(key):
-                raise CacheError(f"{where}: {self._image_field!r} holds half of a surrogate pair: {key!r}")
+            key = _key_of(record, self._image_field, where)
         by_field = [captions_of(record[name], name, where) for name in self._info.text_fields]
         captions = [caption for captions in by_field for caption in captions]
         translations = [text for name in self._info.teacher_fields for text in captions_of(record[name], name, where)]
         return SourceRow(line, key, captions, translations, self._languages(record, by_field, where), locator)
 
     def _languages(self, record: Mapping[str, Any], by_field: list[list[str]], where: str) -> list[str]:
-        """The tag of each caption; none where nobody tells them."""
+        """The tag of each caption; empty where no language is given."""
         info, num = self._info, sum(map(len, by_field))
         if info.language_field:
-            given = record[info.language_field]
-            tags = given if isinstance(given, list) else [given] * num
+            value = record[info.language_field]
+            tags = value if isinstance(value, list) else [value] * num
             if len(tags) != num or not all(tag in (None, "") or is_language_tag(tag) for tag in tags):
                 raise CacheError(
                     f"{where}: {info.language_field!r} must be a tag such as 'zh' or 'pt-BR', or one for each of {num} "
-                    f"captions, found {given!r:.100}"
+                    f"captions, found {value!r:.100}"
                 )
             return [tag or "" for tag in tags]
         if len(info.languages) == 1:
             return info.languages * num
         return [tag for tag, captions in zip(info.languages, by_field, strict=bool(info.languages)) for _ in captions]
+
+
+def _key_of(record: Mapping[str, Any], field: str, where: str) -> str:
+    key = record[field]
+    if not isinstance(key, str) or not key:
+        raise CacheError(
+            f"{where}: {field!r} must be the path of an image, found {'null' if key is None else repr(key)}: mend or "
+            f'drop the record, or leave out those without by --where "{field} is not None"'
+        )
+    if not is_unicode(key):
+        raise CacheError(f"{where}: {field!r} holds half of a surrogate pair: {key!r}")
+    return key
 
 
 def captions_of(value: Any, field: str, where: str) -> list[str]:
@@ -121,26 +124,26 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-def chosen_split(found: Iterable[str], wanted: str | None, where: object) -> str:
-    """The part to read.
+def choose_split(names: Iterable[str], split: str | None, where: object) -> str:
+    """Choose the part of a source that is read, where splits are files or folders.
 
     Args:
-        found: names of the parts; "" for what belongs to none.
-        wanted: what was asked for; may be absent where there is one part alone.
+        names: of the parts; "" for what belongs to no split.
+        split: the one that was asked for; may be None where there is only one.
         where: the source, for messages.
 
     Raises:
-        CacheError: no such part, or several to choose from.
+        CacheError: no such split, or several to choose from.
 
-    >>> chosen_split(["train", "test"], "test", "pairs")
+    >>> choose_split(["train", "test"], "test", "pairs")
     'test'
     """
-    names = sorted(set(found))
-    if wanted is None and len(names) == 1:
-        return names[0]
-    if wanted is not None and wanted in names:
-        return wanted
-    listed = ", ".join(filter(None, names)) or "none"
-    if wanted is not None:
-        raise CacheError(f"{where}: no split {wanted!r} in it (found: {listed}): pass --split NAME")
+    known = sorted(set(names))
+    if split is None and len(known) == 1:
+        return known[0]
+    if split is not None and split in known:
+        return split
+    listed = ", ".join(filter(None, known)) or "none"
+    if split is not None:
+        raise CacheError(f"{where}: no split {split!r} in it (found: {listed}): pass --split NAME")
     raise CacheError(f"{where}: has several splits ({listed}): pass --split NAME, one of them")

@@ -1,7 +1,7 @@
-"""Manifests: jsonl, CSV and TSV tables of images and captions, read as a stream of rows.
+"""Tables of images and captions: JSON lines, CSV and TSV, read as a stream of rows.
 
-Nothing here opens an image. A row that is not as promised is an error that names the file, the line and the remedy:
-a manifest is read before any work is spent, so that stopping early is the cheapest moment to learn of it.
+No image is opened. A row that is not as promised is an error that names the file, the line and the remedy: a table is
+read before any work is spent, so that stopping early is the cheapest moment to learn of it.
 """
 
 import csv
@@ -18,21 +18,21 @@ from .jsonl_arrow import has_columns, plain_batch
 from .records import RecordParser, is_unicode
 from .source import RowBatch, Source, SourceRow, batched
 
-LINES = (".jsonl", ".ndjson")
-SUFFIXES = (*LINES, ".csv", ".tsv")
+JSON_LINES = (".jsonl", ".ndjson")
+SUFFIXES = (*JSON_LINES, ".csv", ".tsv")
 
 
 class TableSource(Source):
-    """A `.jsonl`, `.ndjson`, `.csv` or `.tsv` file with a record a line; tables of columns carry a header line.
+    """A `.jsonl`, `.ndjson`, `.csv` or `.tsv` file with a record a line; CSV and TSV begin with a header line.
 
-    In jsonl a field of captions may hold a string, a list of strings or null.
+    In JSON lines a field of captions may hold a string, a list of strings or null.
     """
 
     kind = "table"
 
     def __init__(self, info: SourceInfo) -> None:
         super().__init__(info)
-        self._reader = RecordParser(info, left_out=self.left_out)
+        self._parser = RecordParser(info, left_out=self.left_out)
 
     def rows(self) -> Iterator[SourceRow]:
         """Every record.
@@ -40,17 +40,17 @@ class TableSource(Source):
         Raises:
             CacheError: the file or a record is not readable as such.
         """
-        path, suffix = self._opened()
-        if suffix in LINES:
+        path, suffix = self._path()
+        if suffix in JSON_LINES:
             for block in blocks(path):
-                yield from self._rows_of(records(self.info.path, block))
+                yield from self._parsed(records(self.info.path, block))
         else:
-            yield from self._rows_of(_table(path, self.info.path, "," if suffix == ".csv" else "\t"))
+            yield from self._parsed(_table_records(path, self.info.path, "," if suffix == ".csv" else "\t"))
 
     def batches(self) -> Iterator[RowBatch]:
         """The same as columns; JSON lines are parsed as such, block by block, where a block is plain."""
-        path, suffix = self._opened()
-        if suffix not in LINES or not has_columns(self.info):
+        path, suffix = self._path()
+        if suffix not in JSON_LINES or not has_columns(self.info):
             yield from super().batches()
             return
         for block in blocks(path):
@@ -58,32 +58,33 @@ class TableSource(Source):
             if batch is not None:
                 yield batch
             else:
-                yield from batched(self._rows_of(records(self.info.path, block)))
+                yield from batched(self._parsed(records(self.info.path, block)))
 
-    def _opened(self) -> tuple[Path, str]:
+    def sha256(self) -> str:
+        """Digest of the file's bytes."""
+        return sha256_file(local_file(self.info.path))
+
+    def _path(self) -> tuple[Path, str]:
+        """The file on the disk, and its suffix."""
         name = self.info.path
         suffix = Path(name).suffix.lower()
         if suffix not in SUFFIXES:
-            raise CacheError(f"{name}: unknown kind of manifest {suffix!r}; known are {', '.join(SUFFIXES)}")
+            raise CacheError(f"{name}: unknown kind of table {suffix!r}; known are {', '.join(SUFFIXES)}")
         path = local_file(name)
         if not path.is_file():
             raise CacheError(f"{name}: no such file")
         self.left_out.clear()
         return path, suffix
 
-    def _rows_of(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[SourceRow]:
+    def _parsed(self, records: Iterable[tuple[int, dict[str, Any]]]) -> Iterator[SourceRow]:
         for line, record in records:
-            row = self._reader.row(record, line, f"{self.info.path}:{line}")
+            row = self._parser.row(record, line, f"{self.info.path}:{line}")
             if row is not None:
                 yield row
 
-    def sha256(self) -> str:
-        """Of the file's bytes."""
-        return sha256_file(local_file(self.info.path))
-
 
 class _LimitedLines:
-    """The lines of a file, as many as a row may have: one that has no end is not read whole."""
+    """The lines of a file, as many as a row may have: a row without end is not read whole."""
 
     def __init__(self, file: TextIO, name: str) -> None:
         self._file, self._name = file, name
@@ -106,32 +107,22 @@ class _LimitedLines:
             yield line
 
 
-def _table(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    csv.field_size_limit(2**24)
+def _table_records(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # TSV in the wild does not quote: a lone quotation mark in a caption must not swallow the next lines.
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
     # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
-    # Bytes that are no UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
+    # Bytes that are not UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         lines = _LimitedLines(file, name)
         reader = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
         line = 1
         try:
-            header = next(reader, None)
+            header = _next_row(reader)
             if header is None:
                 raise CacheError(f"{name}: empty: expected a header line with the names of the columns")
-            if not is_unicode("".join(header)):
-                raise CacheError(f"{name}:1: not UTF-8 text: save the file as UTF-8")
-            if len(header) == 1 and ";" in header[0]:
-                raise CacheError(
-                    f"{name}:1: one column, {header[0]!r}: semicolons separate nothing here: save it with commas "
-                    "(.csv) or tabs (.tsv)"
-                )
-            repeated = sorted({column for column in header if column and header.count(column) > 1})
-            if repeated:
-                raise CacheError(f"{name}:1: several columns are called {', '.join(repeated)}: rename them")
+            _require_header(header, name)
             line = lines.begin_row()
-            for fields in reader:
+            while (fields := _next_row(reader)) is not None:
                 if not is_unicode("".join(fields)):
                     raise CacheError(f"{name}:{line}: not UTF-8 text: save the file as UTF-8, or mend the row")
                 if fields and len(fields) != len(header):
@@ -144,3 +135,25 @@ def _table(path: Path, name: str, delimiter: str) -> Iterator[tuple[int, dict[st
                 line = lines.begin_row()
         except csv.Error as error:
             raise CacheError(f"{name}:{line}: not a row of a table ({error}): mend or drop it") from None
+
+
+def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
+    """The next row. csv's limit of a field's length, one for the whole process, is raised only meanwhile."""
+    limit = csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        return next(reader, None)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _require_header(header: list[str], name: str) -> None:
+    if not is_unicode("".join(header)):
+        raise CacheError(f"{name}:1: not UTF-8 text: save the file as UTF-8")
+    if len(header) == 1 and ";" in header[0]:
+        raise CacheError(
+            f"{name}:1: one column, {header[0]!r}: semicolons separate nothing here: save it with commas (.csv) or "
+            "tabs (.tsv)"
+        )
+    repeated = sorted({column for column in header if column and header.count(column) > 1})
+    if repeated:
+        raise CacheError(f"{name}:1: several columns are called {', '.join(repeated)}: rename them")

@@ -1,4 +1,9 @@
-"""The samples of a WebDataset tar: members of one name, told apart by what follows the first dot of their last part."""
+"""Index of a tar: where the bytes of each member lie, and which members form a sample of WebDataset.
+
+Headers are read by hand, with bounded memory: of what is forged, cut short or enormous, nothing is believed. Python's
+`tarfile` is slower on ordinary headers (benchmarks/tars_cpu_2026-11.md), takes as much memory as a header asks for, and
+up to Python 3.11.9 takes PAX records that are cut short.
+"""
 
 import os
 import re
@@ -11,6 +16,7 @@ from ..errors import CacheError
 BLOCK = 512
 MAX_EXTENDED_BYTES = 2**20  # of a long name or a PAX header; real ones have some hundred
 MAX_EXTENDED_HEADERS = 8  # before one member
+AGAIN = "fetch or write it again"
 _ZEROS = bytes(BLOCK)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ": "xz", b"BZh": "bzip2"}
 _FILES = b"0\x007"
@@ -19,13 +25,24 @@ _LONG_NAME, _LONG_LINK, _PAX, _GLOBAL = b"L", b"K", b"xX", b"g"
 _POSIX, _GNU = b"ustar\0", b"ustar "
 _RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 _OCTAL = re.compile(rb"\s*([0-7]+)[\s\0]*")
+# Names are split as by webdataset, but that a hidden file is no sample: Macs put `._0001.jpg` beside `0001.jpg`.
+_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
+_NOT_DATA = re.compile(r"__[^/]*__(?:/|$)")  # left out by webdataset, too
+_NOT_IN_KEYS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class Sample(NamedTuple):
+    """The members of one name, by extension in lower case."""
+
+    key: str
+    members: "dict[str, Member]"
 
 
 class Member(NamedTuple):
-    """What a tar says of one member.
+    """A member of a tar.
 
     Attributes:
-        name: as stored; bytes that are no UTF-8 are surrogates.
+        name: as stored; bytes that are not UTF-8 are surrogates.
         start: of its bytes.
         size: of them.
         is_file: whether those bytes are a file's; links, devices and files stored with holes have none of their own.
@@ -38,22 +55,92 @@ class Member(NamedTuple):
 
 
 class DamagedTarError(CacheError):
-    """A tar that ends early, or holds what is no header."""
+    """A tar that ends early, or holds something that is not a header."""
 
 
-def members(descriptor: int, where: str) -> Iterator[Member]:
-    """Every member but folders, in order; also those of tars that were put one behind the other.
+def samples(descriptor: int, where: str) -> Iterator[Sample]:
+    """Every sample of a tar, in order.
 
     Args:
         descriptor: of the open file.
         where: its name, for messages.
 
     Raises:
-        DamagedTarError: what was given until then is sound.
+        CacheError: the tar is damaged, or two samples have one name.
+    """
+    sample: Sample | None = None
+    seen: set[str] = set()
+    for member in members(descriptor, where):
+        split = split_name(member.name)
+        if split is None:
+            continue
+        key, extension = split
+        if sample is None or sample.key != key:
+            if sample is not None:
+                yield sample
+            if key in seen:
+                raise _repeated(where, key, member)
+            seen.add(key)
+            sample = Sample(key, {})
+        if extension in sample.members:
+            raise _repeated(where, member.name, member)
+        sample.members[extension] = member
+    if sample is not None:
+        yield sample
+
+
+def _repeated(where: str, name: str, member: Member) -> CacheError:
+    return CacheError(
+        f"{where}, byte {member.start:,}: {readable(name)!r} comes a second time: the members of a sample must stand "
+        "together, and each name must be unique: write the tar again with `tar --sort=name`"
+    )
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Key and extension of a member; None if it belongs to no sample.
+
+    >>> split_name("./cats.v2/0001.seg.PNG")
+    ('cats.v2/0001', 'seg.png')
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or _NOT_DATA.match(name):
+        return None
+    return match[1].removeprefix("./"), match[2].lower()
+
+
+def readable(key: str) -> str:
+    r"""A key as one line of Unicode: control characters and bytes that are not UTF-8 become hexadecimal digits.
+
+    >>> readable("caf\udce9")
+    'caf\\xe9'
+    """
+    if key.isprintable():
+        return key
+    return _NOT_IN_KEYS.sub(lambda match: f"\\x{ord(match[0]) & 0xFF:02x}", key)
+
+
+def members(descriptor: int, where: str) -> Iterator[Member]:
+    """Every member but folders, in order, also of several tars that were joined.
+
+    Args:
+        descriptor: of the open file.
+        where: its name, for messages.
+
+    Raises:
+        DamagedTarError: the members yielded until then are sound.
     """
     scan = _Scan(descriptor, where)
     while (block := scan.header()) is not None:
         yield from scan.member(block)
+
+
+def read_bytes(descriptor: int, start: int, size: int) -> bytes:
+    """Bytes of an open file; fewer where it ends."""
+    parts = []
+    while size > 0 and (part := os.pread(descriptor, size, start)):
+        parts.append(part)
+        start, size = start + len(part), size - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class _Scan:
@@ -71,16 +158,16 @@ class _Scan:
             self._offset = self._after_zeros(self._offset + BLOCK)
             block = os.pread(self._descriptor, BLOCK, self._offset)
             if len(block) < BLOCK or (_ordinary(block) is None and _unusual(block) is None):
-                return None  # what may stand behind the end is no part of a tar
+                return None  # what follows the end is no part of the tar
         if len(block) < BLOCK:
             raise self._damaged(
-                f"ends at byte {self._end:,} without the mark of a tar's end: fetch or write it again; if it is known "
-                "to be whole, close it with `head -c 1024 /dev/zero >> FILE`"
+                f"ends at byte {self._end:,} without the mark of a tar's end",
+                f"{AGAIN}; if it is known to be whole, close it with `head -c 1024 /dev/zero >> FILE`",
             )
         return block
 
     def member(self, block: bytes) -> Iterator[Member]:
-        """The member whose headers begin with a block, and move behind it."""
+        """The member whose headers begin with a block, if it is not a folder. Moves behind it."""
         name, pax = None, dict[bytes, bytes]()
         for _ in range(MAX_EXTENDED_HEADERS):
             start = self._offset + BLOCK
@@ -107,46 +194,45 @@ class _Scan:
             self._offset = start + _padded(header.size)
             block = os.pread(self._descriptor, BLOCK, self._offset)
             if len(block) < BLOCK:
-                raise self._damaged(f"ends at byte {self._end:,}, after an extended header: fetch or write it again")
+                raise self._damaged(f"ends at byte {self._end:,}, after an extended header")
         raise self._damaged(f"more than {MAX_EXTENDED_HEADERS} extended headers before a member")
 
     def _placed(self, pax: dict[bytes, bytes], name: str, start: int, size: int, is_file: bool) -> Member:
-        """A member as its PAX header has it, within the file; moves behind it."""
+        """The member that a header and its PAX records describe, checked to lie within the file. Moves behind it."""
         if pax:
             if b"size" in pax:
                 if not pax[b"size"].isdigit() or len(pax[b"size"]) > 20:
-                    raise self._damaged("a PAX header whose size is no number")
+                    raise self._damaged("a PAX header whose size is not a number")
                 size = int(pax[b"size"])
             name = pax.get(b"GNU.sparse.name", pax.get(b"path", name.encode("utf-8", "surrogateescape"))).decode(
                 "utf-8", "surrogateescape"
             )
             is_file = is_file and not any(key.startswith(b"GNU.sparse.") for key in pax)
         if size < 0 or start + size > self._end:
-            raise self._damaged(
-                f"ends at byte {self._end:,}, within the {size:,} bytes of {name[:200]!r}: fetch or write it again"
-            )
+            raise self._damaged(f"ends at byte {self._end:,}, within the {size:,} bytes of {name[:200]!r}")
         self._offset = start + _padded(size)
         return Member(name, start, size, is_file)
 
     def _extended(self, start: int, size: int) -> bytes:
+        """The content of an extended header."""
         if not 0 <= size <= MAX_EXTENDED_BYTES:
             raise self._damaged(f"an extended header of {size:,} bytes, at most {MAX_EXTENDED_BYTES:,} are read")
         data = os.pread(self._descriptor, size, start)
         if len(data) < size:
-            raise self._damaged(f"ends at byte {self._end:,}, within an extended header: fetch or write it again")
+            raise self._damaged(f"ends at byte {self._end:,}, within an extended header")
         return data
 
     def _records(self, data: bytes) -> dict[bytes, bytes]:
-        """The records of a PAX header, each `LENGTH KEY=VALUE` and a line's end, the length being that of all of it."""
-        found, place = {}, 0
-        while place < len(data) and data[place]:
-            record = _RECORD.match(data, place)
-            end = place + int(record[1]) if record else 0
-            if record is None or not record.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-                raise self._damaged("a PAX header that is none")
-            found[record[2]] = data[record.end() : end - 1]
-            place = end
-        return found
+        r"""The records of a PAX header, each `LENGTH KEY=VALUE\n`, where the length is that of the whole record."""
+        records, start = {}, 0
+        while start < len(data) and data[start]:
+            match = _RECORD.match(data, start)
+            end = start + int(match[1]) if match else 0
+            if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+                raise self._damaged("a damaged PAX header")
+            records[match[2]] = data[match.end() : end - 1]
+            start = end
+        return records
 
     def _after_map_of_holes(self, block: bytes) -> int:
         """Where the bytes of a file with holes begin: GNU's header may go on in further blocks."""
@@ -154,7 +240,7 @@ class _Scan:
         while goes_on:
             block = os.pread(self._descriptor, BLOCK, start)
             if len(block) < BLOCK:
-                raise self._damaged(f"ends at byte {self._end:,}, within a header: fetch or write it again")
+                raise self._damaged(f"ends at byte {self._end:,}, within a header")
             start, goes_on = start + BLOCK, block[504]
         return start
 
@@ -173,13 +259,13 @@ class _Scan:
         for magic, name in _COMPRESSED.items():
             if self._offset == 0 and block.startswith(magic):
                 return self._damaged(
-                    f"compressed with {name}: images are read from their place in the file, so unpack the tar itself "
-                    f"(`gunzip`, `unzstd`, …): images do not compress anyway"
+                    f"compressed with {name}, but images are read from their place in the file",
+                    "unpack the tar itself (`gunzip`, `unzstd`, …): images do not compress anyway",
                 )
-        return self._damaged("no header of a tar there: fetch or write it again")
+        return self._damaged("no header of a tar there")
 
-    def _damaged(self, what: str) -> DamagedTarError:
-        return DamagedTarError(f"{self._where}, byte {self._offset:,}: {what}")
+    def _damaged(self, problem: str, remedy: str = AGAIN) -> DamagedTarError:
+        return DamagedTarError(f"{self._where}, byte {self._offset:,}: {problem}: {remedy}")
 
 
 def _padded(size: int) -> int:
@@ -187,7 +273,7 @@ def _padded(size: int) -> int:
 
 
 def _ordinary(block: bytes) -> tuple[str, int] | None:
-    """Name and size of a file whose header has nothing unusual."""
+    """Name and size of a file with an ordinary header; None for any other block."""
     magic = block[257:263]
     if block[156] not in b"0\0" or magic not in (_POSIX, _GNU):
         return None
@@ -201,91 +287,8 @@ def _ordinary(block: bytes) -> tuple[str, int] | None:
 
 
 def _unusual(block: bytes) -> tarfile.TarInfo | None:
-    """Any header, as tarfile reads it; None if it is none."""
+    """Any header, as `tarfile` reads a single block; None if it is not a header."""
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return None
-
-
-# As webdataset splits names, but that a hidden file is no sample: Macs put `._0001.jpg` beside `0001.jpg`.
-_NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
-_NOT_DATA = re.compile(r"__[^/]*__(?:/|$)")  # as webdataset leaves out
-_NOT_IN_KEYS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
-
-
-class Sample(NamedTuple):
-    """The members of one name, by extension in lower case."""
-
-    key: str
-    members: dict[str, Member]
-
-
-def split_name(name: str) -> tuple[str, str] | None:
-    """Key and extension of a member; None if it belongs to no sample.
-
-    >>> split_name("./cats.v2/0001.seg.PNG")
-    ('cats.v2/0001', 'seg.png')
-    """
-    found = _NAME.fullmatch(name)
-    if found is None or _NOT_DATA.match(name):
-        return None
-    return found[1].removeprefix("./"), found[2].lower()
-
-
-def readable(key: str) -> str:
-    r"""A key as Unicode of one line: what is none is written in hexadecimal digits.
-
-    >>> readable("caf\udce9")
-    'caf\\xe9'
-    """
-    if key.isprintable():
-        return key
-    return _NOT_IN_KEYS.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", key)
-
-
-def samples(descriptor: int, where: str) -> Iterator[Sample]:
-    """Every sample of a tar, in order.
-
-    Args:
-        descriptor: of the open file.
-        where: its name, for messages.
-
-    Raises:
-        CacheError: the tar is damaged, or two samples have one name.
-    """
-    sample: Sample | None = None
-    seen: set[str] = set()
-    for member in members(descriptor, where):
-        split = split_name(member.name)
-        if split is None:
-            continue
-        key, extension = split
-        if sample is None or sample.key != key:
-            if sample is not None:
-                yield sample
-            if key in seen:
-                raise _twice(where, key, member)
-            seen.add(key)
-            sample = Sample(key, {})
-        if extension in sample.members:
-            raise _twice(where, member.name, member)
-        sample.members[extension] = member
-    if sample is not None:
-        yield sample
-
-
-def _twice(where: str, name: str, member: Member) -> CacheError:
-    return CacheError(
-        f"{where}, byte {member.start:,}: {readable(name)!r} comes a second time: the members of a sample must stand "
-        "together, and its name be its own: write the tar again with `tar --sort=name`"
-    )
-
-
-def read_bytes(descriptor: int, start: int, size: int) -> bytes:
-    """Bytes of an open file; fewer where it ends."""
-    parts = []
-    while size > 0 and (part := os.pread(descriptor, size, start)):
-        parts.append(part)
-        start, size = start + len(part), size - len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

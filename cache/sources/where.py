@@ -1,4 +1,4 @@
-"""`--where`: a condition that a record must fulfil, in a small closed part of Python's expressions. Nothing is called.
+"""Conditions on records (`--where`), in a small closed part of Python's expressions. Nothing is called.
 
     similarity > 0.3 and lang in ("zh", "ja")
 
@@ -23,13 +23,13 @@ KNOWN = "known are names of fields, numbers, texts, lists of them, == != < <= > 
 
 
 class WhereFilter:
-    """A condition, parsed once."""
+    """A condition on the fields of a record, parsed once."""
 
     def __init__(self, text: str) -> None:
         """Parse it.
 
         Raises:
-            CacheError: it is no such condition; the message names the position.
+            CacheError: it cannot be parsed, or goes beyond that part; the message names the position.
         """
         self._text = text
         if len(text) > MAX_LENGTH:
@@ -46,18 +46,18 @@ class WhereFilter:
 
     @property
     def fields(self) -> list[str]:
-        """The fields that it speaks of, sorted."""
+        """The fields that it names, sorted."""
         return sorted({node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)})
 
     def holds(self, record: Mapping[str, Any], where: str) -> bool:
-        """Whether a record fulfils it.
+        """Whether a record fulfils the condition.
 
         Args:
             record: its fields.
             where: file and line, for messages.
 
         Raises:
-            CacheError: a field is absent, or not of a type that can be so compared.
+            CacheError: a field is absent, or its type cannot be compared so.
         """
         return self._truth(self._root, record, where)
 
@@ -108,7 +108,7 @@ class WhereFilter:
         return self._truth(node, record, where)
 
     def _require_known(self, node: ast.expr) -> None:
-        """Refuse what is not of the closed set, before any record is read."""
+        """Refuse an expression outside the closed set, before any record is read."""
         match node:
             case ast.Name() | ast.Constant(value=None | bool() | int() | float() | str()):
                 parts: list[ast.expr] = []
@@ -131,8 +131,8 @@ class WhereFilter:
 
 def _compare(comparison: ast.cmpop, left: Any, right: Any) -> bool:
     if isinstance(comparison, ast.In | ast.NotIn):
-        held = left in right if isinstance(right, str) else any(_equal(left, item) for item in right)
-        return held == isinstance(comparison, ast.In)
+        is_in = left in right if isinstance(right, str) else any(_equal(left, item) for item in right)
+        return is_in == isinstance(comparison, ast.In)
     if isinstance(comparison, ast.Eq | ast.Is):
         return _equal(left, right)
     if isinstance(comparison, ast.NotEq | ast.IsNot):
@@ -146,18 +146,18 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def _of_one_type(left: Any, right: Any) -> tuple[Any, Any]:
-    """A text beside a number is read as one, because tables hold texts alone.
+    """Read a text that is compared with a number as a number, because CSV holds texts alone.
 
     Raises:
-        TypeError: it is none.
+        TypeError: it is not a number.
     """
     for number, text in ((left, right), (right, left)):
         if isinstance(text, str) and isinstance(number, int | float) and not isinstance(number, bool):
             try:
-                read = float(text)
+                value = float(text)
             except ValueError as error:
-                raise TypeError(f"{text!r} is no number") from error
-            return (read, right) if text is left else (left, read)
+                raise TypeError(f"{text!r} is not a number") from error
+            return (value, right) if text is left else (left, value)
     return left, right
 
 

@@ -12,8 +12,8 @@ from zarr.storage import FsspecStore
 from ..errors import AbsentObjectError
 from ..format import CAPTION_IMAGE, EMBEDDED_ARRAYS, FILE, KEY, LANGUAGE, LOCATOR, TEACHER_EMB, TEACHER_TEXT, TEXT
 from ..location import Url
+from ..store_errors import NOT_FOUND, explain_scheme_error, explain_store_error
 from .local import ZARR_JSON
-from .urls import NOT_FOUND, explain_scheme_error, explain_store_error
 
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
 # Objects of at most 16 MB. Captions are read in parts, and each part would fetch its chunk again.

@@ -11,7 +11,7 @@ from ..format import SourceInfo, Status
 from ..location import to_location
 from ..read.cache import Cache
 from ..sources.image_files import PathReader
-from ..sources.kinds import KINDS
+from ..sources.kinds import SOURCES
 from ..sources.source import Reader, Source
 
 
@@ -35,7 +35,7 @@ class ImageReader(NamedTuple):
 
 def reader_of(
     cache: Cache,
-    kinds: Mapping[str, type[Source]] = KINDS,
+    kinds: Mapping[str, type[Source]] = SOURCES,
     *,
     sources: Sequence[SourceInfo] | None = None,
     rows: Collection[range] | None = None,

@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import CacheError
 from ..format import Status
 from ..read.cache import Cache
-from ..sources.source import SourceRow, align
+from ..sources.captions import align
+from ..sources.source import SourceRow
 from .chunk_writer import write_plain_view
 from .report import PassReport
 from .seal import seal

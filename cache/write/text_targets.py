@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_chunk_rows
 from ..read.cache import Cache
-from ..sources.source import SEPARATOR
+from ..sources.captions import SEPARATOR
 from ..storage.ragged import create_array
 from .work_sharing import ALONE, Worker, sharing
 

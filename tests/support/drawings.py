@@ -1,4 +1,4 @@
-"""Images and captions that tests draw for themselves."""
+"""Images of coloured noise with captions."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ WORDS = {"красный": (200, 30, 30), "зелёный": (30, 170, 30), "си
 
 
 def draw_images(folder: Path, count: int, seed: int = 0) -> Path:
-    """Coloured noise named in Russian, `count` PNG files; returns the jsonl manifest (1 to 3 captions an image)."""
+    """Draw `count` PNG files, named in Russian; returns a table of JSON lines with 1 to 3 captions an image."""
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True, exist_ok=True)
     lines = []
@@ -20,6 +20,6 @@ def draw_images(folder: Path, count: int, seed: int = 0) -> Path:
         Image.fromarray(noise).save(folder / "images" / f"{i:04}.png")
         captions = [f"{word} шум", f"это {word} шум номер {i}", f"шум: {word}"][: 1 + i % 3]
         lines.append(json.dumps({"image": f"images/{i:04}.png", "text": captions}, ensure_ascii=False))
-    manifest = folder / "pairs.jsonl"
-    manifest.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return manifest
+    table = folder / "pairs.jsonl"
+    table.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return table

@@ -1,4 +1,4 @@
-"""What every source of images and captions must keep. Its tests inherit `SourceContract` and say how one is made."""
+"""The contract of sources of images and captions. Tests of a source inherit it and say how to make one."""
 
 import json
 import pickle
@@ -29,7 +29,8 @@ from PIL import Image
 
 from support.drawings import WORDS
 
-CAPTIONS: Sequence[Sequence[str]] = (
+Captions = Sequence[Sequence[str]]
+CAPTIONS: Captions = (
     ("кот спит на диване", "рыжий кот"),
     ("一只猫睡在沙发上",),
     ("고양이", "a cat", "eine Katze 🐈‍⬛"),
@@ -51,7 +52,7 @@ HOSTILE: Mapping[str, str] = {
 
 
 def without(hostile: Mapping[str, str], *reasons: str) -> Mapping[str, str]:
-    """Those captions that a format can hold."""
+    """The captions that a format can hold."""
     return {reason: text for reason, text in hostile.items() if reason not in reasons}
 
 
@@ -74,7 +75,7 @@ class Made:
 
 
 def encoded_images(count: int) -> list[bytes]:
-    """PNG files of coloured noise, no two the same."""
+    """PNG files of coloured noise in memory, no two the same."""
     rng, images = np.random.default_rng(0), []
     for i in range(count):
         noise = rng.normal(list(WORDS.values())[i % len(WORDS)], 25, (40, 48, 3)).clip(0, 255).astype(np.uint8)
@@ -92,8 +93,8 @@ def write_images(folder: Path, images: Sequence[bytes]) -> list[str]:
     return names
 
 
-def as_table(folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Path:
-    """Images and captions as a jsonl manifest and files."""
+def as_table(folder: Path, images: Sequence[bytes], captions: Captions) -> Path:
+    """Write images as files and captions as a table of JSON lines; returns the table."""
     names = write_images(folder / "images", images)
     records = [{"image": f"images/{name}", "text": list(texts)} for name, texts in zip(names, captions, strict=True)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -102,7 +103,7 @@ def as_table(folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[
 
 @dataclass(frozen=True)
 class Planned:
-    """The images of a source as a cache would plan them: lines of one key brought together."""
+    """The images of a source as a cache plans them: records of one image are brought together."""
 
     keys: list[str]
     captions: list[list[str]]
@@ -112,16 +113,16 @@ class Planned:
     @classmethod
     def of(cls, source: Source) -> "Planned":
         captions: dict[str, list[str]] = {}
-        located: dict[str, Any] = {}
+        locators: dict[str, Any] = {}
         for row in source.rows():
             captions.setdefault(row.key, []).extend(filter(None, row.captions))
-            located.setdefault(row.key, row.locator)
+            locators.setdefault(row.key, row.locator)
         root = to_location(source.info.image_root)
-        if None in located.values():
-            assert set(located.values()) == {None}
+        if None in locators.values():
+            assert set(locators.values()) == {None}
             return cls(list(captions), list(captions.values()), None, PathReader.below(root))
         reader = type(source).reader(root, source.files(), source.info)
-        return cls(list(captions), list(captions.values()), np.array(list(located.values()), np.int64), reader)
+        return cls(list(captions), list(captions.values()), np.array(list(locators.values()), np.int64), reader)
 
     def read(self, rows: slice) -> list[bytes | Status]:
         return read_rows(self.reader, self.keys[rows], None if self.locators is None else self.locators[rows])
@@ -134,11 +135,11 @@ def read_rows(reader: Reader, keys: Sequence[str], locators: NDArray[np.int64] |
 class SourceContract(ABC):
     """The tests. A source that cannot hold some of the captions has its own `captions` and `hostile`."""
 
-    captions: ClassVar[Sequence[Sequence[str]]] = CAPTIONS
+    captions: ClassVar[Captions] = CAPTIONS
     hostile: ClassVar[Mapping[str, str]] = HOSTILE
 
     @abstractmethod
-    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
         """Write a source into a folder, which is empty or holds an earlier one to be replaced.
 
         Args:
@@ -147,7 +148,7 @@ class SourceContract(ABC):
             captions: of each image.
         """
 
-    def made(self, folder: Path, captions: Sequence[Sequence[str]] | None = None) -> Made:
+    def made(self, folder: Path, captions: Captions | None = None) -> Made:
         captions = self.captions if captions is None else captions
         folder.mkdir(parents=True, exist_ok=True)
         return self.make(folder, encoded_images(len(captions)), captions)
@@ -181,14 +182,14 @@ class SourceContract(ABC):
         def joined(batches: Sequence[RowBatch]) -> dict[str, Any]:
             keys = [key for batch in batches for key in batch.keys.split()]
             starts = np.cumsum([0, *map(len, batches)]).tolist()
-            located = [batch.locators.tolist() for batch in batches if batch.locators is not None]
+            locators = [batch.locators.tolist() for batch in batches if batch.locators is not None]
             return {
                 "keys": keys,
                 "captions": [text for batch in batches for text in batch.captions.split()],
                 "image_index": [
                     a + i for a, batch in zip(starts, batches, strict=False) for i in batch.image_index.tolist()
                 ],
-                "locators": [locator for locators in located for locator in locators],
+                "locators": [locator for some in locators for locator in some],
                 "languages": [tag for batch in batches for tag in batch.languages or ()],
             }
 
@@ -206,8 +207,8 @@ class SourceContract(ABC):
     def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
         planned = Planned.of(self.open(self.made(tmp_path)))
         with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
-            found = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
-        assert found == encoded_images(len(self.captions))
+            images = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
+        assert images == encoded_images(len(self.captions))
 
     def test_an_empty_source_is_refused(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
         made = self.made(tmp_path / "source", [])
@@ -215,7 +216,7 @@ class SourceContract(ABC):
             make_cache(made.path, tmp_path / "cache.zarr", **made.options)
         assert not (tmp_path / "cache.zarr").exists()
 
-    def test_what_is_not_there_is_named(self, tmp_path: Path) -> None:
+    def test_an_absent_source_is_named(self, tmp_path: Path) -> None:
         made = self.made(tmp_path / "source")
         shutil.rmtree(made.path) if made.path.is_dir() else made.path.unlink()
         with pytest.raises(CacheError, match=re.escape(str(made.path))):
@@ -246,17 +247,16 @@ class SourceContract(ABC):
         assert np.array_equal(result.cache.image_emb(), whole)
 
     def test_embeddings_are_those_of_the_same_images_in_a_table(
-        self, tmp_path: Path, make_cache: Callable[..., Any]
+        self, tmp_path: Path, make_cache: Callable[..., Any], cache_of_table: Callable[[Captions], Cache]
     ) -> None:
         made = self.made(tmp_path / "source")
-        found: Cache = make_cache(made.path, tmp_path / "cache.zarr", num_workers=2, **made.options).cache
-        table = as_table(tmp_path / "table", encoded_images(len(self.captions)), self.captions)
-        expected: Cache = make_cache(table, tmp_path / "table.zarr").cache
-        assert (found.status() == Status.EMBEDDED).all()
-        assert np.array_equal(found.image_emb(), expected.image_emb())
-        assert np.array_equal(found.norm(), expected.norm())
-        assert found.captions() == expected.captions()
-        assert np.array_equal(found.caption_image(), expected.caption_image())
+        cache: Cache = make_cache(made.path, tmp_path / "cache.zarr", num_workers=2, **made.options).cache
+        expected = cache_of_table(self.captions)
+        assert (cache.status() == Status.EMBEDDED).all()
+        assert np.array_equal(cache.image_emb(), expected.image_emb())
+        assert np.array_equal(cache.norm(), expected.norm())
+        assert cache.captions() == expected.captions()
+        assert np.array_equal(cache.caption_image(), expected.caption_image())
 
     def test_hostile_captions_are_dropped_and_counted(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
         captions = [[text] for text in self.hostile.values()] + [["good"]]
@@ -285,5 +285,5 @@ class SourceContract(ABC):
             file.rename(outside)
             file.symlink_to(outside)
         again = pickle.loads(pickle.dumps(planned.reader))  # nothing is open yet
-        found = read_rows(again, planned.keys, planned.locators)
-        assert found == [Status.OUTSIDE_ROOT] * len(planned.keys)
+        images = read_rows(again, planned.keys, planned.locators)
+        assert images == [Status.OUTSIDE_ROOT] * len(planned.keys)

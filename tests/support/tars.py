@@ -1,4 +1,4 @@
-"""Tars that tests write, as webdataset and img2dataset lay them out."""
+"""Tars in the layout of webdataset and img2dataset."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], format: int = tarfile.USTAR_FORMAT) -> Path:
-    """Members in the order given."""
+    """Write a tar with members in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=format) as tar:
         for name, data in members:
@@ -23,7 +23,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], format: int = ta
 
 
 def members_of(key: str, image: bytes, captions: Sequence[str]) -> Iterable[tuple[str, bytes]]:
-    """A sample whose JSON has all captions."""
+    """The members of a sample whose JSON has all captions."""
     yield f"{key}.png", image
     yield f"{key}.json", json.dumps({"caption": list(captions), "url": f"https://example.org/{key}"}).encode()
 
@@ -31,7 +31,7 @@ def members_of(key: str, image: bytes, captions: Sequence[str]) -> Iterable[tupl
 def write_shards(
     folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]], per_shard: int = 4
 ) -> list[Path]:
-    """A folder of tars with captions in JSON."""
+    """Write a folder of tars with captions in JSON; returns the tars."""
     shards = []
     for number, start in enumerate(range(0, max(len(images), 1), per_shard)):
         some = range(start, min(start + per_shard, len(images)))
@@ -47,7 +47,7 @@ def write_img2dataset(
     per_shard: int = 4,
     **columns: Sequence[Any],
 ) -> list[Path]:
-    """A folder as img2dataset leaves it: every third download has failed."""
+    """Write a folder as img2dataset leaves it; every second download has failed. Returns the tars."""
     shards = []
     for number, start in enumerate(range(0, len(images), per_shard)):
         members: list[tuple[str, bytes]] = []

@@ -1,5 +1,6 @@
-"""Sources in a bucket: the contract that they keep, the server that holds them, and where fetched files go."""
+"""Sources at URLs: their contract, and the folder of their downloads."""
 
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,12 +14,12 @@ from clipglot.cache.location import Url
 from clipglot.cache.processes import worker_pool
 
 from support.s3_server import NAME, Bucket
-from support.source_contract import Made, Planned, SourceContract, encoded_images, read_rows
+from support.source_contract import Captions, Made, Planned, SourceContract, encoded_images, read_rows
 
 
 @pytest.fixture(autouse=True)
 def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where fetched files go."""
+    """The folder that downloads go to."""
     folder = tmp_path_factory.mktemp("temporary")
     monkeypatch.setenv("TMPDIR", str(folder))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -26,7 +27,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 class AtUrl(SourceContract):
-    """The contract for sources in a bucket; the local one is written first, then uploaded."""
+    """The contract of sources in a bucket. The next base class writes a source on the disk, which is then uploaded."""
 
     bucket: Bucket
 
@@ -34,35 +35,33 @@ class AtUrl(SourceContract):
     def _bucket(self, bucket: Bucket) -> None:
         type(self).bucket = bucket
 
-    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        """What is to be uploaded: of the contract that comes next in the order of base classes, if there is one."""
-        return super().make(folder, images, captions)  # type: ignore[safe-super]
-
-    def make(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
         local, name = folder / "local", folder.as_posix().strip("/")
         shutil.rmtree(local, ignore_errors=True)
         local.mkdir()
-        made = self.local(local, images, captions)
-        for key in self.bucket.objects():
-            if key.startswith(f"{name}/"):
-                self.bucket.delete(key)
-        for empty in (found for found in local.rglob("*") if found.is_dir() and not any(found.iterdir())):
+        made = super().make(local, images, captions)  # type: ignore[safe-super]
+        self._delete(folder)
+        for empty in (path for path in local.rglob("*") if path.is_dir() and not any(path.iterdir())):
             self.bucket.put(f"{name}/{empty.relative_to(local).as_posix()}/", b"")  # as consoles of stores do
         return made.below(local, Url(self.bucket.upload(local, name)))  # type: ignore[arg-type]
+
+    def _delete(self, folder: Path) -> None:
+        """Delete the objects that were uploaded from a folder."""
+        for key in self.bucket.objects():
+            if key.startswith(f"{folder.as_posix().strip('/')}/"):
+                self.bucket.delete(key)
 
     def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
         """A process of a pass has the environment of now, where the contract's has that of the first one."""
         planned = Planned.of(self.open(self.made(tmp_path)))
         with worker_pool(1, "clipglot.cache.write.decode_pool", int) as pool:
-            found = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
-        assert found == encoded_images(len(self.captions))
+            images = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
+        assert images == encoded_images(len(self.captions))
 
-    def test_what_is_not_there_is_named(self, tmp_path: Path) -> None:
+    def test_an_absent_source_is_named(self, tmp_path: Path) -> None:
         made = self.made(tmp_path / "source")
-        for key in self.bucket.objects():
-            if key.startswith(tmp_path.as_posix().strip("/")):
-                self.bucket.delete(key)
-        with pytest.raises(CacheError, match=str(made.path)):
+        self._delete(tmp_path)
+        with pytest.raises(CacheError, match=re.escape(str(made.path))):
             list(self.open(made).rows())
 
     def test_a_source_that_moved_is_resumed(self, tmp_path: Path, make_cache: Callable[..., Any]) -> None:
@@ -80,12 +79,11 @@ class AtUrl(SourceContract):
         source = self.open(self.made(tmp_path / "source"))
         planned = Planned.of(source)
         secret = f"{tmp_path.as_posix().strip('/')}/secret.png"
-        self.bucket.client.put_object(Bucket=NAME, Key=secret, Body=b"secret")
+        self.bucket.put(secret, b"secret")
         names = ["../secret.png", "a/../../secret.png", "%2e%2e/secret.png", f"/{NAME}/{secret}"]
         names += [f"s3://{NAME}/{secret}", f"https://example.org/{secret}", "..\\secret.png"]
-        reader = planned.reader
-        located = None
+        reader, locators = planned.reader, None
         if planned.locators is not None:
             reader = type(source).reader(Url(source.info.image_root), names, source.info)
-            located = np.array([(i, 0, 6) for i in range(len(names))])
-        assert list(reader.read(names, located)) == [Status.OUTSIDE_ROOT] * len(names)
+            locators = np.array([(i, 0, 6) for i in range(len(names))])
+        assert list(reader.read(names, locators)) == [Status.OUTSIDE_ROOT] * len(names)

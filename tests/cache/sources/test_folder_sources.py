@@ -1,91 +1,39 @@
-"""Class folders, COCO's captions and MUGE's folders keep the contract of sources; and what is particular to them."""
+"""Class folders, COCO and MUGE: the contract of sources, and their own rules."""
 
-import base64
 import json
 import os
 import re
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.sources.muge import Places
+from clipglot.cache.sources.muge import ImageIndex
 from clipglot.cache.sources.source import SourceRow
-from support.source_contract import CAPTIONS, Made, Planned, SourceContract, encoded_images, write_images
-
-Captions = Sequence[Sequence[str]]
-
-
-class TestClassFolders(SourceContract):
-    """One caption an image, and what a file system takes for a name."""
-
-    captions: ClassVar[Captions] = sorted(
-        [text] for text in ("a tabby cat", "кот", "猫", "고양이", "e\u0301", "é", "🐈‍⬛", "zz")
-    )
-    hostile: ClassVar[dict[str, str]] = {"empty": "_"}
-
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        shutil.rmtree(folder / "pictures", ignore_errors=True)
-        (folder / "pictures").mkdir()
-        for (caption,), image in zip(captions, images, strict=True):
-            write_images(folder / "pictures" / caption.replace(" ", "_"), [image])
-        return Made(folder / "pictures")
+from support import source_makers as makers
+from support.source_contract import Made, Planned, SourceContract, encoded_images, write_images
 
 
-class TestClassFoldersOfASplit(TestClassFolders):
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        made = super().make(folder, images, captions).path
-        shutil.rmtree(folder / "splits", ignore_errors=True)
-        made.rename(made.parent / "train")
-        (folder / "splits").mkdir()
-        (made.parent / "train").rename(folder / "splits" / "train")
-        write_images(folder / "splits" / "val" / "dog", images[:1])
-        return Made(folder / "splits", {"split": "train"})
+class TestClassFolders(makers.ClassFolders):
+    pass
 
 
-class TestCoco(SourceContract):
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        names = write_images(folder / "train2017", images)
-        images = [{"id": 100 - i, "file_name": name, "height": 40} for i, name in enumerate(names)]
-        annotations = [
-            {"image_id": 100 - i, "id": i, "caption": text} for i, texts in enumerate(captions) for text in texts
-        ]
-        (folder / "annotations").mkdir(exist_ok=True)
-        path = folder / "annotations" / "captions_train2017.json"
-        path.write_text(json.dumps({"info": {}, "images": images, "annotations": annotations}))
-        return Made(path, {"image_root": folder / "train2017"})
+class TestClassFoldersOfASplit(makers.ClassFoldersOfASplit):
+    pass
 
 
-class TestMuge(SourceContract):
-    """Images of no text come last."""
-
-    captions: ClassVar[Captions] = sorted(CAPTIONS, key=lambda texts: not texts)
-
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        lines = [f"{1000 + i}\t{base64.urlsafe_b64encode(p).decode()}\n" for i, p in enumerate(images)]
-        (folder / "train_imgs.tsv").write_text("".join(lines))
-        texts = [
-            {"text_id": i, "text": text, "image_ids": [1000 + i]} for i, texts in enumerate(captions) for text in texts
-        ]
-        (folder / "train_texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-        return Made(folder)
+class TestCoco(makers.Coco):
+    pass
 
 
-class TestMugeOfASplit(TestMuge):
-    """With a list of texts for an image, other line ends and the other alphabet."""
+class TestMuge(makers.Muge):
+    pass
 
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        made = super().make(folder, images, captions).path
-        for name in ("train_imgs.tsv", "train_texts.jsonl"):
-            shutil.copy(made / name, made / name.replace("train", "valid"))
-        lines = [f"{1000 + i}\t{base64.b64encode(p).decode()}\r\n" for i, p in enumerate(images)]
-        (folder / "train_imgs.tsv").write_text("".join(lines), newline="")
-        texts = [{"image_id": f"{1000 + i}", "text": list(texts)} for i, texts in enumerate(captions) if texts]
-        (folder / "train_texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-        return Made(folder, {"split": "train"})
+
+class TestMugeOfASplit(makers.MugeOfASplit):
+    pass
 
 
 def muge(folder: Path, images: bytes, *texts: dict[str, Any]) -> Planned:
@@ -109,7 +57,7 @@ def test_a_text_of_several_images_one_of_none_and_one_of_a_missing_image(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("pictures", "text", "message"),
+    ("images", "text", "message"),
     [
         (b"7\tAAAA\nno tab\n", {"text": "a", "image_ids": [7]}, r"valid_imgs\.tsv:2: expected an id, a tab and base64"),
         (b"\tAAAA\n", {"text": "a", "image_ids": [7]}, r"valid_imgs\.tsv:1: expected an id"),
@@ -139,23 +87,23 @@ def test_a_condition_leaves_out_images_without_text(tmp_path: Path) -> None:
 
 
 def test_a_text_that_names_an_image_twice_is_its_caption_once(tmp_path: Path) -> None:
-    found = muge(tmp_path, b"1\tAAAA\n2\tAAAA\n", {"text": "a", "image_ids": [1, "1", 2]})
-    assert (found.keys, found.captions) == (["1", "2"], [["a"], ["a"]])
+    planned = muge(tmp_path, b"1\tAAAA\n2\tAAAA\n", {"text": "a", "image_ids": [1, "1", 2]})
+    assert (planned.keys, planned.captions) == (["1", "2"], [["a"], ["a"]])
 
 
-def test_every_line_of_a_tsv_is_found(tmp_path: Path) -> None:
+def test_every_line_of_a_tsv_is_indexed(tmp_path: Path) -> None:
     """As a plain reading of the file finds them."""
     lines = [f"id{i}\t{'A' * (i * 37 % 5000)}".encode() for i in range(3000)]
     for end, path in ((b"\n", tmp_path / "a"), (b"\r\n", tmp_path / "b")):
         path.write_bytes(end.join(lines))
-        places, content = Places.scanned(path, "lines"), path.read_bytes()
-        assert list(places) == [f"id{i}" for i in range(3000)]
-        for line, key in zip(lines, places, strict=True):
-            _, start, size = places.locator(key)
+        index, content = ImageIndex.scan(path, "lines"), path.read_bytes()
+        assert list(index) == [f"id{i}" for i in range(3000)]
+        for line, key in zip(lines, index, strict=True):
+            _, start, size = index.locator(key)
             assert content[start : start + size] == line.partition(b"\t")[2]
 
 
-def test_a_split_must_be_chosen_and_be_there(tmp_path: Path) -> None:
+def test_a_split_must_be_chosen_and_exist(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         muge(tmp_path / split, b"7\tAAAA\n", {"text": "a", "image_ids": [7]})
         for name in ("imgs.tsv", "texts.jsonl"):
@@ -174,7 +122,7 @@ def test_a_split_must_be_chosen_and_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["metadata.jsonl", "pairs.CSV", "train/table.tsv", "train/cat/1.txt", "train/dog/2.caption"]
 )
-def test_class_folders_beside_captions_are_refused_because_these_would_be_lost(name: str, tmp_path: Path) -> None:
+def test_class_folders_beside_captions_are_refused(name: str, tmp_path: Path) -> None:
     for image in ("train/cat/1.jpg", "train/dog/2.png"):
         (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / image).touch()
@@ -187,7 +135,7 @@ def test_class_folders_beside_captions_are_refused_because_these_would_be_lost(n
         list(source.rows())
 
 
-def test_class_folders_are_sorted_and_hold_images_alone(tmp_path: Path) -> None:
+def test_class_folders_are_sorted_and_other_files_ignored(tmp_path: Path) -> None:
     for name in ("b/2.JPG", "b/1.png", "b/notes.txt", "b/.hidden.png", "a_c/3.webp", ".git/4.png", "loose.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -201,12 +149,15 @@ def test_class_folders_are_sorted_and_hold_images_alone(tmp_path: Path) -> None:
     ]
     with pytest.raises(CacheError, match=r"no split 'a_c' in it \(found: none\)"):
         list(SourceContract.open(Made(tmp_path, {"split": "a_c"})).rows())
-    with open(os.fsencode(tmp_path / "b") + b"/\xff.png", "wb"), pytest.raises(CacheError, match="is no UTF-8: rename"):
+    with (
+        open(os.fsencode(tmp_path / "b") + b"/\xff.png", "wb"),
+        pytest.raises(CacheError, match="is not UTF-8: rename"),
+    ):
         list(source.rows())
 
 
 @pytest.mark.parametrize("link", ["fox", "train/fox", "train"])
-def test_class_folders_outside_the_root_are_not_looked_into(link: str, tmp_path: Path) -> None:
+def test_class_folders_outside_the_root_are_refused(link: str, tmp_path: Path) -> None:
     write_images(tmp_path / "outside" / "fox", encoded_images(1))
     write_images(tmp_path / "in" / Path(link).parent / "cat", encoded_images(1))
     (tmp_path / "in" / link).symlink_to(tmp_path / "outside" / ("" if link == "train" else "fox"))
@@ -216,7 +167,7 @@ def test_class_folders_outside_the_root_are_not_looked_into(link: str, tmp_path:
     assert any("cat" in row.key for row in source.rows())
 
 
-def test_what_else_lies_beside_splits_is_none(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+def test_other_folders_beside_splits_are_not_splits(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
     write_images(tmp_path / "train" / "fox", encoded_images(3))
     (tmp_path / "empty").mkdir()
     (tmp_path / "run" / "tokenizer").mkdir(parents=True)
@@ -253,7 +204,7 @@ def test_what_else_lies_beside_splits_is_none(tmp_path: Path, make_cache: Callab
         ),
     ],
 )
-def test_what_is_not_cocos_is_named(content: str, message: str, tmp_path: Path) -> None:
+def test_a_file_without_cocos_form_is_refused_by_place(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     path.write_text(content)
     with pytest.raises(CacheError, match=message) as error:
@@ -261,7 +212,7 @@ def test_what_is_not_cocos_is_named(content: str, message: str, tmp_path: Path) 
     assert str(error.value).startswith(str(path))
 
 
-def test_what_is_no_source_is_told_what_there_is(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+def test_an_unknown_source_is_described(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
     (tmp_path / "notes.txt").touch()
     (tmp_path / "empty").mkdir()
     with pytest.raises(CacheError, match=r"is a folder of 1 folders, 1 \.txt, no known source\. Known are: .* COCO"):

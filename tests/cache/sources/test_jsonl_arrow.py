@@ -1,4 +1,4 @@
-"""JSON lines as columns: the same as line by line, for all that a manifest may hold, and the same errors."""
+"""JSON lines as columns equal JSON lines read one by one: the same rows, the same errors."""
 
 import json
 from collections.abc import Iterable
@@ -9,11 +9,13 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.sources import jsonl as json_lines
+from clipglot.cache.sources.captions import MAX_CAPTION_BYTES
 from clipglot.cache.sources.jsonl_arrow import plain_batch
-from clipglot.cache.sources.source import MAX_CAPTION_BYTES, RowBatch, batched
+from clipglot.cache.sources.source import RowBatch, batched
 from clipglot.cache.sources.table import TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fresh_files import write_fresh
 
 Content = tuple[list[tuple[str, list[str], list[str]]], list[tuple[str, int]], str]
 
@@ -139,8 +141,7 @@ def test_columns_equal_lines(
     if broken:
         at = broken[0] % (len(data) + 1)
         data = data[:at] + broken[1] + data[at:]
-    path = tmp_path_factory.getbasetemp() / "fuzzed.jsonl"
-    path.write_bytes(data)
+    path = write_fresh(tmp_path_factory.getbasetemp() / "fuzzed.jsonl", data)
     both(source(path, *fields, languages=fields if tagged else ()))
 
 
@@ -155,7 +156,7 @@ def test_columns_equal_lines(
         '{"text": "\\ud83d\\ude00", "zh": 3, "image": "猫/a"}',
     ],
 )
-def test_common_lines_go_the_fast_way(line: str, tmp_path: Path) -> None:
+def test_common_lines_are_read_as_columns(line: str, tmp_path: Path) -> None:
     assert plain_batch(f"{line}\n".encode() * 3, source(tmp_path)) is not None
     path = tmp_path / "m.jsonl"
     path.write_text(f"{line}\n" * 3)
@@ -163,7 +164,7 @@ def test_common_lines_go_the_fast_way(line: str, tmp_path: Path) -> None:
     assert (len(rows), error) == (3, "")
 
 
-def test_line_numbers_go_on_over_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_line_numbers_continue_over_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record: dict[str, Any] = {"image": "a", "text": "x" * 50}
     path = tmp_path / "m.jsonl"
     path.write_text("\ufeff" + f"{json.dumps(record)}\n" * 300 + "\n" + json.dumps(record | {"text": 3}))
@@ -174,7 +175,7 @@ def test_line_numbers_go_on_over_blocks(tmp_path: Path, monkeypatch: pytest.Monk
     assert both(source(path))[2] == f"{path}:302: 'text' must be a string or a list of strings, found 3"
 
 
-def test_a_line_that_never_ends_is_named_and_not_read_whole(tmp_path: Path) -> None:
+def test_an_endless_line_is_named_and_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     with open(path, "wb") as file:
         file.write(b'{"image": "a", "text": "x"}\n{"image": "')

@@ -1,8 +1,6 @@
-"""Parquet, Arrow files and saved datasets keep the contract of sources; and what is particular to them."""
+"""Parquet, Arrow files and saved datasets: the contract of sources, and their own rules."""
 
-import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,87 +14,34 @@ from clipglot.cache.format import Status
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
-from support.source_contract import HOSTILE, Made, Planned, SourceContract, encoded_images, without, write_images
-
-Captions = Sequence[Sequence[str]]
-IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})  # as `datasets` writes images
-
-
-class ColumnContract(SourceContract):
-    """Captions as lists of strings, in UTF-8, which has no half of a surrogate pair."""
-
-    hostile = without(HOSTILE, "not unicode")
-
-    @staticmethod
-    def table(images: Any, captions: Captions, kind: pa.DataType) -> pa.Table:
-        fields = {"image": kind, "text": pa.list_(pa.string()), "width": pa.int64()}
-        columns = [images, captions, range(len(captions))]
-        return pa.table([pa.array(c, t) for c, t in zip(columns, fields.values(), strict=True)], list(fields))
+from support import source_makers as makers
+from support.fresh_files import write_fresh
+from support.source_contract import Made, Planned, SourceContract, encoded_images, write_images
+from support.source_makers import column_table
 
 
-class TestParquetOfBytes(ColumnContract):
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        pq.write_table(self.table(images, captions, pa.binary()), folder / "pairs.parquet", row_group_size=4)
-        return Made(folder / "pairs.parquet")
+class TestParquetOfBytes(makers.ParquetOfBytes):
+    pass
 
 
-class TestParquetFolderOfASplit(ColumnContract):
-    """As on the Hub, beside another split, with names of columns of its own."""
-
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        shutil.rmtree(folder / "data", ignore_errors=True)
-        (folder / "data").mkdir()
-        structs = [{"bytes": image, "path": f"{i}.png"} for i, image in enumerate(images)]
-        table = self.table(structs, captions, IMAGE).rename_columns(["picture", "captions", "width"])
-        for shard, start in enumerate(range(0, len(captions), 5)):
-            pq.write_table(table.slice(start, 5), folder / "data" / f"train-{shard:05}-of-00003-0a1b.parquet")
-        pq.write_table(table.slice(0, 1), folder / "data" / "test-00000-of-00001.parquet")
-        if not len(table):
-            pq.write_table(table, folder / "data" / "train-00000-of-00001.parquet")
-        return Made(folder / "data", {"split": "train", "image_field": "picture", "text_field": ("captions",)})
+class TestParquetFolderOfASplit(makers.ParquetFolderOfASplit):
+    pass
 
 
-class TestParquetOfPaths(ColumnContract):
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        names = write_images(folder / "images", images)
-        pq.write_table(self.table(names, captions, pa.string()), folder / "pairs.parquet")
-        return Made(folder / "pairs.parquet", {"image_root": folder / "images"})
+class TestParquetOfPaths(makers.ParquetOfPaths):
+    pass
 
 
-class TestFeather(ColumnContract):
-    """Compressed, in batches."""
-
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        table = self.table(images, captions, pa.large_binary())
-        pyarrow.feather.write_feather(table, folder / "pairs.feather", compression="zstd", chunksize=3)
-        return Made(folder / "pairs.feather")
+class TestFeather(makers.Feather):
+    pass
 
 
-def save_to_disk(folder: Path, table: pa.Table, shards: int) -> None:
-    """What `datasets` 5.2 writes, with the state that it needs to read it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rows, names = -(-len(table) // shards), [f"data-{i:05}-of-{shards:05}.arrow" for i in range(shards)]
-    for i, name in enumerate(names):
-        with pa.ipc.new_stream(folder / name, table.schema) as writer:
-            writer.write_table(table.slice(i * rows, rows), max_chunksize=3)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
-    (folder / "dataset_info.json").write_text("{}")
+class TestSavedDataset(makers.SavedDataset):
+    pass
 
 
-class TestSavedDataset(ColumnContract):
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        structs = [{"bytes": image, "path": None} for image in images]
-        save_to_disk(folder / "saved", self.table(structs, captions, IMAGE), 2)
-        return Made(folder / "saved")
-
-
-class TestSavedSplits(ColumnContract):
-    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
-        table = self.table(images, captions, pa.binary())
-        save_to_disk(folder / "saved" / "train", table, 1)
-        save_to_disk(folder / "saved" / "test", table.slice(0, 1), 1)
-        (folder / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-        return Made(folder / "saved", {"split": "train"})
+class TestSavedSplits(makers.SavedSplits):
+    pass
 
 
 class Columns:
@@ -125,7 +70,7 @@ def test_planning_reads_no_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
-def test_an_image_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: str, tmp_path: Path) -> None:
+def test_a_null_image_is_missing_and_a_path_is_read(suffix: str, tmp_path: Path) -> None:
     write_images(tmp_path / "images", Columns.images)
     structs = [
         {"bytes": Columns.images[0], "path": "ignored.png"},
@@ -135,7 +80,7 @@ def test_an_image_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: st
         {"bytes": b"", "path": "images/0001.png"},
         {"bytes": None, "path": "/etc/hostname"},
     ]
-    table = ColumnContract.table(structs, [["a"]] * 6, IMAGE)
+    table = column_table(structs, [["a"]] * 6, makers.IMAGE)
     path = tmp_path / f"pairs.{suffix}"
     if suffix == "parquet":
         pq.write_table(table, path)
@@ -161,7 +106,7 @@ def test_an_image_that_is_null_is_missing_and_one_by_its_path_is_read(suffix: st
         ("state.json", '{"_data_files": [{"filename": "../../x.arrow"}]}', r"saved/x\.arrow: not readable"),
     ],
 )
-def test_a_dataset_that_was_saved_otherwise_is_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
+def test_a_saved_dataset_of_unknown_form_is_refused(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "saved").mkdir()
     (tmp_path / "saved" / name).write_text(content)
     with pytest.raises(CacheError, match=message):
@@ -181,7 +126,7 @@ def test_a_link_out_of_the_folder_names_the_remedy(tmp_path: Path) -> None:
     assert planned.read(slice(None)) == Columns.images
 
 
-def test_a_condition_asks_columns_that_are_not_taken(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+def test_a_condition_may_name_columns_without_captions(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
     made = Columns.write(tmp_path / "pairs.parquet", width=[1, 2, 3])
     cache = make_cache(made.path, tmp_path / "cache.zarr", where="width >= 2").cache
     assert cache.keys() == ["pairs.parquet#1", "pairs.parquet#2"]
@@ -192,17 +137,17 @@ def test_a_condition_asks_columns_that_are_not_taken(tmp_path: Path, make_cache:
         make_cache(made.path, tmp_path / "cache.zarr")
 
 
-def test_a_path_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf8_costs_its_row_alone(tmp_path: Path) -> None:
     images = pa.array([Columns.images[0], None, Columns.images[2]])
     paths = pa.array([b"\xff"] * 3).view(pa.string())
     made = Columns.write(
-        tmp_path / "pairs.parquet", image=pa.StructArray.from_arrays([images, paths], fields=list(IMAGE))
+        tmp_path / "pairs.parquet", image=pa.StructArray.from_arrays([images, paths], fields=list(makers.IMAGE))
     )
-    found = Planned.of(SourceContract.open(made)).read(slice(None))
-    assert found == [Columns.images[0], Status.UNREADABLE, Columns.images[2]]
+    images = Planned.of(SourceContract.open(made)).read(slice(None))
+    assert images == [Columns.images[0], Status.UNREADABLE, Columns.images[2]]
 
 
-def test_a_folder_of_the_hub_has_the_splits_of_its_files(tmp_path: Path) -> None:
+def test_file_names_of_the_hub_tell_splits(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         Columns.write(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
@@ -213,7 +158,7 @@ def test_a_folder_of_the_hub_has_the_splits_of_its_files(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("values", [pa.array([1] * 3, pa.timestamp("ns")), pa.array([2**62] * 3, pa.timestamp("us"))])
-def test_dates_that_python_has_not_are_refused_by_name(values: pa.Array, tmp_path: Path) -> None:
+def test_dates_beyond_pythons_are_refused_by_name(values: pa.Array, tmp_path: Path) -> None:
     made = Columns.write(tmp_path / "pairs.parquet", date=values)
     with pytest.raises(CacheError, match=r"pairs\.parquet: a value that cannot be read \(.*\): cast its column"):
         list(SourceContract.open(Made(made.path, {"where": "date != 3"})).rows())
@@ -223,7 +168,7 @@ def test_dates_that_python_has_not_are_refused_by_name(values: pa.Array, tmp_pat
 def test_a_damaged_file_is_read_or_refused_by_name(suffix: str, tmp_path: Path) -> None:
     """Any bytes of it changed, or its end cut off."""
     structs = [{"bytes": bytes([i]) * 20, "path": f"{i}.png"} for i in range(40)]
-    table, path = ColumnContract.table(structs, [["猫", "a cat"]] * 40, IMAGE), tmp_path / f"pairs.{suffix}"
+    table, path = column_table(structs, [["猫", "a cat"]] * 40, makers.IMAGE), tmp_path / f"pairs.{suffix}"
     if suffix == "parquet":
         pq.write_table(table, path, row_group_size=15)
     elif suffix == "feather":
@@ -236,7 +181,7 @@ def test_a_damaged_file_is_read_or_refused_by_name(suffix: str, tmp_path: Path) 
         damaged = bytearray(whole)
         for place in rng.integers(len(damaged), size=rng.integers(1, 5)):
             damaged[place] = rng.integers(256)
-        path.write_bytes(damaged[: rng.integers(len(damaged)) if rng.random() < 0.1 else len(damaged)])
+        write_fresh(path, damaged[: rng.integers(len(damaged)) if rng.random() < 0.1 else len(damaged)])
         try:
             source = SourceContract.open(Made(path))
             assert len(source.sha256()) == 64
@@ -248,7 +193,7 @@ def test_a_damaged_file_is_read_or_refused_by_name(suffix: str, tmp_path: Path) 
     assert outcomes == {"read", "refused"}
 
 
-def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
+def test_captions_that_are_not_utf8_are_dropped_and_counted(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
     text = pa.array([b"\xff", b"half \xed\xa0\xbd", "猫".encode()]).view(pa.string())
     made = Columns.write(tmp_path / "pairs.parquet", text=text)
     cache = make_cache(made.path, tmp_path / "cache.zarr").cache
@@ -269,7 +214,7 @@ def test_captions_that_are_no_utf8_are_dropped_and_counted(tmp_path: Path, make_
         ({"image": ["a", "", "b"]}, {}, r"record 2: 'image' must be the path of an image, found ''"),
     ],
 )
-def test_a_column_that_does_not_fit_is_named(
+def test_an_unsuitable_column_is_named(
     columns: dict[str, Any], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     made = Columns.write(tmp_path / "pairs.parquet", **columns)
@@ -282,7 +227,7 @@ def test_export_embeds_images_in_a_column_again(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     images = encoded_images(10)
-    pq.write_table(ColumnContract.table(images, [["кот"]] * 10, pa.binary()), tmp_path / "pairs.parquet")
+    pq.write_table(column_table(images, [["кот"]] * 10, pa.binary()), tmp_path / "pairs.parquet")
     make_cache(tmp_path / "pairs.parquet", tmp_path / "cache.zarr")
     run = make_run(tmp_path / "cache.zarr", tmp_path / "run", epochs=1)
     assert export_run(ExportSettings(run=run, output=tmp_path / "merged")).num_probes == 8

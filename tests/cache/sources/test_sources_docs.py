@@ -1,7 +1,8 @@
-"""docs/sources.md: its commands run on sources of the names that they use, and its own source is cached."""
+"""docs/sources.md: its commands run on sources of these names, and its source of one's own is cached."""
 
 import json
 import re
+import runpy
 import shlex
 import shutil
 import sqlite3
@@ -12,14 +13,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import test_folder_sources as folders
-import test_parquet as columns
 from click.testing import CliRunner
 from clipglot.cache.format import SOURCE_KINDS
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.sources.kinds import KINDS, SHAPES
+from clipglot.cache.sources.kinds import KINDS, SOURCES
 from clipglot.cli.main import main
+from support import source_makers as makers
 from support.source_contract import encoded_images, write_images
 from support.tars import write_img2dataset, write_shards
 
@@ -42,14 +42,14 @@ def make_tables(folder: Path) -> None:
 
 
 def make_hub(folder: Path) -> None:
-    made = columns.TestParquetFolderOfASplit().make(folder, IMAGES, CAPTIONS)
+    made = makers.ParquetFolderOfASplit().make(folder, IMAGES, CAPTIONS)
     for path in made.path.iterdir():
         pq.write_table(pq.read_table(path).rename_columns(["image", "caption", "width"]), path)
 
 
 def make_muge(folder: Path) -> None:
     (folder / "MUGE").mkdir()
-    folders.TestMuge().make(folder / "MUGE", IMAGES, CAPTIONS)
+    makers.Muge().make(folder / "MUGE", IMAGES, CAPTIONS)
 
 
 def make_birds(folder: Path) -> None:
@@ -63,13 +63,13 @@ MAKE = {
     "shards": lambda folder: write_shards(folder / "shards", IMAGES, CAPTIONS, per_shard=1),
     "shards/{00000..00002}.tar": lambda folder: write_shards(folder / "shards", IMAGES, CAPTIONS, per_shard=1),
     "downloads": lambda folder: write_img2dataset(folder / "downloads", IMAGES, [texts[0] for texts in CAPTIONS]),
-    "pairs.parquet": lambda folder: columns.TestParquetOfBytes().make(folder, IMAGES, CAPTIONS),
+    "pairs.parquet": lambda folder: makers.ParquetOfBytes().make(folder, IMAGES, CAPTIONS),
     "data": make_hub,
-    "pairs.feather": lambda folder: columns.TestFeather().make(folder, IMAGES, CAPTIONS),
-    "saved": lambda folder: columns.TestSavedSplits().make(folder, IMAGES, CAPTIONS),
+    "pairs.feather": lambda folder: makers.Feather().make(folder, IMAGES, CAPTIONS),
+    "saved": lambda folder: makers.SavedSplits().make(folder, IMAGES, CAPTIONS),
     "MUGE": make_muge,
     "birds": make_birds,
-    "annotations/captions_train2017.json": lambda folder: folders.TestCoco().make(folder, IMAGES, CAPTIONS),
+    "annotations/captions_train2017.json": lambda folder: makers.Coco().make(folder, IMAGES, CAPTIONS),
 }
 
 
@@ -88,17 +88,19 @@ def test_every_command_runs(
     assert Cache(tmp_path / output).info.counts == {"embedded": 3}
 
 
-def test_every_kind_is_shown() -> None:
+def test_every_kind_is_documented() -> None:
     assert {command[2] for command in COMMANDS} == set(MAKE)
-    for word in (word for shape in SHAPES for word in re.findall(r"\.[a-z]+|[a-z_]+\.json\b|_imgs\.tsv", shape.words)):
+    for word in (word for kind in KINDS for word in re.findall(r"\.[a-z]+|[a-z_]+\.json\b|_imgs\.tsv", kind.shape)):
         assert word in DOCS
-    assert set(KINDS) == SOURCE_KINDS
+    assert set(SOURCES) == SOURCE_KINDS
     said = " ".join(CliRunner().invoke(main, ["cache", "--help"]).stdout.split())
     for words in ("table", "tars", "Parquet or Arrow files", "dataset", "MUGE's folder", "class folders", "COCO's"):
         assert words in said
 
 
-def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> None:
+def test_the_documented_source_of_ones_own_is_cached_and_resumed(
+    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = blocks("python")
     script = tmp_path / "own.py"
     tower = 'model="ViT-B-32", pretrained="openai"'
@@ -108,19 +110,20 @@ def test_a_source_of_ones_own_is_a_class(tmp_path: Path, tiny_clip: Path) -> Non
         database.execute("CREATE TABLE pairs (id INTEGER PRIMARY KEY, image BLOB, caption TEXT)")
         rows = [*zip(IMAGES, ["a cat", "кот", "猫"], strict=True), (None, "nothing")]
         database.executemany("INSERT INTO pairs (image, caption) VALUES (?, ?)", rows)
-    found = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert found.stdout == "{'embedded': 3, 'missing': 1}\n"
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "{'embedded': 3, 'missing': 1}\n"
     cache = Cache(tmp_path / "own.zarr")
     assert cache.info.source.kind == "database"
     assert cache.captions() == ["a cat", "кот", "猫", "nothing"]
-    shutil.rmtree(tmp_path / "own.zarr" / "images" / "status" / "c")  # another process resumes
-    again = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert again.stdout == found.stdout
+    shutil.rmtree(tmp_path / "own.zarr" / "images" / "status" / "c")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script), run_name="__main__")  # another process than the first resumes
+    assert capsys.readouterr().out == done.stdout
     (tmp_path / "own.zarr/images/emb/c/0/0/0").unlink()
     checked = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr")])
     assert "delete images/status/c/0 and run your program again to embed these rows anew" in checked.stdout
     refused = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr"), "--repair"])
     assert "comes from a source of your own (database)" in refused.stderr
     (tmp_path / "own.zarr/images/status/c/0").unlink()
-    assert subprocess.run([sys.executable, script], cwd=tmp_path).returncode == 0
+    runpy.run_path(str(script), run_name="__main__")
     assert verify(Cache(tmp_path / "own.zarr")) == []

@@ -1,6 +1,9 @@
-"""Manifests: what each kind of table holds, and errors that name the file, the line and the remedy."""
+"""Tables: rows of each format, and errors that name the file, the line and the remedy."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from clipglot.cache.sources.source import SourceRow
 from clipglot.cache.sources.table import SUFFIXES, TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fresh_files import write_fresh
 
 
 def read(path: Path, *text_fields: str, image_field: str = "image") -> list[SourceRow]:
@@ -23,11 +27,10 @@ def read(path: Path, *text_fields: str, image_field: str = "image") -> list[Sour
 
 
 def written(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
+    return write_fresh(path, content if isinstance(content, bytes) else content.encode())
 
 
-def test_jsonl_takes_one_caption_a_list_or_none(tmp_path: Path) -> None:
+def test_json_lines_hold_a_caption_a_list_or_null(tmp_path: Path) -> None:
     records: list[dict[str, Any]] = [
         {"image": "a.png", "text": "кошка"},
         {"image": "б/猫.png", "text": ["고양이", "🐈\nna dvou řádcích"], "more": 1},
@@ -43,7 +46,7 @@ def test_jsonl_takes_one_caption_a_list_or_none(tmp_path: Path) -> None:
     ]
 
 
-def test_captions_of_several_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_captions_of_several_columns_keep_the_order_of_the_flags(tmp_path: Path) -> None:
     jsonl = written(tmp_path / "m.jsonl", '{"file": "a.png", "ru": "кот", "zh": ["猫", "貓"]}')
     table = written(tmp_path / "m.csv", "file,ru,zh\na.png,кот,猫")
     assert read(jsonl, "zh", "ru", image_field="file") == [SourceRow(1, "a.png", ["猫", "貓", "кот"], [], [])]
@@ -59,7 +62,7 @@ def test_captions_of_several_columns_come_in_the_order_asked_for(tmp_path: Path)
         ("m.TSV", "\ufefftext\timage\nx\ta\n\n\ny\tb"),
     ],
 )
-def test_a_byte_order_mark_and_blank_lines_are_no_rows(name: str, content: str, tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_blank_lines_are_skipped(name: str, content: str, tmp_path: Path) -> None:
     rows = read(written(tmp_path / name, content))
     assert [(row.key, row.captions) for row in rows] == [("a", ["x"]), ("b", ["y"])]
     assert rows[1].line > rows[0].line
@@ -75,7 +78,7 @@ def test_csv_quotes_newlines_and_commas_and_tsv_quotes_nothing(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.xml", "", r"unknown kind of manifest '\.xml'; known are \.jsonl"),
+        ("m.xml", "", r"unknown kind of table '\.xml'; known are \.jsonl"),
         ("m.csv", "", r"m\.csv: empty: expected a header line"),
         ("m.csv", "file,text\na,x", r"m\.csv:2: no field 'image' \(found: file, text\): pass --image-field"),
         ("m.csv", "image;text\na;x", r"m\.csv:1: one column, 'image;text': semicolons separate nothing here: save"),
@@ -112,9 +115,38 @@ def test_an_error_names_the_file_the_line_and_the_remedy(
         read(written(tmp_path / name, content))
 
 
-def test_a_manifest_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_absent_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"absent\.jsonl: no such file"):
         read(tmp_path / "absent.jsonl")
+
+
+LIMITS = """
+import csv
+from pathlib import Path
+limits = [csv.field_size_limit()]
+import clipglot.cache.sources.kinds
+from support.table_outcome import open_table
+limits.append(csv.field_size_limit())
+path = Path("long.csv")
+path.write_text("image,text\\n" + "".join(f"{i}.jpg,{'x' * 200_000}\\n" for i in range(3)))
+for row in open_table(path).rows():
+    assert len(row.captions[0]) == 200_000
+    limits.append(csv.field_size_limit())
+path.write_text('image,text\\n1.jpg,"never closed')
+try:
+    list(open_table(path).rows())
+except clipglot.cache.errors.CacheError:
+    limits.append(csv.field_size_limit())
+print(len(limits), len(set(limits)))
+"""
+
+
+def test_the_field_limit_of_csv_is_not_changed(tmp_path: Path) -> None:
+    """It is the whole process's: after an import, between rows and after an error."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LIMITS]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout == "6 1\n"
 
 
 table_like = st.lists(

@@ -1,4 +1,4 @@
-"""Hostile manifests: whatever the bytes, rows or one clear error, soon, and in bounded memory."""
+"""Hostile tables: whatever the bytes, rows or one clear error, soon, and in bounded memory."""
 
 import json
 import os
@@ -8,34 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from clipglot.cache.errors import CacheError
-from clipglot.cache.format import SourceInfo
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.jsonl import MAX_LINE_BYTES
-from clipglot.cache.sources.table import SUFFIXES, TableSource
+from clipglot.cache.sources.table import SUFFIXES
 from clipglot.cache.write.plan import plan_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import INFO
+from support.cache_info import INFO
+from support.fresh_files import write_fresh
+from support.table_outcome import open_table, outcome
 
 MEMORY_MB = 400  # above what the imports take
-
-
-def table(path: Path) -> TableSource:
-    return TableSource(SourceInfo(path=str(path), sha256="", image_root="", image_field="image", text_fields=["text"]))
-
-
-def outcome(path: Path) -> tuple[int, str]:
-    """Rows and no error, or no rows and the error; the fast way and the careful way agree."""
-    outcomes = []
-    for read in (lambda: sum(map(len, table(path).batches())), lambda: sum(1 for _ in table(path).rows())):
-        try:
-            outcomes.append((read(), ""))
-        except CacheError as error:
-            outcomes.append((0, str(error)))
-    assert outcomes[0] == outcomes[1]
-    return outcomes[0]
-
+FILE_BYTES = 2**31
 
 seeds = st.sampled_from(
     [
@@ -57,53 +41,53 @@ bits = st.sampled_from(
     edits=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 20), bits | st.binary(max_size=3)), max_size=4),
     suffix=st.sampled_from(SUFFIXES),
 )
-def test_changed_manifests_are_rows_or_one_clear_error(
+def test_changed_tables_are_rows_or_one_clear_error(
     data: bytes, edits: list[tuple[int, int, bytes]], suffix: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     for at, size, new in edits:
         data = data[:at] + new + data[at + size :]
-    path = tmp_path_factory.getbasetemp() / f"changed{suffix}"
-    path.write_bytes(data)
+    path = write_fresh(tmp_path_factory.getbasetemp() / f"changed{suffix}", data)
     num, error = outcome(path)
     assert not error or (num == 0 and error.startswith(f"{path}:"))
 
 
-@pytest.mark.parametrize(
-    ("name", "start", "repeated", "message"),
-    [
-        ("m.jsonl", b'{"image": "a", "text": "', b"x", r":1: a line of more than 16,777,216 bytes"),
-        ("m.jsonl", b'{"image": "a", "text": "x"}\n', b"\0", r":2: a line of more than"),
-        ("m.jsonl", b"", b"[", r":1: a line of more than"),
-        ("m.jsonl", b'{"image": "a", "text": "x", "n": ', b"9", r":1: a line of more than"),
-        ("m.csv", b"image,text\n", b"x", r":2: (a row of more than 16,777,216 characters|not a row of a table)"),
-        ("m.csv", b"image,text\n", b'"\n",', r":2: a row of more than 16,777,216 characters"),
-        ("m.csv", b"image,text\na,\"", b"x\n", r":2: (a row of more than|not a row of a table)"),
-        ("m.csv", b"", b",", r"(a row of more than|several columns)"),
-        ("m.tsv", b"image\ttext\n", b"\t", r":2: (a row of more than|[\d,]+ columns)"),
-    ],
-)  # fmt: skip
-def test_a_line_of_hundreds_of_megabytes_takes_little_memory(
-    name: str, start: bytes, repeated: bytes, message: str, tmp_path: Path
-) -> None:
-    path = tmp_path / name
-    with open(path, "wb") as file:
-        file.write(start)
-        for _ in range(60):
-            file.write(repeated * (2**22 // len(repeated)))
-    script = (
-        "import resource, sys; from pathlib import Path; import test_table_fuzz as fuzz\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(fuzz.outcome(Path(sys.argv[1]))[1])\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
-    )
-    tests = Path(__file__).parents[2]  # for `support`, and this module by its name
-    here = {"env": os.environ | {"PYTHONPATH": os.pathsep.join([str(tests), str(Path(__file__).parent), *sys.path])}}
-    printed = subprocess.run(
-        [sys.executable, "-c", script, str(path)], check=True, capture_output=True, text=True, **here
-    )
-    error, peak_mb = printed.stdout.splitlines()
-    assert re.search(message, error)
-    assert int(peak_mb) < MEMORY_MB
+ENDLESS = {  # start, what is repeated behind it, and the error
+    "0.jsonl": (b'{"image": "a", "text": "', b"x", r":1: a line of more than 16,777,216 bytes"),
+    "1.jsonl": (b'{"image": "a", "text": "x"}\n', b"\0", r":2: a line of more than"),
+    "2.jsonl": (b"", b"[", r":1: a line of more than"),
+    "3.jsonl": (b'{"image": "a", "text": "x", "n": ', b"9", r":1: a line of more than"),
+    "4.csv": (b"image,text\n", b"x", r":2: (a row of more than 16,777,216 characters|not a row of a table)"),
+    "5.csv": (b"image,text\n", b'"' + b"x" * 60 + b'\n",', r":2: a row of more than 16,777,216 characters"),
+    "6.csv": (b"image,text\na,\"", b"x" * 60 + b"\n", r":2: (a row of more than|not a row of a table)"),
+    "7.csv": (b"", b",", r"(a row of more than|several columns)"),
+    "8.tsv": (b"image\ttext\n", b"\t", r":2: (a row of more than|[\d,]+ columns)"),
+}  # fmt: skip
+READ_ALL = """
+import resource, sys
+from pathlib import Path
+from support.table_outcome import outcome
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    error = outcome(Path(path))[1]
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, error)
+"""
+
+
+def test_an_endless_line_takes_little_memory(tmp_path: Path) -> None:
+    """The peak of all files is in bounds, so that of each is."""
+    for name, (start, repeated, _) in ENDLESS.items():
+        with open(tmp_path / name, "wb") as file:
+            file.write(start + repeated * (MAX_LINE_BYTES * 5 // 4 // len(repeated)))
+            file.truncate(FILE_BYTES)  # the rest is a hole: it takes no room
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    paths = [str(tmp_path / name) for name in ENDLESS]
+    command = [sys.executable, "-c", READ_ALL, *paths]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    for (name, (_, _, message)), line in zip(ENDLESS.items(), done.stdout.splitlines(), strict=True):
+        peak_mb, _, error = line.partition(" ")
+        assert re.search(message, error), name
+        assert int(peak_mb) < MEMORY_MB, name
 
 
 @pytest.mark.parametrize("at", [MAX_LINE_BYTES - 1, MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
@@ -119,6 +103,6 @@ def test_texts_of_megabytes_and_odd_texts_cost_a_caption(tmp_path: Path) -> None
     captions = ["кот", "x" * 5_000_000, "a\0b", "\ud83d", "\u2003", "猫" * 21_845, "猫" * 21_846]
     path = tmp_path / "m.jsonl"
     path.write_text("\n".join(json.dumps({"image": "a.png", "text": text}) for text in captions))
-    info = plan_cache(tmp_path / "c.zarr", table(path).batches(), INFO)
+    info = plan_cache(tmp_path / "c.zarr", open_table(path).batches(), INFO)
     assert info.dropped_captions == {"too long": 2, "holds NUL": 1, "not unicode": 1, "empty": 1}
     assert Cache(tmp_path / "c.zarr").captions() == ["кот", "猫" * 21_845]

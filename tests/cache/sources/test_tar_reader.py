@@ -1,4 +1,4 @@
-"""Tars as people have them: by extension, by name, and hostile ones that must cost rows and not more."""
+"""Images in tars, by extension and by name. Hostile tars cost rows or are refused by name."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def planned(path: Path, **given: Any) -> Planned:
 
 
 def reads(path: Path, **given: Any) -> dict[str, tuple[list[str], bytes | Status]]:
-    found = planned(path, **given)
-    return dict(zip(found.keys, zip(found.captions, found.read(slice(None)), strict=True), strict=True))
+    source = planned(path, **given)
+    return dict(zip(source.keys, zip(source.captions, source.read(slice(None)), strict=True), strict=True))
 
 
 def test_extensions_stand_in_for_each_other_in_order(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_extensions_stand_in_for_each_other_in_order(tmp_path: Path) -> None:
         ({"teacher_fields": ["en"]}, r"nowhere in it is any of 'en' .*: pass --teacher-field NAME"),
     ],
 )
-def test_what_is_nowhere_is_said_after_the_first_tar(given: Any, message: str, tmp_path: Path) -> None:
+def test_a_field_that_the_first_tar_lacks_is_named(given: Any, message: str, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("1.png", b"x"), ("1.json", b'{"caption": "x"}')])
     with pytest.raises(CacheError, match=message):
         reads(path, **given)
@@ -91,7 +91,7 @@ def test_what_is_nowhere_is_said_after_the_first_tar(given: Any, message: str, t
         ([("1.jpg", b"a"), ("1.txt", bytes(2**24 + 1))], r"'1\.txt' has 16,777,217 bytes, a text at most 16,777,216"),
     ],
 )
-def test_samples_that_are_none_are_refused(members: Any, message: str, tmp_path: Path) -> None:
+def test_damaged_samples_are_refused(members: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=message):
         reads(write_tar(tmp_path / "a.tar", members))
 
@@ -115,7 +115,7 @@ def test_patterns_and_folders_name_the_same_tars(tmp_path: Path) -> None:
         reads(tmp_path / "sub", image_root=str(tmp_path / "other"))
 
 
-def test_names_are_only_names(tmp_path: Path) -> None:
+def test_names_of_members_are_not_paths(tmp_path: Path) -> None:
     """Absolute names and those with `..` are read from the tar and nowhere else; keys are Unicode of one line."""
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     names = ["/etc/1", "../secret", "x/../../2", "new\nline", "caf\udce9", "кот"]
@@ -146,8 +146,7 @@ def test_links_and_devices_cost_their_row(tmp_path: Path) -> None:
             info = tarfile.TarInfo("5.txt")
             info.size = 7
             tar.addfile(info, text)
-    found = [read for _, read in reads(path).values()]
-    assert found == [*[Status.UNREADABLE] * 4, b""]
+    assert [image for _, image in reads(path).values()] == [*[Status.UNREADABLE] * 4, b""]
 
 
 def test_a_damaged_tar_is_refused_before_any_work(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
@@ -161,16 +160,16 @@ def test_a_damaged_tar_is_refused_before_any_work(tmp_path: Path, make_cache: Ca
 def test_planning_from_tables_opens_no_tar(tmp_path: Path) -> None:
     for tar in write_img2dataset(tmp_path, IMAGES, CAPTIONS):
         os.truncate(tar, 100)
-    found = planned(tmp_path)
-    assert found.keys == [f"{i // 4:05}.tar/{i // 4:05}{i % 4 * 2:04}" for i in range(12)]
-    assert found.captions == [[caption] for caption in CAPTIONS]
-    assert found.read(slice(0, 2)) == [Status.DAMAGED] * 2
+    source = planned(tmp_path)
+    assert source.keys == [f"{i // 4:05}.tar/{i // 4:05}{i % 4 * 2:04}" for i in range(12)]
+    assert source.captions == [[caption] for caption in CAPTIONS]
+    assert source.read(slice(0, 2)) == [Status.DAMAGED] * 2
 
 
 def test_tables_and_headers_give_the_same_rows(tmp_path: Path) -> None:
     write_img2dataset(tmp_path, IMAGES, [*CAPTIONS[:-1], None], en=[f"caption {i}" for i in range(12)])
     by_table, by_table_en = reads(tmp_path), reads(tmp_path, text_fields=["caption", "en"])
-    assert [read for _, read in by_table.values()] == IMAGES
+    assert [image for _, image in by_table.values()] == IMAGES
     (tmp_path / "00001.parquet").unlink()
     assert reads(tmp_path) == by_table
     for table in tmp_path.glob("*.parquet"):
@@ -186,10 +185,10 @@ def test_a_table_that_leads_out_of_the_root_is_refused(tmp_path: Path) -> None:
     table.symlink_to(tmp_path / "outside.parquet")
     with pytest.raises(CacheError, match=rf"^{table} leads out of the .* holds {tmp_path}/outside\.parquet$"):
         reads(tmp_path / "shards")
-    assert [read for _, read in reads(tmp_path / "shards", image_root=str(tmp_path)).values()] == IMAGES
+    assert [image for _, image in reads(tmp_path / "shards", image_root=str(tmp_path)).values()] == IMAGES
 
 
-def test_a_condition_names_each_of_what_may_stand_in_for_each_other(tmp_path: Path) -> None:
+def test_a_condition_names_alternative_extensions_one_by_one(tmp_path: Path) -> None:
     write_tar(
         tmp_path / "a.tar",
         [
@@ -224,11 +223,10 @@ def test_samples_that_are_left_out_are_counted(tmp_path: Path) -> None:
 def test_an_image_that_is_not_in_its_tar_is_missing(tmp_path: Path) -> None:
     write_img2dataset(tmp_path, IMAGES, CAPTIONS)
     write_tar(tmp_path / "00001.tar", [("000010000.png", IMAGES[4]), ("000010002.txt", b"without image")])
-    found = [read for _, read in reads(tmp_path).values()]
-    assert found == [*IMAGES[:5], *[Status.MISSING] * 3, *IMAGES[8:]]
+    assert [image for _, image in reads(tmp_path).values()] == [*IMAGES[:5], *[Status.MISSING] * 3, *IMAGES[8:]]
 
 
-def test_tables_that_are_none_are_refused_with_the_remedy(tmp_path: Path) -> None:
+def test_damaged_tables_are_refused_with_the_remedy(tmp_path: Path) -> None:
     write_img2dataset(tmp_path, IMAGES, CAPTIONS)
     with pytest.raises(CacheError, match=r"00000\.parquet: nowhere .* 'ru' \(found: url, caption, .*pass --text-field"):
         reads(tmp_path, text_fields=["ru"])
@@ -236,12 +234,10 @@ def test_tables_that_are_none_are_refused_with_the_remedy(tmp_path: Path) -> Non
     with pytest.raises(CacheError, match=r"00002\.parquet is not readable as Parquet .*or delete it"):
         reads(tmp_path)
     pq.write_table(pq.read_table(tmp_path / "00000.parquet").drop(["status"]), tmp_path / "00002.parquet")
-    assert [read for _, read in reads(tmp_path).values()] == IMAGES  # another's table is not asked
+    assert [image for _, image in reads(tmp_path).values()] == IMAGES  # another program's table is not used
 
 
-def test_a_tar_that_went_or_shrank_stops_the_pass_and_is_resumed(
-    tmp_path: Path, make_cache: Callable[..., Any]
-) -> None:
+def test_an_absent_or_shorter_tar_stops_the_pass_which_resumes(tmp_path: Path, make_cache: Callable[..., Any]) -> None:
     members = [
         member
         for i, image in enumerate(IMAGES)

@@ -1,4 +1,4 @@
-"""Objects at URLs: each is fetched once and whole, processes share it, and errors are told apart."""
+"""Objects at URLs: each is downloaded once and whole, processes share it, and errors are told apart."""
 
 import os
 import subprocess
@@ -50,23 +50,23 @@ def test_absent_images_cost_their_row(bucket: Bucket, tmp_path: Path) -> None:
     names = ["кот.jpg", "a b+c&d=e%20.jpg", "a//b.jpg", "*.jpg", "q?x=1.jpg", "empty.jpg"]
     for name in names:
         content = b"" if name == "empty.jpg" else name.encode()
-        bucket.client.put_object(Bucket=NAME, Key=f"odd/{name}", Body=content)
+        bucket.put(f"odd/{name}", content)
     absent = ["absent.jpg", "deep/absent.jpg", "n" * 1100 + ".jpg", "nul\0.jpg", "кот.jpg/x"]
-    found = list(PathReader.below(url).read([*names, *absent, f"{url}/кот.jpg", "x/../кот.jpg"], None))
-    assert found[: len(names) - 1] == [name.encode() for name in names[:-1]]
-    assert found[len(names) - 1] == b""
-    assert found[len(names) : -2] == [Status.MISSING] * len(absent)
-    assert found[-2:] == ["кот.jpg".encode()] * 2
+    images = list(PathReader.below(url).read([*names, *absent, f"{url}/кот.jpg", "x/../кот.jpg"], None))
+    assert images[: len(names) - 1] == [name.encode() for name in names[:-1]]
+    assert images[len(names) - 1] == b""
+    assert images[len(names) : -2] == [Status.MISSING] * len(absent)
+    assert images[-2:] == ["кот.jpg".encode()] * 2
 
 
 def test_a_large_image_comes_whole(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (999, 1000, 1001, 5000, 5001)
     for size in sizes:
-        bucket.client.put_object(Bucket=NAME, Key=f"large/{size}", Body=os.urandom(size))
+        bucket.put(f"large/{size}", os.urandom(size))
     monkeypatch.setattr("clipglot.cache.sources.image_files.FIRST_BYTES", 1000)
     monkeypatch.setattr("clipglot.cache.sources.image_files.MAX_FILE_BYTES", 5000)
-    found = list(PathReader.below(Url(f"s3://{NAME}/large")).read([str(size) for size in sizes], None))
-    assert [len(read) if isinstance(read, bytes) else read for read in found] == [*sizes[:-1], Status.TOO_LARGE]
+    images = list(PathReader.below(Url(f"s3://{NAME}/large")).read([str(size) for size in sizes], None))
+    assert [len(image) if isinstance(image, bytes) else image for image in images] == [*sizes[:-1], Status.TOO_LARGE]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_large_image_comes_whole(bucket: Bucket, monkeypatch: pytest.MonkeyPat
         ("nonsense://bucket/pairs.jsonl", {}, "Protocol not known"),
     ],
 )
-def test_what_fails_names_the_url_and_what_to_do(
+def test_errors_name_the_url_and_the_remedy(
     source: str, changes: dict[str, str | None], message: str, bucket: Bucket, tiny_clip: Path, tmp_path: Path
 ) -> None:
     bucket.put("pairs.xlsx", b"")
@@ -97,13 +97,13 @@ def test_what_fails_names_the_url_and_what_to_do(
     assert not (tmp_path / "c.zarr").exists()
 
 
-def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary: Path) -> None:
-    url = f"s3://{NAME}/spooled.bin"
-    bucket.client.put_object(Bucket=NAME, Key="spooled.bin", Body=b"x" * 1000)
+def test_the_downloads_of_a_killed_process_are_removed_by_the_next(bucket: Bucket, temporary: Path) -> None:
+    url = f"s3://{NAME}/file.bin"
+    bucket.put("file.bin", b"x" * 1000)
     script = (
         "import os, signal; from clipglot.cache.location import Url; "
         "from clipglot.cache.sources.download import DownloadCache; "
-        f"spool = DownloadCache.create(); file = spool.open(Url({url!r})); assert len(file.read()) == 1000; "
+        f"downloads = DownloadCache.create(); file = downloads.open(Url({url!r})); assert len(file.read()) == 1000; "
     )
     environment = os.environ | {"TMPDIR": str(temporary)}
 
@@ -120,21 +120,21 @@ def test_a_killed_process_leaves_its_spool_to_the_next(bucket: Bucket, temporary
     assert not list(temporary.glob(f"{PREFIX}*"))
 
 
-def test_processes_share_what_is_fetched_and_few_files_stay(
+def test_threads_share_downloads_and_few_files_are_kept(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, temporary: Path
 ) -> None:
     monkeypatch.setattr("clipglot.cache.sources.download.KEPT_BYTES", 2500)
     urls = [Url(f"s3://{NAME}/few/{i}.bin") for i in range(8)]
     for i in range(8):
-        bucket.client.put_object(Bucket=NAME, Key=f"few/{i}.bin", Body=bytes([i]) * 1000)
-    spool = DownloadCache.create()
+        bucket.put(f"few/{i}.bin", bytes([i]) * 1000)
+    downloads = DownloadCache.create()
     files = []
     for i, url in enumerate(urls):
         with ThreadPoolExecutor(4) as threads:
-            files += threads.map(spool.open, [url] * 4)
-        assert len(list(spool.path(url).parent.glob("*.bin"))) == min(i + 1, 3)
+            files += threads.map(downloads.open, [url] * 4)
+        assert len(list(downloads.path(url).parent.glob("*.bin"))) == min(i + 1, 3)
     assert [file.read() for file in files] == [bytes([i]) * 1000 for i in range(8) for _ in range(4)]
     assert bucket.num_gets("few/") == {f"few/{i}.bin": 1 for i in range(8)}
     for file in files:
         file.close()
-    spool.close()
+    downloads.close()

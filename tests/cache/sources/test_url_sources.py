@@ -1,10 +1,9 @@
-"""Manifests, images and tars at URLs: the contract of sources, as on the disk, and the documented commands."""
+"""Tables, tars and images at URLs: the contract of sources, as on the disk, and the documented commands."""
 
 import json
 import re
 import shlex
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,38 +11,28 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from clipglot.cli.main import main
+from support import source_makers as makers
 from support import url_sources as urls
 from support.drawings import draw_images
-from support.s3_server import NAME, Bucket
-from support.source_contract import CAPTIONS, HOSTILE, Made, as_table, encoded_images, without
-from support.tars import write_img2dataset, write_shards
-from support.url_sources import AtUrl
+from support.s3_server import Bucket
+from support.source_contract import as_table, encoded_images
+from support.tars import write_shards
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("bucket")]
 
 temporary = urls.temporary
 
-ONE_EACH = [captions[:1] for captions in CAPTIONS if captions]
+
+class TestTable(urls.AtUrl, makers.JsonLines):
+    pass
 
 
-class TestTable(AtUrl):
-    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        return Made(as_table(folder, images, captions))
+class TestTars(urls.AtUrl, makers.FolderOfTars):
+    pass
 
 
-class TestTars(AtUrl):
-    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        write_shards(folder / "tars", images, captions)
-        return Made(folder / "tars")
-
-
-class TestImg2dataset(AtUrl):
-    captions = ONE_EACH
-    hostile = without(HOSTILE, "not unicode")
-
-    def local(self, folder: Path, images: Sequence[bytes], captions: Sequence[Sequence[str]]) -> Made:
-        write_img2dataset(folder, images, [texts[0] for texts in captions])
-        return Made(folder if images else folder / "none.tar")
+class TestImg2dataset(urls.AtUrl, makers.Img2dataset):
+    pass
 
 
 def test_images_may_lie_at_a_url_and_their_table_here(bucket: Bucket, tmp_path: Path, tiny_clip: Path) -> None:
@@ -67,7 +56,7 @@ def test_the_documented_commands_run(bucket: Bucket, tmp_path: Path, tiny_clip: 
     rows = pa.table({"image": images, "text": captions})
     pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet")
     for file in (table, *tmp_path.glob("*/*")):
-        bucket.client.put_object(Bucket=NAME, Key=file.relative_to(tmp_path).as_posix(), Body=file.read_bytes())
+        bucket.put(file.relative_to(tmp_path).as_posix(), file.read_bytes())
     for line in block.splitlines():
         command = shlex.split(line.replace(" pairs.jsonl", f" {table}").replace("-o ", f"-o {tmp_path}/"))
         given = [*command[1 : command.index("--model")], "--model", f"local-dir:{tiny_clip}", "--json"]

@@ -1,4 +1,4 @@
-"""`--where`, `--split` and languages: what is understood, what is refused and where, and what is counted."""
+"""Conditions, splits and languages: what is understood, refused and counted."""
 
 import json
 import operator
@@ -18,7 +18,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.jobs.settings.cache import CacheSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_plan import INFO
+from support.cache_info import INFO
 
 RECORD: dict[str, Any] = {"similarity": 0.4, "lang": "zh", "ok": True, "none": None, "n": "12", "tags": ["a"]}
 
@@ -72,7 +72,7 @@ def test_a_condition_holds_as_in_python(text: str, holds: bool) -> None:
         ("\0", "not a condition"),
     ],
 )
-def test_what_is_no_condition_is_refused_with_its_position(text: str, message: str) -> None:
+def test_an_invalid_condition_is_refused_with_its_position(text: str, message: str) -> None:
     with pytest.raises(CacheError, match=message):
         WhereFilter(text)
     with pytest.raises(DistillError, match=message):
@@ -90,7 +90,7 @@ def test_what_is_no_condition_is_refused_with_its_position(text: str, message: s
         ("similarity and ok", r"similarity = 0.4 is neither true nor false"),
     ],
 )
-def test_a_record_that_does_not_fit_is_named(text: str, message: str) -> None:
+def test_a_record_that_cannot_be_compared_is_named(text: str, message: str) -> None:
     with pytest.raises(CacheError, match=message):
         WhereFilter(text).holds(RECORD, "m:3")
 
@@ -115,10 +115,10 @@ def test_numbers_compare_as_in_python(x: float, name: str, y: int) -> None:
     assert WhereFilter(f"x {sign} {y}").holds({"x": x}, "") is getattr(operator, name)(x, y)
 
 
-def table(path: Path, records: list[dict[str, Any]], **asked: Any) -> TableSource:
+def table(path: Path, records: list[dict[str, Any]], **options: Any) -> TableSource:
     path.write_text("\n".join(json.dumps(record) for record in records))
     fields: dict[str, Any] = {"image_field": "image", "text_fields": ["text"], "sha256": "", "image_root": ""}
-    return TableSource(SourceInfo(**fields | {"path": str(path)} | asked))
+    return TableSource(SourceInfo(**fields | {"path": str(path)} | options))
 
 
 COMMON = {"lang": ["ru", "zh"], "en": "a cat"}
@@ -128,7 +128,7 @@ RECORDS: list[dict[str, Any]] = [
 ]
 
 
-def test_rows_that_do_not_fulfil_it_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_rows_that_fail_the_condition_are_left_out_and_counted(tmp_path: Path) -> None:
     source = table(tmp_path / "m.jsonl", RECORDS, where="s > 0.1 and s != 0.3", split="train")
     assert [row.key for row in source.rows()] == ["2.png", "4.png"]
     assert source.left_out == {"--split": 3, "--where": 1}
@@ -146,7 +146,7 @@ def test_a_table_without_the_column_of_splits_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "tags"),
+    ("options", "tags"),
     [
         ({"languages": ["ru"], "text_fields": ["en", "text"]}, ["ru", "ru", "ru"]),
         ({"languages": ["en", "zh-Hans"], "text_fields": ["en", "text"]}, ["en", "zh-Hans", "zh-Hans"]),
@@ -154,8 +154,8 @@ def test_a_table_without_the_column_of_splits_says_so(tmp_path: Path) -> None:
         ({}, None),
     ],
 )
-def test_languages_of_captions_are_kept(asked: dict[str, Any], tags: list[str] | None, tmp_path: Path) -> None:
-    plan_cache(tmp_path / "c.zarr", table(tmp_path / "m.jsonl", RECORDS, **asked).batches(), INFO)
+def test_languages_of_captions_are_kept(options: dict[str, Any], tags: list[str] | None, tmp_path: Path) -> None:
+    plan_cache(tmp_path / "c.zarr", table(tmp_path / "m.jsonl", RECORDS, **options).batches(), INFO)
     cache = Cache(tmp_path / "c.zarr")
     assert cache.languages(0, 3 if tags is None else len(tags)) == tags
     assert cache.count_languages() == {tag: 6 * tags.count(tag) for tag in tags or []}

@@ -53,7 +53,7 @@ def test_another_tower_is_refused_by_its_images(npy: Path, other_clip: Path, tin
         ("truncated", "emb.npy cannot be read ("),
         ("pickle", "emb.npy cannot be read ("),
         ("archive", "emb.npy cannot be read ("),
-        ("damaged archive", "it is damaged, or no .npy file: write it again"),
+        ("damaged archive", "it is damaged, or not a .npy file: write it again"),
         ("complex", "emb.npy holds complex64 of shape (40, 16), expected"),
         ("nan", "every row is NaN, infinite or zero"),
         ("absent", "no such file or folder"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zarr
 from clipglot.cache.errors import CacheError
-from clipglot.cache.format import ATTRIBUTE, CacheInfo, EncoderInfo, SourceInfo
+from clipglot.cache.format import ATTRIBUTE, CacheInfo, SourceInfo
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import open_source
@@ -20,21 +20,7 @@ from clipglot.cache.write.plan import is_planned, plan_cache
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.cache_bytes import files
-
-INFO = CacheInfo(
-    state="planning",
-    encoder=EncoderInfo(
-        model="m",
-        pretrained=None,
-        weights_sha256="0",
-        preprocess={"size": 8},
-        dim=4,
-        precision="fp32",
-        quick_gelu=False,
-    ),
-    source=SourceInfo(path="m.jsonl", sha256="1", image_root="/", image_field="image", text_fields=["text"]),
-    batch_size=2,
-)
+from support.cache_info import INFO
 
 
 def rows(pairs: Iterable[tuple[str, list[str]]], at_a_time: int = ROWS_AT_A_TIME) -> Iterator[RowBatch]:

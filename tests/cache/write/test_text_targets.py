@@ -13,7 +13,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.sources.source import align
+from clipglot.cache.sources.captions import align
 from clipglot.cache.storage.ragged import RaggedReader
 from clipglot.cache.write import text_targets as teaching
 from clipglot.cache.write.text_targets import TextTargetStatus, missing_teacher_chunks

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CacheError
-from ..location import Location, Url, to_location
-from ..storage.urls import AT_ONCE, HTTP, state_of
-from .listing import entries
+from ..location import Location, Url, entries, to_location
+from .image_files import CONCURRENT_REQUESTS
 
 SUFFIX = ".tar"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")
@@ -19,81 +18,84 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 
 
-class Shard(NamedTuple):
-    """A tar.
+class TarShard(NamedTuple):
+    """A tar of a WebDataset.
 
     Attributes:
         name: its path below the image root.
-        place: where it is.
-        state: what the store tells of it that changes when it does, such as its size.
-        sidecar: the table beside it, if any.
-        sidecar_state: likewise of that.
+        location: of the tar.
+        state: what changes when the tar does: its size and, in a store, a tag of its content.
+        sidecar: the table beside it; None if there is none.
+        sidecar_state: the state of the table.
     """
 
     name: str
-    place: Location
+    location: Location
     state: str
     sidecar: Location | None
     sidecar_state: str
 
 
-def names_tars(named: str) -> bool:
-    """Whether a path is that of tars; a URL by its name alone, unless it has none of a file."""
-    location = to_location(named)
+def names_tars(name: str) -> bool:
+    """Whether a path is that of tars. A URL is judged by its name, or listed where that has no suffix."""
+    location = to_location(name)
     if str(location).endswith((SUFFIX, *_COMPRESSED)):
         return True
     if isinstance(location, Url):
-        return "." not in location.rpartition("/")[2] and any(name.endswith(SUFFIX) for name in _listed(location))
+        return "." not in location.name and any(url.endswith(SUFFIX) for url in _states(location))
     return location.is_dir() and any(location.glob(f"*{SUFFIX}"))
 
 
-def root_of(named: str) -> str:
-    """The folder of a source: itself, or what the file or the pattern lies in.
+def root_of(name: str) -> str:
+    """The folder of a source: itself, or the one that holds the file or the pattern.
 
     >>> root_of("s3://bucket/cc12m/{00000..01242}.tar"), root_of("s3://bucket/cc12m")
     ('s3://bucket/cc12m', 's3://bucket/cc12m')
     """
-    location = to_location(named)
+    location = to_location(name)
     if isinstance(location, Path) and location.exists():
         return str(location if location.is_dir() else location.parent)
     text = str(location)
     pattern = _PATTERN.search(text)
-    if pattern is None and isinstance(location, Url) and "." not in text.rpartition("/")[2]:
+    if pattern is None and isinstance(location, Url) and "." not in location.name:
         return text
     return text[: pattern.start() if pattern else None].rpartition("/")[0] or "."
 
 
-def find_shards(named: str, root: Location) -> list[Shard]:
+def find_shards(name: str, root: Location) -> list[TarShard]:
     """The tars that a path names, in the order of their names.
 
     Args:
-        named: a tar, a folder, or a pattern such as `shards/{00000..00099}.tar` or `shards/*.tar`.
+        name: a tar, a folder, or a pattern such as `shards/{00000..00099}.tar` or `shards/*.tar`.
         root: the image root; they lie below it.
 
     Raises:
-        CacheError: one is not there, compressed, or outside the root.
+        CacheError: one is absent, compressed, or outside the root.
     """
-    location = to_location(named)
-    if isinstance(location, Url) is not isinstance(root, Url):
-        raise CacheError(f"{named} does not lie below {root}: pass --image-root, a folder or URL that holds the tars")
-    if str(named).endswith(_COMPRESSED):
+    location = to_location(name)
+    if str(name).endswith(_COMPRESSED):
         raise CacheError(
-            f"{named}: images are read from their place in a tar, so it must not be compressed: unpack the tar "
+            f"{name}: images are read from their place in a tar, so it must not be compressed: unpack the tar "
             "itself (`gunzip`, `unzstd`, …); images do not compress anyway"
         )
-    found = _remote(location, root) if isinstance(location, Url) else _local(location, Path(root))  # type: ignore[arg-type]
-    if not found:
-        raise CacheError(f"{named}: no {SUFFIX} there: check the path")
-    return found
+    if isinstance(location, Url) and isinstance(root, Url):
+        shards = _remote(location, root)
+    elif isinstance(location, Path) and isinstance(root, Path):
+        shards = _local(location, root)
+    else:
+        raise CacheError(f"{name} does not lie below {root}: pass --image-root, a folder or URL that holds the tars")
+    if not shards:
+        raise CacheError(f"{name}: no {SUFFIX} there: check the path")
+    return shards
 
 
-def _local(path: Path, root: Path) -> list[Shard]:
+def _local(path: Path, root: Path) -> list[TarShard]:
     if path.is_dir():
         paths = sorted(path.glob(f"*{SUFFIX}"))
     elif path.exists():
         paths = [path]
     else:
-        paths = [found for name in expand(str(path)) for found in _globbed(name)]
+        paths = [match for name in expand(str(path)) for match in _glob(name)]
     shards = []
     for tar in paths:
         if not tar.is_file():
@@ -103,7 +105,7 @@ def _local(path: Path, root: Path) -> list[Shard]:
         for file in filter(None, (tar, sidecar)):
             _require_below(root, file)
         name = tar.absolute().relative_to(root.absolute()).as_posix()
-        shards.append(Shard(name, tar, str(tar.stat().st_size), sidecar, ""))
+        shards.append(TarShard(name, tar, str(tar.stat().st_size), sidecar, ""))
     return shards
 
 
@@ -112,31 +114,31 @@ def _require_below(root: Path, file: Path) -> None:
         raise CacheError(f"{file} leads out of the image root {root}: pass an --image-root that holds {file.resolve()}")
 
 
-def _remote(url: Url, root: Url) -> list[Shard]:
+def _remote(url: Url, root: Url) -> list[TarShard]:
     if not f"{url}/".startswith(f"{root}/"):
         raise CacheError(f"{url} does not lie below {root}: pass --image-root, a URL that holds the tars")
     if not url.endswith(SUFFIX):
-        names = [name for name in _listed(url) if name.endswith(SUFFIX)]
+        tars = [tar for tar in _states(url) if tar.endswith(SUFFIX)]
     else:
-        names = [name for one in expand(url) for name in (_matching(one) if _PATTERN.search(one) else [one])]
-    sidecars = {name: f"{name.removesuffix(SUFFIX)}.parquet" for name in names}
-    known = _told_of([*names, *sidecars.values()], Url(url))
-    absent = [name for name in names if name not in known]
+        tars = [tar for name in expand(url) for tar in (_matching(name) if _PATTERN.search(name) else [name])]
+    sidecars = {tar: f"{tar.removesuffix(SUFFIX)}.parquet" for tar in tars}
+    states = _states_of([*tars, *sidecars.values()], is_web=url.is_web)
+    absent = [tar for tar in tars if tar not in states]
     if absent:
         raise CacheError(f"{absent[0]}: no such object: check the URL, or upload it again")
     return [
-        Shard(
-            name.removeprefix(f"{root}/"),
-            Url(name),
-            known[name],
-            Url(sidecar) if sidecar in known else None,
-            known.get(sidecar, ""),
+        TarShard(
+            tar.removeprefix(f"{root}/"),
+            Url(tar),
+            states[tar],
+            Url(sidecar) if sidecar in states else None,
+            states.get(sidecar, ""),
         )
-        for name, sidecar in sidecars.items()
+        for tar, sidecar in sidecars.items()
     ]
 
 
-def _globbed(name: str) -> list[Path]:
+def _glob(name: str) -> list[Path]:
     """The files that match a pattern; a name without `*` or `?` is itself."""
     wild = _PATTERN.search(name)
     if wild is None:
@@ -146,7 +148,7 @@ def _globbed(name: str) -> list[Path]:
 
 
 def expand(pattern: str) -> list[str]:
-    """The names that braces stand for.
+    """The names that a pattern with braces stands for.
 
     >>> expand("{a,b}/{08..10}.tar")
     ['a/08.tar', 'a/09.tar', 'a/10.tar', 'b/08.tar', 'b/09.tar', 'b/10.tar']
@@ -167,21 +169,19 @@ def _matching(pattern: str) -> list[str]:
     folder, _, last = pattern.rpartition("/")
     if _PATTERN.search(folder):
         raise CacheError(f"{pattern}: at a URL only the last part may have `*` or `?`: name the folders in braces")
-    return [name for name in _listed(Url(folder)) if fnmatch.fnmatchcase(name.rpartition("/")[2], last)]
+    return [url for url in _states(Url(folder)) if fnmatch.fnmatchcase(url.rpartition("/")[2], last)]
 
 
-def _told_of(names: Sequence[str], source: Url) -> dict[str, str]:
-    """What a store tells of those of the files that are there, by URL."""
-    if source.scheme not in HTTP:
-        found: dict[str, str] = {}
-        for folder in dict.fromkeys(name.rpartition("/")[0] for name in names):
-            found |= _listed(Url(folder))
-        return found
-    with ThreadPoolExecutor(AT_ONCE) as threads:  # web servers do not list
-        states = threads.map(state_of, map(Url, names))
-        return {name: state for name, state in zip(names, states, strict=True) if state is not None}
+def _states_of(urls: Sequence[str], *, is_web: bool) -> dict[str, str]:
+    """The state of each file that exists, by URL."""
+    if not is_web:
+        folders = dict.fromkeys(url.rpartition("/")[0] for url in urls)
+        return {url: state for folder in folders for url, state in _states(Url(folder)).items()}
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as threads:  # web servers do not list
+        states = threads.map(Url.state, map(Url, urls))
+        return {url: state for url, state in zip(urls, states, strict=True) if state is not None}
 
 
-def _listed(folder: Url) -> dict[str, str]:
-    """What a store tells of each file in a folder, by URL, in the order of their names; nothing if there is none."""
+def _states(folder: Url) -> dict[str, str]:
+    """The state of each file in a folder, by URL, in the order of their names; empty if there is no such folder."""
     return {f"{folder}/{entry.name}": entry.state for entry in entries(folder) if entry.is_file}

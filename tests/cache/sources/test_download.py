@@ -26,10 +26,10 @@ def test_a_download_folder_swept_before_it_is_locked_is_created_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(module, name, swept_after)
-        spool = DownloadCache.create()
+        downloads = DownloadCache.create()
     (folder,) = tmp_path.glob(f"{PREFIX}*")
     assert [folder] != swept
     _sweep(tmp_path)
-    assert folder.is_dir()  # held now
-    spool.close()
+    assert folder.is_dir()  # locked now
+    downloads.close()
     assert not list(tmp_path.iterdir())
