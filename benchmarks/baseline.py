@@ -4,7 +4,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from clipglot.cache.read.cache import Cache
-from clipglot.distill.training.ridge import ridge_by_rounds
+from clipglot.distill.training.ridge import solve_ridge
 from clipglot.evals.retrieval import Ranks, retrieve
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -66,7 +66,7 @@ def ridge(x: sp.csr_matrix, y: Array, alpha: float, tolerance: float = 1e-4) -> 
         return torch.from_numpy(transposed @ (x @ w) - len(y) * np.outer(x_mean, x_mean @ w))
 
     moment = torch.from_numpy(transposed @ (y - y_mean))
-    weights = ridge_by_rounds(gram, moment, alpha, tolerance=tolerance).numpy()
+    weights = solve_ridge(gram, moment, alpha, tolerance=tolerance).numpy()
     return weights, y_mean - x_mean @ weights
 
 

@@ -1,7 +1,9 @@
-"""Ridge regression from captions onto images, in closed form: memory does not grow with the number of pairs.
+"""Ridge regression from captions to images, in closed form: memory does not grow with the number of pairs.
 
-From sums over pairs where features are few and dense (`PairSums`), by rounds of products where they are many and sparse
-(`ridge_by_rounds`). W features of a caption, D of an image, n pairs, N images.
+From sums over pairs where features are few and dense (`PairSums`), by conjugate gradients where they are many and
+sparse (`solve_ridge`).
+
+W features of a caption, D of an image, n pairs, N images.
 """
 
 from collections.abc import Callable
@@ -10,20 +12,22 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-MOST_ROUNDS = 200
+MAX_ROUNDS = 200
 
 
 @dataclass
 class PairSums:
-    """What a regression needs of its pairs, in float64.
+    """Sums over pairs that a regression needs, in float64.
 
     Attributes:
-        gram: `[W, W]`, of the captions' features.
-        cross: `[W, D]`, of them with the images'.
-        text: `[W]`, sum of the captions' features.
-        image: `[D]`, sum of the images'.
-        image_gram: `[D, D]`, of the images'.
+        width: W.
+        dim: D.
         num_pairs: n.
+        gram: `[W, W]`, products of the captions' features.
+        cross: `[W, D]`, products of captions' and images' features.
+        text: `[W]`, sum of the captions' features.
+        image: `[D]`, sum of the images' features.
+        image_gram: `[D, D]`, products of the images' features.
     """
 
     width: int
@@ -47,7 +51,7 @@ class PairSums:
             setattr(self, name, torch.zeros(shape, dtype=torch.float64))
 
     def add(self, text: Tensor, image_emb: Tensor) -> None:
-        """Count pairs: features `[b, W]` of captions and embeddings `[b, D]` of their images."""
+        """Add pairs: features `[b, W]` of captions and embeddings `[b, D]` of their images."""
         x, y = text.double().cpu(), image_emb.double().cpu()
         self.gram += x.T @ x
         self.cross += x.T @ y
@@ -57,16 +61,16 @@ class PairSums:
         self.num_pairs += len(x)
 
     def weights(self, alpha: float, shrinkage: float | None = None) -> Tensor:
-        """The map `[W, D]` from a caption's features to the vector that it looks for images with.
+        """Map `[W, D]` from a caption's features to its query among the images.
 
-        It is the ridge regression onto the images less their mean, without intercept. By cosine that finds what
-        points the same way; with `shrinkage` it finds what the prediction makes most likely under a normal
-        distribution of what it leaves unexplained (the linear discriminant: Hastie et al., Elements of Statistical
-        Learning, section 4.3), whose covariance is taken to be that of the images, shrunk towards a sphere.
+        It is the ridge regression onto the images less their mean, without intercept. Compared by cosine, the query
+        finds images in the predicted direction. With `shrinkage` it finds the most likely image under a normal
+        distribution of the residuals (linear discriminant: Hastie et al., Elements of Statistical Learning, section
+        4.3), whose covariance is taken to be that of the images, shrunk towards a sphere.
 
         Args:
-            alpha: the penalty, in units of the mean square of a feature times n.
-            shrinkage: of the covariance, in units of its mean variance; None looks by cosine.
+            alpha: penalty, in units of the mean square of a feature times n.
+            shrinkage: of the covariance, in units of its mean variance; None for plain cosines.
         """
         mean = self.image / self.num_pairs
         cross = self.cross - torch.outer(self.text, mean)
@@ -78,7 +82,7 @@ class PairSums:
         return solved @ _inverse_shrunk(covariance, shrinkage) / _mean_variance(covariance)
 
 
-def ridge_by_rounds(
+def solve_ridge(
     gram: Callable[[Tensor], Tensor],
     moment: Tensor,
     alpha: float,
@@ -86,44 +90,45 @@ def ridge_by_rounds(
     start: Tensor | None = None,
     tolerance: float = 1e-4,
 ) -> Tensor:
-    """The weights `[W, D]` that minimise ‖X·weights - Y‖² + alpha·‖weights‖² (Hoerl and Kennard 1970, equation 2.1).
+    """Ridge regression by conjugate gradients, for all D columns at once.
 
-    By conjugate gradients, for all D columns at once (Hestenes and Stiefel 1952, section 3).
+    Returns the weights `[W, D]` that minimise ‖X·weights - Y‖² + alpha·‖weights‖² (Hoerl and Kennard 1970, equation
+    2.1; Hestenes and Stiefel 1952, section 3).
 
     Args:
         gram: multiplies `[W, D]` by XᵀX of the features X `[n, W]`.
         moment: XᵀY of the targets Y `[n, D]`, `[W, D]`.
-        alpha: the penalty, above 0.
-        start: where the rounds begin, e.g. the solution for another penalty.
+        alpha: penalty, above 0.
+        start: initial weights, e.g. the solution for another penalty.
         tolerance: of the residual's norm, relative to the moment's in each column, at which the rounds end.
 
     >>> x, y = torch.tensor([[1.0, 0.0], [1.0, 1.0]]), torch.tensor([[1.0], [3.0]])
-    >>> ridge_by_rounds(lambda weights: x.T @ (x @ weights), x.T @ y, 1.0).round(decimals=3).flatten().tolist()
+    >>> solve_ridge(lambda weights: x.T @ (x @ weights), x.T @ y, 1.0).round(decimals=3).flatten().tolist()
     [1.0, 1.0]
     """
     weights = torch.zeros_like(moment) if start is None else start.clone()
     residual = moment - gram(weights) - alpha * weights
-    direction, left = residual.clone(), residual.square().sum(0)  # [F, D], [D]
+    direction, error = residual.clone(), residual.square().sum(0)  # [W, D], [D]
     tiny = torch.finfo(moment.dtype).tiny
-    enough = (tolerance**2 * moment.square().sum(0)).clamp(min=tiny)
-    for _ in range(MOST_ROUNDS):
-        if (left <= enough).all():
+    max_error = (tolerance**2 * moment.square().sum(0)).clamp(min=tiny)
+    for _ in range(MAX_ROUNDS):
+        if (error <= max_error).all():
             break
         product = gram(direction) + alpha * direction
-        step = left / (direction * product).sum(0).clamp(min=tiny)
+        step = error / (direction * product).sum(0).clamp(min=tiny)
         weights += step * direction
         residual -= step * product
-        left, before = residual.square().sum(0), left
-        direction = residual + left / before.clamp(min=tiny) * direction
+        error, before = residual.square().sum(0), error
+        direction = residual + error / before.clamp(min=tiny) * direction
     return weights
 
 
 def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:
-    """What predictions are multiplied by so that plain cosines with images rank them better, `[D, D]`.
+    """Mahalanobis metric of the images, `[D, D]`, by which predictions are multiplied to rank images better.
 
-    Directions in which all images differ say less than those in which few do: predictions are held against images
-    in Mahalanobis' metric of the images. As it is symmetric, the prediction can carry all of it, and the images
-    stay as they are. The covariance is shrunk towards a multiple of the identity (Ledoit and Wolf 2004, section 2).
+    Directions in which all images differ say less than those in which few do. The metric is symmetric, so that the
+    prediction can carry all of it: images stay as they are, and are compared by plain cosines. The covariance is shrunk
+    towards a multiple of the identity (Ledoit and Wolf 2004, section 2).
 
     Args:
         image_emb: `[N, D]`.
@@ -134,12 +139,12 @@ def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:
 
 
 def _inverse_shrunk(covariance: Tensor, shrinkage: float) -> Tensor:
-    """The inverse, in mean variances, of a covariance `[D, D]` to which so many times the identity were added."""
+    """Inverse of a covariance `[D, D]`, in units of its mean variance, plus `shrinkage` times the identity."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     inverse: Tensor = torch.linalg.inv(covariance / _mean_variance(covariance) + shrinkage * identity)
     return inverse
 
 
 def _mean_variance(covariance: Tensor) -> Tensor:
-    """Above 0, for a gallery of equal images has no metric, and needs none."""
+    """Mean variance, above 0: equal images have no metric, and need none."""
     return covariance.diagonal().mean().clamp(min=torch.finfo(covariance.dtype).tiny)

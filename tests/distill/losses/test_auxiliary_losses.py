@@ -1,4 +1,4 @@
-"""Regression, soft targets and further terms against their plain forms, in values and gradients."""
+"""Regression, soft targets and auxiliary terms against their plain forms, in values and gradients."""
 
 from typing import Any, get_args, get_type_hints
 
@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from clipglot.distill.data import targets as targets_module
 from clipglot.distill.losses.auxiliary import alignment, simcse, uniformity
 from clipglot.distill.losses.loss import Loss
 from clipglot.distill.losses.objective import LOSSES, Objective, make_loss
@@ -14,31 +13,20 @@ from clipglot.distill.losses.regression import Cosine, SquaredDistance
 from clipglot.distill.losses.similarity import Similarity, match_similarities
 from clipglot.distill.train_settings import LossSettings
 from clipglot.evals import embedding_stats
-from support.dense_losses import gradients, require_equal, same_groups, targets, unit
-from torch import Tensor
+from support.dense_losses import equal_pairs, gradients, plain_similarity, require_equal, targets, unit
 
 GROUPS = [[0], [0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 1, 0, 2, 0, 3, 3], [0] * 7]
-
-
-@pytest.fixture(autouse=True, params=[2**22, 16], ids=["one block", "many blocks"])
-def _block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(targets_module, "CPU_LOGITS", request.param)
-
-
-def plain_similarity(text_emb: Tensor, image_emb: Tensor, scale: Tensor, temperature: float, same: Tensor) -> Tensor:
-    given = (scale * text_emb @ image_emb.T).masked_fill(same, -1e9).log_softmax(1)
-    wanted = (image_emb @ image_emb.T / temperature).masked_fill(same, -1e9).softmax(1)
-    return F.kl_div(given, wanted, reduction="batchmean")
 
 
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("teacher_temperature", [0.5, 0.01])
 def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: float) -> None:
     image_emb, text_emb = unit(len(groups), 16, 0), unit(len(groups), 16, 1).requires_grad_()
-    same = same_groups(groups)
+    equal = equal_pairs(groups)
     loss_fn = Similarity(temperature=0.1, max_logit_scale=100, teacher_temperature=teacher_temperature).double()
-    loss = loss_fn(text_emb, targets(image_emb, equal=same.nonzero().T.numpy()))
-    expected = plain_similarity(text_emb, image_emb, loss_fn.logit_scale.exp(), teacher_temperature, same)
+    loss = loss_fn(text_emb, targets(image_emb, equal=equal.nonzero().T.numpy()))
+    scale = loss_fn.logit_scale.exp()
+    expected = plain_similarity(text_emb, image_emb, scale, teacher_temperature, equal=equal)
     require_equal(loss, expected, text_emb, loss_fn.logit_scale)
 
 
@@ -53,7 +41,7 @@ def test_a_caption_like_its_image_has_nothing_to_learn_from_similarities() -> No
 def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
     text_emb = unit(4, 8, 1)
     text_emb[2, 3] = torch.nan
-    same = same_groups([0, 1, 0, 1]).nonzero().T.numpy()
+    same = equal_pairs([0, 1, 0, 1]).nonzero().T.numpy()
     assert match_similarities(text_emb, torch.tensor(1.0), targets(unit(4, 8, 0), equal=same), 0.1).isnan()
     assert uniformity(text_emb, targets(unit(4, 8, 0))).isnan()
 
@@ -96,7 +84,7 @@ def test_uniformity(batch_size: int) -> None:
 @pytest.mark.parametrize("groups", GROUPS[1:])
 def test_passes_of_captions(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
-    same = same_groups(groups)
+    same = equal_pairs(groups)
     term = simcse(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
     logits = (first @ second.T / 0.05).masked_fill(same, -torch.inf)
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)

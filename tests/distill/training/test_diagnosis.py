@@ -185,4 +185,5 @@ def test_findings_reach_stderr_json_and_tensorboard(caches: dict[str, Path], tmp
         assert line.startswith(finding["finding"].replace("_", " "))
         assert finding["message"] in line
         assert finding["advice"] in line
-    assert findings == [line for line in logged(tmp_path / "run") if "finding" in line]
+    lines = [line for line in logged(tmp_path / "run") if line["kind"] == "finding"]
+    assert lines == [{"kind": "finding"} | finding for finding in findings]

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.data.tokens import tokenize
-from clipglot.distill.training.ridge import retrieval_metric, ridge_by_rounds
-from clipglot.distill.training.token_bag import Bags
+from clipglot.distill.training.ridge import retrieval_metric, solve_ridge
+from clipglot.distill.training.token_bag import TokenCounts
 from clipglot.encoders.tokenizer import train_bpe
 from clipglot.evals.retrieval import retrieve
 from sklearn.linear_model import Ridge
 
 
-def counts_and_targets(cache: Path) -> tuple[Bags, torch.Tensor, torch.Tensor]:
+def counts_and_targets(cache: Path) -> tuple[TokenCounts, torch.Tensor, torch.Tensor]:
     """Real captions as bags and as a matrix `[M, V]`, and the embeddings `[M, D]` of their images."""
     opened = Cache(cache)
     tokenizer = train_bpe(opened.captions(), 300)
@@ -24,7 +24,7 @@ def counts_and_targets(cache: Path) -> tuple[Bags, torch.Tensor, torch.Tensor]:
     image_index = np.repeat(np.arange(len(lengths)), lengths)
     matrix.index_put_((torch.from_numpy(image_index), torch.from_numpy(ids)), torch.ones((), dtype=torch.float64), True)
     targets = torch.from_numpy(opened.image_emb()[opened.caption_image()]).double()
-    return Bags(ids, lengths, tokenizer.vocab_size), matrix, targets
+    return TokenCounts(ids, lengths, tokenizer.vocab_size), matrix, targets
 
 
 @pytest.mark.parametrize("alpha", [0.5, 20.0])
@@ -41,7 +41,7 @@ def test_bags_multiply_as_their_matrix(tiny_cache: Path) -> None:
     weights = torch.randn(matrix.shape[1], 3, dtype=torch.float64)
     torch.testing.assert_close(bags.times(weights), matrix @ weights)
     torch.testing.assert_close(bags.transposed_times(targets), matrix.T @ targets)
-    torch.testing.assert_close(bags.counts.double(), matrix.sum(0))
+    torch.testing.assert_close(bags.totals.double(), matrix.sum(0))
 
 
 def test_rounds_that_begin_at_the_solution_stay_there() -> None:
@@ -55,7 +55,7 @@ def test_rounds_that_begin_at_the_solution_stay_there() -> None:
         asked.append(weights)
         return gram @ weights
 
-    assert torch.equal(ridge_by_rounds(multiply, moment, 3.0, start=solved), solved)
+    assert torch.equal(solve_ridge(multiply, moment, 3.0, start=solved), solved)
     assert len(asked) == 1
 
 
@@ -63,7 +63,7 @@ def test_a_target_that_is_nothing_has_no_weights() -> None:
     torch.manual_seed(0)
     gram = torch.eye(4) + 0.1
     moment = torch.tensor([[0.0, 1.0]]).repeat(4, 1)
-    weights = ridge_by_rounds(lambda w: gram @ w, moment, 1.0)
+    weights = solve_ridge(lambda w: gram @ w, moment, 1.0)
     assert torch.equal(weights[:, 0], torch.zeros(4))
     torch.testing.assert_close(weights, torch.linalg.solve(gram + torch.eye(4), moment))
 

@@ -95,7 +95,7 @@ def test_images_that_were_not_embedded_count_for_nothing(tiny_cache: Path) -> No
 def test_a_large_cache_is_sampled_in_whole_chunks(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tiny_cache)
     read: list[Any] = []
-    monkeypatch.setattr(token_bag, "MOST_CAPTIONS", cache.info.num_captions // 2)
+    monkeypatch.setattr(token_bag, "MAX_CAPTIONS", cache.info.num_captions // 2)
     monkeypatch.setattr(Cache, "emb_rows", lambda self, rows, view=0: (read.append(rows), self.image_emb()[rows])[1])
     bag, _, tokenizer = fitted(cache, cache.caption_image())
     (rows,) = read
