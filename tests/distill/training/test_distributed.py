@@ -40,6 +40,7 @@ def run_in(num_processes: int, cache: Path, run: Path, *more: str) -> subprocess
 
 def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
     for one, other in zip(logged(ours), logged(theirs), strict=True):
+        assert one.pop("kind") == other.pop("kind")
         assert one == pytest.approx(other, rel=2e-3)
     expected = load_final(RunFolder(theirs)).tower.state_dict()
     for name, tensor in load_final(RunFolder(ours)).tower.state_dict().items():
