@@ -84,8 +84,8 @@ class TextTowerContract:
     def test_learning_rate_groups_hold_every_trained_parameter_once(self, tower: TextTower) -> None:
         trained = {name for name, parameter in tower.named_parameters() if parameter.requires_grad}
         assert tower.learning_rate_factors(pretrained=0.5, layer_decay=0.9).keys() == trained
-        settings = TrainSettings(cache=Path("cache.zarr"), output=Path("run"))
-        groups = make_optimizer(tower, nn.Module(), settings).param_groups
+        rates = {"lr": 1e-3, "lm_lr": 1e-4, "layer_decay": 0.9}
+        groups = make_optimizer(tower, nn.Module(), **rates, weight_decay=0.1, beta2=0.98).param_groups
         grouped = [id(parameter) for group in groups for parameter in group["params"]]
         assert sorted(grouped) == sorted(id(tower.get_parameter(name)) for name in trained)
 
