@@ -1,14 +1,17 @@
 """The scratch text tower: our forward on packed captions, in every form, is open_clip's on padded ones."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_scratch import Attention, ScratchConfig, ScratchTower
-from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
+from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe, train_unigram
 from support import text_tower_contract
 from support.text_tower_contract import TextTowerContract
 from support.tiny_towers import BOS, CAPTIONS, EOS, joined, make_tower, padded, upstream
+from transformers import AutoTokenizer
 
 FORMS: list[Attention] = ["lengths", "rows"]
 
@@ -102,3 +105,21 @@ def test_packed_ahead_on_the_host_is_the_same(attention: Attention) -> None:
 def test_a_caption_without_eos_is_named(captions: list[list[int]]) -> None:
     with pytest.raises(EncoderError, match=r"caption 1 of \d has no end-of-text token \(2\)"):
         make_tower().encode(captions)
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        train_bpe(text_tower_contract.CAPTIONS, 300),
+        train_unigram(text_tower_contract.CAPTIONS, 450),
+        open_clip_tokenizer(),
+    ],
+    ids=["bpe", "unigram", "open_clip"],
+)
+def test_an_exports_special_ids_are_those_of_its_tokenizer(tokenizer: CaptionTokenizer, tmp_path: Path) -> None:
+    """open_clip 4 refuses to load others."""
+    text_cfg = make_tower(pad_id=tokenizer.pad_id, eos_id=tokenizer.eos_id).config.to_open_clip()
+    tokenizer.save(tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert (text_cfg["pad_id"], text_cfg["eos_id"]) == (theirs.pad_token_id, theirs.eos_token_id)
+    assert theirs.padding_side == "right"
