@@ -2,7 +2,7 @@
 
 Headers are read by hand, with bounded memory: of what is forged, cut short or enormous, nothing is believed. Python's
 `tarfile` is slower on ordinary headers (benchmarks/tars_cpu_2026-11.md), takes as much memory as a header asks for, and
-up to Python 3.11.9 takes PAX records that are cut short.
+of Python 3.11.7 takes PAX records that are cut short.
 """
 
 import os
