@@ -94,7 +94,7 @@ def test_every_kind_is_documented() -> None:
         assert word in DOCS
     assert set(SOURCES) == SOURCE_KINDS
     said = " ".join(CliRunner().invoke(main, ["cache", "--help"]).stdout.split())
-    for words in ("table", "tars", "Parquet or Arrow files", "dataset", "MUGE's folder", "class folders", "COCO's"):
+    for words in ("table", "tars", "Parquet or Arrow files", "dataset", "MUGE folder", "class folders", "COCO's"):
         assert words in said
 
 

@@ -220,7 +220,7 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
     ("settings", "message"),
     [
         ({"batch_size": 4}, "batch_size was 8, now 4"),
-        ({"views": 2}, "has 1 views: --append adds images alone"),
+        ({"views": 2}, "has 1 views: --append adds images"),
         ({"output": "absent.zarr"}, "absent.zarr: no cache to append to: leave out --append"),
     ],
 )

@@ -137,7 +137,7 @@ def test_rows_without_names_of_images_are_numbered(npy: Path, given: Any, tiny_c
     result = run(
         "import", npy, "--captions", rows, "-o", out, *tower(tiny_clip), "--no-keys", "--image-root", npy.parent
     )
-    assert (result.exit_code, "drop --no-keys" in result.stderr) == (2, True)
+    assert (result.exit_code, "leave out --no-keys" in result.stderr) == (2, True)
 
 
 def test_rows_of_one_image_are_merged_and_bad_rows_have_their_status(

@@ -66,7 +66,7 @@ def test_another_tower_is_refused_by_its_images(npy: Path, other_clip: Path, tin
         ("pictures", "'image' holds images, expected their names: pass --image-field NAME, or --no-keys"),
         ("empty", "emb.npy holds no rows"),
         ("cache", "is a cache already"),
-        ("hdf5", "import into a Zarr folder, then `clipglot convert` it"),
+        ("hdf5", "import into a Zarr folder"),
     ],
 )  # fmt: skip
 def test_bad_input_is_refused_in_one_sentence(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.cache import cache_images
@@ -112,8 +113,8 @@ def test_a_stopped_retry_resumes_by_the_same_command_and_keeps_the_views(make_ca
     for image in images:
         image.with_suffix(".away").rename(image)
 
-    def stop(stage: str, done: int, total: int | None) -> None:
-        if stage == "embed" and done:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "embed" and progress.done:
             raise KeyboardInterrupt
 
     settings = CacheSettings(

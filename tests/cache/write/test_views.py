@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Augmentation, Status
+from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
 from clipglot.cache.write.augment import augmented
@@ -83,8 +84,8 @@ def test_a_cache_is_usable_while_views_are_added(
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     shutil.rmtree(cache / "tokens", ignore_errors=True)
 
-    def stop(stage: str, done: int, total: int | None) -> None:
-        if stage == "embed" and done >= 24:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "embed" and progress.done >= 24:
             assert total == 40
             raise KeyboardInterrupt
 
@@ -224,7 +225,7 @@ def test_a_wrong_image_root_adds_no_view(
         ("--augment-flip 0.5", "pass --views 2 or more"),
         ("--views 2 --augment-scale 1", "--views 2 would all be the same"),
         ("--views 0", "--views 0: must be at least 1"),
-        ("--views 2 --augment-scale 0", "--augment-scale 0.0: is a share"),
+        ("--views 2 --augment-scale 0", "--augment-scale 0.0: must be above 0"),
         ("--views 2 --augment-jitter 2", "--augment-jitter 2.0: must lie between 0 and 1"),
     ],
 )
