@@ -86,7 +86,7 @@ def test_a_cache_is_usable_while_views_are_added(
 
     def stop(progress: Progress) -> None:
         if progress.stage == "embed" and progress.done >= 24:
-            assert total == 40
+            assert progress.total == 40
             raise KeyboardInterrupt
 
     from clipglot.jobs.cache import cache_images
