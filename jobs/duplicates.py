@@ -1,6 +1,6 @@
 """`clipglot duplicates`: near-duplicate images in a cache, or shared by two caches."""
 
-from ..cache.progress import OnProgress, Progress, ignore_progress
+from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..distill.device import resolve_device
 from ..evals.duplicates import DuplicatesReport, find_near_duplicates
@@ -27,5 +27,5 @@ def find_duplicates(settings: DuplicatesSettings, on_progress: OnProgress = igno
         seed=settings.seed,
         num_listed=settings.pairs,
         device=resolve_device(settings.device),
-        on_progress=lambda done, total: on_progress(Progress("compare", done, total)),
+        on_progress=on_progress,
     )

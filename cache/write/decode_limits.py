@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from ..format import MAX_DECODE_S, MAX_PIXELS
 
 FREE_PIXELS = 2**23  # of an image that needs no claim: most photographs
-PIXEL_BYTES = 8  # while an image is decoded: in its own mode, at most RGBA, and as RGB
-UNIT_BYTES = 2**26  # memory is claimed in so large units
+PIXEL_BYTES = 8  # while an image is decoded: 4 in its own mode, and 4 as RGB
+UNIT_BYTES = 2**26  # memory is claimed in units of this size
 MEMORY_SHARE = 0.5  # of what is available when a pass begins
 
 Claim = Callable[[int], AbstractContextManager[None]]
-"""Claims the memory of an image of so many pixels until the end of the block."""
+"""Waits for the memory of an image of this many pixels, and keeps it until the end of the block."""
 
 
 def claim_nothing(num_pixels: int) -> AbstractContextManager[None]:
@@ -35,8 +35,8 @@ def max_decode_s(max_pixels: int) -> float:
 class DecodeMemory:
     """Bounds the memory of large images that worker processes decode at the same time.
 
-    A worker waits before it decodes an image for which no memory is left. An image larger than all of it is decoded
-    while no other large one is. Pickled to workers while they start, and to nobody else.
+    A worker waits before it decodes an image for which no memory is left. An image larger than the budget is decoded
+    while no other large one is. It can be pickled only to workers that are starting.
     """
 
     def __init__(self, context: BaseContext, budget_bytes: int) -> None:
@@ -45,11 +45,11 @@ class DecodeMemory:
 
     @contextmanager
     def claim(self, num_pixels: int) -> Iterator[None]:
-        """Wait for the memory of an image of so many pixels, and give it back at the end of the block."""
+        """Wait for the memory of an image of this many pixels, and give it back at the end of the block."""
         num_units = 0 if num_pixels <= FREE_PIXELS else -(-num_pixels * PIXEL_BYTES // UNIT_BYTES)
         num_units = min(num_units, self._num_units)
         if num_units:
-            with self._lock:  # one worker at a time, so that two do not each hold a part of what both need
+            with self._lock:  # one worker at a time: two could each get a part and wait for the rest
                 for _ in range(num_units):
                     self._units.acquire()
         try:
@@ -60,7 +60,7 @@ class DecodeMemory:
 
 
 def decode_memory_bytes() -> int:
-    """Memory that the images being decoded may take together."""
+    """Budget of memory for all images that are decoded at the same time."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -72,24 +72,24 @@ def decode_memory_bytes() -> int:
 
 
 class OverdueImage(NamedTuple):
-    """An image that takes too long: its row, and the process that decodes it."""
+    """An image that takes too long: its row, and the worker that decodes it."""
 
     row: int
     pid: int
 
 
 class DecodeTimers:
-    """The image that each worker is decoding, and the processor time of the worker when it began.
+    """Timers of the images that workers are decoding, in shared memory, one a slot.
 
-    In shared memory, one timer a slot. Processor time, because a machine that is busy or asleep is not the image's
-    fault. Without /proc no image is overdue.
+    They count processor time, so that an image does not fail because the machine is busy or was asleep. Without /proc
+    no image is overdue.
     """
 
     def __init__(self, context: Any, num_slots: int) -> None:
         self._memory = context.RawArray("d", 3 * num_slots)
 
     def _view(self) -> NDArray[np.float64]:
-        """`[slots, 3]`: 1 + row, or 0 where nothing is decoded; process; its seconds at the start."""
+        """`[slots, 3]`: 1 + row, or 0 while none is decoded; worker; seconds of the worker at the start."""
         return np.frombuffer(self._memory, np.float64).reshape(-1, 3)
 
     @contextmanager
@@ -113,14 +113,14 @@ class DecodeTimers:
         return overdue
 
     def reset(self) -> None:
-        """Forget what workers that are gone were decoding."""
+        """Clear the timers of workers that have ended."""
         self._view()[:] = 0
 
 
 def _process_s(pid: int) -> float | None:
-    """Processor time of a process and its threads; None where it cannot be known."""
+    """Processor time of a process and its threads; None if it is unknown."""
     try:
-        # The name of the program, in parentheses, may hold anything.
+        # The name of the program, in parentheses, can contain spaces.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None

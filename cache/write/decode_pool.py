@@ -30,7 +30,7 @@ from .decode_limits import DecodeMemory, DecodeTimers, decode_memory_bytes, max_
 from .image_decode import ResizeCrop, decode_views
 
 SLOTS_AHEAD = 4  # decoded blocks that may wait for the tower
-CHECK_S = 1.0  # between looks at images that take too long
+CHECK_S = 1.0  # between checks for images that take too long
 MAX_DEATHS = 5  # worker deaths in a row; more of them are not the fault of single images
 HASH_BYTES = 16
 KEPT_BLOCKS = 4  # of Pillow's memory; otherwise it frees them page by page for every image: a quarter of its time
@@ -264,7 +264,7 @@ class DecodePool:
             self._free.append(slot)
 
     def _new_pool(self) -> ProcessPoolExecutor:
-        memory = DecodeMemory(CONTEXT, self._decode_bytes)  # anew, because what a dead worker claimed stays claimed
+        memory = DecodeMemory(CONTEXT, self._decode_bytes)  # a new one: a dead worker does not give back its claim
         return worker_pool(self._num_workers, __name__, _start_worker, *self._start_arguments, self._timers, memory)
 
     def _wait(self, future: Future[_Outcome]) -> _Outcome:
@@ -330,7 +330,7 @@ class DecodePool:
                 return outcome
 
     def _replace_pool(self) -> bool:
-        """Start new workers; returns whether the old ones ended because an image took too long."""
+        """Start new workers; return whether the old ones were ended because an image took too long."""
         kill_workers(self._pool)
         self._timers.reset()
         self._pool = self._new_pool()

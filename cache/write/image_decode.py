@@ -26,7 +26,7 @@ from .decode_limits import Claim, claim_nothing
 from .image_failure import failure_status
 from .image_metadata import JPEG_SIGNATURE, orientation, turned, without_metadata
 from .image_render import read_layout, to_rgb
-from .jpeg_scans import continued, has_every_scan, has_too_many_scans
+from .jpeg_scans import continuations, has_every_scan, has_too_many_scans
 
 Image.init()  # registers every format; `formats=` below fails on a name that is not registered yet
 # The formats of photographs and drawings. Formats whose decoder runs other programs (EPS) are left out.
@@ -177,7 +177,7 @@ def decode_views(
         views: functions that make each of V views, of exactly the geometry's size, from the RGB image.
         max_pixels: as `decode` takes it.
         scaled: as `decode` takes it.
-        claim: claims the memory of the image, before it is decoded.
+        claim: waits for the memory of the image, before it is decoded.
 
     Returns:
         `[V, height, width, 3] uint8`.
@@ -196,10 +196,10 @@ def decode_views(
 
 @dataclass(frozen=True, slots=True)
 class _Decoder:
-    """Decodes an image to upright RGB of full size; the fields are as `decode_views` takes them.
+    """Decoding of one image to upright RGB; the fields are arguments of `decode_views`.
 
     Attributes:
-        claimed: holds the claim of memory until the views are made.
+        claimed: keeps the claim of memory until the views are made.
     """
 
     geometry: ResizeCrop
@@ -209,7 +209,7 @@ class _Decoder:
     claimed: ExitStack
 
     def decode_or_repair(self, file: IO[bytes] | Path) -> Image.Image:
-        """Decode, also where Pillow fails on something beside the pixels (docs/decisions/004)."""
+        """Decode; if Pillow fails, decode a repaired copy (docs/decisions/004)."""
         try:
             return self._decode(file)
         except (RejectedImageError, MemoryError):
@@ -225,16 +225,16 @@ class _Decoder:
         return image
 
     def _decode(self, file: IO[bytes] | Path, turn: int | None = None) -> Image.Image:
-        """Open, decode, render and turn; `turn` is an orientation that was read elsewhere."""
+        """Open, decode, render and turn an image; `turn` is an orientation already known."""
         read = partial(_content, file)
         image: Image.Image = Image.open(file, formats=FORMATS)
         self._require_size(image)
         num_pixels = image.width * image.height
         if image.format in ("JPEG", "MPO") and has_too_many_scans(read(), num_pixels):
             raise RejectedImageError(Status.TOO_SLOW)
-        layout = read_layout(image, read)
-        self.claimed.close()  # of a copy on which Pillow failed
+        self.claimed.close()  # that of a copy on which Pillow failed
         self.claimed.enter_context(self.claim(num_pixels))
+        layout = read_layout(image, read)
         if self.scaled:
             image.draft(None, self._least_size(image))  # only JPEG can
         image.load()  # the first frame of an animation
@@ -243,7 +243,7 @@ class _Decoder:
         return image
 
     def _repair(self, content: bytes) -> Image.Image | None:
-        """Decode an image on which Pillow failed, if its pixels are whole."""
+        """Decode an image on which Pillow failed; None if pixels are missing."""
         stripped, turn = without_metadata(content), None
         if stripped is not None:
             content, turn = stripped.content, stripped.orientation
@@ -253,7 +253,7 @@ class _Decoder:
         if not content.startswith(JPEG_SIGNATURE) or not has_every_scan(content):
             return None
         first: Image.Image | None = None
-        for copy in continued(content):
+        for copy in continuations(content):
             image = self._attempt(copy, turn)
             if image is None or (first is not None and ImageChops.difference(first, image).getbbox() is not None):
                 return None
@@ -282,7 +282,7 @@ class _Decoder:
 
 
 def _content(file: IO[bytes] | Path) -> bytes:
-    """All of a file; its place is lost, which Pillow's decoders seek by themselves."""
+    """The whole file. Its position changes; Pillow's decoders seek before they read."""
     if isinstance(file, Path):
         return file.read_bytes()
     if isinstance(file, BytesIO):

@@ -1,7 +1,7 @@
-"""What stands beside the pixels of an image file: the orientation is read, and the rest may be left out.
+"""Metadata of image files: the orientation, and copies of files without metadata.
 
-Text, profiles and EXIF data that Pillow fails on must not cost an image its row. So its decoder is given a copy that
-holds little but what the pixels need (`without_metadata`), when it fails on the file itself.
+Text, profiles and EXIF data on which Pillow fails must not cost an image its row. When it fails on a file, it gets a
+copy that contains little besides what the pixels need (`without_metadata`).
 """
 
 import struct
@@ -13,25 +13,15 @@ from PIL import ExifTags, Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 JPEG_SIGNATURE = b"\xff\xd8\xff"
+_EXIF_PREFIX = b"Exif\0\0"
 _PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
 _TIFF_TYPE_BYTES = {
-    1: 1,
-    2: 1,
-    3: 2,
-    4: 4,
-    5: 8,
-    6: 1,
-    7: 1,
-    8: 2,
-    9: 4,
-    10: 8,
-    11: 4,
-    12: 8,
-    13: 4,
-    16: 8,
-    17: 8,
-    18: 8,
+    **dict.fromkeys((1, 2, 6, 7), 1),
+    **dict.fromkeys((3, 8), 2),
+    **dict.fromkeys((4, 9, 11, 13), 4),
+    **dict.fromkeys((5, 10, 12, 16, 17, 18), 8),
 }
+_MAX_TIFF_ENTRIES = 65_535  # a BigTIFF could have more, but does not
 # TIFF's tags that say how pixels are stored and shown; 274 is the orientation.
 _PIXEL_TAGS = frozenset(
     {254, 255, 256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325}
@@ -49,11 +39,11 @@ _TURNS = {
 
 
 def orientation(image: Image.Image, read: Callable[[], bytes]) -> int:
-    """The orientation by EXIF or XMP data of a decoded image, 1 to 8; 1 where they are unreadable.
+    """Orientation of a decoded image by its EXIF or XMP data, 1 to 8; 1 where they cannot be read.
 
     Args:
-        image: decoded. A TIFF was turned by Pillow.
-        read: gives the whole file; called for animated PNGs, of which Pillow reads no further than the first frame.
+        image: decoded. TIFFs are turned by Pillow already.
+        read: returns the whole file; called for animated PNGs, of which Pillow reads only the first frame.
     """
     if image.format == "TIFF":
         return 1
@@ -68,15 +58,14 @@ def orientation(image: Image.Image, read: Callable[[], bytes]) -> int:
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """The image as an orientation asks a viewer to turn it."""
+    """Turn an image upright."""
     turn = _TURNS.get(orientation)
     return image if turn is None else image.transpose(turn)
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation in the first directory of EXIF data, 1 where it cannot be read."""
-    while exif.startswith(b"Exif\0\0"):
-        exif = exif[6:]
+    """Orientation in the first directory of EXIF data, 1 where it cannot be read."""
+    exif = exif.removeprefix(_EXIF_PREFIX).removeprefix(_EXIF_PREFIX)  # some programs write it twice
     for entry in TiffDirectory.read(exif).entries:
         if entry.tag == ExifTags.Base.Orientation and entry.type in (3, 4) and entry.count == 1:
             value = int.from_bytes(entry.value[: _TIFF_TYPE_BYTES[entry.type]], entry.byte_order)
@@ -97,7 +86,7 @@ def png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class TiffEntry:
-    """One entry of a TIFF directory; `value` is the value itself where it fits, else its offset."""
+    """One entry of a TIFF directory; `value` is the value itself if it fits into the entry, else its offset."""
 
     tag: int
     type: int
@@ -112,9 +101,9 @@ class TiffDirectory:
     """The first directory of a TIFF.
 
     Attributes:
-        entries: those that are whole.
-        is_whole: whether all of them, and their values, lie in the file.
-        form: `struct` letters of byte order, the number of entries, and an offset.
+        entries: those inside the file.
+        is_whole: whether all entries are inside the file, and the values of those that the pixels need.
+        form: `struct` letters of the byte order, the number of entries, and an offset.
     """
 
     entries: list[TiffEntry]
@@ -123,7 +112,7 @@ class TiffDirectory:
 
     @classmethod
     def read(cls, content: bytes) -> "TiffDirectory":
-        """Read it; no entries where there is no header."""
+        """Read the first directory; it has no entries if the file is not a TIFF."""
         order = {b"II": "<", b"MM": ">"}.get(content[:2])
         is_big = 43 in content[2:4]
         form = (order or "<", "Q" if is_big else "H", "Q" if is_big else "I")
@@ -135,9 +124,9 @@ class TiffDirectory:
             return cls([], False, form)
         count = struct.unpack_from(order + form[1], content, start)[0]
         begin = start + head_bytes
-        whole = min(count, max(0, len(content) - begin) // entry_bytes)
-        entries, is_whole = [], whole == count
-        for at in range(begin, begin + whole * entry_bytes, entry_bytes):
+        num_inside = min(count, max(0, len(content) - begin) // entry_bytes, _MAX_TIFF_ENTRIES)
+        entries, is_whole = [], num_inside == count
+        for at in range(begin, begin + num_inside * entry_bytes, entry_bytes):
             tag, type_, num = struct.unpack_from(order + "HH" + form[2], content, at)
             value = content[at + entry_bytes - offset_bytes : at + entry_bytes]
             entries.append(
@@ -152,11 +141,11 @@ class TiffDirectory:
 
 @dataclass(frozen=True, slots=True)
 class Stripped:
-    """A copy of an image file with little but its pixels.
+    """Copy of an image file without most of its metadata.
 
     Attributes:
-        content: of the copy.
-        orientation: as the metadata that were left out say; None where the copy itself tells it.
+        content: the copy.
+        orientation: from the metadata left out; None if the copy still has it.
     """
 
     content: bytes
@@ -164,9 +153,9 @@ class Stripped:
 
 
 def without_metadata(content: bytes) -> Stripped | None:
-    """A copy without what the pixels do not need; None where the format has nothing to leave out.
+    """Copy a file without what the pixels do not need; None if there is nothing to leave out.
 
-    The first image of a file with several is left.
+    Of a file with several images the copy has at least the first.
     """
     if content.startswith(PNG_SIGNATURE):
         return _png(content)
@@ -190,29 +179,29 @@ def _png(content: bytes) -> Stripped:
             turn = exif_orientation(body)
         at += 12 + len(body)
     if at < len(content) and content[at + 4 : at + 8] in _PIXEL_CHUNKS:
-        copy += content[at:]  # cut off, which the decoder is to notice
+        copy += content[at:]  # cut off, so that the decoder fails on it
     return Stripped(bytes(copy), turn)
 
 
-def _jpeg(content: bytes) -> Stripped:
-    """Of the segments before the pixels those that applications wrote are left out, but for the model of colours."""
+def _jpeg(content: bytes) -> Stripped | None:
+    """Without the application segments before the pixels, except those that tell the colour model."""
     copy, at, turn = bytearray(b"\xff\xd8"), 2, 1
     while at + 4 <= len(content):
-        if content[at] != 0xFF:
-            at += 1  # as decoders do
-            continue
+        at = content.find(b"\xff", at)  # decoders skip other bytes
+        if at < 0 or at + 4 > len(content):
+            return None
         marker = content[at + 1]
         if marker == 0xFF:
             at += 1
             continue
-        if marker == 0xDA:
+        if marker in (0xD9, 0xDA):
             break
         if marker in (0, 1) or 0xD0 <= marker <= 0xD8:
             at += 2
             continue
         size = 2 + struct.unpack_from(">H", content, at + 2)[0]
         body = content[at + 4 : at + size]
-        if marker == 0xE1 and body.startswith(b"Exif\0\0"):
+        if marker == 0xE1 and body.startswith(_EXIF_PREFIX):
             turn = exif_orientation(body)
         is_colour_model = (marker == 0xE0 and body.startswith(b"JFIF\0") and len(body) >= 14) or (
             marker == 0xEE and body.startswith(b"Adobe") and len(body) >= 12
@@ -224,7 +213,7 @@ def _jpeg(content: bytes) -> Stripped:
 
 
 def _tiff(content: bytes) -> Stripped | None:
-    """With a new directory at the end of the file, which repeats entries of the old one."""
+    """With a new directory at the end of the file, which has some entries of the old one."""
     directory = TiffDirectory.read(content)
     order, count_form, offset_form = directory.form
     kept = [entry.raw for entry in directory.entries if entry.tag in _PIXEL_TAGS]
@@ -242,17 +231,18 @@ def _tiff(content: bytes) -> Stripped | None:
 
 
 def _avif(content: bytes) -> Stripped | None:
-    """With another name for the item of EXIF data, so that it is passed over; AVIF has its own way to turn."""
+    """With the item of EXIF data renamed, so that the decoder ignores it; the orientation is a property of its own."""
     at = content.find(b"infe")
     while at >= 0:
-        if content[at + 12 : at + 16] == b"Exif":  # behind version, flags, the item's number and its protection
-            return Stripped(content[: at + 12] + b"free" + content[at + 16 :], None)
+        name = at + (14 if content[at + 4 : at + 5] == b"\3" else 12)  # after version, flags, number and protection
+        if content[name : name + 4] == b"Exif":
+            return Stripped(content[:name] + b"free" + content[name + 4 :], None)
         at = content.find(b"infe", at + 4)
     return None
 
 
 def _jpeg2000(content: bytes) -> Stripped | None:
-    """The boxes of header and pixels alone."""
+    """Only the boxes of the header and the pixels."""
     copy, at = b"", 0
     while at + 8 <= len(content):
         size, name = struct.unpack_from(">I4s", content, at)

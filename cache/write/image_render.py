@@ -1,9 +1,9 @@
-"""Rendering of an image of any kind as RGB.
+"""Rendering of an image as RGB, by its bit depth, photometric tag, transparent colour and canvas.
 
-Pillow's mode alone does not say how an image looks: 12-bit grey has the mode of 16-bit grey, a key of transparency may
-be deeper than the pixels, and a frame of an animation may be smaller than its canvas. So the header is read first
-(`read_layout`, before the pixels are decoded), and `to_rgb` follows it. What has no known look is unsupported
-(docs/decisions/004).
+Pillow's mode alone does not determine the colours: 12-bit grey has the mode of 16-bit grey, a transparent colour can
+have more bits than Pillow's pixels, and a frame of an animation can be smaller than its canvas. So `read_layout` reads
+the header before the pixels are decoded, and `to_rgb` follows it. An image whose numbers have no known range is
+unsupported (docs/decisions/004).
 """
 
 import struct
@@ -31,12 +31,12 @@ _EXTRA_SAMPLES, _SAMPLE_FORMAT, _MIN_VALUE, _MAX_VALUE, _SUBSAMPLING, _REFERENCE
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the header of an image says of its pixels beyond Pillow's mode.
+    """Meaning of an image's numbers, as far as Pillow's mode does not tell it.
 
     Attributes:
-        black: the number that is black, in images of one number a pixel with more than 8 bits.
-        white: the number that is white.
-        top: the number that is full intensity, in grey and RGB of 8 bits.
+        black: the number for black, where a pixel has more than 8 bits a sample.
+        white: the number for white.
+        top: the number for full intensity, in grey and RGB of 8 bits.
         signed_bytes: whether values of 8 bits are signed.
         unsigned: whether Pillow's signed integers of 32 bits are unsigned in the file.
         key: the transparent colour, as many bits deep as the file's pixels.
@@ -59,14 +59,14 @@ class Layout:
 
 
 def read_layout(image: Image.Image, read: Callable[[], bytes]) -> Layout:
-    """Read what the mode does not say, and mend what Pillow takes from some headers wrongly.
+    """Read the layout of an image from its header, and correct what Pillow misreads in some headers.
 
     Args:
-        image: opened, and not decoded yet.
-        read: gives the whole file; called for the few kinds whose header Pillow does not keep.
+        image: opened, not decoded yet.
+        read: returns the whole file; called only for kinds of which Pillow does not keep the header.
 
     Raises:
-        RejectedImageError: its pixels have no known look.
+        RejectedImageError: the numbers have no known range, or Pillow misreads this layout.
     """
     kinds = {
         "PNG": _png_layout,
@@ -81,11 +81,11 @@ def read_layout(image: Image.Image, read: Callable[[], bytes]) -> Layout:
 
 
 def to_rgb(image: Image.Image, layout: Layout = Layout()) -> Image.Image:
-    """RGB as a viewer would show it: transparency on white, more than 8 bits scaled to 8, the frame on its canvas.
+    """Convert to RGB as a viewer would show it: on white, scaled to 8 bits, the frame on its canvas.
 
     Args:
         image: decoded.
-        layout: as `read_layout` gave it before.
+        layout: from `read_layout`, before the image was decoded.
     """
     if layout.frame is not None:
         canvas = Image.new("RGB", image.size, BACKGROUND)
@@ -115,7 +115,7 @@ Box = tuple[int, int, int, int]
 
 
 def _by_bands(image: Image.Image, convert: Callable[[Image.Image, Box], Image.Image]) -> Image.Image:
-    """Convert an image of any size with the memory of some rows, besides the image and the result."""
+    """Convert an image of any size, with memory for some of its rows besides the image and the result."""
     rows = max(1, BAND_PIXELS // image.width)
     if rows >= image.height:
         return convert(image, (0, 0, *image.size))
@@ -127,7 +127,7 @@ def _by_bands(image: Image.Image, convert: Callable[[Image.Image, Box], Image.Im
 
 
 def _scaled_grey(image: Image.Image, layout: Layout) -> Image.Image:
-    """Grey of more than 8 bits, which `convert` would clip to white."""
+    """Grey of more than 8 bits as RGB; `convert` would clip it to white."""
     values: NDArray[Any] = np.asarray(image)
     if layout.unsigned:
         values = values.view(np.uint32)
@@ -138,31 +138,34 @@ def _scaled_grey(image: Image.Image, layout: Layout) -> Image.Image:
 
 
 def _signed_grey(image: Image.Image, layout: Layout) -> Image.Image:
+    """Grey of signed bytes, which Pillow takes for unsigned, as RGB."""
     return Image.fromarray(_eight_bits(np.asarray(image).view(np.int8), layout)).convert("RGB")
 
 
 def _eight_bits(values: NDArray[Any], layout: Layout) -> NDArray[np.uint8]:
+    """Scale numbers from the range of the layout to 0 to 255."""
     scaled = (values.astype(np.float64) - layout.black) * (255 / (layout.white - layout.black))
     return np.clip(np.rint(np.nan_to_num(scaled)), 0, 255).astype(np.uint8)
 
 
 def _without_key(image: Image.Image, box: Box, layout: Layout) -> Image.Image:
-    """Grey of up to 8 bits or RGB, with the transparent colour in white."""
+    """Grey of up to 8 bits, or RGB, as RGB with the transparent colour in white."""
     assert layout.key is not None
     rgb = image.convert("RGB")
     if layout.low_bytes is not None:
-        same = _equals(rgb, [value >> 8 for value in layout.key])
-        same = ImageChops.multiply(same, _equals(_part(layout.low_bytes, box), [value & 255 for value in layout.key]))
+        low_bytes = _part(layout.low_bytes, box)
+        mask = _equals(rgb, [value >> 8 for value in layout.key])
+        mask = ImageChops.multiply(mask, _equals(low_bytes, [value & 255 for value in layout.key]))
     else:
         top = 2**layout.key_bits - 1
         key = [(value & top) * 255 // top for value in layout.key]
-        same = _equals(rgb, key * (3 // len(key)))
-    rgb.paste(BACKGROUND, mask=same)
+        mask = _equals(rgb, key * (3 // len(key)))
+    rgb.paste(BACKGROUND, mask=mask)
     return rgb
 
 
 def _scaled_colour(image: Image.Image, box: Box, layout: Layout) -> Image.Image:
-    """RGB of 16 bits, of which `image` has the higher bytes."""
+    """RGB of 16 bits, whose higher bytes are in `image`, scaled to 8."""
     values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(_part(layout.low_bytes, box))
     return Image.fromarray(_eight_bits(values, layout))
 
@@ -181,6 +184,7 @@ def _equals(rgb: Image.Image, colour: list[int]) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
+    """An image with transparency as RGB, on white."""
     white = Image.new("RGBA", image.size, (*BACKGROUND, 255))
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
@@ -189,7 +193,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _first_tile(image: Any) -> Any:
-    """What Pillow is about to decode first: codec, extents, offset and arguments."""
+    """The first part that Pillow will decode: codec, extents, offset and arguments."""
     return image.tile[0]
 
 
@@ -215,7 +219,7 @@ def _png_layout(image: Image.Image, read: Callable[[], bytes]) -> Layout:
 
 
 def _low_bytes(content: bytes, tile: Any) -> Image.Image:
-    """RGB of the lower bytes of 16 bits, which Pillow keeps where it reads them as if the lower byte came first."""
+    """Decode the lower bytes of 16-bit RGB; Pillow keeps them when it reads the file as little-endian."""
     image = Image.open(BytesIO(content), formats=("PNG", "PPM"))
     image.tile = [tile]
     image.load()
@@ -223,7 +227,7 @@ def _low_bytes(content: bytes, tile: Any) -> Image.Image:
 
 
 def _ppm_layout(image: Any, read: Callable[[], bytes]) -> Layout:
-    """Numbers of any greatest value, which Pillow would scale one by one in Python: minutes for a large image."""
+    """Layout of a PPM of any maximal value, which Pillow itself scales in Python: minutes for a large image."""
     if image.mode == "F":  # a PFM holds measurements
         raise RejectedImageError(Status.UNSUPPORTED)
     tile = _first_tile(image)
@@ -242,7 +246,7 @@ def _ppm_layout(image: Any, read: Callable[[], bytes]) -> Layout:
 
 def _gif_layout(image: Any, read: Callable[[], bytes]) -> Layout:
     if image.mode == "L":
-        image.palette = None  # a frame of greys beside another palette for all frames, which Pillow would take
+        image.palette = None  # a frame of greys; Pillow would apply the palette of the other frames
     return Layout(frame=_partial_frame(image))
 
 
@@ -258,7 +262,7 @@ def _bmp_layout(image: Any, read: Callable[[], bytes]) -> Layout:
     header = read()[:30]
     bits = struct.unpack_from("<H", header, 24 if header[14] == 12 else 28)[0]
     if image.mode in ("1", "L") and bits != {"1": 1, "L": 8}[image.mode]:
-        # Pillow takes a palette of black and white, or of a ramp of greys, for the number of bits a pixel.
+        # Pillow takes the bits a pixel from the palette if that is black and white, or a ramp of greys.
         levels = [0, 255] if image.mode == "1" else range(256)
         image.palette = ImagePalette.raw("RGB", bytes(level for level in levels for _ in range(3)))
         image._mode = "P"
@@ -272,7 +276,7 @@ def _tiff_layout(image: Any, read: Callable[[], bytes]) -> Layout:
         raise RejectedImageError(Status.DAMAGED)
     tags = image.tag_v2
     if tags.get(_PLANAR, 1) == 2 and len(tags.get(_BITS, (1,))) == 1:
-        tags[_PLANAR] = 1  # one plane; Pillow would take a part of the layout's name for that of a plane
+        tags[_PLANAR] = 1  # of one plane; Pillow would decode it as the first of several
         image._setup()
     photometric = tags.get(_PHOTOMETRIC, 0)
     bits, sample_format = _first(tags, _BITS, 1), _first(tags, _SAMPLE_FORMAT, UINT)
@@ -294,10 +298,10 @@ def _tiff_layout(image: Any, read: Callable[[], bytes]) -> Layout:
 
 
 def _tiff_range(tags: Any, is_raw: bool) -> tuple[float, float]:
-    """The least and greatest number of signed, floating-point and 32-bit samples, which only tags can tell.
+    """Range of signed, floating-point and 32-bit samples, which only tags define.
 
     Raises:
-        RejectedImageError: they do not.
+        RejectedImageError: no tags define it.
     """
     low, high = _first(tags, _MIN_VALUE, None), _first(tags, _MAX_VALUE, None)
     if not is_raw or low is None or high is None or not np.isfinite([low, high]).all() or not low < high:
@@ -306,7 +310,7 @@ def _tiff_range(tags: Any, is_raw: bool) -> tuple[float, float]:
 
 
 def _is_readable_tiff(tags: Any, photometric: int, bits: int, is_raw: bool) -> bool:
-    """Whether Pillow reads the samples of this layout as they are meant."""
+    """Whether Pillow reads samples of this layout correctly."""
     if tags.get(_PLANAR, 1) == 2:
         extra = tags.get(_EXTRA_SAMPLES, ())
         return bits == 8 and photometric in (RGB, CMYK) and extra in ((), (0,), (2,))

@@ -1,7 +1,7 @@
-"""Scans of a JPEG: how many there are, and whether they are whole where the file has no end.
+"""Scans of a JPEG: their number, and whether they are complete in a file without an end marker.
 
-Pillow's decoder says nothing of either: it decodes every scan of a progressive JPEG to the full, however many there
-are, and fails on a file without an end marker, whether or not any pixel is missing.
+Pillow's decoder tells neither: it decodes every scan of a progressive JPEG, however many there are, and fails on a file
+without an end marker, whether or not any pixel is missing.
 """
 
 import re
@@ -16,7 +16,7 @@ FREE_SCANNED_PIXELS = 10**9  # of all scans together
 _LEAST_SCAN_BYTES = 10  # of a scan's header
 _START_OF_SCAN = b"\xff\xda"
 _END = b"\xff\xd9"
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # none of those that stand inside a scan
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # without restart markers, which are inside a scan
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _PROBE_BYTES = 64
@@ -24,7 +24,7 @@ _PROBE_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The header of a frame: whether it is progressive, and the numbers of its components."""
+    """Header of a frame: whether it is progressive, and the numbers of its components."""
 
     is_progressive: bool
     components: tuple[int, ...]
@@ -32,7 +32,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """The header of a scan: components, the first and last coefficient, and the lowest bit that it brings."""
+    """Header of a scan: components, first and last coefficient, and the lowest bit that it gives."""
 
     components: tuple[int, ...]
     first: int
@@ -41,12 +41,12 @@ class Scan:
 
 
 def has_too_many_scans(content: bytes, num_pixels: int) -> bool:
-    """Whether a JPEG has more than `MAX_SCANS` scans, as only one made to take time has.
+    """Whether a JPEG has more than `MAX_SCANS` scans, so that decoding it takes long.
 
-    Small images may have more, as many as take no longer than ten of the largest.
+    Small images may have more: up to `FREE_SCANNED_PIXELS` over all scans, which is ten scans of the largest image.
     """
-    most = max(MAX_SCANS, FREE_SCANNED_PIXELS // num_pixels)
-    if len(content) // _LEAST_SCAN_BYTES <= most:
+    max_scans = max(MAX_SCANS, FREE_SCANNED_PIXELS // num_pixels)
+    if len(content) // _LEAST_SCAN_BYTES <= max_scans:
         return False
     frame: Frame | None = None
     num = 0
@@ -56,37 +56,37 @@ def has_too_many_scans(content: bytes, num_pixels: int) -> bool:
             continue
         if num == 0:
             if frame is not None and not frame.is_progressive and len(part.components) == len(frame.components):
-                return False  # the one scan that is decoded, as in most files
-            if content.count(_START_OF_SCAN) <= most:  # also in a thumbnail, which is not decoded
+                return False  # only this scan is decoded, as in most files
+            if content.count(_START_OF_SCAN) <= max_scans:  # with those of a thumbnail
                 return False
         num += 1
-        if num > most:
+        if num > max_scans:
             return True
     return False
 
 
 def has_every_scan(content: bytes) -> bool:
-    """Whether the scans, as far as the file goes, bring each coefficient of each component to its last bit."""
+    """Whether the scans in the file give every coefficient of every component to its last bit."""
     frame: Frame | None = None
     missing: dict[int, set[int]] = {}
     for part in _headers(content):
         if isinstance(part, Frame):
             frame, missing = part, {component: set(range(64)) for component in part.components}
         elif frame is not None and part.low_bit == 0:
-            done = range(part.first, part.last + 1) if frame.is_progressive else range(64)
+            complete = range(part.first, part.last + 1) if frame.is_progressive else range(64)
             for component in part.components:
-                missing.get(component, set()).difference_update(done)
+                missing.get(component, set()).difference_update(complete)
     return frame is not None and not any(missing.values())
 
 
-def continued(content: bytes) -> list[bytes]:
-    """A JPEG without an end marker, continued in several ways.
+def continuations(content: bytes) -> list[bytes]:
+    """Continue a JPEG without an end marker in several ways: with an end marker, or with noise and an end marker.
 
-    Where its scans are whole, what follows them is not read, and all decode to the same pixels. Where data are
-    missing, a decoder takes them from what follows: nothing, which it fills with grey, or noise.
+    If its scans are complete, a decoder ignores what follows them, and all continuations have the same pixels. If data
+    are missing, it takes them from what follows: noise, or nothing, which it decodes as grey.
     """
     if content.endswith(b"\xff"):
-        content = content[:-1]  # of the end marker, or of data whose second byte is missing
+        content = content[:-1]  # half of the end marker, or of an escaped byte
     rng = np.random.default_rng(0)
     probes = [b""]
     for _ in range(2):
@@ -97,7 +97,7 @@ def continued(content: bytes) -> list[bytes]:
 
 
 def _headers(content: bytes) -> Iterator[Frame | Scan]:
-    """The headers of frames and scans up to the end of the image, as far as they are whole."""
+    """Headers of frames and scans up to the end of the image, as far as they are inside the file."""
     at = 2
     while (match := _MARKER.search(content, at)) is not None:
         marker, at = content[match.start() + 1], match.end()

@@ -1,4 +1,4 @@
-"""Near-duplicates and leakage: what is found is what all cosines at once would say, and nothing is said beyond it."""
+"""Near-duplicates and leakage: blockwise search against all cosines at once, samples, groups, captions and keys."""
 
 import json
 import shutil
@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.cache.progress import Progress
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.evals import duplicates
-from clipglot.evals.duplicates import Components, find_near_duplicates
+from clipglot.evals.duplicates import DisjointSets, DuplicateGroups, find_near_duplicates
 from clipglot.evals.errors import EvalError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from support.drawings import draw_images
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images; 30 to 39 are copies of 0 to 4 and 0 to 4, and 12 is broken. `val` is 20 others and copies of 5 to 8."""
+    """Images: 30 to 39 are copies of 0 to 4, twice, and 12 is broken. `val` has 38 to 55 and copies of 5 to 8."""
     folder = tmp_path_factory.mktemp("copies")
     draw_images(folder, 60)
     images = folder / "images"
@@ -51,10 +52,10 @@ def unit(cache: Cache) -> Any:
 
 
 @pytest.mark.parametrize("rows", [(8, 4), (24, 16), (16_384, 4096)])
-def test_all_pairs_in_blocks_are_all_pairs_at_once(
+def test_search_in_blocks_equals_all_cosines_at_once(
     rows: tuple[int, int], caches: tuple[Cache, Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "PART_ROWS", rows[0])
+    monkeypatch.setattr(duplicates, "READ_ROWS", rows[0])
     monkeypatch.setattr(duplicates, "BLOCK_ROWS", rows[1])
     train, _ = caches
     embedded = np.flatnonzero(train.status() == Status.EMBEDDED)
@@ -64,8 +65,8 @@ def test_all_pairs_in_blocks_are_all_pairs_at_once(
     for threshold in (float(nearest[8] + nearest[9]) / 2, 0.99999):
         report = find_near_duplicates(train, threshold=threshold, num_listed=-1)
         assert (report.num_pictures, report.num_compared, report.num_others) == (39, 39, 38)
-        for mark, count in report.above.items():
-            assert count == (nearest >= float(mark)).sum()
+        for cosine, count in report.above.items():
+            assert count == (nearest >= float(cosine)).sum()
         _, component = np.unique(_components(products >= threshold), return_inverse=True)
         sizes = np.bincount(component)
         assert report.groups is not None
@@ -84,10 +85,10 @@ def _components(near: Any) -> Any:
     return label
 
 
-def test_images_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cache, Cache]) -> None:
+def test_images_of_a_second_cache_are_searched_in_the_first(caches: tuple[Cache, Cache]) -> None:
     train, val = caches
-    progress: list[tuple[int, int]] = []
-    report = find_near_duplicates(train, val, threshold=0.99999, on_progress=lambda *at: progress.append(at))
+    progress: list[Progress] = []
+    report = find_near_duplicates(train, val, threshold=0.99999, on_progress=progress.append)
     best = (unit(val) @ unit(train).T).max(1)
     assert (report.num_pictures, report.num_others, report.groups) == (22, 39, None)
     assert report.above["0.99999"] == (best >= 0.99999).sum() == 6  # four copies, and the two rows of both manifests
@@ -98,16 +99,16 @@ def test_images_of_a_second_cache_are_looked_for_in_the_first(caches: tuple[Cach
     assert report.num_same_keys == 2
     ours, theirs = set(train.captions()), val.captions()
     assert (report.num_captions, report.num_repeated_captions) == (len(theirs), sum(c in ours for c in theirs))
-    assert progress[-1] == (22 * 39, 22 * 39)
+    assert progress[-1] == Progress("compare", 22 * 39, 22 * 39)
 
 
-def test_captions_that_stand_more_than_once_are_counted(caches: tuple[Cache, Cache]) -> None:
+def test_repeated_captions_are_counted(caches: tuple[Cache, Cache]) -> None:
     captions = caches[0].captions()
     report = find_near_duplicates(caches[0])
     assert report.num_repeated_captions == sum(captions.count(caption) > 1 for caption in captions) > 0
 
 
-def test_a_sample_says_that_it_is_one_and_finds_itself_never(caches: tuple[Cache, Cache]) -> None:
+def test_a_sample_has_an_interval_and_no_image_is_its_own_neighbour(caches: tuple[Cache, Cache]) -> None:
     train, _ = caches
     reports = [find_near_duplicates(train, threshold=0.99999, sample=10, seed=seed) for seed in (3, 3, 4)]
     assert reports[0] == reports[1] != reports[2]
@@ -121,33 +122,34 @@ def test_a_sample_says_that_it_is_one_and_finds_itself_never(caches: tuple[Cache
     assert reports[0].above["0.99999"] == (products.max(1) >= 0.99999).sum()
 
 
-def test_too_many_pairs_are_sampled_unless_all_are_asked_for(
+def test_too_many_pairs_are_sampled_unless_all_are_requested(
     caches: tuple[Cache, Cache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(duplicates, "MOST_PAIRS", 39 * 39 - 1)
-    monkeypatch.setattr(duplicates, "SAMPLE", 7)
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 39 * 39 - 1)
+    monkeypatch.setattr(duplicates, "SAMPLE_SIZE", 7)
     assert find_near_duplicates(caches[0]).num_compared == 7
     assert find_near_duplicates(caches[0], sample=0).num_compared == 39
-    monkeypatch.setattr(duplicates, "MOST_PAIRS", 39 * 39)
+    monkeypatch.setattr(duplicates, "MAX_PAIRS", 39 * 39)
     assert find_near_duplicates(caches[0]).num_compared == 39
 
 
 @given(st.integers(1, 12).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.tuples(*[st.integers(0, n - 1)] * 2)))))
-def test_components_are_those_of_the_graph(drawn: tuple[int, list[tuple[int, int]]]) -> None:
+def test_disjoint_sets_are_the_components_of_the_graph(drawn: tuple[int, list[tuple[int, int]]]) -> None:
     num, pairs = drawn
     near = np.eye(num, dtype=bool)
-    components = Components(num)
+    components = DisjointSets(num)
     for start in range(0, len(pairs), 3):
         a, b = np.array(pairs[start : start + 3]).T
-        components.join(a, b)
+        components.unite(a, b)
         near[a, b] = near[b, a] = True
     sizes = np.bincount(_components(near))
-    found = components.sizes()
-    assert found["num_groups"] == (sizes > 1).sum()
-    assert found["num_pictures"] == sizes[sizes > 1].sum()
+    assert sorted(components.sizes()) == sorted(sizes[sizes > 0])
+    groups = DuplicateGroups.of(components.sizes())
+    assert (groups.num_groups, groups.num_pictures) == ((sizes > 1).sum(), sizes[sizes > 1].sum())
+    assert groups.largest == (sizes.max() if sizes.max() > 1 else 0)
 
 
-def test_what_cannot_be_compared_is_refused(
+def test_caches_of_other_towers_and_damaged_ones_are_refused(
     caches: tuple[Cache, Cache], folder: Path, tmp_path: Path, make_cache: Callable[..., Any], other_clip: Path
 ) -> None:
     make_cache(folder / "val.jsonl", tmp_path / "other.zarr", model=f"local-dir:{other_clip}")
@@ -171,7 +173,7 @@ def test_a_cache_of_texts_is_refused(
         find_near_duplicates(Cache(tmp_path / "texts"))
 
 
-def test_the_command_prints_what_the_json_says(folder: Path, caches: tuple[Cache, Cache]) -> None:
+def test_the_table_of_the_command_agrees_with_its_json(folder: Path, caches: tuple[Cache, Cache]) -> None:
     arguments = ["duplicates", str(folder / "train.zarr"), "--threshold", "0.99999", "--device", "cpu"]
     printed = CliRunner().invoke(main, [*arguments, "--pairs", "2"])
     assert printed.exit_code == 0, printed.output

@@ -97,7 +97,17 @@ def test_a_changed_byte_decodes_or_is_rejected(position: int, value: int, kind: 
         assert decode(BytesIO(damaged), SQUARE).shape == (16, 16, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<svg/>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+TEXTS = [
+    b"<svg/>",
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+    b"Python is a language",
+    b"P5 is a planet's moon",
+    b"BMW is a maker of cars and motorcycles",
+    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+]
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, *TEXTS])
 def test_a_file_of_another_kind_is_not_a_picture(content: bytes) -> None:
     assert rejection(BytesIO(content)) is Status.NOT_A_PICTURE
 
