@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import RejectedImageError
 from clipglot.cache.write.image_decode import ResizeCrop, decode
 from numpy.typing import NDArray
 from PIL import Image

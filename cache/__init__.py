@@ -1,4 +1,4 @@
-"""The cache: where images and captions come from, and the Zarr store of their embeddings.
+"""Caches of image embeddings: formats and errors here; storage, sources, read and write in folders.
 
-Flow: `manifest` reads a source, `plan` lays out the store, `embed` fills it chunk by chunk, `store` reads it.
+Flow: `sources` give rows, `write` plans the store, embeds images chunk by chunk and seals it, `read` reads it.
 """

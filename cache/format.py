@@ -63,6 +63,14 @@ class Status(IntEnum):
         return self.name.lower().replace("_", " ")
 
 
+class RejectedImageError(Exception):
+    """An image that costs its row: carries the status to record."""
+
+    def __init__(self, status: Status) -> None:
+        super().__init__(status.label)
+        self.status = status
+
+
 EXPLANATION: dict[Status, str] = {
     Status.PENDING: "not embedded yet: run the same `clipglot cache` command again to resume",
     Status.EMBEDDED: "in the cache",

@@ -63,11 +63,6 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Return once every process is here."""
-    any_process(False)
-
-
 def all_or_none(act: Callable[[], T]) -> T:
     """Call `act` in every process; if it is refused in one process, raise in all, in the main one with the message.
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cache.format import Status
+from ..cache.format import RejectedImageError, Status
 from ..cache.sources.image_root import open_below
-from ..cache.sources.source import RejectedImageError
 from ..cache.write.image_decode import ResizeCrop, decode
 from ..encoders.merged_clip import MergedClip
 from .errors import EvalError

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.format import Status
+from ..cache.format import RejectedImageError, Status
 from ..cache.location import Location, to_location
 from ..cache.read.cache import Cache
 from ..cache.sources.embeddings import EmbeddingFileSource
 from ..cache.sources.image_root import open_below
-from ..cache.sources.source import RejectedImageError
 from ..cache.write.image_decode import ResizeCrop, decode
 from ..cache.write.image_reader import reader_of
 from ..distill.errors import DistillError

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CacheError
-from ..format import Status
+from ..format import RejectedImageError, Status
 from ..location import Location, Url, to_location
 from ..storage.atomic import NO_SPACE, PARTIAL, lock_new
 from ..store_errors import NOT_FOUND, explain_store_error
 from .image_root import open_below, path_below
-from .source import RejectedImageError
 
 PREFIX = "clipglot-spool-"
 KEPT_BYTES = 4 * 2**30  # of the files used last, and at least KEPT_FILES

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..format import Status
+from ..format import RejectedImageError, Status
 from ..location import Location, Url
 from ..store_errors import NOT_FOUND, explain_store_error
 from .image_root import MAX_FILE_BYTES, open_below, path_below, require_root
-from .source import Reader, RejectedImageError
+from .source import Reader
 
 CONCURRENT_REQUESTS = 16  # of one process to a store
 FIRST_BYTES = 2**25  # fetched of any image; the rest of a larger one comes alone, when it is its turn

@@ -13,9 +13,8 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from ..errors import CacheError
-from ..format import Status
+from ..format import RejectedImageError, Status
 from ..location import Location
-from .source import RejectedImageError
 
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 
@@ -67,9 +66,8 @@ def path_below(base: str, name: str) -> str | None:
     if "://" in decoded or any(_leads_out(form) for form in (name, decoded)):
         return None
     has_dots = not {".", ".."}.isdisjoint(name.split("/"))
-    return (
-        f"{base}/{posixpath.normpath(name) if has_dots else name}"  # in a store, `a//b` and `a/b` are different names
-    )
+    # Only then: in a store, `a//b` and `a/b` are different names.
+    return f"{base}/{posixpath.normpath(name) if has_dots else name}"
 
 
 def _leads_out(name: str) -> bool:

@@ -18,14 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..format import SourceInfo, Status
+from ..format import RejectedImageError, SourceInfo, Status
 from ..location import Location, entries, to_location
 from ..storage.atomic import sha256_file
 from .download import SourceFiles, local_file
 from .image_root import MAX_FILE_BYTES, name_below
 from .jsonl import blocks, records
 from .records import RecordParser, choose_split, is_unicode
-from .source import Locator, Reader, RejectedImageError, Source, SourceRow
+from .source import Locator, Reader, Source, SourceRow
 
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 IDS = ("image_ids", "image_id")

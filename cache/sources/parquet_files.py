@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ..format import Status
+from ..format import RejectedImageError, Status
 from ..location import Location, RangeFile, Url
 from .download import SourceFiles, local_file
 from .image_files import PathReader, UrlReader
-from .source import ROWS_AT_A_TIME, Reader, RejectedImageError
+from .source import ROWS_AT_A_TIME, Reader
 
 IMAGES_AT_A_TIME = 16  # in memory of a row group, which may have gigabytes of them
 UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # raised on damaged files

@@ -85,14 +85,6 @@ class Reader(ABC):
         """
 
 
-class RejectedImageError(Exception):
-    """An image that costs its row: carries the status to record."""
-
-    def __init__(self, status: Status) -> None:
-        super().__init__(status.label)
-        self.status = status
-
-
 class Locator(NamedTuple):
     """The place of an image in a larger file.
 

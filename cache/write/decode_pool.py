@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ..errors import CacheError
-from ..format import Augmentation, Decoding, Status
+from ..format import Augmentation, Decoding, RejectedImageError, Status
 from ..processes import CONTEXT, kill_workers, worker_pool
-from ..sources.source import RejectedImageError
 from .augment import augmented
 from .decode_limits import DecodeMemory, DecodeTimers, decode_memory_bytes, max_decode_s
 from .image_decode import ResizeCrop, decode_views

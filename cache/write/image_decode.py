@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageOps
 
 from ..errors import CacheError
-from ..format import MAX_PIXELS, Status
-from ..sources.source import RejectedImageError
+from ..format import MAX_PIXELS, RejectedImageError, Status
 from .decode_limits import Claim, claim_nothing
 from .image_failure import failure_status
 from .image_metadata import JPEG_SIGNATURE, orientation, turned, without_metadata

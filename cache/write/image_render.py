@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImagePalette
 
-from ..format import Status
-from ..sources.source import RejectedImageError
+from ..format import RejectedImageError, Status
 from .image_metadata import TiffDirectory, png_chunks
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels (docs/decisions/004)

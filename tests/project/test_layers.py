@@ -85,6 +85,16 @@ def test_a_package_does_not_import_heavy_libraries_of_others(package: str) -> No
     assert not {imported.split(".")[0] for name in modules for imported in imports(name)} & MUST_NOT_IMPORT[package]
 
 
+def test_decoding_workers_load_pillow_and_numpy_alone() -> None:
+    reached, open_ = set(), {"cache.write.decode_pool"}
+    while open_:
+        reached |= open_
+        open_ = {found for name in open_ for found in own_imports(name)} - reached
+    assert {"cache.format", "cache.write.image_decode"} <= reached
+    outside = {imported.split(".")[0] for name in reached for imported in imports(name)}
+    assert not outside & {"zarr", "h5py", "pyarrow", "fsspec", "torch"}  # each costs every worker's start
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     TopologicalSorter({name: own_imports(name) for name in MODULES}).prepare()  # raises CycleError
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipglot.cache.format import Status
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import RejectedImageError, Status
 from clipglot.cache.write.image_decode import ResizeCrop, decode
 from PIL import Image, ImageDraw
 

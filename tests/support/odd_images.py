@@ -13,8 +13,7 @@ from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
-from clipglot.cache.format import Status
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import RejectedImageError, Status
 from clipglot.cache.write.image_decode import ResizeCrop, decode
 from numpy.typing import NDArray
 from PIL import Image, features

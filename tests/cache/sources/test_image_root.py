@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipglot.cache.format import Status
+from clipglot.cache.format import RejectedImageError, Status
 from clipglot.cache.sources import image_root
 from clipglot.cache.sources.download import SourceFiles
 from clipglot.cache.sources.image_files import PathReader
 from clipglot.cache.sources.image_root import open_below
-from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.sources.tar_reader import TarReader
 from support.tars import write_tar
 

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from clipglot.cache.format import Status
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import RejectedImageError, Status
 from clipglot.cache.write import image_render
 from clipglot.cache.write.image_decode import ResizeCrop, decode
 from clipglot.cache.write.image_render import to_rgb
@@ -80,7 +79,7 @@ DECODE_ALL = """
 import resource, sys
 from pathlib import Path
 from clipglot.cache.write.image_decode import ResizeCrop, decode
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import RejectedImageError
 geometry = ResizeCrop(height=32, width=32, resize_mode="shortest", interpolation="bicubic", fill=0)
 for path in sorted(Path(sys.argv[1]).iterdir(), key=lambda path: int(path.name)):
     before, outcome = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, "EMBEDDED"
@@ -221,7 +220,7 @@ SWAP = """
 import os, sys
 from pathlib import Path
 from clipglot.cache.sources.image_root import open_below
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import RejectedImageError
 root = Path(sys.argv[1])
 if os.fork() == 0:
     while True:

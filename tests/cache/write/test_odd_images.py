@@ -10,8 +10,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from clipglot.cache.format import EXPLANATION, Status
-from clipglot.cache.sources.source import RejectedImageError
+from clipglot.cache.format import EXPLANATION, RejectedImageError, Status
 from clipglot.cache.write.image_decode import ResizeCrop, decode, decode_views
 from PIL import Image, ImageFile, PngImagePlugin
 from support import image_writers as writers

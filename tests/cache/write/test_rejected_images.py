@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipglot.cache.format import Status
+from clipglot.cache.format import RejectedImageError, Status
 from clipglot.cache.sources.image_root import MAX_FILE_BYTES, open_below
-from clipglot.cache.sources.source import RejectedImageError
 from clipglot.cache.write.image_decode import ResizeCrop, decode, decode_views
 from hypothesis import given, settings
 from hypothesis import strategies as st
