@@ -58,7 +58,6 @@ def prepare_cache(job: CacheJob, on_progress: OnProgress) -> bool:
         if settings.images:
             reader_of(cache, job.kinds, rows=[cache.pending_rows(chunk) for chunk in failed])  # likewise
         cache.arrays.invalidate([(STATUS, (chunk,)) for chunk in failed])
-        cache.arrays.refresh()  # it is not sealed now, so chunks may be absent
     if settings.views > cache.info.num_views:
         cache.arrays.write_info(replace(cache.info, augmentation=settings.augmentation))
         make_room(cache, settings.views)

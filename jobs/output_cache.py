@@ -6,7 +6,7 @@ from ..cache.format import CacheInfo
 from ..cache.location import Location
 from ..cache.read.cache import Cache
 from ..cache.write.plan import open_planned
-from ..cache.write.views import missing_views, num_begun
+from ..cache.write.views import num_chunks_done
 
 
 class OutputCache:
@@ -48,9 +48,7 @@ class OutputCache:
 
     def num_chunks_done(self) -> int:
         """Chunks that are stored by now, in all views that are begun; 0 without a cache, or while rows are planned."""
-        if self.cache is None or not self.cache.info.is_laid_out:
-            return 0
-        return self.cache.num_chunks - len(missing_views(self.cache, num_begun(self.cache)))
+        return num_chunks_done(self.cache) if self.cache else 0
 
     def refresh(self) -> Cache | None:
         """Look again: another process may have planned or changed the cache.

@@ -12,7 +12,7 @@ from ..cache.storage.atomic import PARTIAL
 from ..cache.storage.local import ZARR_JSON
 from ..cache.storage.open import store_at
 from ..cache.write.text_targets import missing_teacher_chunks
-from ..cache.write.views import missing_views, num_begun
+from ..cache.write.views import num_chunks_done
 from ..cache.write.work_sharing import SILENT_S, Heartbeat, Liveness, read_signs
 
 POLL_S = 3.0  # between two states
@@ -71,11 +71,10 @@ def pass_state(cache: Cache, liveness: Liveness | None = None) -> PassState:
     planning = not cache.info.is_laid_out
     signs, now = {} if cache.arrays.is_hdf5 else read_signs(cache.arrays.store), monotonic()
     liveness.look({name: (sign.host, sign.pid, sign.counter) for name, sign in signs.items()}, now)
-    num_chunks = 0 if planning else cache.num_chunks
     return PassState(
         state=cache.info.state,
-        chunks_done=0 if planning else num_chunks - len(missing_views(cache, num_begun(cache))),
-        num_chunks=num_chunks,
+        chunks_done=num_chunks_done(cache),
+        num_chunks=0 if planning else cache.num_chunks,
         captions_left=len(missing_teacher_chunks(cache)) if cache.info.source.has_teacher and not planning else 0,
         signs=signs,
         silence_s={name: liveness.silence_s(name, now) for name in signs},

@@ -61,15 +61,19 @@ class CheckedArrays:
                 f"{self.path} is no cache, or its zarr.json is damaged ({error}): pass a cache; if this was one, "
                 f"{restore}"
             ) from error
-        self.info = read_metadata(attributes, str(self.path), restore)
         self._arrays: dict[str, zarr.Array[Any]] = {}
-        if isinstance(self._store, RemoteStore):
-            self._store.may_be_absent = () if self.info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+        self._take_info(read_metadata(attributes, str(self.path), restore))
 
     def write_info(self, info: CacheInfo) -> None:
         """Replace the metadata, on disk and here. The cache must be open for writing."""
         write_metadata(self.root, info)
+        self._take_info(info)
+
+    def _take_info(self, info: CacheInfo) -> None:
+        """Go by new metadata: they also say which chunks an object store may lack."""
         self.info = info
+        if isinstance(self._store, RemoteStore):
+            self._store.may_be_absent = () if info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
 
     @property
     def is_folder(self) -> bool:

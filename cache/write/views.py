@@ -42,6 +42,13 @@ def num_begun(cache: Cache) -> int:
     return max(cache.info.num_views, int(cache.arrays.array(NORM).shape[0]))
 
 
+def num_chunks_done(cache: Cache) -> int:
+    """Number of chunks that are stored in all views that are begun; 0 while rows are still planned."""
+    if not cache.info.is_laid_out:
+        return 0
+    return cache.num_chunks - len(missing_views(cache, num_begun(cache)))
+
+
 def has_further_views(cache: Cache) -> bool:
     """Whether any chunk of a view beyond the plain one is stored, of a finished view or not."""
     return any(cache.arrays.stored_chunks(f"{NORM}/c/{view}") for view in range(1, num_begun(cache)))

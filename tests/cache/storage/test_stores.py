@@ -181,6 +181,18 @@ class StoreContract:
             make_cache(manifest, at, image_root=tmp_path)
         assert make_cache(manifest, at).cache.info.counts == {"embedded": 40}
 
+    def test_a_retry_embeds_failed_images_to_the_bytes_of_an_undisturbed_pass(
+        self, at: Location, contents: Callable[[], dict[str, bytes]], make_cache: Callable[..., Any], tmp_path: Path
+    ) -> None:
+        manifest = draw_images(tmp_path / "images", 16)
+        make_cache(manifest, tmp_path / "undisturbed.zarr")
+        image = tmp_path / "images" / "images" / "0003.png"
+        image.rename(image.with_suffix(".away"))
+        assert make_cache(manifest, at).cache.info.counts == {"embedded": 15, "missing": 1}
+        image.with_suffix(".away").rename(image)
+        make_cache(manifest, at, retry=True)
+        assert contents() == files(tmp_path / "undisturbed.zarr")
+
     @pytest.mark.parametrize("chunk", ["images/emb/c/0/2/0", "images/status/c/1", "images/key/bytes/c/0"])
     def test_verify_names_a_truncated_object(
         self, chunk: str, at: Location, store: CacheStore, manifest: Path, make_cache: Callable[..., Any]

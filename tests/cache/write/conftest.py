@@ -1,12 +1,14 @@
-"""Fixtures: commands in processes of their own, and a pass that several of them share."""
+"""Fixtures: commands in processes of their own, a pass that several of them share, and embeddings to import."""
 
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.drawings import draw_images
+from support.embedding_files import read_given, write_jsonl
 from support.launcher import Launcher, Process, kill_all, launching
 
 
@@ -57,3 +59,18 @@ def start_worker(start_command: Any, many_images: Path, tiny_clip: Path) -> Call
         return start_command(*command, script=script)
 
     return start
+
+
+@pytest.fixture(scope="module")
+def given(tiny_cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
+    """Raw embeddings of forty images, their paths and captions."""
+    return read_given(tiny_cache)
+
+
+@pytest.fixture
+def npy(given: Any, tmp_path: Path) -> Path:
+    """An .npy file with rows.jsonl beside it."""
+    raw, keys, captions = given
+    np.save(tmp_path / "emb.npy", raw)
+    write_jsonl(tmp_path / "rows.jsonl", keys, captions)
+    return tmp_path / "emb.npy"

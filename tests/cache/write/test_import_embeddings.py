@@ -21,7 +21,7 @@ from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from support.cache_bytes import files
 from support.command_line import run
-from support.embedding_files import read_given, tower, write_folder, write_jsonl
+from support.embedding_files import tower, write_folder, write_jsonl
 
 # The process dies as by SIGKILL after its sixth chunk.
 DYING = """
@@ -34,21 +34,6 @@ def write_and_die(cache, rows, *arrays):
         os.kill(os.getpid(), signal.SIGKILL)
 import_embeddings.write_plain_view = write_and_die
 """
-
-
-@pytest.fixture(scope="module")
-def given(tiny_cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
-    """Raw embeddings of forty images, their paths and captions."""
-    return read_given(tiny_cache)
-
-
-@pytest.fixture
-def npy(given: Any, tmp_path: Path) -> Path:
-    """An .npy file with rows.jsonl beside it."""
-    raw, keys, captions = given
-    np.save(tmp_path / "emb.npy", raw)
-    write_jsonl(tmp_path / "rows.jsonl", keys, captions)
-    return tmp_path / "emb.npy"
 
 
 def test_an_npy_file_becomes_a_cache_that_trains_and_exports(

@@ -8,22 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.command_line import run
-from support.embedding_files import read_given, tower, write_folder, write_jsonl
-
-
-@pytest.fixture(scope="module")
-def given(tiny_cache: Path) -> tuple[np.ndarray, list[str], list[list[str]]]:
-    """Raw embeddings of forty images, their paths and captions."""
-    return read_given(tiny_cache)
-
-
-@pytest.fixture
-def npy(given: Any, tmp_path: Path) -> Path:
-    """An .npy file with rows.jsonl beside it."""
-    raw, keys, captions = given
-    np.save(tmp_path / "emb.npy", raw)
-    write_jsonl(tmp_path / "rows.jsonl", keys, captions)
-    return tmp_path / "emb.npy"
+from support.embedding_files import tower, write_folder
 
 
 def test_another_tower_is_refused_by_its_images(npy: Path, other_clip: Path, tiny_clip: Path, manifest: Path) -> None:
