@@ -18,7 +18,7 @@ from ..format import RejectedImageError, Status
 from ..location import Location, Url
 from ..store_errors import NOT_FOUND, explain_store_error
 from .image_root import MAX_FILE_BYTES, open_below, path_below, require_root
-from .source import Reader
+from .reader import Reader
 
 CONCURRENT_REQUESTS = 16  # of one process to a store
 FIRST_BYTES = 2**25  # fetched of any image; the rest of a larger one comes alone, when it is its turn

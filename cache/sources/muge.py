@@ -24,8 +24,9 @@ from ..storage.atomic import sha256_file
 from .download import SourceFiles, local_file
 from .image_root import MAX_FILE_BYTES, name_below
 from .jsonl import blocks, records
+from .reader import Locator, Reader
 from .records import RecordParser, choose_split, is_unicode
-from .source import Locator, Reader, Source, SourceRow
+from .source import Source, SourceRow
 
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 IDS = ("image_ids", "image_id")

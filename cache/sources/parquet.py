@@ -21,8 +21,9 @@ from ..location import Entry, Location, Url, entries, to_location
 from .download import SourceFiles, local_file
 from .image_root import name_below
 from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes
+from .reader import Locator, Reader
 from .records import RecordParser, choose_split
-from .source import Locator, Reader, Source, SourceRow
+from .source import Source, SourceRow
 from .where import WhereFilter
 
 SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")  # as on the Hub: train-00000-of-00004

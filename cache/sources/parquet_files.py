@@ -19,7 +19,8 @@ from ..format import RejectedImageError, Status
 from ..location import Location, RangeFile, Url
 from .download import SourceFiles, local_file
 from .image_files import PathReader, UrlReader
-from .source import ROWS_AT_A_TIME, Reader
+from .reader import Reader
+from .source import ROWS_AT_A_TIME
 
 IMAGES_AT_A_TIME = 16  # in memory of a row group, which may have gigabytes of them
 UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # raised on damaged files

@@ -6,7 +6,8 @@ from typing import Any
 
 from ..errors import CacheError
 from ..format import SourceInfo, is_language_tag
-from .source import Locator, SourceRow
+from .reader import Locator
+from .source import SourceRow
 from .where import WhereFilter
 
 SPLIT = "split"  # the column that --split filters by

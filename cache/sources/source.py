@@ -1,6 +1,6 @@
-"""The interface of sources of images and captions: rows to plan from, and a reader of the images' bytes.
+"""Interface of sources of images and captions: rows to plan from.
 
-`docs/sources.md` shows a source of one's own; `kinds.py` says how to add one to clipglot. B images of a block.
+`docs/sources.md` shows a source of one's own; `kinds.py` says how to add one to clipglot. Its reader is in `reader.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -13,10 +13,11 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..format import SourceInfo, Status
+from ..format import SourceInfo
 from ..location import Location
 from ..storage.ragged import RaggedBytes
 from .captions import align, encode_caption, keep_captions
+from .reader import Locator, Reader
 
 ROWS_AT_A_TIME = 8192
 
@@ -61,7 +62,7 @@ class Source(ABC):
         return []
 
     @classmethod
-    def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> "Reader":
+    def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
         """The reader of images that have a locator.
 
         Args:
@@ -70,33 +71,6 @@ class Source(ABC):
             info: as the cache keeps it.
         """
         raise NotImplementedError(f"{cls.__name__} gives locators, so it needs a reader")
-
-
-class Reader(ABC):
-    """Gives a decoding process the encoded images. It is pickled once to each process and opens files there."""
-
-    @abstractmethod
-    def read(self, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """The bytes of each image of a block, or why there are none, one at a time.
-
-        Args:
-            keys: of B images.
-            locators: `[B, 3]`, see `Locator`; None where keys are paths.
-        """
-
-
-class Locator(NamedTuple):
-    """The place of an image in a larger file.
-
-    Attributes:
-        file: number of the file, among those of the source.
-        start: a number that the source's reader knows; here usually the first byte.
-        size: another; here usually the number of bytes.
-    """
-
-    file: int
-    start: int
-    size: int
 
 
 class SourceRow(NamedTuple):

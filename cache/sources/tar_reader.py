@@ -15,7 +15,7 @@ from ..format import RejectedImageError, Status
 from ..location import Location, Url
 from .download import DownloadCache, SourceFiles
 from .image_root import MAX_FILE_BYTES
-from .source import Reader
+from .reader import Reader
 from .tar_index import DamagedTarError, members, read_bytes, readable, split_name
 
 BY_NAME, NO_BYTES = -1, -2  # in place of a locator's start; the size of the latter is a status

@@ -17,8 +17,9 @@ from ..location import Location, Url, to_location
 from ..storage.atomic import sha256_file
 from .download import DownloadCache
 from .img2dataset import KEY, STATUS, columns_of, records_of
+from .reader import Locator, Reader
 from .records import RecordParser
-from .source import Locator, Reader, Source, SourceRow
+from .source import Source, SourceRow
 from .tar_index import Member, Sample, read_bytes, readable, samples
 from .tar_reader import BY_NAME, NO_BYTES, TarReader
 from .tar_shards import TarShard, find_shards

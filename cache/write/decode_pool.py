@@ -78,7 +78,7 @@ def _inherit(duplicate: Any, shape: tuple[int, ...]) -> SharedMemory:
 
 
 class BlockReader(Protocol):
-    """Reads the encoded images of a block, in a worker; `image_reader.ImageReader` is the real one."""
+    """Reads the encoded images of a block, in a worker; `sources.reader.ImageReader` is the real one."""
 
     def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
         """Yield the bytes of the images from row `start` on, or why an image has none."""

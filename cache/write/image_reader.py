@@ -1,7 +1,6 @@
-"""Reading of a cache's images again, each from the source that it came from."""
+"""Opens the sources of a cache to read its images, each from the source that it came from."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +11,8 @@ from ..location import to_location
 from ..read.cache import Cache
 from ..sources.image_files import PathReader
 from ..sources.kinds import SOURCES
-from ..sources.source import Reader, Source
-
-
-class ImageReader(NamedTuple):
-    """Reads images of a cache by row, each from its source.
-
-    Attributes:
-        readers: the first row of each source and its reader, ascending.
-    """
-
-    readers: tuple[tuple[int, Reader], ...]
-
-    def read(self, start: int, keys: Sequence[str], locators: NDArray[np.int64] | None) -> Iterator[bytes | Status]:
-        """Yield the bytes of the images from row `start` on, or why an image has none."""
-        ends = [min(max(first - start, 0), len(keys)) for first, _ in self.readers[1:]]
-        for (_, reader), a, b in zip(self.readers, [0, *ends], [*ends, len(keys)], strict=True):
-            if a < b:
-                are_files = locators is None or locators[a, 0] < 0  # also beside images inside larger files
-                yield from reader.read(keys[a:b], None if locators is None or are_files else locators[a:b])
+from ..sources.reader import ImageReader, Reader
+from ..sources.source import Source
 
 
 def reader_of(

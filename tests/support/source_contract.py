@@ -21,7 +21,8 @@ from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.image_files import PathReader
 from clipglot.cache.sources.kinds import open_source
-from clipglot.cache.sources.source import Reader, RowBatch, Source, batched
+from clipglot.cache.sources.reader import Reader
+from clipglot.cache.sources.source import RowBatch, Source, batched
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.settings.cache import CacheSettings
 from numpy.typing import NDArray

@@ -17,7 +17,8 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import HASH, IMPORTED, CacheInfo, EncoderInfo, SourceInfo, Status
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.sources.source import Locator, SourceRow, batched
+from clipglot.cache.sources.reader import Locator
+from clipglot.cache.sources.source import SourceRow, batched
 from clipglot.cache.write.convert import convert
 from clipglot.cache.write.image_reader import reader_of
 from clipglot.cache.write.merge import concatenate_caches

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zarr
 from clipglot.cache.format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, TEACHER_TEXT, TEXT
-from clipglot.cache.sources.source import Locator, SourceRow, batched
+from clipglot.cache.sources.reader import Locator
+from clipglot.cache.sources.source import SourceRow, batched
 from clipglot.cache.storage import ragged
 from clipglot.cache.storage.digests import first_lines
 from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader, open_array
