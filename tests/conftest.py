@@ -1,4 +1,4 @@
-"""Fixtures of several areas: images, a tiny CLIP with random weights, its cache, run and export, an S3 server."""
+"""Fixtures of several areas: images, a tiny CLIP with random weights, its cache, run and export, an S3 server, forks."""
 
 import os
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.drawings import draw_images
+from support.launcher import Launcher, Process, kill_all, launching
 from support.s3_server import Bucket, close_connections, serving
 from support.tiny_clip import save_tiny_clip
 
@@ -31,6 +32,29 @@ def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty images with captions. Read only; tests that break things draw their own."""
     return draw_images(tmp_path_factory.mktemp("pictures"), 40)
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """The process that commands are forked from."""
+    with launching() as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def start_command(launcher: Launcher, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """`start_command("cache", …, script="")`: a `clipglot` command in `tmp_path`, which does not outlive the test."""
+    folder, started = tmp_path.with_name(f"{tmp_path.name}_output"), list[Process]()
+    folder.mkdir()
+
+    def start(*arguments: object, **options: Any) -> Process:
+        credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+        environment = credentials | options.pop("environment", {})
+        started.append(launcher.start(list(arguments), folder, environment=environment, **options))
+        return started[-1]
+
+    yield start
+    kill_all(started)
 
 
 @pytest.fixture(scope="session")

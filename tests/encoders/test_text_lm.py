@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
+from support.launcher import Launcher
 from support.runs import settings
 from support.text_tower_contract import TextTowerContract
 from support.tiny_lms import CAPTIONS, CONTEXT, FAMILIES
@@ -214,7 +213,7 @@ assert not [module for module in sys.modules if module.startswith("clipglot")]
     ("family", "changes"), [("bert", {"lora_rank": 2}), ("xlm-roberta", {}), ("mt5", {"head": "mlp"})]
 )
 def test_an_export_loads_offline_in_open_clip_as_its_card_says(
-    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, changes: dict[str, Any]
+    lms: dict[str, Path], lm_settings: Any, launcher: Launcher, tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
     lm = shutil.copytree(lms[family], tmp_path / "lm")
     given = replace(lm_settings, text=str(lm), epochs=1, **changes)
@@ -224,8 +223,7 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
     card = (folder / "README.md").read_text()
     assert 'text_cfg = open_clip.get_model_config(name)["text_cfg"] | {"hf_model_name": "merged"}' in card
     assert str(tmp_path) not in card + (folder / "open_clip_config.json").read_text()
-    stranger = [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), *CAPTIONS]
-    subprocess.run(stranger, cwd=tmp_path, check=True)
+    launcher.run(STRANGER, folder, *CAPTIONS, folder=tmp_path)
     with torch.inference_mode():
         ids = LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)
         expected = load_final(RunFolder(given.output)).tower.encode(ids).numpy()

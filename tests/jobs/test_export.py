@@ -3,9 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from safetensors.torch import save_file
 from support.drawings import draw_images
+from support.launcher import Launcher, Process
 
 CAPTIONS = ["красный шум", "", "шум " * 50, "конец<eos>нет", "  ½ &amp; 🐈 고양이 桌上的猫\n"]
 
@@ -73,11 +71,12 @@ def timm_merged(timm_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def strangers(merged: Path, timm_merged: Path, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def strangers(
+    merged: Path, timm_merged: Path, manifest: Path, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """What the stranger computed, in a process of its own: 0.npz of the open_clip tower's export, 1.npz of timm's."""
     out = tmp_path_factory.mktemp("strangers")
-    argv = [str(merged), str(timm_merged), str(manifest.parent / "images" / "0000.png"), *CAPTIONS]
-    subprocess.run([sys.executable, "-c", STRANGER, *argv], check=True, cwd=out)
+    launcher.run(STRANGER, merged, timm_merged, manifest.parent / "images" / "0000.png", *CAPTIONS, folder=out)
     return out
 
 
@@ -245,13 +244,13 @@ def test_a_missing_weights_file_is_named(timm_run: Path, tmp_path: Path) -> None
         export_run(settings)
 
 
-def test_a_killed_export_leaves_nothing_under_the_final_name(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_killed_export_leaves_nothing_under_the_final_name(
+    start_command: Callable[..., Process], tiny_run: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "merged"
-    command = [sys.executable, "-m", "clipglot", "export", str(tiny_run), "-o", str(output)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not list(tmp_path.iterdir()):
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL  # it was writing, and had not finished
+    process = start_command("export", tiny_run, "-o", output)
+    process.until(lambda: any(tmp_path.iterdir()))
+    process.signal_all(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was writing, and had not finished
     assert not output.exists()
     assert export_run(ExportSettings(run=tiny_run, output=output)).folder == output

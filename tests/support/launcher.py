@@ -1,4 +1,5 @@
-"""Launcher: a process that has imported torch, and forks commands which would each take seconds to import it."""
+"""Launcher: a process that has imported torch and open_clip, and forks commands and scripts, each of which would take
+seconds to import them."""
 
 import json
 import os
@@ -7,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import Any
 TIMEOUT_S = 120
 
 # Answers each line of JSON on its standard input with a number: the id of a process that it forked, or the exit code of
-# one that it waited for (negative: a signal). A forked process leads a session of its own before its id is told.
+# one that it waited for (negative: a signal). A forked process leads a session of its own before its id is told. No
+# module of clipglot is imported before the fork, so that a script can show that it needs none.
 LAUNCHER = """
 import json, os, sys, time
-import clipglot.jobs.cache
-from clipglot.cli.main import main
+import fsspec, h5py, numpy, open_clip, pyarrow, timm, torch, transformers, zarr
 for line in sys.stdin:
     task = json.loads(line)
     if "wait" in task:
@@ -37,13 +38,20 @@ for line in sys.stdin:
     os.setsid()
     os.close(parents_end)
     os.close(childs_end)
-    os.environ.update(task["environment"])
+    for name, value in task["environment"].items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
     os.chdir(task["cwd"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, path in ((1, task["stdout"]), (2, task["stderr"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), descriptor)
+    sys.argv[1:] = task["arguments"]
     exec(task["script"])
-    main(task["arguments"])
+    if task["is_command"]:
+        from clipglot.cli.main import main
+        main()
+    sys.exit()
 """
 
 
@@ -94,7 +102,7 @@ class Launcher:
         folder: Path,
         *,
         script: str = "",
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
         terminal: str | None = None,
     ) -> Process:
         """Start `clipglot` with some arguments.
@@ -103,14 +111,42 @@ class Launcher:
             arguments: of the command.
             folder: working directory; the output goes to files below it, unless to a terminal.
             script: Python that runs before the command, with `json`, `os`, `sys` and `time`; it may end the process.
-            environment: variables to set.
+            environment: variables to set, or to unset where None.
             terminal: path of a terminal for the output.
         """
         outputs = [Path(terminal)] * 2 if terminal else _new_files(folder)
+        return self._fork(arguments, script, folder, outputs, environment, is_command=True)
+
+    def run(
+        self, script: str, *arguments: object, folder: Path, environment: Mapping[str, str | None] | None = None
+    ) -> Process:
+        """Run a Python script, with `json`, `numpy`, `open_clip`, `os`, `sys`, `time` and `torch` imported, to its end.
+
+        Args:
+            script: its source.
+            *arguments: `sys.argv[1:]`.
+            folder: working directory; the output goes to files below it.
+            environment: variables to set, or to unset where None.
+        """
+        process = self._fork(arguments, script, folder, _new_files(folder), environment, is_command=False)
+        process.succeed()
+        return process
+
+    def _fork(
+        self,
+        arguments: Sequence[object],
+        script: str,
+        folder: Path,
+        outputs: Sequence[Path],
+        environment: Mapping[str, str | None] | None,
+        *,
+        is_command: bool,
+    ) -> Process:
         answer = self._ask(
             {
                 "arguments": [str(argument) for argument in arguments],
                 "script": script,
+                "is_command": is_command,
                 "environment": dict(environment or {}),
                 "cwd": str(folder),
                 "stdout": str(outputs[0]),

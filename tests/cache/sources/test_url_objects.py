@@ -15,6 +15,7 @@ from clipglot.cache.location import Url
 from clipglot.cache.sources.download import PREFIX, DownloadCache
 from clipglot.cache.sources.image_files import PathReader
 from support import url_sources as urls
+from support.launcher import Process
 from support.s3_server import NAME, Bucket
 from support.source_contract import as_table, encoded_images
 from support.tars import write_img2dataset, write_shards
@@ -83,17 +84,22 @@ def test_a_large_image_comes_whole(bucket: Bucket, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_errors_name_the_url_and_the_remedy(
-    source: str, changes: dict[str, str | None], message: str, bucket: Bucket, tiny_clip: Path, tmp_path: Path
+    source: str,
+    changes: dict[str, str | None],
+    message: str,
+    bucket: Bucket,
+    start_command: Callable[..., Process],
+    tiny_clip: Path,
+    tmp_path: Path,
 ) -> None:
     bucket.put("pairs.xlsx", b"")
-    environment = {k: v for k, v in (dict(os.environ) | changes).items() if v is not None}
-    command = [sys.executable, "-m", "clipglot", "cache", source, "-o", tmp_path / "c.zarr"]
-    done = subprocess.run(
-        [*command, "--model", f"local-dir:{tiny_clip}"], env=environment, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stderr.startswith("Error: ")) == (1, True), done.stderr
-    assert message in done.stderr
-    assert source.rpartition("/")[0] in done.stderr
+    command = ["cache", source, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}"]
+    process = start_command(*command, environment=changes)
+    assert process.wait() == 1
+    error = process.err()
+    assert error.startswith("Error: ")
+    assert message in error
+    assert source.rpartition("/")[0] in error
     assert not (tmp_path / "c.zarr").exists()
 
 

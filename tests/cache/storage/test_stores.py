@@ -1,10 +1,7 @@
 """Contract of all writable stores of caches: small objects, and passes that write the bytes of a local cache."""
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from clipglot.cache.storage.open import CacheStore, store_at
 from clipglot.cache.write.plan import is_planned
 from clipglot.cli.main import main
 from support.drawings import draw_images
+from support.launcher import Process
 from support.metadata_edits import edited
 from support.s3_server import Bucket
 from zarr.core.buffer import default_buffer_prototype
@@ -279,13 +277,17 @@ def test_the_cache_command_writes_to_a_bucket_and_prints_its_url(
     ids=["bucket", "credentials", "connection"],
 )
 def test_a_refusing_store_raises_one_clear_error(
-    url: str, changes: dict[str, str | None], message: str, bucket: Bucket, manifest: Path, tiny_clip: Path
+    url: str,
+    changes: dict[str, str | None],
+    message: str,
+    bucket: Bucket,
+    start_command: Callable[..., Process],
+    manifest: Path,
+    tiny_clip: Path,
 ) -> None:
-    environment = {k: v for k, v in (dict(os.environ) | changes).items() if v is not None}
-    command = [sys.executable, "-m", "clipglot", "cache", str(manifest), "-o", url, *options(tiny_clip)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    *loading, error = done.stderr.splitlines()
+    process = start_command("cache", manifest, "-o", url, *options(tiny_clip), environment=changes)
+    assert process.wait() == 1
+    *loading, error = process.err().splitlines()
     assert error.startswith(f"Error: {url}")
     assert message in error
     assert all(line.startswith("load: ") for line in loading)

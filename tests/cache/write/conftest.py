@@ -1,7 +1,6 @@
-"""Fixtures: commands in processes of their own, a pass that several of them share, and embeddings to import."""
+"""Fixtures: a pass that several processes share, and embeddings to import."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +8,7 @@ import numpy as np
 import pytest
 from support.drawings import draw_images
 from support.embedding_files import read_given, write_jsonl
-from support.launcher import Launcher, Process, kill_all, launching
-
-
-@pytest.fixture(scope="session")
-def launcher() -> Iterator[Launcher]:
-    """The process that commands are forked from."""
-    with launching() as launcher:
-        yield launcher
-
-
-@pytest.fixture
-def start_command(launcher: Launcher, tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """`start_command("cache", …, script="")`: a `clipglot` command in `tmp_path`, which does not outlive the test."""
-    folder, started = tmp_path.with_name(f"{tmp_path.name}_output"), list[Process]()
-    folder.mkdir()
-
-    def start(*arguments: object, **options: Any) -> Process:
-        credentials = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-        environment = credentials | options.pop("environment", {})
-        started.append(launcher.start(list(arguments), folder, environment=environment, **options))
-        return started[-1]
-
-    yield start
-    kill_all(started)
+from support.launcher import Process
 
 
 @pytest.fixture(scope="session")
