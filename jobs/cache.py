@@ -101,7 +101,7 @@ def cache_images(
         before=before,
         report=report,
         resumed=resumed,
-        most_at_once=queue.most if queue else None,
+        most_at_once=queue.max_images if queue else None,
         deviation=queue.deviation if queue else None,
     )
 
