@@ -7,46 +7,46 @@ from typing import Any
 
 import click
 
-# name: (module, attribute, what `clipglot --help` says)
+# name: (module, attribute, description in `clipglot --help`)
 COMMANDS = {
     "cache": ("cache", "cache", "Embed every image of a source once."),
-    "inspect": ("inspect", "inspect", "Show what is in a cache, what failed and why."),
+    "inspect": ("inspect", "inspect", "Show contents and failed images of a cache."),
     "convert": ("convert", "convert", "Copy a cache to HDF5, or back to Zarr."),
-    "import": ("convert", "import_", "Make a cache of embeddings that are there."),
-    "merge": ("convert", "merge", "Put several caches of one tower together."),
+    "import": ("convert", "import_", "Make a cache from existing embeddings."),
+    "merge": ("convert", "merge", "Concatenate caches of one image tower."),
     "verify": ("verify", "verify", "Check and repair a cache."),
-    "duplicates": ("duplicates", "duplicates", "Find near-duplicate images, and leakage between caches."),
-    "tokenizer": ("tokenizer", "tokenizer", "Train, extend or judge a tokenizer on the captions of a cache."),
+    "duplicates": ("duplicates", "duplicates", "Find near-duplicate images, or leakage between caches."),
+    "tokenizer": ("tokenizer", "tokenizer", "Train, extend or inspect a tokenizer on the captions of a cache."),
     "train": ("train", "train", "Train a text tower on a cache."),
-    "export": ("export", "export", "Merge both towers into one CLIP."),
-    "predict": ("export", "predict", "Which text describes an image best?"),
-    "eval": ("evaluate", "evaluate", "Measure a merged CLIP."),
-    "bench": ("bench", "bench", "Measure what this machine reaches."),
-    "demo": ("demo", "demo", "Do the whole job on images that it draws itself."),
+    "export": ("export", "export", "Merge image and text tower into an open_clip checkpoint."),
+    "predict": ("export", "predict", "Tell which text describes an image best."),
+    "eval": ("evaluate", "evaluate", "Evaluate a merged CLIP."),
+    "bench": ("bench", "bench", "Measure the training speed of this machine."),
+    "demo": ("demo", "demo", "Run the whole workflow offline on drawn images."),
 }
-FIRST_SPEAKS_S = 20.0  # in which the first of several processes has met what all have met, and was ended by it
+FIRST_SPEAKS_S = 20.0  # enough for the first process to report an error that all processes have
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are asked for; of several processes only the first says errors."""
+    """Command group with lazy imports; of several processes only the first prints errors."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command. A process that is not the first ends as the first does, and says nothing."""
+        """Run the command. Every process but the first ends silently, with the same exit code."""
         if is_first_process():
             return super().main(*args, **kwargs)
         try:
             return super().main(*args, **kwargs | {"standalone_mode": False})
         except click.ClickException as error:
-            # The launcher ends all processes once one has ended: not before the first has spoken.
+            # The launcher ends all processes when one ends: wait until the first has printed the error.
             time.sleep(FIRST_SPEAKS_S)
             raise SystemExit(error.exit_code) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order of the job, not of the alphabet."""
+        """Names in the order of the workflow, not of the alphabet."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module."""
+        """Import the module of the command."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
@@ -60,7 +60,7 @@ class LazyGroup(click.Group):
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that speaks to the user, of those that `torchrun` started, or alone."""
+    """Whether this process prints for the user: the only one, or the first of those that `torchrun` started."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK", "0") == "0"
 
 
@@ -71,8 +71,8 @@ def main() -> None:
 
     images + captions → cache → train → export → one CLIP that open_clip loads
     """
-    # Before torch is imported. Threads that wait actively take the cores from decoding workers and from whatever else
-    # runs: on two shared cores a training step took twice as long (benchmarks/threads_cpu_2026-11.md).
+    # Set before torch is imported. Threads that wait actively take cores from decoding workers and other processes: on
+    # two shared cores a training step took twice as long (benchmarks/threads_cpu_2026-11.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # A fork after tokenizing would otherwise print a warning of the Rust library on every worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

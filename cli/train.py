@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """With --resume, what the run was begun with; else what the recipe says."""
+    """Defaults before flags and file: with --resume the settings of the run, otherwise those of the recipe."""
     recipe = options.pop("recipe")
     if not options["resume"]:
         return settings_of(recipe, merged) if recipe else {}
@@ -34,20 +34,20 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 @click.option(
     "--recipe",
     type=click.Choice(get_args(Recipe)),
-    help="settings found by measurement, where none are given: few or many images, a language model whole or by LoRA",
+    help="measured defaults: for few images, many images, a language model, or a language model with LoRA",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="go on from the newest checkpoint, with the run's own settings where none are given; one that would make it "
-    "another run is refused",
+    help="continue from the newest checkpoint with the settings of the run; settings that would change its result are "
+    "refused",
 )
 @json_option
 def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     """Train a text tower on the images and captions of CACHE; no image is opened.
 
-    Ctrl-C saves a checkpoint; with --resume the run goes on exactly where it
-    stopped: clipglot train CACHE -o RUN --resume is enough.
+    Ctrl-C saves a checkpoint; clipglot train CACHE -o RUN --resume continues
+    exactly where the run stopped.
 
     \b
     clipglot train train.zarr -o run --val val.zarr --recipe few
@@ -110,7 +110,7 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
     elif result.complete:
         recall = f": {_recall(result.validation)}" if result.validation else ""
         if result.began_at == result.num_steps:
-            say(f"{settings.output} was finished already, after {result.num_steps:,} steps: nothing was done{recall}")
+            say(f"{settings.output} was already finished, after {result.num_steps:,} steps: nothing to do{recall}")
         else:
             share = percent(result.num_trained / result.num_parameters)
             trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
@@ -120,17 +120,19 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
             say(f"best validation: R@10 {percent(result.best['r_at_10'])} {at}")
         if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
-            say(f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions repeat no more pieces")
+            say(
+                f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions have no more pairs to merge"
+            )
         if traced:
             say(traced)
         say(f"next: clipglot export {settings.output} -o merged")
     if not result.complete:
-        click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: go on with --resume", err=True)
+        click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: continue with --resume", err=True)
         raise SystemExit(130)
 
 
 def _trace(settings: TrainSettings, result: "TrainResult") -> tuple[str | None, str]:
-    """Where the profiler's trace is, if it was asked for and written, and a line about it."""
+    """Path of the profiler's trace, or None, and a line for the user."""
     from ..distill.training.throughput import WARM_UP, trace_file
 
     if not settings.profile:

@@ -1,6 +1,6 @@
 """Captions of the demo's scenes in English, Russian, Chinese and Korean.
 
-A caption is planned here, for all languages alike: which details it tells, and in which order. `grammars` has
+The content of a caption, details and their order, is chosen here, in the same way for all languages. `grammars` has
 the words.
 """
 
@@ -10,7 +10,7 @@ from .grammars import GRAMMARS, LANGUAGES, Language
 from .scenes import Colour, Group, Scene, Shape
 
 __all__ = ["LANGUAGES", "Language", "caption", "class_prompt"]
-# Which side each of two groups is on, in their order within the scene.
+# Sides of two groups, in their order within the scene.
 _SIDES = {"beside": ("left", "right"), "stacked": ("top", "bottom")}
 
 
@@ -20,8 +20,8 @@ def caption(scene: Scene, language: Language, rng: random.Random, *, complete: b
     Args:
         scene: what to describe.
         language: one of `LANGUAGES`.
-        rng: chooses the words' order and which details are left out.
-        complete: leave nothing out, so that scenes of different content get different captions.
+        rng: chooses the word order and the details to leave out.
+        complete: mention all details, so that scenes with different content get different captions.
 
     >>> from clipglot.demo.scenes import Group, Scene
     >>> star = Group(colour="blue", shape="star", size="small")
@@ -30,19 +30,19 @@ def caption(scene: Scene, language: Language, rng: random.Random, *, complete: b
     'на чёрном фоне слева маленькая синяя звезда'
     """
     grammar = GRAMMARS[language]
-    tells_size, tells_place, tells_background = (complete or rng.random() < share for share in (0.4, 0.5, 0.3))
-    phrases = [grammar.inflect(group, tells_size) for group in scene.groups]
+    mentions_size, mentions_place, mentions_background = (complete or rng.random() < p for p in (0.4, 0.5, 0.3))
+    phrases = [grammar.inflect(group, mentions_size) for group in scene.groups]
     places = _SIDES.get(scene.layout, (scene.layout,))
     if len(phrases) == 1:
-        is_clause = tells_place and scene.layout != "scattered"
+        is_clause = mentions_place and scene.layout != "scattered"
         templates = grammar.placed if is_clause else grammar.alone
     else:
-        is_clause = tells_place
+        is_clause = mentions_place
         templates = rng.choice((grammar.related, grammar.related, grammar.apart)) if is_clause else grammar.together
         if templates is not grammar.apart and rng.random() < 0.5:
             phrases, places = phrases[::-1], places[::-1]
     template = rng.choice(templates)
-    if tells_background:
+    if mentions_background:
         backdrop = rng.choice(grammar.clause_backdrops if is_clause else grammar.noun_backdrops)
         template = backdrop.replace("{}", template)
     return template.format(
@@ -56,7 +56,7 @@ def caption(scene: Scene, language: Language, rng: random.Random, *, complete: b
 
 
 def class_prompt(colour: Colour, shape: Shape, language: Language) -> str:
-    """Name a (colour, shape) pair, as the prompt of its class in zero-shot classification.
+    """Prompt of a (colour, shape) class for zero-shot classification.
 
     >>> [class_prompt("blue", "star", language) for language in LANGUAGES]
     ['a blue star', 'синяя звезда', '一颗蓝色的星星', '파란색 별']

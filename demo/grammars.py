@@ -1,8 +1,8 @@
-"""The sentences of the demo's four languages: a table of templates and an inflecting function for each.
+"""Grammars of the demo's four languages: sentence templates and an inflection function for each.
 
-Templates are filled by `captions`. `{a.text}`, `{a.gen}` and so on are forms of the first group of objects,
-`{b…}` of the second; `{place}` and `{relation}` come from the tables below the templates; `{}` in a backdrop
-is the rest. All is in lower case and without a full stop, as people type queries.
+`captions` fills the templates. `{a.text}`, `{a.gen}` etc. are forms of the first group of objects, `{b…}` those of the
+second; `{place}` and `{relation}` come from the tables below the templates; `{}` in a backdrop is the rest of the
+sentence. Everything is in lower case and without a full stop, as people type queries.
 """
 
 from collections.abc import Callable
@@ -18,16 +18,20 @@ LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grammar:
-    """The sentences of one language.
+    """Grammar of one language.
 
     Attributes:
-        inflect: gives the forms of a group's noun phrase, with or without its size.
-        alone, together: name one group, or two, and not where they are.
-        placed: say where a single object is.
-        related: say where one group is, seen from the other.
-        apart: say where each of two groups is, the left or upper one first.
-        noun_backdrops: put `alone` and `together` on a background.
-        clause_backdrops: put the other sentences on one.
+        inflect: forms of a group's noun phrase, with or without its size.
+        alone: templates for one group without its place.
+        together: templates for two groups without their places.
+        placed: templates for one object and its place.
+        related: templates for the place of one group relative to the other.
+        apart: templates for two groups and their places, the left or upper group first.
+        noun_backdrops: add the background to `alone` and `together`.
+        clause_backdrops: add the background to the other templates.
+        place: names of places.
+        relation: names of relative places.
+        background: names of backgrounds.
     """
 
     inflect: Callable[[Group, bool], SimpleNamespace]
@@ -43,9 +47,9 @@ class Grammar:
     background: dict[str, str]
 
 
-def _english(group: Group, tells_size: bool) -> SimpleNamespace:
+def _english(group: Group, mentions_size: bool) -> SimpleNamespace:
     many = group.count > 1
-    words: list[str] = [group.size] if group.size and tells_size else []
+    words: list[str] = [group.size] if group.size and mentions_size else []
     words += [group.colour, _EN_PLURALS.get(group.shape, f"{group.shape}s") if many else group.shape]
     determiner = _EN_NUMERALS[group.count] if many else "an" if words[0][0] in "aeiou" else "a"
     return SimpleNamespace(
@@ -83,10 +87,10 @@ _EN = Grammar(
 )
 
 
-def _russian(group: Group, tells_size: bool) -> SimpleNamespace:
-    """Decline a noun phrase: nominative, genitive (слева от …) and instrumental (над …), with its verbs."""
+def _russian(group: Group, mentions_size: bool) -> SimpleNamespace:
+    """Forms of a noun phrase: nominative, genitive (слева от …), instrumental (над …), and its verbs."""
     gender, *noun = _RU_NOUNS[group.shape].split()
-    stems = [_RU_SIZES[group.size]] if group.size and tells_size else []
+    stems = [_RU_SIZES[group.size]] if group.size and mentions_size else []
     stems.append(_RU_COLOURS[group.colour])
 
     def phrase(noun_form: str, ending: int, numeral: str = "") -> str:
@@ -108,8 +112,8 @@ def _russian(group: Group, tells_size: bool) -> SimpleNamespace:
     if gender == "f" and group.count == 2:
         nom = "две"
     return SimpleNamespace(
-        # After 2 to 4 the noun is in the genitive singular, its adjective in the genitive plural or, with a
-        # feminine noun, better in the nominative plural: два красных круга, две красные звезды.
+        # After 2 to 4 the noun is in the genitive singular. Its adjective is in the genitive plural, or with a feminine
+        # noun rather in the nominative plural: два красных круга, две красные звезды.
         nom=phrase(noun[1] if few else noun[3], 7 if few and gender == "f" else 8, nom),
         gen=phrase(noun[3], 8, gen),
         ins=phrase(noun[4], 9, ins),
@@ -136,7 +140,7 @@ _RU_SIZES = {
     "small": ("маленьк", "ий ая ое ого ой им ой ие их ими"),
     "large": ("больш", "ой ая ое ого ой им ой ие их ими"),
 }
-# Two nouns of each of the rarer genders: no colour may meet all of one gender in pairs that are held out of training.
+# Each gender needs at least two nouns, so that every colour occurs with every gender in the training pairs.
 # Gender; nominative, genitive and instrumental singular; genitive and instrumental plural.
 _RU_NOUNS = {
     "circle": "m круг круга кругом кругов кругами",
@@ -169,12 +173,12 @@ _RU = Grammar(
 )
 
 
-def _chinese(group: Group, tells_size: bool) -> SimpleNamespace:
-    """Count with the noun's measure word; `bare`, as a sentence's topic, leaves out the numeral one."""
+def _chinese(group: Group, mentions_size: bool) -> SimpleNamespace:
+    """Forms of a noun phrase with measure word; `bare`, for the topic of a sentence, has no numeral one."""
     measure, noun = _ZH_NOUNS[group.shape]
     colour = _ZH_COLOURS[group.colour]
-    # The size stands at the noun: before the colour it would read as its shade (大红, bright red).
-    thing = ({"small": "小", "large": "大"}[group.size] if group.size and tells_size else "") + noun
+    # The size precedes the noun: before the colour it would be read as a shade (大红, bright red).
+    thing = ({"small": "小", "large": "大"}[group.size] if group.size and mentions_size else "") + noun
     count = f"{'一两三四五'[group.count - 1]}{measure}"
     return SimpleNamespace(text=f"{count}{colour}的{thing}", bare=f"{count if group.count > 1 else ''}{colour}{thing}")
 
@@ -219,14 +223,14 @@ _ZH = Grammar(
 )
 
 
-def _korean(group: Group, tells_size: bool) -> SimpleNamespace:
-    """Join particles by the last syllable's final: subject 이/가, topic 은/는, conjunction 과/와."""
-    size = {"small": "작은 ", "large": "큰 "}[group.size] if group.size and tells_size else ""
+def _korean(group: Group, mentions_size: bool) -> SimpleNamespace:
+    """Forms of a noun phrase with particles, chosen by its last sound: subject 이/가, topic 은/는, and 과/와."""
+    size = {"small": "작은 ", "large": "큰 "}[group.size] if group.size and mentions_size else ""
     count = f" {_KO_NUMERALS[group.count]} 개" if group.count > 1 else ""
     text = f"{size}{_KO_COLOURS[group.colour]} {_KO_NOUNS[group.shape]}{count}"
-    # A Hangul syllable's code point counts 28 finals per vowel, of which the first is no final.
-    closed = (ord(text[-1]) - ord("가")) % 28 != 0
-    subject, topic, conjunction = ("이", "은", "과") if closed else ("가", "는", "와")
+    # Code points of Hangul syllables count 28 finals per vowel; the first one stands for no final consonant.
+    has_final = (ord(text[-1]) - ord("가")) % 28 != 0
+    subject, topic, conjunction = ("이", "은", "과") if has_final else ("가", "는", "와")
     return SimpleNamespace(text=text, subj=text + subject, topic=text + topic, conj=text + conjunction)
 
 

@@ -1,7 +1,7 @@
-"""Settings of `clipglot train`: one flat dataclass, put together from the parts that single functions need.
+"""Settings of `clipglot train`: one flat dataclass, composed of the parts that single functions need.
 
-Flags, TOML keys and run.json see `TrainSettings` alone. A function of training takes the part that it reads, e.g. a
-learning rate schedule `ScheduleSettings`, so that it is tested and used without a cache and an output folder.
+Flags, TOML keys and run.json are the fields of `TrainSettings`. A function of training takes only the part that it
+reads, e.g. a learning rate schedule takes `ScheduleSettings`, so it can be tested without a cache and an output folder.
 """
 
 import math
@@ -12,17 +12,17 @@ from typing import Annotated, Literal
 from ..cache.location import Location
 from .settings import Device, require, require_at_least_one
 
-# Sections of `--help`, in this order; run.json lists the settings in it, too.
+# Sections of `--help`; their order is also that of the settings in run.json.
 SECTIONS = {
-    "What to learn from": "cache output val views tokenizer vocab_size context_length workers",
+    "Data": "cache output val views tokenizer vocab_size context_length workers",
     "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
     "Language model": "train_layers freeze_embeddings lora_rank lora_alpha lora_targets lm_lr layer_decay",
-    "Course": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
+    "Optimization": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
     "cooldown weight_decay beta2 grad_clip ema seed",
     "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
     "temperature max_logit_scale",
-    "Machine": "device precision tf32 compile embeddings buffer_gb",
-    "Watching": "log_every log_to profile checkpoint_every",
+    "Hardware": "device precision tf32 compile embeddings buffer_gb",
+    "Logging": "log_every log_to profile checkpoint_every",
 }
 SCRATCH_ALONE = ("width", "layers", "heads")
 LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
@@ -30,18 +30,18 @@ LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingSettings:
-    """Where image embeddings are read, and which of the stored views."""
+    """Where image embeddings are read from, and which stored views are used."""
 
     views: Annotated[
         str | int,
-        "stored views of an image, one of which is drawn in each epoch: a number (1: the plain view alone), or all",
+        "stored views to draw from, one per image and epoch: a number (1: the plain view only), or all",
     ] = "all"
     embeddings: Annotated[
         Literal["auto", "device", "mapped", "chunks"],
-        "where embeddings are read: on the device, from mapped chunk files, or whole chunks in shuffled order (for "
-        "URLs and what exceeds memory); auto takes the nearest place that holds them",
+        "where embeddings are read from: device memory, memory-mapped chunk files, or whole chunks in shuffled order "
+        "(for URLs, and for caches larger than memory); auto is device if they fit, otherwise mapped",
     ] = "auto"
-    buffer_gb: Annotated[float, "host memory for the buffer of --embeddings chunks, in GB"] = 4.0
+    buffer_gb: Annotated[float, "size of the buffer of --embeddings chunks in host memory, in GB"] = 4.0
 
     def __post_init__(self) -> None:
         require(
@@ -53,37 +53,39 @@ class EmbeddingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:
-    """What a batch holds."""
+    """Size and content of a batch."""
 
     epochs: Annotated[
         int,
-        "passes over the images; images at the end of an epoch that do not fill a batch are left out of that epoch",
+        "passes over the images; an incomplete batch at the end of an epoch is left out",
     ] = 30
-    batch_size: Annotated[int, "images of a step"] = 512
-    micro_batch: Annotated[int | None, "captions of one forward; the gradient stays that of the batch"] = None
-    captions_per_picture: Annotated[int, "most captions of each image in a step, drawn to it together"] = 1
+    batch_size: Annotated[int, "images per step"] = 512
+    micro_batch: Annotated[
+        int | None, "captions embedded at a time, to save memory; the gradient is that of the whole batch"
+    ] = None
+    captions_per_picture: Annotated[int, "maximum number of captions of an image in a step, all of them positives"] = 1
     equal_captions: Annotated[
         Literal["ignore", "positive"],
-        "other images of a step that have the same caption: no pair (ignore), or a positive pair",
+        "other images in the batch with the same caption: ignore masks these pairs, positive makes them positives",
     ] = "ignore"
     negatives: Annotated[
-        str | int, "cached images beyond the batch that are negatives of every caption: a number, or all"
+        str | int, "additional negatives of every caption, from cached images beyond the batch: a number, or all"
     ] = "0"
-    token_dropout: Annotated[float, "share of a caption's tokens that are left out each time it is shown"] = 0.0
-    seed: Annotated[int, "fixes initial weights, batches and choice of captions"] = 0
+    token_dropout: Annotated[float, "probability that a token of a caption is left out of a step"] = 0.0
+    seed: Annotated[int, "seed of initial weights, batches, choice of captions and dropout"] = 0
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "epochs", "captions_per_picture", "micro_batch")
         require(self.batch_size >= 2, f"--batch-size {self.batch_size}: a contrastive loss needs at least 2")
         require(
             (self.micro_batch or 0) <= self.batch_size,
-            f"--micro-batch {self.micro_batch}: is a part of --batch-size {self.batch_size}",
+            f"--micro-batch {self.micro_batch}: must be at most --batch-size {self.batch_size}",
         )
         require(
             self.negatives == "all" or str(self.negatives).isdecimal(),
             f"--negatives {self.negatives}: must be a number, or all",
         )
-        _require_share(self, "token_dropout")
+        _require_fraction(self, "token_dropout")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")
 
     @property
@@ -96,45 +98,47 @@ class BatchSettings:
 class ScheduleSettings:
     """Learning rate schedule."""
 
-    lr: Annotated[float, "peak learning rate: of a scratch tower, of heads, of LoRA"] = 1e-3
+    lr: Annotated[float, "peak learning rate of a scratch tower, of heads and of LoRA"] = 1e-3
     schedule: Annotated[
-        Literal["cosine", "constant", "wsd"], "learning rate after warm-up: wsd is constant with a cooldown"
+        Literal["cosine", "constant", "wsd"],
+        "learning rate schedule after warm-up; wsd is constant, then falls in the cooldown",
     ] = "cosine"
-    warmup: Annotated[float, "share of the steps in which the learning rate rises"] = 0.05
-    cooldown: Annotated[float, "share of the steps, at the end, in which wsd falls"] = 0.2
+    warmup: Annotated[float, "fraction of the steps in which the learning rate rises"] = 0.05
+    cooldown: Annotated[float, "fraction of the steps, at the end, in which the learning rate of wsd falls"] = 0.2
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, f"--lr {self.lr}: must be positive and finite")
-        require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: is a share of the steps, 0 to 1")
-        require(0 <= self.cooldown <= 1, f"--cooldown {self.cooldown}: is a share of the steps, 0 to 1")
+        require(0 <= self.warmup <= 1, f"--warmup {self.warmup}: must be a fraction of the steps, 0 to 1")
+        require(0 <= self.cooldown <= 1, f"--cooldown {self.cooldown}: must be a fraction of the steps, 0 to 1")
         require(
             self.schedule != "wsd" or self.warmup + self.cooldown <= 1 + 1e-9,
-            f"--warmup {self.warmup} and --cooldown {self.cooldown}: are shares of the same steps, at most 1 together",
+            f"--warmup {self.warmup} and --cooldown {self.cooldown}: must add up to at most 1",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The loss and the terms beside it."""
+    """Loss and auxiliary terms."""
 
     loss: Annotated[
         Literal["infonce", "siglip", "similarity", "cosine", "mse"],
-        "softmax (CLIP) or sigmoid (SigLIP) over the batch; the image's similarities to the batch as soft targets; "
-        "or regression on the image's embedding, by direction or with the length",
+        "contrastive with softmax (infonce, as CLIP) or sigmoid (siglip); soft targets from similarities of images; or "
+        "regression to the image embedding (cosine, mse)",
     ] = "infonce"
     label_smoothing: Annotated[
-        float, "share of each target of infonce that is spread evenly over all candidates of its softmax"
+        float, "label smoothing of infonce: fraction of each target that is spread evenly over all candidates"
     ] = 0.0
-    similarity: Annotated[float, "weight of the similarities as soft targets beside another loss"] = 0.0
-    alignment: Annotated[float, "weight of the squared distance to the image beside the loss"] = 0.0
-    uniformity: Annotated[float, "weight of a term that spreads the captions of a batch over the sphere"] = 0.0
+    similarity: Annotated[float, "weight of the similarity loss as a term added to another loss"] = 0.0
+    alignment: Annotated[float, "weight of the alignment term: squared distance between caption and image"] = 0.0
+    uniformity: Annotated[float, "weight of the uniformity term, which spreads captions over the sphere"] = 0.0
     simcse: Annotated[
-        float, "weight of a term in which captions, embedded twice with other --dropout, find themselves"
+        float, "weight of the SimCSE term, contrastive between two passes of each caption with different --dropout"
     ] = 0.0
     teacher_weight: Annotated[
-        float, "share of the loss, 0 to 1, that draws captions to the text teacher of `clipglot cache --teacher-field`"
+        float,
+        "weight, 0 to 1, of the loss to the text teacher (`clipglot cache --teacher-field`); the rest is the main loss",
     ] = 0.0
-    teacher_temperature: Annotated[float, "of the softmax over the image's similarities, where these are used"] = 0.05
+    teacher_temperature: Annotated[float, "temperature of the soft targets from the similarities of images"] = 0.05
     temperature: Annotated[
         float | None,
         "initial temperature; softmax and sigmoid learn it (default: 0.07; 0.1 for siglip, 0.01 for cosine and mse)",
@@ -142,17 +146,16 @@ class LossSettings:
     max_logit_scale: Annotated[float, "upper bound of 1 / temperature"] = 100.0
 
     def __post_init__(self) -> None:
-        _require_share(self, "label_smoothing")
+        _require_fraction(self, "label_smoothing")
         require(self.loss == "infonce" or not self.label_smoothing, "--label-smoothing belongs to --loss infonce")
         for name in ("similarity", "alignment", "uniformity", "simcse"):
             weight = getattr(self, name)
-            require(0 <= weight < math.inf, f"--{name} {weight}: is a weight, 0 or more")
+            require(0 <= weight < math.inf, f"--{name} {weight}: must be a weight of 0 or more")
         require(
-            not (self.similarity and self.loss == "similarity"), "--similarity is a term beside another --loss: drop it"
+            not (self.similarity and self.loss == "similarity"),
+            "--similarity is an auxiliary term of other losses: drop it",
         )
-        require(
-            0 <= self.teacher_weight <= 1, f"--teacher-weight {self.teacher_weight}: is a share of the loss, 0 to 1"
-        )
+        require(0 <= self.teacher_weight <= 1, f"--teacher-weight {self.teacher_weight}: must be a weight from 0 to 1")
         require(
             0 < self.teacher_temperature < math.inf,
             f"--teacher-temperature {self.teacher_temperature}: must be positive",
@@ -164,7 +167,7 @@ class LossSettings:
 
     @property
     def resolved_temperature(self) -> float:
-        """Initial temperature: by default CLIP's or SigLIP's; where none is learned, the one CLIP ends with."""
+        """Initial temperature; its default is that of CLIP or SigLIP, or CLIP's final one if none is learned."""
         if self.teacher_weight == 1 and self.temperature is None:
             return 0.01
         default = {"siglip": 0.1, "cosine": 0.01, "mse": 0.01}.get(self.loss, 0.07)
@@ -172,13 +175,13 @@ class LossSettings:
 
     @property
     def num_passes(self) -> int:
-        """Times that each caption of a step is embedded."""
+        """Number of forward passes per caption in a step."""
         return 2 if self.simcse else 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearningSettings(BatchSettings, ScheduleSettings, LossSettings):
-    """What is learned in each step, and how fast; holds whatever the tower and the data."""
+    """Batches, schedule and loss, with checks that hold for every tower and cache."""
 
     def __post_init__(self) -> None:
         BatchSettings.__post_init__(self)
@@ -196,70 +199,75 @@ class LearningSettings(BatchSettings, ScheduleSettings, LossSettings):
         require(
             self.teacher_weight < 1
             or not (self.similarity or self.alignment or self.uniformity or self.simcse or self.num_negatives),
-            "--teacher-weight 1 leaves no share to --similarity, --alignment, --uniformity, --simcse or --negatives: "
-            "drop them, or pass a smaller one",
+            "--teacher-weight 1 leaves no weight for --similarity, --alignment, --uniformity, --simcse or --negatives: "
+            "drop them, or lower it",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings(LearningSettings, EmbeddingSettings):
-    """`clipglot train`: teach a text tower to match the cached images."""
+    """`clipglot train`: train a text tower on cached image embeddings."""
 
     cache: Annotated[Location, "cache to train from: a local path, or a URL such as s3://bucket/train.zarr"]
-    output: Annotated[Path, "folder of the run"]
-    val: Annotated[Location | None, "cache of held-out images: recall is measured on it after every epoch"] = None
+    output: Annotated[Path, "run folder"]
+    val: Annotated[Location | None, "cache of held-out images, on which recall is measured after every epoch"] = None
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
-    vocab_size: Annotated[int, "tokens of that BPE"] = 16_384
-    context_length: Annotated[int, "most tokens of a caption, BOS and EOS included"] = 77
-    workers: Annotated[int | None, "processes that tokenize (default: the number of cores)"] = None
+    vocab_size: Annotated[int, "maximum vocabulary size of that BPE"] = 16_384
+    context_length: Annotated[int, "maximum number of tokens of a caption, BOS and EOS included"] = 77
+    workers: Annotated[int | None, "tokenizing processes (default: the number of cores)"] = None
     text: Annotated[
         str,
-        "text tower: scratch; clip, the one of the CLIP that made the cache; the folder of an earlier run; or folder "
-        "or hub repository of a language model that transformers loads",
+        "text tower: scratch; clip for that of the CLIP that made the cache; the folder of an earlier run; or the "
+        "folder or hub repository of a language model that transformers loads",
     ] = "scratch"
     width: Annotated[int, "width of a scratch tower"] = 512
     layers: Annotated[int, "layers of a scratch tower"] = 6
     heads: Annotated[int, "attention heads of a scratch tower"] = 8
     pooler: Annotated[
-        Literal["mean", "cls", "eos"], "how a language model's tokens are pooled: their mean, the first, or the last"
+        Literal["mean", "cls", "eos"],
+        "pooling of a language model's last hidden states: their mean, the first, or the last",
     ] = "mean"
     head: Annotated[
-        Literal["linear", "mlp"], "projection from a language model's width to that of the image embeddings"
+        Literal["linear", "mlp"], "projection of a language model's pooled state to the image embeddings"
     ] = "linear"
-    dropout: Annotated[
-        float | None, "share of the tower's values that training zeroes (default: none, or the language model's own)"
-    ] = None
-    grad_checkpointing: Annotated[bool, "compute activations twice instead of keeping them"] = False
+    dropout: Annotated[float | None, "dropout probability (default: 0, or the language model's own)"] = None
+    grad_checkpointing: Annotated[bool, "gradient checkpointing: saves memory by computing activations twice"] = False
     train_layers: Annotated[
-        int | None, "last layers of a language model that are trained; 0 trains the head alone (default: all)"
+        int | None, "number of last layers of a language model to train; 0 trains only the head (default: all)"
     ] = None
-    freeze_embeddings: Annotated[bool, "keep a language model's word embeddings as they are"] = False
-    lora_rank: Annotated[int, "train low-rank changes of a language model's matrices (LoRA); 0 trains them whole"] = 0
-    lora_alpha: Annotated[float | None, "LoRA's changes are scaled by alpha / rank (default: twice the rank)"] = None
+    freeze_embeddings: Annotated[bool, "freeze the word embeddings of a language model"] = False
+    lora_rank: Annotated[int, "rank of LoRA on a language model's matrices; 0 trains the matrices themselves"] = 0
+    lora_alpha: Annotated[float | None, "scale of LoRA's updates, times the rank (default: twice the rank)"] = None
     lora_targets: Annotated[
-        tuple[str, ...], "linear layers that LoRA changes, e.g. query; may be given more than once (default: all)"
+        tuple[str, ...], "linear layers with LoRA, e.g. query; repeat for several (default: all)"
     ] = ()
     lm_lr: Annotated[float, "peak learning rate of a language model's own parameters"] = 1e-4
-    layer_decay: Annotated[float, "factor on that rate for every layer further from the head"] = 1.0
+    layer_decay: Annotated[float, "factor on --lm-lr per layer of distance from the head"] = 1.0
     warm_start: Annotated[
         Literal["none", "ridge"],
-        "ridge fits a scratch tower as a bag of tokens, or a language model's linear head, in closed form before the "
-        "first step, so that epoch zero retrieves",
+        "ridge fits a scratch tower as a bag of tokens, or the linear head of a language model, by ridge regression "
+        "before the first step",
     ] = "none"
-    weight_decay: Annotated[float, "AdamW's, on matrices alone"] = 0.1
-    beta2: Annotated[float, "AdamW's second moment"] = 0.98
-    grad_clip: Annotated[float, "upper bound of the gradient's norm; 0 switches clipping off"] = 1.0
-    ema: Annotated[float, "decay of an average of the weights, which is validated and exported; 0 keeps none"] = 0.0
+    weight_decay: Annotated[float, "weight decay of AdamW, applied to matrices only"] = 0.1
+    beta2: Annotated[float, "beta2 of AdamW, the decay of the second moment"] = 0.98
+    grad_clip: Annotated[float, "maximum gradient norm; 0 switches clipping off"] = 1.0
+    ema: Annotated[float, "decay of the moving average of the weights, which is validated and exported; 0 is off"] = 0.0
     device: Device = "auto"
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"], "autocast; auto is bf16 on a GPU and fp32 elsewhere"
+        Literal["auto", "fp32", "bf16", "fp16"], "autocast precision; auto is bf16 on a GPU and fp32 elsewhere"
     ] = "auto"
-    tf32: Annotated[bool, "multiply float32 matrices as TF32 on a GPU, the loss's among them"] = True
-    compile: Annotated[Literal["auto", "on", "off"], "torch.compile tower and loss; auto does so on a GPU"] = "auto"
+    tf32: Annotated[bool, "allow TF32 in float32 matrix products on a GPU, also in the loss"] = True
+    compile: Annotated[Literal["auto", "on", "off"], "torch.compile for tower and loss; auto is on for a GPU"] = "auto"
     log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
-    log_to: Annotated[tuple[Literal["tensorboard", "wandb"], ...], "where metrics go, too; may be given twice"] = ()
-    profile: Annotated[int, "steps to profile with torch's profiler, after the first ten; the trace is in profile/"] = 0
-    checkpoint_every: Annotated[int, "steps between checkpoints; five minutes after the last one is due too"] = 10_000
+    log_to: Annotated[
+        tuple[Literal["tensorboard", "wandb"], ...], "tracker that gets the metrics, too; repeat for both"
+    ] = ()
+    profile: Annotated[
+        int, "steps to record with the torch profiler, after the first ten; writes profile/trace.json"
+    ] = 0
+    checkpoint_every: Annotated[
+        int, "maximum number of steps between checkpoints; at the latest one is saved after five minutes"
+    ] = 10_000
 
     def __post_init__(self) -> None:
         LearningSettings.__post_init__(self)
@@ -268,16 +276,16 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
         require_at_least_one(self, *names)
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
-        _require_share(self, "dropout")
+        _require_fraction(self, "dropout")
         self._require_text_tower()
         require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative")
         require(0 < self.beta2 < 1, f"--beta2 {self.beta2}: must lie between 0 and 1")
         require(self.grad_clip >= 0, f"--grad-clip {self.grad_clip}: must not be negative")
-        require(0 <= self.ema < 1, f"--ema {self.ema}: is a decay below 1, e.g. 0.999")
+        require(0 <= self.ema < 1, f"--ema {self.ema}: must be a decay below 1, e.g. 0.999")
         require(self.profile >= 0, f"--profile {self.profile}: must be a number of steps")
         require(
             not self.simcse or self.text != "scratch" or bool(self.dropout) or self.token_dropout > 0,
-            f"--simcse {self.simcse}: both passes of a caption would be the same: pass --dropout too, e.g. 0.1",
+            f"--simcse {self.simcse}: both passes of a caption would be equal: pass --dropout, too, e.g. 0.1",
         )
 
     def _require_text_tower(self) -> None:
@@ -287,7 +295,7 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
         given = self.given(*SCRATCH_ALONE)
         require(
             self.text == "scratch" or not given,
-            f"--{given} belongs to a scratch tower: {self.text} has a shape of its own: drop it",
+            f"--{given} belongs to a scratch tower, but the shape of {self.text} is fixed: drop it",
         )
         layers = self.train_layers
         require(layers is None or layers >= 0, f"--train-layers {layers}: must be a number of layers")
@@ -302,7 +310,7 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
         )
         require(
             self.lora_rank == 0 or (self.train_layers is None and not self.freeze_embeddings),
-            "--lora-rank keeps the language model itself as it is: drop --train-layers and --freeze-embeddings",
+            "--lora-rank freezes the whole language model: drop --train-layers and --freeze-embeddings",
         )
         require(
             self.warm_start == "none" or (self.text != "clip" and self.head == "linear"),
@@ -310,21 +318,21 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
             f"--text {self.text} --head {self.head}",
         )
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
-        require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: is a factor above 0, at most 1")
+        require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: must be a factor above 0 and at most 1")
 
     def given(self, *names: str) -> str:
-        """The flag, without dashes, of the first of these settings that differs from its default, or nothing."""
+        """Flag, without dashes, of the first of these settings that is not at its default, or an empty string."""
         changed = (f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default)
         return next(changed, "").replace("_", "-")
 
     @property
     def resolved_lora_alpha(self) -> float:
-        """Scale of LoRA's changes times its rank."""
+        """Scale of LoRA's updates times the rank."""
         return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
-def _require_share(settings: object, name: str) -> None:
-    share = getattr(settings, name)
+def _require_fraction(settings: object, name: str) -> None:
+    fraction = getattr(settings, name)
     require(
-        share is None or 0 <= share < 1, f"--{name.replace('_', '-')} {share}: must be a share, 0 or more and below 1"
+        fraction is None or 0 <= fraction < 1, f"--{name.replace('_', '-')} {fraction}: must be at least 0 and below 1"
     )

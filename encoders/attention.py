@@ -1,7 +1,7 @@
-"""Causal attention within each caption, in the forms that each packing allows.
+"""Causal attention within each caption of a packed batch: by length, as FlashAttention sequences, or in rows.
 
-Each function takes what a batch's layers share and returns the attention of one layer. B captions, S tokens or slots,
-W width, H heads, R rows of L slots.
+Each function takes the layout of a batch, which all layers share, and returns the attention function of a layer. B
+captions, S tokens or slots, W width, H heads, R rows of L slots.
 """
 
 import inspect
@@ -17,11 +17,11 @@ from .errors import EncoderError
 from .packing import BLOCK, PackedCaptions
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Queries, keys and values `[S, W]` to `[S, W]`; given where the captions end `[B]`, to `[B, W]` for those alone."""
+"""Queries, keys, values `[S, W]` to outputs `[S, W]`; given end positions `[B]` of captions, to `[B, W]` of these."""
 
 
 def by_length(packed: PackedCaptions, heads: int) -> Attend:
-    """One unmasked rectangle for each distinct length: the least work, and a shape that changes with every batch."""
+    """Attention by rectangles of equal-length captions: least computation, but shapes differ from batch to batch."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, last: Tensor | None) -> Tensor:
         width = q.shape[-1]
@@ -30,7 +30,7 @@ def by_length(packed: PackedCaptions, heads: int) -> Attend:
         outputs = []
         for (length, count), *qkv in zip(packed.lengths, queries, keys, values, strict=True):
             q_, k_, v_ = (t.view(count, -1, heads, width // heads).transpose(1, 2) for t in qkv)  # [count, H, L, W/H]
-            # A caption's last token sees all of it: no mask is needed there.
+            # The last token of a caption attends to all of it, so it needs no mask.
             attended = F.scaled_dot_product_attention(q_, k_, v_, is_causal=last is None and length > 1)
             outputs.append(attended.transpose(1, 2).reshape(-1, width))
         return torch.cat(outputs)
@@ -39,16 +39,16 @@ def by_length(packed: PackedCaptions, heads: int) -> Attend:
 
 
 def varlen(packed: PackedCaptions, heads: int) -> Attend:
-    """Each caption a sequence of FlashAttention's: CUDA, bf16 or fp16.
+    """Variable-length FlashAttention with one sequence per caption: CUDA, bf16 or fp16.
 
     Raises:
-        EncoderError: this torch has no such kernel.
+        EncoderError: this torch has no `varlen_attn`.
     """
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
         raise EncoderError(f"torch {torch.__version__} has no varlen_attn: use 2.10 or newer") from error
-    # 2.10 has is_causal; later versions say the same by the window.
+    # torch 2.10 has is_causal; later versions replace it by window_size.
     windowed = "window_size" in inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"window_size": (-1, 0)} if windowed else {"is_causal": True}
     ends = F.pad(packed.last + 1, (1, 0)).int()  # [B + 1]
@@ -61,19 +61,19 @@ def varlen(packed: PackedCaptions, heads: int) -> Attend:
             attended = varlen_attn(q.view(len(q), heads, -1), k_, v_, ends, ends, longest, longest, **causal)
         else:
             attended = varlen_attn(q[last].view(len(last), heads, -1), k_, v_, one_each, ends, 1, longest)
-        assert isinstance(attended, Tensor), "no auxiliary output was asked for"
+        assert isinstance(attended, Tensor), "no auxiliary output was requested"
         return attended.flatten(1)
 
     return attend
 
 
 def in_rows(caption: Tensor, heads: int, *, flex: bool) -> Attend:
-    """All rows at once, a token seeing its own caption alone.
+    """Attention over rows of packed captions; a token attends only within its own caption.
 
     Args:
-        caption: `[R, L]`, as in `PackedRows`. Unused slots see each other, so that no softmax is over nothing.
+        caption: `[R, L]`, as in `PackedRows`. Unused slots attend to each other, so that no softmax is empty.
         heads: H.
-        flex: flex_attention, which wants compiling, in place of a boolean mask.
+        flex: use flex_attention, which should be compiled, instead of a boolean mask.
     """
     mask = _block_mask(caption) if flex else _mask(caption)
 
@@ -81,7 +81,7 @@ def in_rows(caption: Tensor, heads: int, *, flex: bool) -> Attend:
         q_, k_, v_ = (t.view(*caption.shape, heads, -1).transpose(1, 2) for t in (q, k, v))  # [R, H, L, W/H]
         if isinstance(mask, BlockMask):
             attended = flex_attention(q_, k_, v_, block_mask=mask)
-            assert isinstance(attended, Tensor), "no auxiliary output was asked for"
+            assert isinstance(attended, Tensor), "no auxiliary output was requested"
         else:
             attended = F.scaled_dot_product_attention(q_, k_, v_, attn_mask=mask)
         outputs = attended.transpose(1, 2).reshape(q.shape)
@@ -91,23 +91,23 @@ def in_rows(caption: Tensor, heads: int, *, flex: bool) -> Attend:
 
 
 def _mask(caption: Tensor) -> Tensor:
-    """`[R, 1, L, L] bool`, true where the query may look."""
+    """Boolean mask `[R, 1, L, L]`, true where a query attends to a key."""
     same = caption[:, None, :, None] == caption[:, None, None, :]
     return same.tril()
 
 
 def _block_mask(caption: Tensor) -> BlockMask:
-    """The same for flex_attention: of each row the blocks that are not above the diagonal, whatever its captions."""
+    """The same mask for flex_attention; it lists all blocks of a row on and below the diagonal."""
     num_rows, length = caption.shape
     blocks = torch.arange(length // BLOCK, dtype=torch.int32, device=caption.device)
 
-    def may_look(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    def attends(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (caption[row, query] == caption[row, key]) & (query >= key)
 
     return BlockMask.from_kv_blocks(
         (blocks + 1).repeat(num_rows, 1, 1),
         blocks.repeat(num_rows, 1, len(blocks), 1),
         BLOCK_SIZE=BLOCK,
-        mask_mod=may_look,
+        mask_mod=attends,
         seq_lengths=(length, length),
     )

@@ -1,7 +1,7 @@
-"""Which scripts a text is written in, and its words: what a tokenizer is judged by.
+"""Scripts and words of a text, for the report on tokenizers.
 
-Scripts as Unicode has them (UAX #24), but Hiragana and Katakana are one, "Kana", and pictographs are "emoji". All that
-belongs to no language alone, digits and punctuation, is "other".
+Scripts are those of Unicode (UAX #24), except that Hiragana and Katakana are one script, "Kana", and pictographs are
+"emoji". Digits and punctuation, which belong to no single script, are "other".
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import regex
 
 SPACELESS = frozenset({"Han", "Kana", "Bopomofo", "Yi", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan", "emoji", "other"})
-"""Written without spaces between words: counted by the character."""
+"""Scripts without spaces between words; their unit is the character."""
 _NAMES = (
     *("Latin", "Cyrillic", "Greek", "Armenian", "Georgian", "Hebrew", "Arabic", "Syriac", "Thaana", "Ethiopic"),
     *("Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya", "Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala"),
@@ -25,7 +25,7 @@ _RUNS = regex.compile(
     "|".join(
         (
             *(rf"(?P<{name}>(?:(?=\p{{L}})\p{{Script={name}}}{_TAIL})+)" for name in _NAMES),
-            # The long-vowel mark belongs to both Kana.
+            # The long vowel mark ー belongs to both Hiragana and Katakana.
             rf"(?P<Kana>(?:[\p{{Script=Hiragana}}\p{{Script=Katakana}}ー]{_TAIL})+)",
             rf"(?P<emoji>(?:{_EMOJI})+)",
             rf"(?P<unlisted>(?:\p{{L}}{_TAIL})+)",
@@ -36,7 +36,7 @@ _RUNS = regex.compile(
 
 
 def script_runs(text: str) -> Iterator[tuple[str, int, int]]:
-    """The words of a text, or its runs in scripts without spaces: script, start, end. White space is in none.
+    """Words of a text (runs in scripts without spaces) as script, start, end; white space is skipped.
 
     >>> list(script_runs("кот и 2 猫ねこ 🐈"))
     [('Cyrillic', 0, 3), ('Cyrillic', 4, 5), ('other', 6, 7), ('Han', 8, 9), ('Kana', 9, 11), ('emoji', 12, 13)]
@@ -47,7 +47,7 @@ def script_runs(text: str) -> Iterator[tuple[str, int, int]]:
 
 
 def is_base(character: str) -> bool:
-    """Whether a character stands by itself: it is no mark, joiner or selector.
+    """Whether a character is a base character: not a mark, joiner or selector.
 
     >>> [is_base(character) for character in "दि"]
     [True, False]

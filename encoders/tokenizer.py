@@ -1,6 +1,6 @@
-"""Tokenizers of text towers: their interface, those with begin and end tokens, and training of a BPE or Unigram.
+"""Tokenizers of text towers: interface, tokenizers with BOS and EOS, and training of BPE and Unigram.
 
-All encode exactly as open_clip does at inference with the exported folder, without padding.
+All of them encode exactly as open_clip does at inference with the exported folder, but without padding.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ from .errors import EncoderError
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 SPECIAL: dict[str, str | None] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}
-"""The special tokens of the tokenizers trained here, under the names that transformers gives their roles."""
+"""Special tokens of the tokenizers trained here, by role as named in transformers."""
 ROLES = (*SPECIAL, "cls_token", "sep_token", "mask_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-CLEANING = "whitespace"  # what open_clip's HFTokenizer applies before tokenizing: ftfy, html and whitespace
+CLEANING = "whitespace"  # text cleaning of open_clip's HFTokenizer: ftfy, HTML entities and whitespace
 _open_clip_clean = get_clean_fn(CLEANING)
-# ftfy and html.unescape, which cost as much as tokenizing, leave texts of these characters alone: there is no entity
-# without `&`; none of the characters is rewritten, by itself or by NFC beside others; and every pattern of ftfy.badness
-# needs one that is not here. Other texts are only slower.
+# Characters of texts that ftfy and html.unescape do not change: an HTML entity needs `&`; ftfy and NFC rewrite none of
+# these characters; every pattern of ftfy.badness needs a character that is not here. Cleaning costs as much as
+# tokenizing, so such texts skip it.
 _PLAIN = re.compile(
     "["
-    " -%'-~"  # ASCII but for `&`
-    "ß-öø-ÿ"  # small letters of western Europe; capitals beside them can be mojibake
-    "ЁЄІЇА-яёєіїў"  # Cyrillic without Ђ and ґ, which ftfy knows from mojibake
+    " -%'-~"  # ASCII without `&`
+    "ß-öø-ÿ"  # western European lower case; upper case can be mojibake
+    "ЁЄІЇА-яёєіїў"  # Cyrillic without Ђ and ґ, which occur in mojibake
     "\u05d0-\u05ea"  # Hebrew
     "\u0621-\u063a\u0641-\u064a"  # Arabic without marks
     "、。ぁ-ゖゝ-ゟァ-ヿ"  # Kana
@@ -42,16 +42,16 @@ _PLAIN = re.compile(
 
 
 def clean(caption: str) -> str:
-    """A caption, cleaned as open_clip cleans it."""
+    """Clean a caption as open_clip does."""
     return " ".join(caption.split()) if _PLAIN.fullmatch(caption) else str(_open_clip_clean(caption))
 
 
 class TextTokenizer(ABC):
-    """Interface of tokenizers: captions to the ids that `open_clip.get_tokenizer` gives for an export, unpadded.
+    """Interface of tokenizers; the ids are those of `open_clip.get_tokenizer` for an export, without padding.
 
     Attributes:
         vocab_size: number of tokens.
-        pad_id: id that open_clip pads with, if there is one.
+        pad_id: id of open_clip's padding, or None.
     """
 
     vocab_size: int
@@ -60,28 +60,28 @@ class TextTokenizer(ABC):
     @classmethod
     @abstractmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read the tokenizer of a folder; some kinds read a hub repository, too.
+        """Read the tokenizer of a folder; some kinds also read a hub repository.
 
         Raises:
-            EncoderError: no tokenizer there, or one of another kind.
+            EncoderError: no tokenizer in it, or one of another kind.
         """
 
     @property
     @abstractmethod
     def backend(self) -> Tokenizer:
-        """The tokenizer of the tokenizers library underneath, which neither cuts nor pads."""
+        """The underlying tokenizer of the tokenizers library; it neither truncates nor pads."""
 
     @abstractmethod
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
-        """Ids of each caption with its special tokens, at most `context_length`, unpadded."""
+        """Ids of each caption with special tokens, at most `context_length`, without padding."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
+        """Text of ids, without special tokens."""
 
     @abstractmethod
     def fingerprint(self, context_length: int) -> str:
-        """SHA-256 over all that decides the ids: two tokenizers with the same fingerprint give the same ids."""
+        """SHA-256 over everything that determines the ids: equal fingerprints mean equal ids."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
@@ -89,14 +89,14 @@ class TextTokenizer(ABC):
 
 
 class CaptionTokenizer(TextTokenizer):
-    """A tokenizer that puts captions between a begin and an end token, as a causal tower needs them.
+    """Tokenizer with a begin and an end token around each caption, as causal towers need them.
 
     Attributes:
-        special: its special tokens by role, as transformers names the roles.
+        special: special tokens by role, as named in transformers.
         vocab_size: number of tokens.
-        pad_id: id that captions are padded with.
-        bos_id: id that begins every caption.
-        eos_id: id that ends every caption.
+        pad_id: id of the padding token.
+        bos_id: id of the begin token.
+        eos_id: id of the end token.
     """
 
     pad_id: int
@@ -107,8 +107,8 @@ class CaptionTokenizer(TextTokenizer):
         """Wrap a tokenizer.
 
         Args:
-            tokenizer: puts captions between a begin and an end token.
-            special: its special tokens by role, `pad_token`, `bos_token` and `eos_token` among them.
+            tokenizer: one that puts captions between a begin and an end token.
+            special: its special tokens by role, with at least `pad_token`, `bos_token` and `eos_token`.
         """
         self._tokenizer = tokenizer
         self.special = dict(special)
@@ -117,10 +117,10 @@ class CaptionTokenizer(TextTokenizer):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read a folder that `save` wrote, or one of transformers whose captions stand between begin and end tokens.
+        """Read a folder written by `save`, or a transformers tokenizer with a begin and an end token.
 
         Raises:
-            EncoderError: no tokenizer there, or one that does not put captions between BOS and EOS.
+            EncoderError: no tokenizer in it, or one that does not put captions between BOS and EOS.
         """
         folder = Path(folder)
         tokenizer = read_tokenizer(folder)
@@ -134,24 +134,24 @@ class CaptionTokenizer(TextTokenizer):
 
     @property
     def backend(self) -> Tokenizer:
-        """A copy of the tokenizer underneath, which neither cuts nor pads."""
+        """A copy of the underlying tokenizer; it neither truncates nor pads."""
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         return Tokenizer.from_str(self._tokenizer.to_str())
 
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
-        """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
+        """Ids of each caption: BOS, text, EOS, at most `context_length`; a truncated caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
         return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
 
     def fingerprint(self, context_length: int) -> str:
-        """SHA-256 over all that decides the ids: two tokenizers with the same fingerprint give the same ids."""
+        """SHA-256 over everything that determines the ids: equal fingerprints mean equal ids."""
         self._tokenizer.no_truncation()  # `encode` sets it
-        decisive = [self._tokenizer.to_str(), CLEANING, context_length]
-        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
+        content = [self._tokenizer.to_str(), CLEANING, context_length]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens."""
+        """Text of ids, without special tokens."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def save(self, folder: Path) -> None:
@@ -160,7 +160,7 @@ class CaptionTokenizer(TextTokenizer):
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         config = self.special | {
-            # Named so because transformers 4 does not know the class name that transformers 5 would write.
+            # transformers 4 does not know the class name that transformers 5 would write.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**9,
@@ -178,17 +178,17 @@ class CaptionTokenizer(TextTokenizer):
         token = self.special.get(role)
         if token is None:
             raise EncoderError(f"the tokenizer names no {role.replace('_', ' ')}: use one made by `clipglot tokenizer`")
-        found = self._tokenizer.token_to_id(token)
-        if found is None:
+        id_ = self._tokenizer.token_to_id(token)
+        if id_ is None:
             raise EncoderError(f"the tokenizer has no {token} token: use one made by `clipglot tokenizer`")
-        return int(found)
+        return int(id_)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of any folder with a tokenizer.json, that of a language model too; it neither cuts nor pads.
+    """Read tokenizer.json of any folder, also of a language model; the tokenizer neither truncates nor pads.
 
     Raises:
-        EncoderError: there is none, or it cannot be read.
+        EncoderError: the file is missing or cannot be read.
     """
     file = folder / FILES[0]
     if not file.is_file():
@@ -206,15 +206,15 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 
 def _special_tokens(folder: Path) -> dict[str, str | None]:
-    """Special tokens by role, as transformers' files beside tokenizer.json name them; ours where there are none."""
+    """Special tokens by role from the transformers files beside tokenizer.json; `SPECIAL` without such files."""
     named: dict[str, Any] = {}
     for file in (folder / FILES[2], folder / FILES[1]):
         if file.is_file():
             try:
-                found = json.loads(file.read_text(encoding="utf-8"))
+                content = json.loads(file.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise EncoderError(f"{file}: not JSON ({error}): save the tokenizer again") from error
-            named |= {role: token for role, token in found.items() if role in ROLES}
+            named |= {role: token for role, token in content.items() if role in ROLES}
     if not named:
         return dict(SPECIAL)
     named = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
@@ -224,10 +224,10 @@ def _special_tokens(folder: Path) -> dict[str, str | None]:
     return {role: named.get(role) for role in SPECIAL} | extra
 
 
-# Words as GPT-2 cuts them, but that a mark (a vowel sign of Devanagari, say) stays with its letter.
+# Words as in GPT-2, but marks (such as the vowel signs of Devanagari) stay with their letter.
 _WORD = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}[\p{L}\p{M}]*| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WORDS = (
-    # Chinese has no spaces: without the split whole phrases become single tokens, which compose nothing new.
+    # Chinese has no spaces: without this split whole phrases become single tokens, which do not generalize.
     pre_tokenizers.Split(Regex(r"\p{Han}"), "isolated"),
     pre_tokenizers.Split(Regex(_WORD), "isolated"),
 )
@@ -239,10 +239,10 @@ def train_bpe(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
 
     Args:
         captions: the training texts.
-        vocab_size: most tokens, special ones included; few captions may give fewer.
+        vocab_size: maximum number of tokens, special ones included; few captions may give fewer.
 
     Raises:
-        EncoderError: a vocabulary too small to hold the 256 bytes.
+        EncoderError: a vocabulary too small for the 256 bytes.
 
     >>> tokenizer = train_bpe(["кот на столе", "桌上的猫", "책상 위의 고양이 🐈"], 300)
     >>> tokenizer.decode(tokenizer.encode(["책상 위의 кот 🐈"], 77)[0])
@@ -270,14 +270,14 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
     """Train a Unigram tokenizer with byte fallback; every text round-trips (after NFC; `▁` reads as a space).
 
     Unigram language model of Kudo, "Subword Regularization", 2018, section 3.2, with the bytes of SentencePiece:
-    characters that are rare in the captions, or not there, are spelled in UTF-8, so no text is unknown.
+    characters that are rare in the captions, or missing, become their UTF-8 bytes, so no text is unknown.
 
     Args:
         captions: the training texts.
-        vocab_size: most tokens, special ones and the 256 bytes included; few captions may give fewer.
+        vocab_size: maximum number of tokens, special ones and the 256 bytes included; few captions may give fewer.
 
     Raises:
-        EncoderError: a vocabulary too small to hold the bytes and ASCII, or captions without a word.
+        EncoderError: a vocabulary too small for the bytes and ASCII, or captions without a word.
 
     >>> tokenizer = train_unigram(["кот на столе", "桌上的猫", "책상 위의 고양이"], 470)
     >>> tokenizer.decode(tokenizer.encode(["책상 위의 кот 🐈"], 77)[0])
@@ -292,7 +292,7 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        # No mark before the first word: before a Han character it would be a token of its own.
+        # No mark before the first word: before a Han character it would be a separate token.
         [*_WORDS, pre_tokenizers.Metaspace(prepend_scheme="never", split=False)]
     )
     trainer = trainers.UnigramTrainer(
@@ -303,7 +303,7 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
         show_progress=False,
     )
     texts = [clean(caption) for caption in captions]
-    # The trainer keeps every character, however many: half the room is for them, others become bytes.
+    # The trainer keeps every character: give them at most half of the vocabulary, the rest become bytes.
     counts = Counter(normalizers.NFC().normalize_str("\n".join(texts)))
     frequent = [c for c, count in counts.most_common((vocab_size - num_fixed - len(_ASCII)) // 2) if count > 1]
     rare = dict.fromkeys(map(ord, counts.keys() - {*frequent, *_ASCII}), " ")
@@ -312,17 +312,18 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
     except Exception as error:  # the Rust side raises bare Exception
         raise EncoderError(f"no Unigram tokenizer can be trained on these captions ({error}): use a BPE") from error
     trained = json.loads(tokenizer.to_str())["model"]["vocab"]
-    # Threads add up scores in no fixed order, and characters that won no place follow each other from the lowest score,
-    # 0.0001 apart, by the order of a hash table. Rounding and one score for these give the same tokenizer every time.
+    # The trainer is not deterministic: threads add up scores in any order, and characters that it keeps regardless of
+    # their score get the lowest scores, 0.0001 apart, in the order of a hash table. Round all scores, and give these
+    # characters the same score.
     lowest = min(score for _, score in trained)
     level = lowest + 0.0001 * sum(len(piece) == 1 for piece, _ in trained)
     scores = ((piece, lowest if len(piece) == 1 and score < level else score) for piece, score in trained)
     pieces = sorted(((piece, round(score, 6)) for piece, score in scores), key=lambda scored: (-scored[1], scored[0]))
-    # A text that reads `<0x41>` is six characters, not a byte: all of them together must score better than that.
+    # The text `<0x41>` must stay six characters and not become a byte: their total score must be higher.
     byte_score = 8 * pieces[-1][1]
     special = [(token, 0.0) for token in (PAD, BOS, EOS)]
     tokens = [*special, *((f"<0x{byte:02X}>", byte_score) for byte in range(256)), *pieces]
-    tokenizer.model = models.Unigram(tokens, unk_id=0, byte_fallback=True)  # it wants an unknown, and never gives it
+    tokenizer.model = models.Unigram(tokens, unk_id=0, byte_fallback=True)  # requires an unknown id, never uses it
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([PAD, BOS, EOS])
     return CaptionTokenizer(_between_bos_and_eos(tokenizer))
@@ -337,13 +338,13 @@ def _between_bos_and_eos(tokenizer: Tokenizer) -> Tokenizer:
 
 
 OPEN_CLIP = "open_clip"
-"""What `--extend` and `--inspect` call it in place of a folder."""
+"""Name of the tokenizer below in `--extend` and `--inspect`, instead of a folder."""
 
 
 def open_clip_tokenizer() -> CaptionTokenizer:
-    """The tokenizer of open_clip's text towers that name no other one; its pad token is its end token.
+    """Default tokenizer of open_clip's text towers; its padding token is its end token.
 
-    open_clip pads with id 0 instead, which is `!`; towers that pool at the first end token see neither.
+    open_clip pads with id 0 instead, which is `!`. Towers that pool at the first end token are affected by neither.
     """
     simple = SimpleTokenizer()
     begin, end = (simple.decoder[id_] for id_ in (simple.sot_token_id, simple.eot_token_id))
@@ -351,7 +352,7 @@ def open_clip_tokenizer() -> CaptionTokenizer:
         models.BPE(vocab=dict(simple.encoder), merges=list(simple.bpe_ranks), end_of_word_suffix="</w>")
     )
     tokenizer.normalizer = normalizers.Sequence(
-        # Python's `lower` knows the sigma that ends a word, the Rust one does not.
+        # Python's `lower` handles the final sigma of a word, the Rust one does not.
         [
             normalizers.Replace(Regex(r"(?<=[\p{Lu}\p{Ll}\p{Lt}])Σ(?![\p{Lu}\p{Ll}\p{Lt}])"), "ς"),
             normalizers.Lowercase(),
@@ -366,7 +367,7 @@ def open_clip_tokenizer() -> CaptionTokenizer:
         ]
     )
     tokenizer.decoder = decoders.Sequence(
-        # Ġ is the space of the byte-level alphabet; the one behind the last word goes.
+        # Ġ is the space of the byte-level alphabet; the one after the last word is stripped.
         [decoders.Replace("</w>", "Ġ"), decoders.ByteLevel(), decoders.Strip(" ", 0, 1)]
     )
     tokenizer.add_special_tokens([AddedToken(token, normalized=True, special=True) for token in (begin, end)])

@@ -14,7 +14,7 @@ from ..cache.write.embed import embed_missing
 from ..cache.write.image_reader import reader_of
 from ..cache.write.report import PassReport
 from ..cache.write.text_only import embed_missing_texts
-from ..cache.write.text_targets import embed_teacher
+from ..cache.write.text_targets import embed_text_targets
 from ..cache.write.views import missing_views
 from ..distill.device import resolve_device
 from ..distill.errors import LoneError
@@ -101,7 +101,7 @@ def cache_images(
         before=before,
         report=report,
         resumed=resumed,
-        most_at_once=queue.most if queue else None,
+        most_at_once=queue.max_images if queue else None,
         deviation=queue.deviation if queue else None,
     )
 
@@ -116,7 +116,9 @@ def _embed(
     """Embed a worker's part of a prepared cache; return its report, and the queue of images if there are images."""
     settings, worker, cache = job.settings, job.settings.worker, job.output.require()
     if teacher and settings.images:  # first, so that a sealed cache has all text targets
-        embed_teacher(cache, teacher.encode, worker, lambda done, total: on_progress(Progress("teach", done, total)))
+        embed_text_targets(
+            cache, teacher.encode, worker, lambda done, total: on_progress(Progress("teach", done, total))
+        )
     num_views = max(settings.views, cache.info.num_views)
     missing = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
     total = sum(len(rows) for chunk, rows in missing.items() if chunk % worker.num == worker.index)

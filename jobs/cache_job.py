@@ -129,7 +129,7 @@ def require_same_plan(job: CacheJob) -> None:
         )
 
 
-def require_same_teacher(job: CacheJob) -> None:
+def require_same_text_targets(job: CacheJob) -> None:
     """Refuse another text tower than the one that embeds the cache's text targets.
 
     Raises:

@@ -18,7 +18,7 @@ from ..cache.write.text_only import rows_of_texts
 from ..cache.write.views import make_room, num_begun
 from ..cache.write.work_sharing import Worker
 from ..distill.errors import DistillError
-from .cache_job import CacheJob, appended_index, require_appendable, require_same_plan, require_same_teacher
+from .cache_job import CacheJob, appended_index, require_appendable, require_same_plan, require_same_text_targets
 
 POLL_S = 2.0  # between two looks for the plan
 MAX_WAIT_S = 2 * 3600.0  # a table of a hundred million lines is planned in less
@@ -48,7 +48,7 @@ def prepare_cache(job: CacheJob, on_progress: OnProgress) -> bool:
     cache = job.output.require()
     if cache.info.source != source.info:  # the same source and images, which have moved
         cache.arrays.write_info(replace(cache.info, source=source.info))
-    require_same_teacher(job)
+    require_same_text_targets(job)
     if job.teacher_sha256 and cache.info.teacher_sha256 is None:
         cache.arrays.write_info(replace(cache.info, teacher_sha256=job.teacher_sha256))
     if settings.views > cache.info.num_views:
@@ -89,7 +89,7 @@ def prepare_cache_or_wait(job: CacheJob, worker: Worker, store: CacheStore, on_p
                 "start that one, or see how it ended, and run this command again"
             )
         time.sleep(POLL_S)
-    require_same_teacher(job)
+    require_same_text_targets(job)
     return resumed
 
 

@@ -11,7 +11,7 @@ from ..cache.read.cache import Cache
 from ..cache.storage.atomic import PARTIAL
 from ..cache.storage.local import ZARR_JSON
 from ..cache.storage.open import store_at
-from ..cache.write.text_targets import missing_teacher_chunks
+from ..cache.write.text_targets import missing_text_target_chunks
 from ..cache.write.views import num_chunks_done
 from ..cache.write.work_sharing import SILENT_S, Heartbeat, Liveness, read_signs
 
@@ -75,7 +75,7 @@ def pass_state(cache: Cache, liveness: Liveness | None = None) -> PassState:
         state=cache.info.state,
         chunks_done=num_chunks_done(cache),
         num_chunks=0 if planning else cache.num_chunks,
-        captions_left=len(missing_teacher_chunks(cache)) if cache.info.source.has_teacher and not planning else 0,
+        captions_left=len(missing_text_target_chunks(cache)) if cache.info.source.has_teacher and not planning else 0,
         signs=signs,
         silence_s={name: liveness.silence_s(name, now) for name in signs},
         changed={name for name in signs if liveness.was_seen_to_change(name)},

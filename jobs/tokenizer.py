@@ -20,7 +20,7 @@ from ..encoders.tokenizer import (
     train_bpe,
     train_unigram,
 )
-from ..encoders.tokenizer_coverage import ScriptCoverage, sample, split_badly, split_by_script
+from ..encoders.tokenizer_coverage import ScriptCoverage, coverage_warning, sample, script_coverage
 from ..encoders.tokenizer_extend import extend
 from .settings.tokenizer import TokenizerSettings
 
@@ -123,8 +123,8 @@ def tokenizer_report(tokenizer: Tokenizer, captions: Sequence[str], name: str, c
         context_length=context_length,
         num_cut=int((lengths > context_length).sum()),
         num_sampled=len(sampled),
-        scripts=tuple(split_by_script(tokenizer, sampled)),
-        warning=split_badly(tokenizer, sampled, name),
+        scripts=tuple(script_coverage(tokenizer, sampled)),
+        warning=coverage_warning(tokenizer, sampled, name),
     )
 
 

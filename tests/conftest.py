@@ -1,4 +1,4 @@
-"""Fixtures of several areas: images, a tiny CLIP with random weights, its cache, run and export, an S3 server, forks."""
+"""Fixtures of several areas: images, a tiny random CLIP, its cache, run and export, an S3 server, commands."""
 
 import os
 

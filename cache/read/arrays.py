@@ -11,7 +11,7 @@ import zarr
 from numpy.typing import NDArray
 
 from ..errors import AbsentObjectError, CacheError, ChunkId, DamagedCacheError, Fault
-from ..format import EMB, EMBEDDED_ARRAYS, NORM, STAGED, TAUGHT_ARRAYS, CacheInfo
+from ..format import EMB, EMBEDDED_ARRAYS, NORM, STAGED, TEXT_TARGET_ARRAYS, CacheInfo
 from ..location import Location, Url, to_location
 from ..metadata import RESTORE, read_metadata, write_metadata
 from ..storage.atomic import PARTIAL
@@ -73,7 +73,7 @@ class CheckedArrays:
         """Go by new metadata: they also say which chunks an object store may lack."""
         self.info = info
         if isinstance(self._store, RemoteStore):
-            self._store.may_be_absent = () if info.state == "sealed" else (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+            self._store.may_be_absent = () if info.state == "sealed" else (*EMBEDDED_ARRAYS, *TEXT_TARGET_ARRAYS)
 
     @property
     def is_folder(self) -> bool:
@@ -284,7 +284,7 @@ class CheckedArrays:
     def _may_be_unwritten(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a pass may have a chunk still to write: before sealing, or one of further views."""
         if self.info.state != "sealed":
-            return array.path in (*EMBEDDED_ARRAYS, *TAUGHT_ARRAYS)
+            return array.path in (*EMBEDDED_ARRAYS, *TEXT_TARGET_ARRAYS)
         return array.path in (EMB, NORM) and index[0] >= self.info.num_views
 
     def chunk_key(self, chunk: ChunkId) -> str:

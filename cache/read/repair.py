@@ -9,9 +9,9 @@ from ..format import (
     HASH,
     NORM,
     STATUS,
-    TAUGHT_ARRAYS,
     TEACHER_EMB,
     TEACHER_STATUS,
+    TEXT_TARGET_ARRAYS,
     TOKENS,
     CacheInfo,
 )
@@ -34,7 +34,7 @@ def repair_instructions(chunks: Sequence[ChunkId], info: CacheInfo) -> str:
     again = f"run {info.maker} again"
     if not chunks or any(chunk_to_delete(*chunk) is None for chunk in chunks):
         return f"delete the cache and {again}{', then those that appended to it' if info.appended else ''}"
-    rows = "captions" if all(name in TAUGHT_ARRAYS for name, _ in chunks) else "rows"
+    rows = "captions" if all(name in TEXT_TARGET_ARRAYS for name, _ in chunks) else "rows"
     return f"delete {' '.join(chunks_to_delete(chunks))} and {again} to embed these {rows} anew"
 
 
@@ -56,7 +56,7 @@ def chunk_to_delete(name: str, index: tuple[int, ...]) -> str | None:
     >>> chunk_to_delete("images/emb", (0, 3, 0)), chunk_to_delete("images/emb", (1, 3, 0))
     ('images/status/c/3', 'images/norm/c/1/3')
     """
-    if name in TAUGHT_ARRAYS:
+    if name in TEXT_TARGET_ARRAYS:
         return f"{TEACHER_STATUS}/c/{index[1] if name == TEACHER_EMB else index[0]}"
     if name not in EMBEDDED_ARRAYS:
         return None

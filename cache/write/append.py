@@ -77,7 +77,7 @@ def plan_append(
     info, N = cache.info, len(cache)
     staged = cache.arrays.root.create_group(STAGED)
     limit = None if source.limit is None else N + source.limit
-    writer, done = RowWriter(staged, teacher=False, limit=limit), 0
+    writer, done = RowWriter(staged, has_text_targets=False, limit=limit), 0
     old_digests = [digests_of(batch.keys) for batch in _copy_old_rows(cache, writer)]
     known = np.concatenate(old_digests)
     known = known[np.lexsort((known[:, 1], known[:, 0]))]

@@ -19,10 +19,10 @@ from ..format import (
     LANGUAGE,
     NORM,
     STATUS,
-    TAUGHT_ARRAYS,
     TEACHER_EMB,
     TEACHER_TEXT,
     TEXT,
+    TEXT_TARGET_ARRAYS,
     CacheInfo,
     SourceInfo,
 )
@@ -183,7 +183,7 @@ def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
 def _copy_rows(caches: Sequence[Cache], merged: Cache, on_progress: Callable[[int, int], None]) -> None:
     """Copy embeddings, norms, hashes and statuses into the chunks of the new cache."""
     hashed = [HASH] if merged.arrays.has(HASH) else []
-    names = (EMB, NORM, *hashed, STATUS, *(TAUGHT_ARRAYS if merged.info.source.has_teacher else ()))
+    names = (EMB, NORM, *hashed, STATUS, *(TEXT_TARGET_ARRAYS if merged.info.source.has_teacher else ()))
     arrays = {name: open_array(merged.arrays.root, name) for name in names}
     done, total = 0, sum(array.nchunks for array in arrays.values())
     # zarr leaves out chunks of zeros unless told otherwise, and does not keep that choice with the array.

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import zarr
 
 from ..errors import CacheError
-from ..format import EMB, FILE, HASH, NORM, STATUS, TAUGHT_ARRAYS, CacheInfo, plan_chunk_rows
+from ..format import EMB, FILE, HASH, NORM, STATUS, TEXT_TARGET_ARRAYS, CacheInfo, plan_chunk_rows
 from ..location import Location
 from ..metadata import with_checksum, write_metadata
 from ..read.cache import Cache
@@ -107,7 +107,7 @@ def _lay_out(
         attributes=with_checksum(replace(info, state="planning", arrays=None).to_attributes()),
     )
 
-    writer, done = RowWriter(root, teacher=info.source.has_teacher, limit=info.source.limit), 0
+    writer, done = RowWriter(root, has_text_targets=info.source.has_teacher, limit=info.source.limit), 0
     for batch in batches:
         is_within = writer.append(batch)
         done += len(batch)
@@ -144,7 +144,7 @@ def _lay_out(
             *[HASH] * hashed,
             *writer.names,
             *file_arrays,
-            *TAUGHT_ARRAYS * info.source.has_teacher,
+            *TEXT_TARGET_ARRAYS * info.source.has_teacher,
         ],
     )
     write_metadata(root, planned)  # last: a plan without it never counts as complete

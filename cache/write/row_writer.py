@@ -1,7 +1,7 @@
-"""Writing of planned rows: batches are written as they come, then the lines of one image are merged into one row.
+"""Writer of planned rows: stores batches as they come, then merges the lines of an image into one row.
 
-L lines, N images, M captions. In memory are 16 bytes a line, then a few numbers for each line and caption that is
-sorted, never all texts.
+L lines, N images, M captions. It holds 16 bytes per line in memory, and while it sorts a few numbers per line and
+caption, never all texts.
 """
 
 from collections import Counter
@@ -19,22 +19,22 @@ from ..storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, StreamedAr
 class RowWriter:
     """Writes the planned arrays of a cache below a group."""
 
-    def __init__(self, root: zarr.Group, *, teacher: bool, limit: int | None = None) -> None:
+    def __init__(self, root: zarr.Group, *, has_text_targets: bool, limit: int | None = None) -> None:
         """Create the arrays.
 
         Args:
             root: the group.
-            teacher: whether captions have translations.
-            limit: number of images; lines of further ones are left out.
+            has_text_targets: whether captions have translations to embed.
+            limit: maximum number of images; lines of further images are left out.
         """
         self._root, self._limit = root, limit
         self._keys, self._texts = RaggedWriter(root, KEY), RaggedWriter(root, TEXT)
-        self._teacher = RaggedWriter(root, TEACHER_TEXT) if teacher else None
+        self._translations = RaggedWriter(root, TEACHER_TEXT) if has_text_targets else None
         self._owners = StreamedArray(root, CAPTION_IMAGE, "int64")
         self._languages: StreamedArray | None = None
         self._locators: StreamedArray | None = None
         self._digests: list[Digests] = []
-        self._within: set[bytes] = set()  # digests of the images taken so far, where there is a limit
+        self._within: set[bytes] = set()  # digests of the images so far, if there is a limit
         self._num_lines = 0
         self._num_captions = 0
         self.codes: dict[str, int] = {}  # of language tags, in the order of first use
@@ -56,8 +56,8 @@ class RowWriter:
         self._keys.append(batch.keys)
         self._digests.append(digests)
         self._texts.append(batch.captions)
-        if self._teacher:
-            self._teacher.append(batch.translations or RaggedBytes.of([b""] * len(batch.captions)))
+        if self._translations:
+            self._translations.append(batch.translations or RaggedBytes.of([b""] * len(batch.captions)))
         self._owners.append(self._num_lines + batch.image_index)
         self._append_languages(batch)
         self._append_locators(batch)
@@ -70,12 +70,12 @@ class RowWriter:
     def names(self) -> list[str]:
         """Names of the written arrays; some exist only if a batch had their values."""
         optional = [(LANGUAGE, self._languages), (LOCATOR, self._locators)]
-        taught = [f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets"] if self._teacher else []
-        return [*PLANNED_ARRAYS, *taught, *(name for name, writer in optional if writer)]
+        translations = [f"{TEACHER_TEXT}/bytes", f"{TEACHER_TEXT}/offsets"] if self._translations else []
+        return [*PLANNED_ARRAYS, *translations, *(name for name, writer in optional if writer)]
 
     def close(self) -> tuple[int, int]:
         """Complete the arrays and merge the lines of each image; returns N and M."""
-        writers = (self._keys, self._texts, self._teacher, self._owners, self._languages, self._locators)
+        writers = (self._keys, self._texts, self._translations, self._owners, self._languages, self._locators)
         for writer in writers:
             if writer:
                 writer.close()
@@ -116,7 +116,7 @@ class RowWriter:
             self._locators.append(np.full((len(batch), 3), -1) if batch.locators is None else batch.locators)
 
     def _merge_lines(self, is_first: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
-        """Merge the lines of an image into one row, in the place of the first, with all its captions.
+        """Merge the lines of an image into one row with all its captions, at the position of the first line.
 
         Args:
             is_first: `[L]`, whether a line is the first of its image.
@@ -130,14 +130,14 @@ class RowWriter:
         order = np.argsort(image_index, kind="stable")
         _rewrite(self._root, CAPTION_IMAGE, image_index[order])
         if (np.diff(order) < 0).any():
-            for name in (TEXT, TEACHER_TEXT) if self._teacher else (TEXT,):
+            for name in (TEXT, TEACHER_TEXT) if self._translations else (TEXT,):
                 _reorder_texts(self._root, name, order)
             if self._languages:
                 _reorder(self._root, LANGUAGE, order)
 
 
 def _reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
-    """Rewrite some texts in another order. However far they move, only one piece and one block are in memory."""
+    """Rewrite texts in another order; only one piece and one block are in memory at a time."""
     moved = f"{name}-moved"
     writer = RaggedWriter(root, moved)
     for piece in RaggedReader(root, name).gathered(order):

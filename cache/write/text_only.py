@@ -1,4 +1,4 @@
-"""Caches without images: a translation takes the place of the image, its embedding that of the image's embedding.
+"""Caches without images: the embedding of a translation replaces that of the image.
 
 A text tower then learns from the text teacher alone (Carlsson et al. 2022, "Cross-lingual and multilingual CLIP",
 section 3); the cache format, its batches and the losses stay the same.
@@ -22,7 +22,7 @@ from .work_sharing import ALONE, Worker, sharing
 
 
 def rows_of_texts(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
-    """The rows of a manifest without images: each caption, with its translation as the key.
+    """Rows of a manifest without images: one row per caption, with its translation as key.
 
     Raises:
         CacheError: a caption without translation.
@@ -46,12 +46,12 @@ def embed_missing_texts(
     Args:
         cache: planned from `rows_of_texts`, open for writing.
         encode: the text teacher.
-        worker: this one, of those that share the pass.
-        on_progress: called with the texts embedded in this pass: after each chunk, and about every second while it
-            waits for other workers.
+        worker: this worker of the pass.
+        on_progress: called with the number of texts embedded in this pass, after each chunk and about every second
+            while waiting for other workers.
 
     Raises:
-        CacheError: the teacher's output has another width than planned, or the disk is full.
+        CacheError: the text teacher has another output width than planned, or the disk is full.
     """
     started = time.perf_counter()
     num_texts, num_embedded, tower_s, others_s = 0, 0, 0.0, 0.0

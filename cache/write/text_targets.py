@@ -1,8 +1,8 @@
 """Text targets: embeddings of translated captions by the text teacher, the frozen text tower of the same CLIP.
 
-A caption may have a translation into a language that the CLIP reads; its embedding is a second target beside the
-image's, in the same space (Carlsson et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M captions, D
-features, R captions of a chunk.
+A caption may have a translation into a language that the CLIP understands. Its embedding is a second target besides
+that of the image, in the same space (Carlsson et al. 2022, "Cross-lingual and multilingual CLIP", section 3). M
+captions, D features, R captions per chunk.
 """
 
 import time
@@ -41,13 +41,13 @@ def add_text_target_arrays(root: zarr.Group, info: CacheInfo, num_captions: int)
     create_array(root, TEACHER_STATUS, (num_captions,), (rows,), "uint8")
 
 
-def missing_teacher_chunks(cache: Cache) -> list[int]:
-    """Chunks of captions without text targets, ascending. Status is written last: a chunk that has it is done."""
+def missing_text_target_chunks(cache: Cache) -> list[int]:
+    """Chunks of captions without text targets, ascending. Status is written last, so a chunk with a status is done."""
     done = cache.arrays.stored_chunks(f"{TEACHER_STATUS}/c")
     return [chunk for chunk in range(cache.arrays.array(TEACHER_STATUS).cdata_shape[0]) if chunk not in done]
 
 
-def embed_teacher(
+def embed_text_targets(
     cache: Cache,
     encode: EncodeTexts,
     worker: Worker = ALONE,
@@ -56,23 +56,23 @@ def embed_teacher(
     """Embed the translations of the missing chunks; several workers share the chunks.
 
     Args:
-        cache: planned with a teacher's field, open for writing.
+        cache: planned with `--teacher-field`, open for writing.
         encode: the text teacher.
-        worker: this one, of those that share the pass.
-        on_progress: called with the captions done in this pass, and all of them.
+        worker: this worker of the pass.
+        on_progress: called with the number of captions done in this pass, and the total.
 
     Raises:
-        CacheError: the teacher's output has another width than planned, or the disk is full.
+        CacheError: the text teacher has another output width than planned, or the disk is full.
     """
     status = cache.arrays.array(TEACHER_STATUS)
     rows, num_captions = status.chunks[0], status.shape[0]
-    done, total = 0, sum(min(rows, num_captions - chunk * rows) for chunk in missing_teacher_chunks(cache))
+    done, total = 0, sum(min(rows, num_captions - chunk * rows) for chunk in missing_text_target_chunks(cache))
     if not total:
         return
     started = time.perf_counter()
     with sharing(cache.arrays.store, worker, "teach") as share:
-        while share.has_more(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
-            for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_teacher_chunks(cache))):
+        while share.has_more(lambda: dict.fromkeys(missing_text_target_chunks(cache))):
+            for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_text_target_chunks(cache))):
                 captions = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
                 texts = [
                     text.decode()
@@ -90,10 +90,10 @@ def embed_teacher(
 def embed_texts(
     texts: Sequence[str], encode: EncodeTexts, batch_size: int, dim: int
 ) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
-    """Embed texts; one of several lines gets the mean direction of its lines.
+    """Embed texts; a text of several lines gets the mean direction of its lines.
 
     Args:
-        texts: translations of R captions, empty where there is none.
+        texts: translations of R captions; empty if there is none.
         encode: the text teacher.
         batch_size: lines in one forward pass.
         dim: D.
@@ -102,7 +102,7 @@ def embed_texts(
         Embeddings `[R, D]`, of unit norm or zero, and the `TextTargetStatus` of each `[R]`.
 
     Raises:
-        CacheError: the teacher's output has another width.
+        CacheError: the text teacher has another output width.
     """
     lines = [text.split(SEPARATOR) if text else [] for text in texts]
     owner = np.repeat(np.arange(len(texts)), [len(of_caption) for of_caption in lines])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ...cache.format import Status
 from ...cache.read.cache import Cache
 from ...encoders.tokenizer import TextTokenizer
-from ...encoders.tokenizer_coverage import bad_splits
+from ...encoders.tokenizer_coverage import poor_coverage
 from .pairs import TrainData, ValidationData
 from .tokens import CAPTIONS_PER_BLOCK
 
@@ -80,7 +80,7 @@ def count_captions(cache: Cache, data: TrainData, tokenizer: TextTokenizer, cont
         most_common_share=float(counts.max() / num_images),
         cut=cut,
         longer=longer,
-        badly_split=bad_splits(tokenizer.backend, cache.captions(0, MAX_SAMPLE)),
+        badly_split=poor_coverage(tokenizer.backend, cache.captions(0, MAX_SAMPLE)),
     )
 
 

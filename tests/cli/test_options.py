@@ -1,4 +1,4 @@
-"""The command line's commands, options and settings: a contract, help for each, and which value wins."""
+"""Commands and options of the command line: their names as a contract, their help, precedence of settings."""
 
 import json
 import re
@@ -95,7 +95,7 @@ def test_every_command_and_option_has_help_that_fits_a_terminal(path: str) -> No
     assert "\\b" not in result.output
 
 
-def test_the_list_of_commands_is_that_of_the_modules() -> None:
+def test_the_list_of_commands_matches_the_modules() -> None:
     result = run("--help")
     assert [line.split()[0] for line in result.output.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)
     assert __version__ in run("--version").output
@@ -131,7 +131,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tiny_cache: Path, tm
     assert settings["seed"] == 0  # default
 
 
-def test_resume_takes_what_is_not_given_from_the_run(tiny_cache: Path, tmp_path: Path) -> None:
+def test_resume_takes_settings_that_are_not_given_from_the_run(tiny_cache: Path, tmp_path: Path) -> None:
     toml, output = tmp_path / "train.toml", tmp_path / "run"
     toml.write_text(f'val = "{tiny_cache}"\nlog-every = 2\nema = 0.5\n')
     given = [*small(tiny_cache, output), "--epochs", 2, "--lr", 0.01, "--log-to", "tensorboard", "--config", toml]
@@ -148,7 +148,7 @@ def test_resume_takes_what_is_not_given_from_the_run(tiny_cache: Path, tmp_path:
         assert f"was begun with {different[0][2:]} = " in refused.stderr
 
 
-def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache: Path, tmp_path: Path) -> None:
+def test_resume_without_a_run_starts_one_and_a_damaged_run_is_named(tiny_cache: Path, tmp_path: Path) -> None:
     assert run(*small(tiny_cache, tmp_path / "run"), "--epochs", 1, "--resume").exit_code == 0
     (tmp_path / "run" / "run.json").write_text("{")
     refused = run("train", tiny_cache, "-o", tmp_path / "run", "--resume")
@@ -172,7 +172,7 @@ def test_resume_begins_where_there_is_no_run_and_names_a_damaged_one(tiny_cache:
         ("epochs = ", "Invalid value"),
     ],
 )
-def test_a_wrong_file_of_settings_is_bad_usage_and_says_why(content: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_settings_file_is_bad_usage_with_the_reason(content: str, message: str, tmp_path: Path) -> None:
     config = tmp_path / "train.toml"
     config.write_text(content)
     result = run("train", "c.zarr", "-o", tmp_path / "run", "--config", config)
@@ -209,13 +209,13 @@ def test_old_names_of_settings_work_with_a_warning_that_names_the_new_ones(
     assert (wrong.exit_code, "--shard 2/2" in wrong.stderr) == (2, True)
 
 
-def test_no_help_says_required_twice() -> None:
+def test_help_says_required_once() -> None:
     for path in TREE:
         shown = run(*([] if path == "clipglot" else path.split()), "--help").output
         assert not re.search(r"\[required\]\s+\[required\]", shown), path
 
 
-def test_the_docs_name_every_field_of_the_metrics_and_a_file_of_settings_that_loads(
+def test_the_docs_name_every_metrics_field_and_a_valid_settings_file(
     tiny_run: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     docs = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
@@ -228,7 +228,7 @@ def test_the_docs_name_every_field_of_the_metrics_and_a_file_of_settings_that_lo
     assert refused.stderr.startswith(f"Error: {tmp_path / 'no.zarr'}: no such cache")  # and not bad usage
 
 
-def test_every_setting_of_training_has_its_place_in_the_help() -> None:
+def test_every_training_setting_has_a_section_in_the_help() -> None:
     listed = [name for names in SECTIONS.values() for name in names.split()]
     assert sorted(listed) == sorted(field.name for field in fields(TrainSettings))
     shown = CliRunner().invoke(main, ["train", "--help"]).output

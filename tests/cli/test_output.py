@@ -1,4 +1,4 @@
-"""What the command line says: errors and exit codes, results, progress, and what goes to which stream."""
+"""Output of the command line: errors and exit codes, results, progress, and the stream of each."""
 
 import errno
 import json
@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from clipglot.cli.render import PlainProgress, friendly_errors, progress_bar
 from clipglot.distill.training.run_folder import RunFolder
 from rich.console import Console
 from support.command_line import run, small
+from support.launcher import Process
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_bad_usage_exits_2(arguments: list[str], message: str) -> None:
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_users_mistake_is_one_message_and_exit_1(
+def test_a_user_error_is_one_message_and_exit_1(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -103,19 +104,19 @@ def test_a_folder_of_another_kind_is_named_with_the_command_that_takes_it(
             assert takes[kind] in result.stderr
 
 
-def test_what_the_disk_refuses_is_a_message_and_no_traceback(tiny_cache: Path) -> None:
+def test_a_disk_error_is_a_message_without_traceback(tiny_cache: Path) -> None:
     result = run("tokenizer", tiny_cache, "-o", "/sys/tokenizer", "--vocab-size", 300)
     assert result.exit_code == 1
     assert "/sys" in result.stderr
 
 
 @pytest.mark.parametrize("code", ["ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "EIO", "ELOOP", "ENOSPC", "EACCES"])
-def test_what_the_machine_refuses_names_the_path(code: str) -> None:
+def test_an_os_error_names_the_path(code: str) -> None:
     with pytest.raises(click.ClickException, match=r"that/path"), friendly_errors():
         raise OSError(getattr(errno, code), "refused", "that/path")
 
 
-def test_a_file_where_a_folder_should_be_is_a_message_and_no_traceback(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_a_message_without_traceback(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "merged", tmp_path / ("m" * 300)):
         result = run("export", tiny_run, "-o", output)
@@ -147,7 +148,7 @@ def test_json_is_one_document_on_stdout_and_nothing_else(
     assert (prediction["texts"], prediction["image"]) == (["шум"], str(image))
 
 
-def test_tables_show_what_json_holds(merged: Path, tiny_cache: Path, manifest: Path, tiny_run: Path) -> None:
+def test_tables_and_json_have_the_same_values(merged: Path, tiny_cache: Path, manifest: Path, tiny_run: Path) -> None:
     retrieval = run("eval", "retrieval", merged, tiny_cache).output
     recall = json.loads(run("eval", "retrieval", merged, tiny_cache, "--json").stdout)["text_to_image"]["r_at_10"]
     assert f"{recall:.1%}" in retrieval
@@ -160,7 +161,7 @@ def test_tables_show_what_json_holds(merged: Path, tiny_cache: Path, manifest: P
     assert validation["r_at_10"] == pytest.approx(recall, abs=0.05)
 
 
-def test_names_and_texts_are_printed_as_they_are(merged: Path, manifest: Path, tmp_path: Path) -> None:
+def test_names_and_texts_are_printed_verbatim(merged: Path, manifest: Path, tmp_path: Path) -> None:
     odd = tmp_path / "[red]a[b] :cat: 1.png"
     odd.write_bytes((manifest.parent / "images" / "0000.png").read_bytes())
     result = run("predict", merged, odd, "--text", "[/i] :dog:", "--text", "шум " * 60)
@@ -171,7 +172,7 @@ def test_names_and_texts_are_printed_as_they_are(merged: Path, manifest: Path, t
 
 
 def in_a_terminal(*words: str) -> list[str]:
-    """The lines that a Python command writes to one of 80 columns."""
+    """Output lines of a Python command in a terminal of 80 columns."""
     ours, theirs = pty.openpty()
     command = [sys.executable, *words]
     with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=os.environ | {"COLUMNS": "80", "TERM": "xterm"}):
@@ -199,7 +200,7 @@ def test_a_terminal_wraps_lines_between_words_and_a_pipe_does_not() -> None:
     assert (piped.stdout, piped.stderr) == (f"{line}\n", f"{line}\n")
 
 
-def test_piped_tables_have_no_spaces_at_the_ends_of_their_lines(tiny_cache: Path) -> None:
+def test_piped_tables_have_no_trailing_spaces(tiny_cache: Path) -> None:
     lines = run("inspect", tiny_cache).stdout.splitlines()
     assert [line for line in lines if line != line.rstrip()] == []
     assert "" in lines
@@ -217,7 +218,7 @@ def test_a_stage_without_a_total_shows_no_count(monkeypatch: pytest.MonkeyPatch)
     assert "0/?" not in shown.getvalue()
 
 
-def test_where_there_is_no_terminal_training_says_how_far_it_is(tiny_cache: Path, tmp_path: Path) -> None:
+def test_without_a_terminal_training_prints_progress_lines(tiny_cache: Path, tmp_path: Path) -> None:
     result = run(*small(tiny_cache, tmp_path / "run"), "--epochs", 2, "--log-every", 1, "--val", tiny_cache)
     first, *validations = result.stderr.splitlines()
     assert re.fullmatch(r"step 1 of 10: loss \d\.\d{3}, [\d,]+ pairs/s", first)
@@ -239,7 +240,7 @@ def test_plain_progress_waits_a_minute_between_lines(
     assert capsys.readouterr().err.split() == ["0", "60", "80", "140"]
 
 
-def test_training_closes_with_what_the_user_should_know(tiny_cache: Path, tmp_path: Path) -> None:
+def test_training_ends_with_a_summary(tiny_cache: Path, tmp_path: Path) -> None:
     trained = run(*small(tiny_cache, tmp_path / "run"), "--epochs", 3, "--vocab-size", 5000, "--profile", 2)
     tokens = json.loads(run("train", tiny_cache, "-o", tmp_path / "run", "--resume", "--json").stdout)["vocab_size"]
     assert tokens < 5000
@@ -248,21 +249,19 @@ def test_training_closes_with_what_the_user_should_know(tiny_cache: Path, tmp_pa
     assert trace.exists()
     assert f"profile: 2 of 2 steps in {trace}" in trained.stdout
     again = run("train", tiny_cache, "-o", tmp_path / "run", "--resume")
-    assert f"{tmp_path / 'run'} was finished already, after 15 steps: nothing was done" in again.stdout
+    assert f"{tmp_path / 'run'} was already finished, after 15 steps" in again.stdout
     short = run(*small(tiny_cache, tmp_path / "short"), "--epochs", 1, "--profile", 2)
     assert "profile: nothing recorded in 5 steps: the first 10 are warm-up" in short.stdout
 
 
-def test_interrupted_training_exits_130_and_says_how_to_go_on(tiny_cache: Path, tmp_path: Path) -> None:
-    arguments = [*small(tiny_cache, tmp_path / "run"), "--epochs", 10**6, "--log-every", 1, "--json"]
-    command = [sys.executable, "-m", "clipglot", *map(str, arguments)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate()
-    assert process.returncode == 130
-    assert stderr.startswith("stopped and saved at step ")
-    assert stderr.endswith("go on with --resume\n")
-    assert json.loads(stdout)["complete"] is False  # a real process, too, prints one document and nothing else
+def test_interrupted_training_exits_130_and_says_how_to_go_on(
+    start_command: Callable[..., Process], tiny_cache: Path, tmp_path: Path
+) -> None:
+    process = start_command(*small(tiny_cache, tmp_path / "run"), "--epochs", 10**6, "--log-every", 1, "--json")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    process.until(lambda: metrics.exists() and metrics.stat().st_size > 0)
+    process.signal_all(signal.SIGINT)
+    assert process.wait() == 130
+    assert process.err().startswith("stopped and saved at step ")
+    assert "--resume" in process.err()
+    assert json.loads(process.out())["complete"] is False  # a real process, too, prints one document and nothing else

@@ -1,4 +1,4 @@
-"""The demo, small: every stage runs and its report holds together. What it reaches at full size is in benchmarks/."""
+"""Demo at a small size: every stage runs and the report is consistent. Results at full size are in benchmarks/."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from clipglot.demo.run import ENGLISH_CLIP
 
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["ru", "zh"])
-def test_the_demo_does_the_whole_job(tmp_path: Path, language: str) -> None:
+def test_the_demo_runs_all_stages(tmp_path: Path, language: str) -> None:
     small = ["--pictures", "600", "--epochs", "6", "--language", language, "-o", str(tmp_path / "demo")]
     result = CliRunner().invoke(main, ["demo", *small, "--json"], catch_exceptions=False)
     assert result.exit_code == 0, result.stderr

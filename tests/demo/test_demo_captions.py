@@ -1,4 +1,4 @@
-"""The demo's sentences, word for word: a native speaker should find nothing to correct."""
+"""Captions of the demo, word for word, as a native speaker would write them."""
 
 import random
 
@@ -20,7 +20,7 @@ def group(colour: str, shape: str, count: int) -> Group:
 
 
 def wordings(described: Scene, language: Language, *, complete: bool = False) -> set[str]:
-    """All that can be said of a scene, as far as 800 draws reach."""
+    """All captions of a scene that occur in 800 draws."""
     return {caption(described, language, random.Random(seed), complete=complete) for seed in range(800)}
 
 
@@ -70,7 +70,7 @@ def wordings(described: Scene, language: Language, *, complete: bool = False) ->
         ),
     ],
 )
-def test_one_object(language: Language, expected: set[str]) -> None:
+def test_captions_of_one_object(language: Language, expected: set[str]) -> None:
     assert expected <= wordings(scene(SMALL_BLUE_STAR, layout="left"), language)
 
 
@@ -115,7 +115,7 @@ def test_one_object(language: Language, expected: set[str]) -> None:
         ),
     ],
 )
-def test_two_objects(language: Language, expected: set[str]) -> None:
+def test_captions_of_two_groups(language: Language, expected: set[str]) -> None:
     assert expected <= wordings(scene(LARGE_RED_CIRCLE, SMALL_BLUE_STAR, layout="beside"), language)
 
 
@@ -137,7 +137,7 @@ def test_two_objects(language: Language, expected: set[str]) -> None:
         (group("green", "cross", 5), "ko", {"검은색 배경에 초록색 십자 모양 다섯 개"}),
     ],
 )
-def test_several_of_a_kind(described: Group, language: Language, expected: set[str]) -> None:
+def test_captions_of_several_equal_objects(described: Group, language: Language, expected: set[str]) -> None:
     assert expected <= wordings(scene(described, layout="scattered"), language)
 
 
@@ -157,7 +157,7 @@ def test_several_of_a_kind(described: Group, language: Language, expected: set[s
         ("ko", {"큰 빨간색 원의 위쪽에 파란색 별 두 개가 있다", "큰 빨간색 원은 파란색 별 두 개의 아래쪽에 있다"}),
     ],
 )
-def test_counted_above_single(language: Language, expected: set[str]) -> None:
+def test_relation_of_a_counted_group_to_a_single_object(language: Language, expected: set[str]) -> None:
     described = scene(group("blue", "star", 2), LARGE_RED_CIRCLE, layout="stacked")
     assert expected <= wordings(described, language)
 
@@ -220,7 +220,7 @@ def test_captions_are_filled_in_and_deterministic(language: Language) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "ru", "ko"])
-def test_training_captions_teach_every_word_of_the_prompts(language: Language) -> None:
+def test_training_captions_contain_every_word_of_the_prompts(language: Language) -> None:
     # A form that only held-out pairs take, as красная would if звезда were the one feminine noun, cannot be learned.
     taught = {
         word
@@ -232,7 +232,7 @@ def test_training_captions_teach_every_word_of_the_prompts(language: Language) -
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_complete_captions_tell_scenes_apart(language: Language) -> None:
+def test_complete_captions_distinguish_scenes(language: Language) -> None:
     scenes = held_out_scenes(1000, seed=5)
     told = {caption(each, language, random.Random(i), complete=True) for i, each in enumerate(scenes)}
     assert len(told) == len(scenes)

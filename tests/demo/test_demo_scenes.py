@@ -1,4 +1,4 @@
-"""The demo's world: what is drawn, what is kept from training, and the English CLIP that knows it."""
+"""Scenes of the demo: sampling, drawing and held-out pairs, and the demo's English CLIP."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ def pixels(scene: Scene, size: int = 64) -> np.ndarray:
     return np.asarray(draw(scene, size)).astype(int)
 
 
-def test_seeds_decide() -> None:
+def test_scenes_depend_on_the_seed_alone() -> None:
     assert training_scenes(50, seed=1) == training_scenes(50, seed=1)
     assert training_scenes(50, seed=1) != training_scenes(50, seed=2)
     assert training_scenes(50, seed=1) == training_scenes(80, seed=1)[:50]
@@ -43,7 +43,7 @@ def test_seeds_decide() -> None:
     assert (pixels(first) != pixels(second)).any()
 
 
-def test_held_out_pairs_are_spread_evenly_and_never_trained() -> None:
+def test_held_out_pairs_are_evenly_spread_and_in_no_training_scene() -> None:
     assert len(PAIRS) == 64
     assert len(HELD_OUT) == 16
     assert sorted(HELD_OUT + TRAINED) == sorted(PAIRS)
@@ -53,7 +53,7 @@ def test_held_out_pairs_are_spread_evenly_and_never_trained() -> None:
     assert seen == set(TRAINED)
 
 
-def test_held_out_scenes_contain_a_held_out_pair_and_are_unlike_each_other() -> None:
+def test_held_out_scenes_are_distinct_and_contain_a_held_out_pair() -> None:
     scenes = held_out_scenes(1_000, seed=0)
     assert all(scene.pairs & set(HELD_OUT) for scene in scenes)
     assert len({scene.content for scene in scenes}) == 1_000
@@ -69,7 +69,7 @@ def test_classification_scenes_show_one_object_of_the_labelled_class() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 64, 224])
-def test_images_are_rgb_and_as_large_as_asked(size: int) -> None:
+def test_images_are_rgb_of_the_given_size(size: int) -> None:
     image = draw(training_scenes(1, seed=0)[0], size)
     assert image.mode == "RGB"
     assert image.size == (size, size)
@@ -111,7 +111,7 @@ def test_shapes_and_colours_look_different() -> None:
     assert len(distinct) == len(SHAPES) + len(COLOURS) - 1  # the red ring is drawn twice
 
 
-def test_groups_refuse_nonsense() -> None:
+def test_invalid_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="1 to 5"):
         Group(colour="red", shape="ring", count=6)
     with pytest.raises(ValueError, match="has a size"):
@@ -122,7 +122,7 @@ def test_groups_refuse_nonsense() -> None:
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple:
-    """The shipped weights, loaded the way open_clip's users load them, without a network."""
+    """The shipped CLIP, loaded by plain open_clip without a network."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket, "socket", None)
         model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{ENGLISH_CLIP}")
@@ -140,15 +140,15 @@ def accuracy(loaded: tuple, language: str) -> float:
     return (found == torch.tensor(labels)).float().mean().item()
 
 
-def test_names_pairs_that_it_never_saw(loaded: tuple) -> None:
+def test_the_english_clip_classifies_held_out_pairs(loaded: tuple) -> None:
     assert accuracy(loaded, "en") >= 0.85
 
 
-def test_knows_no_russian(loaded: tuple) -> None:
+def test_the_english_clip_does_not_understand_russian(loaded: tuple) -> None:
     assert accuracy(loaded, "ru") <= 0.1
 
 
-def test_tokenizer_stands_bos_and_eos_around_known_words_and_takes_any_text(loaded: tuple) -> None:
+def test_the_tokenizer_adds_bos_and_eos_and_encodes_any_text(loaded: tuple) -> None:
     _, _, tokenizer = loaded
     ids = tokenizer(["a red circle", "большой красный круг слева от маленькой синей звезды", ""])
     assert ids.shape == (3, tokenizer.context_length)
@@ -157,7 +157,7 @@ def test_tokenizer_stands_bos_and_eos_around_known_words_and_takes_any_text(load
     assert ((ids == 2).sum(1) == 1).all()
 
 
-def test_folder_is_small_and_in_float16() -> None:
+def test_the_english_clip_is_small_and_in_float16() -> None:
     assert sum(file.stat().st_size for file in ENGLISH_CLIP.iterdir()) < 7e6
     with (ENGLISH_CLIP / "open_clip_model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

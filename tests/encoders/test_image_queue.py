@@ -52,7 +52,7 @@ def test_the_queue_gives_the_towers_own_features_of_the_images_alone(tiny_clip: 
     pixels = staged(queue, 8)
     assert np.array_equal(queue.submit(pixels, 5)(), tower.encode(pixels)[:5])
     assert min(queue.transfer_s, queue.forward_s) > 0
-    assert (queue.most, queue.deviation) == (None, None)
+    assert (queue.max_images, queue.deviation) == (None, None)
 
 
 @pytest.mark.parametrize(("holds", "most"), [(8, None), (7, 4), (4, 4), (3, 2), (1, 1)])
@@ -63,7 +63,7 @@ def test_out_of_memory_halves_what_the_tower_sees(holds: int, most: int | None, 
     for seed in range(2):
         pixels = staged(queue, 8, seed)
         np.testing.assert_allclose(queue.submit(pixels, 8)(), tower.encode(pixels), rtol=1e-5, atol=1e-6)
-    assert queue.most == most
+    assert queue.max_images == most
     assert visual.sizes == [most or 8] * (2 * 8 // (most or 8))
 
 

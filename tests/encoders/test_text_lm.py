@@ -195,7 +195,7 @@ def test_simcse_needs_something_that_is_dropped(lms: dict[str, Path], lm_setting
     train(replace(lm_settings, simcse=0.5, epochs=1))
 
 
-STRANGER = """
+OPEN_CLIP_SCRIPT = """
 import json, sys
 import numpy as np, open_clip, torch
 
@@ -223,7 +223,7 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
     card = (folder / "README.md").read_text()
     assert 'text_cfg = open_clip.get_model_config(name)["text_cfg"] | {"hf_model_name": "merged"}' in card
     assert str(tmp_path) not in card + (folder / "open_clip_config.json").read_text()
-    launcher.run(STRANGER, folder, *CAPTIONS, folder=tmp_path)
+    launcher.run(OPEN_CLIP_SCRIPT, folder, *CAPTIONS, folder=tmp_path)
     with torch.inference_mode():
         ids = LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)
         expected = load_final(RunFolder(given.output)).tower.encode(ids).numpy()

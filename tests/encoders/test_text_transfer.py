@@ -133,7 +133,7 @@ def test_what_cannot_be_begun_with_is_refused(
     tower, old = ScratchTower.from_clip(clip_name, None)
     with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
         tower.with_vocabulary(old, open_clip_tokenizer(), context_length=13, embed_dim=16)
-    with pytest.raises(DistillError, match=r"--width belongs to a scratch tower: clip has a shape of its own"):
+    with pytest.raises(DistillError, match=r"--width belongs to a scratch tower.* clip "):
         settings(tiny_cache, tmp_path / "run", text="clip")
     given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
     with pytest.raises(DistillError, match=r"--lora-rank belongs to a language model"):

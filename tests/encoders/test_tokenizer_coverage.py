@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from clipglot.cli.main import main
 from clipglot.encoders.scripts import script_runs
 from clipglot.encoders.tokenizer import FILES, CaptionTokenizer, train_bpe, train_unigram
-from clipglot.encoders.tokenizer_coverage import SAMPLE, sample, split_badly, split_by_script
+from clipglot.encoders.tokenizer_coverage import SAMPLE, coverage_warning, sample, script_coverage
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 RUSSIAN = ["рыжий кот спит", "чёрный кот спит", "рыжий пёс"] * 2
@@ -41,7 +41,7 @@ def wordpiece() -> Tokenizer:
 
 
 def test_figures_of_a_word_piece_tokenizer_counted_by_hand() -> None:
-    splits = {split.script: split for split in split_by_script(wordpiece(), ["кот коти пёс", "猫 2", "кот 狗"])}
+    splits = {split.script: split for split in script_coverage(wordpiece(), ["кот коти пёс", "猫 2", "кот 狗"])}
     cyrillic, han, other = (splits[script] for script in ("Cyrillic", "Han", "other"))
     assert list(splits) == ["Cyrillic", "Han", "other"]
     assert (cyrillic.unit, han.unit) == ("word", "character")
@@ -57,23 +57,23 @@ def test_figures_of_a_word_piece_tokenizer_counted_by_hand() -> None:
 @pytest.mark.parametrize("train", [train_bpe, train_unigram])
 def test_bytes_are_pieces_and_nothing_is_unknown(train: Any) -> None:
     tokenizer = train(RUSSIAN, 450).backend
-    (split,) = split_by_script(tokenizer, ["猫猫"])
+    (split,) = script_coverage(tokenizer, ["猫猫"])
     assert (split.script, split.tokens_per_unit, split.whole, split.pieces, split.unknown) == ("Han", 3, 0, 1, 0)
-    (split,) = split_by_script(tokenizer, RUSSIAN[:1])
+    (split,) = script_coverage(tokenizer, RUSSIAN[:1])
     assert (split.pieces, split.unknown) == (0, 0)
     assert split.tokens_per_unit < 5
 
 
 def test_a_tokenizer_that_does_not_know_the_language_is_told_from_one_that_does() -> None:
     english = train_bpe(["a cat and a dog on the table"] * 3, 300).backend
-    assert split_badly(train_bpe(RUSSIAN, 300).backend, RUSSIAN) is None
-    message = split_badly(english, RUSSIAN, "LM")
+    assert coverage_warning(train_bpe(RUSSIAN, 300).backend, RUSSIAN) is None
+    message = coverage_warning(english, RUSSIAN, "LM")
     assert message is not None
     assert message.startswith("LM splits these captions badly: Cyrillic (100% of the text) has ")
-    assert "tokens a word, 100% of the tokens pieces of a character: choose a model" in message
-    assert "60% of the characters unknown" in str(split_badly(wordpiece(), ["狗 狗 狗 猫 猫"]))
-    assert split_badly(english, ["a cat and a dog on the table"] * 40 + ["кот"]) is None
-    assert split_badly(english, []) is None
+    assert "tokens per word, 100% of the tokens pieces of a character: choose a model" in message
+    assert "60% of the characters unknown" in str(coverage_warning(wordpiece(), ["狗 狗 狗 猫 猫"]))
+    assert coverage_warning(english, ["a cat and a dog on the table"] * 40 + ["кот"]) is None
+    assert coverage_warning(english, []) is None
 
 
 def test_a_sample_is_spread_evenly() -> None:

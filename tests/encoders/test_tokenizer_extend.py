@@ -10,7 +10,7 @@ import open_clip
 import pytest
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.tokenizer import CaptionTokenizer, clean, open_clip_tokenizer, train_bpe, train_unigram
-from clipglot.encoders.tokenizer_coverage import split_by_script
+from clipglot.encoders.tokenizer_coverage import script_coverage
 from clipglot.encoders.tokenizer_extend import extend, learn_merges
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -88,8 +88,8 @@ def test_every_new_token_shortens_captions_and_nothing_of_them_is_unknown(
 ) -> None:
     used = Counter(id_ for ids in new.encode(OTHER, ALL) for id_ in ids)
     assert len([id_ for id_ in used if id_ >= old.vocab_size]) > 15
-    splits = {split.script: split for split in split_by_script(new.backend, OTHER)}
-    before = {split.script: split for split in split_by_script(old.backend, OTHER)}
+    splits = {split.script: split for split in script_coverage(new.backend, OTHER)}
+    before = {split.script: split for split in script_coverage(old.backend, OTHER)}
     for script in ("Cyrillic", "Devanagari"):
         assert splits[script].unknown == 0
         assert before[script].unknown == 1 or splits[script].tokens_per_unit < before[script].tokens_per_unit
@@ -206,5 +206,5 @@ def test_a_tokenizer_without_a_map_of_its_special_tokens_learns_real_captions(
     lines = (shared_data / "flickr8k" / "val.jsonl").read_text(encoding="utf-8").splitlines()[:200]
     captions = [caption for line in lines for caption in json.loads(line)["zh"]]
     old = CaptionTokenizer.load(tmp_path)
-    (before, *_), (after, *_) = (split_by_script(t.backend, captions) for t in (old, extend(old, captions, 3_000)))
+    (before, *_), (after, *_) = (script_coverage(t.backend, captions) for t in (old, extend(old, captions, 3_000)))
     assert (before.unknown, after.unknown) == (1, 0)

@@ -1,4 +1,4 @@
-"""`clipglot bench`: what it reports hangs together, from a cache and without one."""
+"""`clipglot bench`: its report is consistent, with a cache and with synthetic data."""
 
 import json
 import statistics
@@ -30,7 +30,7 @@ def tiny_config(**changes: Any) -> ScratchConfig:
     return ScratchConfig(**sizes | {"layers": 3, "pad_id": 0, "eos_id": 99, "quick_gelu": False} | changes)
 
 
-def test_a_report_hangs_together(tiny_cache: Path) -> None:
+def test_a_report_is_consistent(tiny_cache: Path) -> None:
     report = bench(BenchSettings(cache=tiny_cache, batch_size=8, steps=3, **TINY))
     measures = {measure.what: measure for measure in report.measures}
     for measure in report.measures:
@@ -48,7 +48,7 @@ def test_a_report_hangs_together(tiny_cache: Path) -> None:
     assert (report.batch_size, report.precision, report.compiled) == (8, "fp32", False)
 
 
-def test_without_a_cache_it_makes_one_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_synthetic_cache_is_removed_after_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     arguments = "--width 16 --heads 2 --layers 1 --vocab-size 300 --batch-size 4 --steps 1 --device cpu --json"
     result = CliRunner().invoke(main, ["bench", *arguments.split()])
@@ -62,7 +62,7 @@ def test_without_a_cache_it_makes_one_and_leaves_nothing(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cache_is_left_as_it_was(tiny_cache: Path) -> None:
+def test_a_cache_is_not_changed(tiny_cache: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in tiny_cache.rglob("*")}
     config = "--width 16 --heads 2 --layers 1 --vocab-size 300 --batch-size 4 --steps 1 --device cpu"
     result = CliRunner().invoke(main, ["bench", str(tiny_cache), *config.split()])
@@ -72,7 +72,7 @@ def test_a_cache_is_left_as_it_was(tiny_cache: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in tiny_cache.rglob("*")} == before
 
 
-def test_settings_and_data_that_do_not_fit_are_refused(tiny_cache: Path) -> None:
+def test_unsuitable_settings_and_caches_are_refused(tiny_cache: Path) -> None:
     with pytest.raises(DistillError, match="--width 10 is not a multiple"):
         BenchSettings(width=10, heads=4)
     with pytest.raises(DistillError, match="--steps 0"):
@@ -81,7 +81,7 @@ def test_settings_and_data_that_do_not_fit_are_refused(tiny_cache: Path) -> None
         bench(BenchSettings(cache=tiny_cache, batch_size=64, **TINY))
 
 
-def test_a_random_cache_is_whole_and_its_copy_the_same(tmp_path: Path) -> None:
+def test_a_synthetic_cache_is_valid_and_reproducible(tmp_path: Path) -> None:
     texts = list(query_texts(130, np.random.default_rng(0)))
     cache = write_random_cache(tmp_path / "c.zarr", ([text] for text in texts), 8)
     assert verify(cache.require_sealed()) == []
@@ -92,7 +92,7 @@ def test_a_random_cache_is_whole_and_its_copy_the_same(tmp_path: Path) -> None:
     assert np.array_equal(np.load(tmp_path / "rows.npy"), image_emb[:100])
 
 
-def test_queries_are_as_long_as_said_and_end_once() -> None:
+def test_queries_have_the_given_lengths_and_one_eos() -> None:
     tokens = query_tokens(5_000, 1_000, 20, np.random.default_rng(0))
     ids, lengths = tokens.gather(np.arange(len(tokens)))
     assert lengths.mean() == pytest.approx(8, abs=0.2)
@@ -103,7 +103,7 @@ def test_queries_are_as_long_as_said_and_end_once() -> None:
 
 
 @pytest.mark.parametrize("attention", ["lengths", "rows"])
-def test_operations_are_those_that_torch_counts_and_attention_by_its_pairs(attention: Any) -> None:
+def test_counted_operations_equal_those_of_torch(attention: Any) -> None:
     config = tiny_config()
     tower, lengths = ScratchTower(config), np.array([3, 128, 2])
     tower.attention = attention
@@ -115,7 +115,7 @@ def test_operations_are_those_that_torch_counts_and_attention_by_its_pairs(atten
 
 
 def linear_flops(config: ScratchConfig, num_tokens: int, num_captions: int) -> float:
-    """What torch counts for the matrices of the tower's blocks and projection, the last block at EOS alone."""
+    """Operations that torch counts for the matrices of blocks and projection, the last block at EOS only."""
     text = ScratchTower(config).text
     x, eos = (torch.randn(rows, config.width, requires_grad=True) for rows in (num_tokens, num_captions))
     with FlopCounterMode(display=False) as counter:

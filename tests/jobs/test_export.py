@@ -1,4 +1,4 @@
-"""Export: what leaves the project loads in plain open_clip with the very outputs that were merged."""
+"""Export: plain open_clip loads it and reproduces the outputs of the merged towers."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ from support.launcher import Launcher, Process
 CAPTIONS = ["красный шум", "", "шум " * 50, "конец<eos>нет", "  ½ &amp; 🐈 고양이 桌上的猫\n"]
 
 # What somebody runs who has the folder and open_clip, and never heard of clipglot.
-STRANGER = """
+OPEN_CLIP_SCRIPT = """
 import sys
 import numpy as np, open_clip, torch
 from PIL import Image
@@ -71,20 +71,20 @@ def timm_merged(timm_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def strangers(
+def open_clip_outputs(
     merged: Path, timm_merged: Path, manifest: Path, launcher: Launcher, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """What the stranger computed, in a process of its own: 0.npz of the open_clip tower's export, 1.npz of timm's."""
-    out = tmp_path_factory.mktemp("strangers")
-    launcher.run(STRANGER, merged, timm_merged, manifest.parent / "images" / "0000.png", *CAPTIONS, folder=out)
+    """What open_clip alone computes, in its own process: 0.npz of the open_clip tower's export, 1.npz of timm's."""
+    out = tmp_path_factory.mktemp("open_clip")
+    launcher.run(OPEN_CLIP_SCRIPT, merged, timm_merged, manifest.parent / "images" / "0000.png", *CAPTIONS, folder=out)
     return out
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, "tiny_run"), (1, "timm_run")])
-def test_open_clip_alone_gives_the_outputs_that_were_merged(
-    number: int, name: str, strangers: Path, manifest: Path, request: pytest.FixtureRequest
+def test_plain_open_clip_reproduces_the_merged_outputs(
+    number: int, name: str, open_clip_outputs: Path, manifest: Path, request: pytest.FixtureRequest
 ) -> None:
-    run, theirs = RunFolder(request.getfixturevalue(name)), np.load(strangers / f"{number}.npz")
+    run, theirs = RunFolder(request.getfixturevalue(name)), np.load(open_clip_outputs / f"{number}.npz")
     encoder = run.provenance()["encoder"]
     tower = load_image_tower(encoder["model"], encoder["pretrained"])
     pixels = decode(manifest.parent / "images" / "0000.png", ResizeCrop.from_preprocess(tower.preprocess))[None]
@@ -109,7 +109,7 @@ def test_a_sigmoid_loss_exports_its_bias(tiny_cache: Path, make_run: Callable[..
     assert clip.logit_scale.exp().item() == pytest.approx(final.logit_scale)
 
 
-def test_a_merged_image_tower_is_the_tower_of_the_cache(merged: Path, timm_merged: Path, tiny_cache: Path) -> None:
+def test_the_merged_image_tower_equals_that_of_the_cache(merged: Path, timm_merged: Path, tiny_cache: Path) -> None:
     assert load_image_tower(f"local-dir:{merged}", None).weights_sha256 == Cache(tiny_cache).info.encoder.weights_sha256
     provenance = json.loads((timm_merged / "open_clip_config.json").read_text())["clipglot"]
     again = load_image_tower(f"local-dir:{timm_merged}", None)
@@ -117,7 +117,7 @@ def test_a_merged_image_tower_is_the_tower_of_the_cache(merged: Path, timm_merge
     assert again.preprocess == provenance["encoder"]["preprocess"]
 
 
-def test_card_and_config_say_where_everything_came_from(merged: Path, tiny_cache: Path, tiny_run: Path) -> None:
+def test_model_card_and_config_have_the_provenance(merged: Path, tiny_cache: Path, tiny_run: Path) -> None:
     provenance = json.loads((merged / "open_clip_config.json").read_text())["clipglot"]
     info = Cache(tiny_cache).info
     assert provenance["encoder"]["weights_sha256"] == info.encoder.weights_sha256
@@ -131,7 +131,7 @@ def test_card_and_config_say_where_everything_came_from(merged: Path, tiny_cache
 
 
 @pytest.mark.parametrize("folder", ["merged", "timm_merged"])
-def test_no_path_of_this_machine_leaves_with_an_export(folder: str, request: pytest.FixtureRequest) -> None:
+def test_an_export_has_no_local_paths(folder: str, request: pytest.FixtureRequest) -> None:
     merged: Path = request.getfixturevalue(folder)
     private = {str(path).encode() for path in (merged.parents[2], Path.home(), Path.cwd()) if len(path.parts) > 1}
     leaks = {file.name for file in merged.rglob("*") if file.is_file() and any(p in file.read_bytes() for p in private)}
@@ -144,7 +144,7 @@ def test_a_tower_with_other_weights_is_refused_by_name(tiny_run: Path, other_cli
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tower_that_moved_is_found_where_the_user_says(tiny_run: Path, tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_moved_tower_is_loaded_from_the_given_place(tiny_run: Path, tiny_clip: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(tiny_clip, tmp_path / "moved")
     result = export_run(ExportSettings(run=tiny_run, output=tmp_path / "merged", model=f"local-dir:{moved}"))
     assert result.num_probes == 8
@@ -152,7 +152,7 @@ def test_a_tower_that_moved_is_found_where_the_user_says(tiny_run: Path, tiny_cl
     assert result.min_cosine > 0.9999
 
 
-def test_what_stands_at_the_output_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
+def test_an_existing_output_is_never_overwritten(tiny_run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     for output in (tmp_path, tmp_path / "mine", tmp_path / "link"):
@@ -161,7 +161,7 @@ def test_what_stands_at_the_output_is_never_overwritten(tiny_run: Path, tmp_path
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_a_run_that_is_not_there_or_not_finished_is_refused_with_the_remedy(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_missing_or_unfinished_run_is_refused_with_the_remedy(tiny_run: Path, tmp_path: Path) -> None:
     with pytest.raises(DistillError, match="no run here: make one with `clipglot train"):
         export_run(ExportSettings(run=tmp_path / "none", output=tmp_path / "merged"))
     unfinished = shutil.copytree(tiny_run, tmp_path / "run")
@@ -174,14 +174,14 @@ def test_a_run_that_is_not_there_or_not_finished_is_refused_with_the_remedy(tiny
 def own_run(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
 ) -> tuple[Path, Path, ExportSettings]:
-    """Images, cache and a run that a test may break, and the settings to export it."""
+    """Images, cache and run that a test may damage, and the settings of their export."""
     manifest = draw_images(tmp_path / "pictures", 10)
     make_cache(manifest, tmp_path / "c.zarr")
     run = make_run(tmp_path / "c.zarr", tmp_path / "run", epochs=1)
     return manifest.parent, tmp_path / "c.zarr", ExportSettings(run=run, output=tmp_path / "merged")
 
 
-def test_export_needs_neither_images_nor_cache_and_says_what_it_could_not_check(
+def test_export_works_without_images_or_cache_and_reports_missing_checks(
     own_run: tuple[Path, Path, ExportSettings], tmp_path: Path
 ) -> None:
     images, cache, settings = own_run
@@ -196,7 +196,7 @@ def test_export_needs_neither_images_nor_cache_and_says_what_it_could_not_check(
 
 
 @pytest.mark.parametrize("other", ["tower", "width", "source", "damaged", "run"])
-def test_what_else_stands_at_the_caches_path_only_means_no_probes(
+def test_another_file_at_the_path_of_the_cache_only_skips_the_probes(
     other: str,
     own_run: tuple[Path, Path, ExportSettings],
     other_clip: Path,
@@ -230,7 +230,7 @@ def test_what_else_stands_at_the_caches_path_only_means_no_probes(
     assert reason in result.why_no_probes
 
 
-def test_an_image_that_changed_after_caching_stops_the_export(own_run: tuple[Path, Path, ExportSettings]) -> None:
+def test_an_image_changed_after_caching_stops_the_export(own_run: tuple[Path, Path, ExportSettings]) -> None:
     images, _, settings = own_run
     shutil.copy(images / "images" / "0001.png", images / "images" / "0000.png")
     with pytest.raises(DistillError, match=r"images/0000\.png embeds to another vector .* the image changed"):

@@ -1,4 +1,4 @@
-"""Untrusted weights: no way to name weights runs code that a pickle holds, and each refusal is in our own words."""
+"""Untrusted weights: no option that names weights runs code from a pickle, and each refusal has our own message."""
 
 import gc
 import io
@@ -27,7 +27,7 @@ from support.tiny_lms import save_tiny_lm
 
 
 class Malicious:
-    """Unpickling it makes a file, the mark that code ran."""
+    """Object whose unpickling creates a file, which shows that code ran."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -61,7 +61,7 @@ def mark(tmp_path: Path) -> Path:
 
 
 def refused(load: Callable[[], Any], mark: Path, error: type[Exception] = EncoderError) -> str:
-    """The message with which something malicious is refused."""
+    """Message of the refusal of a malicious file."""
     with pytest.raises(error) as caught:
         load()
     message = str(caught.value)
@@ -139,9 +139,7 @@ def test_a_numpy_file_runs_no_code(model: str, array: str, model_name: str, mark
 
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "pytorch_model.bin", "model.pth", "model.safetensors"])
-def test_a_folder_of_open_clip_runs_no_code(
-    name: str, loader: str, tiny_clip: Path, mark: Path, tmp_path: Path
-) -> None:
+def test_an_open_clip_folder_runs_no_code(name: str, loader: str, tiny_clip: Path, mark: Path, tmp_path: Path) -> None:
     shutil.copy(tiny_clip / "open_clip_config.json", tmp_path)
     (tmp_path / name).write_bytes(zip_of_torch({"state_dict": Malicious(mark)}))
     assert str(tmp_path) in refused(lambda: LOADERS[loader](f"local-dir:{tmp_path}", None), mark)
@@ -170,7 +168,7 @@ def test_a_language_model_runs_no_code(name: str, mark: Path, tmp_path: Path) ->
     assert f"--text {folder}" in refused(lambda: LMTower.from_pretrained(str(folder), 16), mark)
 
 
-def test_code_beside_a_language_model_is_not_run(mark: Path, tmp_path: Path) -> None:
+def test_code_in_the_folder_of_a_language_model_is_not_run(mark: Path, tmp_path: Path) -> None:
     folder = save_tiny_lm(tmp_path / "lm")
     (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\n")
     for file, key in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):

@@ -82,7 +82,7 @@ def check_merge(
     rows = to_rows(given, located, tagged, translated)
     expected: dict[str, tuple[Locator | None, list[tuple[str, str, str]]]] = {}
     root = zarr.create_group({}, zarr_format=3)
-    writer = RowWriter(root, teacher=translated, limit=limit)
+    writer = RowWriter(root, has_text_targets=translated, limit=limit)
     cuts = [0, *sorted(border for border in borders if border < len(rows)), len(rows)]
     for start, stop in pairwise(cuts):
         for batch in batched(rows[start:stop]):
@@ -150,7 +150,7 @@ def test_first_lines_are_those_of_a_dict(digests: list[tuple[int, int]]) -> None
 def test_a_merge_of_distant_lines_holds_few_texts_in_memory(tmp_path: Path) -> None:
     """Five lines an image, each pass over all images: every caption moves."""
     root = zarr.create_group(tmp_path / "c.zarr", zarr_format=3)
-    writer = RowWriter(root, teacher=False)
+    writer = RowWriter(root, has_text_targets=False)
     for turn in range(5):
         for batch in batched(SourceRow(i, f"{i:04d}", [f"{i} {turn} " + "я" * 40]) for i in range(2000)):
             writer.append(batch)

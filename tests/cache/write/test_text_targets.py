@@ -16,7 +16,7 @@ from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.captions import align
 from clipglot.cache.storage.ragged import RaggedReader
 from clipglot.cache.write import text_targets as teaching
-from clipglot.cache.write.text_targets import TextTargetStatus, missing_teacher_chunks
+from clipglot.cache.write.text_targets import TextTargetStatus, missing_text_target_chunks
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
@@ -97,9 +97,9 @@ def test_an_interrupted_pass_resumes_to_the_same_bytes(
     with pytest.raises(KeyboardInterrupt):
         make_cache(translated_manifests["train"], tmp_path / "c", **given)
     assert Cache(tmp_path / "c").info.state == "planned"
-    assert missing_teacher_chunks(Cache(tmp_path / "c"))[0] == 2
+    assert missing_text_target_chunks(Cache(tmp_path / "c"))[0] == 2
     make_cache(translated_manifests["train"], tmp_path / "c", **given)
-    assert len(calls) == 3 + num_teacher_chunks(translated_caches["train"]) - 2
+    assert len(calls) == 3 + num_text_target_chunks(translated_caches["train"]) - 2
     for name in (TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT):
         ours, theirs = (
             {f.relative_to(c): f.read_bytes() for f in (c / name).rglob("*") if f.is_file()}
@@ -108,7 +108,7 @@ def test_an_interrupted_pass_resumes_to_the_same_bytes(
         assert ours == theirs
 
 
-def num_teacher_chunks(cache: Path) -> int:
+def num_text_target_chunks(cache: Path) -> int:
     return len(list((cache / TEACHER_STATUS / "c").iterdir()))
 
 
@@ -145,7 +145,7 @@ def test_settings_without_a_usable_teacher_are_refused(
         train(settings(translated_caches["val"], tmp_path / "run", teacher_weight=0.5))
     with pytest.raises(DistillError, match=r"--teacher-weight 1.5"):
         settings(translated_caches["train"], tmp_path / "run", teacher_weight=1.5)
-    with pytest.raises(DistillError, match="--teacher-weight 1 leaves no share to --similarity"):
+    with pytest.raises(DistillError, match=r"--teacher-weight 1 .* --similarity"):
         settings(translated_caches["train"], tmp_path / "run", teacher_weight=1.0, alignment=0.1)
 
 

@@ -1,4 +1,4 @@
-"""Batches follow from (seed, epoch, batch) alone and never show an image twice in an epoch."""
+"""Batches depend on (seed, epoch, batch) alone and contain an image at most once per epoch."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_an_epoch_shows_each_usable_image_at_most_once_with_a_caption_of_its_own
     assert (caption_image[np.concatenate([batch.captions for batch in batches])] == rows).all()
 
 
-def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
+def test_a_batch_does_not_depend_on_earlier_batches() -> None:
     caption_image = np.repeat(np.arange(100), 3)
     straight = BatchSampler(caption_image, batch_size=7, seed=5)
     expected = [straight.batch(epoch, index) for epoch in range(3) for index in range(len(straight))]
@@ -49,7 +49,7 @@ def test_a_batch_does_not_depend_on_what_was_asked_before() -> None:
         assert (a.captions == b.captions).all()
 
 
-def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
+def test_seeds_and_epochs_give_different_orders_and_cover_every_caption() -> None:
     caption_image = np.repeat(np.arange(64), 5)
     sampler = BatchSampler(caption_image, batch_size=64, seed=0)
     orders = {tuple(sampler.batch(epoch, 0).rows.tolist()) for epoch in range(20)}
@@ -60,7 +60,7 @@ def test_seeds_and_epochs_give_other_orders_and_in_time_every_caption() -> None:
 
 
 @given(st.lists(st.integers(1, 5), min_size=4, max_size=20), st.integers(1, 4), st.integers(0, 2**32))
-def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int], most: int, seed: int) -> None:
+def test_several_captions_of_an_image_are_distinct_and_belong_to_it(counts: list[int], most: int, seed: int) -> None:
     caption_image = np.repeat(np.arange(len(counts)), counts)
     sampler = BatchSampler(caption_image, batch_size=4, seed=seed, captions_per_image=most)
     alone = BatchSampler(caption_image, batch_size=4, seed=seed)
@@ -77,7 +77,7 @@ def test_several_captions_of_an_image_are_distinct_and_its_own(counts: list[int]
         assert sum(half.stop - half.start for half in halves) == len(image)
 
 
-def test_in_time_every_caption_is_shown_equally_often_among_several() -> None:
+def test_several_captions_are_sampled_uniformly() -> None:
     sampler = BatchSampler(np.repeat(np.arange(40), 5), batch_size=40, seed=0, captions_per_image=2)
     shown = np.bincount(np.concatenate([sampler.batch(epoch, 0).captions for epoch in range(200)]), minlength=200)
     assert np.abs(shown / 80 - 1).max() < 0.4  # 80 times each: four standard deviations of a binomial are 28
@@ -97,7 +97,7 @@ chunk_shuffles = st.builds(ChunkShuffle, chunk_rows=st.integers(1, 9), pool_chun
 
 
 @given(st.sets(st.integers(0, 60), min_size=1), chunk_shuffles, st.integers(0, 2**32), st.integers(0, 9))
-def test_an_order_by_chunks_shows_each_row_once_and_few_chunks_at_a_time(
+def test_an_order_by_chunks_has_each_row_once_and_few_chunks_at_a_time(
     rows: set[int], sizes: ChunkShuffle, seed: int, epoch: int
 ) -> None:
     usable = np.array(sorted(rows))
@@ -112,7 +112,7 @@ def test_an_order_by_chunks_shows_each_row_once_and_few_chunks_at_a_time(
         assert sum(firsts[c] <= position <= lasts[c] for c in firsts) <= sizes.pool_chunks
 
 
-def test_a_sampler_by_chunks_covers_an_epoch_too() -> None:
+def test_a_sampler_by_chunks_covers_an_epoch() -> None:
     caption_image = np.where(np.arange(300) % 7 == 0, -1, np.arange(300))
     sampler = BatchSampler(
         caption_image, batch_size=8, seed=1, chunk_shuffle=ChunkShuffle(chunk_rows=32, pool_chunks=2)

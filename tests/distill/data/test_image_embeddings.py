@@ -1,4 +1,4 @@
-"""Sources of image embeddings: the device, mapped files, chunks in a buffer; and prefetching of batches."""
+"""Sources of image embeddings: device memory, mapped files, chunks in a buffer; and prefetching of batches."""
 
 import shutil
 import threading
@@ -52,14 +52,14 @@ def test_sources_read_the_same_rows(tiny_cache: Path, place: Any, kind: type) ->
     source.close()
 
 
-def test_embeddings_are_mapped_where_they_do_not_fit(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_larger_than_memory_are_mapped(tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(open_images(Cache(tiny_cache), EmbeddingSettings(), CPU), OnDevice)
     monkeypatch.setattr("clipglot.distill.data.image_embeddings.free_bytes", lambda device: 1000)
     assert isinstance(open_images(Cache(tiny_cache), EmbeddingSettings(), CPU), OnHost)
 
 
 @pytest.mark.parametrize(("pool_chunks", "batch_size"), [(1, 5), (2, 16), (3, 40), (2, 100)])
-def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int, batch_size: int) -> None:
+def test_the_buffer_reads_each_chunk_once_per_epoch_and_holds_few(pool_chunks: int, batch_size: int) -> None:
     reads: list[int] = []
 
     def read_chunk(chunk: Any) -> Any:
@@ -83,7 +83,7 @@ def test_a_buffer_reads_each_chunk_once_an_epoch_and_holds_few(pool_chunks: int,
     assert max(map(reads.count, reads)) <= 2  # once an epoch
 
 
-def test_no_thread_of_a_run_is_left(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_no_threads(tiny_cache: Path, tmp_path: Path) -> None:
     train(settings(tiny_cache, tmp_path / "run", embeddings="chunks"))
     time.sleep(0.1)
     assert not [t.name for t in threading.enumerate() if t.name.startswith(("batch-loader", "chunks"))]
@@ -94,7 +94,7 @@ def test_all_negatives_need_the_embeddings_on_the_device(tiny_cache: Path, tmp_p
         train(settings(tiny_cache, tmp_path / "run", negatives="all", embeddings="mapped"))
 
 
-def test_a_buffer_below_one_pool_is_refused_with_the_least_that_will_do(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_too_small_buffer_is_refused_with_the_minimum_size(tiny_cache: Path, tmp_path: Path) -> None:
     given = settings(tiny_cache, tmp_path / "run", embeddings="chunks", buffer_gb=1e-7, epochs=1)
     with pytest.raises(
         DistillError, match=r"--buffer-gb 1e-07: the buffer must hold 3 chunks of .* pass at least"
@@ -104,7 +104,7 @@ def test_a_buffer_below_one_pool_is_refused_with_the_least_that_will_do(tiny_cac
     assert train(replace(given, buffer_gb=float(str(refused.value).split()[-1]))).complete
 
 
-def test_negatives_need_an_order_that_reads_everywhere(tiny_cache: Path, tmp_path: Path) -> None:
+def test_negatives_with_chunks_in_a_buffer_are_refused(tiny_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(DistillError, match="--embeddings chunks reads it in order"):
         train(settings(tiny_cache, tmp_path / "run", negatives="5", embeddings="chunks"))
 
@@ -134,7 +134,7 @@ def test_prefetching_stops_when_the_loop_ends() -> None:
     assert len(made) <= 5
 
 
-def test_a_chunk_that_is_found_damaged_late_costs_no_step(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_late_damaged_chunk_costs_no_step(tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     chunk = cache / "images/emb/c/0/1/0"
     whole = chunk.read_bytes()

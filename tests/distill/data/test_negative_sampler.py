@@ -1,4 +1,4 @@
-"""Negatives beyond the batch: drawn fairly, never the caption's own image nor one that it describes as well."""
+"""Negatives beyond the batch: sampled uniformly; images that have the caption are masked."""
 
 import numpy as np
 from clipglot.distill.data.batch_sampler import BatchIndices
@@ -13,7 +13,7 @@ images = st.lists(
 
 
 @given(images, st.integers(1, 40), st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 9))
-def test_a_draw_masks_exactly_what_is_no_negative(
+def test_exactly_the_images_with_the_caption_are_masked(
     images: list[tuple[list[int], bool]], size: int, seed: int, epoch: int, index: int
 ) -> None:
     image = np.array([i if usable else -1 for i, (groups, usable) in enumerate(images) for _ in groups])
@@ -45,7 +45,7 @@ def test_a_draw_masks_exactly_what_is_no_negative(
 
 
 @given(st.lists(st.lists(st.integers(0, 6), min_size=1, max_size=3), min_size=2, max_size=20))
-def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: list[list[int]]) -> None:
+def test_images_of_the_batch_with_an_equal_caption_are_masked(carried: list[list[int]]) -> None:
     image = np.array([i for i, groups in enumerate(carried) for _ in groups])
     group = np.array([g for groups in carried for g in groups])
     rows = np.random.default_rng(0).permutation(len(carried))
@@ -62,7 +62,7 @@ def test_within_a_batch_whoever_carries_a_caption_is_no_negative_of_it(carried: 
     assert sorted(zip(*found.tolist(), strict=True)) == expected
 
 
-def test_in_time_every_image_is_drawn_equally_often() -> None:
+def test_images_are_sampled_uniformly() -> None:
     rows = np.arange(50) * 2
     none = SharedCaptions(np.arange(50), rows)
     sampler = NegativeSampler(rows, none, size=20, seed=0)

@@ -1,4 +1,4 @@
-"""A cache in an object store reads, trains and fails as one on the disk, over the real S3 protocol."""
+"""Cache in an object store: it reads, trains and fails like a local one, over the real S3 protocol."""
 
 import json
 import os
@@ -38,13 +38,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def url(bucket: Bucket, tiny_cache: Path) -> str:
-    """The tiny cache, uploaded object by object. Read only."""
+    """The tiny cache, uploaded to the object store. Read only."""
     return bucket.upload(tiny_cache, "tiny.zarr")
 
 
 @pytest.fixture
 def own(bucket: Bucket, tiny_cache: Path) -> tuple[str, str]:
-    """A copy that may be broken: its URL, and its key in the bucket."""
+    """A copy that a test may damage: its URL, and its key in the bucket."""
     name = f"{len(bucket.objects())}.zarr"
     return bucket.upload(tiny_cache, name), name
 
@@ -63,7 +63,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     )
 
 
-def test_paths_and_urls_are_told_apart() -> None:
+def test_paths_and_urls_are_distinguished() -> None:
     assert to_location("train.zarr") == to_location(Path("train.zarr")) == Path("train.zarr")
     assert to_location("file:///data/train.zarr") == Path("/data/train.zarr")
     found = to_location("s3://bucket/a//b.zarr/")
@@ -75,7 +75,7 @@ def test_paths_and_urls_are_told_apart() -> None:
     )  # type: ignore[union-attr]
 
 
-def test_it_reads_as_on_the_disk(url: str, tiny_cache: Path) -> None:
+def test_reads_equal_those_of_the_local_cache(url: str, tiny_cache: Path) -> None:
     far, near = Cache(url), Cache(tiny_cache)
     assert (str(far.path), far.info, len(far)) == (url, near.info, len(near))
     assert (far.captions(), far.keys(3, 9), list(far.failures())) == (near.captions(), near.keys(3, 9), [])
@@ -98,12 +98,12 @@ def test_commands_take_a_url(url: str, tiny_cache: Path, merged: Path) -> None:
     assert printed("eval", "retrieval", merged, url) == printed("eval", "retrieval", merged, tiny_cache)
 
 
-def test_any_store_of_fsspec_will_do(tiny_cache: Path) -> None:
+def test_any_fsspec_store_is_read(tiny_cache: Path) -> None:
     fsspec.filesystem("memory").put(str(tiny_cache), "/shelf/tiny.zarr", recursive=True)
     assert np.array_equal(Cache("memory://shelf/tiny.zarr").image_emb(), Cache(tiny_cache).image_emb())
 
 
-def test_chunks_give_the_run_of_the_local_copy_and_are_fetched_once_an_epoch(
+def test_chunks_give_the_run_of_the_local_copy_and_are_fetched_once_per_epoch(
     bucket: Bucket, url: str, own: tuple[str, str], tiny_cache: Path, tmp_path: Path
 ) -> None:
     (cache, key), given = own, pooled(tiny_cache)
@@ -143,7 +143,7 @@ def test_chunks_give_the_run_of_the_local_copy_and_are_fetched_once_an_epoch(
 
 
 @pytest.mark.parametrize("embeddings", ["device", "auto"])
-def test_on_the_device_it_is_the_run_of_the_local_copy(
+def test_embeddings_on_the_device_give_the_run_of_the_local_copy(
     embeddings: Any, url: str, tiny_cache: Path, tmp_path: Path
 ) -> None:
     near, far = (settings(c, tmp_path / n, val=tiny_cache) for c, n in ((tiny_cache, "near"), (url, "far")))
@@ -153,7 +153,7 @@ def test_on_the_device_it_is_the_run_of_the_local_copy(
     assert isinstance(open_images(Cache(url), far, CPU), OnDevice)
 
 
-def test_a_run_goes_on_from_the_store_wherever_it_began(url: str, tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_from_the_url_or_the_local_copy(url: str, tiny_cache: Path, tmp_path: Path) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", **pooled(tiny_cache))
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
@@ -164,7 +164,7 @@ def test_a_run_goes_on_from_the_store_wherever_it_began(url: str, tiny_cache: Pa
     assert_same_run(tmp_path / "broken", tmp_path / "straight")
 
 
-def test_what_needs_a_disk_is_refused_with_what_to_do(
+def test_what_needs_a_local_disk_is_refused_with_a_remedy(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cannot in (
@@ -192,7 +192,7 @@ READERS: dict[str, Callable[[Cache], Any]] = {
 
 
 @pytest.mark.parametrize("chunk", READERS)
-def test_a_damaged_and_an_absent_object_are_named(chunk: str, bucket: Bucket, own: tuple[str, str]) -> None:
+def test_damaged_and_missing_objects_are_named(chunk: str, bucket: Bucket, own: tuple[str, str]) -> None:
     url, key = own
     again = "upload it again from the cache that this is a copy of"
     bucket.flip_a_byte(f"{key}/{chunk}")
@@ -207,20 +207,20 @@ def test_a_damaged_and_an_absent_object_are_named(chunk: str, bucket: Bucket, ow
     assert fault.startswith(f"{chunk}: absent: {again}, or delete ")
 
 
-def test_a_reader_of_some_rows_fetches_their_chunks_alone(bucket: Bucket, own: tuple[str, str]) -> None:
+def test_reading_rows_fetches_only_their_chunks(bucket: Bucket, own: tuple[str, str]) -> None:
     url, key = own
     bucket.delete(f"{key}/images/emb/c/0/1/0")
     assert Cache(url).emb_rows(np.array([39, 0, 7, 16])).any(axis=1).all()
     assert bucket.num_gets(f"{key}/images/emb/c/").total() == 3
 
 
-def test_captions_that_are_read_in_parts_are_fetched_once(bucket: Bucket, own: tuple[str, str]) -> None:
+def test_captions_read_in_parts_are_fetched_once(bucket: Bucket, own: tuple[str, str]) -> None:
     cache = Cache(own[0])
     assert [cache.captions(i, i + 1)[0] for i in range(40)] == cache.captions(0, 40)
     assert set(bucket.num_gets(f"{own[1]}/captions/text/bytes/c/").values()) == {1}
 
 
-def test_tokens_that_were_uploaded_are_verified(bucket: Bucket, tiny_cache: Path, tmp_path: Path) -> None:
+def test_uploaded_tokens_are_verified(bucket: Bucket, tiny_cache: Path, tmp_path: Path) -> None:
     local = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr", ignore=lambda *_: ["tokens"]))
     train(settings(local, tmp_path / "run", epochs=1))
     url = bucket.upload(local, "tokens.zarr")
@@ -231,7 +231,7 @@ def test_tokens_that_were_uploaded_are_verified(bucket: Bucket, tiny_cache: Path
     assert damaged.removeprefix("tokens.zarr/") in fault
 
 
-def test_a_cache_that_is_not_sealed_says_so(bucket: Bucket, own: tuple[str, str], tiny_cache: Path) -> None:
+def test_an_unsealed_cache_is_refused(bucket: Bucket, own: tuple[str, str], tiny_cache: Path) -> None:
     url, key = own
     bucket.put(f"{key}/zarr.json", edited((tiny_cache / "zarr.json").read_bytes(), state="planned"))
     bucket.delete(f"{key}/images/status/c/2")
@@ -240,9 +240,7 @@ def test_a_cache_that_is_not_sealed_says_so(bucket: Bucket, own: tuple[str, str]
     assert sum(Cache(url).status() == 0) == Cache(url).info.chunk_rows
 
 
-def test_export_embeds_images_of_a_cache_in_the_store_again(
-    url: str, make_run: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_export_embeds_images_of_a_remote_cache_again(url: str, make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(to_location(url), tmp_path / "run", epochs=1)
     assert export_run(ExportSettings(run=run, output=tmp_path / "merged")).num_probes == 8
 
@@ -263,9 +261,7 @@ def test_export_embeds_images_of_a_cache_in_the_store_again(
     ],
     ids=["bucket", "cache", "credentials", "connection", "package", "scheme"],
 )
-def test_what_fails_names_the_url_and_what_to_do(
-    named: str, changes: dict[str, str | None], message: str, url: str
-) -> None:
+def test_errors_name_the_url_and_the_remedy(named: str, changes: dict[str, str | None], message: str, url: str) -> None:
     environment = {k: v for k, v in (dict(os.environ) | changes).items() if v is not None}
     command = [sys.executable, "-m", "clipglot", "inspect", named]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -277,7 +273,7 @@ def test_what_fails_names_the_url_and_what_to_do(
     assert all(text in done.stderr for word, text in remedy.items() if word in message.lower())
 
 
-def test_the_package_that_reads_s3_is_named_where_it_is_absent() -> None:
+def test_a_missing_s3_package_is_named() -> None:
     script = "import sys; sys.modules['s3fs'] = None; from clipglot.cli.main import main; main(['inspect', 's3://b/c'])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, "pip install 'clipglot[s3]'" in done.stderr) == (1, True)

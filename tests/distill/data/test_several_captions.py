@@ -1,4 +1,4 @@
-"""Several captions of an image in one step: fed, learned from, resumed, and counted once an image."""
+"""Several captions of an image in one step: loss, gradients and resuming; each image has weight one."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,10 +21,10 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("changes", [{}, {"equal_captions": "positive", "label_smoothing": 0.1}], ids=str)
 @pytest.mark.parametrize("captions_per_picture", [1, 2, 9])
-def test_a_step_has_the_loss_of_the_whole_matrix(
+def test_the_loss_of_a_step_equals_the_dense_form(
     tiny_cache: Path, tmp_path: Path, captions_per_picture: int, changes: dict[str, Any]
 ) -> None:
-    """With everything from the cache itself: every image, every caption as text."""
+    """The reference is computed from all images and caption texts of the cache."""
     cache = Cache(tiny_cache)
     given = settings(
         tiny_cache, tmp_path, captions_per_picture=captions_per_picture, negatives="12", micro_batch=5, **changes
@@ -69,7 +69,7 @@ def test_a_step_has_the_loss_of_the_whole_matrix(
 
 
 @pytest.mark.parametrize("loss", ["infonce", "siglip", "similarity", "mse"])
-def test_micro_batches_change_nothing_but_rounding_and_runs_resume_exactly(
+def test_micro_batches_equal_the_plain_run_up_to_rounding_and_resume_exactly(
     tiny_cache: Path, tmp_path: Path, loss: str
 ) -> None:
     whole = settings(tiny_cache, tmp_path / "whole", loss=loss, captions_per_picture=3, alignment=0.1)
@@ -95,6 +95,6 @@ def test_micro_batches_change_nothing_but_rounding_and_runs_resume_exactly(
         ({"equal_captions": "positive", "loss": "cosine"}, "--equal-captions positive: --loss cosine"),
     ],
 )
-def test_what_does_not_go_together(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_incompatible_settings_are_refused(wrong: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DistillError, match=message):
         settings(tmp_path, tmp_path / "run", **wrong)

@@ -1,4 +1,4 @@
-"""Orders without memory are permutations, and look random."""
+"""Computed orders are permutations and look random."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 100))
-def test_everything_comes_once(n: int, seed: int, epoch: int) -> None:
+def test_an_order_is_a_permutation(n: int, seed: int, epoch: int) -> None:
     order = Permutation(n, seed, epoch)
     whole = order(np.arange(n))
     assert np.array_equal(np.sort(whole), np.arange(n))
@@ -16,7 +16,7 @@ def test_everything_comes_once(n: int, seed: int, epoch: int) -> None:
     assert np.array_equal(order(part), whole[part])
 
 
-def test_large_orders_take_no_memory() -> None:
+def test_large_orders_need_no_memory() -> None:
     n = 10**11
     found = Permutation(n, 0)(np.arange(n - 1000, n))
     assert len(set(found.tolist())) == 1000
@@ -26,8 +26,8 @@ def test_large_orders_take_no_memory() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 12, 100])
-def test_every_place_takes_everything_equally_often(n: int) -> None:
-    """Chi-square of 4,000 orders: n (n - 1) degrees of freedom at least, spread sqrt(2 n (n - 1))."""
+def test_positions_are_uniformly_distributed(n: int) -> None:
+    """Chi-square test on 4,000 orders: n (n - 1) degrees of freedom at least, standard deviation sqrt(2 n (n - 1))."""
     counts = np.zeros((n, n))
     for seed in range(4000):
         counts[np.arange(n), Permutation(n, seed)(np.arange(n))] += 1
@@ -37,18 +37,18 @@ def test_every_place_takes_everything_equally_often(n: int) -> None:
     assert abs(chi_square - freedom) < 6 * np.sqrt(2 * freedom)
 
 
-def test_neighbours_do_not_stay_together() -> None:
+def test_neighbours_are_separated() -> None:
     whole = Permutation(10_000, 3)(np.arange(10_000))
     assert abs(np.corrcoef(np.arange(10_000), whole)[0, 1]) < 0.04
     assert (np.abs(np.diff(whole)) == 1).mean() < 0.001
 
 
-def test_other_seeds_and_epochs_give_other_orders() -> None:
+def test_seeds_and_epochs_give_different_orders() -> None:
     orders = {Permutation(50, *seed)(np.arange(50)).tobytes() for seed in ((0, 0), (0, 1), (1, 0), (1, 1))}
     assert len(orders) == 4
 
 
-def test_choices_are_even_and_stay_within_their_counts() -> None:
+def test_choices_are_uniform_and_within_their_counts() -> None:
     counts = np.repeat([1, 2, 5, 1000], 20_000)
     chosen = random_below(counts, np.arange(80_000), random_keys(1, 0)[0])
     assert (chosen >= 0).all()

@@ -1,4 +1,4 @@
-"""Captions are tokenized once: what is stored is what the tokenizer gives, whole or absent, whoever writes."""
+"""Token store: captions are tokenized once; stored tokens are complete or absent, with any number of writers."""
 
 import errno
 import json
@@ -79,7 +79,7 @@ def no_tokenizing(*_: Any) -> Any:
 
 
 @pytest.mark.parametrize(("workers", "chunk_bytes"), [(1, 64), (1, 2**24), pytest.param(2, 64, marks=pytest.mark.slow)])
-def test_what_is_stored_is_what_the_tokenizer_gives_and_is_found_again(
+def test_stored_tokens_equal_the_tokenizers_and_are_reused(
     workers: int,
     chunk_bytes: int,
     cache: Cache,
@@ -118,7 +118,7 @@ def test_another_tokenizer_or_context_length_has_its_own_group(
     assert len(list((cache.path / "tokens").glob("*/zarr.json"))) == 3
 
 
-def test_any_captions_are_gathered_in_any_order() -> None:
+def test_captions_are_gathered_in_any_order() -> None:
     rows = [[1, 7, 2], [], [1, 2], [1, 8, 8, 2], []]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     table = TokenTable(np.array([i for row in rows for i in row], np.uint16), offsets)
@@ -131,7 +131,7 @@ def test_any_captions_are_gathered_in_any_order() -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.EPERM])
-def test_a_cache_that_cannot_be_written_has_its_tokens_beside_the_run(
+def test_tokens_of_a_read_only_cache_are_stored_in_the_run_folder(
     code: int,
     tiny_cache: Path,
     tokenizer: CaptionTokenizer,
@@ -157,7 +157,7 @@ def test_a_cache_that_cannot_be_written_has_its_tokens_beside_the_run(
     assert group.parent.name == learned.fingerprint(24)
 
 
-def test_a_full_disk_is_said_plainly_and_leaves_nothing(
+def test_a_full_disk_is_reported_and_leaves_no_files(
     cache: Cache, tokenizer: CaptionTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(descriptor: int) -> None:
@@ -174,7 +174,7 @@ def test_a_full_disk_is_said_plainly_and_leaves_nothing(
     assert len(open_tokens(cache, tokenizer, CONTEXT, tmp_path / "beside")) == cache.info.num_captions
 
 
-def test_a_process_that_dies_is_one_clear_error(
+def test_a_killed_process_gives_one_clear_error(
     cache: Cache, tokenizer: CaptionTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "MANY_CAPTIONS", 0)
@@ -190,7 +190,7 @@ def start_writer(group: Path, mode: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", WRITER, str(group), mode], stdout=subprocess.PIPE, text=True)
 
 
-def test_a_killed_writer_leaves_nothing_that_passes_for_whole_and_its_remains_go(tmp_path: Path) -> None:
+def test_incomplete_tokens_of_a_killed_writer_are_ignored_and_removed(tmp_path: Path) -> None:
     group = tmp_path / "tokens" / "a1"
     with start_writer(group, "hang") as writer:
         assert writer.stdout is not None
@@ -202,7 +202,7 @@ def test_a_killed_writer_leaves_nothing_that_passes_for_whole_and_its_remains_go
     assert sorted(entry.name for entry in group.parent.iterdir()) == ["a1", "zarr.json"]
 
 
-def test_the_second_of_two_writers_waits_and_uses_what_the_first_wrote(tmp_path: Path) -> None:
+def test_a_second_writer_waits_and_uses_the_tokens_of_the_first(tmp_path: Path) -> None:
     group = tmp_path / "tokens" / "a1"
     with start_writer(group, "hang") as first:
         assert first.stdout is not None
@@ -218,7 +218,7 @@ def test_the_second_of_two_writers_waits_and_uses_what_the_first_wrote(tmp_path:
     assert (group / "ids/zarr.json").stat().st_mtime_ns == before
 
 
-def test_without_locks_the_second_of_two_writers_keeps_what_the_first_wrote(
+def test_without_locks_a_second_writer_keeps_the_tokens_of_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(descriptor: int, operation: int) -> None:
@@ -253,7 +253,7 @@ def flip_a_byte(path: Path) -> None:
     ],
     ids=["flipped", "emptied", "cut", "deleted"],
 )
-def test_damaged_tokens_are_named_by_training_and_by_verify_and_the_remedy_mends_them(
+def test_damaged_tokens_are_named_by_training_and_verify_and_the_remedy_works(
     file: str, damage: Callable[[Path], None], cache: Cache, tokenizer: CaptionTokenizer, tmp_path: Path
 ) -> None:
     expected = rows_of(open_tokens(cache, tokenizer, CONTEXT, tmp_path))
@@ -278,7 +278,7 @@ def test_damaged_tokens_are_named_by_training_and_by_verify_and_the_remedy_mends
     [([5] * 3, "holds 3 captions, expected"), (None, "not ascending to")],
     ids=["of other captions", "descending"],
 )
-def test_tokens_that_do_not_fit_are_found(lengths: list[int] | None, fault: str, cache: Cache) -> None:
+def test_verify_finds_inconsistent_tokens(lengths: list[int] | None, fault: str, cache: Cache) -> None:
     lengths = lengths or [1, -1] * (cache.info.num_captions // 2) + [0] * (cache.info.num_captions % 2)
     group = cache.path / "tokens" / ("ab" * 32)
     write_tokens(group, "uint16", [(np.zeros(sum(lengths), np.int64), np.array(lengths))])

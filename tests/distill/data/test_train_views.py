@@ -1,4 +1,4 @@
-"""Training on stored views: which one is drawn, where it is read, and that a run goes on with those it began with."""
+"""Training on stored views: sampling, reading, and resuming with the same number of views."""
 
 import shutil
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def drawn(sampler: BatchSampler, epoch: int) -> dict[int, int]:
     return {row: view for b in batches for row, view in zip(b.rows.tolist(), b.views.tolist(), strict=True)}
 
 
-def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
+def test_the_view_of_an_image_depends_on_the_epoch_and_not_on_batches() -> None:
     sampler = BatchSampler(CAPTION_IMAGE, batch_size=8, seed=3, num_views=4)
     draws = [drawn(sampler, epoch) for epoch in range(12)]
     assert drawn(BatchSampler(CAPTION_IMAGE, batch_size=100, seed=3, num_views=4), 5) == draws[5]
@@ -69,7 +69,7 @@ def test_each_image_draws_a_view_in_each_epoch_whatever_the_batches() -> None:
         assert 0.2 < (table[:, 1:][table[:, :-1] == view] == view).mean() < 0.3  # nor of the image before
 
 
-def test_whole_chunks_draw_together_and_are_read_in_that_view() -> None:
+def test_all_images_of_a_chunk_have_the_same_view() -> None:
     chunk_shuffle = ChunkShuffle(chunk_rows=50, pool_chunks=2)
     sampler = BatchSampler(CAPTION_IMAGE, batch_size=40, seed=0, num_views=3, chunk_shuffle=chunk_shuffle)
     seen = set()
@@ -86,7 +86,7 @@ def test_whole_chunks_draw_together_and_are_read_in_that_view() -> None:
 
 
 @pytest.mark.parametrize("where", ["device", "mapped", "chunks"])
-def test_a_step_is_fed_the_views_that_were_drawn_and_plain_negatives(viewed: Path, tmp_path: Path, where: str) -> None:
+def test_a_step_has_the_sampled_views_and_plain_negatives(viewed: Path, tmp_path: Path, where: str) -> None:
     given = settings(viewed, tmp_path, embeddings=where, buffer_gb=1e-6, negatives="0" if where == "chunks" else "9")
     cache = Cache(viewed)
     emb = torch.from_numpy(np.stack([cache.image_emb(view) for view in range(3)])).float()
@@ -115,7 +115,7 @@ def test_all_negatives_are_the_plain_views(viewed: Path) -> None:
     assert torch.equal(source.subset(rows[::3]), plain[::3])
 
 
-def test_mapped_views_give_the_very_same_run_and_resuming_is_exact(
+def test_mapped_views_give_the_same_run_and_resume_exactly(
     viewed: Path, viewed_run: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
     broken = settings(viewed, tmp_path / "run", embeddings="mapped")
@@ -134,7 +134,7 @@ def test_chunks_of_views_train_and_resume_exactly(viewed: Path, tmp_path: Path) 
     assert_same_run(tmp_path / "broken", tmp_path / "straight")
 
 
-def test_one_view_is_the_run_of_a_cache_without_views(
+def test_one_view_gives_the_run_of_a_cache_without_views(
     viewed: Path, viewed_run: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
     train(settings(tiny_cache, tmp_path / "plain", val=tiny_cache))
@@ -145,7 +145,7 @@ def test_one_view_is_the_run_of_a_cache_without_views(
         train(settings(viewed, tmp_path / "four", views="4"))
 
 
-def test_a_run_goes_on_with_the_views_it_began_with_though_the_cache_has_more(
+def test_a_run_resumes_with_its_number_of_views_if_the_cache_has_more(
     viewed: Path, viewed_run: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(viewed, tmp_path / "cache.zarr"))
@@ -160,7 +160,7 @@ def test_a_run_goes_on_with_the_views_it_began_with_though_the_cache_has_more(
     assert exported.num_probes == 8
 
 
-def test_views_made_anew_with_another_augmentation_are_another_cache(
+def test_views_with_another_augmentation_are_another_cache(
     viewed: Path, manifest: Path, make_cache: Callable[..., Any], tmp_path: Path
 ) -> None:
     given = settings(viewed, tmp_path / "run")

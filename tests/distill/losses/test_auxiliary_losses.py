@@ -1,4 +1,4 @@
-"""Regression, soft targets and auxiliary terms against their plain forms, in values and gradients."""
+"""Regression, soft targets and auxiliary terms equal their dense forms, in values and gradients."""
 
 from typing import Any, get_args, get_type_hints
 
@@ -20,7 +20,7 @@ GROUPS = [[0], [0, 0], [0, 1, 2, 3, 4, 5, 6], [0, 1, 0, 2, 0, 3, 3], [0] * 7]
 
 @pytest.mark.parametrize("groups", GROUPS)
 @pytest.mark.parametrize("teacher_temperature", [0.5, 0.01])
-def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: float) -> None:
+def test_similarity_loss_equals_the_dense_form(groups: list[int], teacher_temperature: float) -> None:
     image_emb, text_emb = unit(len(groups), 16, 0), unit(len(groups), 16, 1).requires_grad_()
     equal = equal_pairs(groups)
     loss_fn = Similarity(temperature=0.1, max_logit_scale=100, teacher_temperature=teacher_temperature).double()
@@ -30,7 +30,7 @@ def test_similarities_as_soft_targets(groups: list[int], teacher_temperature: fl
     require_equal(loss, expected, text_emb, loss_fn.logit_scale)
 
 
-def test_a_caption_like_its_image_has_nothing_to_learn_from_similarities() -> None:
+def test_a_caption_equal_to_its_image_has_nothing_to_learn_from_similarities() -> None:
     image_emb = unit(9, 16, 0)
     text_emb = image_emb.clone().requires_grad_()
     loss = match_similarities(text_emb, torch.tensor(20.0).log().double(), targets(image_emb), 1 / 20)
@@ -38,7 +38,7 @@ def test_a_caption_like_its_image_has_nothing_to_learn_from_similarities() -> No
     assert gradients(loss, text_emb)[0].abs().max() < 1e-6
 
 
-def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
+def test_nan_in_a_caption_gives_a_nan_loss() -> None:
     text_emb = unit(4, 8, 1)
     text_emb[2, 3] = torch.nan
     same = equal_pairs([0, 1, 0, 1]).nonzero().T.numpy()
@@ -46,7 +46,7 @@ def test_a_caption_that_is_no_number_is_not_swept_under() -> None:
     assert uniformity(text_emb, targets(unit(4, 8, 0))).isnan()
 
 
-def test_regression() -> None:
+def test_regression_losses_equal_the_dense_form() -> None:
     image_emb, long = unit(7, 16, 0), (3 * unit(7, 16, 1)).requires_grad_()
     text_emb = F.normalize(long, dim=-1)
     loss = Cosine(temperature=0.01, max_logit_scale=100)(text_emb, targets(image_emb))
@@ -56,7 +56,7 @@ def test_regression() -> None:
     require_equal(loss, 16 * F.mse_loss(long, image_emb), long)
 
 
-def test_each_image_counts_once_however_many_captions_it_has() -> None:
+def test_each_image_has_weight_one_for_any_number_of_captions() -> None:
     image = np.array([0, 0, 0, 1, 2, 2])
     image_emb, free = unit(3, 8, 0), (2 * unit(6, 8, 1)).requires_grad_()
     text_emb, one_each = F.normalize(free, dim=-1), image_emb[image]
@@ -72,7 +72,7 @@ def test_each_image_counts_once_however_many_captions_it_has() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [2, 7])
-def test_uniformity(batch_size: int) -> None:
+def test_uniformity_equals_the_metric(batch_size: int) -> None:
     free = (3 * unit(batch_size, 16, 1)).requires_grad_()
     text_emb = F.normalize(free, dim=-1)
     term = uniformity(text_emb, targets(unit(batch_size, 16, 0)))
@@ -82,7 +82,7 @@ def test_uniformity(batch_size: int) -> None:
 
 
 @pytest.mark.parametrize("groups", GROUPS[1:])
-def test_passes_of_captions(groups: list[int]) -> None:
+def test_simcse_equals_the_dense_form(groups: list[int]) -> None:
     first, second = (unit(len(groups), 16, seed).requires_grad_() for seed in (1, 2))
     same = equal_pairs(groups)
     term = simcse(first, second, targets(unit(len(groups), 16, 0), equal=same.nonzero().T.numpy()))
@@ -90,7 +90,7 @@ def test_passes_of_captions(groups: list[int]) -> None:
     require_equal(term, F.cross_entropy(logits, torch.arange(len(groups))), first, second)
 
 
-def test_the_second_pass_is_for_its_term_alone() -> None:
+def test_the_second_pass_is_used_only_by_simcse() -> None:
     given = LossSettings(simcse=0.5, alignment=0.25)
     first, second = unit(6, 8, 1).requires_grad_(), unit(6, 8, 2).requires_grad_()
     images, objective = targets(unit(6, 8, 0)), Objective(given).double()
@@ -112,7 +112,7 @@ def test_terms_are_added_by_weight(loss: Any) -> None:
     require_equal(objective(features, images), expected, features, objective.logit_scale)
 
 
-def test_every_loss_of_the_flag_can_be_made() -> None:
+def test_every_loss_of_the_flag_can_be_constructed() -> None:
     assert set(LOSSES) == set(get_args(get_type_hints(LossSettings)["loss"]))
     for name, kind in LOSSES.items():
         loss: Loss = make_loss(LossSettings(loss=name))  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""InfoNCE and SigLIP in blocks against their plain forms and open_clip's, in values and gradients."""
+"""InfoNCE and SigLIP in blocks equal their dense forms and open_clip, in values and gradients."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,9 @@ LOSSES: list[type[Loss]] = [InfoNCE, SigLIP]
 @pytest.mark.parametrize("loss_class", LOSSES)
 @pytest.mark.parametrize("groups", [None, [0, 1, 0, 2, 0, 3, 3], [0] * 7], ids=["distinct", "some equal", "all equal"])
 @pytest.mark.parametrize("temperature", [0.5, 0.01])
-def test_equals_the_plain_form(loss_class: type[Loss], groups: list[int] | None, temperature: float) -> None:
+def test_loss_and_gradients_equal_the_dense_form(
+    loss_class: type[Loss], groups: list[int] | None, temperature: float
+) -> None:
     image_emb, text_emb = unit(7, 16, 0), unit(7, 16, 1).requires_grad_()
     equal = equal_pairs(list(range(7)) if groups is None else groups)
     loss_fn = loss_class(temperature=temperature, max_logit_scale=100).double()
@@ -47,7 +49,7 @@ def test_equals_open_clips_loss_in_float32(loss_class: type[Loss], batch_size: i
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)
-def test_float16_images_and_bfloat16_captions_stay_close(loss_class: type[Loss]) -> None:
+def test_half_precision_inputs_give_a_close_loss(loss_class: type[Loss]) -> None:
     """bf16 keeps 8 bits: cosines move by up to 2^-8, logits at scale 20 by 0.08."""
     image_emb, text_emb = unit(9, 16, 0), unit(9, 16, 1)
     loss_fn = loss_class(temperature=0.05, max_logit_scale=100)
@@ -59,7 +61,7 @@ def test_float16_images_and_bfloat16_captions_stay_close(loss_class: type[Loss])
 
 
 @pytest.mark.parametrize("scale", [100.0, 1000.0])
-def test_logits_too_far_apart_for_one_exponential_lose_nothing(scale: float) -> None:
+def test_logits_beyond_the_range_of_float32_exponentials_are_exact(scale: float) -> None:
     """Captions opposite to every image, and images opposite to every caption: e^(-2 scale) is no float32."""
     image_emb = F.normalize(torch.tensor([[1.0, 0], [1, 0.1], [-1, 0.05]]), dim=-1)
     text_emb = F.normalize(torch.tensor([[1.0, 0.02], [-1, 0.03], [1, -0.2]]), dim=-1).requires_grad_()
@@ -71,7 +73,7 @@ def test_logits_too_far_apart_for_one_exponential_lose_nothing(scale: float) -> 
     torch.testing.assert_close(gradients(loss, text_emb), gradients(expected, text_emb), rtol=1e-4, atol=1e-4)
 
 
-def test_nan_is_not_swept_under() -> None:
+def test_nan_in_a_caption_gives_a_nan_loss() -> None:
     text_emb = unit(4, 8, 1)
     text_emb[2, 3] = math.nan
     for loss_class in LOSSES:
@@ -79,7 +81,7 @@ def test_nan_is_not_swept_under() -> None:
         assert math.isnan(loss_fn(text_emb, targets(unit(4, 8, 0))).item())
 
 
-def test_a_batch_of_one_caption_has_nothing_to_learn() -> None:
+def test_a_batch_of_equal_captions_has_zero_loss_and_gradient() -> None:
     text_emb = unit(4, 8, 1).requires_grad_()
     loss_fn = InfoNCE(temperature=0.1, max_logit_scale=100).double()
     loss = loss_fn(text_emb, targets(unit(4, 8, 0), equal=np.array(np.nonzero(~np.eye(4, dtype=bool)))))
@@ -98,7 +100,7 @@ def test_the_temperature_stays_in_its_bounds(loss_class: Callable[..., Loss]) ->
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_a_bank_widens_the_softmax_over_images_and_nothing_else(with_bias: bool) -> None:
+def test_a_bank_of_negatives_extends_only_the_softmax_over_images(with_bias: bool) -> None:
     image_emb, text_emb, further = unit(5, 8, 0), unit(5, 8, 1).requires_grad_(), unit(11, 8, 2)
     masked = np.array([[0, 3, 1], [2, 2, 9]])  # captions 0 and 3 describe image 2, caption 1 image 9
     bias = torch.zeros(11, dtype=torch.float64)
@@ -118,7 +120,7 @@ def test_a_bank_widens_the_softmax_over_images_and_nothing_else(with_bias: bool)
     torch.testing.assert_close(gradients(loss, *of), gradients(expected, *of), rtol=1e-9, atol=1e-12)
 
 
-def test_a_bank_in_which_nothing_is_a_negative_changes_nothing() -> None:
+def test_a_fully_masked_bank_changes_nothing() -> None:
     image_emb, text_emb = unit(5, 8, 0), unit(5, 8, 1)
     bank = Bank(emb=unit(3, 8, 2), bias=torch.full((3,), -math.inf).double(), masked=np.zeros((2, 0), np.int64))
     loss_fn = InfoNCE(temperature=0.1, max_logit_scale=100).double()

@@ -1,4 +1,4 @@
-"""Label smoothing and several positives of an image or a caption, against plain forms of the losses."""
+"""Label smoothing, and several positives of an image or a caption, equal the dense forms."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,9 @@ Pairs = Sequence[tuple[int, int]]
 @pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal positive"])
 @pytest.mark.parametrize("with_bank", [False, True], ids=["alone", "bank"])
 @pytest.mark.parametrize(("image", "pairs"), BATCHES, ids=NAMES)
-def test_infonce(image: Sequence[int], pairs: Pairs, positive: bool, with_bank: bool, smoothing: float) -> None:
+def test_infonce_with_several_positives_equals_the_dense_form(
+    image: Sequence[int], pairs: Pairs, positive: bool, with_bank: bool, smoothing: float
+) -> None:
     image_emb, text_emb, further = unit(5, 8, 0), unit(len(image), 8, 1).requires_grad_(), unit(11, 8, 2)
     equal = torch.zeros(len(image), 5, dtype=torch.bool)
     for caption, other in pairs:
@@ -58,7 +60,7 @@ def test_infonce(image: Sequence[int], pairs: Pairs, positive: bool, with_bank: 
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_smoothing_is_that_of_torch(smoothing: float) -> None:
+def test_label_smoothing_equals_that_of_torch(smoothing: float) -> None:
     image_emb, text_emb = unit(6, 8, 0), unit(6, 8, 1).requires_grad_()
     loss_fn = InfoNCE(temperature=0.1, max_logit_scale=100, label_smoothing=smoothing).double()
     logits, own = loss_fn.logit_scale.exp() * text_emb @ image_emb.T, torch.arange(6)
@@ -68,7 +70,9 @@ def test_smoothing_is_that_of_torch(smoothing: float) -> None:
 
 @pytest.mark.parametrize("positive", [False, True], ids=["equal left out", "equal positive"])
 @pytest.mark.parametrize(("image", "pairs"), BATCHES, ids=NAMES)
-def test_siglip(image: Sequence[int], pairs: Pairs, positive: bool) -> None:
+def test_siglip_with_several_positives_equals_the_dense_form(
+    image: Sequence[int], pairs: Pairs, positive: bool
+) -> None:
     image_emb, text_emb = unit(5, 8, 0), unit(len(image), 8, 1).requires_grad_()
     equal = torch.zeros(len(image), 5, dtype=torch.bool)
     for caption, other in pairs:

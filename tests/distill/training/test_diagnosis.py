@@ -1,4 +1,4 @@
-"""The diagnosis of real runs: silent over one that learns, and right about those that do not."""
+"""Diagnosis of real runs: no findings for a run that learns, the right ones for runs that do not."""
 
 import json
 import random
@@ -31,14 +31,14 @@ TRAIN, VAL = 320, 128
 
 @pytest.fixture(scope="module")
 def caches(tmp_path_factory: pytest.TempPathFactory, make_cache: Callable[..., Any]) -> dict[str, Path]:
-    """Scenes as the demo's English tower sees them, with captions in Russian: right ones, wrong ones, all alike."""
+    """Caches of demo scenes with Russian captions: right ones, shuffled ones, and all equal."""
     folder, rng = tmp_path_factory.mktemp("scenes"), random.Random(0)
     scenes = training_scenes(TRAIN + VAL, seed=0)
-    told = [[caption(scene, "ru", rng) for _ in range(3)] for scene in scenes]
-    shuffled = random.Random(1).sample(told[:TRAIN], TRAIN)
+    scene_captions = [[caption(scene, "ru", rng) for _ in range(3)] for scene in scenes]
+    shuffled = random.Random(1).sample(scene_captions[:TRAIN], TRAIN)
     parts: dict[str, tuple[list[Scene], list[list[str]]]] = {
-        "train": (scenes[:TRAIN], told[:TRAIN]),
-        "val": (scenes[TRAIN:], told[TRAIN:]),
+        "train": (scenes[:TRAIN], scene_captions[:TRAIN]),
+        "val": (scenes[TRAIN:], scene_captions[TRAIN:]),
         "shuffled": (scenes[:TRAIN], shuffled),
         "constant": (scenes[:64], [["фото дня на память"]] * 32 + [[]] * 32),
     }
@@ -56,7 +56,7 @@ def kinds(result: TrainResult) -> set[str]:
     return {finding.kind for finding in result.findings}
 
 
-def found(result: TrainResult, kind: str) -> Finding:
+def finding_of(result: TrainResult, kind: str) -> Finding:
     (finding,) = (finding for finding in result.findings if finding.kind == kind)
     return finding
 
@@ -66,12 +66,13 @@ def found(result: TrainResult, kind: str) -> Finding:
     [{}, {"val": None}, {"loss": "siglip"}, {"negatives": "all"}, {"negatives": "100", "lr": 1e-3, "epochs": 8}],
     ids=["plain", "without validation", "sigmoid", "all negatives", "slower"],
 )
-def test_a_run_that_learns_is_not_spoken_to(caches: dict[str, Path], tmp_path: Path, changes: dict[str, Any]) -> None:
-    told: list[Finding] = []
+def test_a_run_that_learns_has_no_findings(caches: dict[str, Path], tmp_path: Path, changes: dict[str, Any]) -> None:
+    reported: list[Finding] = []
     result = train(
-        settings(caches["train"], tmp_path / "run", **{"val": caches["val"]} | changes), on_finding=told.append
+        settings(caches["train"], tmp_path / "run", **{"val": caches["val"]} | changes),
+        on_finding=reported.append,
     )
-    assert told == result.findings == []
+    assert reported == result.findings == []
     prefix = "" if result.validation else "sample_"
     (*_, last) = (line for line in result.run.metrics() if f"{prefix}r_at_10" in line)
     assert last[f"{prefix}r_at_10"] > 2 * chance_bound(VAL, VAL)
@@ -80,41 +81,43 @@ def test_a_run_that_learns_is_not_spoken_to(caches: dict[str, Path], tmp_path: P
 
 
 @pytest.mark.parametrize("loss", ["infonce", "siglip"])
-def test_a_rate_that_is_far_too_low_is_named(caches: dict[str, Path], tmp_path: Path, loss: str) -> None:
-    told: list[Finding] = []
+def test_a_far_too_low_learning_rate_is_named(caches: dict[str, Path], tmp_path: Path, loss: str) -> None:
+    reported: list[Finding] = []
     lazy = settings(caches["train"], tmp_path / "run", val=caches["val"], lr=1e-9, loss=loss)
-    result = train(lazy, on_finding=told.append)
-    assert told == result.findings
+    result = train(lazy, on_finding=reported.append)
+    assert reported == result.findings
     assert kinds(result) == {"loss_at_chance", "recall_at_chance"}
-    assert all("raise --lr (now 1e-09" in finding.advice for finding in told)
+    assert all("raise --lr (now 1e-09" in finding.advice for finding in reported)
     chance = np.log(64) if loss == "infonce" else np.log(64) - 63 * np.log(63 / 64)
-    assert found(result, "loss_at_chance").figures["chance"] == pytest.approx(chance, rel=0.01)
-    assert found(result, "recall_at_chance").figures["chance"] == 10 / VAL
-    assert all(finding.step <= 0.5 * result.num_steps for finding in told)  # while there is something to save
+    assert finding_of(result, "loss_at_chance").figures["chance"] == pytest.approx(chance, rel=0.01)
+    assert finding_of(result, "recall_at_chance").figures["chance"] == 10 / VAL
+    assert all(finding.step <= 0.5 * result.num_steps for finding in reported)  # while there is something to save
 
 
-def test_a_rate_that_is_far_too_high_is_named(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_a_far_too_high_learning_rate_is_named(caches: dict[str, Path], tmp_path: Path) -> None:
     result = train(settings(caches["train"], tmp_path / "run", val=caches["val"], lr=10.0, schedule="constant"))
     assert kinds(result) >= {"recall_at_chance", "collapsed", "loss_at_chance"}  # more may follow: such a run is chaos
-    assert found(result, "collapsed").figures["anisotropy"] > 0.9
+    assert finding_of(result, "collapsed").figures["anisotropy"] > 0.9
     assert all("lower --lr (now 10)" in finding.advice for finding in result.findings)
 
 
-def test_captions_of_other_images_are_told_from_a_wrong_rate(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_shuffled_captions_are_distinguished_from_a_wrong_learning_rate(
+    caches: dict[str, Path], tmp_path: Path
+) -> None:
     result = train(settings(caches["shuffled"], tmp_path / "run", val=caches["val"], epochs=30))
     assert kinds(result) == {"recall_at_chance"}
-    assert "captions belong to their images" in found(result, "recall_at_chance").advice
+    assert "captions belong to their images" in finding_of(result, "recall_at_chance").advice
 
 
-def test_without_validation_the_runs_own_pairs_are_measured(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_without_validation_training_pairs_are_measured(caches: dict[str, Path], tmp_path: Path) -> None:
     result = train(settings(caches["train"], tmp_path / "run", lr=1e-9))
     assert kinds(result) == {"loss_at_chance", "recall_at_chance"}
-    assert "320 training images" in found(result, "recall_at_chance").message
+    assert "320 training images" in finding_of(result, "recall_at_chance").message
     samples = [line["step"] for line in result.run.metrics() if "sample_r_at_10" in line]
     assert samples == [step for step in range(1, 81) if step % 8 == 0]
 
 
-def test_what_is_wrong_with_the_pairs_is_said_before_the_first_step(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_faults_of_captions_are_reported_before_the_first_step(caches: dict[str, Path], tmp_path: Path) -> None:
     given = settings(caches["constant"], tmp_path / "run", batch_size=16, epochs=2, context_length=4)
     result = train(given)
     assert result.run.metrics()[0]["finding"] == "common_captions"
@@ -130,7 +133,7 @@ def test_what_is_wrong_with_the_pairs_is_said_before_the_first_step(caches: dict
     assert without.message.startswith("50% of the embedded images (32)")
 
 
-def test_captions_that_just_fit_are_not_cut(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_captions_of_exactly_context_length_are_not_cut(caches: dict[str, Path], tmp_path: Path) -> None:
     captions = Cache(caches["train"]).captions()
     longest = max(map(len, train_bpe(captions, 400).encode(captions, 1000)))
     for length, expected in ((longest, 0.0), (longest - 1, 0.05)):
@@ -143,7 +146,7 @@ def _pairs(cache: Path, run: Path, context_length: int) -> CaptionStats:
     return build_run(settings(cache, run, context_length=context_length), torch.device("cpu")).captions
 
 
-def test_pairs_are_counted_as_they_are(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_caption_statistics_equal_direct_counts(caches: dict[str, Path], tmp_path: Path) -> None:
     cache = Cache(caches["train"])
     texts, rows = cache.captions(), cache.caption_image().tolist()
     carriers: dict[str, set[int]] = {}
@@ -160,16 +163,16 @@ def test_pairs_are_counted_as_they_are(caches: dict[str, Path], tmp_path: Path) 
     assert pairs.equal > 0.05
 
 
-def test_a_resumed_run_says_nothing_twice(caches: dict[str, Path], tmp_path: Path) -> None:
+def test_a_resumed_run_repeats_no_finding(caches: dict[str, Path], tmp_path: Path) -> None:
     straight = settings(caches["train"], tmp_path / "straight", lr=1e-9, log_every=1)
     train(straight)
-    broken, told = replace(straight, output=tmp_path / "broken"), []
+    broken, reported = replace(straight, output=tmp_path / "broken"), []
     for step in (15, 27, 50, None):  # before the first finding, between two, after them
         listen = stop_at(step) if step else ignore_progress
-        result = train(broken, resume=step != 15, on_progress=listen, on_finding=told.append)
+        result = train(broken, resume=step != 15, on_progress=listen, on_finding=reported.append)
     assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
-    assert told == result.findings
-    assert len(told) == len(kinds(result)) == 2
+    assert reported == result.findings
+    assert len(reported) == len(kinds(result)) == 2
 
 
 def test_findings_reach_stderr_json_and_tensorboard(caches: dict[str, Path], tmp_path: Path) -> None:

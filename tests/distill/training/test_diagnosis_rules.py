@@ -1,4 +1,4 @@
-"""The rules of the diagnosis, on made-up figures: chance, noise, falls and rises, collapse, and what is advised."""
+"""Rules of the diagnosis on synthetic metrics: chance, noise, falls and rises, collapse, and the advice."""
 
 from dataclasses import replace
 from typing import Any
@@ -32,7 +32,7 @@ def diagnose(losses: list[float], scale: float = 20.0, **changes: Any) -> list[F
     return diagnosis.findings
 
 
-def test_the_loss_at_chance_is_that_of_guessing() -> None:
+def test_chance_loss_is_that_of_guessing() -> None:
     given = LearningSettings(batch_size=512)
     assert chance_loss(given, CAPTIONS) == pytest.approx(np.log(512))
     assert chance_loss(replace(given, negatives="all"), CAPTIONS) == pytest.approx((np.log(512) + np.log(6000)) / 2)
@@ -46,7 +46,7 @@ def test_the_loss_at_chance_is_that_of_guessing() -> None:
         assert chance_loss(replace(given, **mixed), CAPTIONS) is None
 
 
-def test_noise_about_chance_is_found_and_a_slow_fall_is_not() -> None:
+def test_noise_around_chance_is_a_finding_and_a_slow_fall_is_not() -> None:
     rng, chance = np.random.default_rng(0), np.log(512)
     noise = rng.normal(0, 0.01, 100)
     assert [finding.kind for finding in diagnose(list(chance + noise))] == ["loss_at_chance"]
@@ -56,7 +56,7 @@ def test_noise_about_chance_is_found_and_a_slow_fall_is_not() -> None:
     assert diagnose(list(chance + noise)[: WINDOW - 1]) == []
 
 
-def test_a_loss_that_rises_again_is_found_and_a_spike_is_not() -> None:
+def test_a_rising_loss_is_a_finding_and_a_spike_is_not() -> None:
     falling = list(6.2 * np.exp(-np.arange(100) / 20) + 1.0)
     assert diagnose(falling) == []
     spike = list(falling)
@@ -69,7 +69,7 @@ def test_a_loss_that_rises_again_is_found_and_a_spike_is_not() -> None:
     assert diagnose([6.0] * 5 + noisy) == []
 
 
-def test_a_temperature_at_its_bound_counts_only_while_nothing_is_learned() -> None:
+def test_a_temperature_at_its_bound_is_a_finding_only_at_high_loss() -> None:
     rng = np.random.default_rng(0)
     stuck, learned = (list(loss + rng.normal(0, 0.01, 100)) for loss in (4.0, 1.0))
     assert [finding.kind for finding in diagnose(stuck, scale=100.0)] == ["logit_scale_at_bound"]
@@ -79,7 +79,7 @@ def test_a_temperature_at_its_bound_counts_only_while_nothing_is_learned() -> No
 
 
 @pytest.mark.parametrize("num", [40, 200, 1000, 5000])
-def test_guessing_hardly_ever_looks_learned(num: int) -> None:
+def test_random_recall_hardly_ever_exceeds_the_chance_bound(num: int) -> None:
     rng = np.random.default_rng(num)
     recalls = rng.binomial(num, 10 / num, 2000) / num
     assert (recalls > chance_bound(num, num)).mean() < 0.006
@@ -95,7 +95,7 @@ def test_guessing_hardly_ever_looks_learned(num: int) -> None:
         ("line", "spread", {"recall_at_chance", "collapsed"}),
     ],
 )
-def test_collapse_is_measured_against_the_images(text: str, image: str, expected: set[str]) -> None:
+def test_collapse_is_measured_relative_to_the_images(text: str, image: str, expected: set[str]) -> None:
     rng = np.random.default_rng(0)
 
     def embed(shape: str) -> Any:
@@ -141,7 +141,7 @@ def test_anisotropy_is_the_mean_cosine_of_different_captions() -> None:
     assert effective_rank(np.ones((5, 4), np.float32)) == 1.0
 
 
-def test_advice_names_the_rate_of_a_language_model() -> None:
+def test_advice_names_the_learning_rate_of_a_language_model() -> None:
     for step in (1, 100_000):
         assert "--lm-lr" not in advise(step, 100_000, LearningSettings(), CAPTIONS)
         assert "--lm-lr (now 2e-05)" in advise(step, 100_000, LearningSettings(), CAPTIONS, lm_lr=2e-5)

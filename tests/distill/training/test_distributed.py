@@ -1,4 +1,4 @@
-"""Several processes give the run of one."""
+"""Distributed training: several processes equal one."""
 
 import json
 import signal
@@ -58,7 +58,7 @@ def alone(tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "how", [[], ["--embeddings", "mapped", "--micro-batch", "3"]], ids=["on the device", "mapped, in micro-batches"]
 )
-def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alone: Path, how: list[str]) -> None:
+def test_two_processes_equal_one_process(tiny_cache: Path, tmp_path: Path, alone: Path, how: list[str]) -> None:
     printed = run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--json", *how)
     assert json.loads(printed.stdout)["complete"]  # one document: the first process speaks for both
     assert "Warning" not in printed.stderr
@@ -77,7 +77,7 @@ def test_two_processes_give_the_run_of_one(tiny_cache: Path, tmp_path: Path, alo
     ],
     ids=str,
 )
-def test_every_loss_is_shared(tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_every_loss_is_equal_in_two_processes(tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     train(settings(tiny_cache, tmp_path / "alone", **changes))
     flags = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     run_in(2, tiny_cache, tmp_path / "both", *flags)
@@ -85,7 +85,7 @@ def test_every_loss_is_shared(tiny_cache: Path, tmp_path: Path, changes: dict[st
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_in_another_number_of_processes(tiny_cache: Path, tmp_path: Path, alone: Path) -> None:
+def test_a_run_resumes_with_another_number_of_processes(tiny_cache: Path, tmp_path: Path, alone: Path) -> None:
     begun = settings(tiny_cache, tmp_path / "run", val=tiny_cache)
     assert train(begun, on_progress=stop_at(6)).step == 6
     run_in(2, tiny_cache, tmp_path / "run", "--val", str(tiny_cache), "--resume")
@@ -109,7 +109,7 @@ def test_both_processes_stop_after_the_same_step(tiny_cache: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_batch_that_cannot_be_shared_ends_every_process(tiny_cache: Path, tmp_path: Path) -> None:
+def test_an_indivisible_batch_ends_every_process(tiny_cache: Path, tmp_path: Path) -> None:
     failed = subprocess.run(
         torchrun(2, tiny_cache, tmp_path / "run", "--batch-size", "7"), capture_output=True, text=True, timeout=120
     )
@@ -127,7 +127,9 @@ def test_a_batch_that_cannot_be_shared_ends_every_process(tiny_cache: Path, tmp_
     ],
     ids=["usage", "found while preparing", "no cache"],
 )
-def test_a_refusal_is_said_once(tiny_cache: Path, tmp_path: Path, more: list[str], message: str) -> None:
+def test_only_the_first_process_prints_an_error(
+    tiny_cache: Path, tmp_path: Path, more: list[str], message: str
+) -> None:
     command = torchrun(2, tiny_cache, tmp_path / "run", *more)
     failed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert failed.returncode != 0
@@ -158,7 +160,7 @@ with distributed.process_group(torch.device("cpu")):
 
 
 @pytest.mark.slow
-def test_what_one_process_is_refused_ends_all_and_the_first_knows(tmp_path: Path) -> None:
+def test_an_error_in_one_process_ends_all_and_the_first_reports_it(tmp_path: Path) -> None:
     (tmp_path / "alone.py").write_text(ALONE)
     launched = [*launcher(2), str(tmp_path / "alone.py"), str(tmp_path)]
     subprocess.run(launched, check=True, capture_output=True, timeout=120)

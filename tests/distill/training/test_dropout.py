@@ -1,4 +1,4 @@
-"""Dropout of values and of tokens: fixed by seed and step, so that runs resume exactly and gradients are cached."""
+"""Dropout of activations and tokens: masks depend on seed and step, so that runs resume exactly."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -34,7 +34,7 @@ def encode(tower: Any, seed: int, *, grad: bool = True) -> Tensor:
 
 
 @pytest.mark.parametrize("attention", FORMS)
-def test_dropout_follows_from_the_seed_and_is_off_in_evaluation(attention: Attention) -> None:
+def test_dropout_depends_on_the_seed_and_is_off_in_evaluation(attention: Attention) -> None:
     plain, tower = make_tower(), make_tower()
     plain.attention = tower.attention = attention
     tower.dropout = 0.3
@@ -45,7 +45,7 @@ def test_dropout_follows_from_the_seed_and_is_off_in_evaluation(attention: Atten
     assert not torch.allclose(encode(tower, 1), plain.encode(CAPTIONS), atol=0.01)
 
 
-def test_embeddings_can_be_left_out_of_dropout() -> None:
+def test_embeddings_can_be_excluded_from_dropout() -> None:
     tower = make_tower().train()
     with torch.no_grad():
         for block in tower.text.transformer.resblocks:  # which then add nothing that could be dropped
@@ -59,8 +59,8 @@ def test_embeddings_can_be_left_out_of_dropout() -> None:
     assert torch.equal(tower.encode(CAPTIONS), plain)
 
 
-def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
-    """With blocks that add nothing, a feature is linear in what is left of the last token's embedding."""
+def test_dropout_keeps_the_mean_and_zeroes_the_given_fraction() -> None:
+    """If the blocks add nothing, a feature is linear in the last token's embedding after dropout."""
     tower = make_tower(layers=1).double()
     text = tower.text
     with torch.no_grad():
@@ -83,8 +83,8 @@ def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
 
 @pytest.mark.parametrize("how", ["plain", "checkpointed", "compiled"])
 @pytest.mark.parametrize("attention", FORMS)
-def test_what_is_computed_twice_drops_the_same(attention: Attention, how: str) -> None:
-    """Without gradient, with it, and in the backward pass, which is held to a difference quotient."""
+def test_recomputation_has_the_same_dropout_mask(attention: Attention, how: str) -> None:
+    """Without gradient, with gradient, and in the backward pass, which is compared with a difference quotient."""
     tower = make_tower().double()
     tower.attention, tower.dropout, tower.grad_checkpointing = attention, 0.3, how == "checkpointed"
     if how == "compiled":
@@ -112,7 +112,7 @@ def test_what_is_computed_twice_drops_the_same(attention: Attention, how: str) -
 @pytest.mark.filterwarnings("ignore:\\s*Online softmax is disabled")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("grad_checkpointing", [False, True])
-def test_on_cuda_a_compiled_tower_drops_the_same_with_gradient_and_without(grad_checkpointing: bool) -> None:
+def test_on_cuda_a_compiled_tower_has_the_same_dropout_mask_with_and_without_gradient(grad_checkpointing: bool) -> None:
     tower = make_tower(context_length=77, width=64).cuda()
     tower.dropout, tower.grad_checkpointing = 0.3, grad_checkpointing
     tower.compile_rows()
@@ -128,7 +128,7 @@ def test_on_cuda_a_compiled_tower_drops_the_same_with_gradient_and_without(grad_
     st.sampled_from([0.0, 0.3, 0.9, 0.999]),
     st.integers(0, 2**63),
 )
-def test_dropped_tokens(texts: list[list[int]], share: float, key: int) -> None:
+def test_token_dropout_keeps_first_and_last_token(texts: list[list[int]], share: float, key: int) -> None:
     captions = [[1, *text, 2] for text in texts]
     numbers = np.arange(len(captions)) * 7 + 3
     lengths = np.array([len(caption) for caption in captions])
@@ -149,13 +149,13 @@ def test_dropped_tokens(texts: list[list[int]], share: float, key: int) -> None:
     assert drop(every[::2]) == dropped[::2]  # whoever is beside it
 
 
-def test_tokens_are_dropped_as_often_as_asked() -> None:
+def test_token_dropout_has_the_given_rate() -> None:
     captions, lengths = np.arange(500), np.full(500, 42)
     _, left = drop_tokens(np.zeros(500 * 42), lengths, captions, share=0.2, key=np.uint64(5))
     assert (left - 2).mean() / 40 == pytest.approx(0.8, abs=0.01)  # 20,000 draws: 3.5 standard deviations
 
 
-def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path: Path) -> None:
+def test_micro_batches_have_the_gradient_of_the_same_dropout_masks(tiny_cache: Path, tmp_path: Path) -> None:
     setup = build_run(settings(tiny_cache, tmp_path, dropout=0.3, micro_batch=3, grad_clip=0.0), CPU)
     student, loader = setup.student, setup.loader
     (host_batch,) = loader.batches(4, 5)
@@ -174,7 +174,7 @@ def test_cached_gradients_are_those_of_the_same_masks(tiny_cache: Path, tmp_path
 
 
 @pytest.mark.parametrize("dropped", [{"dropout": 0.3}, {"token_dropout": 0.5}], ids=str)
-def test_the_two_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
+def test_the_two_simcse_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dropped: dict[str, float]) -> None:
     setup = build_run(settings(tiny_cache, tmp_path, simcse=1.0, micro_batch=5, **dropped), CPU)
     student, loader = setup.student, setup.loader
     for batch in loader.batches(0, 3):
@@ -188,7 +188,9 @@ def test_the_two_passes_of_a_caption_differ(tiny_cache: Path, tmp_path: Path, dr
 
 
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 3, "ema": 0.5}, {"simcse": 0.2}], ids=str)
-def test_a_run_with_dropout_resumes_exactly(tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_resume_with_dropout_equals_the_uninterrupted_run(
+    tiny_cache: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", dropout=0.2, token_dropout=0.3, val=tiny_cache, **changes)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")

@@ -1,4 +1,4 @@
-"""Identity carried along: absolute paths in records, none in exports, and a tower told from another."""
+"""Provenance of runs and exports: absolute paths in records, none in exports, and identity of the image tower."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_a_run_made_with_relative_paths_is_exported_from_elsewhere(
     assert export_run(ExportSettings(run=Path("../here/run"), output=Path("merged"))).num_probes == 8
 
 
-def test_a_record_holds_absolute_paths_of_files_and_leaves_names_alone(
+def test_records_have_absolute_file_paths_and_unchanged_names(
     tiny_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tiny_clip.parent)
@@ -78,7 +78,7 @@ def test_a_record_holds_absolute_paths_of_files_and_leaves_names_alone(
         ("hf-hub:org/name", None, ("hf-hub:org/name", None)),
     ],
 )
-def test_what_is_a_path_shows_in_its_form(
+def test_paths_are_recognized_by_their_form(
     model: str, pretrained: str | None, public: tuple[str, str | None], tiny_run: Path
 ) -> None:
     provenance = RunFolder(tiny_run).provenance()
@@ -87,7 +87,7 @@ def test_what_is_a_path_shows_in_its_form(
     assert (encoder["model"], encoder["pretrained"]) == public
 
 
-def test_no_path_leaves_when_the_weights_have_moved(
+def test_exports_have_no_path_if_the_weights_moved(
     make_cache: Callable[..., Any], make_run: Callable[..., Path], manifest: Path, tmp_path: Path
 ) -> None:
     weights, moved = tmp_path / "vit.safetensors", tmp_path / "moved.safetensors"
@@ -101,7 +101,7 @@ def test_no_path_leaves_when_the_weights_have_moved(
     assert not [file.name for file in folder.rglob("*") if file.is_file() and private in file.read_bytes()]
 
 
-def test_a_cache_of_the_same_weights_with_another_mean_is_another_towers(
+def test_equal_weights_with_another_normalization_are_another_tower(
     merged: Path, tiny_clip: Path, make_cache: Callable[..., Any], manifest: Path, tmp_path: Path
 ) -> None:
     clip = shutil.copytree(tiny_clip, tmp_path / "clip")
@@ -113,6 +113,6 @@ def test_a_cache_of_the_same_weights_with_another_mean_is_another_towers(
         retrieve_from_cache(load_merged(merged), cache)
 
 
-def test_only_one_pass_writes_a_cache(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:
+def test_a_second_writer_of_a_cache_is_refused(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:
     with lock_folder(tmp_path / "c.zarr"), pytest.raises(CacheError, match="another clipglot command is writing it"):
         make_cache(manifest, tmp_path / "c.zarr")

@@ -1,4 +1,4 @@
-"""The closed form from sums is that of scikit-learn, and its shrunk covariance the linear discriminant's."""
+"""Ridge regression from sums: weights equal scikit-learn's, the shrunk covariance that of its linear discriminant."""
 
 import numpy as np
 import pytest
@@ -24,14 +24,14 @@ def sums_of(text: torch.Tensor, image_emb: torch.Tensor) -> PairSums:
 
 
 @pytest.mark.parametrize("alpha", [1e-3, 0.1, 10.0])
-def test_weights_are_those_of_scikit_learn(pairs: tuple[torch.Tensor, torch.Tensor], alpha: float) -> None:
+def test_weights_equal_those_of_scikit_learn(pairs: tuple[torch.Tensor, torch.Tensor], alpha: float) -> None:
     text, image_emb = pairs
     penalty = alpha * float(text.square().sum(0).mean())
     theirs = Ridge(alpha=penalty, fit_intercept=False).fit(text.numpy(), (image_emb - image_emb.mean(0)).numpy())
     np.testing.assert_allclose(sums_of(text, image_emb).weights(alpha).T.numpy(), theirs.coef_, rtol=1e-9, atol=1e-12)
 
 
-def test_shrinkage_brings_the_prediction_into_the_metric_of_the_images(
+def test_shrinkage_applies_the_inverse_of_the_shrunk_covariance(
     pairs: tuple[torch.Tensor, torch.Tensor],
 ) -> None:
     text, image_emb = pairs

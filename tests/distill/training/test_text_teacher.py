@@ -1,4 +1,4 @@
-"""A text teacher in training: followed beside images or alone, resumed, and read from wherever the cache lies."""
+"""Training with a text teacher: with images or alone, resumed, and from a cache at a URL."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +28,8 @@ from support.translated_scenes import settings
 CPU = torch.device("cpu")
 
 
-def test_a_teacher_alone_teaches_to_find_images(translated_caches: dict[str, Path], tmp_path: Path) -> None:
-    """No image's embedding is used, and yet captions find images that nobody showed."""
+def test_a_text_teacher_alone_gives_image_retrieval(translated_caches: dict[str, Path], tmp_path: Path) -> None:
+    """Captions retrieve held-out images although training uses no image embedding."""
     alone = train(
         settings(translated_caches["train"], tmp_path / "run", val=translated_caches["val"], teacher_weight=1.0)
     )
@@ -40,7 +40,7 @@ def test_a_teacher_alone_teaches_to_find_images(translated_caches: dict[str, Pat
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_half_a_teacher_changes_half_of_the_loss(translated_caches: dict[str, Path], tmp_path: Path) -> None:
+def test_the_loss_is_weighted_by_teacher_weight(translated_caches: dict[str, Path], tmp_path: Path) -> None:
     first = {}
     for weight in (0.0, 0.25, 1.0):
         run = tmp_path / str(weight)
@@ -50,7 +50,7 @@ def test_half_a_teacher_changes_half_of_the_loss(translated_caches: dict[str, Pa
 
 
 @pytest.mark.parametrize("loss", ["infonce", "siglip", "mse"])
-def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any) -> None:
+def test_the_teacher_loss_and_its_gradient_equal_the_dense_form(loss: Any) -> None:
     torch.manual_seed(0)
     features = torch.randn(5, 8, dtype=torch.double, requires_grad=True)
     image_emb, teacher_emb = (F.normalize(torch.randn(5, 8, dtype=torch.double), dim=-1) for _ in range(2))
@@ -70,10 +70,10 @@ def test_the_term_and_its_gradient_are_those_of_the_plain_form(loss: Any) -> Non
 
 
 @pytest.mark.parametrize("captions_per_picture", [1, 2])
-def test_each_caption_of_a_step_is_held_against_its_own_translation(
+def test_each_caption_is_compared_with_its_own_translation(
     translated_caches: dict[str, Path], tmp_path: Path, captions_per_picture: int
 ) -> None:
-    """With everything from the cache itself; half of the images have no translation, and each counts one."""
+    """The reference is computed from the whole cache; half of the images have no translation, each has weight one."""
     cache = Cache(translated_caches["mixed"])
     given = settings(cache.path, tmp_path, teacher_weight=1.0, captions_per_picture=captions_per_picture)
     captions, image_index, teacher_emb = cache.captions(), cache.caption_image(), torch.from_numpy(cache.teacher_emb())
@@ -93,7 +93,9 @@ def test_each_caption_of_a_step_is_held_against_its_own_translation(
         torch.testing.assert_close(loss, plain.mean(), atol=1e-3, rtol=0)
 
 
-def test_a_stopped_run_with_a_teacher_resumes_exactly(translated_caches: dict[str, Path], tmp_path: Path) -> None:
+def test_resume_with_a_text_teacher_equals_the_uninterrupted_run(
+    translated_caches: dict[str, Path], tmp_path: Path
+) -> None:
     straight = settings(translated_caches["mixed"], tmp_path / "straight", teacher_weight=0.5, epochs=3, micro_batch=24)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
@@ -104,7 +106,7 @@ def test_a_stopped_run_with_a_teacher_resumes_exactly(translated_caches: dict[st
     assert logged(tmp_path / "broken") == logged(tmp_path / "straight")
 
 
-def test_a_cache_at_a_url_teaches_as_the_local_one(
+def test_text_targets_at_a_url_give_the_run_of_the_local_cache(
     translated_caches: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.filesystem("memory").put(str(translated_caches["mixed"]), "/taught/mixed.zarr", recursive=True)

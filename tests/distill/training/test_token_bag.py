@@ -1,4 +1,4 @@
-"""A bag of tokens in closed form: the solution is scikit-learn's, and the metric ranks images better."""
+"""Bag of tokens in closed form: the solution equals scikit-learn's, and the metric improves retrieval."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def counts_and_targets(cache: Path) -> tuple[TokenCounts, torch.Tensor, torch.Te
 
 
 @pytest.mark.parametrize("alpha", [0.5, 20.0])
-def test_bags_have_the_weights_of_scikit_learn(tiny_cache: Path, alpha: float) -> None:
+def test_weights_equal_those_of_scikit_learn(tiny_cache: Path, alpha: float) -> None:
     bags, matrix, targets = counts_and_targets(tiny_cache)
     theirs = Ridge(alpha=alpha, solver="cholesky").fit(matrix.numpy(), targets.numpy())
     weights, intercept = bags.solve(targets, alpha, tolerance=1e-10)
@@ -36,7 +36,7 @@ def test_bags_have_the_weights_of_scikit_learn(tiny_cache: Path, alpha: float) -
     np.testing.assert_allclose(intercept.numpy(), theirs.intercept_, atol=1e-8)
 
 
-def test_bags_multiply_as_their_matrix(tiny_cache: Path) -> None:
+def test_products_with_bags_equal_those_with_their_matrix(tiny_cache: Path) -> None:
     bags, matrix, targets = counts_and_targets(tiny_cache)
     weights = torch.randn(matrix.shape[1], 3, dtype=torch.float64)
     torch.testing.assert_close(bags.times(weights), matrix @ weights)
@@ -44,7 +44,7 @@ def test_bags_multiply_as_their_matrix(tiny_cache: Path) -> None:
     torch.testing.assert_close(bags.totals.double(), matrix.sum(0))
 
 
-def test_rounds_that_begin_at_the_solution_stay_there() -> None:
+def test_iterations_from_the_solution_stay_there() -> None:
     torch.manual_seed(0)
     features, targets = torch.randn(30, 8, dtype=torch.float64), torch.randn(30, 2, dtype=torch.float64)
     gram, moment = features.T @ features, features.T @ targets
@@ -59,7 +59,7 @@ def test_rounds_that_begin_at_the_solution_stay_there() -> None:
     assert len(asked) == 1
 
 
-def test_a_target_that_is_nothing_has_no_weights() -> None:
+def test_a_zero_target_has_zero_weights() -> None:
     torch.manual_seed(0)
     gram = torch.eye(4) + 0.1
     moment = torch.tensor([[0.0, 1.0]]).repeat(4, 1)
@@ -68,7 +68,7 @@ def test_a_target_that_is_nothing_has_no_weights() -> None:
     torch.testing.assert_close(weights, torch.linalg.solve(gram + torch.eye(4), moment))
 
 
-def test_the_metric_finds_images_that_plain_cosines_miss() -> None:
+def test_the_metric_retrieves_images_that_plain_cosines_miss() -> None:
     torch.manual_seed(0)
     predicted = torch.randn(400, 16)
     unsaid = torch.randn(400, 16) * torch.tensor([4.0] * 4 + [1.0] * 12)  # most of it in four directions
@@ -84,5 +84,5 @@ def test_the_metric_finds_images_that_plain_cosines_miss() -> None:
     assert recall(predicted @ retrieval_metric(image_emb, 1e5)) == pytest.approx(plain, abs=0.01)
 
 
-def test_equal_images_have_a_metric_all_the_same() -> None:
+def test_the_metric_is_defined_for_equal_images() -> None:
     assert torch.isfinite(retrieval_metric(torch.ones(5, 3), 1.0)).all()

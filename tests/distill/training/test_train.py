@@ -1,4 +1,4 @@
-"""Training on a tiny cache: it learns, it resumes exactly, it refuses what does not fit."""
+"""Training on a tiny cache: it learns, resumes exactly, and refuses mismatches."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from support.tiny_towers import make_tower
 from torch import nn
 
 
-def test_it_learns_which_caption_belongs_to_which_colour(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_learns_the_captions_of_colours(tiny_cache: Path, tmp_path: Path) -> None:
     result = train(settings(tiny_cache, tmp_path / "run", val=tiny_cache, epochs=30, lr=3e-3))
     losses = [line["loss"] for line in logged(tmp_path / "run") if "loss" in line]
     assert losses[-1] < 0.7 * losses[0]
@@ -33,7 +33,7 @@ def test_it_learns_which_caption_belongs_to_which_colour(tiny_cache: Path, tmp_p
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [3, 5, 12])
-def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path, step: int, number: int) -> None:
+def test_resume_equals_the_uninterrupted_run(tiny_cache: Path, tmp_path: Path, step: int, number: int) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", val=tiny_cache)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
@@ -46,7 +46,7 @@ def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path, step: i
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_run_that_is_complete_stays_as_it_is(tiny_cache: Path, tmp_path: Path) -> None:
+def test_resuming_a_complete_run_changes_nothing(tiny_cache: Path, tmp_path: Path) -> None:
     finished = settings(tiny_cache, tmp_path / "run", epochs=1)
     train(finished)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "final").iterdir()}
@@ -54,7 +54,7 @@ def test_a_run_that_is_complete_stays_as_it_is(tiny_cache: Path, tmp_path: Path)
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "final").iterdir()}
 
 
-def test_the_run_folder_tells_how_it_was_made(tiny_cache: Path, tmp_path: Path) -> None:
+def test_the_run_folder_records_settings_and_provenance(tiny_cache: Path, tmp_path: Path) -> None:
     given = settings(tiny_cache, tmp_path / "run", epochs=1, seed=3)
     train(given)
     written = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -65,7 +65,7 @@ def test_the_run_folder_tells_how_it_was_made(tiny_cache: Path, tmp_path: Path) 
     assert line.keys() == {"kind", "step", "epoch", "loss", "lr", "logit_scale", "grad_norm"} | TIMING
 
 
-def test_metrics_written_before_lines_had_a_kind_are_read(tiny_cache: Path, tmp_path: Path) -> None:
+def test_metrics_lines_without_a_kind_are_read(tiny_cache: Path, tmp_path: Path) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", val=tiny_cache, lr=1e-9)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
@@ -79,7 +79,7 @@ def test_metrics_written_before_lines_had_a_kind_are_read(tiny_cache: Path, tmp_
     assert logged(broken.output) == logged(straight.output)
 
 
-def test_what_does_not_fit_is_refused_by_name(tiny_cache: Path, tmp_path: Path, make_cache: Any) -> None:
+def test_mismatches_are_refused_by_name(tiny_cache: Path, tmp_path: Path, make_cache: Any) -> None:
     begun = settings(tiny_cache, tmp_path / "run", epochs=1)
     train(begun)
     with pytest.raises(DistillError, match="--resume"):
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused_by_name(tiny_cache: Path, tmp_path: Path, 
 
 
 def _swap_cache_of_run(run: Path, cache: Path) -> None:
-    """As if the cache had been made anew under the name that the run knows."""
+    """Simulate another cache under the path that the run has recorded."""
     file = run / "run.json"
     described = json.loads(file.read_text())
     described["settings"]["cache"] = str(cache)
@@ -124,7 +124,7 @@ def test_a_validation_cache_of_another_tower_is_refused(
         train(settings(tiny_cache, tmp_path / "run", val=tmp_path / "val.zarr"))
 
 
-def test_images_that_failed_are_in_no_batch(tmp_path: Path, make_cache: Any) -> None:
+def test_failed_images_are_in_no_batch(tmp_path: Path, make_cache: Any) -> None:
     manifest = draw_images(tmp_path, 24)
     for i in (0, 7, 23):
         (tmp_path / "images" / f"{i:04}.png").write_bytes(b"no image")
@@ -157,7 +157,7 @@ def test_norms_biases_and_the_temperature_are_not_decayed() -> None:
     "wrong",
     [{"batch_size": 1}, {"width": 30, "heads": 4}, {"warmup": 2.0}, {"lr": 0.0}, {"epochs": 0}, {"context_length": 2}],
 )
-def test_settings_name_the_flag_that_is_wrong(wrong: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_settings_name_the_flag(wrong: dict[str, Any], tmp_path: Path) -> None:
     flag = next(iter(wrong)).replace("_", "-")
     with pytest.raises(DistillError, match=f"--{flag}"):
         settings(tmp_path, tmp_path / "run", **wrong)
@@ -179,7 +179,7 @@ def test_bf16_trains_close_to_fp32(tiny_cache: Path, tmp_path: Path) -> None:
         ({"device": "cuda:77"}, "not usable here"),
     ],
 )
-def test_a_refused_command_leaves_nothing_in_the_way(
+def test_a_command_can_be_corrected_after_a_refusal(
     tiny_cache: Path, tmp_path: Path, wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((DistillError, EncoderError), match=message):
@@ -188,7 +188,7 @@ def test_a_refused_command_leaves_nothing_in_the_way(
     assert train(settings(tiny_cache, tmp_path / "run", epochs=1)).complete
 
 
-def test_a_start_that_was_killed_goes_on(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_its_start_resumes(tiny_cache: Path, tmp_path: Path) -> None:
     begun = settings(tiny_cache, tmp_path / "run", epochs=1)
     left = tmp_path / "run" / f".tokenizer.{'0' * 32}.partial"
     left.mkdir(parents=True)
@@ -197,7 +197,7 @@ def test_a_start_that_was_killed_goes_on(tiny_cache: Path, tmp_path: Path) -> No
     assert not left.exists()
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_previous_one_resumes(tiny_cache: Path, tmp_path: Path) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", checkpoint_every=5)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
@@ -223,7 +223,7 @@ def test_a_validation_cache_without_captions_is_refused_before_the_first_step(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_where_its_cache_has_moved_to(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_with_a_moved_cache(tiny_cache: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_cache, tmp_path / "here.zarr")
     begun = settings(tmp_path / "here.zarr", tmp_path / "run")
     train(begun, on_progress=stop_at(5))

@@ -1,4 +1,4 @@
-"""Killed at any moment, a training run goes on to the same losses and the same weights."""
+"""Training runs killed at random moments: resuming gives the same losses and the same weights."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def command(cache: Path, run: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_equals_one_that_was_not(tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_random_moments_equals_the_uninterrupted_run(tiny_cache: Path, tmp_path: Path) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     subprocess.run(command(tiny_cache, straight), check=True, capture_output=True)
 

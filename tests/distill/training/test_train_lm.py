@@ -1,4 +1,4 @@
-"""Training language models: frozen parts, LoRA, rates, runs that go on, and warm starts."""
+"""Training language models: frozen parts, LoRA, learning rates, resuming, and warm starts."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ from support.tiny_lms import CAPTIONS, CONTEXT
 
 
 def changed(before: LMTower, after: dict[str, torch.Tensor]) -> set[str]:
-    """Names of the parameters that differ in any bit."""
+    """Names of the parameters that are not bit-identical."""
     return {name for name, p in before.named_parameters() if not torch.equal(p, after[name])}
 
 
@@ -52,7 +52,7 @@ def test_frozen_parts_are_bit_identical_after_training(
     assert found <= expected
 
 
-def test_lora_trains_little_and_is_merged_into_the_same_features(lm_settings: Any, tiny_cache: Path) -> None:
+def test_lora_trains_few_parameters_and_merging_keeps_the_features(lm_settings: Any, tiny_cache: Path) -> None:
     given = replace(lm_settings, lora_rank=2)
     tokenizer = LMTokenizer.load(given.text)
     plain = build_tower(replace(given, lora_rank=0), Cache(tiny_cache).info.encoder, tokenizer)
@@ -74,7 +74,7 @@ def test_lora_trains_little_and_is_merged_into_the_same_features(lm_settings: An
     assert any("lora_" in name for name, _ in tower.named_parameters()), "the tower itself goes on as it was"
 
 
-def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> None:
+def test_lora_changes_only_its_target_matrices(lm_settings: Any, tiny_cache: Path) -> None:
     given = replace(lm_settings, lora_rank=2, lora_targets=("query", "value"), lr=1e-2)
     before = build_tower(
         replace(given, lora_rank=0, lora_targets=()), Cache(tiny_cache).info.encoder, LMTokenizer.load(given.text)
@@ -86,7 +86,7 @@ def test_lora_leaves_the_model_as_it_was(lm_settings: Any, tiny_cache: Path) -> 
     assert found == {n for n in after if n.endswith(("query.weight", "value.weight"))}
 
 
-def test_rates_fall_with_the_distance_from_the_head(lm_settings: Any, tiny_cache: Path) -> None:
+def test_learning_rates_decay_with_the_distance_from_the_head(lm_settings: Any, tiny_cache: Path) -> None:
     tower = build_tower(lm_settings, Cache(tiny_cache).info.encoder, LMTokenizer.load(lm_settings.text))
     rates = {"lr": 1e-2, "lm_lr": 1e-3, "layer_decay": 0.5}
     optimizer = make_optimizer(tower, torch.nn.Module(), **rates, weight_decay=0.1, beta2=0.98)
@@ -101,7 +101,7 @@ def test_rates_fall_with_the_distance_from_the_head(lm_settings: Any, tiny_cache
 
 @pytest.mark.parametrize("changes", [{}, {"lora_rank": 2, "ema": 0.9}, {"precision": "bf16", "warm_start": "ridge"}])
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_a_stopped_run_goes_on_to_the_same_bits_with_its_own_dropout(
+def test_resume_with_the_models_dropout_equals_the_uninterrupted_run(
     lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, changes: dict[str, Any]
 ) -> None:
     given = replace(lm_settings, text=str(lms[family]), epochs=2, **changes)
@@ -116,7 +116,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_its_own_dropout(
 
 
 @pytest.mark.parametrize("family", ["bert", "mt5", "gpt2"])
-def test_blocks_computed_twice_give_the_same_gradients(lms: dict[str, Path], family: str) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(lms: dict[str, Path], family: str) -> None:
     tower = LMTower.from_pretrained(str(lms[family]), 6, context_length=CONTEXT).train()
     ids, gradients, kept = LMTokenizer.load(lms[family]).encode(CAPTIONS, CONTEXT), [], []
     for tower.grad_checkpointing in (False, True, False):
@@ -134,7 +134,9 @@ def test_blocks_computed_twice_give_the_same_gradients(lms: dict[str, Path], fam
         torch.testing.assert_close(plain, twice)
 
 
-def test_a_run_goes_on_from_one_of_a_language_model(lm_settings: Any, tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_an_earlier_run_of_a_language_model(
+    lm_settings: Any, tiny_cache: Path, tmp_path: Path
+) -> None:
     train(replace(lm_settings, pooler="cls", epochs=1))
     encoder, tokenizer = Cache(tiny_cache).info.encoder, LMTokenizer.load(lm_settings.text)
     before = load_final(RunFolder(lm_settings.output)).tower
@@ -153,7 +155,7 @@ def test_a_run_goes_on_from_one_of_a_language_model(lm_settings: Any, tiny_cache
     train(given)
 
 
-def test_lora_in_gpt2_is_merged_into_the_same_features(lms: dict[str, Path]) -> None:
+def test_merging_lora_in_gpt2_keeps_the_features(lms: dict[str, Path]) -> None:
     tower = LMTower.from_pretrained(str(lms["gpt2"]), 6, pooler="eos", context_length=CONTEXT).eval()
     ids = LMTokenizer.load(lms["gpt2"]).encode(CAPTIONS, CONTEXT)
     plain = tower.encode(ids)
@@ -180,18 +182,18 @@ def test_a_ridge_warm_start_retrieves_before_the_first_step(lm_settings: Any, ti
 
 
 @pytest.mark.parametrize(("recipe", "text"), [("lm", "scratch"), ("lora", "clip"), ("few", "lm"), ("many", "clip")])
-def test_a_recipe_is_for_its_towers(recipe: Any, text: str) -> None:
+def test_a_recipe_for_other_towers_is_refused(recipe: Any, text: str) -> None:
     with pytest.raises(DistillError, match=rf"--recipe {recipe} is for "):
         settings_of(recipe, {"text": text})
 
 
-def test_lora_has_a_scale(lm_settings: Any) -> None:
+def test_lora_alpha_must_be_positive_and_finite(lm_settings: Any) -> None:
     for alpha in (0.0, -1.0, float("inf")):
         with pytest.raises(DistillError, match=r"--lora-alpha .*: must be positive and finite"):
             replace(lm_settings, lora_rank=2, lora_alpha=alpha)
 
 
-def test_a_warm_start_is_for_linear_heads(lm_settings: Any) -> None:
+def test_a_warm_start_requires_a_linear_head(lm_settings: Any) -> None:
     with pytest.raises(
         DistillError, match=r"--warm-start ridge fits a scratch tower or the linear head of a language model"
     ):

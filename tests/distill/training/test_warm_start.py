@@ -1,4 +1,4 @@
-"""`--warm-start ridge`: a run begins where the closed form ends, resumes exactly, and can use a part of a cache."""
+"""`--warm-start ridge`: a run starts at the closed-form fit, resumes exactly, and can fit a part of a cache."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def fitted(cache: Cache, caption_image: Any) -> tuple[TokenBag, TokenTable, Capt
     return bag, tokens, tokenizer
 
 
-def test_a_run_retrieves_before_its_first_step_as_the_closed_form_does(tiny_cache: Path, tmp_path: Path) -> None:
+def test_before_the_first_step_a_run_has_the_recall_of_the_closed_form(tiny_cache: Path, tmp_path: Path) -> None:
     train(settings(tiny_cache, tmp_path / "run", val=tiny_cache, warm_start="ridge", context_length=24, epochs=1))
     first = logged(tmp_path / "run")[0]
     assert (first["step"], first["epoch"]) == (0, 0)
@@ -56,7 +56,7 @@ def test_a_run_retrieves_before_its_first_step_as_the_closed_form_does(tiny_cach
     assert bag.shrinkage in SHRINKAGES
 
 
-def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path) -> None:
+def test_resume_equals_the_uninterrupted_run(tiny_cache: Path, tmp_path: Path) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", val=tiny_cache, warm_start="ridge", lr=1e-4)
     train(straight)
     for step in (3, 12):
@@ -68,7 +68,7 @@ def test_a_stopped_run_resumes_exactly(tiny_cache: Path, tmp_path: Path) -> None
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_start_that_was_stopped_before_its_first_checkpoint_is_the_same(tiny_cache: Path, tmp_path: Path) -> None:
+def test_restarting_before_the_first_checkpoint_gives_the_same_start(tiny_cache: Path, tmp_path: Path) -> None:
     straight = settings(tiny_cache, tmp_path / "straight", val=tiny_cache, warm_start="ridge", epochs=1)
     train(straight)
     broken = replace(straight, output=tmp_path / "broken")
@@ -83,7 +83,7 @@ def test_a_start_that_was_stopped_before_its_first_checkpoint_is_the_same(tiny_c
     assert logged(broken.output) == logged(straight.output)
 
 
-def test_images_that_were_not_embedded_count_for_nothing(tiny_cache: Path) -> None:
+def test_failed_images_are_not_fitted(tiny_cache: Path) -> None:
     cache = Cache(tiny_cache)
     some = np.where(cache.caption_image() < 20, cache.caption_image(), -1)
     of_some, of_all = fitted(cache, some)[0], fitted(cache, cache.caption_image())[0]
@@ -105,7 +105,7 @@ def test_a_large_cache_is_sampled_in_whole_chunks(tiny_cache: Path, monkeypatch:
     assert torch.equal(bag.weights[[tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id]], torch.zeros(3, 16))
 
 
-def test_what_a_tower_has_learned_is_not_overwritten(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> None:
+def test_a_trained_tower_is_not_overwritten(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> None:
     given = {"tokenizer": None, "width": 512, "layers": 6, "heads": 8, "vocab_size": 16_384, "context_length": 24}
     again = settings(tiny_cache, tmp_path / "run", text=str(tiny_run), warm_start="ridge", **given)
     with pytest.raises(EncoderError, match=r"--warm-start ridge: .* has learned already"):
