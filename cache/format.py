@@ -124,6 +124,7 @@ class SourceInfo:
         split: part of the dataset that was selected.
         languages: language tags of the captions: one for all, or one for each text field.
         language_field: field with the language tag of a record.
+        encoding: of its text files.
         first_row: row of its first image in the cache.
     """
 
@@ -140,6 +141,7 @@ class SourceInfo:
     split: str | None = None
     languages: list[str] = field(default_factory=list)
     language_field: str | None = None
+    encoding: str = "utf-8"
     first_row: int = 0
 
     @property

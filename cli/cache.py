@@ -59,7 +59,7 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
                 shown = PassProgress(settings, output, bars, silent=as_json)
                 from ..jobs.cache import cache_images  # takes seconds, in which Ctrl-C may come
 
-                result = cache_images(settings, shown.show, output=output, on_report=shown.show_report)
+                result = cache_images(settings, shown.show, output=output, on_report=shown.show_report, on_note=warn)
                 shown.end()
         except KeyboardInterrupt:  # the bars are gone, so nothing draws over the message
             if is_first_process():

@@ -56,6 +56,7 @@ def cache_images(
     source: Source | None = None,
     output: OutputCache | None = None,
     on_report: Callable[[PassReport], None] = lambda report: None,
+    on_note: Callable[[str], None] = lambda note: None,
 ) -> CacheResult:
     """Embed every image of a source, finish an interrupted pass, or add views or another source.
 
@@ -68,6 +69,7 @@ def cache_images(
         source: a source of your own (docs/sources.md); by default that of `settings.source`.
         output: the cache at `settings.output`, if the caller has opened it.
         on_report: called with the report of the pass so far, each time after stage `embed` has made progress.
+        on_note: called once rows are planned, with what the user should know of how the source was read.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -88,9 +90,11 @@ def cache_images(
     if worker.is_alone:
         with store.lock():
             resumed = prepare_cache(job, on_progress)
+            _tell(source, on_note)
             report, queue = _embed(job, tower, teacher, on_progress, on_report)
     else:
         resumed = prepare_cache_or_wait(job, worker, store, on_progress)
+        _tell(source, on_note)
         try:
             with store.lock(shared=True):
                 report, queue = _embed(job, tower, teacher, on_progress, on_report)
@@ -104,6 +108,12 @@ def cache_images(
         most_at_once=queue.max_images if queue else None,
         deviation=queue.deviation if queue else None,
     )
+
+
+def _tell(source: Source, on_note: Callable[[str], None]) -> None:
+    """Give on what the source has noted; nothing if its rows were not read."""
+    for note in source.notes:
+        on_note(note)
 
 
 def _embed(

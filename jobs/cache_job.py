@@ -29,6 +29,7 @@ _SOURCE_FIELDS = (
     "split",
     "languages",
     "language_field",
+    "encoding",
     "sha256",
 )
 

@@ -130,6 +130,7 @@ def cache_command(info: CacheInfo, output: Location) -> str:
         "text_field": tuple(source.text_fields),
         "language": tuple(source.languages),
         "language_field": source.language_field,
+        "encoding": source.encoding if source.encoding != "utf-8" else None,
         "where": source.where,
         "teacher_field": tuple(source.teacher_fields),
         "images": source.images,

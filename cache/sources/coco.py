@@ -14,6 +14,7 @@ from ..storage.atomic import sha256_file
 from .download import local_file
 from .records import RecordParser, is_unicode
 from .source import Source, SourceRow
+from .text_files import encoding_remedy, open_utf8
 
 
 class CocoSource(Source):
@@ -34,7 +35,7 @@ class CocoSource(Source):
         path = self.info.path
         if self.info.split is not None:
             raise CacheError(f"{path}: one file is one split: leave out --split {self.info.split}")
-        images, annotations = self._read(local_file(path), path)
+        images, annotations = self._read(local_file(path), path, self.info.encoding)
         self.left_out.clear()
         parser, line = RecordParser(self.info, has_key=False, left_out=self.left_out), 0
         by_image = defaultdict(list)
@@ -70,9 +71,12 @@ class CocoSource(Source):
         return sha256_file(local_file(self.info.path))
 
     @staticmethod
-    def _read(path: Path, name: str) -> tuple[list[Any], list[Any]]:
+    def _read(path: Path, name: str, encoding: str) -> tuple[list[Any], list[Any]]:
         try:
-            content = json.loads(path.read_bytes().decode("utf-8-sig"))
+            with open_utf8(path, name, encoding) as file:
+                content = json.loads((raw := file.read()).decode())
+        except UnicodeDecodeError as error:
+            raise CacheError(f"{name}: not readable as JSON in UTF-8 ({error}): {encoding_remedy(raw)}") from None
         except (OSError, ValueError, RecursionError) as error:
             is_jsonl = "Extra data: line 2" in str(error)  # of JSON that ends with the first line
             remedy = "it looks like a record a line: name it .jsonl" if is_jsonl else "export or fetch it again"

@@ -226,7 +226,7 @@ def _readable(path: Path, read: Callable[..., Any], *arguments: int) -> Any:
 
 def _table_rows(path: Path, info: SourceInfo, named: bool) -> Iterator[SourceRow]:
     sources = {**dict.fromkeys(SUFFIXES, TableSource), **dict.fromkeys(ParquetSource.suffixes, ParquetSource)}
-    source = sources.get(path.suffix.lower())
+    source = next((kind for suffix, kind in sources.items() if path.name.lower().endswith(suffix)), None)
     if source is None:
         raise CacheError(f"{path}: no known kind of table; known are {', '.join(sources)}")
     for row in source(replace(info, path=str(path), images=named)).rows():

@@ -1,12 +1,14 @@
 """img2dataset's table beside a tar: a record for each download, with its key, its status and its captions."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import CacheError
+from .parquet_files import ParquetFile, small_parts
 
 KEY, STATUS, SUCCESS = "key", "status", "success"
 _DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -36,8 +38,9 @@ def records_of(file: BinaryIO, where: str, columns: Sequence[str]) -> Iterator[d
         CacheError: it is not readable as Parquet, or an image has no key.
     """
     try:
-        for batch in pq.ParquetFile(file).iter_batches(columns=list({KEY: 0, STATUS: 0} | dict.fromkeys(columns))):
-            for record in batch.to_pylist():
+        table = ParquetFile(Path(f"/proc/self/fd/{file.fileno()}"))
+        for _, _, batch in table.records(list({KEY: 0, STATUS: 0} | dict.fromkeys(columns))):
+            for record in (record for part in small_parts(batch) for record in part.to_pylist()):
                 if record[STATUS] == SUCCESS:
                     if not isinstance(record[KEY], str) or not record[KEY]:
                         raise CacheError(f"{where}: {KEY!r} must be the name of an image, found {record[KEY]!r}")

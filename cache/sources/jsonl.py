@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import CacheError
+from .text_files import UTF_8, encoding_remedy, open_utf8
 
 BLOCK_BYTES = 2**22
 MAX_LINE_BYTES = 2**24  # longer lines are whole files without line breaks; a record takes some hundred bytes
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class Block(NamedTuple):
@@ -24,17 +24,17 @@ class Block(NamedTuple):
     data: bytes
 
 
-def blocks(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Read a file as blocks of whole lines, without its byte order mark.
+def blocks(path: Path, name: Path | str, encoding: str = UTF_8) -> Iterator[Block]:
+    """Read a file as blocks of whole lines, see `open_utf8`.
 
     A line that is too long is cut just above the limit; `records` of its block raises.
     """
     line = 1
-    with open(path, "rb") as file:
-        while data := file.read(block_bytes):
+    with open_utf8(path, str(name), encoding) as file:
+        while data := file.read(BLOCK_BYTES):
             if not data.endswith(b"\n"):
                 data += file.readline(MAX_LINE_BYTES + 1)
-            yield Block(line, data.removeprefix(BYTE_ORDER_MARK) if line == 1 else data)
+            yield Block(line, data)
             line += data.count(b"\n")
 
 
@@ -57,6 +57,9 @@ def records(name: Path | str, block: Block) -> Iterator[tuple[int, dict[str, Any
             continue
         try:
             record = json.loads(line.decode())  # given bytes, json would guess at UTF-16 and UTF-32
+        except UnicodeDecodeError as error:
+            remedy = encoding_remedy(block.data if number == 1 else line)  # UTF-16 breaks lines within a character
+            raise CacheError(f"{name}:{number}: not a line of JSON in UTF-8 ({error}): {remedy}") from None
         except (ValueError, RecursionError) as error:
             raise CacheError(f"{name}:{number}: not a line of JSON in UTF-8 ({error}): mend or drop it") from None
         if not isinstance(record, dict):

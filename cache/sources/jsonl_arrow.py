@@ -57,11 +57,11 @@ def plain_batch(block: bytes, info: SourceInfo) -> RowBatch | None:
         return None
     columns = {name: _captions(table[name].combine_chunks()) for name in info.text_fields}
     key_texts = _texts(keys)
-    if not np.diff(key_texts.offsets).all() or None in columns.values():
+    if not np.diff(key_texts.offsets).all():
         return None
     if not _has_all_fields(block, starts, ends, table, info.text_fields):
         return None
-    return _batch(key_texts, [column for name in info.text_fields if (column := columns[name])], info.languages)
+    return _batch(key_texts, [columns[name] for name in info.text_fields], info.languages)
 
 
 def _lines(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -122,17 +122,18 @@ def _texts(strings: pa.Array) -> RaggedBytes:
     return RaggedBytes(raw, ends - ends[0])
 
 
-def _captions(column: pa.Array) -> tuple[RaggedBytes, NDArray[np.int64]] | None:
-    """The captions of a field and the row of each; None if a list holds null."""
+def _captions(column: pa.Array) -> tuple[RaggedBytes, NDArray[np.int64]]:
+    """The captions of a field, without nulls, and the row of each."""
+    rows, values = np.arange(len(column)), column
     if pa.types.is_list(column.type):
         values = column.flatten()
-        if values.null_count:
-            return None
         sizes = np.nan_to_num(column.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64)
-        return _texts(values), np.repeat(np.arange(len(column)), sizes)
-    rows = np.flatnonzero(column.is_valid().to_numpy(zero_copy_only=False))
-    texts = _texts(column)
-    return (texts.take(rows) if column.null_count else texts), rows
+        rows = np.repeat(rows, sizes)
+    texts = _texts(values)
+    if not values.null_count:
+        return texts, rows
+    valid = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
+    return texts.take(valid), rows[valid]
 
 
 def _has_all_fields(

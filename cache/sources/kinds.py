@@ -19,8 +19,10 @@ from ..errors import CacheError
 from ..format import SourceInfo
 from ..location import Location, Url, entries, to_location
 from .coco import CocoSource
+from .download import local_file
 from .image_folder import ImageFolderSource, holds_class_folders
 from .image_root import require_root
+from .json_array import is_json_array
 from .muge import MugeSource, holds_muge
 from .parquet import ArrowSource, ParquetSource, holds_saved_dataset
 from .source import Source
@@ -44,9 +46,13 @@ class SourceKind(NamedTuple):
 
 
 KINDS = (  # the first that matches decides
-    SourceKind(TableSource, "a file .jsonl, .ndjson, .csv or .tsv", lambda path: _is_file(path, SUFFIXES)),
+    SourceKind(
+        TableSource,
+        "a file .jsonl, .ndjson, .csv or .tsv, also .gz, or .json with an array of records",
+        lambda path: _is_file(path, SUFFIXES) or (_is_file(path, JSON) and _holds_array(path)),
+    ),
     SourceKind(WebDatasetSource, "a .tar, or a folder or pattern of them", lambda path: names_tars(str(path))),
-    SourceKind(CocoSource, "a COCO file .json of images and annotations", lambda path: _is_file(path, (".json",))),
+    SourceKind(CocoSource, "a COCO file .json of images and annotations", lambda path: _is_file(path, JSON)),
     SourceKind(MugeSource, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", holds_muge),
     SourceKind(ArrowSource, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
     SourceKind(ParquetSource, "a file .parquet or a folder of them", lambda path: _has(path, ParquetSource.suffixes)),
@@ -58,6 +64,7 @@ KINDS = (  # the first that matches decides
     SourceKind(ImageFolderSource, "a folder of class folders of images", holds_class_folders),
 )
 SOURCES: dict[str, type[Source]] = {kind.source.kind: kind.source for kind in KINDS}
+JSON = (".json", ".json.gz")
 FOLDERS_LISTED = 20  # in search of splits; each takes a request at a URL, and class folders may be thousands
 
 
@@ -104,7 +111,11 @@ def _recognise(path: str) -> type[Source]:
 
 
 def _is_file(location: Location, suffixes: Sequence[str]) -> bool:
-    return location.suffix.lower() in suffixes and location.is_file()
+    return location.name.lower().endswith(tuple(suffixes)) and location.is_file()
+
+
+def _holds_array(location: Location) -> bool:
+    return is_json_array(local_file(str(location)), str(location))
 
 
 def _has(location: Location, suffixes: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import mmap
 from array import array
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from .source import Source, SourceRow
 IMAGES, TEXTS = "_imgs.tsv", "_texts.jsonl"
 IDS = ("image_ids", "image_id")
 ABSENT = -1  # the size of an image that the TSV does not have
-FROM_URLSAFE = bytes.maketrans(b"-_", b"+/")
+FROM_URLSAFE, BLANKS = bytes.maketrans(b"-_", b"+/"), b" \t\r\v\f"
 SAMPLES, SAMPLE_BYTES = 256, 4096
 
 
@@ -56,7 +57,7 @@ class MugeSource(Source):
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are files here
         parser = RecordParser(info, has_key=False, left_out=self.left_out)
-        for block in blocks(local_file(str(texts))):
+        for block in blocks(local_file(str(texts)), str(texts), self.info.encoding):
             for number, record in records(texts, block):
                 where = f"{texts}:{number}"
                 row = parser.row(record, number, where)
@@ -128,7 +129,7 @@ class ImageIndex:
         if not path.stat().st_size:
             return index
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            start, number = 0, 0
+            start, number = len(BOM_UTF8) if content[: len(BOM_UTF8)] == BOM_UTF8 else 0, 0
             while start < len(content):
                 number += 1
                 end = content.find(b"\n", start)
@@ -162,7 +163,7 @@ class ImageIndex:
 
 
 class Base64Reader(Reader):
-    """Reads images from lines of base64, in the standard or the URL-safe alphabet."""
+    """Reads images from lines of base64, in the standard or the URL-safe alphabet, whatever blanks it has."""
 
     def __init__(self, files: SourceFiles) -> None:
         self._files = files
@@ -183,7 +184,7 @@ class Base64Reader(Reader):
             with self._files.open(file) as lines:
                 lines.seek(start)
                 encoded = lines.read(size)
-            return base64.b64decode(encoded.translate(FROM_URLSAFE), validate=True)
+            return base64.b64decode(encoded.translate(FROM_URLSAFE, BLANKS), validate=True)
         except RejectedImageError as rejected:
             return rejected.status
         except binascii.Error:

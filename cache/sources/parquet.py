@@ -20,10 +20,11 @@ from ..format import SourceInfo
 from ..location import Entry, Location, Url, entries, to_location
 from .download import SourceFiles, local_file
 from .image_root import name_below
-from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes
+from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes, cut, small_parts
 from .reader import Locator, Reader
 from .records import RecordParser, choose_split
 from .source import Source, SourceRow
+from .text_files import decode_text
 from .where import WhereFilter
 
 SHARD = re.compile(r"(?P<split>.+?)-\d+-of-\d+(-[0-9a-f]+)?")  # as on the Hub: train-00000-of-00004
@@ -190,7 +191,7 @@ def _saved_files(folder: Location) -> list[Location]:
 
 def _json(path: Location) -> dict[str, Any]:
     try:
-        content = json.loads(local_file(str(path)).read_bytes())
+        content = json.loads(decode_text(local_file(str(path)).read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         raise CacheError(f"{path}: not readable as JSON ({error}): save the dataset again") from None
     if not isinstance(content, dict):
@@ -245,14 +246,15 @@ def holds_images(schema: pa.Schema, name: str, path: Location) -> bool:
     )
 
 
-def _records(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """The records of a batch; text that is not UTF-8 becomes halves of surrogate pairs, and so dropped captions."""
-    try:
-        records: list[dict[str, Any]] = batch.to_pylist()
-    except UnicodeDecodeError:
-        columns = [[_lenient(value) for value in as_bytes(column).to_pylist()] for column in batch.columns]
-        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
-    return records
+    for part in small_parts(batch):
+        try:
+            columns = [list(map(cut, column.to_pylist())) for column in part.columns]
+        except UnicodeDecodeError:
+            columns = [[_lenient(cut(value)) for value in as_bytes(column).to_pylist()] for column in part.columns]
+        for values in zip(*columns, strict=True):
+            yield dict(zip(part.schema.names, values, strict=True))
 
 
 def _lenient(value: Any) -> Any:

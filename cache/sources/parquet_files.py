@@ -23,6 +23,9 @@ from .reader import Reader
 from .source import ROWS_AT_A_TIME
 
 IMAGES_AT_A_TIME = 16  # in memory of a row group, which may have gigabytes of them
+BATCH_BYTES = 2**27  # of texts in memory, unless a single one is longer
+LONG_TEXT = 2**20
+PAGE_HEADER_BYTES = 32
 UNREADABLE = (pa.ArrowException, OSError, EOFError, UnicodeDecodeError)  # raised on damaged files
 
 
@@ -64,11 +67,9 @@ class ParquetFile(ColumnFile):
     """A Parquet file. Row groups are streamed, never held whole."""
 
     def __init__(self, path: Path | RangeFile) -> None:
-        self._path = path
         is_remote = isinstance(path, RangeFile)  # then neighbouring columns come by one request
-        self._file = pq.ParquetFile(
-            path, memory_map=not is_remote, pre_buffer=is_remote, page_checksum_verification=True
-        )
+        self._content: Any = path if is_remote else pa.memory_map(str(path))
+        self._file = pq.ParquetFile(self._content, pre_buffer=is_remote, page_checksum_verification=True)
         self.schema = self._file.schema_arrow
         self._place: tuple[str, int] | None = None
         self._first = 0  # row of `_batch`
@@ -84,7 +85,8 @@ class ParquetFile(ColumnFile):
         """See `ColumnFile`."""
         for group in range(self._file.num_row_groups):
             row = 0
-            for batch in self._batches(columns, group, ROWS_AT_A_TIME):
+            rows = self._rows_at_a_time(columns, group, ROWS_AT_A_TIME)
+            for batch in _joined(self._batches(columns, group, rows)):
                 yield group, row, batch
                 row += batch.num_rows
 
@@ -92,7 +94,8 @@ class ParquetFile(ColumnFile):
         """See `ColumnFile`."""
         if self._place != (column, group) or row < self._first:
             self._place, self._first = (column, group), 0
-            self._following = self._batches([column], group, IMAGES_AT_A_TIME)
+            rows = self._rows_at_a_time([column], group, IMAGES_AT_A_TIME)
+            self._following = self._batches([column], group, rows)
             self._batch = next(self._following)
         while row >= self._first + self._batch.num_rows:
             self._first += self._batch.num_rows
@@ -102,20 +105,82 @@ class ParquetFile(ColumnFile):
     def digest(self, columns: Sequence[str]) -> bytes:
         """Digest of the footer, which has the sizes of all columns, and of these columns."""
         digest = hashlib.sha256()
-        assert isinstance(self._path, Path)
-        with open(self._path, "rb") as file:
-            file.seek(-8, 2)
-            file.seek(-8 - int.from_bytes(file.read(4), "little"), 2)
-            digest.update(file.read())
+        self._content.seek(-8, 2)
+        self._content.seek(-8 - int.from_bytes(self._content.read(4), "little"), 2)
+        digest.update(self._content.read())
         for _, _, batch in self.records(columns):
             _update(digest, batch)
         return digest.digest()
+
+    def _rows_at_a_time(self, columns: Sequence[str], group: int, most: int) -> int:
+        """Rows to decode at once: a few bytes of a file can stand for a long text in each of them.
+
+        No value is longer than the dictionary of its column, or, where a value can repeat the beginning of the one
+        before, than all bytes of the column.
+        """
+        rows = most
+        row_group = self._file.metadata.row_group(group)
+        for i in range(row_group.num_columns):
+            chunk = row_group.column(i)
+            if chunk.path_in_schema.split(".")[0] not in columns:
+                continue
+            values_a_row = chunk.num_values / max(1, row_group.num_rows)
+            if "DELTA_BYTE_ARRAY" in chunk.encodings:
+                longest = chunk.total_uncompressed_size
+            else:
+                longest = max(self._dictionary_bytes(chunk), chunk.total_uncompressed_size // max(1, chunk.num_values))
+            while rows > 1 and rows * values_a_row * longest > BATCH_BYTES:
+                rows //= 2  # so that `most` is a multiple
+        return rows
+
+    def _dictionary_bytes(self, chunk: Any) -> int:
+        """Size of the dictionary of a column in a row group, from the header of its page; 0 if it has none."""
+        start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)), default=0)
+        self._content.seek(start)
+        return _dictionary_bytes(self._content.read(PAGE_HEADER_BYTES))
 
     def _batches(self, columns: Sequence[str], group: int, rows: int) -> Iterator[pa.RecordBatch]:
         batches: Iterator[pa.RecordBatch] = self._file.iter_batches(
             rows, row_groups=[group], columns=list(columns), use_threads=False
         )
         return batches
+
+
+def _dictionary_bytes(header: bytes) -> int:
+    """Uncompressed size of a page by its header, in Thrift's compact form; 0 if the page is no dictionary.
+
+    The header begins with the fields 1 (kind; 2 is a dictionary) and 2 (size), both numbers in zigzag.
+    """
+    if header[:3] != b"\x15\x04\x15":
+        return 0
+    size = shift = 0
+    for byte in header[3:8]:
+        size |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            break
+    return size >> 1
+
+
+def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches of `ROWS_AT_A_TIME`, of smaller ones, unless they have too many bytes."""
+    parts: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+    for batch in batches:
+        if parts and (num_rows + batch.num_rows > ROWS_AT_A_TIME or num_bytes + batch.nbytes > BATCH_BYTES):
+            yield _one(parts)
+            parts, num_rows, num_bytes = [], 0, 0
+        parts.append(batch)
+        num_rows, num_bytes = num_rows + batch.num_rows, num_bytes + batch.nbytes
+    if parts:
+        yield _one(parts)
+
+
+def _one(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(parts) == 1:
+        return parts[0]
+    (batch,) = pa.Table.from_batches(parts).combine_chunks().to_batches()
+    return batch
 
 
 class ArrowFile(ColumnFile):
@@ -183,10 +248,41 @@ def _bytes_type(column_type: pa.DataType) -> pa.DataType | None:
     return pairs.get(column_type)
 
 
+def small_parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """A batch in parts whose values take at most `BATCH_BYTES` as Python objects, or are those of one row."""
+    rows = batch.num_rows
+    for column in batch.columns:
+        if _repeats_values(column.type):
+            rows = min(rows, max(1, BATCH_BYTES // max(1, column.get_total_buffer_size())))
+    for start in range(0, batch.num_rows, max(1, rows)):
+        yield batch.slice(start, rows)
+
+
+def cut(value: Any) -> Any:
+    """A value with its texts cut after `LONG_TEXT`: no caption is as long, and the same one can come in every row."""
+    if isinstance(value, str | bytes):
+        return value[:LONG_TEXT] if len(value) > LONG_TEXT else value
+    return [cut(each) for each in value] if isinstance(value, list) else value
+
+
+def _repeats_values(column_type: pa.DataType) -> bool:
+    """Whether several rows of a column can have one value, which is stored once."""
+    kinds = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_string_view, pa.types.is_binary_view)
+    kinds += (pa.types.is_list_view, pa.types.is_large_list_view)
+    if any(fits(column_type) for fits in kinds):
+        return True
+    return any(_repeats_values(column_type.field(i).type) for i in range(column_type.num_fields))
+
+
 def _update(digest: Any, batch: pa.RecordBatch) -> None:
-    """Add the values of a batch to a digest, however its buffers lie."""
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
-        digest.update(repr((name, as_bytes(column).to_pylist())).encode(errors="replace"))
+    """Add the values of a batch to a digest, however its buffers lie: of each column `repr((name, values))`."""
+    for name in batch.schema.names:
+        between = f"({name!r}, ["
+        for part in small_parts(batch.select([name])):
+            for value in map(cut, as_bytes(part.column(0)).to_pylist()):
+                digest.update(f"{between}{value!r}".encode(errors="replace"))
+                between = ", "
+        digest.update(b"])")
 
 
 class ColumnReader(Reader):

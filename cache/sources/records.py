@@ -11,6 +11,7 @@ from .source import SourceRow
 from .where import WhereFilter
 
 SPLIT = "split"  # the column that --split filters by
+SHOWN_FIELDS = 40  # in a message
 
 
 class RecordParser:
@@ -41,6 +42,11 @@ class RecordParser:
         if info.split is not None:
             self._flags.setdefault(SPLIT, "--split")
 
+    @property
+    def fields(self) -> list[str]:
+        """The fields that a record must have."""
+        return list(self._flags)
+
     def row(
         self, record: Mapping[str, Any], line: int, where: str, *, key: str = "", locator: Locator | None = None
     ) -> SourceRow | None:
@@ -59,7 +65,8 @@ class RecordParser:
         for name, flag in self._flags.items():
             if name not in record:
                 remedy = "leave out --split" if flag == "--split" else f"pass {flag} NAME"
-                raise CacheError(f"{where}: no field {name!r} (found: {', '.join(map(str, record))}): {remedy}")
+                found = ", ".join(map(str, list(record)[:SHOWN_FIELDS]))
+                raise CacheError(f"{where}: no field {name!r} (found: {found}): {remedy}")
         if self._info.split is not None and record[SPLIT] != self._info.split:
             self._left_out["--split"] += 1
             return None
@@ -68,12 +75,13 @@ class RecordParser:
             return None
         if self._image_field:
             key = _key_of(record, self._image_field, where)
-        by_field = [captions_of(record[name], name, where) for name in self._info.text_fields]
-        captions = [caption for captions in by_field for caption in captions]
-        translations = [text for name in self._info.teacher_fields for text in captions_of(record[name], name, where)]
-        return SourceRow(line, key, captions, translations, self._languages(record, by_field, where), locator)
+        by_field = [texts_of(record[name], name, where) for name in self._info.text_fields]
+        texts = [text for texts in by_field for text in texts]
+        translations = [text for name in self._info.teacher_fields for text in texts_of(record[name], name, where)]
+        languages = self._languages(record, by_field, where)
+        return SourceRow(line, key, *_without_null(texts, translations, languages), locator)
 
-    def _languages(self, record: Mapping[str, Any], by_field: list[list[str]], where: str) -> list[str]:
+    def _languages(self, record: Mapping[str, Any], by_field: list[list[str | None]], where: str) -> list[str]:
         """The tag of each caption; empty where no language is given."""
         info, num = self._info, sum(map(len, by_field))
         if info.language_field:
@@ -102,18 +110,31 @@ def _key_of(record: Mapping[str, Any], field: str, where: str) -> str:
     return key
 
 
-def captions_of(value: Any, field: str, where: str) -> list[str]:
-    """The captions that a field holds: a text, a list of texts, or nothing.
+def texts_of(value: Any, field: str, where: str) -> list[str | None]:
+    """The texts that a field holds: one, a list of texts and nulls, or none.
 
     Raises:
         CacheError: something else.
     """
     if value is None:
         return []
-    captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
         raise CacheError(f"{where}: {field!r} must be a string or a list of strings, found {value!r:.100}")
-    return captions
+    return texts
+
+
+def _without_null(
+    texts: list[str | None], translations: list[str | None], languages: list[str]
+) -> tuple[list[str], list[str], list[str]]:
+    """Captions, translations and languages without the nulls among the texts, and without what belongs to those."""
+    captions = [text for text in texts if text is not None]
+    if len(translations) == len(texts):  # they belong together one by one
+        translations = [other or "" for text, other in zip(texts, translations, strict=True) if text is not None]
+    translated = [text for text in translations if text is not None]
+    if languages:
+        languages = [tag for text, tag in zip(texts, languages, strict=True) if text is not None]
+    return captions, translated, languages
 
 
 def is_unicode(text: str) -> bool:

@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -20,6 +19,7 @@ from .captions import align, encode_caption, keep_captions
 from .reader import Locator, Reader
 
 ROWS_AT_A_TIME = 8192
+BATCH_CHARACTERS = 2**26  # of the texts of rows that are made columns at once
 
 
 class Source(ABC):
@@ -31,6 +31,7 @@ class Source(ABC):
         text_fields: where it has captions, unless the user says otherwise.
         info: what was asked for, complete but for kind and sha256.
         left_out: records that were read and left out, by the flag that did so.
+        notes: of how the source was read, for the user; complete once rows are read.
     """
 
     kind: ClassVar[str]
@@ -40,6 +41,7 @@ class Source(ABC):
     def __init__(self, info: SourceInfo) -> None:
         self.info = info
         self.left_out: Counter[str] = Counter()
+        self.notes: list[str] = []
 
     @abstractmethod
     def rows(self) -> Iterator["SourceRow"]:
@@ -174,9 +176,16 @@ class RowBatch:
 
 
 def batched(rows: Iterable[SourceRow], rows_at_a_time: int = ROWS_AT_A_TIME) -> Iterator[RowBatch]:
-    """Rows as columns, so many at a time."""
-    iterator = iter(rows)
-    while some := list(islice(iterator, rows_at_a_time)):
+    """Rows as columns, so many at a time, or fewer if their texts are long."""
+    some: list[SourceRow] = []
+    num_characters = 0
+    for row in rows:
+        some.append(row)
+        num_characters += sum(map(len, row.captions)) + sum(map(len, row.translations))
+        if len(some) == rows_at_a_time or num_characters > BATCH_CHARACTERS:
+            yield _columns(some)
+            some, num_characters = [], 0
+    if some:
         yield _columns(some)
 
 

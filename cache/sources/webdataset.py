@@ -23,6 +23,7 @@ from .source import Source, SourceRow
 from .tar_index import Member, Sample, read_bytes, readable, samples
 from .tar_reader import BY_NAME, NO_BYTES, TarReader
 from .tar_shards import TarShard, find_shards
+from .text_files import decode_caption, decode_text, encoding_remedy
 
 MAX_TEXT_BYTES = 2**24  # of a member with texts
 END_BYTES = 2**16  # by which a changed tar is recognised, beside its size; all of it would take as long as the pass
@@ -136,14 +137,21 @@ class WebDatasetSource(Source):
     def _record(self, sample: Sample, descriptor: int, where: str) -> dict[str, Any]:
         """The values of all fields asked for, None where absent, and all of the sample's JSON if it is read."""
         values: dict[str, Any] = {}
+        encoding = self.info.encoding
         for field, names in self._of_record.items():
             name = next((name.lower() for name in names if name.lower() in sample.members), None)
-            values[field] = _text(sample.members[name], descriptor, where) if name else None
+            values[field] = (
+                decode_caption(_content(sample.members[name], descriptor, where), encoding) if name else None
+            )
         json_member = sample.members.get("json")
         if json_member is None or (None not in values.values() and not self._needs_all):
             return values
+        content = _content(json_member, descriptor, where)
         try:
-            record = json.loads(_text(json_member, descriptor, where) or "{}")
+            record = json.loads(decode_text(content, encoding) or "{}")
+        except UnicodeDecodeError as error:
+            remedy = encoding_remedy(content, encoding)
+            raise CacheError(f"{where}.json is not JSON in {encoding} ({error}): {remedy}") from None
         except (ValueError, RecursionError) as error:
             raise CacheError(f"{where}.json is not JSON in UTF-8 ({error}): mend it, or leave the sample out") from None
         if not isinstance(record, dict):
@@ -206,13 +214,13 @@ def _locator(number: int, image: Member | None) -> Locator:
     return Locator(number, image.start, image.size)
 
 
-def _text(member: Member, descriptor: int, where: str) -> str:
-    """A member's text; bytes that are not UTF-8 become surrogates, so that the caption is dropped and counted."""
+def _content(member: Member, descriptor: int, where: str) -> bytes:
+    """The bytes of a member with text."""
     if member.size > MAX_TEXT_BYTES:
         raise CacheError(
             f"{where}: {readable(member.name)!r} has {member.size:,} bytes, a text at most {MAX_TEXT_BYTES:,}"
         )
-    return read_bytes(descriptor, member.start, member.size if member.is_file else 0).decode("utf-8", "surrogateescape")
+    return read_bytes(descriptor, member.start, member.size if member.is_file else 0)
 
 
 def _ends(tar: Path) -> bytes:

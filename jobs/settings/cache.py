@@ -38,6 +38,7 @@ class CacheSettings:
         tuple[str, ...], "language of the captions, a BCP 47 tag such as zh; once, or once for each --text-field"
     ] = ()
     language_field: Annotated[str | None, "column with the language tag of a row's captions, or of each caption"] = None
+    encoding: Annotated[str, "encoding of the source's texts, e.g. gb18030 or utf-16"] = "utf-8"
     where: Annotated[str | None, "take only records that satisfy this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
         None
     )
@@ -118,6 +119,12 @@ class CacheSettings:
             len(self.language) in (0, 1, max(1, len(self.text_field))),
             f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
         )
+        try:
+            "".encode(self.encoding)
+        except (LookupError, ValueError):
+            raise DistillError(
+                f"--encoding {self.encoding}: unknown, expected e.g. gb18030, utf-16 or cp1252"
+            ) from None
         if self.where is not None:
             try:
                 WhereFilter(self.where)
@@ -168,6 +175,7 @@ class CacheSettings:
             split=self.split,
             languages=list(self.language),
             language_field=self.language_field,
+            encoding=self.encoding,
         )
 
     @property

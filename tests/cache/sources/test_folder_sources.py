@@ -179,7 +179,7 @@ def test_other_folders_beside_splits_are_not_splits(tmp_path: Path, make_cache: 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", r"expected lists 'images' and 'annotations' as in COCO, found list"),
+        ("[1]", r"expected lists 'images' and 'annotations' as in COCO, found list"),
         ('{"images": [], "info": 1}', r"expected lists .*, found images, info"),
         ("{", r"not readable as JSON in UTF-8 .*: export or fetch it again"),
         ('{"image": "a.jpg"}\n{"image": "b.jpg"}', r"not readable as JSON .*: it looks like a record a line: name it"),

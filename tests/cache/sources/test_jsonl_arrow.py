@@ -168,10 +168,10 @@ def test_line_numbers_continue_over_blocks(tmp_path: Path, monkeypatch: pytest.M
     record: dict[str, Any] = {"image": "a", "text": "x" * 50}
     path = tmp_path / "m.jsonl"
     path.write_text("\ufeff" + f"{json.dumps(record)}\n" * 300 + "\n" + json.dumps(record | {"text": 3}))
-    split = list(json_lines.blocks(path, 1000))
+    monkeypatch.setattr(json_lines, "BLOCK_BYTES", 1000)
+    split = list(json_lines.blocks(path, path))
     assert len(split) > 10
     assert b"".join(block.data for block in split) == path.read_bytes()[3:]
-    monkeypatch.setattr(json_lines.blocks, "__defaults__", (1000,))
     assert both(source(path))[2] == f"{path}:302: 'text' must be a string or a list of strings, found 3"
 
 
