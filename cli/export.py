@@ -1,13 +1,12 @@
-"""`clipglot export` and `predict`."""
+"""`clipglot export`."""
 
 from dataclasses import asdict
 
 import click
 
 from ..jobs.settings.export import ExportSettings
-from ..jobs.settings.predict import PredictSettings
 from .options import require_kind, settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, say, table
+from .render import friendly_errors, json_option, print_json, say
 
 
 @click.command()
@@ -37,29 +36,3 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     say(f"{result.folder}: image tower matches its hash; {result.loaded_by} loads both towers; {probes}")
     for line in filter(None, result.code.splitlines()):
         say(line)
-
-
-@click.command()
-@settings_options(PredictSettings, "merged", "images", has_config=False)
-@json_option
-def predict(settings: PredictSettings, as_json: bool) -> None:
-    """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
-
-    \b
-    clipglot predict merged cat.jpg --text "кошка" --text "собака"
-    """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    with friendly_errors():
-        require_kind(settings.merged, "merged CLIP")
-        from ..jobs.predict import predict as predict_texts
-
-        predictions = predict_texts(settings)
-    if as_json:
-        print_json([asdict(prediction) for prediction in predictions])
-        return
-    rows = table("image", "text", "probability", "cosine", numbers=("probability", "cosine"))
-    for prediction in predictions:
-        scores = zip(prediction.texts, prediction.probabilities, prediction.cosines, strict=True)
-        for rank, (text, probability, cosine) in enumerate(scores):
-            name, style = (prediction.image, "bold") if rank == 0 else ("", None)
-            rows.add_row(name, text, percent(probability), f"{cosine:.3f}", style=style)
-    output.print(rows)

@@ -19,7 +19,7 @@ COMMANDS = {
     "tokenizer": ("tokenizer", "tokenizer", "Train, extend or inspect a tokenizer on the captions of a cache."),
     "train": ("train", "train", "Train a text tower on a cache."),
     "export": ("export", "export", "Merge image and text tower into an open_clip checkpoint."),
-    "predict": ("export", "predict", "Tell which text describes an image best."),
+    "predict": ("predict", "predict", "Tell which text describes an image best."),
     "eval": ("evaluate", "evaluate", "Evaluate a merged CLIP."),
     "bench": ("bench", "bench", "Measure the training speed of this machine."),
     "demo": ("demo", "demo", "Run the whole workflow offline on drawn images."),

@@ -1,58 +1,75 @@
-"""Measuring a merged CLIP: retrieval on a cache, and which text describes an image best."""
+"""Zero-shot prediction: which of some texts describes an image best."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..cache.format import RejectedImageError, Status
 from ..cache.sources.image_root import open_below
 from ..cache.write.image_decode import ResizeCrop, decode
 from ..encoders.merged_clip import MergedClip
-from .errors import EvalError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Texts for one image: cosines, and the softmax that the CLIP's temperature gives. Best first."""
+    """Texts for one image, best first.
+
+    Attributes:
+        image: its path.
+        texts: empty where the image cannot be embedded.
+        cosines: of each text's embedding and the image's.
+        probabilities: softmax over all texts of the cosines times the CLIP's logit scale.
+        error: why the image cannot be embedded; None where it can.
+    """
 
     image: str
     texts: list[str]
     cosines: list[float]
     probabilities: list[float]
+    error: str | None = None
 
 
-def rank_texts(clip: MergedClip, images: Sequence[Path], texts: Sequence[str]) -> list[Prediction]:
-    """Order texts by how well they describe each image.
+def rank_texts(clip: MergedClip, images: Iterable[Path], texts: Sequence[str]) -> Iterator[Prediction]:
+    """Yield the texts of each image in the order of how well they describe it.
 
-    Raises:
-        EvalError: no text, or an image that cannot be read; the message names it.
+    Args:
+        clip: both towers.
+        images: files; a link may lead anywhere, since the user named it.
+        texts: at least one.
     """
-    if not texts:
-        raise EvalError("nothing to choose from: pass --text at least once")
     text_emb = clip.encode_texts(texts)
     geometry = ResizeCrop.from_preprocess(clip.image_tower.preprocess)
-    predictions = []
     for image in images:
         try:
-            path = image.resolve()  # the user named it: a link may lead anywhere
+            path = image.resolve()
             with open_below(path.parent, path.name) as file:
-                features = clip.image_tower.encode(decode(file, geometry)[None])[0]
+                pixels = decode(file, geometry)
         except RejectedImageError as rejected:
             reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
-            raise EvalError(f"{image}: {reason}: leave it out, or pass an image") from rejected
-        cosines = text_emb @ (features / np.linalg.norm(features))
-        logits = clip.logit_scale * cosines.astype(np.float64)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
-        order = np.argsort(-cosines, kind="stable")
-        predictions.append(
-            Prediction(
-                image=str(image),
-                texts=[texts[i] for i in order],
-                cosines=cosines[order].tolist(),
-                probabilities=probabilities[order].tolist(),
-            )
-        )
-    return predictions
+            yield Prediction(image=str(image), texts=[], cosines=[], probabilities=[], error=reason)
+        else:
+            yield _ranked(image, texts, text_emb, clip.image_tower.encode(pixels[None])[0], clip.logit_scale)
+
+
+def _ranked(
+    image: Path,
+    texts: Sequence[str],
+    text_emb: NDArray[np.float32],
+    image_features: NDArray[np.float32],
+    logit_scale: float,
+) -> Prediction:
+    """Prediction of an image by its features `[D]` and the unit embeddings of texts `[T, D]`."""
+    cosines = text_emb @ (image_features / np.linalg.norm(image_features))
+    logits = logit_scale * cosines.astype(np.float64)
+    probabilities = np.exp(logits - logits.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-cosines, kind="stable")
+    return Prediction(
+        image=str(image),
+        texts=[texts[i] for i in order],
+        cosines=cosines[order].tolist(),
+        probabilities=probabilities[order].tolist(),
+    )

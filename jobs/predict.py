@@ -1,18 +1,89 @@
 """`clipglot predict`: which text describes each image best."""
 
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ..cache.sources.image_names import has_image_extension
+from ..cache.sources.text_files import decode_text
 from ..encoders.merged_clip import load_merged
+from ..evals.errors import EvalError
 from ..evals.predict import Prediction, rank_texts
 from .settings.predict import PredictSettings
 
 
-def predict(settings: PredictSettings) -> list[Prediction]:
+def predict(
+    settings: PredictSettings, on_progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Prediction]:
     """Order texts by how well they describe each image, with the probabilities of a merged CLIP.
 
+    Args:
+        settings: the texts are those of `text`, then those of `texts`.
+        on_progress: called with the images done and their number.
+
     Returns:
-        One prediction for each image, in the order given.
+        One prediction for each image, in the order given. An image that cannot be read has an error instead of texts.
 
     Raises:
         EncoderError: no merged CLIP, or one that does not load.
-        EvalError: no text, or an image that cannot be read.
+        EvalError: no text, a file of texts that cannot be read, a folder without images, or no readable image at all.
     """
-    return rank_texts(load_merged(settings.merged), settings.images, settings.text)
+    if settings.top is not None and settings.top < 1:
+        raise EvalError(f"--top {settings.top}: pass a number of at least 1")
+    texts = [*settings.text, *(_read_texts(settings.texts) if settings.texts else ())]
+    if not texts:
+        raise EvalError("nothing to choose from: pass --text at least once, or --texts FILE")
+    images = [image for given in settings.images for image in _images(given)]
+    predictions = []
+    for prediction in rank_texts(load_merged(settings.merged), images, texts):
+        predictions.append(_best(prediction, settings.top))
+        on_progress(len(predictions), len(images))
+    if all(prediction.error for prediction in predictions):
+        first = predictions[0]
+        others = f", and {len(predictions) - 1} others likewise" if len(predictions) > 1 else ""
+        raise EvalError(f"{first.image}: {first.error}{others}: pass an image")
+    return predictions
+
+
+def _read_texts(file: Path) -> list[str]:
+    """Lines of a file that are not blank.
+
+    Raises:
+        EvalError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = file.read_bytes()
+        return [line for line in decode_text(content).splitlines() if line.strip()]
+    except OSError as error:
+        raise EvalError(f"--texts {file}: {error.strerror}: pass a text file") from error
+    except UnicodeDecodeError as error:
+        raise EvalError(f"--texts {file} is not UTF-8: save it as UTF-8") from error
+
+
+def _images(given: Path) -> Iterator[Path]:
+    """A file itself; of a folder the images in it and below, by name, without hidden ones.
+
+    Raises:
+        EvalError: a folder without images.
+    """
+    if not given.is_dir():
+        yield given
+        return
+    images = []
+    for folder, folders, names in os.walk(given):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += [Path(folder, name) for name in names if has_image_extension(name) and not name.startswith(".")]
+    if not images:
+        raise EvalError(f"{given}: no image in it: pass image files, or a folder of them")
+    yield from sorted(images)
+
+
+def _best(prediction: Prediction, top: int | None) -> Prediction:
+    """The best texts of a prediction alone."""
+    return replace(
+        prediction,
+        texts=prediction.texts[:top],
+        cosines=prediction.cosines[:top],
+        probabilities=prediction.probabilities[:top],
+    )

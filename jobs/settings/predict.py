@@ -10,5 +10,7 @@ class PredictSettings:
     """`clipglot predict`: which text describes each image best."""
 
     merged: Annotated[Path, "folder of a merged CLIP"]
-    images: Annotated[tuple[Path, ...], "image files"]
-    text: Annotated[tuple[str, ...], "a description to choose from; repeat it"]
+    images: Annotated[tuple[Path, ...], "image files, and folders of them"]
+    text: Annotated[tuple[str, ...], "a description to choose from; repeat it"] = ()
+    texts: Annotated[Path | None, "text file of descriptions, one per line"] = None
+    top: Annotated[int | None, "descriptions to show for each image, the best ones; default: all"] = None
