@@ -2,11 +2,13 @@
 
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..cache.format import CacheInfo, Status
+from ..cache.sources.kinds import open_source
 from ..cache.write.report import PassReport
 from ..distill.training.signals import interrupted_by_sigterm
 from ..jobs.inspect import CacheContents
@@ -57,9 +59,14 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
         try:
             with progress_bar() as bars:
                 shown = PassProgress(settings, output, bars, silent=as_json)
+                source = open_source(settings.source_info)
+                if isinstance(settings.source, Path):
+                    next(source.rows(), None)  # a wrong field is told at once
                 from ..jobs.cache import cache_images  # takes seconds, in which Ctrl-C may come
 
-                result = cache_images(settings, shown.show, output=output, on_report=shown.show_report, on_note=warn)
+                result = cache_images(
+                    settings, shown.show, source=source, output=output, on_report=shown.show_report, on_note=warn
+                )
                 shown.end()
         except KeyboardInterrupt:  # the bars are gone, so nothing draws over the message
             if is_first_process():

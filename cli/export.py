@@ -5,7 +5,7 @@ from dataclasses import asdict
 import click
 
 from ..jobs.settings.export import ExportSettings
-from .options import require_kind, settings_options
+from .options import require_kind, require_new, settings_options
 from .render import friendly_errors, json_option, print_json, say
 
 
@@ -23,6 +23,7 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
         require_kind(settings.run, "run")
+        require_new(settings.output)
         from ..jobs.export import export_run
 
         result = export_run(settings)

@@ -4,6 +4,7 @@ A field `name: Annotated[type, "help"] = default` becomes `--name`; fields given
 Precedence: flags, then `--config FILE.toml`, then what the command itself knows, then the field's default.
 """
 
+import os
 import tomllib
 import types
 from collections.abc import Callable, Mapping
@@ -248,23 +249,44 @@ def _from_toml(click_type: Any, value: Any) -> Any:
 
 
 Kind = Literal["cache", "run", "merged CLIP"]
-# The file by which each kind is known, and what to do with it.
-_KINDS: dict[Kind, tuple[str, str]] = {
-    "cache": ("zarr.json", "train on it with `clipglot train {} -o RUN`"),
-    "run": ("run.json", "merge it with `clipglot export {} -o MERGED`"),
-    "merged CLIP": ("open_clip_config.json", "`clipglot predict` and `clipglot eval` take it"),
+# The file by which each kind is known, what to do with it, and how to make one.
+_KINDS: dict[Kind, tuple[str, str, str]] = {
+    "cache": ("zarr.json", "train on it with `clipglot train {} -o RUN`", "clipglot cache SOURCE -o {}"),
+    "run": ("run.json", "merge it with `clipglot export {} -o MERGED`", "clipglot train CACHE -o {}"),
+    "merged CLIP": (
+        "open_clip_config.json",
+        "`clipglot predict` and `clipglot eval` take it",
+        "clipglot export RUN -o {}",
+    ),
 }
 
 
 def require_kind(path: Location, expected: Kind) -> None:
-    """Refuse a folder of another kind; what is of none, or at a URL, is for the command to judge.
+    """Refuse a path that is absent or of another kind before anything slow is imported; URLs are left to the command.
 
     Raises:
-        click.ClickException: says what it is and what takes it.
+        click.ClickException, CacheError: says what it is and what takes it, or how to make one.
     """
     if isinstance(path, Url):
         return
-    found: dict[Kind, str] = {kind: remedy for kind, (mark, remedy) in _KINDS.items() if (path / mark).is_file()}
-    if expected not in found:
-        for kind, remedy in found.items():
-            raise click.ClickException(f"{path} is a {kind}, expected a {expected}: {remedy.format(path)}")
+    found = [kind for kind, (mark, _, _) in _KINDS.items() if (path / mark).is_file()]
+    if expected in found:
+        return
+    for kind in found:
+        raise click.ClickException(f"{path} is a {kind}, expected a {expected}: {_KINDS[kind][1].format(path)}")
+    if expected == "cache":
+        from ..cache.storage.open import require_cache
+
+        require_cache(path)
+        return
+    raise click.ClickException(f"{path}: no {expected} here: make one with `{_KINDS[expected][2].format(path)}`")
+
+
+def require_new(output: Path | None) -> None:
+    """Refuse an output that exists, before anything slow is imported.
+
+    Raises:
+        click.ClickException: it exists.
+    """
+    if output is not None and os.path.lexists(output):
+        raise click.ClickException(f"{output} exists: choose another -o")

@@ -1,6 +1,7 @@
 """`clipglot predict`."""
 
 import csv
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -35,6 +36,9 @@ def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
         raise click.UsageError("--csv and --json exclude each other: pass one of them")
     with friendly_errors(), progress_bar() as progress:
         require_kind(settings.merged, "merged CLIP")
+        for image in settings.images:
+            if not os.path.lexists(image):
+                raise click.ClickException(f"{image}: no such file or folder: leave it out, or pass an image")
         from ..jobs.predict import predict as predict_texts
 
         task = progress.add_task("predict", total=None, note="")

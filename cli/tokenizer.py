@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..jobs.settings.tokenizer import TokenizerSettings
-from .options import require_kind, settings_options
+from .options import require_kind, require_new, settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, say, table
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ def tokenizer(settings: TokenizerSettings, as_json: bool) -> None:
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
         require_kind(settings.cache, "cache")
+        if not settings.inspect:
+            require_new(settings.output)
         from ..jobs.tokenizer import inspect_tokenizer, train_tokenizer
 
         report = (inspect_tokenizer if settings.inspect else train_tokenizer)(settings)

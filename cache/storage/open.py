@@ -32,18 +32,32 @@ def open_store(location: Location, *, read_only: bool) -> CacheStore | Hdf5Store
         CacheError: the location is absent or not a cache, no installed package reads such URLs, or it is an HDF5 file
             and `read_only` is False.
     """
-    if isinstance(location, Path) and is_hdf5(location) and not location.is_dir():
-        return _open_hdf5(location, read_only)
     if isinstance(location, Path):
-        _require_cache_folder(location)
+        require_cache(location)
+        if _is_hdf5_file(location):
+            return _open_hdf5(location, read_only)
     return store_at(location, read_only=read_only)
+
+
+def require_cache(path: Path) -> None:
+    """Refuse a path on the disk that holds no cache; its content is not read.
+
+    Raises:
+        CacheError: nothing there, or something else; the message says how to make one.
+    """
+    if not _is_hdf5_file(path):
+        _require_cache_folder(path)
+    elif not path.exists():
+        raise CacheError(f"{path}: no such cache: make one with `clipglot convert CACHE {path}`")
+
+
+def _is_hdf5_file(path: Path) -> bool:
+    return is_hdf5(path) and not path.is_dir()
 
 
 def _open_hdf5(path: Path, read_only: bool) -> Hdf5Store:
     if not read_only:
         raise CacheError(f"{path}: a cache in an HDF5 file is only read: work on a Zarr one and convert that")
-    if not path.exists():
-        raise CacheError(f"{path}: no such cache: make one with `clipglot convert CACHE {path}`")
     return Hdf5Store(path)
 
 
