@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...encoders.tokenizer_coverage import OTHER_TOKENIZER
 from ...evals.embedding_stats import anisotropy, effective_rank
@@ -118,18 +119,30 @@ def _sigmoid_chance(settings: LearningSettings, captions: CaptionStats) -> float
     return math.log(settings.batch_size) - num_negatives * math.log1p(-1 / settings.batch_size)
 
 
-def chance_bound(num_candidates: int, num_images: int, k: int = 10) -> float:
-    """R@k that chance alone hardly ever exceeds.
-
-    Captions of one image err together, so images are counted.
+def chance_recall(num_right: NDArray[np.int64], num_candidates: int, k: int = 10) -> float:
+    """Expected R@k of a random ranking.
 
     Args:
-        num_candidates: N, images to choose from.
-        num_images: number of them that have captions.
+        num_right: right answers of each query.
+        num_candidates: N, answers that each query ranks.
         k: of R@k.
+
+    >>> round(chance_recall(np.array([1, 1]), 40), 6), round(chance_recall(np.array([4]), 8, k=1), 6)
+    (0.25, 0.5)
     """
-    chance = min(1.0, k / num_candidates)
-    return chance + SIGMAS * math.sqrt(chance * (1 - chance) / num_images)
+    placed = np.arange(min(k, num_candidates))
+    missed = np.clip(num_candidates - num_right[:, None] - placed, 0, None) / (num_candidates - placed)
+    return float(1 - missed.prod(1).mean())
+
+
+def chance_bound(chance: float, num_independent: int) -> float:
+    """Recall that chance alone hardly ever exceeds.
+
+    Args:
+        chance: recall of a random ranking.
+        num_independent: queries that err independently; captions of one image or with one text err together.
+    """
+    return chance + SIGMAS * math.sqrt(chance * (1 - chance) / num_independent)
 
 
 def check_captions(captions: CaptionStats, context_length: int) -> Iterator[Finding]:
@@ -335,7 +348,8 @@ class Diagnosis:
 
     def _check_recall(self, metrics: dict[str, Any], data: ValidationData, step: int, kind: str) -> Iterator[Finding]:
         num_candidates, recall = len(data.image_emb), metrics["r_at_10"]
-        bound = chance_bound(num_candidates, len(np.unique(data.image_index)))
+        chance = chance_recall(data.num_right, num_candidates)
+        bound = chance_bound(chance, min(len(np.unique(data.image_index)), len(np.unique(data.text_ids))))
         patience = 2 * PATIENCE if self._may_be_falling() else PATIENCE
         if step < patience * self._num_steps or bound >= 1 or recall > bound:
             return
@@ -346,12 +360,12 @@ class Diagnosis:
             kind="recall_at_chance",
             step=step,
             message=f"R@10 is {recall:.1%} over {num_candidates:,} {kind} images at step {step:,}; guessing gives "
-            f"{10 / num_candidates:.1%}",
+            f"{chance:.1%}",
             advice=f"the training loss fell to {loss:.2f} all the same, so pairs were learned by heart: "
             "check that captions belong to their images, and are of one kind in both caches"
             if by_heart
             else advice,
-            figures={"r_at_10": recall, "chance": 10 / num_candidates, "bound": bound},
+            figures={"r_at_10": recall, "chance": chance, "bound": bound},
         )
         if len(np.unique(data.groups)) < MIN_DISTINCT:
             return

@@ -16,6 +16,7 @@ from clipglot.distill.training.diagnosis import (
     advise,
     chance_bound,
     chance_loss,
+    chance_recall,
     check_captions,
 )
 from clipglot.encoders.tokenizer import train_bpe
@@ -30,6 +31,19 @@ def diagnose(losses: list[float], scale: float = 20.0, **changes: Any) -> list[F
     for step, loss in enumerate(losses, start=1):
         diagnosis.check_step({"step": step, "loss": loss, "logit_scale": scale})
     return diagnosis.findings
+
+
+def validation_data(image_emb: Any, image_index: Any, text_ids: Any) -> ValidationData:
+    tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
+    captions = np.arange(len(text_ids))
+    return ValidationData(
+        image_emb=image_emb,
+        tokens=tokens,
+        captions=captions,
+        image_index=image_index,
+        groups=captions,
+        text_ids=text_ids,
+    )
 
 
 def test_the_loss_at_chance_is_that_of_guessing() -> None:
@@ -82,8 +96,22 @@ def test_a_temperature_at_its_bound_counts_only_while_nothing_is_learned() -> No
 def test_guessing_hardly_ever_looks_learned(num: int) -> None:
     rng = np.random.default_rng(num)
     recalls = rng.binomial(num, 10 / num, 2000) / num
-    assert (recalls > chance_bound(num, num)).mean() < 0.006
-    assert chance_bound(num, num) < 2.1 * 10 / num  # and twice chance always does
+    assert (recalls > chance_bound(10 / num, num)).mean() < 0.006
+    assert chance_bound(10 / num, num) < 2.1 * 10 / num  # and twice chance always does
+
+
+def test_chance_knows_of_images_that_share_a_caption() -> None:
+    rng = np.random.default_rng(0)
+    image_index = np.sort(rng.integers(0, 60, 90))
+    text_ids = rng.integers(100, 112, 90)
+    data = validation_data(np.eye(60, dtype=np.float32), image_index, text_ids)
+    right = [set(image_index[text_ids == text].tolist()) for text in text_ids]
+    assert data.num_right.tolist() == [len(images) for images in right]
+    orders = [set(rng.permutation(60)[:10].tolist()) for _ in range(2000)]
+    guessed = np.mean([[bool(images & first) for images in right] for first in orders])
+    assert chance_recall(data.num_right, 60) == pytest.approx(guessed, abs=0.02)
+    assert chance_recall(np.ones(5, np.int64), 1000) == pytest.approx(0.01)
+    assert chance_recall(np.array([3]), 4) == 1  # fewer candidates than places
 
 
 @pytest.mark.parametrize(
@@ -113,8 +141,7 @@ def test_collapse_is_measured_against_the_images(text: str, image: str, expected
         "effective_rank": effective_rank(text_emb),
     }
     everyone = np.arange(500)
-    tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
-    data = ValidationData(image_emb=image_emb, tokens=tokens, captions=everyone, image_index=everyone, groups=everyone)
+    data = validation_data(image_emb, everyone, everyone)
     diagnosis = Diagnosis(LearningSettings(batch_size=512, warmup=0.0), 100, CAPTIONS, context_length=77)
     for step in range(1, 51):
         diagnosis.check_step({"step": step, "loss": 5.0 + 0.01 * (step % 2), "logit_scale": 20.0})
