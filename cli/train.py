@@ -104,20 +104,25 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
                 "num_parameters": result.num_parameters,
                 "validation": result.validation,
                 "best": result.best,
+                "stopped_early": result.stopped_early,
                 "findings": [finding.to_json() for finding in result.findings],
             }
         )
     elif result.complete:
         recall = f": {_recall(result.validation)}" if result.validation else ""
-        if result.began_at == result.num_steps:
-            say(f"{settings.output} was already finished, after {result.num_steps:,} steps: nothing to do{recall}")
+        if result.began_at == result.step:
+            say(f"{settings.output} was already finished, after {result.step:,} steps: nothing to do{recall}")
         else:
             share = percent(result.num_trained / result.num_parameters)
             trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
-            say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
-        if result.best and result.validation and result.best["r_at_10"] > result.validation["r_at_10"]:
+            steps = f"{result.step:,} of {result.num_steps:,}" if result.stopped_early else f"{result.num_steps:,}"
+            say(f"{settings.output}: trained {trained} in {steps} steps{recall}")
+        if result.stopped_early:
+            say(f"stopped early: {settings.patience} validations in a row brought no better recall")
+        if result.best and result.validation and result.best["step"] != result.validation["step"]:
             at = "before the first step" if result.best["step"] == 0 else f"after step {result.best['step']:,}"
-            say(f"best validation: R@10 {percent(result.best['r_at_10'])} {at}")
+            taken = "; export takes its weights" if result.run.best.exists() else ""
+            say(f"best validation: {_recall(result.best)} {at}{taken}")
         if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
             say(
