@@ -163,7 +163,7 @@ def _run_steps(
         on_progress(Progress("train", step, num_steps))  # before the first step, which may compile for a minute
         monitor.before_first_step(validates=settings.warm_start != "none" and not checkpoint)
         for batch in throughput.count(batches):
-            lr = learning_rate(step, num_steps, settings)
+            lr = learning_rate(step - student.num_skipped, num_steps, settings)
             result = student.step(batch.to(setup.device), lr, number=step)
             epoch, step = step // loader.steps_per_epoch, step + 1
             ends_epoch = step % loader.steps_per_epoch == 0
