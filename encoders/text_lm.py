@@ -343,10 +343,14 @@ class LMTower(TextTower):
     def _embed_longest(self) -> None:
         """Embed the longest caption that there can be, or raise whatever comes of it."""
         self.depths()
-        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
         with torch.inference_mode():
-            self.eval().encode([[other_than_pad % self.num_rows] * self.config.context_length])
+            self.eval()._embed_tokens(self.config.context_length)
         self.train()
+
+    def _embed_tokens(self, number: int) -> None:
+        """Embed a caption of so many tokens, none of them padding."""
+        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
+        self.encode([[other_than_pad % self.num_rows] * number])
 
     @property
     def transformer(self) -> Any:
@@ -414,15 +418,33 @@ class LMTower(TextTower):
         return features
 
     def depths(self) -> tuple[dict[str, int], int]:
-        """Depth of each parameter of the model, by name, and the largest: embeddings 0, blocks 1 to L, others L + 1."""
-        inside = {id(p): depth for depth, block in enumerate(self.layers, 1) for p in block.parameters()}
-        depths, depth = {}, 0
-        for name, parameter in self.named_parameters():
-            if name.startswith("text.transformer."):
-                own = inside.get(id(parameter))
-                depth = own if own is not None else (depth if depth == 0 else len(self.layers) + 1)
-                depths[name] = depth
-        return depths, len(self.layers) + 1
+        """Depth of each parameter of the model, by name, and the largest.
+
+        Blocks have 1 to L, what follows them, such as a last norm, L + 1. Everything else is input of the blocks, with
+        depth 0: embeddings, and tables of relative positions, wherever the model keeps them.
+        """
+        top = len(self.layers) + 1
+        depth_of = {id(p): top for module in self._after_blocks() for p in module.parameters(recurse=False)}
+        depth_of |= {id(p): depth for depth, block in enumerate(self.layers, 1) for p in block.parameters()}
+        named = ((name, p) for name, p in self.named_parameters() if name.startswith("text.transformer."))
+        return {name: depth_of.get(id(parameter), 0) for name, parameter in named}, top
+
+    @torch.no_grad()
+    def _after_blocks(self) -> list[nn.Module]:
+        """Modules of the model that a forward calls after its last block."""
+        called: list[nn.Module] = []
+        inside = {module for block in self.layers for module in block.modules()}
+        outside = [module for module in self.transformer.modules() if module not in inside]
+        hooks = [module.register_forward_pre_hook(lambda module, _: called.append(module)) for module in outside]
+        hooks.append(self.layers[-1].register_forward_hook(lambda *_: called.clear()))
+        was_training = self.training
+        try:
+            self.eval()._embed_tokens(1)
+        finally:
+            self.train(was_training)
+            for hook in hooks:
+                hook.remove()
+        return called
 
     def learning_rate_factors(self, *, pretrained: float, layer_decay: float) -> dict[str, float]:
         """Factor on the learning rate of each trained parameter, by name; 1 for the head and for LoRA.
