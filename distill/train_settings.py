@@ -213,7 +213,10 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     val: Annotated[Location | None, "cache of held-out images, on which recall is measured after every epoch"] = None
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
     vocab_size: Annotated[int, "maximum vocabulary size of that BPE"] = 16_384
-    context_length: Annotated[int, "maximum number of tokens of a caption, BOS and EOS included"] = 77
+    context_length: Annotated[
+        int,
+        "maximum number of tokens of a caption, BOS and EOS included; by default fewer if the tower has fewer positions",
+    ] = 77
     workers: Annotated[int | None, "tokenizing processes (default: the number of cores)"] = None
     text: Annotated[
         str,

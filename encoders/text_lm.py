@@ -26,13 +26,13 @@ from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
 from .text_lm_loading import (
     config_has_dropout,
     first_line,
+    num_positions,
     plain_values,
     read_pretrained,
-    require_context,
     set_dropout,
     without_pooler,
 )
-from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec
+from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .tokenizer import TextTokenizer
 from .tokenizer_lm import LMTokenizer
 
@@ -223,6 +223,7 @@ class LMTower(TextTower):
             pooler=options.pooler,
             head=options.head,
             context_length=spec.context_length,
+            may_shorten=spec.may_shorten,
             dropout=spec.dropout,
         )
         return tower._prepared(spec, options, tokenizer)
@@ -236,6 +237,7 @@ class LMTower(TextTower):
         pooler: Pooler = "mean",
         head: Head = "linear",
         context_length: int = 77,
+        may_shorten: bool = False,
         dropout: float | None = None,
     ) -> "LMTower":
         """The tower around the pretrained model of a folder or a hub repository, with a new head.
@@ -246,13 +248,14 @@ class LMTower(TextTower):
             pooler: as of `LMConfig`.
             head: as of `LMConfig`.
             context_length: most tokens of a caption.
+            may_shorten: as of `TowerSpec`.
             dropout: of the model; None leaves that of its config.
 
         Raises:
             EncoderError: no model there, one that lacks weights or takes fewer tokens, or one that does not embed text.
         """
         model = read_pretrained(name, dropout)
-        require_context(model.config, context_length, name)
+        context_length = context_within(num_positions(model.config), context_length, name, may_shorten=may_shorten)
         public_name = Path(name).name if Path(name).is_dir() else name  # exports do not tell where a folder lay
         try:
             config = LMConfig(
@@ -303,9 +306,11 @@ class LMTower(TextTower):
         if spec.warm_start and config.head != "linear":
             raise EncoderError(f"--warm-start ridge fits a linear head, {spec.text} has another: drop --warm-start")
         model = config.to_transformers()
-        require_context(model, spec.context_length, spec.text)
+        context_length = context_within(
+            num_positions(model), spec.context_length, spec.text, may_shorten=spec.may_shorten
+        )
         set_dropout(model, spec.dropout)
-        tower = LMTower(replace(config, context_length=spec.context_length, model=plain_values(model)))
+        tower = LMTower(replace(config, context_length=context_length, model=plain_values(model)))
         tower.load_state_dict(self.state_dict())
         return tower._prepared(spec, options, tokenizer)
 

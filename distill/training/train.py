@@ -44,10 +44,12 @@ class TrainResult:
         num_trained: trained parameters of the tower.
         num_parameters: all parameters of the tower.
         vocab_size: tokens of its tokenizer.
+        context_length: most tokens of a caption.
         validation: the last one, if any.
         best: the validation with the best mean of R@1, R@5 and R@10, if any.
         findings: of the diagnosis.
         stopped_early: whether `--patience` ran out before the last step.
+        has_learned: whether recall was above chance in the end, as far as it was found to be at chance before.
     """
 
     run: RunFolder
@@ -57,10 +59,12 @@ class TrainResult:
     num_trained: int
     num_parameters: int
     vocab_size: int
+    context_length: int
     validation: dict[str, Any] | None
     best: dict[str, Any] | None
     findings: list[Finding]
     stopped_early: bool
+    has_learned: bool
 
     @property
     def complete(self) -> bool:
@@ -197,10 +201,12 @@ def _run_steps(
         num_trained=num_trained,
         num_parameters=num_parameters,
         vocab_size=setup.tokenizer.vocab_size,
+        context_length=student.tower.config.context_length,
         validation=monitor.validation,
         best=run.best_validation(),
         findings=monitor.diagnosis.findings,
         stopped_early=stops_early and step < num_steps,
+        has_learned=monitor.diagnosis.has_learned,
     )
 
 
@@ -218,7 +224,7 @@ def _make_monitor(
         settings,
         num_steps,
         setup.captions,
-        context_length=settings.context_length,
+        context_length=setup.student.tower.config.context_length,
         lm_lr=None if settings.text in ("scratch", "clip") else settings.lm_lr,
         past=setup.run.metrics(),
     )

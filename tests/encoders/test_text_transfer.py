@@ -21,7 +21,7 @@ from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, t
 from clipglot.encoders.tokenizer_extend import extend
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
-from support.runs import settings
+from support.runs import settings, stop_at
 from support.tiny_clip import TINY_CONFIG
 
 CAPTIONS = ["a red circle", "", "noise", "noise above a green triangle, twice"]
@@ -160,6 +160,23 @@ def test_a_run_on_the_clips_own_text_tower(clip_name: str, manifest: Path, make_
     assert (tower.config.width, tower.config.layers, tower.config.vocab_size) == (16, 1, 300)
 
 
+def test_the_default_context_length_is_that_of_a_tower_with_fewer_positions(
+    clip_name: str, manifest: Path, make_cache: Any, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache.zarr"
+    make_cache(manifest, cache, model=clip_name)
+    shape = {"width": 512, "layers": 6, "heads": 8}
+    given = replace(settings(cache, tmp_path / "run"), text="clip", context_length=77, **shape)
+    train(given, on_progress=stop_at(7))
+    assert train(given, resume=True).complete
+    assert load_final(RunFolder(given.output)).tower.config.context_length == 12
+    further = replace(given, text=str(given.output), output=tmp_path / "further", epochs=1)
+    train(further)
+    assert load_final(RunFolder(further.output)).tower.config.context_length == 12
+    with pytest.raises(EncoderError, match=r"--context-length 20: .* 12 tokens: pass --context-length 12"):
+        train(replace(given, output=tmp_path / "long", context_length=20))
+
+
 def test_what_cannot_be_begun_with_is_refused(
     clip_name: str, tiny_clip: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -175,7 +192,7 @@ def test_what_cannot_be_begun_with_is_refused(
     ):
         ScratchTower.from_clip(f"local-dir:{tmp_path}/moved", None)
     tower, old = ScratchTower.from_clip(clip_name, None)
-    with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
+    with pytest.raises(EncoderError, match=r"--context-length 13: .* 12 tokens: pass --context-length 12"):
         tower.with_vocabulary(old, open_clip_tokenizer(), context_length=13, embed_dim=16)
     with pytest.raises(DistillError, match=r"--width belongs to a scratch tower.* clip "):
         settings(tiny_cache, tmp_path / "run", text="clip")

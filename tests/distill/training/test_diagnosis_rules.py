@@ -70,6 +70,48 @@ def test_noise_about_chance_is_found_and_a_slow_fall_is_not() -> None:
     assert diagnose(list(chance + noise)[: WINDOW - 1]) == []
 
 
+def test_a_long_run_at_chance_is_found_as_soon_as_its_weights_have_moved_far() -> None:
+    rng = np.random.default_rng(0)
+
+    def first_finding(lr: float) -> int | None:
+        diagnosis = Diagnosis(
+            LearningSettings(batch_size=512, warmup=0.001, lr=lr), 100_000, CAPTIONS, context_length=77
+        )
+        for step in range(10, 3_000, 10):
+            loss = np.log(512) + rng.normal(0, 0.01)
+            for finding in diagnosis.check_step({"step": step, "loss": loss, "lr": lr, "logit_scale": 20.0}):
+                assert finding.kind == "loss_at_chance"
+                return finding.step
+        return None
+
+    early = first_finding(1e-3)
+    assert early is not None
+    assert 500 <= early < 1_000  # not a quarter of the steps
+    assert first_finding(1e-5) is None  # a rate that may only be slow
+
+
+def test_a_run_of_few_steps_is_told_to_take_more_and_no_other_rate() -> None:
+    advice = advise(6, 6, LearningSettings(), CAPTIONS)
+    assert "only 6 steps" in advice
+    assert "--epochs" in advice
+    assert "--lr" not in advice
+    assert "raise --lr (now 1e-09" in advise(1_000, 1_000, LearningSettings(lr=1e-9), CAPTIONS)
+
+
+@pytest.mark.parametrize(("last", "learned"), [(0.02, False), (0.5, True)])
+def test_a_recall_above_chance_in_the_end_counts_after_one_at_chance(last: float, learned: bool) -> None:
+    emb = np.eye(500, dtype=np.float32)
+    data, given = validation_data(emb, np.arange(500), np.arange(500)), LearningSettings(batch_size=512, warmup=0.0)
+    metrics = {"r_at_10": 0.02, "anisotropy": 0.0, "effective_rank": 100.0}
+    diagnosis = Diagnosis(given, 10, CAPTIONS, context_length=77)
+    assert diagnosis.has_learned  # as far as is known
+    (finding,) = diagnosis.check_recall(metrics, data, 5, held_out=True)
+    diagnosis.check_recall(metrics | {"r_at_10": last}, data, 10, held_out=True)
+    assert diagnosis.has_learned is learned
+    lines = [{"kind": "finding"} | finding.to_json(), {"kind": "validation", "step": 10, "r_at_10": last}]
+    assert Diagnosis(given, 10, CAPTIONS, context_length=77, past=lines).has_learned is learned  # of a finished run
+
+
 def test_a_loss_that_rises_again_is_found_and_a_spike_is_not() -> None:
     falling = list(6.2 * np.exp(-np.arange(100) / 20) + 1.0)
     assert diagnose(falling) == []
