@@ -215,7 +215,7 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     vocab_size: Annotated[int, "maximum vocabulary size of that BPE"] = 16_384
     context_length: Annotated[
         int,
-        "maximum number of tokens of a caption, BOS and EOS included; by default fewer if the tower has fewer positions",
+        "maximum number of tokens of a caption, BOS and EOS included; by default at most the positions of the tower",
     ] = 77
     workers: Annotated[int | None, "tokenizing processes (default: the number of cores)"] = None
     text: Annotated[
