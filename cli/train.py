@@ -34,7 +34,7 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _choose_recipe(given: dict[str, Any], *, silent: bool) -> Recipe | None:
-    """The recipe for the number of images, which is said."""
+    """Recipe by the number of images, reported to the user; None where a setting of it is given."""
     if "cache" not in given or not recipe_for(0, given):
         return None
     from ..cache.read.cache import Cache

@@ -34,7 +34,7 @@ GPU_STOP_CHECK = 10  # steps on a GPU between checks whether another process was
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """End of a run: after the last step, for want of a better validation, or after a checkpoint upon a signal.
+    """End of a run: after the last step, early by `--patience`, or stopped by a signal after a checkpoint.
 
     Attributes:
         run: its folder.
