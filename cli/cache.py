@@ -1,5 +1,6 @@
 """`clipglot cache`."""
 
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +23,9 @@ from .render import friendly_errors, json_option, print_json, progress_bar, say,
 
 if TYPE_CHECKING:
     from ..jobs.cache import CacheResult
+
+# Names of splits and caches that are measured on, not trained on.
+HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|eval|held.?out)(?![a-z])", re.IGNORECASE)
 
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +131,11 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
     if num_embedded < info.num_images:
         say(f"{_failures(info)}; to list them: clipglot inspect {settings.output} --failures; --retry tries them again")
     if report.num_pictures and not was_sealed:
-        say(f"next: clipglot train {settings.output} -o run")
+        is_held_out = any(
+            HELD_OUT.search(str(name)) for name in (settings.split or "", Path(str(settings.output)).stem)
+        )
+        train = f"TRAIN_CACHE -o run --val {settings.output}" if is_held_out else f"{settings.output} -o run"
+        say(f"next: clipglot train {train}")
 
 
 def _kept(output: OutputCache) -> str:

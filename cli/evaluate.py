@@ -18,7 +18,9 @@ def evaluate() -> None:
 def retrieval(settings: RetrievalSettings, as_json: bool) -> None:
     """Recall of the CLIP in MERGED on the images and captions of CACHE, in both directions.
 
-    CACHE must come from the same image tower; no image is opened.
+    CACHE must come from the same image tower; no image is opened. Equal captions
+    are one text: every image that has it is a right answer to it, and every
+    caption with a text of an image is one to that image.
     """
     with friendly_errors():
         require_kind(settings.merged, "merged CLIP")

@@ -6,7 +6,7 @@ import click
 
 from ..jobs.settings.export import ExportSettings
 from .options import require_kind, require_new, settings_options
-from .render import friendly_errors, json_option, print_json, say
+from .render import friendly_errors, json_option, percent, print_json, say
 
 
 @click.command()
@@ -16,7 +16,8 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     """Merge the image tower of RUN's cache and the text tower of RUN into one CLIP.
 
     The image tower is loaded again and checked against the cache: by its hash, and by embedding a few cached images
-    again. The merged folder is loaded as its users will load it before it gets its name.
+    again. The merged folder is loaded as its users will load it before it gets its name. Where
+    the run had a --val, the weights of its best validation are taken.
 
     \b
     clipglot export run -o merged
@@ -25,6 +26,7 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         require_kind(settings.run, "run")
         require_new(settings.output)
         from ..jobs.export import export_run
+        from ..jobs.model_card import describe_weights
 
         result = export_run(settings)
     if as_json:
@@ -34,6 +36,9 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         probes = f"{result.num_probes} cached images embedded again, worst cosine {result.min_cosine:.6f}"
     else:
         probes = f"no cached image could be embedded again: {result.why_no_probes}"
+    recall = f", R@10 {percent(result.validation['r_at_10'])}" if result.validation else ""
+    other = "; --step last takes those of the last step" if result.which == "best" else ""
+    say(f"text tower: weights {describe_weights(result.which, result.step)}{recall}{other}")
     say(f"{result.folder}: image tower matches its hash; {result.loaded_by} loads both towers; {probes}")
     for line in filter(None, result.code.splitlines()):
         say(line)

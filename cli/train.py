@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ..cache.format import Status
 from ..cache.progress import Progress
-from ..distill.recipes import Recipe, settings_of
+from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
 from .main import is_first_process
 from .options import SectionedCommand, require_kind, settings_options
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
     from ..distill.training.diagnosis import Finding
     from ..distill.training.train import TrainResult
 
+NO_RECIPE = "none"
+
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Defaults before flags and file: with --resume the settings of the run, otherwise those of the recipe."""
-    recipe = options.pop("recipe")
     if not options["resume"]:
-        return settings_of(recipe, merged) if recipe else {}
+        if options["recipe"] is None:
+            options["recipe"] = _choose_recipe(merged, silent=options["as_json"])
+        return {} if options["recipe"] in (None, NO_RECIPE) else settings_of(options["recipe"], merged)
     if "output" not in merged:
         return {}
     from ..jobs.train import settings_to_resume
@@ -29,12 +33,29 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return settings_to_resume(merged["output"])
 
 
+def _choose_recipe(given: dict[str, Any], *, silent: bool) -> Recipe | None:
+    """Recipe by the number of images, reported to the user; None where a setting of it is given."""
+    if "cache" not in given or not recipe_for(0, given):
+        return None
+    from ..cache.read.cache import Cache
+
+    with friendly_errors():
+        require_kind(given["cache"], "cache")
+        num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
+    recipe = recipe_for(num_images, given)
+    if recipe and not silent and is_first_process():
+        values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPES[recipe].items())
+        say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} leaves it out")
+    return recipe
+
+
 @click.command(cls=SectionedCommand, sections=SECTIONS)
 @settings_options(TrainSettings, "cache", known=_known)
 @click.option(
     "--recipe",
-    type=click.Choice(get_args(Recipe)),
-    help="measured defaults: for few images, many images, a language model, or a language model with LoRA",
+    type=click.Choice([*get_args(Recipe), NO_RECIPE]),
+    help="measured defaults: for few images, many images, a language model, or a language model with LoRA "
+    f"(default: few up to {FEW_IMAGES:,} images if no setting of it is given; none: plain defaults)",
 )
 @click.option(
     "--resume",
@@ -43,7 +64,7 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     "refused",
 )
 @json_option
-def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
+def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bool) -> None:
     """Train a text tower on the images and captions of CACHE; no image is opened.
 
     Ctrl-C saves a checkpoint; clipglot train CACHE -o RUN --resume continues
@@ -94,38 +115,50 @@ def train(settings: TrainSettings, resume: bool, as_json: bool) -> None:
         print_json(
             {
                 "run": str(settings.output),
+                "recipe": None if recipe == NO_RECIPE else recipe,
                 "complete": result.complete,
                 "began_at": result.began_at,
                 "step": result.step,
                 "num_steps": result.num_steps,
                 "vocab_size": result.vocab_size,
+                "context_length": result.context_length,
                 "trace": trace,
                 "num_trained": result.num_trained,
                 "num_parameters": result.num_parameters,
                 "validation": result.validation,
                 "best": result.best,
+                "stopped_early": result.stopped_early,
                 "findings": [finding.to_json() for finding in result.findings],
             }
         )
     elif result.complete:
         recall = f": {_recall(result.validation)}" if result.validation else ""
-        if result.began_at == result.num_steps:
-            say(f"{settings.output} was already finished, after {result.num_steps:,} steps: nothing to do{recall}")
+        if result.began_at == result.step:
+            say(f"{settings.output} was already finished, after {result.step:,} steps: nothing to do{recall}")
         else:
             share = percent(result.num_trained / result.num_parameters)
             trained = f"{result.num_trained:,} of {result.num_parameters:,} parameters ({share})"
-            say(f"{settings.output}: trained {trained} in {result.num_steps:,} steps{recall}")
-        if result.best and result.validation and result.best["r_at_10"] > result.validation["r_at_10"]:
+            steps = f"{result.step:,} of {result.num_steps:,}" if result.stopped_early else f"{result.num_steps:,}"
+            say(f"{settings.output}: trained {trained} in {steps} steps{recall}")
+        if result.stopped_early:
+            say(f"stopped early: {settings.patience} validations in a row brought no better recall")
+        if result.best and result.validation and result.best["step"] != result.validation["step"]:
             at = "before the first step" if result.best["step"] == 0 else f"after step {result.best['step']:,}"
-            say(f"best validation: R@10 {percent(result.best['r_at_10'])} {at}")
+            taken = "; export takes its weights" if result.run.best.exists() else ""
+            say(f"best validation: {_recall(result.best)} {at}{taken}")
         if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
             say(
                 f"tokenizer: {result.vocab_size:,} tokens, fewer than {asked}: the captions have no more pairs to merge"
             )
+        if result.context_length < settings.context_length:
+            say(f"context length: {result.context_length} tokens, all that the tower has positions for")
         if traced:
             say(traced)
-        say(f"next: clipglot export {settings.output} -o merged")
+        if result.has_learned:
+            say(f"next: clipglot export {settings.output} -o merged")
+        else:
+            say("recall is no better than guessing: change what the findings name and train again (docs/diagnosis.md)")
     if not result.complete:
         click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: continue with --resume", err=True)
         raise SystemExit(130)

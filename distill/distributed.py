@@ -138,6 +138,16 @@ def reduce_max_(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Sum of gradients over all processes, as a hook of DistributedDataParallel, whose own rule is the mean.
+
+    For the mean, each process would have to multiply its gradient by their number first, and float16 would overflow.
+    """
+    work = dist.all_reduce(bucket.buffer(), dist.ReduceOp.SUM, async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda reduced: cast(Tensor, reduced.value()[0]))
+
+
 def sum_of_shares(share: Tensor) -> Tensor:
     """Sum over all processes, with the gradient of this process's share alone."""
     total = reduce_sum_(share.detach().clone())

@@ -3,6 +3,7 @@
 The study is benchmarks/recipes_cpu_2026-11.md; it also says what could not be measured.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from .errors import DistillError
@@ -29,6 +30,24 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
     # A language model by LoRA, which forgets less.
     "lora": {"warm_start": "ridge", "lora_rank": 8, "batch_size": 128, "lr": 1e-3, "epochs": 8},
 }
+
+
+FEW_IMAGES = 20_000
+"""Images up to which a scratch tower takes the recipe `few` by itself (docs/decisions/022-recipes-by-themselves.md)."""
+
+
+def recipe_for(num_images: int, given: Mapping[str, Any]) -> Recipe | None:
+    """Recipe of a run without `--recipe`: `few` for a scratch tower on few images, if no setting of it is given.
+
+    Args:
+        num_images: embedded images of the cache.
+        given: settings from the user.
+
+    >>> recipe_for(552, {"epochs": 5}) is None, recipe_for(552, {"val": "val.zarr"}), recipe_for(10**6, {}) is None
+    (True, 'few', True)
+    """
+    by_hand = given.get("text", "scratch") != "scratch" or RECIPES["few"].keys() & given.keys()
+    return None if by_hand or num_images > FEW_IMAGES else "few"
 
 
 def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:

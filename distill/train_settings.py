@@ -18,7 +18,7 @@ SECTIONS = {
     "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
     "Language model": "train_layers freeze_embeddings lora_rank lora_alpha lora_targets lm_lr layer_decay",
     "Optimization": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
-    "cooldown weight_decay beta2 grad_clip ema seed",
+    "cooldown weight_decay beta2 grad_clip ema patience seed",
     "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
     "temperature max_logit_scale",
     "Hardware": "device precision tf32 compile embeddings buffer_gb",
@@ -213,7 +213,10 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     val: Annotated[Location | None, "cache of held-out images, on which recall is measured after every epoch"] = None
     tokenizer: Annotated[Path | None, "tokenizer folder (default: a BPE is trained on the cache's captions)"] = None
     vocab_size: Annotated[int, "maximum vocabulary size of that BPE"] = 16_384
-    context_length: Annotated[int, "maximum number of tokens of a caption, BOS and EOS included"] = 77
+    context_length: Annotated[
+        int,
+        "maximum number of tokens of a caption, BOS and EOS included; by default at most the positions of the tower",
+    ] = 77
     workers: Annotated[int | None, "tokenizing processes (default: the number of cores)"] = None
     text: Annotated[
         str,
@@ -252,6 +255,10 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     beta2: Annotated[float, "beta2 of AdamW, the decay of the second moment"] = 0.98
     grad_clip: Annotated[float, "maximum gradient norm; 0 switches clipping off"] = 1.0
     ema: Annotated[float, "decay of the moving average of the weights, which is validated and exported; 0 is off"] = 0.0
+    patience: Annotated[
+        int | None,
+        "validations in a row without a better mean of R@1, R@5 and R@10 after which the run stops (default: none)",
+    ] = None
     device: Device = "auto"
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], "autocast precision; auto is bf16 on a GPU and fp32 elsewhere"
@@ -272,8 +279,9 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     def __post_init__(self) -> None:
         LearningSettings.__post_init__(self)
         EmbeddingSettings.__post_init__(self)
-        names = ("vocab_size", "width", "layers", "heads", "log_every", "checkpoint_every", "workers")
+        names = ("vocab_size", "width", "layers", "heads", "log_every", "checkpoint_every", "workers", "patience")
         require_at_least_one(self, *names)
+        require(self.patience is None or self.val is not None, f"--patience {self.patience}: pass --val, too")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")
         _require_fraction(self, "dropout")

@@ -26,13 +26,13 @@ from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
 from .text_lm_loading import (
     config_has_dropout,
     first_line,
+    num_positions,
     plain_values,
     read_pretrained,
-    require_context,
     set_dropout,
     without_pooler,
 )
-from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec
+from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .tokenizer import TextTokenizer
 from .tokenizer_lm import LMTokenizer
 
@@ -223,6 +223,7 @@ class LMTower(TextTower):
             pooler=options.pooler,
             head=options.head,
             context_length=spec.context_length,
+            may_shorten=spec.may_shorten,
             dropout=spec.dropout,
         )
         return tower._prepared(spec, options, tokenizer)
@@ -236,6 +237,7 @@ class LMTower(TextTower):
         pooler: Pooler = "mean",
         head: Head = "linear",
         context_length: int = 77,
+        may_shorten: bool = False,
         dropout: float | None = None,
     ) -> "LMTower":
         """The tower around the pretrained model of a folder or a hub repository, with a new head.
@@ -246,13 +248,14 @@ class LMTower(TextTower):
             pooler: as of `LMConfig`.
             head: as of `LMConfig`.
             context_length: most tokens of a caption.
+            may_shorten: as of `TowerSpec`.
             dropout: of the model; None leaves that of its config.
 
         Raises:
             EncoderError: no model there, one that lacks weights or takes fewer tokens, or one that does not embed text.
         """
         model = read_pretrained(name, dropout)
-        require_context(model.config, context_length, name)
+        context_length = context_within(num_positions(model.config), context_length, name, may_shorten=may_shorten)
         public_name = Path(name).name if Path(name).is_dir() else name  # exports do not tell where a folder lay
         try:
             config = LMConfig(
@@ -303,9 +306,11 @@ class LMTower(TextTower):
         if spec.warm_start and config.head != "linear":
             raise EncoderError(f"--warm-start ridge fits a linear head, {spec.text} has another: drop --warm-start")
         model = config.to_transformers()
-        require_context(model, spec.context_length, spec.text)
+        context_length = context_within(
+            num_positions(model), spec.context_length, spec.text, may_shorten=spec.may_shorten
+        )
         set_dropout(model, spec.dropout)
-        tower = LMTower(replace(config, context_length=spec.context_length, model=plain_values(model)))
+        tower = LMTower(replace(config, context_length=context_length, model=plain_values(model)))
         tower.load_state_dict(self.state_dict())
         return tower._prepared(spec, options, tokenizer)
 
@@ -343,10 +348,14 @@ class LMTower(TextTower):
     def _embed_longest(self) -> None:
         """Embed the longest caption that there can be, or raise whatever comes of it."""
         self.depths()
-        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
         with torch.inference_mode():
-            self.eval().encode([[other_than_pad % self.num_rows] * self.config.context_length])
+            self.eval()._embed_tokens(self.config.context_length)
         self.train()
+
+    def _embed_tokens(self, number: int) -> None:
+        """Embed a caption of so many tokens, none of them padding."""
+        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
+        self.encode([[other_than_pad % self.num_rows] * number])
 
     @property
     def transformer(self) -> Any:
@@ -414,15 +423,33 @@ class LMTower(TextTower):
         return features
 
     def depths(self) -> tuple[dict[str, int], int]:
-        """Depth of each parameter of the model, by name, and the largest: embeddings 0, blocks 1 to L, others L + 1."""
-        inside = {id(p): depth for depth, block in enumerate(self.layers, 1) for p in block.parameters()}
-        depths, depth = {}, 0
-        for name, parameter in self.named_parameters():
-            if name.startswith("text.transformer."):
-                own = inside.get(id(parameter))
-                depth = own if own is not None else (depth if depth == 0 else len(self.layers) + 1)
-                depths[name] = depth
-        return depths, len(self.layers) + 1
+        """Depth of each parameter of the model, by name, and the largest.
+
+        Blocks have 1 to L, what follows them, such as a last norm, L + 1. Everything else is input of the blocks, with
+        depth 0: embeddings, and tables of relative positions, wherever the model keeps them.
+        """
+        top = len(self.layers) + 1
+        depth_of = {id(p): top for module in self._after_blocks() for p in module.parameters(recurse=False)}
+        depth_of |= {id(p): depth for depth, block in enumerate(self.layers, 1) for p in block.parameters()}
+        named = ((name, p) for name, p in self.named_parameters() if name.startswith("text.transformer."))
+        return {name: depth_of.get(id(parameter), 0) for name, parameter in named}, top
+
+    @torch.no_grad()
+    def _after_blocks(self) -> list[nn.Module]:
+        """Modules of the model that a forward calls after its last block."""
+        called: list[nn.Module] = []
+        inside = {module for block in self.layers for module in block.modules()}
+        outside = [module for module in self.transformer.modules() if module not in inside]
+        hooks = [module.register_forward_pre_hook(lambda module, _: called.append(module)) for module in outside]
+        hooks.append(self.layers[-1].register_forward_hook(lambda *_: called.clear()))
+        was_training = self.training
+        try:
+            self.eval()._embed_tokens(1)
+        finally:
+            self.train(was_training)
+            for hook in hooks:
+                hook.remove()
+        return called
 
     def learning_rate_factors(self, *, pretrained: float, layer_decay: float) -> dict[str, float]:
         """Factor on the learning rate of each trained parameter, by name; 1 for the head and for LoRA.

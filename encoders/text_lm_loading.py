@@ -66,17 +66,12 @@ def config_has_dropout(config: Any) -> bool:
     return any((getattr(config, key, 0) or 0) > 0 for key in DROPOUTS)
 
 
-def require_context(config: Any, context_length: int, name: str) -> None:
-    """Refuse captions of more tokens than a model has positions for.
-
-    Raises:
-        EncoderError: it takes fewer.
-    """
-    longest = getattr(config, "max_position_embeddings", None) or 0  # -1 in families without a limit
+def num_positions(config: Any) -> int | None:
+    """Most tokens that a model of this config takes; None in families without a limit."""
+    longest = getattr(config, "max_position_embeddings", None) or 0  # or -1
     if config.model_type in AFTER_PAD:
         longest -= (config.pad_token_id or 0) + 1
-    if 0 < longest < context_length:
-        raise EncoderError(f"--context-length {context_length}: {name} takes at most {longest} tokens")
+    return longest if longest > 0 else None
 
 
 def _read(name: str, config: Any) -> tuple[Any, list[str]]:

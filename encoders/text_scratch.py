@@ -21,7 +21,7 @@ from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
 from .packing import PackedCaptions, PackedRows, row_length
 from .text_bag_init import init_from_bag
-from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec
+from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .text_transfer import load_clip_text, transfer_rows
 from .tokenizer import CaptionTokenizer, TextTokenizer
 
@@ -186,9 +186,10 @@ class ScratchTower(TextTower):
         assert isinstance(tokenizer, CaptionTokenizer)
         if spec.warm_start:
             raise EncoderError(f"--warm-start ridge: {spec.text} has learned already: drop it")
-        tower = self.with_vocabulary(
-            old_tokenizer, tokenizer, context_length=spec.context_length, embed_dim=spec.embed_dim
+        context_length = context_within(
+            self.config.context_length, spec.context_length, "the tower to begin with", may_shorten=spec.may_shorten
         )
+        tower = self.with_vocabulary(old_tokenizer, tokenizer, context_length=context_length, embed_dim=spec.embed_dim)
         return tower._with_dropout(spec)
 
     def _with_dropout(self, spec: TowerSpec) -> "ScratchTower":
@@ -234,12 +235,8 @@ class ScratchTower(TextTower):
         Raises:
             EncoderError: a context length above this tower's.
         """
-        if context_length > self.config.context_length:
-            longest = self.config.context_length
-            raise EncoderError(
-                f"--context-length {context_length}: the tower to begin with has {longest} positions: "
-                f"pass --context-length {longest}"
-            )
+        longest = self.config.context_length
+        context_within(longest, context_length, "the tower to begin with", may_shorten=False)
         config = replace(
             self.config,
             vocab_size=new.vocab_size,

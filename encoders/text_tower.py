@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .errors import EncoderError
 from .packing import PackedCaptions, PackedRows
 from .tokenizer import TextTokenizer
 
@@ -87,6 +88,7 @@ class TowerSpec:
         text: the tower by name, folder or hub repository, as `--text` has it.
         embed_dim: D.
         context_length: most tokens of a caption.
+        may_shorten: whether a tower with fewer positions takes these, because nobody asked for so many.
         quick_gelu: whether the image tower's CLIP computes its activations so.
         image_model: the image tower by name; if it is a CLIP's, its text tower can be trained further.
         image_pretrained: its weights.
@@ -97,11 +99,33 @@ class TowerSpec:
     text: str
     embed_dim: int
     context_length: int
+    may_shorten: bool = False
     quick_gelu: bool = False
     image_model: str = ""
     image_pretrained: str | None = None
     dropout: float | None = None
     warm_start: bool = False
+
+
+def context_within(longest: int | None, context_length: int, name: str, *, may_shorten: bool) -> int:
+    """Context length of a tower with a limited number of positions.
+
+    Args:
+        longest: positions of the tower; None for no limit.
+        context_length: most tokens of a caption, as asked for.
+        name: of the tower, for the message.
+        may_shorten: as of `TowerSpec`.
+
+    Raises:
+        EncoderError: more tokens are asked for than there are positions.
+    """
+    if longest is None or context_length <= longest:
+        return context_length
+    if may_shorten:
+        return longest
+    raise EncoderError(
+        f"--context-length {context_length}: {name} takes at most {longest} tokens: pass --context-length {longest}"
+    )
 
 
 class Regressions(Protocol):

@@ -3,16 +3,25 @@
 V tokens of the new vocabulary, W width.
 """
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import open_clip
+from open_clip.tokenizer import bytes_to_unicode
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from .errors import EncoderError
 from .open_clip_loading import LOCAL_PREFIX, load_clip
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
+
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
+"""Bytes by the characters that byte-level vocabularies write for them."""
+FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # a byte in vocabularies with byte fallback
+END_OF_WORD = "</w>"  # of the tokens of CLIP
+NO_CHARACTER = "\ufffd"  # what bytes that are no character decode to
 
 
 def load_clip_text(model: str, pretrained: str | None) -> tuple[Any, CaptionTokenizer, bool]:
@@ -56,6 +65,7 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
     """Token embeddings `[V, W]` of a new vocabulary, made of those of an old one.
 
     Tokens of both keep their rows; any other begins at the mean of the rows that spell its text in the old vocabulary.
+    Tokens that no text gives, such as a lone byte of a character, begin at the mean of the rows of their bytes.
 
     Args:
         embedding: of the old vocabulary.
@@ -69,13 +79,34 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
         # Only of an extended vocabulary: elsewhere "cat" may be a word or the beginning of one.
         kept |= {id_: id_ for id_ in known.values()}
     added = [id_ for id_ in range(new.vocab_size) if id_ not in kept]
-    spelled = splitting.encode_batch([spelling.decode([id_]) for id_ in added], add_special_tokens=False)
+    texts = [spelling.decode([id_]) for id_ in added]
+    spelled = splitting.encode_batch(texts, add_special_tokens=False)
+    byte_ids = _byte_ids(known)
     rows = embedding.mean(0).repeat(new.vocab_size, 1)
     rows[list(kept)] = embedding[list(kept.values())]
-    for id_, encoding in zip(added, spelled, strict=True):
-        if encoding.ids:
-            rows[id_] = embedding[encoding.ids].mean(0)
+    for id_, text, encoding in zip(added, texts, spelled, strict=True):
+        ids = encoding.ids
+        if not ids or NO_CHARACTER in text:
+            ids = [byte_ids[byte] for byte in _bytes_of(spelling.id_to_token(id_)) if byte in byte_ids] or ids
+        if ids:
+            rows[id_] = embedding[ids].mean(0)
     return rows
+
+
+def _byte_ids(vocabulary: Mapping[str, int]) -> dict[int, int]:
+    """Ids of the tokens that stand for single bytes, of a byte-level vocabulary or one with byte fallback."""
+    if all(character in vocabulary for character in BYTE_OF):
+        return {byte: vocabulary[character] for character, byte in BYTE_OF.items()}
+    fallback = {byte: vocabulary.get(f"<0x{byte:02X}>") for byte in range(256)}
+    return {byte: id_ for byte, id_ in fallback.items() if id_ is not None}
+
+
+def _bytes_of(token: str) -> bytes:
+    """Bytes that a token of such a vocabulary stands for; none where it stands for something else."""
+    if match := FALLBACK.fullmatch(token):
+        return bytes.fromhex(match[1])
+    characters = token.removesuffix(END_OF_WORD)
+    return bytes(BYTE_OF[c] for c in characters) if all(c in BYTE_OF for c in characters) else b""
 
 
 def _tokenizer_of(model: str, config: dict[str, Any]) -> CaptionTokenizer:

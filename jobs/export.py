@@ -17,13 +17,13 @@ from ..cache.storage.atomic import atomic_directory
 from ..cache.write.image_decode import ResizeCrop
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, public_provenance, require_same_encoder
-from ..distill.training.final import load_final
+from ..distill.training.final import Which, final_step, load_final
 from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.merged_clip import load_merged, write_merged
 from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import TextTokenizer
-from .model_card import model_card
+from .model_card import describe_weights, model_card
 from .reembed import reembed
 from .settings.export import ExportSettings
 
@@ -36,6 +36,9 @@ class ExportResult:
 
     Attributes:
         folder: of the merged CLIP.
+        which: weights of the text tower: "best", of the best validation, or "last".
+        step: after which they were taken; None in runs that did not write it down.
+        validation: metrics of these weights, if the run had a validation.
         num_probes: cached images that were embedded again; 0 when none could be read.
         min_cosine: their worst cosine with the cached rows, None without probes.
         why_no_probes: the reason, where there are none.
@@ -44,6 +47,9 @@ class ExportResult:
     """
 
     folder: Path
+    which: Which
+    step: int | None
+    validation: dict[str, Any] | None
     num_probes: int
     min_cosine: float | None
     why_no_probes: str | None
@@ -61,7 +67,10 @@ def export_run(settings: ExportSettings) -> ExportResult:
         raise DistillError(f"{settings.output} exists: choose another -o")
     run = RunFolder(settings.run)
     provenance = run.provenance()
-    text_tower, logit_scale, logit_bias = load_final(run)
+    which: Which = settings.step or ("best" if run.best.exists() else "last")
+    text_tower, logit_scale, logit_bias = load_final(run, which)
+    step = final_step(run, which)
+    validation = run.last_validation() if which == "last" else run.validation_at(step)
     tokenizer = text_tower.tokenizer_type.load(run.tokenizer)
     trained_on = EncoderInfo(**provenance["encoder"])
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
@@ -76,11 +85,21 @@ def export_run(settings: ExportSettings) -> ExportResult:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_directory(settings.output) as folder:
         write_merged(folder, image_tower, text_tower, logit_scale, logit_bias, tokenizer, record)
-        card = model_card(record, run.last_validation(), text_tower.config, tokenizer.vocab_size, settings.output.name)
+        card = model_card(
+            record,
+            validation,
+            text_tower.config,
+            tokenizer.vocab_size,
+            settings.output.name,
+            weights=describe_weights(which, step),
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         _require_same_outputs(folder, image_tower, text_tower, tokenizer)
     return ExportResult(
         folder=settings.output,
+        which=which,
+        step=step,
+        validation=validation,
         num_probes=num_probes,
         min_cosine=min_cosine,
         why_no_probes=why,

@@ -2,20 +2,28 @@
 
 from typing import Any
 
+from ..distill.training.final import Which
 from ..encoders.text_tower import TextTowerConfig
 
 
 def model_card(
-    provenance: dict[str, Any], validation: dict[str, Any] | None, text: TextTowerConfig, vocab_size: int, name: str
+    provenance: dict[str, Any],
+    validation: dict[str, Any] | None,
+    text: TextTowerConfig,
+    vocab_size: int,
+    name: str,
+    *,
+    weights: str,
 ) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
         provenance: as `public_provenance` gives it.
-        validation: the last validation of the run, if there was one.
+        validation: of the exported weights, if there was one.
         text: shape of the text tower.
         vocab_size: of its tokenizer.
         name: of the merged folder.
+        weights: which ones of the run, as `describe_weights` says.
     """
     encoder = provenance["encoder"]
     return f"""---
@@ -36,12 +44,24 @@ embeddings of that image tower.
 | image tower | `{encoder["model"]}`{f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else ""} |
 | SHA-256 of its tensors | `{encoder["weights_sha256"]}` |
 | text tower | {text.describe()} |
+| its weights | {weights} |
 | vocabulary, context | {vocab_size:,} tokens, captions of at most {text.context_length} tokens |
 | trained on | {provenance["num_pictures"]:,} images with {provenance["num_captions"]:,} captions |
 {_recall(validation)}
 Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for open_clip and
 transformers. The config's `clipglot` entry repeats where everything came from.
 """
+
+
+def describe_weights(which: Which, step: int | None) -> str:
+    """Which weights of a run were exported, for the card and the command's output.
+
+    >>> describe_weights("best", 80), describe_weights("best", 0), describe_weights("last", None)
+    ('of the best validation, after step 80', 'of the best validation, before the first step', 'of the last step')
+    """
+    if which == "last":
+        return "of the last step" if step is None else f"of the last step, {step:,}"
+    return "of the best validation, " + (f"after step {step:,}" if step else "before the first step")
 
 
 def _recall(validation: dict[str, Any] | None) -> str:

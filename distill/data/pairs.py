@@ -13,6 +13,7 @@ from ...cache.format import Status
 from ...cache.progress import OnProgress, ignore_progress
 from ...cache.read.cache import Cache
 from ...encoders.tokenizer import TextTokenizer
+from ...evals.retrieval import number_texts
 from ..errors import DistillError
 from .image_embeddings import EmbeddingSource
 from .tokens import TokenTable, group_equal_captions, open_tokens
@@ -47,6 +48,7 @@ class ValidationData:
         captions: `[m]`, numbers of those whose image is embedded.
         image_index: `[m]`, index in `image_emb` of each caption's image.
         groups: `[m]`, equal for captions with the same tokens.
+        text_ids: `[m]`, equal for captions that share their right images in retrieval.
     """
 
     image_emb: NDArray[np.float32]
@@ -54,6 +56,14 @@ class ValidationData:
     captions: NDArray[np.int64]
     image_index: NDArray[np.int64]
     groups: NDArray[np.int64]
+    text_ids: NDArray[np.int64]
+
+    @property
+    def num_right(self) -> NDArray[np.int64]:
+        """Right images of each caption, `[m]`: those that carry its text."""
+        texts = np.unique(self.text_ids, return_inverse=True)[1].ravel()
+        texts_with_images = np.unique(texts * len(self.image_emb) + self.image_index) // len(self.image_emb)
+        return np.bincount(texts_with_images)[texts]
 
 
 def load_train_data(
@@ -115,6 +125,8 @@ def load_validation_data(
         captions=captions,
         image_index=index_of_row[caption_image[captions]],
         groups=group_equal_captions(tokens)[captions],
+        # By text, not by tokens: recall must not grow where a tokenizer or a short context makes captions equal.
+        text_ids=number_texts(cache.captions())[captions],
     )
 
 

@@ -61,6 +61,7 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTo
         text=settings.text,
         embed_dim=encoder.dim,
         context_length=settings.context_length,
+        may_shorten=not settings.given("context_length"),
         quick_gelu=encoder.quick_gelu,
         image_model=encoder.model,
         image_pretrained=encoder.pretrained,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...encoders.tokenizer_coverage import OTHER_TOKENIZER
 from ...evals.embedding_stats import anisotropy, effective_rank
@@ -37,6 +38,7 @@ MAX_COMMON, MAX_CUT, MAX_WITHOUT = 0.2, 0.1, 0.1
 MAX_SHOWN = 40  # characters of a caption in a message
 # Of the loss.
 PATIENCE = 0.25  # share of the steps after which a run that learns shows it
+LARGE_MOVE = 0.5  # sum of learning rates after which it shows it, too: hundreds of steps at the usual rate
 WINDOW = 10  # lines of metrics that are averaged
 MARGIN = 0.02  # share of the chance loss that counts as chance, too
 ROSE = 0.5  # share of the fall so far that a loss must lose again
@@ -49,6 +51,7 @@ MIN_RANK = 2.0  # directions below which captions have collapsed
 # Of the advice.
 USUAL_LR = 1e-3  # of a tower from scratch
 SMALL_MOVE = 0.01  # of a weight; weights begin about 0.02 from zero
+FEW_MOVES = 5  # times that far that a whole run must be able to move a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,18 +121,30 @@ def _sigmoid_chance(settings: LearningSettings, captions: CaptionStats) -> float
     return math.log(settings.batch_size) - num_negatives * math.log1p(-1 / settings.batch_size)
 
 
-def chance_bound(num_candidates: int, num_images: int, k: int = 10) -> float:
-    """R@k that chance alone hardly ever exceeds.
-
-    Captions of one image err together, so images are counted.
+def chance_recall(num_right: NDArray[np.int64], num_candidates: int, k: int = 10) -> float:
+    """Expected R@k of a random ranking.
 
     Args:
-        num_candidates: N, images to choose from.
-        num_images: number of them that have captions.
+        num_right: right answers of each query.
+        num_candidates: N, answers that each query ranks.
         k: of R@k.
+
+    >>> round(chance_recall(np.array([1, 1]), 40), 6), round(chance_recall(np.array([4]), 8, k=1), 6)
+    (0.25, 0.5)
     """
-    chance = min(1.0, k / num_candidates)
-    return chance + SIGMAS * math.sqrt(chance * (1 - chance) / num_images)
+    placed = np.arange(min(k, num_candidates))
+    missed = np.clip(num_candidates - num_right[:, None] - placed, 0, None) / (num_candidates - placed)
+    return float(1 - missed.prod(1).mean())
+
+
+def chance_bound(chance: float, num_independent: int) -> float:
+    """Recall that chance alone hardly ever exceeds.
+
+    Args:
+        chance: recall of a random ranking.
+        num_independent: queries that err independently; captions of one image or with one text err together.
+    """
+    return chance + SIGMAS * math.sqrt(chance * (1 - chance) / num_independent)
 
 
 def check_captions(captions: CaptionStats, context_length: int) -> Iterator[Finding]:
@@ -176,7 +191,7 @@ def check_captions(captions: CaptionStats, context_length: int) -> Iterator[Find
 def advise(
     step: int, num_steps: int, settings: LearningSettings, captions: CaptionStats, *, lm_lr: float | None = None
 ) -> str:
-    """Advice for a run that learns nothing: there is nothing to learn, or the weights moved too little, or too much.
+    """Advice for a run that learns nothing: nothing to learn, too few steps, or weights moved too little or too much.
 
     Args:
         step: steps done.
@@ -190,6 +205,11 @@ def advise(
     # AdamW moves a weight by about the learning rate in a step (Kingma and Ba 2015, arXiv:1412.6980, section 2.1).
     or_lm_lr = "" if lm_lr is None else f", a language model's --lm-lr (now {lm_lr:g})"
     if sum(learning_rate(i, num_steps, settings) for i in range(step)) < SMALL_MOVE:
+        if num_steps * max(settings.lr, USUAL_LR) < FEW_MOVES * SMALL_MOVE:
+            return (
+                f"the run has only {num_steps:,} steps, too few at any rate: raise --epochs (now {settings.epochs}) or "
+                f"lower --batch-size (now {settings.batch_size}), or begin with --warm-start ridge"
+            )
         return (
             f"the weights have hardly moved in {step:,} steps: raise --lr (now {settings.lr:g}; {USUAL_LR:g} is usual "
             f"for towers from scratch, heads and LoRA){or_lm_lr} or --epochs (now {settings.epochs})"
@@ -232,6 +252,8 @@ class Diagnosis:
         self._chance = chance_loss(settings, captions)
         if self._chance is not None and self._chance < math.log(settings.batch_size) / 2:
             self._chance = None  # most images share their captions: there is little to tell apart
+        self._moved, self._step = 0.0, 0  # sum of the learning rates of all steps so far
+        self._recall: float | None = None  # the last one
         self._losses: list[float] = []  # after warm-up, one a line
         self._scales: list[float] = []
         self._lowest, self._lowest_step = math.inf, 0
@@ -241,6 +263,14 @@ class Diagnosis:
                 self.findings.append(Finding.from_json(line))
             elif line["kind"] == "step":
                 self._add(line)
+            else:
+                self._recall = line.get("r_at_10", line.get("sample_r_at_10"))
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the last recall was above chance, as far as it was found to be at chance before."""
+        bounds = [finding.figures["bound"] for finding in self.findings if finding.kind == "recall_at_chance"]
+        return not bounds or (self._recall is not None and self._recall > bounds[0])
 
     def check_captions(self) -> list[Finding]:
         """New findings before the first step."""
@@ -275,12 +305,23 @@ class Diagnosis:
         return new
 
     def _add(self, metrics: dict[str, Any]) -> None:
+        self._moved += metrics.get("lr", 0.0) * (metrics["step"] - self._step)
+        self._step = metrics["step"]
         if metrics["step"] <= round(self._settings.warmup * self._num_steps):
             return
         self._losses.append(metrics["loss"])
         self._scales.append(metrics.get("logit_scale") or 0.0)
         if len(self._losses) >= WINDOW and (mean := float(np.mean(self._losses[-WINDOW:]))) < self._lowest:
             self._lowest, self._lowest_step = mean, metrics["step"]
+
+    def _shows_learning(self, step: int, patience: float) -> bool:
+        """Whether a run that learns shows it after so many steps: a share of all, or enough for weights to move far.
+
+        Args:
+            step: steps done.
+            patience: share of the steps.
+        """
+        return step >= patience * self._num_steps or (self._moved >= LARGE_MOVE and not self._may_be_falling())
 
     def _may_be_falling(self) -> bool:
         """Whether the loss is falling, or has too few figures to tell."""
@@ -311,7 +352,7 @@ class Diagnosis:
                 "raise --warmup or --batch-size",
                 figures=figures | {"lowest": self._lowest, "lowest_step": self._lowest_step},
             )
-        if step < PATIENCE * self._num_steps:
+        if not self._shows_learning(step, PATIENCE):
             return
         if mean - 2 * error > (1 - MARGIN) * chance and not self._may_be_falling():
             yield Finding(
@@ -335,9 +376,11 @@ class Diagnosis:
 
     def _check_recall(self, metrics: dict[str, Any], data: ValidationData, step: int, kind: str) -> Iterator[Finding]:
         num_candidates, recall = len(data.image_emb), metrics["r_at_10"]
-        bound = chance_bound(num_candidates, len(np.unique(data.image_index)))
+        chance = chance_recall(data.num_right, num_candidates)
+        bound = chance_bound(chance, min(len(np.unique(data.image_index)), len(np.unique(data.text_ids))))
+        self._recall = recall
         patience = 2 * PATIENCE if self._may_be_falling() else PATIENCE
-        if step < patience * self._num_steps or bound >= 1 or recall > bound:
+        if not self._shows_learning(step, patience) or bound >= 1 or recall > bound:
             return
         advice = self._advise(step)
         loss = float(np.mean(self._losses[-WINDOW:])) if self._losses else math.inf
@@ -346,12 +389,12 @@ class Diagnosis:
             kind="recall_at_chance",
             step=step,
             message=f"R@10 is {recall:.1%} over {num_candidates:,} {kind} images at step {step:,}; guessing gives "
-            f"{10 / num_candidates:.1%}",
+            f"{chance:.1%}",
             advice=f"the training loss fell to {loss:.2f} all the same, so pairs were learned by heart: "
             "check that captions belong to their images, and are of one kind in both caches"
             if by_heart
             else advice,
-            figures={"r_at_10": recall, "chance": 10 / num_candidates, "bound": bound},
+            figures={"r_at_10": recall, "chance": chance, "bound": bound},
         )
         if len(np.unique(data.groups)) < MIN_DISTINCT:
             return

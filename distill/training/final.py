@@ -1,39 +1,73 @@
-"""The trained tower of a finished run: `final/text.safetensors` and `final/config.json`."""
+"""Trained towers of a finished run, the last one in `final/` and that of the best validation in `best/`.
+
+Each folder has `text.safetensors` and `config.json`.
+"""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from ...cache.storage.atomic import atomic_directory, atomic_write
 from ...encoders.text_tower import TextTower
 from ...encoders.text_towers import stored_tower
 from ..errors import DistillError
 from .run_folder import RunFolder, write_json
+from .student import Student
+
+Which = Literal["best", "last"]
+"""Weights of a run: those of the best validation, or those after the last step."""
 
 
 class Final(NamedTuple):
-    """The trained tower and the scale of its cosines; a bias only after a sigmoid loss."""
+    """A trained tower and the scale of its cosines; a bias only after a sigmoid loss."""
 
     tower: TextTower
     logit_scale: float
     logit_bias: float | None
 
 
-def load_final(run: RunFolder) -> Final:
-    """The trained tower of a finished run, in evaluation mode on the CPU.
+@dataclass(frozen=True)
+class Weights:
+    """Weights of a tower after some step, on the CPU.
+
+    Attributes:
+        step: steps done.
+        tensors: of the plain tower, by name.
+        logit_scale: factor on its cosines.
+        logit_bias: added to them after a sigmoid loss.
+    """
+
+    step: int
+    tensors: dict[str, Tensor]
+    logit_scale: float
+    logit_bias: float | None
+
+    @classmethod
+    def of(cls, student: Student, step: int) -> Self:
+        """Copy of what a student validates and exports."""
+        tensors = {name: tensor.clone() for name, tensor in student.evaluated.tensors().items()}
+        return cls(step, tensors, student.logit_scale, student.logit_bias)
+
+
+def load_final(run: RunFolder, which: Which = "last") -> Final:
+    """A trained tower of a finished run, in evaluation mode on the CPU.
 
     Raises:
-        DistillError: the run has not finished, or its final tower is damaged.
+        DistillError: the run has not finished, it has no such tower, or the tower is damaged.
     """
-    with _finished(run):
-        config = _read_config(run)
+    folder = _folder(run, which)
+    with _readable(folder):
+        config = _read_config(folder)
         kind = stored_tower(config)
         tower = kind.from_plain(config[kind.kind])
-        tower.load_state_dict(load_file(run.final / "text.safetensors"))
+        tower.load_state_dict(load_file(folder / "text.safetensors"))
         return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
 
 
@@ -43,36 +77,69 @@ def final_kind(run: RunFolder) -> type[TextTower]:
     Raises:
         DistillError: as `load_final`.
     """
-    with _finished(run):
-        return stored_tower(_read_config(run))
+    folder = _folder(run, "last")
+    with _readable(folder):
+        return stored_tower(_read_config(folder))
 
 
-def write_final(run: RunFolder, final: Final) -> None:
-    """Write the trained tower of a finished run, unless it is written already."""
-    if run.final.exists():
+def final_step(run: RunFolder, which: Which = "last") -> int | None:
+    """Step after which the weights of a finished run were taken; None in runs that did not write it down.
+
+    Raises:
+        DistillError: as `load_final`.
+    """
+    folder = _folder(run, which)
+    with _readable(folder):
+        step: int | None = _read_config(folder).get("step")
+        return step
+
+
+def write_final(folder: Path, tower: TextTower, weights: Weights) -> None:
+    """Write a trained tower of a finished run, unless it is written already.
+
+    Args:
+        folder: `final` or `best` of the run.
+        tower: whose kind and configuration are written.
+        weights: of such a tower.
+    """
+    if folder.exists():
         return
-    with atomic_directory(run.final) as folder:
-        atomic_write(folder / "text.safetensors", save(final.tower.tensors()))
-        config = {final.tower.kind: final.tower.config.to_plain()}
-        scores = {"logit_scale": final.logit_scale, "logit_bias": final.logit_bias}
-        write_json(folder / "config.json", config | scores)
+    with atomic_directory(folder) as partial:
+        atomic_write(partial / "text.safetensors", save(weights.tensors))
+        config = {tower.kind: tower.config.to_plain()}
+        scores = {"logit_scale": weights.logit_scale, "logit_bias": weights.logit_bias}
+        write_json(partial / "config.json", config | scores | {"step": weights.step})
 
 
-@contextmanager
-def _finished(run: RunFolder) -> Iterator[None]:
-    """Read the final folder of a run inside the block; if it is absent or damaged, the error says so."""
+def _folder(run: RunFolder, which: Which) -> Path:
+    """Folder of a trained tower.
+
+    Raises:
+        DistillError: the run has not finished, or has no such tower.
+    """
     if not (run.final / "config.json").exists():
         run.provenance()  # raises first if there is no run at all
         raise DistillError(f"{run.path} has not finished: go on with `clipglot train … -o {run.path} --resume`")
+    if which == "best" and not run.best.exists():
+        raise DistillError(
+            f"{run.path} has kept no best weights: it was trained without --val, or begun by a version that kept none: "
+            "export the last ones with --step last"
+        )
+    return run.best if which == "best" else run.final
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Read the folder of a trained tower inside the block; if it is damaged, the error says so."""
     try:
         yield
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
         raise DistillError(
-            f"{run.final} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
+            f"{folder} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
             "which writes it again from the last checkpoint"
         ) from error
 
 
-def _read_config(run: RunFolder) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((run.final / "config.json").read_text(encoding="utf-8"))
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     return config

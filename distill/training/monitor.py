@@ -5,6 +5,7 @@ from typing import Any
 
 from .. import distributed
 from ..data.pairs import ValidationData
+from .best import BestWeights
 from .diagnosis import Diagnosis, Finding
 from .loggers import MetricsLogger
 from .run_folder import LineKind
@@ -25,6 +26,7 @@ class Monitor:
     Attributes:
         validation: metrics of the last validation, if there was any.
         diagnosis: findings so far.
+        best: weights of the best validation, if they are kept.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Monitor:
         val_data: ValidationData | None = None,
         sample: ValidationData | None = None,
         validation: dict[str, Any] | None = None,
+        best: BestWeights | None = None,
         on_metrics: OnMetrics = lambda line: None,
         on_finding: OnFinding = lambda finding: None,
     ) -> None:
@@ -54,10 +57,11 @@ class Monitor:
             val_data: held-out pairs, measured at the end of each epoch.
             sample: pairs of the run's own, measured ten times a run.
             validation: the last one before the resume.
+            best: takes in each validation.
             on_metrics: called with each line of metrics.
             on_finding: called with each finding, in the main process.
         """
-        self.validation, self.diagnosis = validation, diagnosis
+        self.validation, self.diagnosis, self.best = validation, diagnosis, best
         self._student, self._logger, self._throughput = student, logger, throughput
         self._num_steps, self._log_every = num_steps, log_every
         self._val_data, self._sample = val_data, sample
@@ -66,7 +70,7 @@ class Monitor:
     def before_first_step(self, *, validates: bool) -> None:
         """Report findings about the captions; also validate, where a warm start lets the tower retrieve already."""
         self._report(self.diagnosis.check_captions())
-        if validates and self.validation is None:
+        if validates:
             self._validate(0, 0)
 
     def after_step(self, step: int, epoch: int, *, lr: float, result: StepResult, ends_epoch: bool) -> None:
@@ -115,6 +119,8 @@ class Monitor:
             measured = validate(self._student.evaluated, self._val_data)
         self.validation = {"step": step, "epoch": epoch} | measured
         self._write("validation", self.validation)
+        if self.best:
+            self.best.update(self.validation, self._student)
         if step:
             self._report(self.diagnosis.check_recall(self.validation, self._val_data, step, held_out=True))
 

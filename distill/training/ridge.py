@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ...cache.read.cache import Cache
+from ..errors import DistillError
+
 MAX_ROUNDS = 200
+SAME = 1e-5  # difference of embeddings, relative to their largest value, below which they are equal but for rounding
 
 
 @dataclass
@@ -121,6 +125,24 @@ def solve_ridge(
         error, before = residual.square().sum(0), error
         direction = residual + error / before.clamp(min=tiny) * direction
     return weights
+
+
+def require_distinct(emb: Tensor, what: str, cache: Cache) -> None:
+    """Refuse a regression between equal embeddings, whose solution is zero or rounding error.
+
+    Args:
+        emb: `[n, W]`, of the captions or the images.
+        what: "captions" or "images".
+        cache: that they are from.
+
+    Raises:
+        DistillError: all are equal.
+    """
+    if (emb - emb[0]).abs().max() <= SAME * emb.abs().max():
+        raise DistillError(
+            f"{cache.path}: all {len(emb):,} {what} that --warm-start ridge is fitted on have the same embedding, so "
+            f"there is nothing to fit: look at them with `clipglot inspect {cache.path}`, or drop --warm-start"
+        )
 
 
 def retrieval_metric(image_emb: Tensor, shrinkage: float) -> Tensor:

@@ -1,6 +1,6 @@
 """Run folder: settings, provenance, metrics, checkpoints and the final tower, each file complete or absent.
 
-    run/run.json  metrics.jsonl  tokenizer/  checkpoints/step-*.pt  final/
+    run/run.json  metrics.jsonl  tokenizer/  checkpoints/step-*.pt  final/  best/
 
 `run.json` holds the resolved settings and the provenance of the cache, in one file so that neither is ever alone. Token
 ids lie in `tokens/` if the cache cannot be written.
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pickle
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -42,7 +43,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tokenizer, self.tokens, self.final = path / "tokenizer", path / "tokens", path / "final"
+        self.tokenizer, self.tokens = path / "tokenizer", path / "tokens"
+        self.final, self.best = path / "final", path / "best"
         self._description = path / "run.json"
         self._metrics, self._checkpoints = path / "metrics.jsonl", path / "checkpoints"
 
@@ -186,9 +188,13 @@ class RunFolder:
         """Metrics of the newest validation, if there was one."""
         return next(reversed(self._validations()), None)
 
+    def validation_at(self, step: int | None) -> dict[str, Any] | None:
+        """Metrics of the validation after a step, if there was one."""
+        return next((metrics for metrics in self._validations() if metrics["step"] == step), None)
+
     def best_validation(self) -> dict[str, Any] | None:
-        """Metrics of the validation with the best R@10, the first of equal ones."""
-        return max(self._validations(), key=lambda metrics: metrics["r_at_10"], default=None)
+        """Metrics of the validation with the best mean recall, the first of equal ones."""
+        return max(self._validations(), key=mean_recall, default=None)
 
     def _validations(self) -> list[dict[str, Any]]:
         lines = [line for line in self.metrics() if line["kind"] == "validation"]
@@ -207,6 +213,14 @@ class RunFolder:
 
     def _sorted_checkpoints(self) -> list[Path]:
         return sorted(self._checkpoints.glob("step-*.pt"))
+
+
+def mean_recall(validation: Mapping[str, Any]) -> float:
+    """Mean of R@1, R@5 and R@10, text to image: the criterion of the best weights.
+
+    Their sum is the usual one in retrieval (Faghri et al. 2018, arXiv:1707.05612, section 4.2).
+    """
+    return float(sum(validation[f"r_at_{k}"] for k in (1, 5, 10)) / 3)
 
 
 def write_json(path: Path, value: Any) -> None:

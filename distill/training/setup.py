@@ -85,17 +85,19 @@ def build_run(
     }
     run.require_ready(settings, description, resume=resume)
     tokenizer = open_tokenizer(settings, run.tokenizer, cache.captions)
+    tower = build_tower(settings, cache.info.encoder, tokenizer)
+    context_length = tower.config.context_length  # of a tower with few positions, shorter than the default
     data = load_train_data(
         cache,
         open_images(cache, settings, device, on_progress),
         tokenizer,
-        settings.context_length,
+        context_length,
         run.tokens / content_id(cache),
         text_targets=open_text_targets(cache, device) if settings.teacher_weight else None,
         workers=settings.workers,
         on_progress=on_progress,
     )
-    tower = build_tower(settings, cache.info.encoder, tokenizer).to(device)
+    tower.to(device)
     if settings.warm_start == "ridge" and not run.has_checkpoint():
         warm_start(tower, tokenizer, cache, data, settings, on_progress)
     student = build_student(tower, settings, device, precision)
@@ -105,7 +107,7 @@ def build_run(
         val_data = load_validation_data(
             val_cache,
             tokenizer,
-            settings.context_length,
+            context_length,
             run.tokens / content_id(val_cache),
             workers=settings.workers,
             on_progress=on_progress,
@@ -116,7 +118,7 @@ def build_run(
         loader=loader,
         val_data=val_data,
         sample=None if val_cache else sample_pairs(cache, data),
-        captions=count_captions(cache, data, tokenizer, settings.context_length),
+        captions=count_captions(cache, data, tokenizer, context_length),
         student=student,
         device=device,
         description=description,

@@ -43,6 +43,7 @@ class Student:
         tower: in training.
         loss: the objective.
         optimizer: of both.
+        num_skipped: steps that changed nothing, because their float16 gradients overflowed.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Student:
         """
         self.tower, self.loss, self.optimizer = tower, loss, optimizer
         self._seed = seed
+        self.num_skipped = 0
         self._average = None
         if ema:
             average = get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]
@@ -86,6 +88,7 @@ class Student:
             torch._dynamo.config.optimize_ddp = False
             # Buffers never change, and processes with more micro-batches than others would not send them at one time.
             self._ddp = DistributedDataParallel(self.tower, gradient_as_bucket_view=True, **_no_buffers_sent())
+            self._ddp.register_comm_hook(None, distributed.summed)
 
     @property
     def evaluated(self) -> TextTower:
@@ -130,8 +133,8 @@ class Student:
         loss = self.loss(features, batch.targets)
         self._scaler.scale(loss).backward()
         assert features.grad is not None
-        # Processes average their gradients, the loss's is already a part of the sum.
-        grads = torch.split(features.grad * distributed.num_processes(), [len(e) for e in embedded])
+        # The loss's gradient is this process's part of the sum, so processes add up the tower's.
+        grads = torch.split(features.grad, [len(e) for e in embedded])
         for i, (micro_batch, grad) in enumerate(zip(packed, grads, strict=True)):
             with self._unreduced() if i + 1 < len(packed) else nullcontext():
                 again = embedded[0] if at_once else self._embed(learning, micro_batch, (number, i))
@@ -166,8 +169,12 @@ class Student:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._grad_clip, grad_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["share"]
+        scale = self._scaler.get_scale()
         self._scaler.step(self.optimizer)
         self._scaler.update()
+        if self._scaler.get_scale() < scale:  # the gradients overflowed, and the optimizer left the step out
+            self.num_skipped += 1
+            return grad_norm
         self.loss.clamp_()
         if self._average is not None:
             self._average.update_parameters(self.tower)
@@ -197,6 +204,7 @@ class Student:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "num_skipped": self.num_skipped,
         }
         return state | ({"average": self._average.state_dict()} if self._average is not None else {})
 
@@ -206,6 +214,7 @@ class Student:
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
+        self.num_skipped = state.get("num_skipped", 0)  # absent in checkpoints of versions that did not count them
         if self._average is not None:
             self._average.load_state_dict(state["average"])
 

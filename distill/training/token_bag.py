@@ -22,7 +22,7 @@ from ...encoders.packing import concatenated_ranges, spans_to_eos
 from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
 from ..errors import DistillError
-from .ridge import retrieval_metric, solve_ridge
+from .ridge import require_distinct, retrieval_metric, solve_ridge
 
 MAX_CAPTIONS = 2**18  # more change a bag of tokens little, and each round of the solution is a pass over them
 MAX_HELD_OUT = 1000  # images, as in common retrieval sets
@@ -132,7 +132,7 @@ def fit_bag(
 
     Raises:
         CacheError: a chunk is absent or damaged.
-        DistillError: fewer than two images have captions.
+        DistillError: fewer than two images have captions, or all images are the same.
     """
     caption_image = data.caption_image
     rows = _sample_rows(cache, caption_image)
@@ -141,6 +141,7 @@ def fit_bag(
     captions = np.flatnonzero(np.isin(caption_image, rows))
     image_index = np.searchsorted(rows, caption_image[captions])  # [m], in `rows`
     image_emb = F.normalize(torch.from_numpy(cache.emb_rows(rows)).to(device).float(), dim=-1)
+    require_distinct(image_emb, "images", cache)
 
     def count_tokens(chosen: NDArray[np.int64]) -> TokenCounts:
         ids, lengths = data.tokens.gather(captions[chosen])

@@ -17,8 +17,9 @@ from .. import distributed
 from ..device import resolve_device, set_matmul_precision
 from ..errors import DistillError, LoneError
 from ..train_settings import TrainSettings
+from .best import BestWeights
 from .diagnosis import Diagnosis, Finding
-from .final import Final, write_final
+from .final import Weights, write_final
 from .loggers import MetricsLogger
 from .monitor import Monitor, OnFinding, OnMetrics
 from .run_folder import RunFolder
@@ -33,7 +34,7 @@ GPU_STOP_CHECK = 10  # steps on a GPU between checks whether another process was
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """End of a run: complete, or stopped by a signal after a checkpoint.
+    """End of a run: after the last step, early by `--patience`, or stopped by a signal after a checkpoint.
 
     Attributes:
         run: its folder.
@@ -43,9 +44,12 @@ class TrainResult:
         num_trained: trained parameters of the tower.
         num_parameters: all parameters of the tower.
         vocab_size: tokens of its tokenizer.
+        context_length: most tokens of a caption.
         validation: the last one, if any.
-        best: the validation with the best R@10, if any.
+        best: the validation with the best mean of R@1, R@5 and R@10, if any.
         findings: of the diagnosis.
+        stopped_early: whether `--patience` ran out before the last step.
+        has_learned: whether recall was above chance in the end, as far as it was found to be at chance before.
     """
 
     run: RunFolder
@@ -55,14 +59,17 @@ class TrainResult:
     num_trained: int
     num_parameters: int
     vocab_size: int
+    context_length: int
     validation: dict[str, Any] | None
     best: dict[str, Any] | None
     findings: list[Finding]
+    stopped_early: bool
+    has_learned: bool
 
     @property
     def complete(self) -> bool:
-        """Whether the last step was reached."""
-        return self.step == self.num_steps
+        """Whether the last step was reached, or patience ran out."""
+        return self.step == self.num_steps or self.stopped_early
 
 
 def train(
@@ -124,55 +131,67 @@ def _run_steps(
     """The loop, from the newest checkpoint to the last step or a signal."""
     run, loader, student = setup.run, setup.loader, setup.student
     num_steps, step = settings.epochs * loader.steps_per_epoch, 0
+    best = None if setup.val_data is None else BestWeights(settings.patience)
     if checkpoint := run.load_checkpoint():
         student.load(checkpoint)
         step = checkpoint["step"]
+        if best and "best" in checkpoint:
+            best.load(checkpoint["best"])
+        else:  # of a version that kept none: what was validated before is lost
+            best = None
     if len(set(distributed.gather_objects(step))) > 1:
         raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")
     student.connect()  # every process has read the checkpoint before anything new is written
     began_at, saved_at = step, time.perf_counter()
+    stops_early = best is not None and best.is_exhausted
+
+    def save() -> None:
+        run.save_checkpoint(step, student.state() | ({"best": best.state()} if best else {}))
 
     def save_last_step() -> int:
         if step > began_at and distributed.is_main_process():
             student.require_finite(result, step)
-            run.save_checkpoint(step, student.state())
+            save()
         return step
 
     with (
         save_on_cache_error(save_last_step),
         stop_on_signal() as stop,
         closing(loader),
-        MetricsLogger(run, settings.log_to, step) as logger,
+        MetricsLogger(run, settings.log_to, step if checkpoint else -1) as logger,
         profiled(run.path, settings.profile) as profile_step,
-        closing(loader.batches(step, num_steps)) as batches,
+        closing(loader.batches(step, step if stops_early else num_steps)) as batches,
     ):
         throughput = Throughput(settings.batch_size)
-        monitor = _make_monitor(settings, setup, num_steps, logger, throughput, on_metrics, on_finding)
+        monitor = _make_monitor(settings, setup, num_steps, logger, throughput, best, on_metrics, on_finding)
         on_progress(Progress("train", step, num_steps))  # before the first step, which may compile for a minute
-        monitor.before_first_step(validates=settings.warm_start != "none")
+        monitor.before_first_step(validates=settings.warm_start != "none" and not checkpoint)
         for batch in throughput.count(batches):
-            lr = learning_rate(step, num_steps, settings)
+            lr = learning_rate(step - student.num_skipped, num_steps, settings)
             result = student.step(batch.to(setup.device), lr, number=step)
-            epoch, index = divmod(step, loader.steps_per_epoch)
-            step += 1
+            epoch, step = step // loader.steps_per_epoch, step + 1
+            ends_epoch = step % loader.steps_per_epoch == 0
             profile_step()
-            monitor.after_step(step, epoch, lr=lr, result=result, ends_epoch=index + 1 == loader.steps_per_epoch)
+            monitor.after_step(step, epoch, lr=lr, result=result, ends_epoch=ends_epoch)
             on_progress(Progress("train", step, num_steps))
 
+            stops_early = best is not None and ends_epoch and distributed.any_process(best.is_exhausted)
             # Processes stop after the same step. On GPUs steps are short, and not each is worth the wait for all.
             checks_stop = setup.device.type == "cpu" or step % GPU_STOP_CHECK == 0 or step == num_steps
             stopped = checks_stop and distributed.any_process(stop.is_set())
             is_due = step % settings.checkpoint_every == 0 or time.perf_counter() - saved_at > CHECKPOINT_S
-            if is_due or step == num_steps or stopped:
+            if is_due or step == num_steps or stopped or stops_early:
                 student.require_finite(result, step)
                 if distributed.is_main_process():
                     with throughput.paused():
-                        run.save_checkpoint(step, student.state())
+                        save()
                 saved_at = time.perf_counter()
-            if stopped:
+            if stopped or stops_early:
                 break
-    if step == num_steps and distributed.is_main_process():
-        write_final(run, Final(student.evaluated, student.logit_scale, student.logit_bias))
+    if (step == num_steps or stops_early) and distributed.is_main_process():
+        if best and best.weights:
+            write_final(run.best, student.evaluated, best.weights)
+        write_final(run.final, student.evaluated, Weights.of(student, step))
     num_trained, num_parameters = student.num_parameters
     return TrainResult(
         run=run,
@@ -182,9 +201,12 @@ def _run_steps(
         num_trained=num_trained,
         num_parameters=num_parameters,
         vocab_size=setup.tokenizer.vocab_size,
+        context_length=student.tower.config.context_length,
         validation=monitor.validation,
         best=run.best_validation(),
         findings=monitor.diagnosis.findings,
+        stopped_early=stops_early and step < num_steps,
+        has_learned=monitor.diagnosis.has_learned,
     )
 
 
@@ -194,6 +216,7 @@ def _make_monitor(
     num_steps: int,
     logger: MetricsLogger,
     throughput: Throughput,
+    best: BestWeights | None,
     on_metrics: OnMetrics,
     on_finding: OnFinding,
 ) -> Monitor:
@@ -201,7 +224,7 @@ def _make_monitor(
         settings,
         num_steps,
         setup.captions,
-        context_length=settings.context_length,
+        context_length=setup.student.tower.config.context_length,
         lm_lr=None if settings.text in ("scratch", "clip") else settings.lm_lr,
         past=setup.run.metrics(),
     )
@@ -215,6 +238,7 @@ def _make_monitor(
         val_data=setup.val_data,
         sample=setup.sample,
         validation=setup.run.last_validation(),
+        best=best,
         on_metrics=on_metrics,
         on_finding=on_finding,
     )

@@ -34,7 +34,7 @@ def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.in
 
 
 def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
-    """Recall of every caption among all embedded images, and figures of the captions' embeddings.
+    """Text-to-image recall over all embedded images (`evals/retrieval.py`), and figures of the captions' embeddings.
 
     Each process embeds its share of the captions, and every process returns the result of all.
     """
@@ -43,7 +43,7 @@ def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
     own = embed_captions(tower, data.tokens, shares[distributed.rank()])
     tower.train()
     text_emb = np.concatenate(distributed.gather_objects(own))
-    ranks = retrieve(text_emb, data.image_emb, data.image_index).text_to_image
+    ranks = retrieve(text_emb, data.image_emb, data.image_index, data.text_ids).text_to_image
     return {
         "r_at_1": ranks.r_at_1,
         "r_at_5": ranks.r_at_5,

@@ -22,7 +22,7 @@ from ...evals.retrieval import retrieve
 from ..data.pairs import TrainData
 from ..device import autocast, resolve_precision
 from ..train_settings import TrainSettings
-from .ridge import PairSums
+from .ridge import PairSums, require_distinct
 from .token_bag import fit_bag
 
 MOST_IMAGES = 50_000  # that a head is fitted on
@@ -92,11 +92,16 @@ class CacheRegressions:
 
         Penalty and shrinkage are those with the best recall on images held out of the fit; the head is then fitted on
         all images.
+
+        Raises:
+            DistillError: all images or all captions are the same.
         """
         captions, rows = self._sample()
-        features = self._embed(captions, pooled)
         image_rows, place = np.unique(rows, return_inverse=True)
         image_emb = torch.from_numpy(self._cache.emb_rows(image_rows).astype(np.float32))
+        require_distinct(image_emb, "images", self._cache)
+        features = self._embed(captions, pooled)
+        require_distinct(features, "captions", self._cache)
         split = max(1, int((1 - HELD_OUT) * len(image_rows)))
         fitted, held_out = torch.from_numpy(place < split), torch.from_numpy(place >= split)
         image_index = torch.from_numpy(place)

@@ -35,10 +35,10 @@ CONTRACT = {
     "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --train-layers --freeze-embeddings "
     "--lora-rank --lora-alpha --lora-targets --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch "
     "--captions-per-picture --equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip "
-    "--ema --seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
+    "--ema --patience --seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
     "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "
     "--embeddings --buffer-gb --log-every --log-to --profile --checkpoint-every --config --recipe --resume --json",
-    "export": "RUN --output --model --pretrained --config --json",
+    "export": "RUN --output --step --model --pretrained --config --json",
     "predict": "MERGED IMAGES --text --json",
     "eval": "",
     "eval retrieval": "MERGED CACHE --json",

@@ -17,9 +17,11 @@ from typing import Any
 import click
 import pytest
 from clipglot.cli.render import PlainProgress, friendly_errors, progress_bar
+from clipglot.distill.recipes import RECIPES
 from clipglot.distill.training.run_folder import RunFolder
 from rich.console import Console
 from support.command_line import run, small
+from support.drawings import draw_images
 from support.launcher import Process
 
 
@@ -252,6 +254,56 @@ def test_training_ends_with_a_summary(tiny_cache: Path, tmp_path: Path) -> None:
     assert f"{tmp_path / 'run'} was already finished, after 15 steps" in again.stdout
     short = run(*small(tiny_cache, tmp_path / "short"), "--epochs", 1, "--profile", 2)
     assert "profile: nothing recorded in 5 steps: the first 10 are warm-up" in short.stdout
+
+
+def test_a_run_that_learned_nothing_is_not_sent_to_the_export(tiny_cache: Path, tmp_path: Path) -> None:
+    arguments = ["--epochs", 12, "--val", tiny_cache, "--log-every", 1, "--schedule", "constant"]
+    nothing = [*small(tiny_cache, tmp_path / "nothing"), *arguments, "--lr", "1e-12", "--ema", 0.999]
+    learned = [*small(tiny_cache, tmp_path / "learned"), *arguments, "--lr", "3e-3"]
+    said = {lr: run(*command).stdout for lr, command in {"nothing": nothing, "learned": learned}.items()}
+    assert "clipglot export" not in said["nothing"].splitlines()[-1]
+    assert "docs/diagnosis.md" in said["nothing"].splitlines()[-1]
+    assert said["learned"].splitlines()[-1] == f"next: clipglot export {tmp_path / 'learned'} -o merged"
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "next_"),
+    [
+        ("train.zarr", [], "{} -o run"),
+        ("retrieval.zarr", [], "{} -o run"),
+        ("val.zarr", [], "TRAIN_CACHE -o run --val {}"),
+        ("coco_val2014.zarr", [], "TRAIN_CACHE -o run --val {}"),
+        ("Test-1k.zarr", [], "TRAIN_CACHE -o run --val {}"),
+    ],
+)
+def test_a_cache_named_for_validation_is_not_sent_to_training(
+    name: str, more: list[object], next_: str, manifest: Path, tiny_clip: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / name
+    said = run(
+        "cache", manifest, "-o", output, "--model", f"local-dir:{tiny_clip}", "--limit", 2, "--num-workers", 1, *more
+    )
+    assert said.stdout.splitlines()[-1] == f"next: clipglot train {next_.format(output)}"
+
+
+def test_few_images_take_their_recipe_unless_a_setting_of_it_is_given(
+    make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    make_cache(draw_images(tmp_path, 260), tmp_path / "c.zarr", batch_size=64)
+    told = json.loads(run("train", tmp_path / "c.zarr", "-o", tmp_path / "few", "--device", "cpu", "--json").stdout)
+    assert (told["recipe"], told["complete"]) == ("few", True)
+    begun = RunFolder(tmp_path / "few").settings()
+    assert {name: begun[name] for name in RECIPES["few"]} == RECIPES["few"]
+    again = run("train", tmp_path / "c.zarr", "-o", tmp_path / "few", "--resume", "--json")
+    assert json.loads(again.stdout)["complete"]
+    said = run("train", tmp_path / "c.zarr", "-o", tmp_path / "few").stdout  # refused, as the run is there
+    assert "--recipe few for 260 images" in said
+    assert "--recipe none" in said
+    for plain in (["--recipe", "none"], ["--epochs", "3"]):  # the plain batch is larger than this cache
+        refused = run("train", tmp_path / "c.zarr", "-o", tmp_path / "plain", *plain)
+        assert refused.exit_code == 1
+        assert "--batch-size 512 exceeds the 260" in refused.stderr
+        assert "--recipe" not in refused.stdout
 
 
 def test_interrupted_training_exits_130_and_says_how_to_go_on(

@@ -16,11 +16,12 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_scratch import ScratchTower
-from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe
+from clipglot.encoders.text_transfer import transfer_rows
+from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe, train_unigram
 from clipglot.encoders.tokenizer_extend import extend
 from open_clip.tokenizer import SimpleTokenizer
 from safetensors.torch import save_file
-from support.runs import settings
+from support.runs import settings, stop_at
 from support.tiny_clip import TINY_CONFIG
 
 CAPTIONS = ["a red circle", "", "noise", "noise above a green triangle, twice"]
@@ -95,6 +96,49 @@ def test_a_new_vocabulary_takes_rows_by_what_they_spell(clip_name: str) -> None:
     )
 
 
+GPT2_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]  # written as the characters of these numbers
+
+
+def byte_tokens(tokenizer: CaptionTokenizer) -> list[int]:
+    """Ids of the 256 bytes, by the two ways that vocabularies write them."""
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    if "<0x00>" in vocabulary:
+        return [vocabulary[f"<0x{byte:02X}>"] for byte in range(256)]
+    others = iter(range(256, 512))  # written as the characters from 256 on, in order
+    written = {byte: chr(byte if byte in GPT2_BYTES else next(others)) for byte in range(256)}
+    return [vocabulary[written[byte]] for byte in range(256)]
+
+
+@pytest.mark.parametrize("old_kind", ["bpe", "unigram", "clip"])
+@pytest.mark.parametrize("new_kind", ["bpe", "unigram", "clip"])
+def test_lone_bytes_take_the_rows_of_the_same_bytes(old_kind: str, new_kind: str) -> None:
+    english, korean = ["a red circle", "a green triangle"] * 9, ["책상 위의 고양이", "빨간 원", "책상 위의 원"] * 9
+    make = {
+        "bpe": lambda texts: train_bpe(texts, 300),
+        "unigram": lambda texts: train_unigram(texts, 480),
+        "clip": lambda texts: open_clip_tokenizer(),
+    }
+    old, new = make[old_kind](english), make[new_kind](korean)
+    embedding = torch.randn(old.vocab_size, 8, generator=torch.Generator().manual_seed(0))
+    rows = transfer_rows(embedding, old, new)
+    ours, theirs = byte_tokens(new), byte_tokens(old)
+    no_ascii = [*range(128, 256)]
+    assert torch.equal(rows[[ours[byte] for byte in no_ascii]], embedding[[theirs[byte] for byte in no_ascii]])
+    assert len(torch.unique(rows[ours], dim=0)) >= 256 - 26  # a tokenizer may write capitals as small letters
+
+
+def test_a_part_of_a_character_takes_the_mean_of_its_bytes() -> None:
+    old, new = train_bpe(["a red circle"] * 9, 300), train_bpe(["책상 위의 고양이", "책상 위의 원"] * 9, 300)
+    embedding = torch.randn(old.vocab_size, 8, generator=torch.Generator().manual_seed(0))
+    rows, (ours, theirs) = transfer_rows(embedding, old, new), (byte_tokens(t) for t in (new, old))
+    written = {new.backend.id_to_token(id_): byte for byte, id_ in enumerate(ours)}
+    parts = [id_ for id_ in range(259, new.vocab_size) if "\ufffd" in new.backend.decode([id_])]
+    assert parts
+    for id_ in parts:
+        spelled = [theirs[written[character]] for character in new.backend.id_to_token(id_)]
+        torch.testing.assert_close(rows[id_], embedding[spelled].mean(0))
+
+
 def test_a_run_goes_on_from_an_earlier_one(tiny_cache: Path, tiny_run: Path, tmp_path: Path) -> None:
     given = replace(settings(tiny_cache, tmp_path / "run"), text=str(tiny_run), width=512, layers=6, heads=8)
     cache, before = Cache(tiny_cache), load_final(RunFolder(tiny_run)).tower
@@ -116,6 +160,23 @@ def test_a_run_on_the_clips_own_text_tower(clip_name: str, manifest: Path, make_
     assert (tower.config.width, tower.config.layers, tower.config.vocab_size) == (16, 1, 300)
 
 
+def test_the_default_context_length_is_that_of_a_tower_with_fewer_positions(
+    clip_name: str, manifest: Path, make_cache: Any, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache.zarr"
+    make_cache(manifest, cache, model=clip_name)
+    shape = {"width": 512, "layers": 6, "heads": 8}
+    given = replace(settings(cache, tmp_path / "run"), text="clip", context_length=77, **shape)
+    train(given, on_progress=stop_at(7))
+    assert train(given, resume=True).complete
+    assert load_final(RunFolder(given.output)).tower.config.context_length == 12
+    further = replace(given, text=str(given.output), output=tmp_path / "further", epochs=1)
+    train(further)
+    assert load_final(RunFolder(further.output)).tower.config.context_length == 12
+    with pytest.raises(EncoderError, match=r"--context-length 20: .* 12 tokens: pass --context-length 12"):
+        train(replace(given, output=tmp_path / "long", context_length=20))
+
+
 def test_what_cannot_be_begun_with_is_refused(
     clip_name: str, tiny_clip: Path, tiny_cache: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +192,7 @@ def test_what_cannot_be_begun_with_is_refused(
     ):
         ScratchTower.from_clip(f"local-dir:{tmp_path}/moved", None)
     tower, old = ScratchTower.from_clip(clip_name, None)
-    with pytest.raises(EncoderError, match=r"--context-length 13: the tower to begin with has 12 positions"):
+    with pytest.raises(EncoderError, match=r"--context-length 13: .* 12 tokens: pass --context-length 12"):
         tower.with_vocabulary(old, open_clip_tokenizer(), context_length=13, embed_dim=16)
     with pytest.raises(DistillError, match=r"--width belongs to a scratch tower.* clip "):
         settings(tiny_cache, tmp_path / "run", text="clip")

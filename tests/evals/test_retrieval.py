@@ -1,5 +1,6 @@
 """Retrieval: the metrics against a brute-force reference, then on a merged CLIP and a cache."""
 
+import json
 import shutil
 from collections.abc import Callable
 from math import comb
@@ -41,24 +42,89 @@ def worlds(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     text_emb = np.array(draw(st.lists(vectors, min_size=num_texts, max_size=num_texts)), np.float32)
     image_emb = np.array(draw(st.lists(vectors, min_size=num_images, max_size=num_images)), np.float32)
     image_index = draw(st.lists(st.integers(0, num_images - 1), min_size=num_texts, max_size=num_texts))
-    return text_emb, image_emb, np.array(sorted(image_index))
+    texts = draw(st.lists(st.integers(0, 20), min_size=num_texts, max_size=num_texts))
+    return text_emb, image_emb, np.array(sorted(image_index)), np.array(texts)
+
+
+def right_answers(image_index: np.ndarray, texts: np.ndarray) -> tuple[list[set[int]], list[set[int]]]:
+    """Right images of each caption, and right captions of each image that has one, by comparing every pair."""
+    pairs = list(zip(image_index.tolist(), texts.tolist(), strict=True))
+    of_caption = [{image for image, other in pairs if other == text} for _, text in pairs]
+    of_image = [
+        {i for i, (_, text) in enumerate(pairs) if (image, text) in pairs}
+        for image in sorted(set(image_index.tolist()))
+    ]
+    return of_caption, of_image
 
 
 @given(worlds(), st.sampled_from([4, 64 * 2**20]))
-def test_recall_is_that_of_a_brute_force_search(world: tuple[Any, Any, Any], block_bytes: int) -> None:
-    text_emb, image_emb, image_index = world
+def test_recall_is_that_of_a_brute_force_search(world: tuple[Any, Any, Any, Any], block_bytes: int) -> None:
+    text_emb, image_emb, image_index, texts = world
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipglot.evals.retrieval.BLOCK_BYTES", block_bytes)  # one query at a time, or all at once
-        report = retrieve(text_emb, image_emb, image_index)
+        report = retrieve(text_emb, image_emb, image_index, texts)
     similarity = (text_emb @ image_emb.T).astype(int)
     owned = sorted(set(image_index.tolist()))
+    of_caption, of_image = right_answers(image_index, texts)
     for ranks, scores, right in (
-        (report.text_to_image, similarity, [{int(o)} for o in image_index]),
-        (report.image_to_text, similarity.T[owned], [set(np.flatnonzero(image_index == o).tolist()) for o in owned]),
+        (report.text_to_image, similarity, of_caption),
+        (report.image_to_text, similarity.T[owned], of_image),
     ):
         recalls = [reference(scores.tolist(), right, k) for k in (1, 5, 10)]
         assert [ranks.r_at_1, ranks.r_at_5, ranks.r_at_10] == pytest.approx(recalls)
         assert (ranks.num_queries, ranks.num_candidates) == scores.shape
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_recall_and_rank_with_equal_captions_are_those_of_a_dense_float64_search(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_images, num_texts = 120, 300
+    image_index = np.sort(rng.integers(0, num_images, num_texts))
+    texts = rng.choice(10**6, 80, replace=False)[rng.integers(0, 80, num_texts)]  # about four captions of each text
+    image_emb, of_text = (unit(rng.normal(size=(n, 16))) for n in (num_images, num_texts))
+    text_emb = of_text[np.unique(texts, return_inverse=True)[1]]  # equal texts have equal embeddings
+    text_emb[:40] = unit(rng.normal(size=(40, 16)))  # but for some, as in other batches
+    report = retrieve(text_emb, image_emb, image_index, texts)
+    similarity = text_emb.astype(np.float64) @ image_emb.astype(np.float64).T
+    of_caption, of_image = right_answers(image_index, texts)
+    assert max(map(len, of_caption)) > 4
+    for ranks, scores, right in (
+        (report.text_to_image, similarity, of_caption),
+        (report.image_to_text, similarity.T[np.unique(image_index)], of_image),
+    ):
+        first = np.array([1 + (s > max(s[list(mine)])).sum() for s, mine in zip(scores, right, strict=True)])
+        assert [ranks.r_at_1, ranks.r_at_5, ranks.r_at_10] == pytest.approx([(first <= k).mean() for k in (1, 5, 10)])
+        assert ranks.median_rank == np.median(first)
+
+
+def test_recalls_of_distinct_captions_are_those_of_the_own_image_alone() -> None:
+    rng = np.random.default_rng(0)
+    image_emb, text_emb = unit(rng.normal(size=(70, 8))), unit(rng.normal(size=(200, 8)))
+    image_index = np.sort(rng.integers(0, 70, 200))
+    similarity = text_emb @ image_emb.T
+    own = similarity[np.arange(200), image_index][:, None]
+    one = np.ones(200, np.int64)
+    expected = Ranks.of((similarity > own).sum(1), one, (similarity == own).sum(1) - 1, 70)
+    for texts in (None, rng.permutation(200)):
+        assert retrieve(text_emb, image_emb, image_index, texts).text_to_image == expected  # to the last bit
+
+
+def test_in_class_folders_images_find_captions_as_often_as_zero_shot_finds_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 30)
+    classes = unit(rng.normal(size=(20, 16)))
+    image_emb = unit(classes[labels] + 0.3 * rng.normal(size=(600, 16)))
+    accuracy = ((image_emb.astype(float) @ classes.T.astype(float)).argmax(1) == labels).mean()
+    report = retrieve(classes[labels], image_emb, np.arange(600), labels)
+    assert 0.5 < accuracy < 0.99
+    assert report.image_to_text.r_at_1 == pytest.approx(accuracy)
+    assert report.text_to_image.r_at_1 == 1
+    alone = retrieve(classes[labels], image_emb, np.arange(600))  # as if each caption were of one image alone
+    assert alone.text_to_image.r_at_1 < 0.1
+
+
+def unit(emb: np.ndarray) -> np.ndarray:
+    return (emb / np.linalg.norm(emb, axis=1, keepdims=True)).astype(np.float32)
 
 
 def test_embeddings_that_are_all_alike_score_at_chance() -> None:
@@ -119,6 +185,28 @@ def test_images_that_failed_and_their_captions_are_left_out(
     report = retrieve_from_cache(load_merged(merged), cache)
     assert (report.text_to_image.num_candidates, report.image_to_text.num_queries) == (5, 5)
     assert report.text_to_image.num_queries == cache.info.num_captions - 3
+
+
+def test_a_cache_of_class_folders_scores_as_open_clip_classifies(
+    merged: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = draw_images(tmp_path, 24)
+    labels = np.arange(24) % 3
+    lines = [json.loads(line)["image"] for line in manifest.read_text().splitlines()]
+    names = ["красный круг", "синий квадрат", "шум"]
+    manifest.write_text(
+        "".join(json.dumps({"image": i, "text": names[c]}) + "\n" for i, c in zip(lines, labels, strict=True))
+    )
+    cache = make_cache(manifest, tmp_path / "c.zarr").cache
+    clip = open_clip.create_model(f"local-dir:{merged}").eval()
+    with torch.inference_mode():
+        classes = clip.encode_text(open_clip.get_tokenizer(f"local-dir:{merged}")(names), normalize=True).numpy()
+    similarity = cache.image_emb().astype(np.float64) @ classes.astype(np.float64).T
+    report = retrieve_from_cache(load_merged(merged), cache)
+    assert report.image_to_text.r_at_1 == pytest.approx((similarity.argmax(1) == labels).mean())
+    nearest = labels[similarity.argmax(0)]
+    assert report.text_to_image.r_at_1 == pytest.approx((nearest == np.arange(3)).mean())
+    assert "text" in report.to_json()["definition"]
 
 
 def test_a_cache_of_another_tower_is_refused_by_name(

@@ -124,7 +124,7 @@ def test_model_card_and_config_have_the_provenance(merged: Path, tiny_cache: Pat
     assert provenance["source"] == {"name": "pairs.jsonl", "sha256": info.source.sha256}
     assert provenance["num_captions"] == info.num_captions
     card = (merged / "README.md").read_text(encoding="utf-8")
-    recall = RunFolder(tiny_run).last_validation()
+    recall = RunFolder(tiny_run).best_validation()
     assert recall is not None
     for part in (info.encoder.weights_sha256, f"R@1 {recall['r_at_1']:.1%}", 'get_tokenizer("local-dir:merged")'):
         assert part in card

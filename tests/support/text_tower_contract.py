@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from clipglot.distill.train_settings import TrainSettings
-from clipglot.distill.training.final import Final, final_kind, load_final, write_final
+from clipglot.distill.training.final import Weights, final_kind, load_final, write_final
 from clipglot.distill.training.optimizer import make_optimizer
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.encoders.image_tower import load_image_tower
@@ -91,7 +91,7 @@ class TextTowerContract:
 
     def test_a_stored_tower_loads_with_equal_tensors_and_configuration(self, tower: TextTower, tmp_path: Path) -> None:
         run = RunFolder(tmp_path)
-        write_final(run, Final(tower, 12.5, None))
+        write_final(run.final, tower, Weights(1, tower.tensors(), 12.5, None))
         stored = json.loads((run.final / "config.json").read_text())
         assert [key for key in stored if key in TEXT_TOWERS] == [tower.kind]
         assert stored_tower(stored) is final_kind(run) is type(tower)

@@ -48,6 +48,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 40, "bos_token_id": 1, "eos_token_id": 2},
     ),
 }
+# Families whose blocks share a table of relative positions, which the model keeps after them.
+RELATIVE: dict[str, tuple[str, dict[str, Any]]] = {
+    "deberta-v2": (
+        "DebertaV2",
+        BERT
+        | {"relative_attention": True, "max_relative_positions": 12, "pos_att_type": ["p2c", "c2p"]}
+        | {"norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False, "conv_kernel_size": 3},
+    ),
+    "mpnet": ("MPNet", BERT),
+}
 
 
 def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
@@ -71,7 +81,7 @@ def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
         "unk_token": "<unk>",
     }
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(str(folder))
-    name, shape = FAMILIES[family]
+    name, shape = (FAMILIES | RELATIVE)[family]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(vocab_size=tokenizer.get_vocab_size(), **shape)
     getattr(transformers, f"{name}Model")(config).save_pretrained(str(folder))

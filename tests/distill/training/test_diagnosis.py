@@ -75,7 +75,7 @@ def test_a_run_that_learns_has_no_findings(caches: dict[str, Path], tmp_path: Pa
     assert reported == result.findings == []
     prefix = "" if result.validation else "sample_"
     (*_, last) = (line for line in result.run.metrics() if f"{prefix}r_at_10" in line)
-    assert last[f"{prefix}r_at_10"] > 2 * chance_bound(VAL, VAL)
+    assert last[f"{prefix}r_at_10"] > 2 * chance_bound(10 / VAL, VAL)
     assert -1 < last[f"{prefix}anisotropy"] < 0.5
     assert last[f"{prefix}effective_rank"] > 5
 
@@ -90,7 +90,9 @@ def test_a_far_too_low_learning_rate_is_named(caches: dict[str, Path], tmp_path:
     assert all("raise --lr (now 1e-09" in finding.advice for finding in reported)
     chance = np.log(64) if loss == "infonce" else np.log(64) - 63 * np.log(63 / 64)
     assert finding_of(result, "loss_at_chance").figures["chance"] == pytest.approx(chance, rel=0.01)
-    assert finding_of(result, "recall_at_chance").figures["chance"] == 10 / VAL
+    assert finding_of(result, "recall_at_chance").figures["chance"] == pytest.approx(
+        10 / VAL, rel=0.1
+    )  # some share one
     assert all(finding.step <= 0.5 * result.num_steps for finding in reported)  # while there is something to save
 
 

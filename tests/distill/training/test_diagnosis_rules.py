@@ -16,6 +16,7 @@ from clipglot.distill.training.diagnosis import (
     advise,
     chance_bound,
     chance_loss,
+    chance_recall,
     check_captions,
 )
 from clipglot.encoders.tokenizer import train_bpe
@@ -30,6 +31,19 @@ def diagnose(losses: list[float], scale: float = 20.0, **changes: Any) -> list[F
     for step, loss in enumerate(losses, start=1):
         diagnosis.check_step({"step": step, "loss": loss, "logit_scale": scale})
     return diagnosis.findings
+
+
+def validation_data(image_emb: Any, image_index: Any, text_ids: Any) -> ValidationData:
+    tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
+    captions = np.arange(len(text_ids))
+    return ValidationData(
+        image_emb=image_emb,
+        tokens=tokens,
+        captions=captions,
+        image_index=image_index,
+        groups=captions,
+        text_ids=text_ids,
+    )
 
 
 def test_chance_loss_is_that_of_guessing() -> None:
@@ -54,6 +68,48 @@ def test_noise_around_chance_is_a_finding_and_a_slow_fall_is_not() -> None:
     assert diagnose(list(np.linspace(chance + 0.5, chance - 1, 100) + noise / 10)) == []  # late, but on its way
     assert diagnose(list(0.9 * chance + noise)) == []
     assert diagnose(list(chance + noise)[: WINDOW - 1]) == []
+
+
+def test_a_long_run_at_chance_is_found_as_soon_as_its_weights_have_moved_far() -> None:
+    rng = np.random.default_rng(0)
+
+    def first_finding(lr: float) -> int | None:
+        diagnosis = Diagnosis(
+            LearningSettings(batch_size=512, warmup=0.001, lr=lr), 100_000, CAPTIONS, context_length=77
+        )
+        for step in range(10, 3_000, 10):
+            loss = np.log(512) + rng.normal(0, 0.01)
+            for finding in diagnosis.check_step({"step": step, "loss": loss, "lr": lr, "logit_scale": 20.0}):
+                assert finding.kind == "loss_at_chance"
+                return finding.step
+        return None
+
+    early = first_finding(1e-3)
+    assert early is not None
+    assert 500 <= early < 1_000  # not a quarter of the steps
+    assert first_finding(1e-5) is None  # a rate that may only be slow
+
+
+def test_a_run_of_few_steps_is_told_to_take_more_and_no_other_rate() -> None:
+    advice = advise(6, 6, LearningSettings(), CAPTIONS)
+    assert "only 6 steps" in advice
+    assert "--epochs" in advice
+    assert "--lr" not in advice
+    assert "raise --lr (now 1e-09" in advise(1_000, 1_000, LearningSettings(lr=1e-9), CAPTIONS)
+
+
+@pytest.mark.parametrize(("last", "learned"), [(0.02, False), (0.5, True)])
+def test_a_recall_above_chance_in_the_end_counts_after_one_at_chance(last: float, learned: bool) -> None:
+    emb = np.eye(500, dtype=np.float32)
+    data, given = validation_data(emb, np.arange(500), np.arange(500)), LearningSettings(batch_size=512, warmup=0.0)
+    metrics = {"r_at_10": 0.02, "anisotropy": 0.0, "effective_rank": 100.0}
+    diagnosis = Diagnosis(given, 10, CAPTIONS, context_length=77)
+    assert diagnosis.has_learned  # as far as is known
+    (finding,) = diagnosis.check_recall(metrics, data, 5, held_out=True)
+    diagnosis.check_recall(metrics | {"r_at_10": last}, data, 10, held_out=True)
+    assert diagnosis.has_learned is learned
+    lines = [{"kind": "finding"} | finding.to_json(), {"kind": "validation", "step": 10, "r_at_10": last}]
+    assert Diagnosis(given, 10, CAPTIONS, context_length=77, past=lines).has_learned is learned  # of a finished run
 
 
 def test_a_rising_loss_is_a_finding_and_a_spike_is_not() -> None:
@@ -82,8 +138,22 @@ def test_a_temperature_at_its_bound_is_a_finding_only_at_high_loss() -> None:
 def test_random_recall_hardly_ever_exceeds_the_chance_bound(num: int) -> None:
     rng = np.random.default_rng(num)
     recalls = rng.binomial(num, 10 / num, 2000) / num
-    assert (recalls > chance_bound(num, num)).mean() < 0.006
-    assert chance_bound(num, num) < 2.1 * 10 / num  # and twice chance always does
+    assert (recalls > chance_bound(10 / num, num)).mean() < 0.006
+    assert chance_bound(10 / num, num) < 2.1 * 10 / num  # and twice chance always does
+
+
+def test_chance_knows_of_images_that_share_a_caption() -> None:
+    rng = np.random.default_rng(0)
+    image_index = np.sort(rng.integers(0, 60, 90))
+    text_ids = rng.integers(100, 112, 90)
+    data = validation_data(np.eye(60, dtype=np.float32), image_index, text_ids)
+    right = [set(image_index[text_ids == text].tolist()) for text in text_ids]
+    assert data.num_right.tolist() == [len(images) for images in right]
+    orders = [set(rng.permutation(60)[:10].tolist()) for _ in range(2000)]
+    guessed = np.mean([[bool(images & first) for images in right] for first in orders])
+    assert chance_recall(data.num_right, 60) == pytest.approx(guessed, abs=0.02)
+    assert chance_recall(np.ones(5, np.int64), 1000) == pytest.approx(0.01)
+    assert chance_recall(np.array([3]), 4) == 1  # fewer candidates than places
 
 
 @pytest.mark.parametrize(
@@ -113,8 +183,7 @@ def test_collapse_is_measured_relative_to_the_images(text: str, image: str, expe
         "effective_rank": effective_rank(text_emb),
     }
     everyone = np.arange(500)
-    tokens = tokenize(train_bpe(["кот"], 300), ["кот"], 5)
-    data = ValidationData(image_emb=image_emb, tokens=tokens, captions=everyone, image_index=everyone, groups=everyone)
+    data = validation_data(image_emb, everyone, everyone)
     diagnosis = Diagnosis(LearningSettings(batch_size=512, warmup=0.0), 100, CAPTIONS, context_length=77)
     for step in range(1, 51):
         diagnosis.check_step({"step": step, "loss": 5.0 + 0.01 * (step % 2), "logit_scale": 20.0})

@@ -85,6 +85,28 @@ def test_every_loss_is_equal_in_two_processes(tiny_cache: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
+def test_float16_overflows_as_often_in_four_processes_as_in_one(tiny_cache: Path, tmp_path: Path) -> None:
+    train(settings(tiny_cache, tmp_path / "alone", precision="fp16"))
+    run_in(4, tiny_cache, tmp_path / "four", "--precision", "fp16")
+    overflowed = [
+        [line["step"] for line in logged(tmp_path / run) if line["grad_norm"] is None] for run in ("alone", "four")
+    ]
+    assert overflowed[0]
+    assert overflowed[1] == overflowed[0]
+
+
+@pytest.mark.slow
+def test_patience_ends_every_process_after_the_same_step(tiny_cache: Path, tmp_path: Path) -> None:
+    more = ["--val", str(tiny_cache), "--epochs", "200", "--patience", "2", "--json"]
+    told = json.loads(run_in(2, tiny_cache, tmp_path / "run", *more).stdout)
+    assert told["stopped_early"]
+    assert told["step"] == logged(tmp_path / "run")[-1]["step"] < told["num_steps"]
+    best = told["best"]["step"]
+    assert told["step"] == best + 2 * 5  # two epochs
+    assert json.loads((tmp_path / "run" / "best" / "config.json").read_text())["step"] == best
+
+
+@pytest.mark.slow
 def test_a_run_resumes_with_another_number_of_processes(tiny_cache: Path, tmp_path: Path, alone: Path) -> None:
     begun = settings(tiny_cache, tmp_path / "run", val=tiny_cache)
     assert train(begun, on_progress=stop_at(6)).step == 6

@@ -36,15 +36,20 @@ def command(cache: Path, run: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_moments_equals_the_uninterrupted_run(tiny_cache: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--patience", "6", "--epochs", "200")], ids=["to the end", "with patience"])
+def test_a_run_killed_at_random_moments_equals_the_uninterrupted_run(
+    tiny_cache: Path, tmp_path: Path, more: tuple[str, ...]
+) -> None:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    subprocess.run(command(tiny_cache, straight), check=True, capture_output=True)
+    subprocess.run(command(tiny_cache, straight, *more), check=True, capture_output=True)
+    if more:
+        assert max(line["step"] for line in logged(straight)) < 1000  # patience ran out
 
     chance = random.Random(0)
     num_kills = 0
     while num_kills < 4:
         lines_before = _num_lines(broken)
-        process = subprocess.Popen(command(tiny_cache, broken, "--resume"), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command(tiny_cache, broken, *more, "--resume"), stdout=subprocess.DEVNULL)
         # Kill once it has logged some more steps, at a moment that has nothing to do with its own rhythm.
         wanted = lines_before + chance.randint(5, 45)
         while process.poll() is None and _num_lines(broken) < wanted:
@@ -56,14 +61,15 @@ def test_a_run_killed_at_random_moments_equals_the_uninterrupted_run(tiny_cache:
         process.wait()
         num_kills += 1
     assert num_kills >= 2
-    finished = subprocess.run(command(tiny_cache, broken, "--resume", "--json"), check=True, capture_output=True)
+    finished = subprocess.run(command(tiny_cache, broken, *more, "--resume", "--json"), check=True, capture_output=True)
     assert json.loads(finished.stdout)["complete"]
 
     assert logged(broken) == logged(straight)
-    ours, theirs = (load_final(RunFolder(run)) for run in (broken, straight))
-    assert ours[1] == theirs[1]
-    theirs_state = theirs[0].state_dict()
-    assert all(torch.equal(tensor, theirs_state[name]) for name, tensor in ours[0].state_dict().items())
+    for which in ("last", "best"):
+        ours, theirs = (load_final(RunFolder(run), which) for run in (broken, straight))
+        assert ours[1] == theirs[1]
+        theirs_state = theirs[0].state_dict()
+        assert all(torch.equal(tensor, theirs_state[name]) for name, tensor in ours[0].state_dict().items())
 
 
 def _num_lines(run: Path) -> int:

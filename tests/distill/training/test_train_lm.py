@@ -19,7 +19,7 @@ from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.tokenizer_lm import LMTokenizer
 from support.runs import stop_at
-from support.tiny_lms import CAPTIONS, CONTEXT
+from support.tiny_lms import CAPTIONS, CONTEXT, RELATIVE, save_tiny_lm
 
 
 def changed(before: LMTower, after: dict[str, torch.Tensor]) -> set[str]:
@@ -50,6 +50,61 @@ def test_frozen_parts_are_bit_identical_after_training(
     # A key's bias moves all scores of a query alike, so it has no gradient but by rounding.
     assert {n for n in expected - found if "key.bias" not in n} == set()
     assert found <= expected
+
+
+@pytest.mark.parametrize("family", RELATIVE)
+def test_tables_of_relative_positions_count_as_input_of_the_blocks(
+    family: str, lm_settings: Any, tiny_cache: Path, tmp_path: Path
+) -> None:
+    folder = save_tiny_lm(tmp_path / family, family)
+    given = replace(lm_settings, text=str(folder), train_layers=1, lm_lr=1e-2)
+    encoder, tokenizer = Cache(tiny_cache).info.encoder, LMTokenizer.load(folder)
+    whole = build_tower(replace(given, train_layers=None), encoder, tokenizer)
+    assert isinstance(whole, LMTower)
+    tables = [
+        name for name, _ in whole.named_parameters() if "rel_embeddings" in name or "relative_attention_bias" in name
+    ]
+    assert tables
+    # By gradients: what moves the features while the last block's output is held fixed comes after the blocks.
+    factors = whole.learning_rate_factors(pretrained=0.1, layer_decay=0.5)
+    hook = whole.layers[-1].register_forward_hook(
+        lambda module, inputs, output: (
+            output.detach() if isinstance(output, torch.Tensor) else (output[0].detach(), *output[1:])
+        )
+    )
+    whole.eval().encode(tokenizer.encode(CAPTIONS, CONTEXT)).sum().backward()
+    hook.remove()
+    for name, parameter in whole.named_parameters():
+        block = next((i for i in range(3) if f"layer.{i}." in name), None)
+        if name.startswith("text.proj"):
+            assert factors[name] == 1
+        elif block is not None:
+            assert factors[name] == pytest.approx(0.1 * 0.5 ** (3 - block))
+        else:
+            assert parameter.grad is None
+            assert factors[name] == pytest.approx(0.1 * 0.5**4), name
+    before = build_tower(given, encoder, tokenizer)
+    assert isinstance(before, LMTower)
+    assert {n for n, p in before.named_parameters() if p.requires_grad and not n.startswith(("text.proj",))} == {
+        n for n, _ in before.named_parameters() if "layer.2." in n
+    }
+    train(given)
+    after = dict(load_final(RunFolder(given.output)).tower.named_parameters())
+    found = changed(before, after)
+    assert "text.proj.weight" in found
+    assert all("layer.2." in name for name in found - {"text.proj.weight"})
+
+
+@pytest.mark.parametrize(("family", "positions"), [("bert", 40), ("roberta", 39), ("mt5", 77)])
+def test_the_default_context_length_is_that_of_a_model_with_fewer_positions(
+    family: str, positions: int, lm_settings: Any, lms: dict[str, Path]
+) -> None:
+    given = replace(lm_settings, text=str(lms[family]), context_length=77, epochs=1)
+    assert train(given).complete
+    assert load_final(RunFolder(given.output)).tower.config.context_length == positions
+    if positions < 77:
+        with pytest.raises(EncoderError, match=rf"--context-length 50: .* {positions} tokens"):
+            train(replace(given, output=given.output.with_name("long"), context_length=50))
 
 
 def test_lora_trains_few_parameters_and_merging_keeps_the_features(lm_settings: Any, tiny_cache: Path) -> None:

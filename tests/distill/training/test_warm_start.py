@@ -1,5 +1,7 @@
 """`--warm-start ridge`: a run starts at the closed-form fit, resumes exactly, and can fit a part of a cache."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.tokenizer import CaptionTokenizer, train_bpe
 from clipglot.evals.retrieval import retrieve
+from support.drawings import draw_images
 from support.run_logs import logged
 from support.runs import settings, stop_at
 
@@ -112,3 +115,29 @@ def test_a_trained_tower_is_not_overwritten(tiny_run: Path, tiny_cache: Path, tm
         train(again)
     with pytest.raises(DistillError, match="--warm-start ridge fits a scratch tower"):
         settings(tiny_cache, tmp_path / "run", text="clip", warm_start="ridge", **given)
+
+
+@pytest.mark.parametrize("text", ["scratch", "bert"])
+def test_images_that_are_all_the_same_are_refused_with_the_cause(
+    text: str, lm_settings: Any, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = draw_images(tmp_path, 16)
+    first = (tmp_path / "images" / "0000.png").read_bytes()
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(first)
+    cache = make_cache(manifest, tmp_path / "same.zarr").cache
+    given = settings(cache.path, tmp_path / "run") if text == "scratch" else replace(lm_settings, cache=cache.path)
+    with pytest.raises(DistillError, match=r"same\.zarr: all 16 images .* same embedding.*drop --warm-start"):
+        train(replace(given, warm_start="ridge"))
+    assert not given.output.exists()
+
+
+def test_captions_that_are_all_the_same_are_refused_with_the_cause(
+    lm_settings: Any, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    manifest = draw_images(tmp_path, 16)
+    lines = [json.loads(line) | {"text": "шум"} for line in manifest.read_text(encoding="utf-8").splitlines()]
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    cache = make_cache(manifest, tmp_path / "same.zarr").cache
+    with pytest.raises(DistillError, match=r"same\.zarr: all 16 captions .* same embedding.*drop --warm-start"):
+        train(replace(lm_settings, cache=cache.path, warm_start="ridge"))
