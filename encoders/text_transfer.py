@@ -11,8 +11,9 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from .errors import EncoderError
-from .open_clip_loading import LOCAL_PREFIX, load_clip
+from .open_clip_loading import load_clip
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
+from .untrusted import LOCAL_PREFIX
 
 
 def load_clip_text(model: str, pretrained: str | None) -> tuple[Any, CaptionTokenizer, bool]:

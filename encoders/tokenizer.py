@@ -16,6 +16,7 @@ from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .errors import EncoderError
+from .untrusted_files import MAX_VOCABULARY, read_json, require_regular
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 SPECIAL: dict[str, str | None] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}
@@ -196,6 +197,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: no tokenizer.json in it: make a tokenizer with `clipglot tokenizer`, or save that of a "
             "language model with `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`"
         )
+    require_regular(file, MAX_VOCABULARY)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
@@ -210,11 +212,7 @@ def _special_tokens(folder: Path) -> dict[str, str | None]:
     named: dict[str, Any] = {}
     for file in (folder / FILES[2], folder / FILES[1]):
         if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise EncoderError(f"{file}: not JSON ({error}): save the tokenizer again") from error
-            named |= {role: token for role, token in found.items() if role in ROLES}
+            named |= {role: token for role, token in read_json(file).items() if role in ROLES}
     if not named:
         return dict(SPECIAL)
     named = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from transformers import AutoTokenizer
-
 from .errors import EncoderError
 from .tokenizer import CLEANING, TextTokenizer, clean
+from .untrusted import lm_tokenizer
 
 
 class LMTokenizer(TextTokenizer):
@@ -31,7 +30,7 @@ class LMTokenizer(TextTokenizer):
         try:
             # Special tokens that a caption spells out are text like other text: a pad amid a caption would be hidden
             # from attention here and not there. What `save` writes keeps it so.
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), split_special_tokens=True, trust_remote_code=False)
+            tokenizer = lm_tokenizer(folder, split_special_tokens=True)
         except Exception as error:  # of many types
             reason = str(error).strip().splitlines()[0]
             raise EncoderError(

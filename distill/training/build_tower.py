@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ...cache.format import EncoderInfo
-from ...encoders.merged_clip import CONFIG
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
+from ...encoders.untrusted import CLIP_CONFIG
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -118,5 +118,5 @@ def _require_text_tower(text: str) -> None:
         raise DistillError(f"--text {text!r}: expected scratch, clip, the folder of a run or a language model")
     if (Path(text) / "zarr.json").is_file():
         raise DistillError(f"--text {text} is a cache: pass the folder of a run or of a language model")
-    if (Path(text) / CONFIG).is_file():
+    if (Path(text) / CLIP_CONFIG).is_file():
         raise DistillError(f"--text {text} is a merged CLIP: pass the folder of the run that it was exported from")
