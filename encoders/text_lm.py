@@ -127,6 +127,7 @@ class LMConfig(TextTowerConfig):
 name = "local-dir:{folder}"
 text_cfg = open_clip.get_model_config(name)["text_cfg"] | {{"hf_model_name": "{folder}"}}
 model, _, preprocess = open_clip.create_model_and_transforms(name, text_cfg=text_cfg)
+model.eval()  # language models have dropout
 tokenizer = open_clip.get_tokenizer(name)"""
 
     def loading_guide(self, folder: str) -> str:

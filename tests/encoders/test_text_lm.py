@@ -25,6 +25,7 @@ from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
+from support.model_cards import cosine, run_card
 from support.runs import settings
 from support.text_tower_contract import TextTowerContract
 from support.tiny_lms import CAPTIONS, CONTEXT, FAMILIES
@@ -214,7 +215,12 @@ assert not [module for module in sys.modules if module.startswith("clipglot")]
     ("family", "changes"), [("bert", {"lora_rank": 2}), ("xlm-roberta", {}), ("mt5", {"head": "mlp"})]
 )
 def test_an_export_loads_offline_in_open_clip_as_its_card_says(
-    lms: dict[str, Path], lm_settings: Any, tmp_path: Path, family: str, changes: dict[str, Any]
+    lms: dict[str, Path],
+    lm_settings: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    changes: dict[str, Any],
 ) -> None:
     lm = shutil.copytree(lms[family], tmp_path / "lm")
     given = replace(lm_settings, text=str(lm), epochs=1, **changes)
@@ -224,6 +230,9 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
     card = (folder / "README.md").read_text()
     assert 'text_cfg = open_clip.get_model_config(name)["text_cfg"] | {"hf_model_name": "merged"}' in card
     assert str(tmp_path) not in card + (folder / "open_clip_config.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    encode = run_card(card)
+    assert cosine(encode(CAPTIONS[0]), encode(CAPTIONS[0])) == 1
     stranger = [sys.executable, "-W", "ignore", "-c", STRANGER, str(folder), *CAPTIONS]
     subprocess.run(stranger, cwd=tmp_path, check=True)
     with torch.inference_mode():
@@ -239,6 +248,7 @@ def test_other_families_and_poolers_load_with_our_loader(
     lm_settings: Any,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     family: str,
     pooler: Any,
 ) -> None:
@@ -257,6 +267,9 @@ def test_other_families_and_poolers_load_with_our_loader(
     names = {}
     exec(result.code, names)
     assert names["clip"].encode_texts(["a"]).shape == (1, 16)
+    monkeypatch.chdir(tmp_path)
+    encode = run_card((folder / "README.md").read_text())
+    assert cosine(encode(CAPTIONS[0]), encode(CAPTIONS[0])) == 1
 
 
 def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:
