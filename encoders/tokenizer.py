@@ -22,6 +22,7 @@ PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 SPECIAL: dict[str, str | None] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}
 """The special tokens of the tokenizers trained here, under the names that transformers gives their roles."""
 ROLES = (*SPECIAL, "cls_token", "sep_token", "mask_token")
+AS_TEXT = "split_special_tokens"  # key of tokenizer_config.json by which transformers reads special tokens as text
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLEANING = "whitespace"  # what open_clip's HFTokenizer applies before tokenizing: ftfy, html and whitespace
 _open_clip_clean = get_clean_fn(CLEANING)
@@ -67,6 +68,15 @@ class TextTokenizer(ABC):
             EncoderError: no tokenizer there, or one of another kind.
         """
 
+    @classmethod
+    def load_for_new(cls, folder: str | Path) -> Self:
+        """Read the tokenizer of a folder for a new run, in which special tokens in captions are text.
+
+        Raises:
+            EncoderError: as `load`.
+        """
+        return cls.load(folder)
+
     @property
     @abstractmethod
     def backend(self) -> Tokenizer:
@@ -98,11 +108,13 @@ class CaptionTokenizer(TextTokenizer):
         pad_id: id that captions are padded with.
         bos_id: id that begins every caption.
         eos_id: id that ends every caption.
+        special_as_text: whether a special token that a caption spells out is text; it is not in runs from before.
     """
 
     pad_id: int
     bos_id: int
     eos_id: int
+    special_as_text: bool = True
 
     def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str | None] = SPECIAL) -> None:
         """Wrap a tokenizer.
@@ -120,12 +132,16 @@ class CaptionTokenizer(TextTokenizer):
     def load(cls, folder: str | Path) -> Self:
         """Read a folder that `save` wrote, or one of transformers whose captions stand between begin and end tokens.
 
+        Special tokens in captions mean what the folder says, so that the ids of earlier runs stay as they are.
+
         Raises:
             EncoderError: no tokenizer there, or one that does not put captions between BOS and EOS.
         """
         folder = Path(folder)
         tokenizer = read_tokenizer(folder)
         loaded = cls(tokenizer, _special_tokens(folder))
+        config = folder / FILES[1]
+        loaded.special_as_text = config.is_file() and bool(read_json(config).get(AS_TEXT, False))
         if loaded.encode([""], 2) != [[loaded.bos_id, loaded.eos_id]]:  # the tower pools at EOS
             raise EncoderError(
                 f"{folder / FILES[0]}: does not end captions with {loaded.special['eos_token']} after "
@@ -133,22 +149,39 @@ class CaptionTokenizer(TextTokenizer):
             )
         return loaded
 
+    @classmethod
+    def load_for_new(cls, folder: str | Path) -> Self:
+        """Read a tokenizer for a new run: whatever the folder says, special tokens in captions are text.
+
+        Raises:
+            EncoderError: as `load`.
+        """
+        loaded = cls.load(folder)
+        loaded.special_as_text = True
+        demote_special_pieces(loaded._tokenizer)
+        return loaded
+
     @property
     def backend(self) -> Tokenizer:
         """A copy of the tokenizer underneath, which neither cuts nor pads."""
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        return Tokenizer.from_str(self._tokenizer.to_str())
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = self.special_as_text
+        return copy
 
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
         """Ids of each caption: BOS, text, EOS, at most `context_length`, unpadded; a cut caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
+        self._tokenizer.encode_special_tokens = self.special_as_text  # which neither its JSON nor a pickle keeps
         return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
 
     def fingerprint(self, context_length: int) -> str:
         """SHA-256 over all that decides the ids: two tokenizers with the same fingerprint give the same ids."""
         self._tokenizer.no_truncation()  # `encode` sets it
         decisive = [self._tokenizer.to_str(), CLEANING, context_length]
+        if self.special_as_text:
+            decisive.append("special tokens split")  # not before: tokens that are stored keep their names
         return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -160,12 +193,14 @@ class CaptionTokenizer(TextTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config = self.special | {
+        config: dict[str, Any] = self.special | {
             # Named so because transformers 4 does not know the class name that transformers 5 would write.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**9,
         }
+        if self.special_as_text:
+            config[AS_TEXT] = True
         tokens = {name: token for name, token in self.special.items() if token}
         contents = (
             self._tokenizer.to_str(pretty=True),
@@ -205,6 +240,19 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def demote_special_pieces(tokenizer: Tokenizer) -> None:
+    """Let a Unigram model spell special tokens, which SentencePiece never finds in a text and this library does."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model["type"] != "Unigram":
+        return
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    lowest = min(score for _, score in model["vocab"])
+    never = lowest - 1_000.0  # below that of any spelling
+    demoted = [(piece, never if piece in special and score > lowest else score) for piece, score in model["vocab"]]
+    if any(score == never for _, score in demoted):
+        tokenizer.model = models.Unigram(demoted, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
 
 
 def _special_tokens(folder: Path) -> dict[str, str | None]:
@@ -323,6 +371,7 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
     tokenizer.model = models.Unigram(tokens, unk_id=0, byte_fallback=True)  # it wants an unknown, and never gives it
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([PAD, BOS, EOS])
+    demote_special_pieces(tokenizer)
     return CaptionTokenizer(_between_bos_and_eos(tokenizer))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import EncoderError
-from .tokenizer import CLEANING, TextTokenizer, clean
+from .tokenizer import CLEANING, TextTokenizer, clean, demote_special_pieces
 from .untrusted import lm_tokenizer
 
 
@@ -40,6 +40,17 @@ class LMTokenizer(TextTokenizer):
         if not tokenizer.is_fast:
             raise EncoderError(f"{folder}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
         return cls(tokenizer)
+
+    @classmethod
+    def load_for_new(cls, folder: str | Path) -> Self:
+        """Read a tokenizer for a new run, in which special tokens that a caption spells out are text.
+
+        Raises:
+            EncoderError: as `load`.
+        """
+        loaded = cls.load(folder)
+        demote_special_pieces(loaded.backend)
+        return loaded
 
     @property
     def backend(self) -> Any:

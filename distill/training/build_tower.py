@@ -36,10 +36,12 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     kind = _kind_of(settings, earlier)
     if kind.has_own_tokenizer and settings.tokenizer:
         raise DistillError(f"--tokenizer {settings.tokenizer}: {settings.text} has a tokenizer of its own: drop it")
-    folder = kept if kept.exists() else settings.tokenizer or (earlier.tokenizer if earlier else None)
+    if kept.exists():
+        return kind.tokenizer_type.load(kept)
+    folder = settings.tokenizer or (earlier.tokenizer if earlier else None)
     if folder is None and not kind.has_own_tokenizer:
         return train_bpe(captions(), settings.vocab_size)
-    return kind.tokenizer_type.load(folder or settings.text)
+    return kind.tokenizer_type.load_for_new(folder or settings.text)
 
 
 def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTokenizer) -> TextTower:
