@@ -9,6 +9,7 @@ from typing import Any, Self
 from .errors import EncoderError
 from .tokenizer import CLEANING, TextTokenizer, clean, demote_special_pieces
 from .untrusted import lm_tokenizer
+from .untrusted_regex import panics_named
 
 
 class LMTokenizer(TextTokenizer):
@@ -65,13 +66,14 @@ class LMTokenizer(TextTokenizer):
         if not captions:
             return []
         cleaned = [clean(caption) for caption in captions]
-        encoded = self._tokenizer(
-            cleaned,
-            max_length=context_length,
-            truncation=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
+        with panics_named():
+            encoded = self._tokenizer(
+                cleaned,
+                max_length=context_length,
+                truncation=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
         # A tokenizer without special tokens makes nothing of an empty caption, and nothing cannot be pooled.
         return [ids or [self._end_id] for ids in encoded.input_ids]
 

@@ -26,6 +26,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from .errors import EncoderError
 from .untrusted_files import MAX_VOCABULARY, fetched, read_json, require_regular
+from .untrusted_regex import require_tame_expressions
 
 LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
 CLIP_CONFIG = "open_clip_config.json"
@@ -286,6 +287,8 @@ def _write_tokenizer(source: str | Path, safe: Path) -> None:
     for name in VOCABULARIES:
         if (folder / name).is_symlink() or (folder / name).exists():
             (safe / name).symlink_to(require_regular(folder / name, MAX_VOCABULARY))
+    if (safe / VOCABULARIES[0]).exists():
+        require_tame_expressions(folder / VOCABULARIES[0])
     described = {}
     if (folder / TOKENIZER_CONFIG).exists():
         described = read_json(folder / TOKENIZER_CONFIG)
