@@ -67,7 +67,8 @@ def _print(report: "DemoReport", *, kept: bool) -> None:
         f"instead of {cached_s:.0f} s: {report.uncached_s / cached_s:.1f} times as long."
     )
     if kept:
-        say(f'The merged CLIP: open_clip.create_model_and_transforms("local-dir:{report.folder / "merged"}")')
+        code = f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{report.folder / "merged"}")'
+        say(f"The merged CLIP: {code}; model.eval()")
     else:
         say("Nothing was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import click
 from rich.cells import cell_len
-from rich.table import Table
 
 from ..cache.format import EXPLANATION, Status
 from ..cache.read.preview import CaptionedImage
@@ -14,7 +13,7 @@ from ..jobs.settings.inspect import InspectSettings
 from .describe import cache_facts
 from .inspect_watch import pass_table, watch_until_sealed
 from .options import require_kind, settings_options
-from .render import facts, friendly_errors, json_option, output, print_json, say, shortened, table
+from .render import Table, facts, friendly_errors, json_option, output, print_json, say, shortened, table
 
 
 class _InspectCommand(click.Command):

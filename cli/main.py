@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .terminal import guard_outputs
+
 # name: (module, attribute, description in `clipglot --help`)
 COMMANDS = {
     "cache": ("cache", "cache", "Embed every image of a source once."),
@@ -32,6 +34,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command. Every process but the first ends silently, with the same exit code."""
+        guard_outputs()
         if is_first_process():
             return super().main(*args, **kwargs)
         try:

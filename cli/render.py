@@ -5,13 +5,13 @@ import json
 import math
 import re
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.cells import cell_len, set_cell_size
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,7 +21,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.segment import Segment
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from ..cache.errors import CacheError
@@ -31,9 +32,27 @@ from ..distill.errors import DistillError, LoneError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 from .main import is_first_process
+from .terminal import json_safe, visible, visible_line
 
 
-class _Output(Console):
+class SafeConsole(Console):
+    """A console that draws and colours, and in whose texts controls are visible."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As `Console.render`, which all that is drawn goes through; what draws is marked as control by rich."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+class Table(RichTable):
+    """A table whose texts are made visible before their widths are measured; each is one line."""
+
+    def add_row(self, *cells: Any, **how: Any) -> None:
+        """As `Table.add_row`."""
+        super().add_row(*(visible_line(cell) if isinstance(cell, str) else cell for cell in cells), **how)
+
+
+class _Output(SafeConsole):
     """Standard output; where that is no terminal, lines end where their text does."""
 
     def print(self, *objects: Any, **how: Any) -> None:
@@ -50,11 +69,11 @@ class _Output(Console):
 output = _Output(markup=False, emoji=False, highlight=False)
 if not output.is_terminal:
     output.width = 10_000  # a file has no edge to wrap at
-status = Console(stderr=True)
+status = SafeConsole(stderr=True, markup=False, emoji=False)
 # What the machine refuses, whatever the program does: the message names the path.
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # what stands at the path
-_NO_PART_OF_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f]+")  # of a terminal's, either: controls could steer it
+_NO_PART_OF_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 
 
@@ -66,30 +85,30 @@ def friendly_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno not in _REFUSALS:
             raise
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(visible_line(str(error))) from error
     except LoneError as error:
-        click.echo(f"Error: {error}", err=True)  # beside the first process's, if that has one
+        click.echo(visible_line(f"Error: {error}"), err=True)  # beside the first process's, if that has one
         raise SystemExit(1) from error
     except (CacheError, EncoderError, DistillError, EvalError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(visible_line(str(error))) from error
 
 
 def say(line: str) -> None:
     """Plain text on standard output: one line, which a terminal wraps between words."""
     if output.is_terminal:
-        output.print(Text(line))
+        output.print(Text(visible_line(line)))
     else:
-        click.echo(line)
+        click.echo(visible_line(line))
 
 
 def warn(line: str) -> None:
     """One line on standard error, above a bar that may be running there; a terminal wraps it between words."""
-    status.print(Text(line, style="yellow"), soft_wrap=not status.is_terminal)
+    status.print(Text(visible_line(line), style="yellow"), soft_wrap=not status.is_terminal)
 
 
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """One JSON document on standard output, nothing else there; without indent it takes one line."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=indent))
+    click.echo(json_safe(json.dumps(value, ensure_ascii=False, indent=indent)))
 
 
 class _Count(MofNCompleteColumn):
@@ -103,12 +122,12 @@ class _Count(MofNCompleteColumn):
 def progress_bar() -> Iterator[Progress]:
     """A bar on standard error, of the first process; silent where that is not a terminal."""
     columns = (
-        TextColumn("{task.description:>8}"),
+        TextColumn("{task.description:>8}", markup=False),
         BarColumn(),
         _Count(),
         TaskProgressColumn(show_speed=True),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
         yield progress
@@ -142,12 +161,14 @@ class PlainProgress:
         if status.is_terminal or not (at_once or time.monotonic() - self._said_at >= self._every_s):
             return
         self._said_at = time.monotonic()
-        click.echo(line, err=True)
+        click.echo(visible_line(line), err=True)
 
 
 def facts(title: str, rows: dict[str, Any]) -> Table:
     """A two-column table of names and values."""
-    result = Table(title=title, title_justify="left", title_style="", show_header=False, box=None, pad_edge=False)
+    result = Table(
+        title=visible_line(title), title_justify="left", title_style="", show_header=False, box=None, pad_edge=False
+    )
     result.add_column(style="bold")
     result.add_column(overflow="fold")
     for name, value in rows.items():

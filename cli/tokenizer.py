@@ -7,7 +7,7 @@ import click
 
 from ..jobs.settings.tokenizer import TokenizerSettings
 from .options import require_kind, require_new, settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, say, table
+from .render import friendly_errors, json_option, output, percent, print_json, say, table, warn
 
 if TYPE_CHECKING:
     from ..jobs.tokenizer import TokenizerReport
@@ -54,4 +54,4 @@ def _print(report: "TokenizerReport") -> None:
     output.print()
     output.print(rows)
     if report.warning:
-        click.echo(f"warning: {report.warning}", err=True)
+        warn(f"warning: {report.warning}")

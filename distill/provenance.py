@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..cache.format import EncoderInfo
+from ..cache.format import EncoderInfo, Status
 from ..cache.read.cache import Cache
 from ..encoders.image_tower import ImageTower
 from ..encoders.open_clip_loading import weights_file
@@ -80,6 +80,7 @@ def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
         encoder["pretrained"] = Path(encoder["pretrained"]).name
     source = {"name": Path(provenance["source"]["path"]).name, "sha256": provenance["source"]["sha256"]}
     counts = {name: provenance[name] for name in ("num_pictures", "num_captions")}
+    counts["num_embedded"] = provenance["counts"].get(Status.EMBEDDED.label, 0)  # others are not trained on
     return {"encoder": encoder, "source": source} | counts
 
 

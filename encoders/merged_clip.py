@@ -23,12 +23,14 @@ from torch import Tensor
 
 from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
-from .open_clip_loading import LOCAL_PREFIX, load_clip
+from .open_clip_loading import load_clip
 from .text_tower import TextTower, TextTowerConfig
 from .text_towers import TEXT_TOWERS
 from .tokenizer import TextTokenizer
+from .untrusted import CLIP_CONFIG, LOCAL_PREFIX, clip_config, clip_tokenizer
+from .untrusted_files import read_json, require_regular
 
-WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+WEIGHTS = "open_clip_model.safetensors"
 TEXTS_AT_A_TIME = 256
 NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # a text tower for open_clip to build, where ours takes its place
 
@@ -73,7 +75,7 @@ def write_merged(
         "preprocess_cfg": image_tower.preprocess,
         "clipglot": provenance,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CLIP_CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokenizer.save(folder)
     for name, content in text_tower.config.extra_files().items():
         (folder / name).write_text(content, encoding="utf-8")
@@ -110,14 +112,16 @@ def load_merged(folder: Path) -> MergedClip:
     Raises:
         EncoderError: no such folder, or one that does not load.
     """
-    if not (folder / CONFIG).is_file():
-        raise EncoderError(f"{folder}: no {CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`")
+    if not (folder / CLIP_CONFIG).is_file():
+        raise EncoderError(
+            f"{folder}: no {CLIP_CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`"
+        )
     if own := _text_that_open_clip_lacks(folder):
         return _load_with_own_text(folder, *own)
     name = f"{LOCAL_PREFIX}{folder}"
     clip, config = load_clip(name, None)
     try:
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = clip_tokenizer(name, config)
     except Exception as error:  # a missing or damaged tokenizer file, of any kind
         raise EncoderError(f"{folder}: its tokenizer does not load ({error})") from error
     clip.eval().requires_grad_(False)
@@ -131,7 +135,7 @@ def load_merged(folder: Path) -> MergedClip:
 
 def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTowerConfig] | None:
     """Kind and configuration of an exported text tower that open_clip cannot build; None if it can."""
-    config = _read_config(folder)
+    config = read_json(folder / CLIP_CONFIG)
     if "clipglot" not in config:
         return None
     for tower in TEXT_TOWERS.values():
@@ -143,9 +147,11 @@ def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTower
 
 def _load_with_own_text(folder: Path, kind: type[TextTower], text_config: TextTowerConfig) -> MergedClip:
     """The image tower as open_clip builds it, the text tower as clipglot does."""
-    name, config = f"{LOCAL_PREFIX}{folder}", _read_config(folder)["model_cfg"]
+    name = f"{LOCAL_PREFIX}{folder}"
+    config = clip_config(name)
+    assert config is not None, "a folder has one"
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(require_regular(folder / WEIGHTS))
         with _without_warning("initialized partially"):  # the weights follow
             clip: Any = open_clip.create_model(name, load_weights=False, pretrained_image=False, text_cfg=NO_TEXT)
         clip.visual.load_state_dict(_with_prefix("visual.", tensors))
@@ -183,12 +189,3 @@ def _without_warning(part: str) -> Iterator[None]:
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors whose names begin with a prefix, named without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    """The open_clip_config.json of a folder."""
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EncoderError(f"{folder / CONFIG}: no JSON ({error}): export the run again") from error
-    return config

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from .errors import EncoderError
 from .loading_errors import not_loaded, without_pickle_warnings
+from .untrusted import clip_config, clip_text_arguments
 
-TIMM_PREFIX, LOCAL_PREFIX = "timm/", "local-dir:"
-LM_CONFIG = "config.json"  # of transformers, beside the weights
+TIMM_PREFIX = "timm/"
 
 
 def weights_file(model: str, pretrained: str | None) -> Path | None:
@@ -40,7 +40,9 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     if has_schema and pretrained:
         raise EncoderError(f"--model {model} brings its own weights: drop --pretrained {pretrained}")
     try:
-        config = open_clip.get_model_config(model)
+        config = clip_config(model)
+    except EncoderError as error:
+        raise EncoderError(f"--model {model}: {error}") from error
     except Exception as error:  # a hub error, a missing file, broken JSON: open_clip wraps none of them
         raise EncoderError(
             f"--model {model}: cannot read its open_clip_config.json ({error}): "
@@ -61,27 +63,21 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     if tag and tag.get("quick_gelu", False):
         config["quick_gelu"] = True
     try:
-        with without_pickle_warnings():
+        with without_pickle_warnings(), clip_text_arguments(model, config) as text_arguments:
             clip = open_clip.create_model(
                 model,
                 pretrained=pretrained,
                 force_quick_gelu=bool(config.get("quick_gelu", False)),
                 pretrained_text=False,
                 require_pretrained=True,
-                **_offline_text(model, config),
+                **text_arguments,
             )
+    except EncoderError as error:
+        raise EncoderError(f"--model {model}: {error}") from error
     except Exception as error:  # wrong keys, damaged file, download failed: one message says which
         raise not_loaded(model, pretrained, error) from error
     config["vision_cfg"].pop("output_tokens", None)  # CoCa's second output, which a CLIP does not take
     return clip, config
-
-
-def _offline_text(model: str, config: dict[str, Any]) -> dict[str, Any]:
-    """What makes open_clip build a language model from a `local-dir:` alone: its loader only knows it by name."""
-    folder, text_cfg = model.removeprefix(LOCAL_PREFIX), config["text_cfg"]
-    if "hf_model_name" not in text_cfg or folder == model or not (Path(folder) / LM_CONFIG).is_file():
-        return {}
-    return {"text_cfg": text_cfg | {"hf_model_name": folder, "hf_model_pretrained": False}}
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from .errors import EncoderError
 from .lora import add_lora, merge_lora
-from .open_clip_loading import LM_CONFIG
 from .packing import PackedCaptions, PackedRows
 from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
 from .text_lm_loading import (
@@ -35,6 +34,7 @@ from .text_lm_loading import (
 from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .tokenizer import TextTokenizer
 from .tokenizer_lm import LMTokenizer
+from .untrusted import LM_CONFIG, read_config, to_config
 
 Head = Literal["linear", "mlp"]
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).
@@ -93,10 +93,7 @@ class LMConfig(TextTowerConfig):
         text_cfg = model_cfg["text_cfg"]
         if "hf_model_name" not in text_cfg:
             return None
-        try:
-            model = json.loads((folder / LM_CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise EncoderError(f"{folder / LM_CONFIG}: no JSON ({error}): export the run again") from error
+        model = read_config(folder)
         poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
         return cls(
             embed_dim=model_cfg["embed_dim"],
@@ -109,7 +106,7 @@ class LMConfig(TextTowerConfig):
 
     def to_transformers(self) -> Any:
         """The transformers config."""
-        return AutoConfig.for_model(**self.model)
+        return to_config(self.model, f"the language model {self.name}")
 
     def describe(self) -> str:
         """One line for the model card."""
@@ -130,6 +127,7 @@ class LMConfig(TextTowerConfig):
 name = "local-dir:{folder}"
 text_cfg = open_clip.get_model_config(name)["text_cfg"] | {{"hf_model_name": "{folder}"}}
 model, _, preprocess = open_clip.create_model_and_transforms(name, text_cfg=text_cfg)
+model.eval()  # language models have dropout
 tokenizer = open_clip.get_tokenizer(name)"""
 
     def loading_guide(self, folder: str) -> str:

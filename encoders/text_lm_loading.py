@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from .errors import EncoderError
 from .text_lm_forward import AFTER_PAD
+from .untrusted import LM_CONFIG, safe_lm, to_config
+from .untrusted_files import read_json
 
 # What the families' configs call their dropout.
 DROPOUTS = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate", "dropout", "attention_dropout"]
@@ -30,10 +32,10 @@ def read_pretrained(name: str, dropout: float | None) -> Any:
         EncoderError: no model there, or one that lacks weights.
     """
     try:
-        with _quiet():
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with _quiet(), safe_lm(name) as folder:
+            config = to_config(read_json(folder / LM_CONFIG), name)
             set_dropout(config, dropout)
-            model, missing = _read(name, config)
+            model, missing = _read(str(folder), config)
     except Exception as error:  # missing file, unknown family, hub error, damaged weights: each with its own type
         raise EncoderError(
             f"--text {name}: no language model that transformers loads from safetensors ({first_line(error)}): pass "

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from .errors import EncoderError
 from .image_tower import ImageTower, Precision, exact_float32, tower_of_clip
 from .open_clip_loading import TIMM_PREFIX, hash_tensors, load_clip
+from .untrusted import clip_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ def load_with_teacher(
         raise EncoderError(f"--model {model} has no text tower that could teach: drop --teacher-field, or take a CLIP")
     clip, config = load_clip(model, pretrained)
     try:
-        tokenizer = open_clip.get_tokenizer(model if ":" in model else model.replace("/", "-"))
+        tokenizer = clip_tokenizer(model if ":" in model else model.replace("/", "-"), config)
     except Exception as error:  # a missing or damaged tokenizer file, of any kind
         raise EncoderError(f"--model {model}: the tokenizer of its text tower does not load ({error})") from error
     tensors = {k: v for k, v in clip.state_dict().items() if not k.startswith(("visual.", "logit_"))}

@@ -68,6 +68,7 @@ class TextTowerConfig(ABC):
             return f"""import open_clip
 
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{folder}")
+model.eval()  # without dropout
 tokenizer = open_clip.get_tokenizer("local-dir:{folder}")"""
         return f"""from pathlib import Path
 from clipglot.encoders.merged_clip import load_merged

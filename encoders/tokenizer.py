@@ -16,11 +16,14 @@ from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .errors import EncoderError
+from .untrusted_files import read_json
+from .untrusted_regex import panics_named, require_tame_expressions
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 SPECIAL: dict[str, str | None] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}
 """Special tokens of the tokenizers trained here, by role as named in transformers."""
 ROLES = (*SPECIAL, "cls_token", "sep_token", "mask_token")
+AS_TEXT = "split_special_tokens"  # key of tokenizer_config.json by which transformers reads special tokens as text
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLEANING = "whitespace"  # text cleaning of open_clip's HFTokenizer: ftfy, HTML entities and whitespace
 _open_clip_clean = get_clean_fn(CLEANING)
@@ -66,6 +69,15 @@ class TextTokenizer(ABC):
             EncoderError: no tokenizer in it, or one of another kind.
         """
 
+    @classmethod
+    def load_for_new(cls, folder: str | Path) -> Self:
+        """Read the tokenizer of a folder for a new run, in which special tokens in captions are text.
+
+        Raises:
+            EncoderError: as `load`.
+        """
+        return cls.load(folder)
+
     @property
     @abstractmethod
     def backend(self) -> Tokenizer:
@@ -97,11 +109,13 @@ class CaptionTokenizer(TextTokenizer):
         pad_id: id of the padding token.
         bos_id: id of the begin token.
         eos_id: id of the end token.
+        special_as_text: whether a special token spelled out in a caption is text; in earlier runs it is not.
     """
 
     pad_id: int
     bos_id: int
     eos_id: int
+    special_as_text: bool = True
 
     def __init__(self, tokenizer: Tokenizer, special: Mapping[str, str | None] = SPECIAL) -> None:
         """Wrap a tokenizer.
@@ -119,12 +133,16 @@ class CaptionTokenizer(TextTokenizer):
     def load(cls, folder: str | Path) -> Self:
         """Read a folder written by `save`, or a transformers tokenizer with a begin and an end token.
 
+        Special tokens in captions mean what the folder says, so that the ids of earlier runs stay as they are.
+
         Raises:
             EncoderError: no tokenizer in it, or one that does not put captions between BOS and EOS.
         """
         folder = Path(folder)
         tokenizer = read_tokenizer(folder)
         loaded = cls(tokenizer, _special_tokens(folder))
+        config = folder / FILES[1]
+        loaded.special_as_text = config.is_file() and bool(read_json(config).get(AS_TEXT, False))
         if loaded.encode([""], 2) != [[loaded.bos_id, loaded.eos_id]]:  # the tower pools at EOS
             raise EncoderError(
                 f"{folder / FILES[0]}: does not end captions with {loaded.special['eos_token']} after "
@@ -132,23 +150,41 @@ class CaptionTokenizer(TextTokenizer):
             )
         return loaded
 
+    @classmethod
+    def load_for_new(cls, folder: str | Path) -> Self:
+        """Read a tokenizer for a new run: whatever the folder says, special tokens in captions are text.
+
+        Raises:
+            EncoderError: as `load`.
+        """
+        loaded = cls.load(folder)
+        loaded.special_as_text = True
+        demote_special_pieces(loaded._tokenizer)
+        return loaded
+
     @property
     def backend(self) -> Tokenizer:
         """A copy of the underlying tokenizer; it neither truncates nor pads."""
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        return Tokenizer.from_str(self._tokenizer.to_str())
+        copy = Tokenizer.from_str(self._tokenizer.to_str())
+        copy.encode_special_tokens = self.special_as_text
+        return copy
 
     def encode(self, captions: Sequence[str], context_length: int) -> list[list[int]]:
         """Ids of each caption: BOS, text, EOS, at most `context_length`; a truncated caption keeps its EOS."""
         self._tokenizer.enable_truncation(context_length)
-        return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
+        self._tokenizer.encode_special_tokens = self.special_as_text  # which neither its JSON nor a pickle keeps
+        with panics_named():
+            return [e.ids for e in self._tokenizer.encode_batch_fast([clean(caption) for caption in captions])]
 
     def fingerprint(self, context_length: int) -> str:
         """SHA-256 over everything that determines the ids: equal fingerprints mean equal ids."""
         self._tokenizer.no_truncation()  # `encode` sets it
-        content = [self._tokenizer.to_str(), CLEANING, context_length]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        decisive = [self._tokenizer.to_str(), CLEANING, context_length]
+        if self.special_as_text:
+            decisive.append("special tokens split")  # not before: tokens that are stored keep their names
+        return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, without special tokens."""
@@ -159,12 +195,14 @@ class CaptionTokenizer(TextTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        config = self.special | {
-            # transformers 4 does not know the class name that transformers 5 would write.
+        config: dict[str, Any] = self.special | {
+            # Named so because transformers 4 does not know the class name that transformers 5 would write.
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
             "model_max_length": 10**9,
         }
+        if self.special_as_text:
+            config[AS_TEXT] = True
         tokens = {name: token for name, token in self.special.items() if token}
         contents = (
             self._tokenizer.to_str(pretty=True),
@@ -196,6 +234,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
             f"{folder}: no tokenizer.json in it: make a tokenizer with `clipglot tokenizer`, or save that of a "
             "language model with `AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)`"
         )
+    require_tame_expressions(file)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises bare Exception
@@ -205,16 +244,25 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def demote_special_pieces(tokenizer: Tokenizer) -> None:
+    """Let a Unigram model spell special tokens, which SentencePiece never finds in a text and this library does."""
+    model = json.loads(tokenizer.to_str())["model"]
+    if model["type"] != "Unigram":
+        return
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    lowest = min(score for _, score in model["vocab"])
+    never = lowest - 1_000.0  # below that of any spelling
+    demoted = [(piece, never if piece in special and score > lowest else score) for piece, score in model["vocab"]]
+    if any(score == never for _, score in demoted):
+        tokenizer.model = models.Unigram(demoted, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
+
+
 def _special_tokens(folder: Path) -> dict[str, str | None]:
     """Special tokens by role from the transformers files beside tokenizer.json; `SPECIAL` without such files."""
     named: dict[str, Any] = {}
     for file in (folder / FILES[2], folder / FILES[1]):
         if file.is_file():
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise EncoderError(f"{file}: not JSON ({error}): save the tokenizer again") from error
-            named |= {role: token for role, token in content.items() if role in ROLES}
+            named |= {role: token for role, token in read_json(file).items() if role in ROLES}
     if not named:
         return dict(SPECIAL)
     named = {role: token["content"] if isinstance(token, dict) else token for role, token in named.items()}
@@ -326,6 +374,7 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
     tokenizer.model = models.Unigram(tokens, unk_id=0, byte_fallback=True)  # requires an unknown id, never uses it
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([PAD, BOS, EOS])
+    demote_special_pieces(tokenizer)
     return CaptionTokenizer(_between_bos_and_eos(tokenizer))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from transformers import AutoTokenizer
-
 from .errors import EncoderError
-from .tokenizer import CLEANING, TextTokenizer, clean
+from .tokenizer import CLEANING, TextTokenizer, clean, demote_special_pieces
+from .untrusted import lm_tokenizer
+from .untrusted_regex import panics_named
 
 
 class LMTokenizer(TextTokenizer):
@@ -31,7 +31,7 @@ class LMTokenizer(TextTokenizer):
         try:
             # Special tokens that a caption spells out are text like other text: a pad amid a caption would be hidden
             # from attention here and not there. What `save` writes keeps it so.
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), split_special_tokens=True, trust_remote_code=False)
+            tokenizer = lm_tokenizer(folder, split_special_tokens=True)
         except Exception as error:  # of many types
             reason = str(error).strip().splitlines()[0]
             raise EncoderError(
@@ -41,6 +41,17 @@ class LMTokenizer(TextTokenizer):
         if not tokenizer.is_fast:
             raise EncoderError(f"{folder}: its tokenizer is not a fast one: convert it so that it has a tokenizer.json")
         return cls(tokenizer)
+
+    @classmethod
+    def load_for_new(cls, folder: str | Path) -> Self:
+        """Read a tokenizer for a new run, in which special tokens that a caption spells out are text.
+
+        Raises:
+            EncoderError: as `load`.
+        """
+        loaded = cls.load(folder)
+        demote_special_pieces(loaded.backend)
+        return loaded
 
     @property
     def backend(self) -> Any:
@@ -55,13 +66,14 @@ class LMTokenizer(TextTokenizer):
         if not captions:
             return []
         cleaned = [clean(caption) for caption in captions]
-        encoded = self._tokenizer(
-            cleaned,
-            max_length=context_length,
-            truncation=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )
+        with panics_named():
+            encoded = self._tokenizer(
+                cleaned,
+                max_length=context_length,
+                truncation=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
         # A tokenizer without special tokens makes nothing of an empty caption, and nothing cannot be pooled.
         return [ids or [self._end_id] for ids in encoded.input_ids]
 

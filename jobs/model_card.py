@@ -46,7 +46,7 @@ embeddings of that image tower.
 | text tower | {text.describe()} |
 | its weights | {weights} |
 | vocabulary, context | {vocab_size:,} tokens, captions of at most {text.context_length} tokens |
-| trained on | {provenance["num_pictures"]:,} images with {provenance["num_captions"]:,} captions |
+| trained on | {_trained_on(provenance)} |
 {_recall(validation)}
 Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for open_clip and
 transformers. The config's `clipglot` entry repeats where everything came from.
@@ -62,6 +62,15 @@ def describe_weights(which: Which, step: int | None) -> str:
     if which == "last":
         return "of the last step" if step is None else f"of the last step, {step:,}"
     return "of the best validation, " + (f"after step {step:,}" if step else "before the first step")
+
+
+def _trained_on(provenance: dict[str, Any]) -> str:
+    """How many images were embedded, so that a run could learn from them; the cache counts captions of all images."""
+    num, total, captions = (provenance[name] for name in ("num_embedded", "num_pictures", "num_captions"))
+    if num == total:
+        return f"{num:,} images with {captions:,} captions"
+    failed = f"of which {total - num:,} could not be embedded"
+    return f"{num:,} images; the cache has {total:,}, {failed}, and {captions:,} captions"
 
 
 def _recall(validation: dict[str, Any] | None) -> str:

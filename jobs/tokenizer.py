@@ -96,6 +96,7 @@ def inspect_tokenizer(settings: TokenizerSettings) -> TokenizerReport:
     captions = Cache(settings.cache).captions()
     is_open_clip = _is_open_clip(settings.inspect)
     tokenizer = open_clip_tokenizer().backend if is_open_clip else read_tokenizer(settings.inspect)
+    tokenizer.encode_special_tokens = True  # as in training
     return tokenizer_report(tokenizer, captions, str(settings.inspect), settings.context_length)
 
 
@@ -132,7 +133,7 @@ def _train(settings: TokenizerSettings, captions: Sequence[str]) -> CaptionToken
     if settings.extend is None:
         train = train_unigram if settings.kind == "unigram" else train_bpe
         return train(captions, settings.vocab_size or VOCAB_SIZE)
-    old = open_clip_tokenizer() if _is_open_clip(settings.extend) else CaptionTokenizer.load(settings.extend)
+    old = open_clip_tokenizer() if _is_open_clip(settings.extend) else CaptionTokenizer.load_for_new(settings.extend)
     return extend(old, captions, settings.vocab_size or old.vocab_size + NUM_ADDED)
 
 

@@ -250,6 +250,7 @@ The teacher of `clipglot demo`: two towers of {millions:.1f} M parameters togeth
 and their English captions. It knows only coloured shapes. License: Apache-2.0, like the code.
 
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:demo/english_clip")
+    model.eval()
     tokenizer = open_clip.get_tokenizer("local-dir:demo/english_clip")
 
 Trained by `scripts/train_demo_clip.py`: {scenes:,} scenes without the 16 held-out (colour, shape) pairs,

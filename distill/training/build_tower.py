@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ...cache.format import EncoderInfo
-from ...encoders.merged_clip import CONFIG
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
+from ...encoders.untrusted import CLIP_CONFIG
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -36,10 +36,12 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     kind = _kind_of(settings, earlier)
     if kind.has_own_tokenizer and settings.tokenizer:
         raise DistillError(f"--tokenizer {settings.tokenizer}: {settings.text} has a tokenizer of its own: drop it")
-    folder = kept if kept.exists() else settings.tokenizer or (earlier.tokenizer if earlier else None)
+    if kept.exists():
+        return kind.tokenizer_type.load(kept)
+    folder = settings.tokenizer or (earlier.tokenizer if earlier else None)
     if folder is None and not kind.has_own_tokenizer:
         return train_bpe(captions(), settings.vocab_size)
-    return kind.tokenizer_type.load(folder or settings.text)
+    return kind.tokenizer_type.load_for_new(folder or settings.text)
 
 
 def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTokenizer) -> TextTower:
@@ -119,5 +121,5 @@ def _require_text_tower(text: str) -> None:
         raise DistillError(f"--text {text!r}: expected scratch, clip, the folder of a run or a language model")
     if (Path(text) / "zarr.json").is_file():
         raise DistillError(f"--text {text} is a cache: pass the folder of a run or of a language model")
-    if (Path(text) / CONFIG).is_file():
+    if (Path(text) / CLIP_CONFIG).is_file():
         raise DistillError(f"--text {text} is a merged CLIP: pass the folder of the run that it was exported from")

@@ -24,6 +24,7 @@ from clipglot.jobs.settings.export import ExportSettings
 from open_clip.hf_model import HFTextEncoder
 from open_clip.tokenizer import HFTokenizer
 from support.launcher import Launcher
+from support.model_cards import cosine, run_card
 from support.runs import settings
 from support.text_tower_contract import TextTowerContract
 from support.tiny_lms import CAPTIONS, CONTEXT, FAMILIES
@@ -154,7 +155,7 @@ def test_files_that_do_not_belong_together_are_refused(lms: dict[str, Path], lm_
     tokenizer.save_pretrained(larger)
     refused(str(larger), r"its tokenizer knows 302 tokens, its word embeddings have 300 rows")
     custom = variant(bert, tmp_path / "custom", model_type="own", auto_map={"AutoConfig": "a.B", "AutoModel": "a.C"})
-    refused(custom, r"no language model that transformers loads from safetensors \(.*custom code")
+    refused(custom, r"no language model that transformers loads from safetensors \(.*never runs code")
     shared = transformers.AlbertConfig(vocab_size=300, embedding_size=8, **FAMILIES["bert"][1])
     for kind, model in {
         "albert": transformers.AlbertModel(shared),
@@ -213,7 +214,13 @@ assert not [module for module in sys.modules if module.startswith("clipglot")]
     ("family", "changes"), [("bert", {"lora_rank": 2}), ("xlm-roberta", {}), ("mt5", {"head": "mlp"})]
 )
 def test_an_export_loads_offline_in_open_clip_as_its_card_says(
-    lms: dict[str, Path], lm_settings: Any, launcher: Launcher, tmp_path: Path, family: str, changes: dict[str, Any]
+    lms: dict[str, Path],
+    lm_settings: Any,
+    launcher: Launcher,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    changes: dict[str, Any],
 ) -> None:
     lm = shutil.copytree(lms[family], tmp_path / "lm")
     given = replace(lm_settings, text=str(lm), epochs=1, **changes)
@@ -223,6 +230,9 @@ def test_an_export_loads_offline_in_open_clip_as_its_card_says(
     card = (folder / "README.md").read_text()
     assert 'text_cfg = open_clip.get_model_config(name)["text_cfg"] | {"hf_model_name": "merged"}' in card
     assert str(tmp_path) not in card + (folder / "open_clip_config.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    encode = run_card(card)
+    assert cosine(encode(CAPTIONS[0]), encode(CAPTIONS[0])) == 1
     launcher.run(OPEN_CLIP_SCRIPT, folder, *CAPTIONS, folder=tmp_path)
     with torch.inference_mode():
         ids = LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)
@@ -237,6 +247,7 @@ def test_other_families_and_poolers_load_with_our_loader(
     lm_settings: Any,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     family: str,
     pooler: Any,
 ) -> None:
@@ -255,6 +266,9 @@ def test_other_families_and_poolers_load_with_our_loader(
     names = {}
     exec(result.code, names)
     assert names["clip"].encode_texts(["a"]).shape == (1, 16)
+    monkeypatch.chdir(tmp_path)
+    encode = run_card((folder / "README.md").read_text())
+    assert cosine(encode(CAPTIONS[0]), encode(CAPTIONS[0])) == 1
 
 
 def test_a_damaged_export_is_named(lms: dict[str, Path], lm_settings: Any, tmp_path: Path) -> None:

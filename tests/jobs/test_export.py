@@ -25,6 +25,7 @@ from clipglot.jobs.settings.export import ExportSettings
 from safetensors.torch import save_file
 from support.drawings import draw_images
 from support.launcher import Launcher, Process
+from support.model_cards import cosine, run_card
 
 CAPTIONS = ["красный шум", "", "шум " * 50, "конец<eos>нет", "  ½ &amp; 🐈 고양이 桌上的猫\n"]
 
@@ -128,6 +129,27 @@ def test_model_card_and_config_have_the_provenance(merged: Path, tiny_cache: Pat
     assert recall is not None
     for part in (info.encoder.weights_sha256, f"R@1 {recall['r_at_1']:.1%}", 'get_tokenizer("local-dir:merged")'):
         assert part in card
+
+
+def test_the_cards_code_gives_the_same_twice(merged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(merged.parent)
+    encode = run_card((merged / "README.md").read_text())
+    assert cosine(encode(CAPTIONS[0]), encode(CAPTIONS[0])) == 1
+
+
+def test_the_card_counts_images_that_were_embedded(
+    make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = draw_images(tmp_path, 24)
+    (tmp_path / "images" / "0003.png").unlink()
+    make_cache(manifest, tmp_path / "cache.zarr")
+    run = make_run(tmp_path / "cache.zarr", tmp_path / "run", epochs=1)
+    folder = export_run(ExportSettings(run=run, output=tmp_path / "merged")).folder
+    assert "| trained on | 23 images; the cache has 24, of which 1 could not be embedded" in (
+        (folder / "README.md").read_text()
+    )
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    assert config["clipglot"]["num_embedded"] == 23
 
 
 @pytest.mark.parametrize("folder", ["merged", "timm_merged"])

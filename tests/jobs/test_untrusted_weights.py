@@ -16,60 +16,18 @@ import torch
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
-from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.text_scratch import ScratchTower
 from clipglot.encoders.text_teacher import load_with_teacher
-from clipglot.encoders.tokenizer_lm import LMTokenizer
+from support.hostile_models import PICKLES, Malicious, refused, zip_of_torch
 from support.tiny_lms import save_tiny_lm
-
-
-class Malicious:
-    """Object whose unpickling creates a file, which shows that code ran."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.mark,)
-
-
-def zip_of_torch(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    return buffer.getvalue()
-
-
-def legacy_file_of_torch(value: Any) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(value, buffer, _use_new_zipfile_serialization=False)
-    return buffer.getvalue()
-
-
-PICKLES: dict[str, Callable[[Any], bytes]] = {
-    "zip": zip_of_torch,
-    "legacy": legacy_file_of_torch,
-    "plain": pickle.dumps,
-}
 
 
 @pytest.fixture
 def mark(tmp_path: Path) -> Path:
     return tmp_path / "mark"
-
-
-def refused(load: Callable[[], Any], mark: Path, error: type[Exception] = EncoderError) -> str:
-    """Message of the refusal of a malicious file."""
-    with pytest.raises(error) as caught:
-        load()
-    message = str(caught.value)
-    assert not mark.exists(), "code ran"
-    for advice in ("weights_only", "allow_pickle", "safe_globals", "trust_remote_code", "Traceback"):
-        assert advice not in message, message
-    assert len(message) < 600
-    return message
 
 
 def test_the_pickles_are_malicious(mark: Path) -> None:
@@ -166,18 +124,6 @@ def test_a_language_model_runs_no_code(name: str, mark: Path, tmp_path: Path) ->
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(zip_of_torch({"embeddings.word_embeddings.weight": Malicious(mark)}))
     assert f"--text {folder}" in refused(lambda: LMTower.from_pretrained(str(folder), 16), mark)
-
-
-def test_code_in_the_folder_of_a_language_model_is_not_run(mark: Path, tmp_path: Path) -> None:
-    folder = save_tiny_lm(tmp_path / "lm")
-    (folder / "code.py").write_text(f"open({str(mark)!r}, 'w')\n")
-    for file, key in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
-        described = json.loads((folder / file).read_text())
-        custom = {key: "code.Custom" if key == "AutoConfig" else ["code.Custom", "code.Custom"]}
-        changed = {"auto_map": custom, "model_type": "custom", "tokenizer_class": "Custom"}
-        (folder / file).write_text(json.dumps(described | changed))
-    refused(lambda: LMTower.from_pretrained(str(folder), 16), mark)
-    refused(lambda: LMTokenizer.load(folder), mark)
 
 
 @pytest.mark.parametrize("form", PICKLES)

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -36,7 +37,9 @@ def test_the_readmes_commands_run(tmp_path: Path, tiny_clip: Path, monkeypatch: 
         result = CliRunner().invoke(main, command[1:], catch_exceptions=False)
         assert result.exit_code == 0, result.stderr
     for code in blocks("python"):
-        exec(code, {})
+        names: dict[str, Any] = {}
+        exec(code, names)
+        assert "model" not in names or not names["model"].training
 
 
 def test_the_readme_names_every_command_and_every_file_it_points_at() -> None:
