@@ -20,6 +20,7 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from .errors import EncoderError
+from .hub import hub_access
 from .loading_errors import not_loaded, without_pickle_warnings
 from .open_clip_loading import TIMM_PREFIX, hash_tensors, load_clip
 
@@ -177,7 +178,7 @@ def _load_timm(model: str, weights: str | None) -> tuple[nn.Module, dict[str, An
     overlay = {"file": weights} if weights is not None else None
     try:
         # With the classifier that the weights were trained with: only then does timm load strictly.
-        with without_pickle_warnings():
+        with nullcontext() if weights else hub_access(), without_pickle_warnings():
             source = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay)
     except Exception as error:  # unknown tag, wrong keys, damaged file, download failed: one message says which
         raise not_loaded(model, weights, error) from error

@@ -16,6 +16,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from .errors import EncoderError
+from .hub import HubUnreachableError
 
 HOLDS_CODE = "it holds more than tensors and could run any code: save its tensors as safetensors where you trust it"
 TORCHSCRIPT = (
@@ -74,6 +75,9 @@ def without_pickle_warnings() -> Iterator[None]:
 def _unreachable(error: BaseException) -> str | None:
     """Why the network gave nothing, if that is where the error comes from."""
     chain = _chain(error)
+    for link in chain:
+        if isinstance(link, HubUnreachableError):
+            return str(link)
     return str(chain[-1]) if any(isinstance(link, LocalEntryNotFoundError | URLError) for link in chain) else None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 
 from .errors import EncoderError
+from .hub import hub_access
 from .loading_errors import not_loaded, without_pickle_warnings
-from .untrusted import clip_config, clip_text_arguments
+from .untrusted import LOCAL_PREFIX, clip_config, clip_text_arguments
 
 TIMM_PREFIX = "timm/"
 
@@ -63,7 +65,9 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
     if tag and tag.get("quick_gelu", False):
         config["quick_gelu"] = True
     try:
-        with without_pickle_warnings(), clip_text_arguments(model, config) as text_arguments:
+        is_local = model.startswith(LOCAL_PREFIX) or weights_file(model, pretrained)
+        access = nullcontext() if is_local else hub_access()
+        with access, without_pickle_warnings(), clip_text_arguments(model, config) as text_arguments:
             clip = open_clip.create_model(
                 model,
                 pretrained=pretrained,

@@ -25,6 +25,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from .errors import EncoderError
+from .hub import hub_access
 from .untrusted_files import MAX_VOCABULARY, fetched, read_json, require_regular
 from .untrusted_regex import require_tame_expressions
 
@@ -76,7 +77,8 @@ def clip_config(model: str) -> dict[str, Any] | None:
             for weights in file.parent.glob(pattern):
                 require_regular(weights)
     elif model.startswith(HUB_PREFIX):
-        file = Path(hf_hub_download(model.removeprefix(HUB_PREFIX), CLIP_CONFIG))
+        with hub_access():
+            file = Path(hf_hub_download(model.removeprefix(HUB_PREFIX), CLIP_CONFIG))
     else:
         return open_clip.get_model_config(model)  # type: ignore[no-any-return]
     values = read_json(file)

@@ -14,6 +14,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 
 from .errors import EncoderError
+from .hub import hub_access
 
 MAX_JSON = 64 * 2**20
 MAX_VOCABULARY = 256 * 2**20  # the tokenizer.json of a vocabulary of 256,000 tokens has 34 MB
@@ -71,7 +72,8 @@ def fetched(source: str | Path, patterns: list[str]) -> Path:
     had_bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        with hub_access():
+            return Path(snapshot_download(str(source), allow_patterns=patterns))
     finally:
         if had_bars:
             enable_progress_bars()

@@ -1,0 +1,66 @@
+"""Access to the model hub, with one refusal at once where it cannot be reached."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+CONNECT_S = 5.0
+
+
+class HubUnreachableError(ConnectionError):
+    """No connection to the hub, and the file that was asked for is not on this machine."""
+
+
+@contextmanager
+def hub_access() -> Iterator[None]:
+    """Fetch files inside the block, or use those on this machine where the hub cannot be reached.
+
+    Left alone, its library tries each file six times, for 23 seconds and with two lines for each try.
+
+    Raises:
+        HubUnreachableError: a file is not on this machine either.
+    """
+    reason = None if constants.HF_HUB_OFFLINE else _why_unreachable()
+    if reason is None:
+        yield
+        return
+    constants.HF_HUB_OFFLINE = True
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # open_clip logs what it raises
+    try:
+        yield
+    except Exception as error:
+        if _is_absence(error):
+            raise HubUnreachableError(reason) from error
+        raise
+    finally:
+        logging.disable(disabled)
+        constants.HF_HUB_OFFLINE = False
+
+
+def _why_unreachable() -> str | None:
+    """Why no connection to the hub can be opened; None if it can, or if a proxy is in between."""
+    endpoint = urlsplit(constants.ENDPOINT)
+    if endpoint.scheme in getproxies():
+        return None
+    try:
+        address = endpoint.hostname or "", endpoint.port or {"http": 80}.get(endpoint.scheme, 443)
+        socket.create_connection(address, timeout=CONNECT_S).close()
+    except OSError as error:
+        return f"{endpoint.netloc}: {error.strerror or error}"
+    return None
+
+
+def _is_absence(error: BaseException | None) -> bool:
+    """Whether an error comes from a file that is not on this machine."""
+    while error is not None:
+        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
