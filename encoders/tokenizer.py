@@ -426,4 +426,6 @@ def open_clip_tokenizer() -> CaptionTokenizer:
         special_tokens=[(begin, simple.sot_token_id), (end, simple.eot_token_id)],
     )
     special = {"pad_token": end, "bos_token": begin, "eos_token": end, "unk_token": None}
-    return CaptionTokenizer(tokenizer, special)
+    result = CaptionTokenizer(tokenizer, special)
+    result.special_as_text = False  # as there; what extends it reads them as text
+    return result

@@ -69,10 +69,12 @@ def clip_config(model: str) -> dict[str, Any] | None:
 
     Raises:
         EncoderError: a config that asks for code, for another file or for a model that timm does not have.
-        Exception: of the hub, if it gives nothing.
+        Exception: there is none, or the hub gives nothing.
     """
     if model.startswith(LOCAL_PREFIX):
         file = Path(model.removeprefix(LOCAL_PREFIX)) / CLIP_CONFIG
+        if not file.exists():
+            raise FileNotFoundError(f"there is none in {file.parent}")
         for pattern in ("*.safetensors", "*.bin", "*.pth"):  # open_clip takes one of them
             for weights in file.parent.glob(pattern):
                 require_regular(weights)

@@ -9,7 +9,15 @@ import pytest
 from clipglot.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted(
+    [
+        ROOT / "README.md",
+        ROOT / "SECURITY.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "docs").rglob("*.md"),
+    ]
+)
 PACKAGES = sorted(file.parent.name for file in ROOT.glob("[a-z]*/__init__.py"))
 FOLDERS = [*PACKAGES, "benchmarks", "docs", "scripts", "tests"]
 CODE = re.compile(r"`([^`\s]+)`")
