@@ -23,7 +23,7 @@ def explain_scheme_error(url: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        remedy = "run `pip install 'clipglot[s3]'`" if scheme_of(url) in S3 else "install that package"
+        remedy = "run `pip install s3fs`" if scheme_of(url) in S3 else "install that package"
         raise CacheError(f"{url}: {error}: {remedy}") from error
     except ValueError as error:  # how fsspec reports an unknown scheme
         raise CacheError(f"{url}: {error}: pass a local path, or a URL such as s3://bucket/train.zarr") from error

@@ -118,6 +118,13 @@ class _Count(MofNCompleteColumn):
         return super().render(task) if task.total or task.completed else Text()
 
 
+class _TimeRemaining(TimeRemainingColumn):
+    """Time that remains; nothing where it cannot be estimated."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.time_remaining is not None or task.finished else Text()
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A bar on standard error, of the first process; silent where that is not a terminal."""
@@ -126,7 +133,7 @@ def progress_bar() -> Iterator[Progress]:
         BarColumn(),
         _Count(),
         TaskProgressColumn(show_speed=True),
-        TimeRemainingColumn(),
+        _TimeRemaining(),
         TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:

@@ -78,11 +78,14 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
         require_kind(settings.cache, "cache")
         if settings.val:
             require_kind(settings.val, "cache")
+        if not resume and (settings.output / "run.json").exists():
+            raise click.ClickException(
+                f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"
+            )
+        task = progress.add_task("load", note="", total=None)  # at once: the import takes seconds
         from ..jobs.train import train as run_training
 
-        task = progress.add_task("train", note="", total=None)
-        notes = {"loss": "", "recall": ""}
-
+        latest = {"step": "", "validation": ""}
         num_steps = 0
 
         def show(at: Progress) -> None:
@@ -91,16 +94,16 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             progress.update(task, description=at.stage, completed=at.done, total=at.total)
 
         def show_metrics(line: dict[str, Any]) -> None:
-            if line["kind"] == "step":
-                notes["loss"] = f"loss {line['loss']:.3f}, {line['pairs_per_s']:,.0f} pairs/s"
-            elif line["kind"] == "validation":
-                notes["recall"] = f", R@10 {percent(line['r_at_10'])}"
+            kind = line["kind"]
+            if kind == "step":
+                latest[kind] = f"loss {line['loss']:.3f}, {line['pairs_per_s']:,.0f} pairs/s"
+            elif kind == "validation":
+                latest[kind] = f"R@10 {percent(line['r_at_10'])}"
             else:
                 return
-            note = (notes["loss"] + notes["recall"]).removeprefix(", ")
-            progress.update(task, note=note)
-            if is_first_process() and not as_json:
-                plain.show(f"step {line['step']:,} of {num_steps:,}: {note}", at_once=line["kind"] == "validation")
+            progress.update(task, note=", ".join(filter(None, latest.values())))
+            if is_first_process() and not as_json:  # a line has the figures of its own step alone
+                plain.show(f"step {line['step']:,} of {num_steps:,}: {latest[kind]}", at_once=kind == "validation")
 
         def show_finding(finding: "Finding") -> None:
             warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")

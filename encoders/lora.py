@@ -27,7 +27,7 @@ def add_lora(
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise EncoderError("--lora-rank needs peft: pip install 'clipglot[lora]'") from error
+        raise EncoderError("--lora-rank needs peft: pip install peft") from error
     inside = {id(module) for module in layers.modules()}
     # Conv1D is the class of GPT-2's linear layers, whose matrices are transposed.
     linear = {n: m for n, m in model.named_modules() if id(m) in inside and isinstance(m, nn.Linear | Conv1D)}

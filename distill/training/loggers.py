@@ -90,4 +90,4 @@ def require_loggers(log_to: Collection[str]) -> None:
     """
     for name in log_to:
         if find_spec(name) is None:
-            raise DistillError(f"--log-to {name}: not installed: run `pip install 'clipglot[{name}]'`")
+            raise DistillError(f"--log-to {name}: not installed: run `pip install {name}`")

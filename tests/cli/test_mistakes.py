@@ -27,6 +27,7 @@ MISTAKES = [
     (["train", "absent.zarr", "-o", "new"], ["absent.zarr", "clipglot cache"]),
     (["train", "pairs.jsonl", "-o", "new"], ["pairs.jsonl"]),
     (["train", "run", "-o", "new"], ["run", "expected a cache"]),
+    (["train", "c.zarr", "-o", "run", "--recipe", "none"], ["run", "--resume", "-o"]),
     (["tokenizer", "absent.zarr", "-o", "new"], ["absent.zarr"]),
     (["verify", "absent.zarr"], ["absent.zarr"]),
     (["inspect", "absent.h5"], ["absent.h5", "clipglot convert"]),
@@ -47,7 +48,7 @@ MISTAKES = [
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "pairs.jsonl").write_text(json.dumps({"image": "a.png", "text": "a"}))
-    for name, mark in {"run": "run.json", "merged": "open_clip_config.json"}.items():
+    for name, mark in {"run": "run.json", "merged": "open_clip_config.json", "c.zarr": "zarr.json"}.items():
         (folder / name).mkdir()
         (folder / name / mark).write_text("{}")
     given = json.dumps([arguments for arguments, _ in MISTAKES])
