@@ -32,6 +32,9 @@ from .tar_shards import names_tars, root_of
 from .webdataset import WebDatasetSource
 
 
+JSON = (".json", ".json.gz")
+
+
 class SourceKind(NamedTuple):
     """A kind of source.
 
@@ -66,7 +69,6 @@ KINDS = (  # the first that matches decides
     SourceKind(ImageFolderSource, "a folder of class folders of images", holds_class_folders),
 )
 SOURCES: dict[str, type[Source]] = {kind.source.kind: kind.source for kind in KINDS}
-JSON = (".json", ".json.gz")
 FOLDERS_LISTED = 20  # in search of splits; each takes a request at a URL, and class folders may be thousands
 
 
