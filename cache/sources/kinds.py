@@ -31,7 +31,6 @@ from .table import SUFFIXES, TableSource
 from .tar_shards import names_tars, root_of
 from .webdataset import WebDatasetSource
 
-
 JSON = (".json", ".json.gz")
 
 
