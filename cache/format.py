@@ -20,8 +20,6 @@ KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # if the source has them
 TOKENS = "tokens"
 IMPORTED = "embeddings"  # kind of source: embeddings made by other programs, see `clipglot import`
-# Kinds of source that `clipglot cache` reads; a program of the user's own may add others.
-SOURCE_KINDS = frozenset({"table", "webdataset", "coco", "muge", "parquet", "arrow", "class folders"})
 STAGED = "append"  # group with the rows of a source that is being appended, see `append.py`
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
 TEXT_TARGET_ARRAYS = (TEACHER_EMB, TEACHER_STATUS)  # written by the pass over translations
@@ -81,7 +79,8 @@ EXPLANATION: dict[Status, str] = {
     Status.DAMAGED: "truncated or damaged: the decoder failed on it",
     Status.TOO_LARGE: "more pixels than --max-pixels allows (as stored or resized), a file over 1 GiB, or a thin line",
     Status.NOT_FINITE: "the tower's output was NaN, infinite or all zero",
-    Status.UNSUPPORTED: "an image of a kind that is not read, or whose numbers have no known range (floats, signed)",
+    Status.UNSUPPORTED: "an image of a kind that is not read (HEIC is with `pip install pillow-heif`), or whose "
+    "numbers have no known range (floats, signed)",
     Status.TOO_SLOW: f"takes long to decode: a JPEG of hundreds of scans, or over {MAX_DECODE_S} s of processor time",
 }
 
@@ -195,7 +194,7 @@ class CacheInfo:
         counts: images of each status, by label; empty until sealed.
         num_duplicates: embedded images with the bytes of an earlier one; None without hashes.
         dropped_captions: captions of the source that the cache leaves out, by reason.
-        left_out: records of the sources that the cache leaves out, by flag.
+        left_out: records of the sources that the cache leaves out, by flag, and files, by what they are.
         languages: tags that the codes of `captions/language` stand for.
         libraries: versions of the libraries that decoded and embedded the images.
         arrays: names of all arrays but those of tokens; None in older caches.
@@ -234,21 +233,6 @@ class CacheInfo:
     def sources(self) -> list[SourceInfo]:
         """All sources, in the order of their rows. A source that added no image has no rows."""
         return [self.source, *self.appended]
-
-    @property
-    def maker(self) -> str | None:
-        """What the user runs again to make lost chunks; None if nothing makes all of them."""
-        kinds = {source.kind for source in self.sources}
-        if self.merged or (self.appended and IMPORTED in kinds):
-            return None
-        if IMPORTED in kinds:
-            return "its `clipglot import` command"
-        return "its `clipglot cache` command" if kinds <= SOURCE_KINDS else "your program"
-
-    @property
-    def is_made_by_commands(self) -> bool:
-        """Whether `clipglot cache` commands make all chunks of the cache."""
-        return not self.merged and {source.kind for source in self.sources} <= SOURCE_KINDS
 
     def to_attributes(self) -> dict[str, Any]:
         """The JSON object that is stored."""

@@ -16,7 +16,7 @@ from ..jobs.inspect import CacheContents
 from ..jobs.output_cache import OutputCache
 from ..jobs.settings.cache import RENAMED, CacheSettings
 from .cache_progress import PassProgress
-from .describe import because
+from .describe import left_out_line
 from .main import is_first_process
 from .options import settings_options
 from .render import friendly_errors, json_option, print_json, progress_bar, say, warn
@@ -48,8 +48,8 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
     """Embed every image of SOURCE once; run it again to resume.
 
     SOURCE is a table (.jsonl, .csv, .tsv) with the path and the captions of an image in each row, tars, Parquet or
-    Arrow files, a dataset saved by Hugging Face datasets, a MUGE folder, class folders, or COCO's .json
-    (docs/sources.md).
+    Arrow files, a dataset saved by Hugging Face datasets, a MUGE folder, images with texts beside them, class folders,
+    or COCO's .json (docs/sources.md).
 
     With --views K, K views of each image are stored: the plain one, and random crops for training to draw from. Run it
     again with more views to add them; the cache stays usable meanwhile.
@@ -125,7 +125,7 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
     # The rows that an earlier command left out were reported by that command, if it sealed the cache.
     reported = before.left_out if before and was_sealed else {}
     for flag, num in (Counter(info.left_out) - Counter(reported)).items():
-        say(f"{num:,} rows were left out by {flag}{because(info, flag)}")
+        say(left_out_line(info, flag, num))
     if num_repeated := CacheContents(result.cache).num_repeated_views:
         say(f"{num_repeated:,} further views repeat the plain one, because the image could not be read again")
     if num_embedded < info.num_images:
@@ -144,7 +144,7 @@ def _kept(output: OutputCache) -> str:
         return "no image was embedded yet"
     if not output.cache.info.is_laid_out:
         return "what was embedded before is kept"
-    return f"{output.num_chunks_done():,} of {output.cache.num_chunks:,} chunks are embedded and kept"
+    return f"{output.num_embedded():,} embeddings are kept, of {output.cache.info.num_images:,} images"
 
 
 def _failures(info: CacheInfo) -> str:

@@ -40,7 +40,7 @@ class PassProgress:
         unit = {"plan": "records", "teach": "captions", "embed": self._unit}[stage]
         if begins := stage != self._stage:
             self.end()
-            self._task = self._bars.add_task(stage, total=total, note=unit)
+            self._task = self._bars.add_task(stage, total=total, completed=done, note=unit)
             self._stage = stage
         self._bars.update(self._task, completed=done, total=total)
         self._done, self._so_far = done, f"{done:,}{'' if total is None else f' of {total:,}'} {unit}"
@@ -49,7 +49,8 @@ class PassProgress:
 
     def show_report(self, report: PassReport) -> None:
         """Show the speed of stage `embed`, after its progress, and what it waits for."""
-        note = f"waits for {report.bottleneck}"
+        failed = "".join(f", {num:,} {reason}" for reason, num in report.failed.items())
+        note = f"waits for {report.bottleneck}{failed}"
         self._bars.update(self._task, note=note)
         self._speak(f"embed: {self._so_far}, {report.num_pictures / report.wall_s:,.0f}/s, {note}")
 

@@ -28,9 +28,19 @@ def cache_facts(report: InspectReport) -> dict[str, str]:
         "teacher": _teacher(contents),
     }
     facts = {name: value for name, value in facts.items() if value}
-    left_out = {f"left out by {flag}": f"{num:,} rows{because(info, flag)}" for flag, num in info.left_out.items()}
+    by_flag = [flag for flag in info.left_out if flag.startswith("-")]
+    left_out = {f"left out by {flag}": f"{info.left_out[flag]:,} rows{because(info, flag)}" for flag in by_flag}
+    passed_over = [f"{num:,} {what}" for what, num in info.left_out.items() if what not in by_flag]
+    left_out |= {"passed over": ", ".join(passed_over)} if passed_over else {}
     made_with = ", ".join(f"{name} {version}" for name, version in info.libraries.items())
     return facts | _sources(info) | left_out | {"made with": made_with}
+
+
+def left_out_line(info: CacheInfo, reason: str, num: int) -> str:
+    """What a source left out, as a line: rows by a flag, or files by what they are."""
+    if reason.startswith("-"):
+        return f"{num:,} rows were left out by {reason}{because(info, reason)}"
+    return f"{num:,} {reason} were passed over"
 
 
 def because(info: CacheInfo, flag: str) -> str:

@@ -20,6 +20,7 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
     """
     with friendly_errors(), stage_bars("verify") as on_progress:
         require_kind(settings.cache, "cache")
+        from ..cache.read.repair import is_made_by_commands
         from ..jobs.verify import verify_cache
 
         result = verify_cache(settings, on_progress)
@@ -41,7 +42,7 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
         if result.command:
             say(f"marked to be embedded again: {', '.join(result.marked)}")
             say(f"now run: {result.command}")
-        elif result.faults and not settings.repair and info.is_made_by_commands and not result.cache.arrays.is_hdf5:
+        elif result.faults and not settings.repair and is_made_by_commands(info) and not result.cache.arrays.is_hdf5:
             say(f"to mark what a pass can embed again: clipglot verify {settings.cache} --repair")
         elif settings.repair and result.faults:
             say("none of this can be embedded again: see above what to do")

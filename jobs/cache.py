@@ -16,6 +16,7 @@ from ..cache.write.report import PassReport
 from ..cache.write.text_only import embed_missing_texts
 from ..cache.write.text_targets import embed_text_targets
 from ..cache.write.views import missing_views
+from ..cache.write.work_sharing import Worker
 from ..distill.device import resolve_device
 from ..distill.errors import LoneError
 from ..distill.provenance import encoder_info
@@ -132,12 +133,13 @@ def _embed(
     num_views = max(settings.views, cache.info.num_views)
     missing = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
     total = sum(len(rows) for chunk, rows in missing.items() if chunk % worker.num == worker.index)
+    before = max(0, _num_rows(cache, worker) - total)  # done by earlier passes
     if missing:
-        on_progress(Progress("embed", 0, total))  # the first batch takes its time
+        on_progress(Progress("embed", before, before + total))  # the first batch takes its time
 
     def embedded(done: int, report: PassReport) -> None:
         # A worker may take over chunks of others, and others may take over some of its own.
-        on_progress(Progress("embed", done, max(done, total)))
+        on_progress(Progress("embed", before + done, before + max(done, total)))
         on_report(report)
 
     if teacher and not settings.images:
@@ -153,6 +155,13 @@ def _embed(
         on_progress=embedded,
     )
     return report, queue
+
+
+def _num_rows(cache: Cache, worker: Worker) -> int:
+    """Number of images in a worker's chunks, of the source that was added last."""
+    first = cache.info.appended[-1].first_row if cache.info.appended else 0
+    chunks = map(cache.chunk_slice, range(worker.index, cache.num_chunks, worker.num))
+    return sum(max(0, rows.stop - max(rows.start, first)) for rows in chunks)
 
 
 def _load_towers(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:

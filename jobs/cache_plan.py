@@ -9,8 +9,10 @@ from importlib.metadata import version
 
 from ..cache.format import STATUS, CacheInfo
 from ..cache.progress import OnProgress, Progress
+from ..cache.read.cache import Cache
 from ..cache.sources.source import batched
 from ..cache.storage.open import CacheStore
+from ..cache.write.absent_images import found_again
 from ..cache.write.append import finish_append, plan_append
 from ..cache.write.image_reader import reader_of
 from ..cache.write.plan import plan_cache
@@ -47,7 +49,11 @@ def prepare_cache(job: CacheJob, on_progress: OnProgress) -> bool:
         _plan(job, on_progress)
     cache = job.output.require()
     if cache.info.source != source.info:  # the same source and images, which have moved
+        root = cache.info.source.image_root
         cache.arrays.write_info(replace(cache.info, source=source.info))
+        if root != source.info.image_root:
+            end = cache.info.appended[0].first_row if cache.info.appended else len(cache)
+            _try_absent_again(job, cache, range(end))
     require_same_text_targets(job)
     if job.teacher_sha256 and cache.info.teacher_sha256 is None:
         cache.arrays.write_info(replace(cache.info, teacher_sha256=job.teacher_sha256))
@@ -164,5 +170,17 @@ def _append(job: CacheJob, on_progress: OnProgress) -> bool:
     appended = list(cache.info.appended)
     appended[index] = replace(source.info, first_row=appended[index].first_row)
     if appended != cache.info.appended:  # the same source and images, which have moved
+        root, first = cache.info.appended[index].image_root, appended[index].first_row
         cache.arrays.write_info(replace(cache.info, appended=appended))
+        if root != source.info.image_root:
+            end = appended[index + 1].first_row if index + 1 < len(appended) else len(cache)
+            _try_absent_again(job, cache, range(first, end))
     return True
+
+
+def _try_absent_again(job: CacheJob, cache: Cache, rows: range) -> None:
+    """Have the images of a source tried again that were absent below its old root and are there below the new one."""
+    if not job.settings.images or not job.settings.worker.is_alone:  # others may be at work on these chunks
+        return
+    reader = reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=[rows])
+    cache.arrays.invalidate([(STATUS, (chunk,)) for chunk in found_again(cache, reader, rows)])

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from ..cache.format import CacheInfo
+import numpy as np
+
+from ..cache.format import STATUS, CacheInfo, Status
 from ..cache.location import Location
 from ..cache.read.cache import Cache
 from ..cache.write.plan import open_planned
-from ..cache.write.views import num_chunks_done
 
 
 class OutputCache:
@@ -46,9 +47,12 @@ class OutputCache:
             "decoding": info.decoding,
         }
 
-    def num_chunks_done(self) -> int:
-        """Chunks that are stored by now, in all views that are begun; 0 without a cache, or while rows are planned."""
-        return num_chunks_done(self.cache) if self.cache else 0
+    def num_embedded(self) -> int:
+        """Images whose embeddings are stored by now; 0 without a cache, or while rows are planned."""
+        if self.cache is None or not self.cache.info.is_laid_out:
+            return 0
+        stored = self.cache.arrays.stored_chunks(f"{STATUS}/c")
+        return sum(int(np.count_nonzero(self.cache.status(chunk) == Status.EMBEDDED)) for chunk in stored)
 
     def refresh(self) -> Cache | None:
         """Look again: another process may have planned or changed the cache.

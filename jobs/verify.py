@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ..cache.errors import CacheError, Fault
-from ..cache.format import IMPORTED, SOURCE_KINDS, CacheInfo
+from ..cache.format import IMPORTED, CacheInfo
 from ..cache.location import Location
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
-from ..cache.read.repair import chunk_to_delete
+from ..cache.read.repair import chunk_to_delete, is_made_by_commands, own_kinds
 from ..cache.read.verify import verify
 from ..cache.storage.open import store_at
 from ..distill.device import resolve_device
@@ -81,7 +81,7 @@ def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_prog
 
 
 def _require_made_by_commands(cache: Cache) -> None:
-    if cache.info.is_made_by_commands:
+    if is_made_by_commands(cache.info):
         return
     kinds = {source.kind for source in cache.info.sources}
     if cache.info.merged or IMPORTED in kinds:
@@ -89,7 +89,7 @@ def _require_made_by_commands(cache: Cache) -> None:
             f"{cache.path} was imported, or merged from several caches, so no `clipglot cache` command makes its "
             "chunks: repair what it was made from, and make it again"
         )
-    own = ", ".join(sorted(kinds - SOURCE_KINDS))
+    own = ", ".join(own_kinds(cache.info))
     raise DistillError(
         f"{cache.path} comes from a source of your own ({own}), which no `clipglot cache` command reads: delete what "
         "`clipglot verify` names, and run your program again"

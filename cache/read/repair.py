@@ -7,6 +7,7 @@ from ..format import (
     EMB,
     EMBEDDED_ARRAYS,
     HASH,
+    IMPORTED,
     NORM,
     STATUS,
     TEACHER_EMB,
@@ -29,13 +30,36 @@ def repair_instructions(chunks: Sequence[ChunkId], info: CacheInfo) -> str:
     if chunks and all(is_in_tokens(name) for name, _ in chunks):
         groups = {"/".join(name.split("/")[:2]) for name, _ in chunks}
         return f"delete {' '.join(sorted(groups))}: training writes it again"
-    if info.maker is None:
+    maker = maker_of(info)
+    if maker is None:
         return "repair what it was made from, and make it again"
-    again = f"run {info.maker} again"
+    again = f"run {maker} again"
     if not chunks or any(chunk_to_delete(*chunk) is None for chunk in chunks):
         return f"delete the cache and {again}{', then those that appended to it' if info.appended else ''}"
     rows = "captions" if all(name in TEXT_TARGET_ARRAYS for name, _ in chunks) else "rows"
     return f"delete {' '.join(chunks_to_delete(chunks))} and {again} to embed these {rows} anew"
+
+
+def maker_of(info: CacheInfo) -> str | None:
+    """What the user runs again to make lost chunks; None if nothing makes all of them."""
+    kinds = {source.kind for source in info.sources}
+    if info.merged or (info.appended and IMPORTED in kinds):
+        return None
+    if IMPORTED in kinds:
+        return "its `clipglot import` command"
+    return "your program" if own_kinds(info) else "its `clipglot cache` command"
+
+
+def is_made_by_commands(info: CacheInfo) -> bool:
+    """Whether `clipglot cache` commands make all chunks of a cache."""
+    return not info.merged and not own_kinds(info)
+
+
+def own_kinds(info: CacheInfo) -> list[str]:
+    """The kinds of a cache's sources that no `clipglot cache` command reads, sorted: imports, or the user's own."""
+    from ..sources.kinds import SOURCES  # here, because it loads pyarrow, which reading a cache does not need
+
+    return sorted({source.kind for source in info.sources}.difference(SOURCES))
 
 
 def is_in_tokens(name: str) -> bool:

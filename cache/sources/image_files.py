@@ -28,6 +28,11 @@ _RANGE_NOT_SATISFIABLE = 416
 _TRY_LATER = (408, 429)  # too slow, too many requests: the server's trouble
 
 
+def with_slashes(key: str) -> str:
+    """A path from a table that was written on Windows, tried where there is no file of the very name."""
+    return key.replace("\\", "/")
+
+
 class PathReader(Reader):
     """Reads files by their path below a root on the disk."""
 
@@ -48,13 +53,19 @@ class PathReader(Reader):
         """The bytes of each file; a file that vanishes or fails while it is read is unreadable."""
         assert locators is None
         for key in keys:
-            try:
-                with open_below(self._root, key) as file:
-                    yield file.read()
-            except RejectedImageError as rejected:
-                yield rejected.status
-            except OSError:
-                yield Status.UNREADABLE
+            content = self._content(key)
+            if content is Status.MISSING and "\\" in key:
+                content = self._content(with_slashes(key))
+            yield content
+
+    def _content(self, key: str) -> bytes | Status:
+        try:
+            with open_below(self._root, key) as file:
+                return file.read()
+        except RejectedImageError as rejected:
+            return rejected.status
+        except OSError:
+            return Status.UNREADABLE
 
 
 class UrlReader(Reader):
@@ -90,7 +101,8 @@ class _Objects:
 
     def first_bytes(self, key: str) -> bytes | Status:
         """All of an object unless it is large."""
-        return self._range(key, 0, FIRST_BYTES)
+        content = self._range(key, 0, FIRST_BYTES)
+        return self._range(with_slashes(key), 0, FIRST_BYTES) if content is Status.MISSING and "\\" in key else content
 
     def complete(self, key: str, request: Future[bytes | Status]) -> bytes | Status:
         """All of an object whose first bytes were requested."""
@@ -98,6 +110,8 @@ class _Objects:
         if isinstance(first, Status) or len(first) < FIRST_BYTES:
             return first
         rest = self._range(key, FIRST_BYTES, MAX_FILE_BYTES + 1)
+        if rest is Status.MISSING and "\\" in key:
+            rest = self._range(with_slashes(key), FIRST_BYTES, MAX_FILE_BYTES + 1)
         if isinstance(rest, Status):
             return rest
         return first + rest if len(first) + len(rest) <= MAX_FILE_BYTES else Status.TOO_LARGE

@@ -1,27 +1,32 @@
 """Folders of class folders, as in image classification: the caption of an image is the name of its folder."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
 from ..errors import CacheError
-from ..location import Entry, Location, entries, to_location
+from ..location import Location, entries, to_location
+from .folder_walk import files_by_folder, is_image_file, kind_of_file, visible
+from .image_names import has_image_extension
 from .image_root import name_below
-from .records import RecordParser, choose_split, is_unicode
+from .records import RecordParser, choose_split
 from .source import Source, SourceRow
 from .table import SUFFIXES
 
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".avif", ".jp2")
 CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
 class ImageFolderSource(Source):
-    """`class name/image.jpg`, or `train/class name/image.jpg` with a split; sorted, underscores read as spaces."""
+    """`class name/image.jpg`, or `train/class name/image.jpg` with a split; sorted, underscores read as spaces.
+
+    Images in deeper folders belong to the class that these are in.
+    """
 
     kind = "class folders"
 
     def rows(self) -> Iterator[SourceRow]:
-        """Every image.
+        """Every image. Other files in the class folders, and images beside these, are left out and counted.
 
         Raises:
             CacheError: splits to choose from, or a name that is not UTF-8.
@@ -29,19 +34,19 @@ class ImageFolderSource(Source):
         self.left_out.clear()
         info = replace(self.info, split=None)  # splits are folders here
         parser = RecordParser(info, has_key=False, left_out=self.left_out)
-        for line, (name, key) in enumerate(self._images(), 1):
+        for line, (name, key) in enumerate(self._images(self.left_out), 1):
             if row := parser.row({"text": name.replace("_", " ")}, line, key, key=key):
                 yield row
 
     def sha256(self) -> str:
         """Digest of the names; the images themselves are not read."""
         digest = hashlib.sha256()
-        for _, key in self._images():
+        for _, key in self._images(Counter()):
             digest.update(key.encode() + b"\0")
         return digest.hexdigest()
 
-    def _images(self) -> Iterator[tuple[str, str]]:
-        """Class and key of each image, a folder at a time."""
+    def _images(self, passed_over: Counter[str]) -> Iterator[tuple[str, str]]:
+        """Class and key of each image, a folder at a time; counts other files by reason."""
         top, root = to_location(self.info.path), to_location(self.info.image_root)
         above = str(root).rstrip("/") + "/"
         if not f"{top}/".startswith(above):
@@ -54,18 +59,30 @@ class ImageFolderSource(Source):
             folder = top / choose_split(splits, self.info.split, top)
         for location in dict.fromkeys((top, folder)):
             _require_no_table(location)
+        if num_beside := sum(has_image_extension(file.name) for file in visible(folder, folders=False)):
+            passed_over["images beside the class folders"] += num_beside
         for name in _folders(folder, root):
-            files = _names(folder / name)
-            _require_no_captions(folder / name, files)
-            for file in files:
-                yield name, str(folder / name / file).removeprefix(above)
+            walked = list(files_by_folder(folder / name, root))
+            if not any(has_image_extension(file.name) for _, files in walked for file in files):
+                continue  # no class: a run, or the cache
+            for inside, files in walked:
+                here = to_location(f"{folder}/{name}/{inside}".rstrip("/"))
+                are_images = [is_image_file(here, file, root) for file in files]
+                _require_no_captions(
+                    here, [file.name for file, is_one in zip(files, are_images, strict=True) if is_one]
+                )
+                for file, is_one in zip(files, are_images, strict=True):
+                    if is_one:
+                        yield name, str(here / file.name).removeprefix(above)
+                    else:
+                        passed_over[f"files that are no images ({kind_of_file(file.name)})"] += 1
 
 
 def holds_class_folders(path: Location) -> bool:
     """Whether a folder has folders of images, perhaps in folders of splits."""
-    folders = [path / name for name in _names(path, folders=True)]
+    folders = [path / entry.name for entry in visible(path, folders=True)]
     return any(map(_has_images, folders)) or any(
-        _has_images(folder / name) for folder in folders for name in _names(folder, folders=True)
+        _has_images(folder / entry.name) for folder in folders for entry in visible(folder, folders=True)
     )
 
 
@@ -75,7 +92,7 @@ def _folders(folder: Location, root: Location) -> list[str]:
     Raises:
         CacheError: one is a link that leads out of the image root.
     """
-    names = _names(folder, folders=True)
+    names = [entry.name for entry in visible(folder, folders=True)]
     for name in names:
         name_below(root, folder / name)
     return names
@@ -116,21 +133,4 @@ def _has_classes(folder: Location, root: Location) -> bool:
 
 
 def _has_images(folder: Location) -> bool:
-    return any(map(_is_image, entries(folder)))
-
-
-def _is_image(entry: Entry) -> bool:
-    return entry.name.lower().endswith(IMAGES) and not entry.name.startswith(".") and not entry.is_dir
-
-
-def _names(folder: Location, *, folders: bool = False) -> list[str]:
-    """Names of the images, or of the folders, in a folder, without hidden ones."""
-    names = [
-        entry.name
-        for entry in entries(folder)
-        if (entry.is_dir and not entry.name.startswith(".") if folders else _is_image(entry))
-    ]
-    for name in names:
-        if not is_unicode(name):
-            raise CacheError(f"{folder}: the name {name!r} is not UTF-8: rename it")
-    return names
+    return any(has_image_extension(entry.name) for entry in visible(folder, folders=False))

@@ -7,15 +7,18 @@ import errno
 import os
 import posixpath
 import stat
+from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
 from ..errors import CacheError
 from ..format import RejectedImageError, Status
-from ..location import Location
+from ..location import Location, entries
 
+FOLDERS_TRIED = 100  # in search of the root that would fit
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
 
 
@@ -52,6 +55,23 @@ def name_below(root: Location, location: Location) -> str:
     if name.encode(errors="replace") != os.fsencode(name):
         raise CacheError(f"{root}: the name {name!r} in it is not UTF-8: rename it")
     return name
+
+
+def fitting_root(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder below which some files are that are not below `root`; None if it is not found.
+
+    It is looked for in the working directory, around `root`, and where absolute paths lead.
+    """
+    names = [name.replace("\\", "/") for name in names]
+    if all(name.startswith("/") for name in names):
+        folder = Path(os.path.commonpath([Path(name).parent for name in names]))
+        return folder if Path(names[0]).is_file() else None
+    with suppress(OSError):
+        folders = [root / entry.name for entry in islice(entries(root), FOLDERS_TRIED) if entry.is_dir]
+        for folder in chain([Path.cwd()], root.absolute().parents, folders):
+            if any((folder / name).is_file() for name in names):
+                return folder
+    return None
 
 
 def path_below(base: str, name: str) -> str | None:

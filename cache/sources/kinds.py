@@ -25,10 +25,13 @@ from .image_root import require_root
 from .json_array import is_json_array
 from .muge import MugeSource, holds_muge
 from .parquet import ArrowSource, ParquetSource, holds_saved_dataset
+from .sidecars import SidecarSource, holds_sidecars
 from .source import Source
 from .table import SUFFIXES, TableSource
 from .tar_shards import names_tars, root_of
 from .webdataset import WebDatasetSource
+
+JSON = (".json", ".json.gz")
 
 
 class SourceKind(NamedTuple):
@@ -55,6 +58,7 @@ KINDS = (  # the first that matches decides
     SourceKind(CocoSource, "a COCO file .json of images and annotations", lambda path: _is_file(path, JSON)),
     SourceKind(MugeSource, "a folder of {split}_imgs.tsv and {split}_texts.jsonl", holds_muge),
     SourceKind(ArrowSource, "a dataset by save_to_disk of `datasets`", holds_saved_dataset),
+    SourceKind(SidecarSource, "a folder of images with a .txt or .caption beside them", holds_sidecars),
     SourceKind(ParquetSource, "a file .parquet or a folder of them", lambda path: _has(path, ParquetSource.suffixes)),
     SourceKind(
         ArrowSource,
@@ -64,7 +68,6 @@ KINDS = (  # the first that matches decides
     SourceKind(ImageFolderSource, "a folder of class folders of images", holds_class_folders),
 )
 SOURCES: dict[str, type[Source]] = {kind.source.kind: kind.source for kind in KINDS}
-JSON = (".json", ".json.gz")
 FOLDERS_LISTED = 20  # in search of splits; each takes a request at a URL, and class folders may be thousands
 
 

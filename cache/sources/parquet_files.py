@@ -122,7 +122,7 @@ class ParquetFile(ColumnFile):
         row_group = self._file.metadata.row_group(group)
         for i in range(row_group.num_columns):
             chunk = row_group.column(i)
-            if chunk.path_in_schema.split(".")[0] not in columns:
+            if not any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
                 continue
             values_a_row = chunk.num_values / max(1, row_group.num_rows)
             if "DELTA_BYTE_ARRAY" in chunk.encodings:
@@ -267,9 +267,9 @@ def cut(value: Any) -> Any:
 
 def _repeats_values(column_type: pa.DataType) -> bool:
     """Whether several rows of a column can have one value, which is stored once."""
-    kinds = (pa.types.is_dictionary, pa.types.is_run_end_encoded, pa.types.is_string_view, pa.types.is_binary_view)
-    kinds += (pa.types.is_list_view, pa.types.is_large_list_view)
-    if any(fits(column_type) for fits in kinds):
+    types = pa.types
+    kinds = [types.is_dictionary, types.is_run_end_encoded, types.is_string_view, types.is_binary_view]
+    if any(fits(column_type) for fits in (*kinds, types.is_list_view, types.is_large_list_view)):
         return True
     return any(_repeats_values(column_type.field(i).type) for i in range(column_type.num_fields))
 

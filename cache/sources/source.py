@@ -30,7 +30,7 @@ class Source(ABC):
         image_field: where a record names the image, unless the user says otherwise.
         text_fields: where it has captions, unless the user says otherwise.
         info: what was asked for, complete but for kind and sha256.
-        left_out: records that were read and left out, by the flag that did so.
+        left_out: records that were left out, by the flag that did so, and files that were passed over, by kind.
         notes: of how the source was read, for the user; complete once rows are read.
     """
 

@@ -8,7 +8,7 @@ of Python 3.11.7 takes PAX records that are cut short.
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from ..errors import CacheError
@@ -25,7 +25,7 @@ _LONG_NAME, _LONG_LINK, _PAX, _GLOBAL = b"L", b"K", b"xX", b"g"
 _POSIX, _GNU = b"ustar\0", b"ustar "
 _RECORD = re.compile(rb"(\d{1,8}) ([^=\n]+)=")
 _OCTAL = re.compile(rb"\s*([0-7]+)[\s\0]*")
-# Names are split as by webdataset, but that a hidden file is no sample: Macs put `._0001.jpg` beside `0001.jpg`.
+# A hidden file is no sample: Macs put `._0001.jpg` beside `0001.jpg`.
 _NAME = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]*)", re.DOTALL)
 _NOT_DATA = re.compile(r"__[^/]*__(?:/|$)")  # left out by webdataset, too
 _NOT_IN_KEYS = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
@@ -58,12 +58,13 @@ class DamagedTarError(CacheError):
     """A tar that ends early, or holds something that is not a header."""
 
 
-def samples(descriptor: int, where: str) -> Iterator[Sample]:
+def samples(descriptor: int, where: str, extensions: Collection[str] = ()) -> Iterator[Sample]:
     """Every sample of a tar, in order.
 
     Args:
         descriptor: of the open file.
         where: its name, for messages.
+        extensions: that are asked for, see `split_name`.
 
     Raises:
         CacheError: the tar is damaged, or two samples have one name.
@@ -71,7 +72,7 @@ def samples(descriptor: int, where: str) -> Iterator[Sample]:
     sample: Sample | None = None
     seen: set[str] = set()
     for member in members(descriptor, where):
-        split = split_name(member.name)
+        split = split_name(member.name, extensions)
         if split is None:
             continue
         key, extension = split
@@ -96,16 +97,23 @@ def _repeated(where: str, name: str, member: Member) -> CacheError:
     )
 
 
-def split_name(name: str) -> tuple[str, str] | None:
+def split_name(name: str, extensions: Collection[str] = ()) -> tuple[str, str] | None:
     """Key and extension of a member; None if it belongs to no sample.
 
-    >>> split_name("./cats.v2/0001.seg.PNG")
-    ('cats.v2/0001', 'seg.png')
+    As in webdataset the extension begins at the first dot, but for dots within a name: every extension begins with a
+    letter, unless it is one that is asked for.
+
+    >>> split_name("./cats.v2/0001.seg.PNG"), split_name("photo 2.0 (clean).jpg"), split_name("1.0.jpg", ["0.jpg"])
+    (('cats.v2/0001', 'seg.png'), ('photo 2.0 (clean)', 'jpg'), ('1', '0.jpg'))
     """
     match = _NAME.fullmatch(name)
     if match is None or _NOT_DATA.match(name):
         return None
-    return match[1].removeprefix("./"), match[2].lower()
+    key, extension = match[1], match[2]
+    while not extension[:1].isalpha() and extension.lower() not in extensions and "." in extension:
+        part, _, extension = extension.partition(".")
+        key = f"{key}.{part}"
+    return key.removeprefix("./"), extension.lower()
 
 
 def readable(key: str) -> str:

@@ -107,7 +107,7 @@ class _Tar:
         best: dict[str, int] = {}
         try:
             for member in members(self.descriptor, self.where):
-                key, extension = split_name(member.name) or ("", "")
+                key, extension = split_name(member.name, rank) or ("", "")
                 if rank.get(extension, len(rank)) < best.get(key, len(rank)):
                     best[key] = rank[extension]
                     place = (member.start, member.size) if member.is_file else (NO_BYTES, int(Status.UNREADABLE))

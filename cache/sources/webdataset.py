@@ -5,8 +5,8 @@ process that needs them.
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,13 +19,12 @@ from .download import DownloadCache
 from .img2dataset import KEY, STATUS, columns_of, records_of
 from .reader import Locator, Reader
 from .records import RecordParser
+from .samples import IMAGE_FIELD, MAX_TEXT_BYTES, TEXT_FIELDS, SampleFields, image_extensions
 from .source import Source, SourceRow
-from .tar_index import Member, Sample, read_bytes, readable, samples
+from .tar_index import Member, read_bytes, readable, samples
 from .tar_reader import BY_NAME, NO_BYTES, TarReader
 from .tar_shards import TarShard, find_shards
-from .text_files import decode_caption, decode_text, encoding_remedy
 
-MAX_TEXT_BYTES = 2**24  # of a member with texts
 END_BYTES = 2**16  # by which a changed tar is recognised, beside its size; all of it would take as long as the pass
 _Record = tuple[str, Mapping[str, Any], Locator]  # key in the tar, fields, place of the image
 
@@ -38,24 +37,19 @@ class WebDatasetSource(Source):
     """
 
     kind = "webdataset"
-    image_field = "jpg;jpeg;png;webp;gif;bmp;tif;tiff;avif;jp2"
-    text_fields = ("txt;caption",)
+    image_field = IMAGE_FIELD
+    text_fields = TEXT_FIELDS
 
     def __init__(self, info: SourceInfo) -> None:
         super().__init__(info)
         self._shards = find_shards(info.path, to_location(info.image_root))
         self._files: list[str] = []
-        fields = [*info.text_fields, *info.teacher_fields, *([info.language_field] if info.language_field else [])]
-        self._fields = {field: _alternatives(field) for field in fields}
-        self._extensions = _alternatives(info.image_field.lower())
-        single = {name: [name] for names in self._fields.values() for name in names} if info.where is not None else {}
-        self._of_record = self._fields | single  # each by itself, for a condition cannot name `txt;caption`
-        self._needs_all = info.where is not None or info.split is not None  # of a record, to filter by
+        self._fields = SampleFields(info)
 
     @classmethod
     def reader(cls, root: Location, files: Sequence[str], info: SourceInfo) -> Reader:
         """The reader of byte ranges; it finds images by their names where their places are not known."""
-        return TarReader(root, files, _alternatives(info.image_field.lower()))
+        return TarReader(root, files, image_extensions(info.image_field))
 
     def files(self) -> list[str]:
         """The tars, below the image root."""
@@ -103,16 +97,17 @@ class WebDatasetSource(Source):
         if not {KEY, STATUS} <= set(columns):
             return None
         column_of = {
-            field: next((name for name in names if name in columns), None) for field, names in self._fields.items()
+            field: next((name for name in names if name in columns), None)
+            for field, names in self._fields.by_field.items()
         }
-        self._require_found(where, [field for field, name in column_of.items() if name is None], columns)
+        self._fields.require_found(where, [field for field, name in column_of.items() if name is None], columns)
         return self._read_table(shard, opener, {field: name for field, name in column_of.items() if name})
 
     def _read_table(self, shard: TarShard, opener: "_Opener", column_of: Mapping[str, str]) -> Iterator[_Record]:
         assert shard.sidecar is not None
         number = len(self._files) - 1
         with opener.open(shard.sidecar) as file:
-            columns = columns_of(file, str(shard.sidecar)) if self._needs_all else list(column_of.values())
+            columns = columns_of(file, str(shard.sidecar)) if self._fields.needs_all else list(column_of.values())
             for record in records_of(file, str(shard.sidecar), columns):
                 values = record | {field: record[name] for field, name in column_of.items()}
                 yield record[KEY], values, Locator(number, BY_NAME, 0)
@@ -120,61 +115,21 @@ class WebDatasetSource(Source):
     def _header_records(self, shard: TarShard, opener: "_Opener") -> Iterator[_Record]:
         """The samples of a tar."""
         number, where = len(self._files) - 1, str(shard.location)
-        unseen, extensions = {"": self._extensions} | self._fields, set[str]()
+        fields, extensions = self._fields, set[str]()
+        unseen = {"": fields.images} | fields.by_field
         with opener.open(shard.location) as file:
-            for sample in samples(file.fileno(), where):
+            for sample in samples(file.fileno(), where, fields.extensions):
                 extensions.update(sample.members)
-                record = self._record(sample, file.fileno(), f"{where}: {readable(sample.key)}")
-                image = next((sample.members[name] for name in self._extensions if name in sample.members), None)
+                name = f"{where}: {readable(sample.key)}"
+                record = fields.record(sample.members, partial(_content, descriptor=file.fileno(), where=where), name)
+                image = next((sample.members[name] for name in fields.images if name in sample.members), None)
                 if image:
                     unseen.pop("", None)
                 for field in [field for field in unseen if record.get(field) is not None]:
                     del unseen[field]
                 yield sample.key, record, _locator(number, image)
         if extensions:
-            self._require_found(where, list(unseen), sorted(extensions))
-
-    def _record(self, sample: Sample, descriptor: int, where: str) -> dict[str, Any]:
-        """The values of all fields asked for, None where absent, and all of the sample's JSON if it is read."""
-        values: dict[str, Any] = {}
-        encoding = self.info.encoding
-        for field, names in self._of_record.items():
-            name = next((name.lower() for name in names if name.lower() in sample.members), None)
-            values[field] = (
-                decode_caption(_content(sample.members[name], descriptor, where), encoding) if name else None
-            )
-        json_member = sample.members.get("json")
-        if json_member is None or (None not in values.values() and not self._needs_all):
-            return values
-        content = _content(json_member, descriptor, where)
-        try:
-            record = json.loads(decode_text(content, encoding) or "{}")
-        except UnicodeDecodeError as error:
-            remedy = encoding_remedy(content, encoding)
-            raise CacheError(f"{where}.json is not JSON in {encoding} ({error}): {remedy}") from None
-        except (ValueError, RecursionError) as error:
-            raise CacheError(f"{where}.json is not JSON in UTF-8 ({error}): mend it, or leave the sample out") from None
-        if not isinstance(record, dict):
-            raise CacheError(f"{where}.json: expected a JSON object, found {type(record).__name__}")
-        for field, names in self._of_record.items():
-            if values[field] is None:
-                values[field] = next((record[name] for name in names if record.get(name) is not None), None)
-        return record | values
-
-    def _require_found(self, where: str, unseen: Sequence[str], names: Sequence[str]) -> None:
-        """Stop early if a field is nowhere in a tar.
-
-        Args:
-            where: the tar or table, for messages.
-            unseen: fields of which nothing was found; "" for images.
-            names: found instead.
-        """
-        for field in unseen:
-            flag = {"": "--image-field", **dict.fromkeys(self.info.teacher_fields, "--teacher-field")}
-            raise CacheError(
-                f"{where}: nowhere in it is any of {field or self.info.image_field!r} "
-                f"(found: {', '.join(map(readable, names[:40]))}): pass {flag.get(field, '--text-field')} NAME"
-            )
+            fields.require_found(where, list(unseen), sorted(extensions))
 
 
 class _Opener:
@@ -200,10 +155,6 @@ class _Opener:
         if isinstance(following := self._next.get(location), Url):
             self._downloads.prefetch(following)
         return file
-
-
-def _alternatives(field: str) -> list[str]:
-    return [name for name in field.split(";") if name]
 
 
 def _locator(number: int, image: Member | None) -> Locator:

@@ -6,7 +6,7 @@ of a batch, R rows of a chunk, v views of it that are made, D features.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -165,6 +165,7 @@ class ChunkAssembler:
 
     Attributes:
         num_images: images taken in.
+        failed: images taken in that could not be read or decoded, by status.
         num_embedded: images embedded, in the chunks handed on.
         num_copied: images of those chunks whose rows copy another one's.
         tower_s: seconds spent waiting for the tower.
@@ -193,6 +194,7 @@ class ChunkAssembler:
         self._gathered: _Batch | None = None
         self._chunk: PendingChunk | None = None
         self.num_images = self.num_embedded = self.num_copied = 0
+        self.failed: Counter[str] = Counter()
         self.tower_s = 0.0
 
     def add(self, block: DecodedBlock) -> None:
@@ -212,6 +214,8 @@ class ChunkAssembler:
             if len(batch.rows) == self._cache.info.batch_size:
                 self._submit(batch)
         self.num_images += len(block.status)
+        if 0 in block.views:
+            self.failed.update(Status(code).label for code in block.status[block.status != Status.EMBEDDED].tolist())
         if block.start + len(block.status) == chunk.rows.stop:
             batch = self._gathered or _Batch(chunk, self._free.pop())
             batch.is_last = True

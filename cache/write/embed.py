@@ -10,6 +10,7 @@ from dataclasses import replace
 from ..errors import CacheError
 from ..read.cache import Cache
 from ..read.repair import MAKE_AGAIN
+from .absent_images import CHECKED_IMAGES, AllAbsentError, forget_absent, require_some_image
 from .chunk_assembly import ChunkAssembler
 from .chunk_writer import ChunkWriter, chunk_writer
 from .decode_pool import Block, BlockReader, DecodedBlock, DecodePool, ViewNumbers, decode_pool
@@ -50,6 +51,7 @@ def embed_missing(
             while it waits for other workers.
 
     Raises:
+        AllAbsentError: the first images are all absent.
         CacheError: the tower's output has another width than planned, decoding processes die one after another, the
             disk is full, or the cache does not say how its views are made.
     """
@@ -62,7 +64,11 @@ def embed_missing(
     missing, report = missing_views(cache, num_views), PassReport()
     if missing:
         tower = SynchronousEncoder(encode) if callable(encode) else encode
-        report = _embed(cache, tower, reader, missing, num_workers, num_views, worker, on_progress)
+        try:
+            report = _embed(cache, tower, reader, missing, num_workers, num_views, worker, on_progress)
+        except AllAbsentError:
+            forget_absent(cache)
+            raise
     seal(cache, num_views, worker, changed=bool(missing))
     return replace(report, wall_s=time.perf_counter() - started)
 
@@ -100,6 +106,7 @@ def _embed(
             return PassReport(
                 num_pictures=assembler.num_images,
                 num_embedded=assembler.num_embedded,
+                failed=dict(assembler.failed),
                 num_copied=assembler.num_copied,
                 num_died=decoder.num_died,
                 wall_s=time.perf_counter() - started,
@@ -119,10 +126,14 @@ def _embed(
             others_s += waited_s
             on_progress(assembler.num_images, report())
 
+        is_checked = False
         for block in _decoded_blocks(cache, decoder, assembler, writer, share, num_views, wait_for_others):
             assembler.add(block)
             writer.raise_early()
             so_far = report()
+            if not is_checked and so_far.num_pictures >= CHECKED_IMAGES:
+                require_some_image(cache, reader, so_far)
+                is_checked = True
             share.note(so_far.num_pictures, so_far.wall_s, so_far.bottleneck)
             on_progress(so_far.num_pictures, so_far)
     return report()

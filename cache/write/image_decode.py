@@ -22,6 +22,7 @@ from PIL import Image, ImageChops, ImageOps
 from ..errors import CacheError
 from ..format import MAX_PIXELS, RejectedImageError, Status
 from .decode_limits import Claim, claim_nothing
+from .heif import START_BYTES, is_heif, open_heif
 from .image_failure import failure_status
 from .image_metadata import JPEG_SIGNATURE, orientation, turned, without_metadata
 from .image_render import read_layout, to_rgb
@@ -226,7 +227,7 @@ class _Decoder:
     def _decode(self, file: IO[bytes] | Path, turn: int | None = None) -> Image.Image:
         """Open, decode, render and turn an image; `turn` is an orientation already known."""
         read = partial(_content, file)
-        image: Image.Image = Image.open(file, formats=FORMATS)
+        image = open_heif(read()) if is_heif(_start(file)) else Image.open(file, formats=FORMATS)
         self._require_size(image)
         num_pixels = image.width * image.height
         if image.format in ("JPEG", "MPO") and has_too_many_scans(read(), num_pixels):
@@ -234,8 +235,8 @@ class _Decoder:
         self.claimed.close()  # that of a copy on which Pillow failed
         self.claimed.enter_context(self.claim(num_pixels))
         layout = read_layout(image, read)
-        if self.scaled:
-            image.draft(None, self._least_size(image))  # only JPEG can
+        if self.scaled and image.format in ("JPEG", "MPO"):  # of a HEIC it would be the thumbnail
+            image.draft(None, self._least_size(image))
         image.load()  # the first frame of an animation
         image = turned(to_rgb(image, layout), orientation(image, read) if turn is None else turn)
         self._require_size(image)
@@ -278,6 +279,14 @@ class _Decoder:
         width, height = self.geometry.resized(*image.size)
         turned_height, turned_width = self.geometry.resized(image.height, image.width)
         return SCALED_SIDES * max(width, turned_width), SCALED_SIDES * max(height, turned_height)
+
+
+def _start(file: IO[bytes] | Path) -> bytes:
+    if isinstance(file, Path):
+        with open(file, "rb") as opened:
+            return opened.read(START_BYTES)
+    file.seek(0)
+    return file.read(START_BYTES)
 
 
 def _content(file: IO[bytes] | Path) -> bytes:

@@ -65,7 +65,7 @@ def plan_cache(
             the first batch without a caption for the images within it.
         info: encoder, source and batch size; counts and state are filled in here.
         files: called once the rows are read; gives the names of the files that locators count.
-        left_out: read once the rows are read; records left out, by flag.
+        left_out: read once the rows are read; records left out, by flag, and files passed over, by what they are.
         chunk_rows: rows of an embedding chunk; by default about 16 MB, less in a small cache.
         hashed: whether the pass stores a hash of each image's bytes.
         on_progress: called with the number of rows read.
@@ -116,7 +116,9 @@ def _lay_out(
             break
     num, num_captions = writer.close()
     if not num:
-        flags = "".join(f"; {flag} left out {count:,} records" for flag, count in left_out.items())
+        by_flag = {flag: count for flag, count in left_out.items() if flag.startswith("-")}
+        flags = "".join(f"; {flag} left out {count:,} records" for flag, count in by_flag.items())
+        flags += "".join(f"; {count:,} {what}" for what, count in left_out.items() if what not in by_flag)
         raise CacheError(f"{info.source.path}: no images in it{flags}")
     dim, views = info.encoder.dim, info.num_views
     chunk_rows = chunk_rows or plan_chunk_rows(num, dim, info.batch_size)

@@ -1,6 +1,7 @@
 """Report of a pass: counts of images, and seconds by stage."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,6 +14,7 @@ class PassReport:
     Attributes:
         num_pictures: images that this pass tried.
         num_embedded: those that were embedded.
+        failed: images that this pass could not read or decode, by status.
         num_copied: images with the bytes of an earlier one of their chunk; the tower saw only the first.
         num_died: decoding processes that died and were replaced.
         wall_s: seconds from start to end.
@@ -29,6 +31,7 @@ class PassReport:
 
     num_pictures: int = 0
     num_embedded: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict)
     num_copied: int = 0
     num_died: int = 0
     wall_s: float = 0.0

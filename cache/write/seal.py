@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..format import HASH, NORM, STATUS, TOKENS, Status
 from ..read.cache import Cache
+from .absent_images import ABSENT, tried
 from .views import missing_views
 from .work_sharing import ALONE, WORKERS, Worker
 
@@ -41,8 +42,11 @@ def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: b
     if Status.EMBEDDED.label not in counts:
         cache.arrays.store.delete_below(f"{STATUS}/c")
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
-        root = "--image-root (links that lead out of it are not followed)"
-        raise CacheError(f"{cache.path}: not one image could be embedded ({reasons}): check {root} and run it again")
+        hint = tried(cache, [0]) if set(counts) <= {status.label for status in ABSENT} else ": check --image-root"
+        raise CacheError(
+            f"{cache.path}: not one image could be embedded ({reasons}){hint} (links that lead out of it are not "
+            "followed), and run it again"
+        )
     norm = cache.arrays.array(NORM)
     empty = [view for view in range(cache.info.num_views, num_views) if not np.any(norm[view])]
     for view in empty:

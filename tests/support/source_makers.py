@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import shutil
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -212,3 +213,36 @@ class MugeOfASplit(Muge):
         texts = [{"image_id": f"{1000 + i}", "text": list(texts)} for i, texts in enumerate(captions) if texts]
         (folder / "train_texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
         return Made(folder, {"split": "train"})
+
+
+class Sidecars(SourceContract):
+    """Images and texts in folders, with dots in their names."""
+
+    captions = ONE_EACH
+
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        shutil.rmtree(folder / "unpacked", ignore_errors=True)
+        (folder / "unpacked").mkdir()
+        for i, (image, texts) in enumerate(zip(images, captions, strict=True)):
+            stem = folder / "unpacked" / f"{i // 4:05}" / f"photo {i:04}.0 (clean)"
+            stem.parent.mkdir(exist_ok=True)
+            stem.with_name(f"{stem.name}.PNG").write_bytes(image)
+            stem.with_name(f"{stem.name}.txt").write_bytes(texts[0].encode("utf-8", "surrogatepass"))
+        return Made(folder / "unpacked")
+
+
+class Img2datasetFiles(SourceContract):
+    """As img2dataset writes with `output_format="files"`: also JSON, tables and statistics."""
+
+    captions = ONE_EACH
+    hostile = without(HOSTILE, "not unicode")
+
+    def make(self, folder: Path, images: Sequence[bytes], captions: Captions) -> Made:
+        shutil.rmtree(folder / "files", ignore_errors=True)
+        tars = write_img2dataset(folder / "files", images, [texts[0] for texts in captions])
+        (folder / "files").mkdir(exist_ok=True)
+        for path in tars:
+            with tarfile.open(path) as tar:
+                tar.extractall(path.with_suffix(""), filter="data")
+            path.unlink()
+        return Made(folder / "files")

@@ -14,10 +14,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
-from clipglot.cache.format import SOURCE_KINDS
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
-from clipglot.cache.sources.kinds import KINDS, SOURCES
+from clipglot.cache.sources.kinds import KINDS
 from clipglot.cli.main import main
 from support import source_makers as makers
 from support.source_contract import encoded_images, write_images
@@ -52,6 +51,12 @@ def make_muge(folder: Path) -> None:
     makers.Muge().make(folder / "MUGE", IMAGES, CAPTIONS)
 
 
+def make_sidecars(folder: Path) -> None:
+    names = write_images(folder / "unpacked", IMAGES)
+    for name, texts in zip(names, CAPTIONS, strict=True):
+        (folder / "unpacked" / name).with_suffix(".txt").write_text(texts[0])
+
+
 def make_birds(folder: Path) -> None:
     for name, image in zip(("hooded_crow", "blue_tit", "swift"), IMAGES, strict=True):
         write_images(folder / "birds" / name, [image])
@@ -68,6 +73,7 @@ MAKE = {
     "pairs.feather": lambda folder: makers.Feather().make(folder, IMAGES, CAPTIONS),
     "saved": lambda folder: makers.SavedSplits().make(folder, IMAGES, CAPTIONS),
     "MUGE": make_muge,
+    "unpacked": make_sidecars,
     "birds": make_birds,
     "annotations/captions_train2017.json": lambda folder: makers.Coco().make(folder, IMAGES, CAPTIONS),
 }
@@ -92,9 +98,17 @@ def test_every_kind_is_documented() -> None:
     assert {command[2] for command in COMMANDS} == set(MAKE)
     for word in (word for kind in KINDS for word in re.findall(r"\.[a-z]+|[a-z_]+\.json\b|_imgs\.tsv", kind.shape)):
         assert word in DOCS
-    assert set(SOURCES) == SOURCE_KINDS
     said = " ".join(CliRunner().invoke(main, ["cache", "--help"]).stdout.split())
-    for words in ("table", "tars", "Parquet or Arrow files", "dataset", "MUGE folder", "class folders", "COCO's"):
+    for words in (
+        "table",
+        "tars",
+        "Parquet or Arrow files",
+        "dataset",
+        "MUGE folder",
+        "texts beside",
+        "class folders",
+        "COCO's",
+    ):
         assert words in said
 
 

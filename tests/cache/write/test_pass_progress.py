@@ -88,7 +88,7 @@ def test_control_c_in_a_terminal_leaves_one_clean_line_below_the_bars(
     assert "plan" in click.unstyle(bars)
     assert " 0/40" in click.unstyle(bars)
     assert re.search(r"\n(\x1b\[[?\w]*)*$", bars)  # at the beginning of a line
-    kept = r"\d of 5 chunks are embedded and kept; run the same command again to resume"
+    kept = r"\d+ embeddings are kept, of 40 images; run the same command again to resume"
     assert re.fullmatch(kept + r"(\x1b\[0m)?\s*", line)  # nothing is drawn over it
 
 

@@ -1,0 +1,81 @@
+"""Absent images: a wrong image root stops a pass early, and a new one has the missing images tried again."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import CacheError
+from ..format import STATUS, Status
+from ..location import to_location
+from ..read.cache import Cache
+from ..sources.image_root import fitting_root
+from .decode_pool import BlockReader
+from .report import PassReport
+
+CHECKED_IMAGES = 1000  # that a pass tries before it asks whether there are any
+SAMPLE = 64  # images all over the cache, which are then looked for
+ABSENT = (Status.MISSING, Status.OUTSIDE_ROOT)
+
+
+class AllAbsentError(CacheError):
+    """A pass that has found none of its images."""
+
+
+def require_some_image(cache: Cache, reader: BlockReader, report: PassReport) -> None:
+    """Stop a pass whose images are all absent, and so are others all over the cache.
+
+    Raises:
+        AllAbsentError: the message names the path that was tried, and the image root that would fit.
+    """
+    if sum(report.failed.get(status.label, 0) for status in ABSENT) < report.num_pictures:
+        return
+    sample = np.unique(np.linspace(0, len(cache) - 1, SAMPLE).astype(int)).tolist()
+    if any(_is_there(cache, reader, row) for row in sample):
+        return
+    raise AllAbsentError(
+        f"{cache.path}: none of the first {report.num_pictures:,} images is there, nor are others all over the source"
+        f"{tried(cache, sample)}"
+    )
+
+
+def tried(cache: Cache, rows: Collection[int]) -> str:
+    """The path that was tried for the first of some absent images, and what to do, for messages."""
+    locators = cache.locators(first := min(rows), first + 1)
+    if locators is not None and locators[0, 0] >= 0:
+        return ": check --image-root and the source"
+    source = next(source for source in reversed(cache.info.sources) if source.first_row <= first)
+    root, keys = to_location(source.image_root), [key for row in rows for key in cache.keys(row, row + 1)]
+    fits = fitting_root(root, keys) if isinstance(root, Path) else None
+    path = keys[0] if keys[0].startswith("/") else f"{root}/{keys[0]}"
+    remedy = f"pass --image-root {fits}" if fits else "pass the --image-root that the paths start from"
+    return f" (tried {path}): {remedy}"
+
+
+def found_again(cache: Cache, reader: BlockReader, rows: range) -> list[int]:
+    """The chunks that have absent images of which at least one is there by now.
+
+    Args:
+        cache: of one root or more.
+        reader: of the images.
+        rows: of the source whose root has changed.
+    """
+    chunks = []
+    for chunk in sorted(cache.arrays.stored_chunks(f"{STATUS}/c")):
+        start = cache.chunk_slice(chunk).start
+        absent = (start + np.flatnonzero(np.isin(cache.status(chunk), ABSENT))).tolist()
+        if any(row in rows and _is_there(cache, reader, row) for row in absent):
+            chunks.append(chunk)
+    return chunks
+
+
+def forget_absent(cache: Cache) -> None:
+    """Have the chunks without a single embedding tried again by the next pass."""
+    stored = cache.arrays.stored_chunks(f"{STATUS}/c")
+    empty = [chunk for chunk in stored if not (cache.status(chunk) == Status.EMBEDDED).any()]
+    cache.arrays.invalidate([(STATUS, (chunk,)) for chunk in empty])
+
+
+def _is_there(cache: Cache, reader: BlockReader, row: int) -> bool:
+    locators = cache.locators(row, row + 1)
+    return next(reader.read(row, cache.keys(row, row + 1), locators)) not in ABSENT

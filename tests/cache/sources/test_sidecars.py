@@ -1,0 +1,145 @@
+"""Sidecars keep the contract of sources, and nothing in a folder of images vanishes unsaid."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from clipglot.cache.errors import CacheError
+from clipglot.cache.format import Status
+from clipglot.cache.sources.image_names import is_image_signature
+from clipglot.cache.sources.tar_index import split_name
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, features
+from support import source_makers as makers
+from support.source_contract import Made, Planned, SourceContract, encoded_images
+from support.tars import write_tar
+
+
+class TestSidecars(makers.Sidecars):
+    pass
+
+
+class TestImg2datasetFiles(makers.Img2datasetFiles):
+    pass
+
+
+IMAGE = encoded_images(1)[0]
+FILES: dict[str, bytes] = {
+    "a/1.jpg": IMAGE,
+    "a/1.txt": b"one",
+    "a/2.jfif": IMAGE,
+    "a/2.caption": b"two",
+    "a/3.0 (x).png": IMAGE,
+    "a/3.0 (x).txt": b"three",
+    "a/b/4": IMAGE,
+    "a/b/5.JPG": IMAGE,
+    "a/b/5.json": b'{"caption": "five"}',
+    "a/b/6.dat": IMAGE,
+    "a/b/6.txt": b"six",
+    "a/lonely.txt": b"no image",
+    "a/notes.md": b"notes",
+    "a/b/.hidden.txt": b"hidden",
+    "out.zarr/zarr.json": b"{}",
+    "out.zarr/images/1.jpg": IMAGE,
+}
+
+
+def test_every_file_is_a_row_or_counted(tmp_path: Path) -> None:
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    source = SourceContract.open(Made(tmp_path))
+    assert source.kind == "sidecars"
+    assert {row.key: list(row.captions) for row in source.rows()} == {
+        "a/1.jpg": ["one"],
+        "a/2.jfif": ["two"],
+        "a/3.0 (x).png": ["three"],
+        "a/b/4": [],
+        "a/b/5.JPG": ["five"],
+        "a/b/6.dat": ["six"],
+    }
+    assert source.left_out == {"texts without an image (.txt)": 1, "files of other kinds (.md)": 1}
+
+
+def test_a_split_of_sidecars_is_chosen(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "1.jpg").write_bytes(IMAGE)
+        (tmp_path / split / "1.txt").write_text(split)
+    with pytest.raises(CacheError, match=r"several splits .*--split"):
+        list(SourceContract.open(Made(tmp_path)).rows())
+    (row,) = SourceContract.open(Made(tmp_path, {"split": "val"})).rows()
+    assert (row.key, row.captions) == ("val/1.jpg", ["val"])
+
+
+def test_a_text_outside_the_root_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "1.jpg").write_bytes(IMAGE)
+    (tmp_path / "in" / "1.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(CacheError, match=r"1\.txt"):
+        list(SourceContract.open(Made(tmp_path / "in")).rows())
+
+
+def test_class_folders_take_deeper_folders_and_any_image(tmp_path: Path) -> None:
+    for name in ("owl/1.jpg", "owl/2.jfif", "owl/2020/may/3.JPEG", "owl/4", "crow/5.heic", "beside.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(IMAGE)
+    for name in ("owl/notes.md", "owl/2020/index.md", "run/model.bin"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"no image")
+    source = SourceContract.open(Made(tmp_path))
+    assert source.kind == "class folders"
+    assert [(row.key, row.captions) for row in source.rows()] == [
+        ("crow/5.heic", ["crow"]),
+        ("owl/1.jpg", ["owl"]),
+        ("owl/2.jfif", ["owl"]),
+        ("owl/4", ["owl"]),
+        ("owl/2020/may/3.JPEG", ["owl"]),
+    ]
+    assert source.left_out == {"files that are no images (.md)": 2, "images beside the class folders": 1}
+
+
+def test_dots_in_the_names_of_members(tmp_path: Path) -> None:
+    stems = ("photo 2.0 (clean)", "v1.2-3")
+    members = [member for stem in stems for member in ((f"{stem}.jpg", IMAGE), (f"{stem}.txt", stem.encode()))]
+    planned = Planned.of(SourceContract.open(Made(write_tar(tmp_path / "dots.tar", members))))
+    assert dict(zip(planned.keys, planned.captions, strict=True)) == {
+        "dots.tar/photo 2.0 (clean)": ["photo 2.0 (clean)"],
+        "dots.tar/v1.2-3": ["v1.2-3"],
+    }
+    assert planned.read(slice(None)) == [IMAGE, IMAGE]
+
+
+extensions = st.from_regex(r"[a-z][a-z0-9]{0,4}", fullmatch=True)
+parts = st.from_regex(r"[0-9 ()_-][a-z0-9 ()_-]{0,4}", fullmatch=True)
+
+
+@given(first=st.from_regex(r"[a-z0-9 ]{1,5}", fullmatch=True), dotted=st.lists(parts, max_size=3), extension=extensions)
+def test_a_name_is_split_before_its_extension(first: str, dotted: list[str], extension: str) -> None:
+    key = ".".join([first, *dotted])
+    assert split_name(f"{key}.{extension}") == (key, extension)
+    assert split_name(f"{key}.seg.{extension}") == (key, f"seg.{extension}")
+
+
+def test_signatures_are_those_that_pillow_writes() -> None:
+    formats = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "JPEG2000", *(["AVIF"] if features.check("avif") else [])]
+    for name in formats:
+        Image.new("RGB", (32, 32)).save(file := BytesIO(), name)
+        assert is_image_signature(file.getvalue()[:12]), name
+    for text in (b"", b"BM is text", b"P5 is text", b"{}", b"\0" * 12, b"RIFF....WAVE"):
+        assert not is_image_signature(text)
+
+
+@pytest.mark.parametrize("name", ["images\\1.png", ".\\images\\1.png", "images/1.png"])
+def test_back_slashes_are_resolved(name: str, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(IMAGE)
+    (tmp_path / "secret.png").write_bytes(IMAGE)
+    records = [{"image": name, "text": "a"}, {"image": "..\\secret.png", "text": "b"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    planned = Planned.of(SourceContract.open(Made(tmp_path / "pairs.jsonl")))
+    assert planned.read(slice(None)) == [IMAGE, Status.OUTSIDE_ROOT]
