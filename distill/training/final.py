@@ -1,6 +1,7 @@
 """The trained tower of a finished run: `final/text.safetensors` and `final/config.json`."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from ...cache.storage.atomic import atomic_directory, atomic_write
+from ...cache.storage.regular import open_regular, read_regular
 from ...encoders.text_tower import TextTower
 from ...encoders.text_towers import stored_tower
 from ..errors import DistillError
@@ -33,6 +35,7 @@ def load_final(run: RunFolder) -> Final:
         config = _read_config(run)
         kind = stored_tower(config)
         tower = kind.from_plain(config[kind.kind])
+        os.close(open_regular(run.final / "text.safetensors"))
         tower.load_state_dict(load_file(run.final / "text.safetensors"))
         return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
 
@@ -51,7 +54,7 @@ def write_final(run: RunFolder, final: Final) -> None:
     """Write the trained tower of a finished run, unless it is written already."""
     if run.final.exists():
         return
-    with atomic_directory(run.final) as folder:
+    with run.writing(), atomic_directory(run.final) as folder:
         atomic_write(folder / "text.safetensors", save(final.tower.tensors()))
         config = {final.tower.kind: final.tower.config.to_plain()}
         scores = {"logit_scale": final.logit_scale, "logit_bias": final.logit_bias}
@@ -66,13 +69,14 @@ def _finished(run: RunFolder) -> Iterator[None]:
         raise DistillError(f"{run.path} has not finished: go on with `clipglot train … -o {run.path} --resume`")
     try:
         yield
-    except (SafetensorError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DistillError(
-            f"{run.final} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
+            f"{run.final} is damaged ({reason}): delete it and run `clipglot train … --resume`, "
             "which writes it again from the last checkpoint"
         ) from error
 
 
 def _read_config(run: RunFolder) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((run.final / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(read_regular(run.final / "config.json"))
     return config
