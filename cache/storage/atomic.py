@@ -27,15 +27,26 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS does not lock folders
 
 
-def atomic_write(path: Path, data: Any) -> None:
-    """Write `data` (bytes-like) to `path` atomically: a reader sees the old file or the complete new one."""
+def atomic_write(path: Path, data: Any, *, exclusive: bool = False) -> None:
+    """Write `data` (bytes-like) to `path` atomically: a reader sees the old file or the complete new one.
+
+    Args:
+        path: of the file.
+        data: all that it is to hold.
+        exclusive: leave a file alone that exists, however it came to be meanwhile.
+    """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with _named(path), open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        if exclusive:
+            with suppress(FileExistsError):
+                os.link(partial, path)
+            partial.unlink()
+        else:
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

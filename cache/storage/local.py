@@ -58,11 +58,18 @@ class DurableLocalStore(LocalStore):
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """`set` for zarr's synchronous path (zarr >= 3.1.6)."""
+        self._set_sync(key, value)
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a metadata file atomically, unless it exists."""
+        await asyncio.to_thread(self._set_sync, key, value, exclusive=True)
+
+    def _set_sync(self, key: str, value: Buffer, *, exclusive: bool = False) -> None:
         self._check_writable()
         path = self.root / key
         with explain_os_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, value.as_buffer_like())
+            atomic_write(path, value.as_buffer_like(), exclusive=exclusive)
 
     def names(self, folder: str) -> list[str]:
         """Names directly in a folder; empty if the folder is absent."""

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-import pickle
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -23,7 +23,7 @@ from ...cache.errors import UnwritableError
 from ...cache.format import EncoderInfo
 from ...cache.location import Url, to_location
 from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, explain_os_error, sweep_partial
-from ...cache.storage.regular import read_regular
+from ...cache.storage.regular import open_regular, read_regular
 from ...cache.typed import has_type, require_types
 from ...encoders.loading_errors import pickle_refusal, without_pickle_warnings
 from ...encoders.tokenizer import TextTokenizer
@@ -182,14 +182,23 @@ class RunFolder:
         if not files:
             return None
         try:
+            _require_uncompressed(files[-1])
             with without_pickle_warnings():
                 state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-            instead = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
-            refused = pickle_refusal(error) is not None
-            reason = "holds more than tensors" if refused else f"is damaged ({str(error).splitlines()[0]})"
-            raise DistillError(f"{files[-1]} {reason}: delete it to {instead}") from error
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError("no checkpoint of a run")
+        except Exception as error:  # of torch, zipfile and pickle
+            raise self.damaged_checkpoint(error) from error
         return state
+
+    def damaged_checkpoint(self, error: Exception) -> DistillError:
+        """The error that says what to do about the newest checkpoint, which cannot be loaded."""
+        *older, newest = self._sorted_checkpoints()
+        instead = f"go on from {older[-1].name}" if older else "begin anew"
+        refused = pickle_refusal(error) is not None
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "holds more than tensors" if refused else f"is damaged ({first_line})"
+        return DistillError(f"{newest} {reason}: delete it to {instead}")
 
     def append_metrics(self, kind: LineKind, metrics: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; `step` among the metrics says after which step it was measured."""
@@ -258,6 +267,18 @@ class RunFolder:
 
     def _sorted_checkpoints(self) -> list[Path]:
         return sorted(self._checkpoints.glob("step-*.pt"))
+
+
+def _require_uncompressed(checkpoint: Path) -> None:
+    """Raise unless a checkpoint is stored as torch does it: a zip of which nothing inflates.
+
+    Raises:
+        OSError, ValueError, BadZipFile: it is not.
+    """
+    with open(open_regular(checkpoint), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if zipfile.is_zipfile(file) and sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
+            raise ValueError(f"a zip of {size:,} bytes that holds more")
 
 
 def write_json(path: Path, value: Any) -> None:

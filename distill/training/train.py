@@ -125,7 +125,10 @@ def _run_steps(
     run, loader, student = setup.run, setup.loader, setup.student
     num_steps, step = settings.epochs * loader.steps_per_epoch, 0
     if checkpoint := run.load_checkpoint():
-        student.load(checkpoint)
+        try:
+            student.load(checkpoint)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise run.damaged_checkpoint(error) from error
         step = checkpoint["step"]
     if len(set(distributed.gather_objects(step))) > 1:
         raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")

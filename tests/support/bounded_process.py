@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-HEADROOM_BYTES = 1_500_000_000  # of addresses beyond what imports took; each thread reserves some
+HEADROOM_BYTES = 3_000_000_000  # of addresses beyond what imports took; each thread reserves some
 CASE_S = 60  # far more than any case takes: only a hang exceeds it
 _SCRIPT = "import sys; sys.path[:0] = {paths!r}; from support.bounded_process import _serve; _serve({target!r})"
 

@@ -10,13 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
+from clipglot.cache.storage.open import store_at
 from clipglot.cache.storage.ragged import RaggedReader
 from clipglot.cache.write.convert import convert
 from clipglot.cache.write.merge import concatenate_caches
+from clipglot.distill.data.image_embeddings import open_images
+from clipglot.distill.data.pairs import load_train_data
+from clipglot.distill.train_settings import EmbeddingSettings
+from clipglot.encoders.tokenizer import CaptionTokenizer
 from clipglot.jobs.inspect import inspect_cache
 from clipglot.jobs.settings.inspect import InspectSettings
 
@@ -215,12 +221,6 @@ def _embeddings(cache: Path) -> None:
 
 
 def _train(cache: Path) -> None:
-    import torch
-    from clipglot.distill.data.image_embeddings import open_images
-    from clipglot.distill.data.pairs import load_train_data
-    from clipglot.distill.train_settings import EmbeddingSettings
-    from clipglot.encoders.tokenizer import CaptionTokenizer
-
     opened, cpu = Cache(cache).require_sealed(), torch.device("cpu")
     place = "device" if opened.arrays.is_hdf5 else "mapped"
     images = open_images(opened, EmbeddingSettings(embeddings=place), cpu)
@@ -232,7 +232,7 @@ def _train(cache: Path) -> None:
 def _reader(cache: Path) -> None:
     """A ragged reader without the checks of `Cache`."""
     for name in (TEXTS, KEYS):
-        reader = RaggedReader(zarr.open_group(cache, mode="r"), name)
+        reader = RaggedReader(zarr.open_group(store_at(cache, read_only=True), mode="r"), name)
         texts = reader.texts()
         texts.take(np.arange(len(texts))[::-1]).split()
         list(reader.gathered(np.arange(len(reader))[::-1]))

@@ -14,6 +14,7 @@ from support.foreign_caches import CHANGES, WAYS
 OURS = ("CacheError: ", "DamagedCacheError: ", "DistillError: ")
 # The ragged reader alone, below the layer that words errors.
 READERS = ("ValueError: ", "OSError: ", "KeyError: ", "TypeError: ", "WrongOffsetsError: ", "WrongLayoutError: ")
+READERS += ("GroupNotFoundError: ", "RecursionError: ", "MemoryError: ")
 
 
 @pytest.fixture(scope="module")
