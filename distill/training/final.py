@@ -4,9 +4,11 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 
 from ...cache.storage.atomic import atomic_directory, atomic_write
@@ -34,8 +36,8 @@ def load_final(run: RunFolder) -> Final:
     with _finished(run):
         config = _read_config(run)
         kind = stored_tower(config)
+        _require_fitting(kind, config[kind.kind], run.final / "text.safetensors")
         tower = kind.from_plain(config[kind.kind])
-        os.close(open_regular(run.final / "text.safetensors"))
         tower.load_state_dict(load_file(run.final / "text.safetensors"))
         return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
 
@@ -75,6 +77,31 @@ def _finished(run: RunFolder) -> Iterator[None]:
             f"{run.final} is damaged ({reason}): delete it and run `clipglot train … --resume`, "
             "which writes it again from the last checkpoint"
         ) from error
+
+
+def _require_fitting(kind: type[TextTower], config: Any, weights: Path) -> None:
+    """Raise unless a configuration describes a tower of about the size of its weights, before memory is taken for it.
+
+    Raises:
+        OSError, ValueError: it does not, or the weights are no regular file.
+    """
+    os.close(open_regular(weights))
+    with safe_open(weights, "pt") as stored:
+        num_tensors = len(stored.keys())
+    if (num_layers := _most_layers(config)) > num_tensors:
+        raise ValueError(f"{num_layers:,} layers in {num_tensors:,} tensors")
+    with torch.device("meta"):  # which takes no memory
+        num_values = sum(tensor.numel() for tensor in kind.from_plain(config).state_dict().values())
+    if num_values > weights.stat().st_size:
+        raise ValueError(f"{num_values:,} values in weights of {weights.stat().st_size:,} bytes")
+
+
+def _most_layers(config: Any) -> int:
+    """The largest number of layers that a configuration names."""
+    if not isinstance(config, dict):
+        return 0
+    named = (value for name, value in config.items() if "layers" in name and isinstance(value, int))
+    return max((0, *named, *map(_most_layers, config.values())))
 
 
 def _read_config(run: RunFolder) -> dict[str, Any]:

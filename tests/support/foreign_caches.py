@@ -262,3 +262,8 @@ def read(case: list[str]) -> None:
         cache = Path(temporary, "copy/own.zarr")
         CHANGES[change](cache)
         WAYS[way](cache)
+
+
+def open_url(url: str) -> None:
+    """Open a cache at a URL."""
+    Cache(url)
