@@ -47,7 +47,7 @@ def _zip_bomb(path: Path) -> None:
     """A checkpoint whose tensor inflates a thousand times."""
     import torch
 
-    torch.save({"step": 1, "tower": torch.zeros(10**8)}, path)
+    torch.save({"step": 1, "tower": torch.zeros(10**7)}, path)
     with zipfile.ZipFile(path) as stored:
         entries = {name: stored.read(name) for name in stored.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as deflated:

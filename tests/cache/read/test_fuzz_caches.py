@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.bounded_process import outcomes
 
-few_and_many = pytest.mark.parametrize("num", [30, pytest.param(600, marks=pytest.mark.slow)])
+few_and_many = pytest.mark.parametrize("num", [30, pytest.param(300, marks=pytest.mark.slow)])
 
 
 @few_and_many
