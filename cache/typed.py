@@ -1,10 +1,7 @@
 """Types of the fields of dataclasses that were read from JSON, which somebody else may have written."""
 
-from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
-
-_hints = cache(get_type_hints)
 
 
 def require_types(instance: Any) -> None:
@@ -13,7 +10,7 @@ def require_types(instance: Any) -> None:
     Raises:
         TypeError: names a field and its value.
     """
-    for name, hint in _hints(type(instance)).items():
+    for name, hint in get_type_hints(type(instance)).items():
         value = getattr(instance, name)
         if not has_type(value, hint):
             raise TypeError(f"{name} is {value!r:.100}")

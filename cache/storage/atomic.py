@@ -27,26 +27,30 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS does not lock folders
 
 
-def atomic_write(path: Path, data: Any, *, exclusive: bool = False) -> None:
-    """Write `data` (bytes-like) to `path` atomically: a reader sees the old file or the complete new one.
+def atomic_write(path: Path, data: Any) -> None:
+    """Write `data` (bytes-like) to `path` atomically: a reader sees the old file or the complete new one."""
+    with _written_beside(path, data) as partial:
+        partial.replace(path)
 
-    Args:
-        path: of the file.
-        data: all that it is to hold.
-        exclusive: leave a file alone that exists, however it came to be meanwhile.
-    """
+
+def atomic_create(path: Path, data: Any) -> None:
+    """Write `data` to `path` atomically, unless a file is there, however it came to be meanwhile."""
+    with _written_beside(path, data) as partial:
+        with suppress(FileExistsError):
+            os.link(partial, path)
+        partial.unlink()
+
+
+@contextmanager
+def _written_beside(path: Path, data: Any) -> Iterator[Path]:
+    """Write a partial file beside `path`, for the block to give it its name."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
         with _named(path), open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if exclusive:
-            with suppress(FileExistsError):
-                os.link(partial, path)
-            partial.unlink()
-        else:
-            partial.replace(path)
+        yield partial
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

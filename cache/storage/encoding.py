@@ -123,8 +123,8 @@ def require_raw(array: zarr.Array[Any]) -> None:
         WrongLayoutError: it has another, such as one that inflates.
     """
     stored = array.metadata.to_dict()
-    codecs = stored.get("codecs") or ()
-    names = [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs]  # type: ignore[union-attr]
+    codecs: Any = stored.get("codecs") or ()
+    names = [codec.get("name") if isinstance(codec, dict) else codec for codec in codecs]
     is_raw = [*codecs] == CODECS or (array.dtype.itemsize == 1 and [*codecs] == [{"name": "bytes"}, CODECS[1]])
     is_plain = all(stored.get(name) == value for name, value in PLAIN.items()) and array.dtype.kind in "uif"
     if not (is_raw and is_plain and stored["chunk_grid"]["name"] == "regular"):  # type: ignore[index,call-overload]

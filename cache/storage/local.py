@@ -12,7 +12,15 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
-from .atomic import PARTIAL, atomic_write, explain_os_error, lock_folder, require_folder_or_absent, sweep_partial
+from .atomic import (
+    PARTIAL,
+    atomic_create,
+    atomic_write,
+    explain_os_error,
+    lock_folder,
+    require_folder_or_absent,
+    sweep_partial,
+)
 from .encoding import ChunkLimits, slice_bytes
 from .regular import read_regular
 
@@ -58,18 +66,22 @@ class DurableLocalStore(LocalStore):
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """`set` for zarr's synchronous path (zarr >= 3.1.6)."""
-        self._set_sync(key, value)
-
-    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Write a metadata file atomically, unless it exists."""
-        await asyncio.to_thread(self._set_sync, key, value, exclusive=True)
-
-    def _set_sync(self, key: str, value: Buffer, *, exclusive: bool = False) -> None:
         self._check_writable()
         path = self.root / key
         with explain_os_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, value.as_buffer_like(), exclusive=exclusive)
+            atomic_write(path, value.as_buffer_like())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a metadata file atomically, unless it exists."""
+        await asyncio.to_thread(self._create, key, value)
+
+    def _create(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+        path = self.root / key
+        with explain_os_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_create(path, value.as_buffer_like())
 
     def names(self, folder: str) -> list[str]:
         """Names directly in a folder; empty if the folder is absent."""

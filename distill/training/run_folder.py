@@ -301,15 +301,15 @@ def require_keys(provenance: Any) -> None:
             raise TypeError(f"{name} is {provenance[name]!r}")
 
 
-def _checked_line(line: Any) -> dict[str, Any]:
+def _checked_line(parsed: Any) -> dict[str, Any]:
     """A line of metrics.jsonl, if it has the form of one.
 
     Raises:
         TypeError, ValueError, KeyError: it has not.
     """
-    if not isinstance(line, dict):
-        raise TypeError(f"{type(line).__name__}, expected an object")
-    line = _with_kind(line)
+    if not isinstance(parsed, dict):
+        raise TypeError(f"{type(parsed).__name__}, expected an object")
+    line: dict[str, Any] = _with_kind(parsed)
     if line["kind"] not in get_args(LineKind) or type(line["step"]) is not int:
         raise ValueError(f"kind {line['kind']!r:.40} at step {line['step']!r:.40}")
     for name, hint in NEEDED[line["kind"]].items():
