@@ -7,9 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from .errors import CacheError
+from .typed import require_types
 
 FORMAT_VERSION = 1
 ATTRIBUTE = "clipglot"  # attribute of the group that holds the metadata
@@ -28,6 +29,8 @@ EMBEDDED_ARRAYS = (EMB, NORM, STATUS, HASH)  # filled by the pass over images, c
 PLANNED_ARRAYS = (f"{KEY}/bytes", f"{KEY}/offsets", f"{TEXT}/bytes", f"{TEXT}/offsets", CAPTION_IMAGE)
 OPTIONAL_ARRAYS = (HASH, LANGUAGE, LOCATOR, f"{FILE}/bytes", f"{FILE}/offsets")  # not every source has them
 CHUNK_BYTES = 16 * 2**20  # of a chunk of embeddings or of ragged bytes, if the cache has enough rows
+MAX_CHUNK_BYTES = 2**30  # that are read; a chunk holds whole batches, however large these are
+MAX_CHUNKS = 2**20  # of one array; 17 TB in chunks of 16 MB
 MIN_CHUNKS = 16  # also of a small cache, so that a killed pass keeps most of its work
 MAX_DECODE_S = 120  # of processor time for an image, in proportion more where more than MAX_PIXELS are allowed
 MAX_PIXELS = 100_000_000  # default limit for an image; 300 MB as RGB
@@ -270,21 +273,44 @@ class CacheInfo:
             appended = [SourceInfo(**further) for further in fields.pop("appended", [])]
             augmentation = Augmentation(**given) if (given := fields.pop("augmentation", None)) else None
             info = cls(encoder=encoder, source=source, appended=appended, augmentation=augmentation, **fields)
-            if info.state not in get_args(State):
-                raise ValueError(f"state is {info.state!r}")
-            if info.decoding not in get_args(Decoding):
-                raise ValueError(f"decoding is {info.decoding!r}")
-            if info.arrays is not None and not all(isinstance(name, str) for name in info.arrays):
-                raise ValueError(f"arrays are {info.arrays!r}")
+            for part in (encoder, *info.sources, *([augmentation] if augmentation else ()), info):
+                require_types(part)
             names = ("num_views", "num_images", "chunk_rows", "batch_size")
-            sizes = {STORED_NAMES.get(name, name): getattr(info, name) for name in names}
-            if not all(type(size) is int for size in (*sizes.values(), info.num_captions)):
-                raise ValueError(f"sizes are {sizes}, num_captions is {info.num_captions!r}")
-            if info.state != "planning" and min(sizes.values()) < 1:
-                raise ValueError(f"sizes are {sizes}")
+            sizes = {STORED_NAMES.get(name, name): getattr(info, name) for name in names} | {"dim": encoder.dim}
+            if info.state != "planning" and (min(sizes.values()) < 1 or info.num_captions < 0):
+                raise ValueError(f"sizes are {sizes}, num_captions is {info.num_captions}")
+            if info.num_images > MAX_CHUNKS * max(1, info.chunk_rows):
+                raise ValueError(f"sizes are {sizes}: more than {MAX_CHUNKS:,} chunks")
         except (KeyError, TypeError, ValueError) as error:
             raise CacheError(f"{where} has damaged metadata ({error}): cache again") from error
         return info
+
+
+Layout = tuple[str, tuple[int | None, ...], tuple[int | None, ...]]
+"""Type, shape and chunk shape of an array; None for a size that may be any."""
+
+
+def layouts(info: CacheInfo) -> dict[str, Layout]:
+    """Layout of each array of a cache, by name; not of those of tokens.
+
+    The first axis of EMB and NORM may be longer than V, while a pass adds views.
+    """
+    N, M, D, R = info.num_images, info.num_captions, info.encoder.dim, info.chunk_rows
+    texts: dict[str, Layout] = {}
+    for name, num in ((KEY, N), (TEXT, M), (TEACHER_TEXT, M), (FILE, None)):
+        texts[f"{name}/bytes"] = ("uint8", (None,), (None,))
+        texts[f"{name}/offsets"] = ("int64", (None if num is None else num + 1,), (None,))
+    return texts | {
+        EMB: ("float16", (None, N, D), (1, R, D)),
+        NORM: ("float32", (None, N), (1, R)),
+        STATUS: ("uint8", (N,), (R,)),
+        HASH: ("uint64", (N, 2), (R, 2)),
+        LOCATOR: ("int64", (N, 3), (None, 3)),
+        CAPTION_IMAGE: ("int64", (M,), (None,)),
+        LANGUAGE: ("uint16", (M,), (None,)),
+        TEACHER_EMB: ("float16", (1, M, D), (1, None, D)),
+        TEACHER_STATUS: ("uint8", (M,), (None,)),
+    }
 
 
 def is_language_tag(tag: object) -> bool:

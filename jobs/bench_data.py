@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from ..cache.format import EMB, NORM, STATUS, CacheInfo, EncoderInfo, SourceInfo, Status
 from ..cache.read.cache import Cache
 from ..cache.sources.source import SourceRow, batched
+from ..cache.storage.encoding import open_array
 from ..cache.storage.mmap import MmapRows
-from ..cache.storage.ragged import open_array
 from ..cache.write.plan import plan_cache
 from ..cache.write.seal import seal
 from ..distill.data.tokens import TokenTable

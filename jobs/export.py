@@ -13,7 +13,7 @@ from ..cache.errors import CacheError
 from ..cache.format import EncoderInfo
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
-from ..cache.storage.atomic import atomic_directory
+from ..cache.storage.atomic import atomic_directory, explain_os_error
 from ..cache.write.image_decode import ResizeCrop
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, public_provenance, require_same_encoder
@@ -82,8 +82,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
         "clipglot": version("clipglot"),
         "open_clip_torch": version("open_clip_torch"),
     }
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(settings.output) as folder:
+    with explain_os_error(settings.output), atomic_directory(settings.output) as folder:
         write_merged(folder, image_tower, text_tower, logit_scale, logit_bias, tokenizer, record)
         card = model_card(
             record,

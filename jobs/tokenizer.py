@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..cache.read.cache import Cache
-from ..cache.storage.atomic import atomic_directory
+from ..cache.storage.atomic import atomic_directory, explain_os_error
 from ..distill.errors import DistillError
 from ..encoders.tokenizer import (
     OPEN_CLIP,
@@ -75,8 +75,7 @@ def train_tokenizer(settings: TokenizerSettings) -> TokenizerReport:
         raise DistillError(f"{settings.output} exists: choose another -o")
     captions = Cache(settings.cache).captions()
     tokenizer = _train(settings, captions)
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(settings.output) as partial:
+    with explain_os_error(settings.output), atomic_directory(settings.output) as partial:
         tokenizer.save(partial)
     return tokenizer_report(tokenizer.backend, captions, str(settings.output), settings.context_length)
 

@@ -1,6 +1,8 @@
 """Arrays of a cache, read with checks: an error names the chunk that is absent or damaged, and what to do about it."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import math
+import stat
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +13,24 @@ import zarr
 from numpy.typing import NDArray
 
 from ..errors import AbsentObjectError, CacheError, ChunkId, DamagedCacheError, Fault
-from ..format import EMB, EMBEDDED_ARRAYS, NORM, STAGED, TEXT_TARGET_ARRAYS, CacheInfo
+from ..format import EMB, EMBEDDED_ARRAYS, KEY, NORM, STAGED, TEXT, TEXT_TARGET_ARRAYS, CacheInfo, layouts
 from ..location import Location, Url, to_location
 from ..metadata import RESTORE, read_metadata, write_metadata
 from ..storage.atomic import PARTIAL
+from ..storage.encoding import UNREADABLE_CHUNK, UNREADABLE_METADATA, WrongLayoutError, chunk_file_bytes, open_array
 from ..storage.hdf5 import CONVERT_AGAIN, Hdf5Store
 from ..storage.local import ZARR_JSON, DurableLocalStore
 from ..storage.open import CacheStore, open_store
-from ..storage.ragged import UNREADABLE_CHUNK, UNREADABLE_METADATA, RaggedBytes, RaggedReader, open_array
+from ..storage.ragged import RaggedBytes, RaggedReader, WrongOffsetsError, require_offsets
 from ..storage.remote import UPLOAD_AGAIN, RemoteStore
 from .repair import chunk_to_delete, chunks_to_delete, is_in_tokens, repair_instructions
+
+ABSENT = "absent"
+OFFSETS = "offsets"  # last part of the name of an array that leads into another
+MAX_NAMED = 1000  # absent chunks in one message
+MAX_DEPTH = 8  # of the groups of a cache
+FEW_CHUNKS = 256  # of an array that is read whole without a listing beforehand
+MANY_ROWS = 100_000_000  # that arrays still to be written are not believed to have without proof
 
 
 class CheckedArrays:
@@ -63,6 +73,12 @@ class CheckedArrays:
             ) from error
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._take_info(read_metadata(attributes, str(self.path), restore))
+        if self.is_hdf5 and self.info.state != "sealed":
+            raise CacheError(f"{self.path} is not sealed, as every cache in an HDF5 file is: {CONVERT_AGAIN}")
+        if self.info.state == "planned" and max(self.info.num_images, self.info.num_captions) > MANY_ROWS:
+            # Arrays that are still to be written take memory for every row; these show that there are so many rows.
+            for name in (f"{KEY}/offsets", f"{TEXT}/offsets"):
+                self._require_stored({name: self.array(name)}, None)
 
     def write_info(self, info: CacheInfo) -> None:
         """Replace the metadata, on disk and here. The cache must be open for writing."""
@@ -139,7 +155,10 @@ class CheckedArrays:
             DamagedCacheError: its metadata are absent or damaged.
         """
         with self._explain_metadata(name):
-            return open_array(self.root, name)
+            array = open_array(self.root, name)
+            if self.info.is_laid_out:
+                _require_layout(array, self.info)
+            return array
 
     def require_group(self, name: str) -> None:
         """Raise unless there is a group of that name.
@@ -161,9 +180,9 @@ class CheckedArrays:
         try:
             yield
         except UNREADABLE_METADATA as error:
+            problem = f": {error}" if isinstance(error, WrongLayoutError) else f" is absent or damaged ({error})"
             remedy = self.remedy([(name, ())] if is_in_tokens(name) else [])
-            message = f"{self.path}: {name}/zarr.json is absent or damaged ({error})"
-            raise DamagedCacheError(Fault(message, remedy)) from error
+            raise DamagedCacheError(Fault(f"{self.path}: {name}/zarr.json{problem}", remedy)) from error
 
     def nodes(self) -> tuple[list[str], list[str]]:
         """The names of all stored groups and arrays, known to this version or not; no leftovers of killed writers.
@@ -181,6 +200,9 @@ class CheckedArrays:
                 children = [] if is_leftover or name == ZARR_JSON else self._store.names(path)
                 if ZARR_JSON not in children:
                     continue
+                if path.count("/") >= MAX_DEPTH:  # links can lead round in circles
+                    message = f"{self.path}: {path} lies deeper than any array of a cache"
+                    raise DamagedCacheError(Fault(message, "delete it"))
                 if self._is_group(path):
                     groups.append(path)
                     visit(path, children)
@@ -213,7 +235,12 @@ class CheckedArrays:
             DamagedCacheError: it is absent or damaged.
         """
         with self.checked(name, only=[index]):
-            return np.asarray(self.array(name).blocks[index])
+            block = np.asarray(self.array(name).blocks[index])
+            group, _, last = name.rpartition("/")
+            if last == OFFSETS:
+                leads_into = f"{group}/{'ids' if is_in_tokens(name) else 'bytes'}"
+                require_offsets(block, int(self.array(leads_into).shape[0]), name)
+            return block
 
     def read_ragged(self, name: str, start: int = 0, stop: int | None = None) -> RaggedBytes:
         """Read texts `start` to `stop` of a ragged array.
@@ -237,12 +264,16 @@ class CheckedArrays:
         """
         arrays = {name: self.array(name) for name in names}
         chunks = [(name, index) for name, a in arrays.items() for index in (chunk_indices(a) if only is None else only)]
-        absent = [(name, index) for name, index in chunks if self._is_lost(arrays[name], index)]
-        if absent:
-            message = f"{self.path}: {self.chunk_key(absent[0])} is absent"
-            raise DamagedCacheError(Fault(message, self.remedy(absent), absent[0]))
+        self._require_stored(arrays, only)
         try:
             yield
+        except WrongOffsetsError as error:
+            raise DamagedCacheError(Fault(f"{self.path}: {error}", self.remedy())) from error
+        except MemoryError as error:
+            size = sum(math.prod(a.shape) * a.dtype.itemsize for a in arrays.values())
+            raise CacheError(
+                f"{self.path}: {', '.join(arrays)}: {size:,} bytes, more than the free memory: use a larger machine"
+            ) from error
         except UNREADABLE_CHUNK as error:
             damaged = [chunk for chunk in chunks if self.chunk_problem(chunk)]
             keys = ", ".join(map(self.chunk_key, damaged)) or "(unknown)"
@@ -265,21 +296,63 @@ class CheckedArrays:
         """What is wrong with a chunk: absent although it must be stored, or damaged; None if it is right."""
         name, index = chunk
         array = self.array(name)
-        if self._is_lost(array, index):
-            return "absent"
+        if problem := self._file_problem(array, index):
+            return problem if problem == ABSENT else f"damaged ({problem})"
         try:
             array.blocks[index]
         except AbsentObjectError:
-            return None if self._may_be_unwritten(array, index) else "absent"
+            return None if self._may_be_unwritten(array, index) else ABSENT
         except UNREADABLE_CHUNK as error:
             return f"damaged ({error})"
         return None
 
-    def _is_lost(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
-        """Whether the file of a chunk is absent although it must be stored."""
-        if not self.is_folder:
-            return False  # asking would cost a request a chunk, and the read itself finds it
-        return not self._may_be_unwritten(array, index) and not (self.folder / chunk_key(array, index)).is_file()
+    def _require_stored(self, arrays: Mapping[str, zarr.Array[Any]], only: Collection[tuple[int, ...]] | None) -> None:
+        """Raise unless the chunks of arrays that are to be read are stored, in their size, as far as a look tells."""
+        absent: list[ChunkId] = []
+        for name, array in arrays.items():
+            sizes = self._listed_sizes(array) if only is None else None
+            for index in chunk_indices(array) if only is None else only:
+                problem = self._file_problem(array, index, sizes)
+                if problem == ABSENT:
+                    absent.append((name, index))
+                elif problem:
+                    chunk = (name, index)
+                    message = f"{self.path}: damaged chunk {self.chunk_key(chunk)} ({problem})"
+                    raise DamagedCacheError(Fault(message, self.remedy([chunk]), chunk))
+                if len(absent) == MAX_NAMED:
+                    break
+        if absent:
+            message = f"{self.path}: {self.chunk_key(absent[0])} is absent"
+            raise DamagedCacheError(Fault(message, self.remedy(absent), absent[0]))
+
+    def _listed_sizes(self, array: zarr.Array[Any]) -> Mapping[str, int] | None:
+        """Sizes of all chunks of an array by key, where a listing is worth it; None where each read finds its own."""
+        if isinstance(self._store, DurableLocalStore) or array.nchunks <= FEW_CHUNKS:
+            return None
+        return self._store.chunk_sizes(array.path)
+
+    def _file_problem(
+        self, array: zarr.Array[Any], index: tuple[int, ...], sizes: Mapping[str, int] | None = None
+    ) -> str | None:
+        """What the size of a chunk tells: `ABSENT` although it must be stored, or another size; None if it is right."""
+        key = chunk_key(array, index)
+        if sizes is not None:
+            size = sizes.get(key)
+        elif self.is_folder:
+            try:
+                state = (self.folder / key).stat()
+            except OSError:
+                size = None
+            else:
+                if not stat.S_ISREG(state.st_mode):
+                    return "not a regular file"
+                size = state.st_size
+        else:
+            return None  # to ask would cost a request a chunk, and the read itself finds it
+        if size is None:
+            return None if self._may_be_unwritten(array, index) else ABSENT
+        expected = chunk_file_bytes(array)
+        return None if size == expected else f"{size:,} bytes, expected {expected:,}"
 
     def _may_be_unwritten(self, array: zarr.Array[Any], index: tuple[int, ...]) -> bool:
         """Whether a pass may have a chunk still to write: before sealing, or one of further views."""
@@ -323,6 +396,29 @@ def parent_groups(names: Iterable[str]) -> list[str]:
     return sorted(
         {"/".join(parts[:end]) for parts in (name.split("/") for name in names) for end in range(1, len(parts))}
     )
+
+
+def _require_layout(array: zarr.Array[Any], info: CacheInfo) -> None:
+    """Raise unless an array has the type, shape and chunks that the metadata ask for.
+
+    Raises:
+        WrongLayoutError: it has others.
+    """
+    if array.path not in (expected := layouts(info)):
+        return
+    dtype, shape, chunks = expected[array.path]
+    if array.dtype != dtype:
+        raise WrongLayoutError(f"type {array.dtype}, expected {dtype}")
+    if array.path in (EMB, NORM):
+        shape = (max(info.num_views, *array.shape[:1]), *shape[1:])
+    for what, found, right in (("shape", array.shape, shape), ("chunks", array.chunks, chunks)):
+        right = (
+            tuple(f if r is None else r for f, r in zip(found, right, strict=True))
+            if len(found) == len(right)
+            else right
+        )
+        if found != right:
+            raise WrongLayoutError(f"{what} {found}, expected {right} by the metadata of the cache")
 
 
 def chunk_indices(array: zarr.Array[Any]) -> list[tuple[int, ...]]:

@@ -246,11 +246,15 @@ class Cache:
     def count_status(self) -> dict[Status, int]:
         """The number of images of each status that occurs."""
         counts = np.bincount(self.status(), minlength=max(Status) + 1).tolist()
+        if len(counts) > max(Status) + 1:
+            raise self._damaged(f"{STATUS}: unknown status {len(counts) - 1}")
         return {status: counts[status] for status in Status if counts[status]}
 
     def failures(self) -> Iterator[Failure]:
         """The images that were tried and not embedded, in row order."""
         status = self.status()
+        if status.max(initial=0) > max(Status):
+            raise self._damaged(f"{STATUS}: unknown status {status.max()}")
         for start in range(0, len(self), ROWS_AT_A_TIME):
             failed = np.flatnonzero(status[start : start + ROWS_AT_A_TIME] > Status.EMBEDDED).tolist()
             keys = self.keys(start, start + ROWS_AT_A_TIME) if failed else []
@@ -281,19 +285,22 @@ class Cache:
 
     def caption_image(self) -> NDArray[np.int64]:
         """The row of each caption's image, `[M] int64`, ascending."""
-        return self.arrays.read(CAPTION_IMAGE)
+        rows: NDArray[np.int64] = self.arrays.read(CAPTION_IMAGE)
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < len(self) and (rows[1:] >= rows[:-1]).all()):
+            raise self._damaged(f"{CAPTION_IMAGE}: not ascending rows of {len(self):,} images")
+        return rows
 
     def languages(self, start: int = 0, stop: int | None = None) -> list[str] | None:
         """The language tags of captions `start` to `stop`, "" for a caption without one; None without any tags."""
         if not self.arrays.has(LANGUAGE):
             return None
-        return [self.info.languages[code] for code in self.arrays.read(LANGUAGE, (slice(start, stop),)).tolist()]
+        return [self.info.languages[code] for code in self.language_codes(start, stop).tolist()]
 
     def count_languages(self) -> dict[str, int]:
         """The number of captions of each language tag, most frequent first; empty without any tags."""
         if not self.arrays.has(LANGUAGE):
             return {}
-        counts = np.bincount(self.arrays.read(LANGUAGE), minlength=len(self.info.languages)).tolist()
+        counts = np.bincount(self.language_codes(), minlength=len(self.info.languages)).tolist()
         return {tag: num for num, tag in sorted(zip(counts, self.info.languages, strict=True), reverse=True) if num}
 
     def teacher_status(self) -> NDArray[np.uint8]:
@@ -304,10 +311,27 @@ class Cache:
         """The text teacher's embeddings of all captions, `[M, D] float16`, unit norm; zeros where there is none."""
         return self.arrays.read(TEACHER_EMB, (0, slice(None)))
 
+    def language_codes(self, start: int = 0, stop: int | None = None) -> NDArray[np.uint16]:
+        """Language tags of captions `start` to `stop`, as indices into the metadata's `languages`."""
+        codes: NDArray[np.uint16] = self.arrays.read(LANGUAGE, (slice(start, stop),))
+        if codes.max(initial=0) >= max(1, len(self.info.languages)):
+            raise self._damaged(
+                f"{LANGUAGE}: code {codes.max()}, the metadata name {len(self.info.languages)} languages"
+            )
+        return codes
+
+    def _damaged(self, problem: str) -> DamagedCacheError:
+        return DamagedCacheError(Fault(f"{self.path}: {problem}", self.arrays.remedy()))
+
     def _existing_view(self, view: int) -> int:
         if not 0 <= view < self.info.num_views:
             raise IndexError(f"view {view} requested, the cache has {self.info.num_views}")
         return view
 
     def _read_texts(self, name: str, start: int, stop: int | None) -> list[str]:
-        return [text.decode() for text in self.arrays.read_ragged(name, start, stop).split()]
+        texts = self.arrays.read_ragged(name, start, stop).split()
+        try:
+            return [text.decode() for text in texts]
+        except UnicodeDecodeError as error:
+            row = start + next(i for i, text in enumerate(texts) if text == error.object)
+            raise self._damaged(f"{name}/bytes: row {row} is no UTF-8") from error

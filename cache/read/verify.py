@@ -1,6 +1,6 @@
 """Verification of a cache: metadata, chunks against their checksums, counts, then the decoded values."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,7 @@ from ..format import (
     CHUNK_BYTES,
     EMB,
     FILE,
-    HASH,
     KEY,
-    LANGUAGE,
-    LOCATOR,
     NORM,
     STATUS,
     TEACHER_EMB,
@@ -33,7 +30,6 @@ from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, parent_groups
 from .cache import Cache
 
-MAX_CHUNKS = 10_000_000  # of one array; 160 TB in chunks of 16 MB
 ROWS_AT_A_TIME = 2**20
 NORM_TOLERANCE = 2e-3  # of a unit vector in float16, each of whose values is rounded to 11 bits
 _EMBEDDED = 1  # in `Status` and in `TextTargetStatus`
@@ -100,43 +96,7 @@ def _open_arrays(cache: Cache) -> tuple[dict[str, zarr.Array[Any]], list[Fault]]
             arrays[name] = cache.arrays.array(name)
         except DamagedCacheError as error:
             faults.append(error.fault)
-    for name, message in _wrong_shapes(cache, arrays).items():
-        faults.append(Fault(message, cache.arrays.remedy()))
-        del arrays[name]  # it may claim more chunks than can be listed
     return arrays, faults
-
-
-def _wrong_shapes(cache: Cache, arrays: Mapping[str, zarr.Array[Any]]) -> dict[str, str]:
-    """What is wrong with the shapes of arrays, by array. No checksum covers the zarr.json that holds a shape."""
-    info, N, M = cache.info, cache.info.num_images, cache.info.num_captions
-    num_views = {name: max((info.num_views, *arrays[name].shape[:1])) for name in (EMB, NORM) if name in arrays}
-    shapes: dict[str, tuple[int, ...]] = {
-        EMB: (num_views.get(EMB, 0), N, info.encoder.dim),  # a pass may be adding views
-        NORM: (num_views.get(NORM, 0), N),
-        STATUS: (N,),
-        HASH: (N, 2),
-        LOCATOR: (N, 3),
-        f"{KEY}/offsets": (N + 1,),
-        f"{TEXT}/offsets": (M + 1,),
-        CAPTION_IMAGE: (M,),
-        LANGUAGE: (M,),
-        TEACHER_EMB: (1, M, info.encoder.dim),
-        TEACHER_STATUS: (M,),
-        f"{TEACHER_TEXT}/offsets": (M + 1,),
-    }
-    messages = {}
-    for name, array in arrays.items():
-        if array.shape != shapes.get(name, array.shape):
-            messages[name] = f"{name}/zarr.json: shape {array.shape}, expected {shapes[name]}"
-        elif array.nchunks > MAX_CHUNKS:
-            messages[name] = (
-                f"{name}/zarr.json: shape {array.shape} in chunks of {array.chunks} is {array.nchunks:,} chunks, more "
-                f"than {MAX_CHUNKS:,}"
-            )
-    if EMB in arrays and EMB not in messages and arrays[EMB].chunks[1] != info.chunk_rows:
-        rows = arrays[EMB].chunks[1]
-        messages[EMB] = f"zarr.json: chunk_rows is {info.chunk_rows}, the chunks of {EMB} have {rows}"
-    return messages
 
 
 def _check_counts(cache: Cache) -> Iterator[Fault]:

@@ -20,6 +20,7 @@ from ..errors import CacheError, UnwritableError
 from ..format import TOKENS
 
 PARTIAL = ".partial"
+RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 SWEEPING_S = 10.0  # enough for the last process that leaves a shared folder to delete partial files
 POLL_S = 0.05
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,13 +29,28 @@ NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. 
 
 def atomic_write(path: Path, data: Any) -> None:
     """Write `data` (bytes-like) to `path` atomically: a reader sees the old file or the complete new one."""
+    with _written_beside(path, data) as partial:
+        partial.replace(path)
+
+
+def atomic_create(path: Path, data: Any) -> None:
+    """Write `data` to `path` atomically, unless a file is there, however it came to be meanwhile."""
+    with _written_beside(path, data) as partial:
+        with suppress(FileExistsError):
+            os.link(partial, path)
+        partial.unlink()
+
+
+@contextmanager
+def _written_beside(path: Path, data: Any) -> Iterator[Path]:
+    """Write a partial file beside `path`, for the block to give it its name."""
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
     try:
-        with open(partial, "wb") as file:
+        with _named(path), open(partial, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        yield partial
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -53,9 +69,10 @@ def atomic_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """
     with partial_of(path, Path.mkdir, alone) as partial:
         try:
-            yield partial
-            for written in (*partial.rglob("*"), partial):
-                sync_to_disk(written)
+            with _named(path):
+                yield partial
+                for written in (*partial.rglob("*"), partial):
+                    sync_to_disk(written)
             partial.rename(path)  # fails if a non-empty `path` appeared meanwhile
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -233,27 +250,54 @@ def sweep_partial(root: Path, *, keep: str | None = None) -> int:
 
 
 @contextmanager
-def explain_os_error(path: Path, remedy: str = "make it writable or choose another -o") -> Iterator[None]:
+def explain_os_error(
+    path: Path, remedy: str = "make it writable or choose another -o", again: str = "run the same command again"
+) -> Iterator[None]:
     """Raise OS errors of writing, such as a full disk or a read-only folder, as errors that say what to do.
 
     The error names `path`, not the file below it or its temporary name.
 
     Args:
         path: the file or folder that the user knows.
-        remedy: what to do, unless the disk is full.
+        remedy: what to do, unless the disk is full or fails.
+        again: what to do then.
 
     Raises:
         UnwritableError: writing failed.
     """
     try:
         yield
-    except (OSError, UnwritableError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        assert isinstance(cause, OSError)
+    except Exception as error:
+        cause = _os_error_in(error)
+        if cause is None:
+            raise
+        remedy = {errno.EIO: "check the disk"}.get(cause.errno or 0, remedy)
         remedy = "free some space" if cause.errno in NO_SPACE else remedy
-        raise UnwritableError(
-            f"{path}: cannot be written ({cause.strerror or cause}): {remedy} and run the same command again"
-        ) from cause
+        raise UnwritableError(f"{path}: cannot be written ({cause.strerror or cause}): {remedy} and {again}") from cause
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Have OS errors of writing name the file; those of a full disk name none."""
+    try:
+        yield
+    except Exception as error:
+        cause = _os_error_in(error)
+        if cause is None or cause.filename is not None:
+            raise
+        cause.filename = str(path)
+        raise cause from (None if cause is error else error)
+
+
+def _os_error_in(error: BaseException) -> OSError | None:
+    """The OS error that an exception is, has as its cause, or tells of, as those of safetensors and tokenizers do."""
+    if isinstance(error, OSError):
+        return error
+    if isinstance(error, UnwritableError):
+        assert isinstance(error.__cause__, OSError)
+        return error.__cause__
+    told = RUST_OS_ERROR.search(str(error))
+    return OSError(int(told[1]), os.strerror(int(told[1]))) if told else None
 
 
 def sync_to_disk(path: Path) -> None:

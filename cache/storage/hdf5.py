@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import math
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +20,15 @@ import h5py
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from ..errors import AbsentObjectError, CacheError
 from ..format import ATTRIBUTE, CHECKSUM
 from ..metadata import with_checksum
-from .ragged import create_array
+from .encoding import CRC_BYTES, WrongLayoutError, create_array, require_bounded, slice_bytes
+from .regular import MAX_METADATA_BYTES, open_regular
 
 CONVERT_AGAIN = "convert it again from the cache that this is a copy of"
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
@@ -34,7 +36,9 @@ Layout = tuple[tuple[int, ...], tuple[int, ...]]
 # From HDF5 1.10 on, all metadata has checksums, and a file that was not closed is marked.
 LIBVER = ("v110", "v110")
 # h5py has no error type of its own.
-UNREADABLE = (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError)
+UNREADABLE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError, MemoryError)
+MAX_NODES = 10_000  # groups and datasets of a file
+MAX_DEPTH = 8  # of its groups
 
 
 class Hdf5Store(Store):
@@ -61,6 +65,7 @@ class Hdf5Store(Store):
         self.path = path
         self._lock = Lock()  # HDF5 is not thread-safe, and a read is several calls
         try:
+            os.close(open_regular(path))
             self._file = h5py.File(path, "r", locking=False)
             groups, self._datasets = _list_nodes(self._file)
             self._documents = _zarr_documents(self._file, groups, self._datasets)
@@ -92,7 +97,7 @@ class Hdf5Store(Store):
             if name not in self._datasets or not index:
                 return None
             content = await asyncio.to_thread(self._read_chunk, name, tuple(map(int, index.split("/"))))
-        return prototype.buffer.from_bytes(_slice_bytes(content, byte_range))
+        return prototype.buffer.from_bytes(slice_bytes(content, byte_range))
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
@@ -136,7 +141,20 @@ class Hdf5Store(Store):
         yield from self._documents
         for name, (shape, chunks) in self._datasets.items():
             for index in np.ndindex(*grid(shape, chunks)):
-                yield "/".join((name, "c", *map(str, index)))
+                yield _key(name, index)
+
+    def chunk_sizes(self, name: str) -> dict[str, int]:
+        """Sizes of the stored chunks of an array, by key."""
+        sizes: dict[str, int] = {}
+        _, chunks = self._datasets[name]
+
+        def note(chunk: h5py.h5d.StoreInfo) -> None:
+            index = tuple(offset // size for offset, size in zip(chunk.chunk_offset, chunks, strict=True))
+            sizes[_key(name, index)] = chunk.size
+
+        with self._lock:
+            self._file[name].id.chunk_iter(note)
+        return sizes
 
     def _read_chunk(self, name: str, index: tuple[int, ...]) -> bytes:
         """Bytes of a chunk as Zarr stores it: full size, zeros beyond the edge of the array, and the crc32c."""
@@ -145,12 +163,15 @@ class Hdf5Store(Store):
         try:
             with self._lock:
                 dataset = self._file[name]
-                byte_offset = dataset.id.get_chunk_info_by_coord(tuple(part.start for part in slices)).byte_offset
+                stored = dataset.id.get_chunk_info_by_coord(tuple(part.start for part in slices))
+                if stored.byte_offset is None:  # never written; HDF5 would read it as zeros
+                    raise AbsentObjectError(f"{self.path}: {_key(name, index)} is absent: {CONVERT_AGAIN}")
+                expected = math.prod(chunks) * dataset.dtype.itemsize + CRC_BYTES
+                if stored.size != expected or stored.filter_mask:
+                    raise OSError(f"{stored.size:,} bytes with the fletcher32, expected {expected:,}")
                 values = dataset[slices]
         except UNREADABLE as error:
             raise OSError(_reason(error)) from error
-        if byte_offset is None:  # never written; HDF5 reads it as zeros
-            raise AbsentObjectError(f"{self.path}: {name}/c/{'/'.join(map(str, index))} is absent: {CONVERT_AGAIN}")
         chunk = np.zeros(chunks, values.dtype)
         chunk[tuple(map(slice, values.shape))] = values
         raw: bytes = chunk.tobytes()
@@ -161,21 +182,54 @@ def _list_nodes(file: h5py.File) -> tuple[list[str], dict[str, Layout]]:
     """Names of the groups, and layouts of the datasets by name.
 
     Raises:
-        ValueError: a dataset has another encoding.
+        ValueError: a dataset has another encoding, or a name is a link: out of the file, or round in circles.
     """
     groups: list[str] = []
     datasets: dict[str, Layout] = {}
+    seen = {h5py.h5o.get_info(file.id).addr}
 
-    def visit(name: str, node: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(node, h5py.Group):
-            groups.append(name)
-            return
-        if node.chunks is None or not node.fletcher32 or node.dtype.byteorder == ">":
-            raise ValueError(f"{name} is not in little-endian chunks with fletcher32")
-        datasets[name] = node.shape, node.chunks
+    def visit(group: h5py.Group, prefix: str) -> None:
+        for child in group:
+            name = f"{prefix}{child}"
+            if not isinstance(group.get(child, getlink=True), h5py.HardLink):
+                raise ValueError(f"{name} is a link to elsewhere")
+            node = group[child]
+            address = h5py.h5o.get_info(node.id).addr
+            if address in seen or len(seen) > MAX_NODES:
+                raise ValueError(f"{name} is a second name of another, or one of more than {MAX_NODES:,}")
+            seen.add(address)
+            if isinstance(node, h5py.Group):
+                if name.count("/") >= MAX_DEPTH:
+                    raise ValueError(f"{name} lies deeper than any array of a cache")
+                groups.append(name)
+                visit(node, f"{name}/")
+            else:
+                datasets[name] = _layout(node, name)
 
-    file.visititems(visit)
+    visit(file, "")
     return groups, datasets
+
+
+def _layout(node: Any, name: str) -> Layout:
+    """Layout of a dataset, which is only read if it is encoded as `Hdf5Writer` does it.
+
+    Raises:
+        ValueError: it is not: compressed, in other files, or with chunks of no bounded size and number.
+    """
+    if not isinstance(node, h5py.Dataset):
+        raise ValueError(f"{name} is no dataset")
+    properties = node.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    is_chunked = properties.get_layout() == h5py.h5d.CHUNKED and node.chunks is not None
+    if not is_chunked or filters != [h5py.h5z.FILTER_FLETCHER32] or node.dtype.byteorder == ">":
+        raise ValueError(f"{name} is not in little-endian chunks with fletcher32 alone")
+    if node.dtype.kind not in "uif" or not isinstance(node.shape, tuple):
+        raise ValueError(f"{name} holds no numbers")
+    try:
+        require_bounded(node.shape, node.chunks, node.dtype.itemsize)
+    except WrongLayoutError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return node.shape, node.chunks
 
 
 def _zarr_documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[str, Layout]) -> dict[str, bytes]:
@@ -184,10 +238,19 @@ def _zarr_documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[st
     Raises:
         ValueError: the metadata are absent, or do not match their checksum.
     """
-    if ATTRIBUTE not in file.attrs:
-        raise ValueError(f"no clipglot cache: attribute {ATTRIBUTE!r} is absent")
+    for name in (ATTRIBUTE, CHECKSUM):
+        if name not in file.attrs:
+            raise ValueError(f"no clipglot cache: attribute {name!r} is absent")
+    attribute = file.attrs.get_id(ATTRIBUTE)
+    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_METADATA_BYTES:
+        raise ValueError(f"attribute {ATTRIBUTE!r} is no text of at most {MAX_METADATA_BYTES:,} bytes")
     text = bytes(file.attrs[ATTRIBUTE])
-    if google_crc32c.value(text) != int(file.attrs[CHECKSUM]):
+    checksum = file.attrs.get_id(CHECKSUM)
+    if (
+        checksum.shape != ()
+        or checksum.dtype.kind not in "ui"
+        or google_crc32c.value(text) != int(file.attrs[CHECKSUM])
+    ):
         raise ValueError(f"attribute {ATTRIBUTE!r} does not match its checksum")
     documents: dict[str, Buffer] = {}
     root = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=with_checksum(json.loads(text)))
@@ -198,17 +261,8 @@ def _zarr_documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[st
     return {key: value.to_bytes() for key, value in documents.items()}
 
 
-def _slice_bytes(content: bytes, byte_range: ByteRequest | None) -> bytes:
-    match byte_range:
-        case None:
-            return content
-        case RangeByteRequest(start, end):
-            return content[start:end]
-        case OffsetByteRequest(offset):
-            return content[offset:]
-        case SuffixByteRequest(suffix):
-            return content[-suffix:]
-    raise TypeError(f"unknown byte range {byte_range!r}")
+def _key(name: str, index: tuple[int, ...]) -> str:
+    return "/".join((name, "c", *map(str, index)))
 
 
 def _reason(error: BaseException) -> str:

@@ -8,20 +8,57 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from zarr.core.buffer import Buffer
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
-from .atomic import PARTIAL, atomic_write, explain_os_error, lock_folder, require_folder_or_absent, sweep_partial
+from .atomic import (
+    PARTIAL,
+    atomic_create,
+    atomic_write,
+    explain_os_error,
+    lock_folder,
+    require_folder_or_absent,
+    sweep_partial,
+)
+from .encoding import ChunkLimits, slice_bytes
+from .regular import read_regular
 
 ZARR_JSON = "zarr.json"  # of the root group: a folder with this file is a cache
 MAX_TRIES = 5  # to write a file whose folder other processes delete
 
 
 class DurableLocalStore(LocalStore):
-    """zarr's LocalStore with an fsync before the rename.
+    """zarr's LocalStore with an fsync before the rename, and with bounded reads of regular files alone.
 
     zarr 3.1 renames atomically but does not sync, so after a power cut a chunk can exist without its bytes.
+
+    Attributes:
+        limits: most bytes to read of each file.
     """
+
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.limits = ChunkLimits()
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Read one file; None if it is absent.
+
+        Raises:
+            OSError: it is no regular file, or larger than declared.
+        """
+        return await asyncio.to_thread(self.get_sync, key, prototype=prototype, byte_range=byte_range)
+
+    def get_sync(
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """`get` for zarr's synchronous path (zarr >= 3.1.6)."""
+        content = self._read(key, self.limits.max_bytes(key))
+        if content is None:
+            return None
+        return (prototype or default_buffer_prototype()).buffer.from_bytes(slice_bytes(content, byte_range))
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a chunk or metadata file atomically."""
@@ -35,6 +72,17 @@ class DurableLocalStore(LocalStore):
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, value.as_buffer_like())
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write a metadata file atomically, unless it exists."""
+        await asyncio.to_thread(self._create, key, value)
+
+    def _create(self, key: str, value: Buffer) -> None:
+        self._check_writable()
+        path = self.root / key
+        with explain_os_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_create(path, value.as_buffer_like())
+
     def names(self, folder: str) -> list[str]:
         """Names directly in a folder; empty if the folder is absent."""
         require_folder_or_absent(self.root)
@@ -44,10 +92,17 @@ class DurableLocalStore(LocalStore):
             return []
 
     def read(self, key: str) -> bytes | None:
-        """Read a small file; None if it is absent."""
+        """Read a small file; None if it is absent.
+
+        Raises:
+            OSError: it is no regular file, or too large.
+        """
+        return self._read(key, self.limits.max_bytes(key))
+
+    def _read(self, key: str, max_bytes: int) -> bytes | None:
         try:
-            return (self.root / key).read_bytes()
-        except FileNotFoundError:
+            return read_regular(self.root / key, max_bytes)
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, key: str, data: bytes) -> None:

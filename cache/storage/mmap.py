@@ -9,7 +9,6 @@ import ctypes
 import math
 import mmap
 import os
-import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +21,11 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, Fault
 from ..progress import OnProgress, Progress, ignore_progress
+from .encoding import CRC_BYTES, WrongLayoutError, chunk_file_bytes, require_raw
+from .regular import open_regular, read_regular
 
-CRC_BYTES = 4
 READ_THREADS = 8
 MAP_FIXED = 0x10  # on Linux and macOS; the standard library names neither it nor mmap's address
-CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
@@ -56,7 +55,7 @@ class MmapRows:
         Raises:
             DamagedCacheError: another encoding, or a chunk that is absent, of the wrong size or no regular file.
         """
-        _require_raw(array, folder)
+        _require_whole_rows(array, folder)
         axis = min(array.ndim - 1, 1)
         self.shape, self.dtype = array.shape[axis:], array.dtype
         self._folder, self._remedy = folder, remedy
@@ -65,12 +64,12 @@ class MmapRows:
         self._chunk_rows = array.chunks[axis]
 
         row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
-        self._file_bytes = self._chunk_rows * row_bytes + CRC_BYTES
+        self._file_bytes = chunk_file_bytes(array)
         # Addresses cost nothing, so each chunk gets a slot of whole pages and whole rows.
         granularity = math.lcm(mmap.ALLOCATIONGRANULARITY, row_bytes)
         slot_bytes = -(-self._file_bytes // granularity) * granularity
         self._slot_rows = slot_bytes // row_bytes
-        space = mmap.mmap(-1, max(1, len(self._files)) * slot_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANON, mmap.PROT_READ)
+        space = self._reserve(max(1, len(self._files)) * slot_bytes)
         raw = np.frombuffer(space, np.uint8)  # keeps `space` alive; when it is freed, the chunks are unmapped too
         for i in range(len(self._files)):
             self._map(i, raw.ctypes.data + i * slot_bytes)
@@ -122,7 +121,9 @@ class MmapRows:
 
     def _fault(self, i: int) -> Fault | None:
         try:
-            content = self._files[i].read_bytes()  # threads read in parallel; page faults of a mapping are serial
+            content = read_regular(
+                self._files[i], self._file_bytes
+            )  # threads read in parallel; page faults of a mapping are serial
         except OSError as error:
             return self._damaged(i, error.strerror or str(error))
         if len(content) != self._file_bytes:
@@ -134,17 +135,23 @@ class MmapRows:
     def _damaged(self, i: int, problem: str) -> Fault:
         return Fault(f"damaged chunk {self._files[i]} ({problem})", self._remedy(self._indices[i]))
 
+    def _reserve(self, num_bytes: int) -> mmap.mmap:
+        """Reserve addresses, which takes no memory."""
+        try:
+            return mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANON, mmap.PROT_READ)
+        except (OSError, OverflowError, ValueError) as error:
+            message = f"{self._folder}: {num_bytes:,} bytes cannot be mapped ({error})"
+            raise DamagedCacheError(Fault(message, "train with --embeddings chunks")) from error
+
     def _map(self, i: int, address: int) -> None:
         try:
-            # Symlinks are followed: download tools store chunks as links. A pipe must not block the open.
-            descriptor = os.open(self._files[i], os.O_RDONLY | os.O_NONBLOCK)
+            descriptor = open_regular(self._files[i])
         except FileNotFoundError:
             raise DamagedCacheError(Fault(f"{self._files[i]} is absent", self._remedy(self._indices[i]))) from None
+        except OSError as error:
+            raise DamagedCacheError(self._damaged(i, error.strerror or str(error))) from error
         try:
-            state = os.fstat(descriptor)
-            if not stat.S_ISREG(state.st_mode):
-                raise DamagedCacheError(self._damaged(i, "not a regular file"))
-            size = state.st_size
+            size = os.fstat(descriptor).st_size
             if size != self._file_bytes:
                 raise DamagedCacheError(self._damaged(i, f"{size:,} bytes, expected {self._file_bytes:,}"))
             flags = mmap.MAP_SHARED | MAP_FIXED
@@ -154,21 +161,16 @@ class MmapRows:
             os.close(descriptor)
 
 
-def _require_raw(array: zarr.Array[Any], folder: Path) -> None:
-    """Raise unless an array's chunks are whole rows of raw little-endian bytes with a crc32c tail.
+def _require_whole_rows(array: zarr.Array[Any], folder: Path) -> None:
+    """Raise unless an array's chunks are whole rows of one view, as raw bytes.
 
     Raises:
         DamagedCacheError: they are not.
     """
-    codecs = [codec.to_dict() for codec in getattr(array.metadata, "codecs", ())]
-    raw = codecs == CODECS or (array.dtype.itemsize == 1 and codecs == [{"name": "bytes"}, CODECS[1]])
-    row_axis = min(array.ndim - 1, 1)
-    whole_rows = (
-        array.chunks[:row_axis] == (1,) * row_axis and array.chunks[row_axis + 1 :] == array.shape[row_axis + 1 :]
-    )
-    if not (raw and whole_rows):
-        message = (
-            f"{folder}: stored as {' + '.join(codec['name'] for codec in codecs)} in chunks {array.chunks}, expected "
-            "whole rows of raw little-endian bytes + crc32c (docs/cache.md)"
-        )
-        raise DamagedCacheError(Fault(message, "cache again"))
+    axis = min(array.ndim - 1, 1)
+    try:
+        require_raw(array)
+        if array.chunks[:axis] != (1,) * axis or array.chunks[axis + 1 :] != array.shape[axis + 1 :]:
+            raise WrongLayoutError(f"stored in chunks {array.chunks}, expected whole rows")
+    except WrongLayoutError as error:
+        raise DamagedCacheError(Fault(f"{folder}: {error}", "cache again")) from error

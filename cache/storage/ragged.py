@@ -9,15 +9,16 @@ import numpy as np
 import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
 
 from ..format import CHUNK_BYTES
+from .encoding import create_array, open_array
 
 ROWS_AT_A_TIME = 8192
 PIECE_BYTES = 2**26  # of texts reordered in memory at a time
-# Errors of zarr on files that it cannot read; it has no type of its own for them.
-UNREADABLE_METADATA = (OSError, ValueError, TypeError, KeyError, AttributeError)
-UNREADABLE_CHUNK = (OSError, ValueError, TypeError, IndexError)
+
+
+class WrongOffsetsError(ValueError):
+    """Offsets of a ragged array that do not lie in its bytes, in ascending order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,35 +74,6 @@ class RaggedBytes:
         """The texts as a list of bytes."""
         raw = self.raw.tobytes()
         return [raw[start:stop] for start, stop in pairwise(self.offsets.tolist())]
-
-
-def create_array(
-    group: zarr.Group, name: str, shape: tuple[int, ...], chunks: tuple[int, ...], dtype: str
-) -> zarr.Array[Any]:
-    """Create an array in the encoding of caches: raw little-endian bytes with a crc32c tail, all chunks written."""
-    return group.create_array(
-        name,
-        shape=shape,
-        chunks=chunks,
-        dtype=dtype,
-        serializer=BytesCodec(),
-        compressors=[Crc32cCodec()],
-        fill_value=0,
-        config={"write_empty_chunks": True},  # a chunk of zeros holds values; an absent one means "not done"
-    )
-
-
-def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """Open an array of a group.
-
-    Raises:
-        KeyError: the name is absent.
-        TypeError: the name is that of a group.
-    """
-    node = group[name]
-    if not isinstance(node, zarr.Array):
-        raise TypeError(f"{name} is a group, expected an array")
-    return node
 
 
 class StreamedArray:
@@ -173,9 +145,13 @@ class RaggedWriter:
 
 
 class RaggedReader:
-    """Reader of a ragged array. It reads only the chunks that hold the requested rows."""
+    """Reader of a ragged array. It reads only the chunks that hold the requested rows.
+
+    Offsets that do not ascend within the bytes raise a `WrongOffsetsError`: Arrow takes texts by them unchecked.
+    """
 
     def __init__(self, group: zarr.Group, name: str) -> None:
+        self._name = name
         self._bytes, self._offsets = open_array(group, f"{name}/bytes"), open_array(group, f"{name}/offsets")
 
     def __len__(self) -> int:
@@ -190,13 +166,13 @@ class RaggedReader:
         stop = len(self) if stop is None else min(stop, len(self))
         if start >= stop:
             return RaggedBytes.of([])
-        offsets = np.asarray(self._offsets[start : stop + 1])
+        offsets = self._read_offsets(start, stop + 1)
         raw = np.asarray(self._bytes[int(offsets[0]) : int(offsets[-1])])
         return RaggedBytes(raw, offsets - offsets[0])
 
     def blocks(self) -> Iterator[RaggedBytes]:
         """Yield all texts in blocks of about `CHUNK_BYTES`."""
-        for start, stop in _ranges(self._all_offsets(), CHUNK_BYTES):
+        for start, stop in _ranges(self._read_offsets(), CHUNK_BYTES):
             yield self.texts(start, stop)
 
     def gathered(self, order: NDArray[np.int64]) -> Iterator[RaggedBytes]:
@@ -207,7 +183,7 @@ class RaggedReader:
         Args:
             order: rows `[n]`, without repeats.
         """
-        offsets = self._all_offsets()
+        offsets = self._read_offsets()
         blocks = _ranges(offsets, CHUNK_BYTES)
         first_rows = np.array([start for start, _ in blocks])
         for piece_start, piece_stop in _ranges(np.append(0, np.cumsum(np.diff(offsets)[order])), PIECE_BYTES):
@@ -224,8 +200,20 @@ class RaggedReader:
             for start in range(0, len(inverse), ROWS_AT_A_TIME):
                 yield piece.take(inverse[start : start + ROWS_AT_A_TIME])
 
-    def _all_offsets(self) -> NDArray[np.int64]:
-        return np.asarray(self._offsets[:])
+    def _read_offsets(self, start: int = 0, stop: int | None = None) -> NDArray[np.int64]:
+        offsets = np.asarray(self._offsets[start:stop])
+        require_offsets(offsets, int(self._bytes.shape[0]), f"{self._name}/offsets")
+        return offsets
+
+
+def require_offsets(offsets: NDArray[np.int64], end: int, name: str) -> None:
+    """Raise unless offsets ascend between 0 and the end of what they lead into.
+
+    Raises:
+        WrongOffsetsError: they do not.
+    """
+    if len(offsets) and not (offsets[0] >= 0 and offsets[-1] <= end and (offsets[1:] >= offsets[:-1]).all()):
+        raise WrongOffsetsError(f"{name}: not ascending from 0 to {end:,}")
 
 
 def _ranges(offsets: NDArray[np.int64], size_bytes: int) -> list[tuple[int, int]]:

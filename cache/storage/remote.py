@@ -11,10 +11,12 @@ from zarr.storage import FsspecStore
 
 from ..errors import AbsentObjectError
 from ..format import CAPTION_IMAGE, EMBEDDED_ARRAYS, FILE, KEY, LANGUAGE, LOCATOR, TEACHER_EMB, TEACHER_TEXT, TEXT
-from ..location import Url
+from ..location import HTTP, Url
 from ..store_errors import NOT_FOUND, explain_scheme_error, explain_store_error
+from .encoding import ChunkLimits, slice_bytes
 from .local import ZARR_JSON
 
+WEB = tuple(f"{scheme}://" for scheme in HTTP)
 UPLOAD_AGAIN = "upload it again from the cache that this is a copy of"
 # Objects of at most 16 MB. Captions are read in parts, and each part would fetch its chunk again.
 NUM_RECENT = 8
@@ -32,10 +34,12 @@ class RemoteStore(FsspecStore):
 
     Attributes:
         url: URL as the user gave it.
+        limits: most bytes to read of each object.
         may_be_absent: arrays with chunks that a pass has yet to write.
     """
 
     url: Url
+    limits: ChunkLimits
     may_be_absent: tuple[str, ...] = ()
     _recent: OrderedDict[str, Buffer]
 
@@ -49,7 +53,7 @@ class RemoteStore(FsspecStore):
         with explain_scheme_error(url):
             opened = FsspecStore.from_url(url)
         store = cls(opened.fs, read_only=read_only, path=opened.path.rstrip("/"), allowed_exceptions=())
-        store.url, store._recent = url, OrderedDict()
+        store.url, store.limits, store._recent = url, ChunkLimits(), OrderedDict()
         return store
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: Any = None) -> Buffer | None:
@@ -57,14 +61,14 @@ class RemoteStore(FsspecStore):
 
         Raises:
             AbsentObjectError: a chunk or the whole cache is absent.
+            OSError: the object is larger than declared.
             CacheError: the store refuses access or cannot be reached.
         """
         if byte_range is None and key in self._recent:
             self._recent.move_to_end(key)
             return self._recent[key]
         try:
-            with explain_store_error(self.url, key):
-                value = await super().get(key, prototype, byte_range)
+            content = await self._fetch(key)
         except NOT_FOUND as error:
             if key == ZARR_JSON and self.read_only:
                 raise AbsentObjectError(
@@ -73,7 +77,8 @@ class RemoteStore(FsspecStore):
             if "/c/" in key and not key.startswith(self.may_be_absent):
                 raise AbsentObjectError(f"{self.url}: {key} is absent: {UPLOAD_AGAIN}") from error
             return None
-        if value is not None and byte_range is None and self._is_cacheable(key):
+        value = prototype.buffer.from_bytes(slice_bytes(content, byte_range))
+        if byte_range is None and self._is_cacheable(key):
             self._recent[key] = value
             if len(self._recent) > NUM_RECENT:
                 self._recent.popitem(last=False)
@@ -122,16 +127,49 @@ class RemoteStore(FsspecStore):
         return [name for name in sync(list_names()) if name]  # "" stands for an empty folder, as made in a browser
 
     def read(self, key: str) -> bytes | None:
-        """Read a small object; None if it is absent."""
+        """Read a small object; None if it is absent.
 
-        async def fetch() -> bytes | None:
-            with explain_store_error(self.url, key):
-                return bytes(await self.fs._cat_file(f"{self.path}/{key}"))
-
+        Raises:
+            OSError: it is too large.
+        """
         try:
-            return sync(fetch())
+            return sync(self._fetch(key))
         except NOT_FOUND:
             return None
+
+    async def _fetch(self, key: str) -> bytes:
+        """Read an object, never more than one byte beyond what it may have, whatever the server sends.
+
+        Raises:
+            OSError: it has more.
+        """
+        limit, path = self.limits.max_bytes(key), f"{self.path}/{key}"
+        with explain_store_error(self.url, key):
+            if self.url.startswith(WEB):  # a web server need not heed a range
+                content = await _read_web(self.fs, path, limit + 1)
+            else:
+                try:
+                    content = bytes(await self.fs._cat_file(path, start=0, end=limit + 1))
+                except OSError as error:
+                    if "not satisfiable" not in str(error):
+                        raise
+                    content = b""  # how S3 answers a range of an empty object
+        if len(content) > limit:
+            raise OSError(f"more than {limit:,} bytes")
+        return content
+
+    def chunk_sizes(self, name: str) -> dict[str, int] | None:
+        """Sizes of the stored chunks of an array, by key, from a listing; None on a web server, which does not list."""
+        if self.url.is_web:
+            return None
+
+        async def list_sizes() -> dict[str, int]:
+            with explain_store_error(self.url, name):
+                found = await self.fs._find(f"{self.path}/{name}/c", detail=True)
+            return {path.removeprefix(f"{self.path}/"): int(info["size"]) for path, info in found.items()}
+
+        self.fs.invalidate_cache()
+        return sync(list_sizes())
 
     def write(self, key: str, data: bytes) -> None:
         """Write a small object."""
@@ -168,3 +206,14 @@ class RemoteStore(FsspecStore):
             except NOT_FOUND:
                 return []
         return [path.removeprefix(f"{self.path}/") for path in paths if path.startswith(f"{self.path}/")]
+
+
+async def _read_web(fs: Any, url: str, num_bytes: int) -> bytes:
+    """The first bytes of a file on a web server."""
+    session = await fs.set_session()
+    async with session.get(fs.encode_url(url), **fs.kwargs) as response:
+        fs._raise_not_found_for_status(response, url)
+        content = bytearray()
+        while len(content) < num_bytes and (part := await response.content.read(num_bytes - len(content))):
+            content += part
+        return bytes(content)

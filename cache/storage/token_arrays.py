@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import DamagedCacheError, Fault
 from .atomic import atomic_directory, explain_os_error, lock_folder
+from .encoding import UNREADABLE_METADATA, open_array
 from .local import DurableLocalStore
 from .mmap import MmapRows
-from .ragged import UNREADABLE_METADATA, StreamedArray, open_array
+from .ragged import StreamedArray
 
 OFFSETS_AT_A_TIME = 2**21
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -106,6 +107,9 @@ def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredT
     try:
         root = zarr.open_group(DurableLocalStore(group, read_only=True), mode="r")
         arrays = {name: open_array(root, name) for name in ("ids", "offsets")}
+        types = (arrays["ids"].dtype.name, arrays["offsets"].dtype.name, arrays["ids"].ndim, arrays["offsets"].ndim)
+        if types not in (("uint16", "int64", 1, 1), ("uint32", "int64", 1, 1)):
+            raise ValueError(f"types and axes are {types}")
     except UNREADABLE_METADATA as error:
         raise DamagedCacheError(Fault(f"{group} is no whole group of tokens ({error})", remedy)) from error
     ids, offsets = (MmapRows(array, group / name, remedy=lambda _: remedy) for name, array in arrays.items())
@@ -115,7 +119,34 @@ def map_tokens(group: Path, num_captions: int, *, check: bool = True) -> StoredT
     if check:
         ids.check()
         offsets.check()
+        if not _ascends(StoredTokens(ids, offsets)):
+            raise DamagedCacheError(Fault(f"{group}/offsets: not ascending to {len(ids):,}", remedy))
     return StoredTokens(ids, offsets)
+
+
+def require_ids_below(tokens: StoredTokens, vocab_size: int, context_length: int, group: Path) -> None:
+    """Raise unless all ids are those of a vocabulary, and no caption is longer than the context.
+
+    Args:
+        tokens: with offsets that ascend.
+        vocab_size: number of ids.
+        context_length: most ids of a caption.
+        group: that the tokens were mapped from, for the message.
+
+    Raises:
+        DamagedCacheError: they are not, so that the group was not made by its tokenizer.
+    """
+    size = OFFSETS_AT_A_TIME
+    ids = (tokens.ids.read(start, start + size) for start in range(0, len(tokens.ids), size))
+    ends = (tokens.offsets.read(start, start + size + 1) for start in range(0, len(tokens.offsets) - 1, size))
+    largest = max((int(block.max()) for block in ids), default=0)
+    longest = max((int(np.diff(block).max()) for block in ends), default=0)
+    if largest >= vocab_size or longest > context_length:
+        message = (
+            f"{group}: ids up to {largest:,}, up to {longest:,} of a caption, expected ids below {vocab_size:,}, at "
+            f"most {context_length:,} of a caption"
+        )
+        raise DamagedCacheError(Fault(message, _remedy(group)))
 
 
 def find_token_faults(tokens: Path, num_captions: int) -> Iterator[Fault]:

@@ -33,9 +33,9 @@ from ..format import (
 from ..read.cache import Cache
 from ..sources.source import RowBatch
 from ..storage.digests import Digests, digests_of
+from ..storage.encoding import create_array
 from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore
-from ..storage.ragged import create_array
 from .plan import write_files
 from .row_writer import RowWriter
 

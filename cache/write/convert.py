@@ -22,9 +22,9 @@ from ..location import is_hdf5
 from ..metadata import with_checksum
 from ..read.cache import Cache
 from ..storage.atomic import atomic_directory, explain_os_error, partial_of, sync_to_disk
+from ..storage.encoding import create_array
 from ..storage.hdf5 import grid, new_file, region
 from ..storage.local import DurableLocalStore
-from ..storage.ragged import create_array
 
 CreateArray = Callable[[str, tuple[int, ...], tuple[int, ...], str], Any]
 """Creates an array from name, shape, chunk shape and dtype; it is written by assigning to its regions."""

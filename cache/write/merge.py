@@ -31,7 +31,8 @@ from ..read.cache import Cache
 from ..sources.source import RowBatch
 from ..storage.atomic import atomic_directory, explain_os_error
 from ..storage.digests import digests_of, first_lines
-from ..storage.ragged import RaggedBytes, open_array
+from ..storage.encoding import open_array
+from ..storage.ragged import RaggedBytes
 from .convert import require_nothing
 from .plan import plan_cache
 from .seal import seal
@@ -162,7 +163,7 @@ def _located(caches: Sequence[Cache], starts: Sequence[str]) -> Iterator[Iterato
 
 def _batches(cache: Cache, start: str, files_before: int) -> Iterator[RowBatch]:
     image_index = cache.caption_image()
-    codes = cache.arrays.read(LANGUAGE) if cache.arrays.has(LANGUAGE) else None
+    codes = cache.language_codes() if cache.arrays.has(LANGUAGE) else None
     for begin in range(0, len(cache), COPIED_ROWS):
         end = min(begin + COPIED_ROWS, len(cache))
         first, last = np.searchsorted(image_index, [begin, end]).tolist()

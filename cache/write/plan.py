@@ -14,9 +14,10 @@ from ..metadata import with_checksum, write_metadata
 from ..read.cache import Cache
 from ..sources.source import RowBatch
 from ..storage.atomic import PARTIAL
+from ..storage.encoding import create_array
 from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore, store_at
-from ..storage.ragged import RaggedBytes, RaggedWriter, create_array
+from ..storage.ragged import RaggedBytes, RaggedWriter
 from .row_writer import RowWriter
 from .text_targets import add_text_target_arrays
 

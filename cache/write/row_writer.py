@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ..format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, PLANNED_ARRAYS, TEACHER_TEXT, TEXT
 from ..sources.source import RowBatch
 from ..storage.digests import Digests, digests_of, first_lines
-from ..storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, StreamedArray, open_array
+from ..storage.encoding import open_array
+from ..storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, StreamedArray
 
 
 class RowWriter:

@@ -17,7 +17,7 @@ from ..errors import CacheError
 from ..format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_chunk_rows
 from ..read.cache import Cache
 from ..sources.captions import SEPARATOR
-from ..storage.ragged import create_array
+from ..storage.encoding import create_array
 from .work_sharing import ALONE, Worker, sharing
 
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.float32]]

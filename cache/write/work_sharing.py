@@ -19,6 +19,7 @@ from typing import Literal, TypeVar
 
 from ..errors import CacheError
 from ..storage.open import CacheStore
+from ..typed import require_types
 
 WORKERS = "workers"
 BEAT_S = 10.0  # between two heartbeats; there is one more when a chunk is begun
@@ -163,10 +164,14 @@ class Heartbeat:
         Raises:
             CacheError: what stands there is none, or the store refuses.
         """
-        content = store.read(f"{WORKERS}/{name}")
         try:
-            return None if content is None else cls(**json.loads(content))
-        except (ValueError, TypeError) as error:
+            content = store.read(f"{WORKERS}/{name}")
+            if content is None:
+                return None
+            sign = cls(**json.loads(content))
+            require_types(sign)
+            return sign
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise CacheError(f"{WORKERS}/{name} is no sign of a worker ({error}): delete it") from error
 
 

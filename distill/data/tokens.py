@@ -89,6 +89,7 @@ def open_tokens(
     key = tokenizer.fingerprint(context_length)
     in_cache = [cache.arrays.folder / TOKENS] if cache.arrays.is_folder else []
     group = next((folder / key for folder in (*in_cache, fallback) if (folder / key).exists()), None)
+    is_stored = group is not None
     if group is None:
         group = next(filter(token_arrays.can_write, in_cache), fallback) / key
         dtype = "uint16" if tokenizer.vocab_size <= 2**16 else "uint32"
@@ -96,6 +97,9 @@ def open_tokens(
         with closing(_tokenized(cache, tokenizer, context_length, workers, on_progress)) as blocks:
             token_arrays.write_tokens(group, dtype, blocks)
     tokens = token_arrays.map_tokens(group, cache.info.num_captions)
+    if is_stored:  # perhaps by a stranger
+        num_ids = 1 + max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
+        token_arrays.require_ids_below(tokens, num_ids, context_length, group)
     return TokenTable(tokens.ids, tokens.offsets)
 
 

@@ -309,7 +309,7 @@ class Diagnosis:
         self._step = metrics["step"]
         if metrics["step"] <= round(self._settings.warmup * self._num_steps):
             return
-        self._losses.append(metrics["loss"])
+        self._losses.append(math.nan if metrics["loss"] is None else metrics["loss"])
         self._scales.append(metrics.get("logit_scale") or 0.0)
         if len(self._losses) >= WINDOW and (mean := float(np.mean(self._losses[-WINDOW:]))) < self._lowest:
             self._lowest, self._lowest_step = mean, metrics["step"]

@@ -4,17 +4,20 @@ Each folder has `text.safetensors` and `config.json`.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...cache.storage.atomic import atomic_directory, atomic_write
+from ...cache.storage.regular import open_regular, read_regular
 from ...encoders.text_tower import TextTower
 from ...encoders.text_towers import stored_tower
 from ..errors import DistillError
@@ -66,6 +69,7 @@ def load_final(run: RunFolder, which: Which = "last") -> Final:
     with _readable(folder):
         config = _read_config(folder)
         kind = stored_tower(config)
+        _require_fitting(kind, config[kind.kind], folder / "text.safetensors")
         tower = kind.from_plain(config[kind.kind])
         tower.load_state_dict(load_file(folder / "text.safetensors"))
         return Final(tower.eval(), config["logit_scale"], config.get("logit_bias"))
@@ -133,13 +137,39 @@ def _readable(folder: Path) -> Iterator[None]:
     """Read the folder of a trained tower inside the block; if it is damaged, the error says so."""
     try:
         yield
-    except (SafetensorError, RuntimeError, OSError, ValueError, TypeError, KeyError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DistillError(
-            f"{folder} is damaged ({str(error).splitlines()[0]}): delete it and run `clipglot train … --resume`, "
+            f"{folder} is damaged ({reason}): delete it and run `clipglot train … --resume`, "
             "which writes it again from the last checkpoint"
         ) from error
 
 
+def _require_fitting(kind: type[TextTower], config: Any, weights: Path) -> None:
+    """Raise unless a configuration describes a tower of about the size of its weights, before memory is taken for it.
+
+    Raises:
+        OSError, ValueError: it does not, or the weights are no regular file.
+    """
+    os.close(open_regular(weights))
+    with safe_open(weights, "pt") as stored:
+        num_tensors = len(stored.keys())
+    if (num_layers := _most_layers(config)) > num_tensors:
+        raise ValueError(f"{num_layers:,} layers in {num_tensors:,} tensors")
+    with torch.device("meta"):  # which takes no memory
+        num_values = sum(tensor.numel() for tensor in kind.from_plain(config).state_dict().values())
+    if num_values > weights.stat().st_size:
+        raise ValueError(f"{num_values:,} values in weights of {weights.stat().st_size:,} bytes")
+
+
+def _most_layers(config: Any) -> int:
+    """The largest number of layers that a configuration names."""
+    if not isinstance(config, dict):
+        return 0
+    named = (value for name, value in config.items() if "layers" in name and isinstance(value, int))
+    return max((0, *named, *map(_most_layers, config.values())))
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads(read_regular(folder / "config.json"))
     return config

@@ -10,16 +10,21 @@ import io
 import json
 import math
 import os
-import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 
+from ...cache.errors import UnwritableError
+from ...cache.format import EncoderInfo
 from ...cache.location import Url, to_location
-from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, sweep_partial
+from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, explain_os_error, sweep_partial
+from ...cache.storage.regular import open_regular, read_regular
+from ...cache.typed import has_type, require_types
 from ...encoders.loading_errors import pickle_refusal, without_pickle_warnings
 from ...encoders.tokenizer import TextTokenizer
 from ..errors import DistillError
@@ -29,6 +34,15 @@ from ..train_settings import SECTIONS, TrainSettings
 LineKind = Literal["step", "validation", "sample", "finding"]
 """What a line of metrics.jsonl holds: a step, recall on held-out pairs or on the run's own, or a finding."""
 KEEP_CHECKPOINTS = 2
+MAX_METRICS_BYTES = 2**28  # of metrics.jsonl: a line takes 300 bytes
+MAX_LINE_BYTES = 2**20
+# What is read of lines.
+NEEDED: dict[str, dict[str, Any]] = {
+    "step": {"loss": float | None},
+    "validation": dict.fromkeys(("r_at_1", "r_at_5", "r_at_10", "median_rank"), float),
+    "sample": {},
+    "finding": {"finding": str, "message": str, "advice": str, "figures": dict[str, float | None]},
+}
 # Settings that may differ when a run is resumed: they change where and how it runs, not what it computes. Paths are
 # free because files move; the content of the cache is compared by its provenance, the tokenizer is kept in the run.
 FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", "checkpoint_every", "profile"}
@@ -75,13 +89,14 @@ class RunFolder:
             DistillError: as `require_ready`, which is called again now that the folder is locked.
         """
         self.require_ready(settings, description, resume=resume)
-        self.path.mkdir(parents=True, exist_ok=True)
-        sweep_partial(self.path)
-        write_json(self._description, {"settings": _to_json(settings)} | description)
-        self._checkpoints.mkdir(exist_ok=True)
-        if not self.tokenizer.exists():
-            with atomic_directory(self.tokenizer) as folder:
-                tokenizer.save(folder)
+        with explain_os_error(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            sweep_partial(self.path)
+            write_json(self._description, {"settings": _to_json(settings)} | description)
+            self._checkpoints.mkdir(exist_ok=True)
+            if not self.tokenizer.exists():
+                with atomic_directory(self.tokenizer) as folder:
+                    tokenizer.save(folder)
 
     def provenance(self) -> dict[str, Any]:
         """Provenance of the targets: the encoder and counts of the cache.
@@ -115,9 +130,13 @@ class RunFolder:
 
     def _describe(self) -> dict[str, Any]:
         try:
-            description: dict[str, Any] = json.loads(self._description.read_text(encoding="utf-8"))
-            return {key: description[key] for key in ("settings", "provenance", "computed_in")}
-        except (ValueError, KeyError, TypeError) as error:
+            description: dict[str, Any] = json.loads(read_regular(self._description))
+            require_keys(description["provenance"])
+            parts = {key: description[key] for key in ("settings", "provenance", "computed_in")}
+            if not all(isinstance(part, dict) for part in parts.values()):
+                raise TypeError("a part of it is no object")
+            return parts
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise DistillError(f"{self._description} is damaged ({error}): choose another -o and train anew") from error
 
     def _require_same(self, settings: TrainSettings, description: dict[str, Any]) -> None:
@@ -145,7 +164,8 @@ class RunFolder:
         """Write a checkpoint after `step` steps, then delete all but the two newest."""
         buffer = io.BytesIO()
         torch.save(state | {"step": step}, buffer)
-        atomic_write(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
+        with self.writing():
+            atomic_write(self._checkpoints / f"step-{step:09d}.pt", buffer.getbuffer())
         for old in self._sorted_checkpoints()[:-KEEP_CHECKPOINTS]:
             old.unlink()
 
@@ -163,26 +183,51 @@ class RunFolder:
         if not files:
             return None
         try:
+            _require_uncompressed(files[-1])
             with without_pickle_warnings():
                 state: dict[str, Any] = torch.load(files[-1], map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-            instead = f"go on from {files[-2].name}" if len(files) > 1 else "begin anew"
-            refused = pickle_refusal(error) is not None
-            reason = "holds more than tensors" if refused else f"is damaged ({str(error).splitlines()[0]})"
-            raise DistillError(f"{files[-1]} {reason}: delete it to {instead}") from error
+            if not isinstance(state, dict) or type(state.get("step")) is not int:
+                raise ValueError("no checkpoint of a run")
+        except Exception as error:  # of torch, zipfile and pickle
+            raise self.damaged_checkpoint(error) from error
         return state
+
+    def damaged_checkpoint(self, error: Exception) -> DistillError:
+        """The error that says what to do about the newest checkpoint, which cannot be loaded."""
+        *older, newest = self._sorted_checkpoints()
+        instead = f"go on from {older[-1].name}" if older else "begin anew"
+        refused = pickle_refusal(error) is not None
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = "holds more than tensors" if refused else f"is damaged ({first_line})"
+        return DistillError(f"{newest} {reason}: delete it to {instead}")
 
     def append_metrics(self, kind: LineKind, metrics: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; `step` among the metrics says after which step it was measured."""
         # JSON has no infinity, which is the gradient norm of a step whose float16 gradients overflow.
         numbers = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in metrics.items()}
-        with open(self._metrics, "a", encoding="utf-8") as file:
+        with self.writing(), open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({"kind": kind} | numbers) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl, each with its `kind`; a last line cut short by a kill is left out."""
-        lines = self._metrics.read_bytes().split(b"\n")[:-1] if self._metrics.exists() else []
-        return [_with_kind(json.loads(line)) for line in lines]
+        """Lines of metrics.jsonl, each with its `kind`; a last line cut short by a kill is left out.
+
+        Raises:
+            DistillError: the file is none of metrics, or larger than any.
+        """
+        if not os.path.lexists(self._metrics):
+            return []
+        number = 0
+        try:
+            lines = read_regular(self._metrics, MAX_METRICS_BYTES).split(b"\n")[:-1]
+            metrics = []
+            for number, line in enumerate(lines, 1):  # noqa: B007 (the error names it)
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"{len(line):,} bytes, expected at most {MAX_LINE_BYTES:,}")
+                metrics.append(_checked_line(json.loads(line, parse_constant=lambda name: None)))
+        except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
+            where, what = (f"line {number} of {self._metrics}", "that line") if number else (self._metrics, "it")
+            raise DistillError(f"{where} is none of metrics ({error}): delete {what}") from error
+        return metrics
 
     def last_validation(self) -> dict[str, Any] | None:
         """Metrics of the newest validation, if there was one."""
@@ -203,7 +248,21 @@ class RunFolder:
     def rewind_metrics(self, step: int) -> None:
         """Drop lines of later steps: a resumed run logs them again."""
         kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
-        atomic_write(self._metrics, "".join(kept).encode())
+        with self.writing():
+            atomic_write(self._metrics, "".join(kept).encode())
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write to the folder of a run that has begun; what fails says how to go on.
+
+        Raises:
+            DistillError: a full disk, for example.
+        """
+        try:
+            with explain_os_error(self.path, again="go on with --resume"):
+                yield
+        except UnwritableError as error:
+            raise DistillError(f"{error}, from the last checkpoint") from error.__cause__
 
     def _may_begin(self) -> bool:
         """Whether the folder is empty, or holds only token ids and files of a start that was killed."""
@@ -223,9 +282,53 @@ def mean_recall(validation: Mapping[str, Any]) -> float:
     return float(sum(validation[f"r_at_{k}"] for k in (1, 5, 10)) / 3)
 
 
+def _require_uncompressed(checkpoint: Path) -> None:
+    """Raise unless a checkpoint is stored as torch does it: a zip of which nothing inflates.
+
+    Raises:
+        OSError, ValueError, BadZipFile: it is not.
+    """
+    with open(open_regular(checkpoint), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if zipfile.is_zipfile(file) and sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > size:
+            raise ValueError(f"a zip of {size:,} bytes that holds more")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, complete or not at all."""
     atomic_write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def require_keys(provenance: Any) -> None:
+    """Raise unless a provenance has what export and resume read of it.
+
+    Raises:
+        TypeError, KeyError: it has not.
+    """
+    require_types(EncoderInfo(**provenance["encoder"]))
+    texts = (provenance["cache"], provenance["source"]["path"], provenance["source"]["sha256"])
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"cache and source are {texts}")
+    for name in ("num_pictures", "num_captions"):
+        if type(provenance[name]) is not int:
+            raise TypeError(f"{name} is {provenance[name]!r}")
+
+
+def _checked_line(parsed: Any) -> dict[str, Any]:
+    """A line of metrics.jsonl, if it has the form of one.
+
+    Raises:
+        TypeError, ValueError, KeyError: it has not.
+    """
+    if not isinstance(parsed, dict):
+        raise TypeError(f"{type(parsed).__name__}, expected an object")
+    line: dict[str, Any] = _with_kind(parsed)
+    if line["kind"] not in get_args(LineKind) or type(line["step"]) is not int:
+        raise ValueError(f"kind {line['kind']!r:.40} at step {line['step']!r:.40}")
+    for name, hint in NEEDED[line["kind"]].items():
+        if not has_type(line[name], hint):
+            raise TypeError(f"{name} is {line[name]!r:.40}")
+    return line
 
 
 def _with_kind(line: dict[str, Any]) -> dict[str, Any]:

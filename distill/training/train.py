@@ -133,7 +133,10 @@ def _run_steps(
     num_steps, step = settings.epochs * loader.steps_per_epoch, 0
     best = None if setup.val_data is None else BestWeights(settings.patience)
     if checkpoint := run.load_checkpoint():
-        student.load(checkpoint)
+        try:
+            student.load(checkpoint)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise run.damaged_checkpoint(error) from error
         step = checkpoint["step"]
         if best and "best" in checkpoint:
             best.load(checkpoint["best"])
@@ -189,9 +192,10 @@ def _run_steps(
             if stopped or stops_early:
                 break
     if (step == num_steps or stops_early) and distributed.is_main_process():
-        if best and best.weights:
-            write_final(run.best, student.evaluated, best.weights)
-        write_final(run.final, student.evaluated, Weights.of(student, step))
+        with run.writing():
+            if best and best.weights:
+                write_final(run.best, student.evaluated, best.weights)
+            write_final(run.final, student.evaluated, Weights.of(student, step))
     num_trained, num_parameters = student.num_parameters
     return TrainResult(
         run=run,

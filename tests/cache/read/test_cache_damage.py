@@ -101,7 +101,7 @@ def test_verify_names_array_metadata_of_another_shape(array: str, copied: Path) 
     (copied / array / "zarr.json").write_text(json.dumps(description))
     exit_code, (fault,) = verified(copied)
     assert exit_code == 1
-    assert fault.startswith(f"{array}/zarr.json: shape")
+    assert f": {array}/zarr.json: shape" in fault
 
 
 @pytest.mark.parametrize("array", ["images/emb", "images/status", "images/key/bytes", "captions/text/offsets"])
@@ -111,7 +111,7 @@ def test_verify_names_a_shape_with_too_many_chunks_to_list(array: str, copied: P
     (copied / array / "zarr.json").write_text(json.dumps(description))
     exit_code, (fault,) = verified(copied)
     assert exit_code == 1
-    assert fault.startswith(f"{array}/zarr.json: shape (1000000000000000,")
+    assert f": {array}/zarr.json: shape (1000000000000000," in fault
 
 
 @pytest.mark.parametrize(

@@ -230,7 +230,7 @@ def test_an_older_cache_is_readable_and_gets_array_names_and_checksum_when_writt
 
 def test_an_array_list_with_other_values_than_names_is_damage(own: Path) -> None:
     edit(own, arrays=["images/emb", 3])
-    with pytest.raises(CacheError, match=r"damaged metadata \(arrays are \['images/emb', 3\]\): cache again"):
+    with pytest.raises(CacheError, match=r"damaged metadata \(arrays is \['images/emb', 3\]\): cache again"):
         Cache(own)
 
 

@@ -199,9 +199,9 @@ def test_verify_without_repair_writes_nothing(own: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("chunk_rows", 16, r"zarr\.json: chunk_rows is 16, the chunks of images/emb have \d+: delete the cache"),
+        ("chunk_rows", 16, r"images/emb/zarr\.json: chunks \(1, \d+, 16\), expected \(1, 16, 16\).*: delete the cache"),
         ("num_captions", None, "damaged metadata .*num_captions is None"),
-        ("batch_size", "8", "damaged metadata .*'batch_size': '8'"),
+        ("batch_size", "8", "damaged metadata .*batch_size is '8'"),
     ],
 )
 def test_verify_names_impossible_metadata(

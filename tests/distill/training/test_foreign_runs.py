@@ -1,0 +1,37 @@
+"""Run folders from a stranger: each is refused in our own words, in bounded memory and without a hang."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from clipglot.distill.errors import DistillError
+from clipglot.distill.training.run_folder import RunFolder
+from support.bounded_process import outcomes
+from support.foreign_runs import CHANGES
+
+
+def test_a_foreign_run_is_refused(tiny_run: Path) -> None:
+    found = dict(
+        zip(CHANGES, outcomes("support.foreign_runs:read", [[name, str(tiny_run)] for name in CHANGES]), strict=True)
+    )
+    assert {change: outcome for change, outcome in found.items() if not outcome.startswith("DistillError: ")} == {}
+
+
+def test_the_error_names_the_line(tiny_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(tiny_run, tmp_path / "run")))
+    num = len(run.metrics())
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write("[]\n")
+    with pytest.raises(DistillError, match=rf"line {num + 1} of .*metrics.jsonl .*: delete that line"):
+        run.last_validation()
+
+
+def test_figures_that_are_no_numbers_are_read_as_none(tiny_run: Path, tmp_path: Path) -> None:
+    run = RunFolder(Path(shutil.copytree(tiny_run, tmp_path / "run")))
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"kind": "step", "step": 3, "loss": NaN, "grad_norm": Infinity}\n')
+    assert run.metrics()[-1] == {"kind": "step", "step": 3, "loss": None, "grad_norm": None}
+    run.rewind_metrics(3)
+    for line in (run.path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
