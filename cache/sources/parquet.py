@@ -20,7 +20,17 @@ from ..format import SourceInfo
 from ..location import Entry, Location, Url, entries, to_location
 from .download import SourceFiles, local_file
 from .image_root import name_below
-from .parquet_files import UNREADABLE, ArrowFile, ColumnFile, ColumnReader, ParquetFile, as_bytes, cut, small_parts
+from .parquet_files import (
+    UNREADABLE,
+    ArrowFile,
+    ColumnFile,
+    ColumnReader,
+    ParquetFile,
+    as_bytes,
+    cut,
+    has_long_values,
+    small_parts,
+)
 from .reader import Locator, Reader
 from .records import RecordParser, choose_split
 from .source import Source, SourceRow
@@ -250,6 +260,9 @@ def _records(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
     """The records of a batch; text that is not UTF-8 becomes halves of surrogate pairs, and so dropped captions."""
     for part in small_parts(batch):
         try:
+            if not has_long_values(part):
+                yield from part.to_pylist()
+                continue
             columns = [list(map(cut, column.to_pylist())) for column in part.columns]
         except UnicodeDecodeError:
             columns = [[_lenient(cut(value)) for value in as_bytes(column).to_pylist()] for column in part.columns]

@@ -258,6 +258,11 @@ def small_parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
         yield batch.slice(start, rows)
 
 
+def has_long_values(batch: pa.RecordBatch) -> bool:
+    """Whether a value may be longer than `LONG_TEXT`."""
+    return any(column.get_total_buffer_size() > LONG_TEXT for column in batch.columns)
+
+
 def cut(value: Any) -> Any:
     """A value with its texts cut after `LONG_TEXT`: no caption is as long, and the same one can come in every row."""
     if isinstance(value, str | bytes):
@@ -279,7 +284,12 @@ def _update(digest: Any, batch: pa.RecordBatch) -> None:
     for name in batch.schema.names:
         between = f"({name!r}, ["
         for part in small_parts(batch.select([name])):
-            for value in map(cut, as_bytes(part.column(0)).to_pylist()):
+            values = as_bytes(part.column(0)).to_pylist()
+            if not has_long_values(part):
+                digest.update(f"{between}{repr(values)[1:-1]}".encode(errors="replace"))
+                between = ", "
+                continue
+            for value in map(cut, values):
                 digest.update(f"{between}{value!r}".encode(errors="replace"))
                 between = ", "
         digest.update(b"])")

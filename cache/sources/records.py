@@ -79,7 +79,9 @@ class RecordParser:
         texts = [text for texts in by_field for text in texts]
         translations = [text for name in self._info.teacher_fields for text in texts_of(record[name], name, where)]
         languages = self._languages(record, by_field, where)
-        return SourceRow(line, key, *_without_null(texts, translations, languages), locator)
+        if None in texts or None in translations:
+            return SourceRow(line, key, *_without_null(texts, translations, languages), locator)
+        return SourceRow(line, key, texts, translations, languages, locator)  # type: ignore[arg-type]
 
     def _languages(self, record: Mapping[str, Any], by_field: list[list[str | None]], where: str) -> list[str]:
         """The tag of each caption; empty where no language is given."""
@@ -118,10 +120,11 @@ def texts_of(value: Any, field: str, where: str) -> list[str | None]:
     """
     if value is None:
         return []
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(text is None or isinstance(text, str) for text in texts):
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not all(text is None or isinstance(text, str) for text in value):
         raise CacheError(f"{where}: {field!r} must be a string or a list of strings, found {value!r:.100}")
-    return texts
+    return value
 
 
 def _without_null(

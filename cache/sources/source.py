@@ -181,7 +181,7 @@ def batched(rows: Iterable[SourceRow], rows_at_a_time: int = ROWS_AT_A_TIME) -> 
     num_characters = 0
     for row in rows:
         some.append(row)
-        num_characters += sum(map(len, row.captions)) + sum(map(len, row.translations))
+        num_characters += sum(map(len, row.captions))
         if len(some) == rows_at_a_time or num_characters > BATCH_CHARACTERS:
             yield _columns(some)
             some, num_characters = [], 0

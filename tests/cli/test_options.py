@@ -19,10 +19,10 @@ from support.command_line import run, small
 # Adding to this is free; taking away or renaming breaks somebody's script and belongs in the changelog.
 CONTRACT = {
     "clipglot": "--version",
-    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language- "
-    "field --encoding --where --split --teacher-field --images --append --retry --limit --batch-size "
-    "--num-workers --chunk-rows --max-pixels --decoding --views --augment-scale --augment-flip --augment- "
-    "jitter --augment-grayscale --augment-seed --precision --device --shard --config --json",
+    "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
+    "--encoding --where --split --teacher-field --images --append --retry --limit --batch-size --num-workers "
+    "--chunk-rows --max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
+    "--augment-seed --precision --device --shard --config --json",
     "inspect": "CACHE --failures --pairs --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
