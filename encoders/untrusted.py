@@ -51,6 +51,7 @@ _OF_A_TOKENIZER |= {"keep_accents", "remove_space", "lowercase", "add_prefix_spa
 _OF_A_TOKENIZER |= {"legacy", "extra_ids", "src_lang", "tgt_lang", "language_codes", "num_madeup_words"}
 _OF_A_TOKENIZER |= {"add_bos_token", "add_eos_token", "add_dummy_prefix_space", "spaces_between_special_tokens"}
 _OF_A_TOKENIZER |= {"split_by_punct", "model_input_names", "tokenizer_class"}
+MAX_MADE_UP = 2**16
 _PLAIN_TOKENIZERS = {"PreTrainedTokenizerFast", "TokenizersBackend"}
 # Of the `tokenizer_kwargs` of an open_clip_config.json, and the types of their values.
 _TOKENIZER_KWARGS: dict[str, type] = {"clean": str, "reduction_mask": str, "language": str, "padding_side": str}
@@ -226,9 +227,12 @@ def tokenizer_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         where: it stands, for messages.
 
     Raises:
-        EncoderError: a kind of tokenizer that transformers does not have.
+        EncoderError: a kind of tokenizer that transformers does not have, or a number that none has.
     """
     kept = {name: value for name, value in values.items() if name in _OF_A_TOKENIZER or _is_token(name, value)}
+    for name in ("extra_ids", "num_madeup_words"):  # tokens that are made up at once
+        if isinstance(number := kept.get(name), int) and number > MAX_MADE_UP:
+            raise EncoderError(f"{where}: {name} is {number}, expected at most {MAX_MADE_UP:,}")
     kind = kept.pop("tokenizer_class", None)
     if kind is None and not values.get("auto_map"):
         return kept

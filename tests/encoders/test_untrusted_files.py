@@ -186,6 +186,13 @@ def test_a_config_that_no_model_has_is_refused(changes: dict[str, Any], lms: dic
         LMTower.from_pretrained(str(lm), 6, context_length=24)
 
 
+def test_tokens_are_not_made_up_by_the_billion(lms: dict[str, Path], tmp_path: Path) -> None:
+    lm = shutil.copytree(lms["bert"], tmp_path / "lm")
+    edit_json(lm / "tokenizer_config.json", tokenizer_class="T5Tokenizer", extra_ids=10**10)
+    with pytest.raises(EncoderError, match="extra_ids is 10000000000, expected at most 65,536"):
+        LMTokenizer.load(lm)
+
+
 def test_a_giant_vocabulary_is_refused(lms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("clipglot.encoders.untrusted", "clipglot.encoders.untrusted_regex"):
         monkeypatch.setattr(f"{name}.MAX_VOCABULARY", 1_000)

@@ -21,7 +21,7 @@ from clipglot.encoders.merged_clip import load_merged
 from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.text_scratch import ScratchTower
 from clipglot.encoders.text_teacher import load_with_teacher
-from support.hostile_models import PICKLES, Malicious, refused, zip_of_torch
+from support.hostile_models import PICKLES, Malicious, in_hub, refused, zip_of_torch
 from support.tiny_lms import save_tiny_lm
 
 
@@ -101,6 +101,25 @@ def test_an_open_clip_folder_runs_no_code(name: str, loader: str, tiny_clip: Pat
     shutil.copy(tiny_clip / "open_clip_config.json", tmp_path)
     (tmp_path / name).write_bytes(zip_of_torch({"state_dict": Malicious(mark)}))
     assert str(tmp_path) in refused(lambda: LOADERS[loader](f"local-dir:{tmp_path}", None), mark)
+
+
+@pytest.mark.parametrize(
+    ("model", "repository", "file"),
+    [
+        ("timm/test_vit.r160_in1k", "timm/test_vit.r160_in1k", "pytorch_model.bin"),
+        ("hf-hub:stranger/clip", "stranger/clip", "open_clip_pytorch_model.bin"),
+    ],
+)
+def test_weights_of_the_hub_run_no_code(
+    model: str, repository: str, file: str, tiny_clip: Path, mark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    shutil.copy(tiny_clip / "open_clip_config.json", folder)
+    (folder / file).write_bytes(zip_of_torch({"state_dict": Malicious(mark)}))
+    in_hub(tmp_path / "hub", repository, folder)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert "could run any code" in refused(lambda: load_image_tower(model, None), mark)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
