@@ -45,6 +45,7 @@ ROSE = 0.5  # share of the fall so far that a loss must lose again
 FELL = 0.9  # share of the chance loss below which a run has learned something
 # Of recall and collapse.
 MAX_CHANCE = 0.25  # recall of a random ranking, up to which R@10 is judged; else R@5 or R@1
+MAX_BOUND = 0.5  # a tower that learns may stay below a higher one, so nothing is said of so few images or captions
 SIGMAS = 3.0  # above chance: a recall at chance gets there once in a thousand validations
 MIN_DISTINCT = 20  # captions below which nothing is said of how they lie
 MAX_COSINE = 0.9  # mean cosine of different captions above which they have collapsed
@@ -384,7 +385,7 @@ class Diagnosis:
         bound = chance_bound(chance, min(len(np.unique(data.image_index)), len(np.unique(data.text_ids))))
         self._measured = metrics
         patience = 2 * PATIENCE if self._may_be_falling() else PATIENCE
-        if not self._shows_learning(step, patience) or bound >= 1 or recall > bound:
+        if not self._shows_learning(step, patience) or bound > MAX_BOUND or recall > bound:
             return
         advice = self._advise(step)
         loss = float(np.mean(self._losses[-WINDOW:])) if self._losses else math.inf
