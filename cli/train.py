@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from ..cache.errors import CacheError
 from ..cache.format import Status
 from ..cache.progress import Progress
 from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_of
@@ -35,13 +36,14 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
 
 def _choose_recipe(given: dict[str, Any], *, silent: bool) -> Recipe | None:
     """Recipe by the number of images, reported to the user; None where a setting of it is given."""
-    if "cache" not in given or not recipe_for(0, given):
+    if not {"cache", "output"} <= given.keys() or not recipe_for(0, given):
         return None
     from ..cache.read.cache import Cache
 
-    with friendly_errors():
-        require_kind(given["cache"], "cache")
+    try:
         num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
+    except (CacheError, OSError):  # the command reports it, after bad usage
+        return None
     recipe = recipe_for(num_images, given)
     if recipe and not silent and is_first_process():
         values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPES[recipe].items())

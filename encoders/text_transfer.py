@@ -88,7 +88,7 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
     for id_, text, encoding in zip(added, texts, spelled, strict=True):
         ids = encoding.ids
         if not ids or NO_CHARACTER in text:
-            ids = [byte_ids[byte] for byte in _bytes_of(spelling.id_to_token(id_)) if byte in byte_ids] or ids
+            ids = [byte_ids[byte] for byte in _bytes_of(spelling.id_to_token(id_) or "") if byte in byte_ids] or ids
         if ids:
             rows[id_] = embedding[ids].mean(0)
     return rows

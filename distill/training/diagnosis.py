@@ -44,6 +44,8 @@ MARGIN = 0.02  # share of the chance loss that counts as chance, too
 ROSE = 0.5  # share of the fall so far that a loss must lose again
 FELL = 0.9  # share of the chance loss below which a run has learned something
 # Of recall and collapse.
+MAX_CHANCE = 0.25  # recall of a random ranking, up to which R@10 is judged; else R@5 or R@1
+MAX_BOUND = 0.5  # a tower that learns may stay below a higher one, so nothing is said of so few images or captions
 SIGMAS = 3.0  # above chance: a recall at chance gets there once in a thousand validations
 MIN_DISTINCT = 20  # captions below which nothing is said of how they lie
 MAX_COSINE = 0.9  # mean cosine of different captions above which they have collapsed
@@ -253,7 +255,7 @@ class Diagnosis:
         if self._chance is not None and self._chance < math.log(settings.batch_size) / 2:
             self._chance = None  # most images share their captions: there is little to tell apart
         self._moved, self._step = 0.0, 0  # sum of the learning rates of all steps so far
-        self._recall: float | None = None  # the last one
+        self._measured: dict[str, Any] = {}  # the last recalls
         self._losses: list[float] = []  # after warm-up, one a line
         self._scales: list[float] = []
         self._lowest, self._lowest_step = math.inf, 0
@@ -264,13 +266,13 @@ class Diagnosis:
             elif line["kind"] == "step":
                 self._add(line)
             else:
-                self._recall = line.get("r_at_10", line.get("sample_r_at_10"))
+                self._measured = {name.removeprefix("sample_"): value for name, value in line.items()}
 
     @property
     def has_learned(self) -> bool:
         """Whether the last recall was above chance, as far as it was found to be at chance before."""
-        bounds = [finding.figures["bound"] for finding in self.findings if finding.kind == "recall_at_chance"]
-        return not bounds or (self._recall is not None and self._recall > bounds[0])
+        figures = next((finding.figures for finding in self.findings if finding.kind == "recall_at_chance"), {})
+        return all(self._measured.get(k, 0.0) > figures["bound"] for k in figures if k.startswith("r_at_"))
 
     def check_captions(self) -> list[Finding]:
         """New findings before the first step."""
@@ -375,12 +377,15 @@ class Diagnosis:
                 )
 
     def _check_recall(self, metrics: dict[str, Any], data: ValidationData, step: int, kind: str) -> Iterator[Finding]:
-        num_candidates, recall = len(data.image_emb), metrics["r_at_10"]
-        chance = chance_recall(data.num_right, num_candidates)
+        num_candidates = len(data.image_emb)
+        # Where few images or shared captions make a high recall likely by chance, fewer places tell more.
+        chances = {k: chance_recall(data.num_right, num_candidates, k) for k in (10, 5, 1)}
+        k = next((k for k, chance in chances.items() if chance <= MAX_CHANCE), 1)
+        chance, recall = chances[k], metrics[f"r_at_{k}"]
         bound = chance_bound(chance, min(len(np.unique(data.image_index)), len(np.unique(data.text_ids))))
-        self._recall = recall
+        self._measured = metrics
         patience = 2 * PATIENCE if self._may_be_falling() else PATIENCE
-        if not self._shows_learning(step, patience) or bound >= 1 or recall > bound:
+        if not self._shows_learning(step, patience) or bound > MAX_BOUND or recall > bound:
             return
         advice = self._advise(step)
         loss = float(np.mean(self._losses[-WINDOW:])) if self._losses else math.inf
@@ -388,13 +393,13 @@ class Diagnosis:
         yield Finding(
             kind="recall_at_chance",
             step=step,
-            message=f"R@10 is {recall:.1%} over {num_candidates:,} {kind} images at step {step:,}; guessing gives "
+            message=f"R@{k} is {recall:.1%} over {num_candidates:,} {kind} images at step {step:,}; guessing gives "
             f"{chance:.1%}",
             advice=f"the training loss fell to {loss:.2f} all the same, so pairs were learned by heart: "
             "check that captions belong to their images, and are of one kind in both caches"
             if by_heart
             else advice,
-            figures={"r_at_10": recall, "chance": chance, "bound": bound},
+            figures={f"r_at_{k}": recall, "chance": chance, "bound": bound},
         )
         if len(np.unique(data.groups)) < MIN_DISTINCT:
             return

@@ -98,6 +98,18 @@ def test_a_run_of_few_steps_is_told_to_take_more_and_no_other_rate() -> None:
     assert "raise --lr (now 1e-09" in advise(1_000, 1_000, LearningSettings(lr=1e-9), CAPTIONS)
 
 
+def test_recall_is_judged_at_fewer_places_where_many_images_share_captions() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 8  # by chance, R@10 is 74 %, R@5 49 % and R@1 13 %
+    data, given = validation_data(rng.normal(size=(400, 16)), np.arange(400), labels), LearningSettings(batch_size=512)
+    spread = {"anisotropy": 0.0, "effective_rank": 9.0}
+    learned, guessed = ({"r_at_1": r, "r_at_5": 0.6, "r_at_10": 0.8} | spread for r in (0.9, 0.12))
+    assert Diagnosis(given, 10, CAPTIONS, context_length=77).check_recall(learned, data, 10, held_out=True) == []
+    (finding,) = Diagnosis(given, 10, CAPTIONS, context_length=77).check_recall(guessed, data, 10, held_out=True)
+    assert finding.figures["r_at_1"] == 0.12
+    assert finding.figures["chance"] == pytest.approx(1 / 8)
+
+
 @pytest.mark.parametrize(("last", "learned"), [(0.02, False), (0.5, True)])
 def test_a_recall_above_chance_in_the_end_counts_after_one_at_chance(last: float, learned: bool) -> None:
     emb = np.eye(500, dtype=np.float32)
