@@ -249,7 +249,7 @@ def test_export_embeds_images_of_a_remote_cache_again(url: str, make_run: Callab
     ("named", "changes", "message"),
     [
         ("s3://no-such-bucket/x.zarr", {}, "s3://no-such-bucket/x.zarr: no such cache (The specified bucket does not"),
-        ("s3://bucket/no.zarr", {}, "s3://bucket/no.zarr: no such cache (bucket/no.zarr/zarr.json): check the URL"),
+        ("s3://bucket/no.zarr", {}, "s3://bucket/no.zarr: no such cache (The specified key does not"),
         ("s3://bucket/tiny.zarr", {"AWS_ACCESS_KEY_ID": None}, "tiny.zarr/zarr.json cannot be read (Unable to locate "),
         (
             "s3://bucket/tiny.zarr",
