@@ -138,7 +138,8 @@ def reduce_max_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def summed(state: None, bucket: Any) -> torch.futures.Future[Tensor]:
+# torch checks the annotation of `bucket`, and its stubs lack the class.
+def summed(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Sum of gradients over all processes, as a hook of DistributedDataParallel, whose own rule is the mean.
 
     For the mean, each process would have to multiply its gradient by their number first, and float16 would overflow.
