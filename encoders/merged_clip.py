@@ -98,10 +98,19 @@ class MergedClip:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str], *, raw: bool = False) -> NDArray[np.float32]:
-        """`[len(texts), D] float32`, of unit norm unless `raw`."""
-        blocks = [
-            self._text_features(list(texts[i : i + TEXTS_AT_A_TIME])) for i in range(0, len(texts), TEXTS_AT_A_TIME)
-        ]
+        """`[len(texts), D] float32`, of unit norm unless `raw`.
+
+        Raises:
+            EncoderError: the tokenizer gives an id that the text tower does not have.
+        """
+        try:
+            blocks = [
+                self._text_features(list(texts[i : i + TEXTS_AT_A_TIME])) for i in range(0, len(texts), TEXTS_AT_A_TIME)
+            ]
+        except IndexError as error:  # of the embedding of tokens
+            raise EncoderError(
+                f"{self.folder}: its tokenizer belongs to another text tower ({error}): export it again"
+            ) from error
         result: NDArray[np.float32] = torch.cat([b if raw else F.normalize(b, dim=-1) for b in blocks]).numpy()
         return result
 
@@ -122,6 +131,7 @@ def load_merged(folder: Path) -> MergedClip:
     clip, config = load_clip(name, None)
     try:
         tokenizer = clip_tokenizer(name, config)
+        tokenizer(["a caption"])  # some damage shows only here
     except Exception as error:  # a missing or damaged tokenizer file, of any kind
         raise EncoderError(f"{folder}: its tokenizer does not load ({error})") from error
     clip.eval().requires_grad_(False)
@@ -135,11 +145,12 @@ def load_merged(folder: Path) -> MergedClip:
 
 def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTowerConfig] | None:
     """Kind and configuration of an exported text tower that open_clip cannot build; None if it can."""
-    config = read_json(folder / CLIP_CONFIG)
-    if "clipglot" not in config:
+    if "clipglot" not in read_json(folder / CLIP_CONFIG):
         return None
+    config = clip_config(f"{LOCAL_PREFIX}{folder}")
+    assert config is not None, "a folder has one"
     for tower in TEXT_TOWERS.values():
-        text_config = tower.config_type.from_export(config["model_cfg"], folder)
+        text_config = tower.config_type.from_export(config, folder)
         if text_config and not text_config.loads_in_open_clip:
             return tower, text_config
     return None
