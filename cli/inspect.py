@@ -38,10 +38,10 @@ class _InspectCommand(click.Command):
 def inspect(settings: InspectSettings, watch: bool, as_json: bool) -> None:
     """Show what CACHE contains, what failed and why; while its pass is not over, its workers too."""
     with friendly_errors():
-        require_kind(settings.cache, "cache")
-        if watch:
+        if watch:  # perhaps before the pass has begun
             watch_until_sealed(settings.cache, as_json=as_json)
             return
+        require_kind(settings.cache, "cache")
         report = inspect_cache(settings)
         if as_json:
             print_json(report.to_json())

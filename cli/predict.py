@@ -34,6 +34,8 @@ def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other: pass one of them")
+    if not settings.text and settings.texts is None:
+        raise click.UsageError("Missing option '--text' or '--texts'.")
     with friendly_errors(), progress_bar() as progress:
         require_kind(settings.merged, "merged CLIP")
         for image in settings.images:
@@ -68,7 +70,7 @@ def _print_table(predictions: Sequence["Prediction"]) -> None:
 
 
 def _print_csv(predictions: Sequence["Prediction"]) -> None:
-    writer = csv.writer(sys.stdout)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for prediction in predictions:
         if prediction.error:

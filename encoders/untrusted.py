@@ -42,6 +42,7 @@ VOCABULARIES += ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "
 _NOT_OF_A_CONFIG = {"auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "transformers_weights"}
 _NOT_OF_A_CONFIG |= {"attn_implementation", "experts_implementation", "use_kernels", "kernel_config", "gguf_file"}
 _NOT_OF_A_CONFIG |= {"dtype", "torch_dtype", "num_labels", "id2label", "label2id", "tokenizer_class"}
+_UNDECLARED_TEXTS = {"norm_rel_ebd", "conv_act"}  # of DeBERTa-v2
 MAX_LAYERS, MAX_POSITIONS, MAX_NUMBER = 1024, 2**20, 2**31
 # Of a tokenizer_config.json; special tokens (`…_token`) besides.
 _OF_A_TOKENIZER = {"added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_max_length"}
@@ -209,7 +210,12 @@ def config_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         )
     kept = _without(dict(values), _NOT_OF_A_CONFIG)
     known = _fields_of(family)
-    result = {name: value for name, value in kept.items() if name in known}
+    # Families also read fields that their config class does not declare, as DeBERTa-v2 does. Numbers name nothing.
+    result = {
+        name: value
+        for name, value in kept.items()
+        if name in known or name in _UNDECLARED_TEXTS or isinstance(value, bool | int | float)
+    }
     _require_sizes(result, where)
     return result | {"model_type": family}
 

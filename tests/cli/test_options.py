@@ -39,7 +39,7 @@ CONTRACT = {
     "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "
     "--embeddings --buffer-gb --log-every --log-to --profile --checkpoint-every --config --recipe --resume --json",
     "export": "RUN --output --step --model --pretrained --config --json",
-    "predict": "MERGED IMAGES --text --json",
+    "predict": "MERGED IMAGES --text --texts --top --csv --json",
     "eval": "",
     "eval retrieval": "MERGED CACHE --json",
     "bench": "CACHE --vocab-size --context-length --width --layers --heads --batch-size --steps --precision --compile "

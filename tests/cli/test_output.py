@@ -84,12 +84,12 @@ def test_a_user_error_is_one_message_and_exit_1(
         "verify CACHE",
         "tokenizer CACHE -o OUT",
         "train CACHE -o OUT",
-        "train good.zarr --val CACHE -o OUT",
+        "train GOOD_CACHE --val CACHE -o OUT",
         "export RUN -o OUT",
         "predict MERGED cat.jpg --text cat",
         "bench CACHE",
-        "eval retrieval MERGED good.zarr",
-        "eval retrieval good CACHE",
+        "eval retrieval MERGED GOOD_CACHE",
+        "eval retrieval GOOD_MERGED CACHE",
     ],
 )
 def test_a_folder_of_another_kind_is_named_with_the_command_that_takes_it(
@@ -100,7 +100,8 @@ def test_a_folder_of_another_kind_is_named_with_the_command_that_takes_it(
     ((place, (expected, _)),) = [(place, kind) for place, kind in kinds.items() if place in command.split()]
     for kind, path in kinds.values():
         if kind != expected:
-            result = run(*(path if word == place else word for word in command.split()))
+            given = {place: path, "GOOD_CACHE": tiny_cache, "GOOD_MERGED": merged}
+            result = run(*(given.get(word, word) for word in command.split()))
             assert result.exit_code == 1
             assert result.stderr.startswith(f"Error: {path} is a {kind}, expected a {expected}: ")
             assert takes[kind] in result.stderr

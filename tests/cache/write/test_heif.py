@@ -66,6 +66,7 @@ def test_limits_and_damage() -> None:
         (content, Status.TOO_LARGE, WIDTH * HEIGHT - 1),
         (content[: len(content) // 2], Status.DAMAGED, 10**6),
         (content[:60], Status.DAMAGED, 10**6),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), Status.DAMAGED, 10**6),
     ):
         with pytest.raises(RejectedImageError) as rejected:
             decode(BytesIO(given), GEOMETRY, max_pixels)

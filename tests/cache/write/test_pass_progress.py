@@ -77,9 +77,10 @@ def test_control_c_in_a_terminal_leaves_one_clean_line_below_the_bars(
     environment, shown = {"COLUMNS": "100", "TERM": "xterm"}, b""
     process = start_command(*command, script=SLOW.format(0.5), terminal=os.ttyname(theirs), environment=environment)
     os.close(theirs)
+    under_way = re.compile(rb"(8|16|24)/40")  # a loaded machine may draw only some of them
     with suppress(OSError):  # Linux raises it when the other side is closed
         while block := os.read(ours, 65536):
-            if b"16/40" in shown + block and b"16/40" not in shown:
+            if under_way.search(shown + block) and not under_way.search(shown):
                 process.signal_all(signal.SIGINT)
             shown += block
     os.close(ours)

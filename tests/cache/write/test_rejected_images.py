@@ -102,7 +102,6 @@ TEXTS = [
     b"Python is a language",
     b"P5 is a planet's moon",
     b"BMW is a maker of cars and motorcycles",
-    b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
 ]
 
 
