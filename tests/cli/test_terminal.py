@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rich.progress import Progress
 from rich.text import Text
 from support.command_line import run, small
 from support.drawings import draw_images
+from support.launcher import Process
 
 TITLE, COLOUR, LINK, UP = "\x1b]0;owned\x07", "\x1b[31m", "\x1b]8;;http://x\x1b\\here", "\r\x1b[1A\x1b[2K"
 C1, BIDI, OTHERS = "\x9b31m\x85\x90", "\u202egnp.exe\u2066\u200f", "\x00\x08\x7f\u2028"
@@ -148,14 +150,14 @@ def test_json_is_exact(name: str, made: dict[str, Path], hostile: Path, tmp_path
         assert PAYLOAD.replace("\x00", "") in report[0]["texts"]
 
 
-def test_a_terminal_is_not_steered(made: dict[str, Path], hostile: Path, tmp_path: Path) -> None:
+def test_a_terminal_is_not_steered(
+    made: dict[str, Path], hostile: Path, start_command: Callable[..., Process], tmp_path: Path
+) -> None:
     """On a terminal rich's own sequences are there; none of the data's is."""
     for name in ("inspect", "duplicates", "done", "no tower", "no field"):
         arguments = [str(a).replace("\x00", "") for a in commands(made, hostile, tmp_path)[name]]
         master, slave = pty.openpty()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "clipglot", *arguments], stdout=slave, stderr=slave, stdin=subprocess.DEVNULL
-        )
+        process = start_command(*arguments, terminal=os.ttyname(slave))
         os.close(slave)
         shown = b""
         while True:
