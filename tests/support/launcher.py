@@ -37,7 +37,6 @@ for line in sys.stdin:
         continue
     os.setsid()
     os.close(parents_end)
-    os.close(childs_end)
     for name, value in task["environment"].items():
         os.environ.pop(name, None)
         if value is not None:
@@ -46,6 +45,7 @@ for line in sys.stdin:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for descriptor, path in ((1, task["stdout"]), (2, task["stderr"])):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOCTTY), descriptor)
+    os.close(childs_end)  # now the caller may close its side of a terminal
     sys.argv[1:] = task["arguments"]
     exec(task["script"])
     if task["is_command"]:
