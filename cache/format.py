@@ -146,6 +146,13 @@ class SourceInfo:
     encoding: str = "utf-8"
     first_row: int = 0
 
+    def to_plain(self) -> dict[str, Any]:
+        """Plain values, without the encoding where it is UTF-8: earlier versions know no such field."""
+        values = asdict(self)
+        if self.encoding == "utf-8":
+            del values["encoding"]
+        return values
+
     @property
     def has_teacher(self) -> bool:
         """Whether captions have a text teacher's embedding besides that of their image."""
@@ -240,6 +247,7 @@ class CacheInfo:
     def to_attributes(self) -> dict[str, Any]:
         """The JSON object that is stored."""
         stored = {STORED_NAMES.get(name, name): value for name, value in asdict(self).items()}
+        stored |= {"source": self.source.to_plain(), "appended": [source.to_plain() for source in self.appended]}
         return stored | {"status_names": {str(status.value): status.label for status in Status}}
 
     @classmethod

@@ -64,7 +64,7 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
             with progress_bar() as bars:
                 shown = PassProgress(settings, output, bars, silent=as_json)
                 source = open_source(settings.source_info)
-                if isinstance(settings.source, Path):
+                if output.cache is None and isinstance(settings.source, Path) and source.begins_at_once:
                     next(source.rows(), None)  # a wrong field is told at once
                 from ..jobs.cache import cache_images  # takes seconds, in which Ctrl-C may come
 

@@ -70,7 +70,9 @@ def _print_table(predictions: Sequence["Prediction"]) -> None:
 
 
 def _print_csv(predictions: Sequence["Prediction"]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    # A program reads the very texts; on a terminal, control characters are written out.
+    exact = sys.stdout if sys.stdout.isatty() else getattr(sys.stdout, "rich_proxied_file", sys.stdout)
+    writer = csv.writer(exact, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for prediction in predictions:
         if prediction.error:

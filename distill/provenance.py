@@ -37,7 +37,7 @@ def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
     return {
         "cache": str(cache.path.absolute()),
         "encoder": asdict(info.encoder),
-        "source": asdict(info.source),
+        "source": info.source.to_plain(),
         "num_pictures": info.num_images,
         "num_captions": info.num_captions,
         "counts": info.counts,

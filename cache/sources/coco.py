@@ -21,6 +21,7 @@ class CocoSource(Source):
     """`images` with `id` and `file_name`, `annotations` with `image_id` and `caption`."""
 
     kind = "coco"
+    begins_at_once = False
     image_field: ClassVar[str] = "file_name"
     text_fields: ClassVar[tuple[str, ...]] = ("caption",)
 

@@ -43,6 +43,7 @@ class MugeSource(Source):
     """
 
     kind = "muge"
+    begins_at_once = False
     image_field: ClassVar[str] = ""
 
     def rows(self) -> Iterator[SourceRow]:

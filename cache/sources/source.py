@@ -27,6 +27,7 @@ class Source(ABC):
 
     Attributes:
         kind: its name, kept in the cache.
+        begins_at_once: whether the first row comes before the whole source is read.
         image_field: where a record names the image, unless the user says otherwise.
         text_fields: where it has captions, unless the user says otherwise.
         info: what was asked for, complete but for kind and sha256.
@@ -35,6 +36,7 @@ class Source(ABC):
     """
 
     kind: ClassVar[str]
+    begins_at_once: ClassVar[bool] = True
     image_field: ClassVar[str] = "image"
     text_fields: ClassVar[tuple[str, ...]] = ("text",)
 

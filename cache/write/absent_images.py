@@ -22,15 +22,27 @@ class AllAbsentError(CacheError):
     """A pass that has found none of its images."""
 
 
-def require_some_image(cache: Cache, reader: BlockReader, report: PassReport) -> None:
-    """Stop a pass whose images are all absent, and so are others all over the cache.
+def require_some_image(cache: Cache, reader: BlockReader, chunks: Collection[int], report: PassReport) -> None:
+    """Stop a pass whose images are all absent, and so are others all over its chunks.
+
+    Args:
+        cache: of the pass.
+        reader: of its images.
+        chunks: that the pass is to make.
+        report: of the pass so far.
 
     Raises:
         AllAbsentError: the message names the path that was tried, and the image root that would fit.
     """
     if sum(report.failed.get(status.label, 0) for status in ABSENT) < report.num_pictures:
         return
-    sample = np.unique(np.linspace(0, len(cache) - 1, SAMPLE).astype(int)).tolist()
+    rows = [cache.pending_rows(chunk) for chunk in chunks]
+    starts = np.cumsum([0, *map(len, rows)])
+    places = np.unique(np.linspace(0, starts[-1] - 1, SAMPLE).astype(int))
+    sample = [
+        rows[i][place - starts[i]]
+        for i, place in zip(np.searchsorted(starts, places, "right") - 1, places, strict=True)
+    ]
     if any(_is_there(cache, reader, row) for row in sample):
         return
     raise AllAbsentError(
@@ -62,9 +74,18 @@ def found_again(cache: Cache, reader: BlockReader, rows: range) -> list[int]:
     """
     chunks = []
     for chunk in sorted(cache.arrays.stored_chunks(f"{STATUS}/c")):
-        start = cache.chunk_slice(chunk).start
-        absent = (start + np.flatnonzero(np.isin(cache.status(chunk), ABSENT))).tolist()
-        if any(row in rows and _is_there(cache, reader, row) for row in absent):
+        span = cache.chunk_slice(chunk)
+        absent = np.flatnonzero(np.isin(cache.status(chunk), ABSENT))
+        absent = absent[(absent + span.start >= rows.start) & (absent + span.start < rows.stop)]
+        if not len(absent):
+            continue
+        keys, locators = cache.keys(span.start, span.stop), cache.locators(span.start, span.stop)
+        read = reader.read(
+            span.start + int(absent[0]),
+            [keys[i] for i in absent.tolist()],
+            None if locators is None else locators[absent],
+        )
+        if any(image not in ABSENT for image in read):
             chunks.append(chunk)
     return chunks
 

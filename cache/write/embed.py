@@ -132,7 +132,7 @@ def _embed(
             writer.raise_early()
             so_far = report()
             if not is_checked and so_far.num_pictures >= CHECKED_IMAGES:
-                require_some_image(cache, reader, so_far)
+                require_some_image(cache, reader, missing, so_far)
                 is_checked = True
             share.note(so_far.num_pictures, so_far.wall_s, so_far.bottleneck)
             on_progress(so_far.num_pictures, so_far)

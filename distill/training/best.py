@@ -1,6 +1,5 @@
 """Best weights of a run, by mean recall on the held-out pairs, and early stopping."""
 
-from dataclasses import asdict
 from typing import Any
 
 from .. import distributed
@@ -18,13 +17,14 @@ class BestWeights:
         weights: that it measured, in the main process.
     """
 
-    def __init__(self, patience: int | None = None) -> None:
+    def __init__(self, patience: int | None = None, content: str = "") -> None:
         """Begin before the first validation.
 
         Args:
             patience: validations in a row without a better one after which the run stops; None for no such end.
+            content: name of the held-out pairs (`provenance.content_id`); recall on others does not compare.
         """
-        self._patience = patience
+        self._patience, self._content = patience, content
         self.validation: dict[str, Any] | None = None
         self.num_since = 0
         self.weights: Weights | None = None
@@ -50,11 +50,14 @@ class BestWeights:
 
     def state(self) -> dict[str, Any]:
         """Plain values and tensors for a checkpoint."""
-        weights = asdict(self.weights) if self.weights else None
-        return {"validation": self.validation, "num_since": self.num_since, "weights": weights}
+        weights = vars(self.weights) if self.weights else None
+        state = {"validation": self.validation, "num_since": self.num_since, "weights": weights}
+        return state | {"content": self._content}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
+        """Restore a state that `state` returned; one of other held-out pairs is left, and the search begins anew."""
+        if state["content"] != self._content:
+            return
         self.validation, self.num_since = state["validation"], state["num_since"]
         if distributed.is_main_process() and state["weights"]:
             self.weights = Weights(**state["weights"])

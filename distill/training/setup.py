@@ -32,6 +32,7 @@ class Setup:
         tokenizer: of its captions.
         loader: of its batches.
         val_data: held-out pairs, if there are any.
+        val_content: name of their content (`content_id`); empty without.
         sample: else some of its own pairs.
         captions: figures of its captions.
         student: that learns.
@@ -43,6 +44,7 @@ class Setup:
     tokenizer: TextTokenizer
     loader: BatchLoader
     val_data: ValidationData | None
+    val_content: str
     sample: ValidationData | None
     captions: CaptionStats
     student: Student
@@ -102,13 +104,14 @@ def build_run(
         warm_start(tower, tokenizer, cache, data, settings, on_progress)
     student = build_student(tower, settings, device, precision)
     loader = BatchLoader(settings, data, student.tower, device, num_passes=settings.num_passes)
-    val_data = None
+    val_data, val_content = None, ""
     if val_cache:
+        val_content = content_id(val_cache)
         val_data = load_validation_data(
             val_cache,
             tokenizer,
             context_length,
-            run.tokens / content_id(val_cache),
+            run.tokens / val_content,
             workers=settings.workers,
             on_progress=on_progress,
         )
@@ -117,6 +120,7 @@ def build_run(
         tokenizer=tokenizer,
         loader=loader,
         val_data=val_data,
+        val_content=val_content,
         sample=None if val_cache else sample_pairs(cache, data),
         captions=count_captions(cache, data, tokenizer, context_length),
         student=student,

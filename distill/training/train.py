@@ -131,17 +131,17 @@ def _run_steps(
     """The loop, from the newest checkpoint to the last step or a signal."""
     run, loader, student = setup.run, setup.loader, setup.student
     num_steps, step = settings.epochs * loader.steps_per_epoch, 0
-    best = None if setup.val_data is None else BestWeights(settings.patience)
+    best = None if setup.val_data is None else BestWeights(settings.patience, setup.val_content)
     if checkpoint := run.load_checkpoint():
         try:
             student.load(checkpoint)
+            if best and "best" in checkpoint:
+                best.load(checkpoint["best"])
+            else:  # of a version that kept none, or begun without --val: what was validated before is lost
+                best = None
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise run.damaged_checkpoint(error) from error
         step = checkpoint["step"]
-        if best and "best" in checkpoint:
-            best.load(checkpoint["best"])
-        else:  # of a version that kept none: what was validated before is lost
-            best = None
     if len(set(distributed.gather_objects(step))) > 1:
         raise DistillError(f"{run.path} is not the same folder for all processes: put it where every machine sees it")
     student.connect()  # every process has read the checkpoint before anything new is written
@@ -207,7 +207,7 @@ def _run_steps(
         vocab_size=setup.tokenizer.vocab_size,
         context_length=student.tower.config.context_length,
         validation=monitor.validation,
-        best=run.best_validation(),
+        best=(best and best.validation) or run.best_validation(),
         findings=monitor.diagnosis.findings,
         stopped_early=stops_early and step < num_steps,
         has_learned=monitor.diagnosis.has_learned,

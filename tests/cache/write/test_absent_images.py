@@ -65,6 +65,19 @@ def test_a_gap_at_the_beginning_does_not_stop_the_pass(tmp_path: Path, make_cach
     assert cache.info.counts == {"embedded": 40, "missing": 40}
 
 
+@pytest.mark.usefixtures("few")
+def test_an_appended_source_below_a_wrong_root_stops_too(tmp_path: Path, make_cache: Make) -> None:
+    images = encoded_images(80)
+    first = write_table(tmp_path / "first" / "pairs.jsonl", write_images(tmp_path / "first", images[:40]))
+    make_cache(first, tmp_path / "c.zarr", chunk_rows=8)
+    names = [f"new/{name}" for name in write_images(tmp_path / "second" / "new", images[40:])]
+    second = write_table(tmp_path / "tables" / "more.jsonl", names)
+    with pytest.raises(CacheError, match="--image-root"):
+        make_cache(second, tmp_path / "c.zarr", append=True)
+    cache = make_cache(second, tmp_path / "c.zarr", append=True, image_root=tmp_path / "second").cache
+    assert cache.info.counts == {"embedded": 80}
+
+
 def test_few_absent_images_name_the_path_too(tmp_path: Path, make_cache: Make) -> None:
     names = write_images(tmp_path / "images", encoded_images(3))
     table = write_table(tmp_path / "tables" / "pairs.jsonl", names)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from clipglot.encoders.tokenizer import CaptionTokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from support.command_line import run as command
+from support.drawings import draw_images
 from support.run_logs import logged
 from support.runs import settings, stop_at
 
@@ -112,6 +114,19 @@ def test_a_stopped_run_resumes_to_the_same_best_and_the_same_stop(
     assert train(broken, resume=True).step == expected
     assert logged(broken.output) == logged(straight.output)
     assert_same_towers(broken.output, straight.output)
+
+
+def test_recall_on_other_pairs_is_not_compared(
+    tiny_cache: Path, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    easier = tmp_path / "easier.zarr"
+    make_cache(draw_images(tmp_path, 2), easier)  # the first two images: recall at 5 and 10 is 1
+    begun = wavering(tiny_cache, tmp_path / "run")
+    train(replace(begun, val=easier), on_progress=stop_at(10))
+    result = train(begun, resume=True)
+    on_these = [(recall, -step) for step, recall in validations(tmp_path / "run") if step > 10]
+    assert result.best is not None
+    assert result.best["step"] == -max(on_these)[1]
 
 
 def test_a_crash_before_the_first_checkpoint_loses_no_best(tiny_cache: Path, tmp_path: Path) -> None:

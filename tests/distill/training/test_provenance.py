@@ -26,6 +26,15 @@ from safetensors.torch import save_file
 from support.drawings import draw_images
 
 
+def test_a_source_in_utf_8_is_described_as_earlier_versions_do(tiny_cache: Path, tiny_run: Path) -> None:
+    """Another key would end the resuming of earlier runs, and earlier versions would refuse new caches."""
+    keys = "first_row image_field image_root images kind language_field languages limit path sha256 split"
+    keys += " teacher_fields text_fields where"
+    metadata = json.loads((tiny_cache / "zarr.json").read_text())["attributes"]["clipglot"]
+    for source in (metadata["source"], RunFolder(tiny_run).provenance()["source"]):
+        assert " ".join(sorted(source)) == keys
+
+
 def test_a_run_made_with_relative_paths_is_exported_from_elsewhere(
     make_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
