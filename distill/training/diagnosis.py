@@ -270,7 +270,7 @@ class Diagnosis:
 
     @property
     def has_learned(self) -> bool:
-        """Whether the last recall was above chance, as far as it was found to be at chance before."""
+        """False if a finding said that recall is at chance and the last recall was still at chance."""
         figures = next((finding.figures for finding in self.findings if finding.kind == "recall_at_chance"), {})
         return all(self._measured.get(k, 0.0) > figures["bound"] for k in figures if k.startswith("r_at_"))
 

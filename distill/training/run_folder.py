@@ -212,7 +212,7 @@ class RunFolder:
         """Lines of metrics.jsonl, each with its `kind`; a last line cut short by a kill is left out.
 
         Raises:
-            DistillError: the file is none of metrics, or larger than any.
+            DistillError: the file holds something else than metrics, or is too large.
         """
         if not os.path.lexists(self._metrics):
             return []
@@ -226,7 +226,7 @@ class RunFolder:
                 metrics.append(_checked_line(json.loads(line, parse_constant=lambda name: None)))
         except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
             where, what = (f"line {number} of {self._metrics}", "that line") if number else (self._metrics, "it")
-            raise DistillError(f"{where} is none of metrics ({error}): delete {what}") from error
+            raise DistillError(f"{where} is no line of metrics ({error}): delete {what}") from error
         return metrics
 
     def last_validation(self) -> dict[str, Any] | None:

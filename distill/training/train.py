@@ -49,7 +49,7 @@ class TrainResult:
         best: the validation with the best mean of R@1, R@5 and R@10, if any.
         findings: of the diagnosis.
         stopped_early: whether `--patience` ran out before the last step.
-        has_learned: whether recall was above chance in the end, as far as it was found to be at chance before.
+        has_learned: false if recall was found to be at chance and stayed there to the end.
     """
 
     run: RunFolder
