@@ -20,7 +20,7 @@ TIMEOUT_S = 120
 # one that it waited for (negative: a signal). A forked process leads a session of its own before its id is told. No
 # module of clipglot is imported before the fork, so that a script can show that it needs none.
 LAUNCHER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 import fsspec, h5py, numpy, open_clip, pyarrow, timm, torch, transformers, zarr
 for line in sys.stdin:
     task = json.loads(line)
@@ -36,6 +36,7 @@ for line in sys.stdin:
         print(pid, flush=True)
         continue
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     os.close(parents_end)
     for name, value in task["environment"].items():
         os.environ.pop(name, None)
