@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..cache.format import CacheInfo, Status
+from ..cache.progress import Progress
 from ..cache.sources.kinds import open_source
 from ..cache.write.report import PassReport
 from ..distill.training.signals import interrupted_by_sigterm
@@ -66,7 +67,8 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
                 source = open_source(settings.source_info)
                 if output.cache is None and isinstance(settings.source, Path) and source.begins_at_once:
                     next(source.rows(), None)  # a wrong field is told at once
-                from ..jobs.cache import cache_images  # takes seconds, in which Ctrl-C may come
+                shown.show(Progress("load", 0))  # before imports that take seconds, in which Ctrl-C may come
+                from ..jobs.cache import cache_images
 
                 result = cache_images(
                     settings, shown.show, source=source, output=output, on_report=shown.show_report, on_note=warn

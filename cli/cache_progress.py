@@ -25,13 +25,16 @@ class PassProgress:
         self._settings, self._output, self._bars, self._plain = settings, output, bars, PlainProgress()
         self._silent = silent or not is_first_process()
         self._stage: str | None = None
+        self._is_loading = False
         self._task, self._done, self._so_far = bars.add_task("load", total=None, note=settings.model), 0, ""
 
     def show(self, progress: Progress) -> None:
         """Show the progress of a stage; `load` has its bar already, and `wait` has none."""
         stage, done, total = progress
         if stage == "load":
-            self._speak(f"load: {self._settings.model}", at_once=True)
+            if not self._is_loading:
+                self._speak(f"load: {self._settings.model}", at_once=True)
+            self._is_loading = True
             return
         if stage == "wait":
             self.end()

@@ -26,7 +26,8 @@ CSV_COLUMNS = ("image", "rank", "text", "probability", "cosine", "error")
 def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
     """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
 
-    An image that cannot be read is listed with the reason.
+    Probabilities are relative to the descriptions given: together they make 100 %. An image that cannot be read is
+    listed with the reason.
 
     \b
     clipglot predict merged cat.jpg --text "кошка" --text "собака"

@@ -24,8 +24,8 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Defaults before flags and file: with --resume the settings of the run, otherwise those of the recipe."""
     if not options["resume"]:
         if options["recipe"] is None:
-            options["recipe"] = _choose_recipe(merged, silent=options["as_json"])
-        return {} if options["recipe"] in (None, NO_RECIPE) else settings_of(options["recipe"], merged)
+            return _settings_by_size(merged, options)
+        return {} if options["recipe"] == NO_RECIPE else settings_of(options["recipe"], merged)
     if "output" not in merged:
         return {}
     from ..jobs.train import settings_to_resume
@@ -34,21 +34,30 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return settings_to_resume(merged["output"])
 
 
-def _choose_recipe(given: dict[str, Any], *, silent: bool) -> Recipe | None:
-    """Recipe by the number of images, reported to the user; None where a setting of it is given."""
-    if not {"cache", "output"} <= given.keys() or not recipe_for(0, given):
-        return None
+def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the recipe for the number of images, which is reported; none where a setting of it is given."""
+    if not {"cache", "output"} <= given.keys() or given.get("text", "scratch") != "scratch":
+        return {}
     from ..cache.read.cache import Cache
 
     try:
         num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
     except (CacheError, OSError):  # the command reports it, after bad usage
-        return None
+        return {}
+    speaks = is_first_process() and not options["as_json"]
     recipe = recipe_for(num_images, given)
-    if recipe and not silent and is_first_process():
-        values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPES[recipe].items())
+    if recipe is None:
+        if speaks and recipe_for(num_images, {}):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPES["few"] if name in given)
+            warn(f"no recipe, because {flags} is given; --recipe few has the other settings for {num_images:,} images")
+        return {}
+    options["recipe"] = recipe
+    settings = settings_of(recipe, given)
+    settings["batch_size"] = max(1, min(settings["batch_size"], num_images))
+    if speaks:
+        values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
         say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} leaves it out")
-    return recipe
+    return settings
 
 
 @click.command(cls=SectionedCommand, sections=SECTIONS)
@@ -80,6 +89,8 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
         require_kind(settings.cache, "cache")
         if settings.val:
             require_kind(settings.val, "cache")
+            if str(settings.val) == str(settings.cache) and is_first_process() and not as_json:
+                warn("--val is the cache that is trained on: its recall says nothing of new images")
         if not resume and (settings.output / "run.json").exists():
             raise click.ClickException(
                 f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"
@@ -146,11 +157,11 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             steps = f"{result.step:,} of {result.num_steps:,}" if result.stopped_early else f"{result.num_steps:,}"
             say(f"{settings.output}: trained {trained} in {steps} steps{recall}")
         if result.stopped_early:
-            say(f"stopped early: {settings.patience} validations in a row brought no better recall")
+            say(f"stopped early: {settings.patience} validations in a row brought no better mean of R@1, R@5 and R@10")
         if result.best and result.validation and result.best["step"] != result.validation["step"]:
             at = "before the first step" if result.best["step"] == 0 else f"after step {result.best['step']:,}"
             taken = "; export takes its weights" if result.run.best.exists() else ""
-            say(f"best validation: {_recall(result.best)} {at}{taken}")
+            say(f"best validation (mean of R@1, R@5 and R@10): {_recall(result.best)} {at}{taken}")
         if settings.tokenizer is None and settings.text == "scratch" and result.vocab_size < settings.vocab_size:
             asked = f"--vocab-size {settings.vocab_size:,}"
             say(

@@ -90,7 +90,7 @@ class BatchSampler:
         if len(self.rows) < batch_size:
             raise DistillError(
                 f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded images with captions: "
-                "lower it, beside a --recipe too"
+                f"pass --batch-size {len(self.rows)} or less"
             )
         self._order = lru_cache(maxsize=2)(self._shuffle)
 

@@ -1,6 +1,7 @@
 """Ends of a run before its last step: by a signal, or by a damaged chunk of the cache."""
 
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,8 +27,12 @@ def save_on_cache_error(save: Callable[[], int]) -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Event that SIGINT (Ctrl-C) and SIGTERM (a scheduler's preemption) set; a second signal acts as usual."""
+def stop_on_signal(*, speaks: bool) -> Iterator[threading.Event]:
+    """Event that SIGINT (Ctrl-C) and SIGTERM (a scheduler's preemption) set; a second signal acts as usual.
+
+    Args:
+        speaks: whether a line on standard error answers the first signal at once, because a step may take long.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -41,6 +46,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
     def handle(number: int, frame: object) -> None:
         stop.set()
         restore()
+        if speaks:
+            print("stopping after this step; a second signal loses what is not saved", file=sys.stderr, flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         previous[number] = signal.signal(number, handle)

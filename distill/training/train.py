@@ -159,7 +159,7 @@ def _run_steps(
 
     with (
         save_on_cache_error(save_last_step),
-        stop_on_signal() as stop,
+        stop_on_signal(speaks=distributed.is_main_process()) as stop,
         closing(loader),
         MetricsLogger(run, settings.log_to, step if checkpoint else -1) as logger,
         profiled(run.path, settings.profile) as profile_step,

@@ -314,6 +314,8 @@ def test_interrupted_training_exits_130_and_says_how_to_go_on(
     process.until(lambda: metrics.exists() and metrics.stat().st_size > 0)
     process.signal_all(signal.SIGINT)
     assert process.wait() == 130
-    assert process.err().startswith("stopped and saved at step ")
+    told, stopped = process.err().splitlines()[-2:]
+    assert "second signal" in told  # at once
+    assert stopped.startswith("stopped and saved at step ")
     assert "--resume" in process.err()
     assert json.loads(process.out())["complete"] is False  # a real process, too, prints one document and nothing else
