@@ -3,13 +3,14 @@
 import json
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.sources.image_names import is_image_signature
+from clipglot.cache.sources.image_names import has_image_extension, is_image_signature
 from clipglot.cache.sources.tar_index import split_name
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 from support import source_makers as makers
@@ -62,6 +63,39 @@ def test_every_file_is_a_row_or_counted(tmp_path: Path) -> None:
         "a/b/6.dat": ["six"],
     }
     assert source.left_out == {"texts without an image (.txt)": 1, "files of other kinds (.md)": 1}
+
+
+stems = st.sampled_from(["1", "a", "A", "flower", "flower.red", "flower.blue", "J.Smith", "2.0", "x.seg", "猫.v1"])
+extensions_of_files = st.sampled_from(["jpg", "JPG", "png", "Png", "heic", "txt", "TXT", "caption", "md", "cls"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=st.sets(st.tuples(stems, extensions_of_files).map(".".join), max_size=16))
+def test_any_file_is_a_row_or_a_caption_or_counted(names: set[str]) -> None:
+    with TemporaryDirectory() as folder:
+        names |= {"0.jpg", "0.txt"}
+        for name in names:
+            Path(folder, name).write_bytes(IMAGE if has_image_extension(name) else name.encode())
+        source = SourceContract.open(Made(Path(folder)))
+        rows = {row.key: list(row.captions) for row in source.rows()}
+    assert source.kind == "sidecars"
+    assert rows.keys() == {name for name in names if has_image_extension(name)}
+    for name, captions in rows.items():
+        stem = name.rpartition(".")[0]
+        beside = [f"{stem}.{text}" for text in ("TXT", "txt", "caption") if f"{stem}.{text}" in names]
+        assert captions == beside[:1], name
+    used = {caption for captions in rows.values() for caption in captions}
+    assert sum(source.left_out.values()) == len(names) - len(rows) - len(used)
+
+
+def test_a_field_of_sidecars_may_have_a_dot_and_images_be_chosen(tmp_path: Path) -> None:
+    for name in ("1.jpg", "1.seg.png", "2.png", "1.en.txt", "1.zh.txt"):
+        (tmp_path / name).write_bytes(name.encode() if name.endswith("txt") else IMAGE)
+    with pytest.raises(CacheError, match=r"en\.txt.*--text-field NAME"):
+        list(SourceContract.open(Made(tmp_path)).rows())
+    source = SourceContract.open(Made(tmp_path, {"text_field": ("zh.txt",), "image_field": "jpg"}))
+    assert [(row.key, row.captions) for row in source.rows()] == [("1.jpg", ["1.zh.txt"])]
+    assert source.left_out == {"texts without an image (.txt)": 1, "images of other extensions (.png)": 2}
 
 
 def test_a_split_of_sidecars_is_chosen(tmp_path: Path) -> None:
