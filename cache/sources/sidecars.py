@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import CacheError
 from ..format import RejectedImageError
 from ..location import Entry, Location, Url, entries, to_location
-from .folder_walk import files_by_folder, is_image_file, kind_of_file, visible
+from .folder_walk import SPLITS, files_by_folder, is_image_file, kind_of_file, visible
 from .image_names import has_image_extension
 from .image_root import open_below
 from .records import RecordParser, choose_split
@@ -22,7 +22,6 @@ from .source import Source, SourceRow
 from .tar_index import split_name
 
 TEXTS = (".txt", ".caption")
-SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
 FOLDERS_LISTED = 20  # in each folder, in search of a text beside an image
 LEVELS = 3  # of folders, the first included
 LISTED, LISTED_AT_URL = 421, 21  # folders in all; each takes requests at a URL

@@ -137,6 +137,43 @@ def test_class_folders_take_deeper_folders_and_any_image(tmp_path: Path) -> None
     assert source.left_out == {"files that are no images (.md)": 2, "images beside the class folders": 1}
 
 
+def write_all(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(IMAGE)
+
+
+def test_splits_beside_a_class_folder_are_not_mixed(tmp_path: Path) -> None:
+    write_all(tmp_path, "samples/x.jpg", "train/cat/1.jpg", "val/cat/2.jpg")
+    with pytest.raises(CacheError, match=r"train, val hold class folders.*samples.*--split NAME"):
+        list(SourceContract.open(Made(tmp_path)).rows())
+    (row,) = SourceContract.open(Made(tmp_path, {"split": "val"})).rows()
+    assert (row.key, row.captions) == ("val/cat/2.jpg", ["cat"])
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    write_all(tmp_path, "train/1.jpg", "train/steam/2.jpg", "car/3.jpg", "test/tube/4.jpg")
+    (tmp_path / "test" / "5.jpg").write_bytes(IMAGE)
+    rows = SourceContract.open(Made(tmp_path)).rows()
+    assert [(row.key, row.captions) for row in rows] == [
+        ("car/3.jpg", ["car"]),
+        ("test/5.jpg", ["test"]),
+        ("test/tube/4.jpg", ["test"]),
+        ("train/1.jpg", ["train"]),
+        ("train/steam/2.jpg", ["train"]),
+    ]
+
+
+def test_figures_deeper_in_other_folders_are_no_class(tmp_path: Path) -> None:
+    write_all(tmp_path, "cat/1.jpg", "cat/2020/2.jpg", "docs/figures/a.png", "docs/figures/b/c.png", "dev/x/3.jpg")
+    source = SourceContract.open(Made(tmp_path))
+    assert [(row.key, row.captions) for row in source.rows()] == [("cat/1.jpg", ["cat"]), ("cat/2020/2.jpg", ["cat"])]
+    assert source.left_out == {
+        "images deeper in dev, which has none itself": 1,
+        "images deeper in docs, which has none itself": 2,
+    }
+
+
 def test_dots_in_the_names_of_members(tmp_path: Path) -> None:
     stems = ("photo 2.0 (clean)", "v1.2-3")
     members = [member for stem in stems for member in ((f"{stem}.jpg", IMAGE), (f"{stem}.txt", stem.encode()))]
