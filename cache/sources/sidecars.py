@@ -145,15 +145,16 @@ def holds_sidecars(path: Location) -> bool:
     for _ in range(LEVELS):
         deeper = list[Location]()
         for folder in level[:num_left]:
-            if _has_sidecars(folder):
+            here = entries(folder)  # one listing tells both
+            if _has_sidecars([entry.name for entry in here if entry.is_file and not entry.name.startswith(".")]):
                 return True
-            deeper += [folder / entry.name for entry in visible(folder, folders=True)[:FOLDERS_LISTED]]
-        num_left, level = num_left - len(level), deeper
+            folders = [entry.name for entry in here if entry.is_dir and not entry.name.startswith(".")]
+            deeper += [folder / name for name in folders[:FOLDERS_LISTED]]
+        num_left, level = max(0, num_left - len(level)), deeper
     return False
 
 
-def _has_sidecars(folder: Location) -> bool:
-    names = [entry.name for entry in entries(folder) if entry.is_file and not entry.name.startswith(".")]
+def _has_sidecars(names: list[str]) -> bool:
     images = {_split_name(name)[0] for name in names if has_image_extension(name)}
     # `1.en.txt` stands beside `1.jpg`, for --text-field en.txt.
     return any(

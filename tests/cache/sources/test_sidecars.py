@@ -5,9 +5,12 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import fsspec
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
+from clipglot.cache.location import entries, to_location
+from clipglot.cache.sources import sidecars
 from clipglot.cache.sources.image_names import has_image_extension, is_image_signature
 from clipglot.cache.sources.tar_index import split_name
 from hypothesis import given, settings
@@ -135,6 +138,20 @@ def test_class_folders_take_deeper_folders_and_any_image(tmp_path: Path) -> None
         ("owl/2020/may/3.JPEG", ["owl"]),
     ]
     assert source.left_out == {"files that are no images (.md)": 2, "images beside the class folders": 1}
+
+
+def test_a_search_for_sidecars_at_a_url_lists_few_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, listed = fsspec.filesystem("memory"), list[object]()
+    monkeypatch.setattr(sidecars, "entries", lambda folder: (listed.append(folder), entries(folder))[1])
+    for i in range(60):
+        store.pipe(f"/classes/{i:02}/deeper/1.jpg", IMAGE)
+    store.pipe({"/few/train/0/1.jpg": IMAGE, "/few/train/0/1.txt": b"one"})
+    try:
+        assert not sidecars.holds_sidecars(to_location("memory://classes"))
+        assert len(listed) == len(set(map(str, listed))) == 21
+        assert sidecars.holds_sidecars(to_location("memory://few"))
+    finally:
+        store.store.clear()
 
 
 def write_all(folder: Path, *names: str) -> None:
