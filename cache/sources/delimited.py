@@ -66,7 +66,7 @@ def delimited_records(
                 if row and len(row) != len(header):
                     raise CacheError(
                         f"{name}:{line}: {len(row)} columns where the header has {len(header)}: "
-                        "quote fields that hold the delimiter"
+                        "quote fields that hold the delimiter" + ("" if dialect.is_quoted else ", and the header")
                     )
                 if row:
                     yield line, dict(zip(header, row, strict=True))
@@ -146,7 +146,9 @@ def quotes_fields(path: Path, name: str, encoding: str = UTF_8) -> bool | None:
     """Whether a TSV quotes fields where needed, decided by all of it; None if it has no quotation marks.
 
     It does if all its fields are well-formed so, and it shows it: by a doubled quotation mark in a quoted field, by a
-    quoted header, or because its lines alone do not have the columns of the header.
+    quoted header, or because its lines alone do not have the columns of the header. Without a quoted header it does not
+    if one field would swallow lines that are rows by themselves: a caption may begin with a quotation mark, and one
+    some rows later may end with one.
     """
     with open_utf8(path, name, encoding) as file:
         if not any(b'"' in part for part in iter(lambda: file.read(2**20), b"")):
@@ -169,16 +171,21 @@ class _QuoteScan:
 
     def is_quoted(self, file: BinaryIO) -> bool:
         """Decide about a file."""
-        num_tabs, lines_fit, has_quoted_header = -1, True, False
+        num_tabs, lines_fit, row_fits, has_quoted_header = -1, True, True, False
         while line := file.readline(MAX_LINE_BYTES + 1):
             if num_tabs < 0:
                 num_tabs, has_quoted_header = line.count(b"\t"), line.startswith(b'"')
-            if not self.is_open:
-                self.num_fields = 0
+            is_continued = self.is_open
+            if not is_continued:
+                self.num_fields, row_fits = 0, True
             if not self._take(line):
                 return False
             is_blank = not line.strip(b"\r\n")
-            lines_fit &= is_blank or line.count(b"\t") == num_tabs
+            fits = is_blank or line.count(b"\t") == num_tabs
+            lines_fit, row_fits = lines_fit and fits, row_fits and fits
+            is_row_swallowed = is_continued and not is_blank and fits and (row_fits or self.is_open)
+            if is_row_swallowed and num_tabs and not has_quoted_header:
+                return False
             if not self.is_open and not is_blank and self.num_fields != num_tabs + 1:
                 return False
         return not self.is_open and (not lines_fit or self.is_doubled or has_quoted_header)

@@ -12,6 +12,7 @@ from .image_root import name_below, open_below
 from .records import is_unicode
 
 CACHE_MARK = "zarr.json"  # of a cache, perhaps the very one that is being made
+SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})  # names of folders that are splits
 
 
 def visible(folder: Location, *, folders: bool) -> list[Entry]:

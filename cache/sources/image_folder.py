@@ -7,20 +7,21 @@ from dataclasses import replace
 
 from ..errors import CacheError
 from ..location import Location, entries, to_location
-from .folder_walk import files_by_folder, is_image_file, kind_of_file, visible
+from .folder_walk import SPLITS, files_by_folder, is_image_file, kind_of_file, visible
 from .image_names import has_image_extension
 from .image_root import name_below
 from .records import RecordParser, choose_split
 from .source import Source, SourceRow
 from .table import SUFFIXES
 
+SHOWN = 5  # folders in a message
 CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
 class ImageFolderSource(Source):
     """`class name/image.jpg`, or `train/class name/image.jpg` with a split; sorted, underscores read as spaces.
 
-    Images in deeper folders belong to the class that these are in.
+    Images in deeper folders belong to the class that these are in, if it has images of its own.
     """
 
     kind = "class folders"
@@ -52,9 +53,16 @@ class ImageFolderSource(Source):
         if not f"{top}/".startswith(above):
             raise CacheError(f"{top} lies outside {root}: pass --image-root, a folder or URL that holds it")
         folder, names = top, _folders(top, root)
-        has_classes = any(_has_images(top / name) for name in names)
-        # Other folders are no splits: a run, or the very cache that is being made.
-        splits = [] if has_classes else [name for name in names if _has_classes(top / name, root)]
+        classes = [name for name in names if _has_images(top / name)]
+        # Beside class folders only known names tell splits; others are a run, or the very cache that is being made.
+        splits = [name for name in names if (not classes or name in SPLITS) and _has_classes(top / name, root)]
+        if classes and self.info.split is None and (len(splits) < 2 or set(splits) <= set(classes)):
+            splits = []  # a folder of that name may be anything, and classes of those names may have deeper folders
+        if classes and splits and self.info.split is None:
+            raise CacheError(
+                f"{top}: {', '.join(splits)} hold class folders, as splits do, beside folders of images "
+                f"({', '.join(classes[:SHOWN])}): pass --split NAME, one of {', '.join(splits)}, or move them apart"
+            )
         if splits or self.info.split is not None:
             folder = top / choose_split(splits, self.info.split, top)
         for location in dict.fromkeys((top, folder)):
@@ -62,9 +70,11 @@ class ImageFolderSource(Source):
         if num_beside := sum(has_image_extension(file.name) for file in visible(folder, folders=False)):
             passed_over["images beside the class folders"] += num_beside
         for name in _folders(folder, root):
-            walked = list(files_by_folder(folder / name, root))
-            if not any(has_image_extension(file.name) for _, files in walked for file in files):
-                continue  # no class: a run, or the cache
+            walked = files_by_folder(folder / name, root)
+            if not _has_images(folder / name):  # no class: a run, the cache, or figures of a document
+                if num := sum(has_image_extension(file.name) for _, files in walked for file in files):
+                    passed_over[f"images deeper in {name}, which has none itself"] += num
+                continue
             for inside, files in walked:
                 here = to_location(f"{folder}/{name}/{inside}".rstrip("/"))
                 are_images = [is_image_file(here, file, root) for file in files]

@@ -4,17 +4,16 @@ img2dataset writes them with `output_format="files"`, as do downloaders and tool
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import CacheError
 from ..format import RejectedImageError
-from ..location import Entry, Location, entries, to_location
-from .folder_walk import files_by_folder, is_image_file, kind_of_file, visible
+from ..location import Entry, Location, Url, entries, to_location
+from .folder_walk import SPLITS, files_by_folder, is_image_file, kind_of_file, visible
 from .image_names import has_image_extension
 from .image_root import open_below
 from .records import RecordParser, choose_split
@@ -23,8 +22,9 @@ from .source import Source, SourceRow
 from .tar_index import split_name
 
 TEXTS = (".txt", ".caption")
-SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})
-FOLDERS_LISTED = 20  # in search of a text beside an image
+FOLDERS_LISTED = 20  # in each folder, in search of a text beside an image
+LEVELS = 3  # of folders, the first included
+LISTED, LISTED_AT_URL = 421, 21  # folders in all; each takes requests at a URL
 
 
 class SidecarSample(NamedTuple):
@@ -33,12 +33,12 @@ class SidecarSample(NamedTuple):
     Attributes:
         folder: that holds them.
         key: their path without extension, relative to the source.
-        members: the files, by extension in lower case.
+        files: each after its extension in lower case, in the order of their names.
     """
 
     folder: Location
     key: str
-    members: dict[str, Entry]
+    files: list[tuple[str, Entry]]
 
 
 class SidecarSource(Source):
@@ -52,7 +52,7 @@ class SidecarSource(Source):
     text_fields = TEXT_FIELDS
 
     def rows(self) -> Iterator[SourceRow]:
-        """Every image, also one without a text. Texts without an image are left out and counted.
+        """Every image, also one without a text. Files that are neither image nor text of one are counted.
 
         Raises:
             CacheError: a text is not as promised, or nothing has a text.
@@ -62,19 +62,23 @@ class SidecarSource(Source):
         info = replace(self.info, split=None)  # splits are folders here
         parser, unseen = RecordParser(info, has_key=False, left_out=self.left_out), dict(fields.by_field)
         for sample in self._samples(fields):
-            image = self._image(sample, fields, root)
-            if image is None:
-                self._pass_over(sample)
-                continue
-            found |= sample.members.keys()
-            where = f"{sample.folder}/{image}"
-            record = fields.record(sample.members, partial(_content, sample.folder, root), where)
-            for field in [field for field in unseen if record.get(field) is not None]:
-                del unseen[field]
-            line += 1
-            key = where.removeprefix(f"{root}".rstrip("/") + "/")
-            if row := parser.row(record, line, where, key=key):
-                yield row
+            images = [entry for extension, entry in sample.files if self._is_image(extension, entry, sample, fields)]
+            texts = self._texts(sample, fields) if images else {}
+            self._pass_over(sample, [*images, *texts.values()], has_image=bool(images))
+            # Also `en.txt` of `1.en.txt`, which a field may name.
+            found |= {extension for extension, _ in sample.files}
+            found |= {
+                split[1] for _, entry in sample.files if (split := split_name(entry.name)) and _is_text(entry.name)
+            }
+            for image in images:
+                where = f"{sample.folder}/{image.name}"
+                record = fields.record(texts, partial(_content, sample.folder, root), where)
+                for field in [field for field in unseen if record.get(field) is not None]:
+                    del unseen[field]
+                line += 1
+                key = where.removeprefix(f"{root}".rstrip("/") + "/")
+                if row := parser.row(record, line, where, key=key):
+                    yield row
         if line:
             fields.require_found(self.info.path, list(unseen), sorted(found))
 
@@ -83,10 +87,11 @@ class SidecarSource(Source):
         digest, fields, root = hashlib.sha256(), SampleFields(self.info), to_location(self.info.image_root)
         texts = fields.extensions.difference(fields.images)
         for sample in self._samples(fields):
-            digest.update(f"{sample.key}\0{sorted(sample.members)}\0".encode())
-            for extension in sorted(texts & sample.members.keys()):
-                content = _content(sample.folder, root, sample.members[extension])
-                digest.update(hashlib.sha256(content).digest())
+            files = sorted(sample.files, key=lambda file: file[0])
+            digest.update(f"{sample.key}\0{[extension for extension, _ in files]}\0".encode())
+            for extension, entry in files:
+                if extension in texts:
+                    digest.update(hashlib.sha256(_content(sample.folder, root, entry)).digest())
         return digest.hexdigest()
 
     def _samples(self, fields: SampleFields) -> Iterator[SidecarSample]:
@@ -97,42 +102,86 @@ class SidecarSource(Source):
         if self.info.split is not None or len(splits) > 1:
             top = top / choose_split(splits or folders, self.info.split, top)
         for inside, files in files_by_folder(top, root):
-            by_key: dict[str, dict[str, Entry]] = {}
+            by_key: dict[str, list[tuple[str, Entry]]] = {}
             for file in files:
-                key, extension = split_name(file.name, fields.extensions) or (file.name, "")
-                by_key.setdefault(key, {}).setdefault(extension, file)
+                key, extension = _split_name(file.name, fields.extensions)
+                by_key.setdefault(key, []).append((extension, file))
             folder = to_location(f"{top}/{inside}".rstrip("/"))
-            for key, members in sorted(by_key.items()):
-                yield SidecarSample(folder, f"{inside}{key}", members)
+            for key, named in sorted(by_key.items()):
+                yield SidecarSample(folder, f"{inside}{key}", named)
 
-    @staticmethod
-    def _image(sample: SidecarSample, fields: SampleFields, root: Location) -> str | None:
-        """Name of the image of a sample: by its extension, or else by its first bytes; None if it has none."""
-        known = [sample.members[extension].name for extension in fields.images if extension in sample.members]
-        others = (entry for extension, entry in sample.members.items() if extension not in fields.extensions)
-        by_content = (entry.name for entry in others if is_image_file(sample.folder, entry, root))
-        return next(chain(known, by_content), None)
+    def _is_image(self, extension: str, entry: Entry, sample: SidecarSample, fields: SampleFields) -> bool:
+        """Whether a file is an image that is asked for: by its extension, or else by its first bytes."""
+        if extension in fields.extensions or has_image_extension(entry.name):
+            return extension in fields.images
+        return is_image_file(sample.folder, entry, to_location(self.info.image_root))
 
-    def _pass_over(self, sample: SidecarSample) -> None:
-        for entry in sample.members.values():
-            what = "texts without an image" if entry.name.lower().endswith(TEXTS) else "files of other kinds"
+    def _texts(self, sample: SidecarSample, fields: SampleFields) -> dict[str, Entry]:
+        """The texts of a sample that may be read, by extension; its JSON is one even where another text is read."""
+        asked = fields.extensions.difference(fields.images)
+        first = {extension: entry for extension, entry in reversed(sample.files) if extension in asked}
+        if self.info.where is not None:
+            return first  # a condition may name each
+        named = [[name.lower() for name in names if name.lower() in first] for names in fields.by_field.values()]
+        return {name: first[name] for name in [*(names[0] for names in named if names), "json"] if name in first}
+
+    def _pass_over(self, sample: SidecarSample, taken: list[Entry], *, has_image: bool) -> None:
+        """Count the files of a sample that are not taken."""
+        for _, entry in sample.files:
+            if entry in taken:
+                continue
+            if has_image_extension(entry.name):
+                what = "images of other extensions"
+            elif not _is_text(entry.name):
+                what = "files of other kinds"
+            else:
+                what = "further texts of an image" if has_image else "texts without an image"
             self.left_out[f"{what} ({kind_of_file(entry.name)})"] += 1
 
 
 def holds_sidecars(path: Location) -> bool:
     """Whether a folder, or one of the first folders in it or in those, has a text beside an image of its name."""
-    folders = [path / entry.name for entry in islice(visible(path, folders=True), FOLDERS_LISTED)]
-    deeper = (
-        folder / entry.name for folder in folders for entry in islice(visible(folder, folders=True), FOLDERS_LISTED)
+    num_left, level = LISTED_AT_URL if isinstance(path, Url) else LISTED, [path]
+    for _ in range(LEVELS):
+        deeper = list[Location]()
+        for folder in level[:num_left]:
+            here = entries(folder)  # one listing tells both
+            if _has_sidecars([entry.name for entry in here if entry.is_file and not entry.name.startswith(".")]):
+                return True
+            folders = [entry.name for entry in here if entry.is_dir and not entry.name.startswith(".")]
+            deeper += [folder / name for name in folders[:FOLDERS_LISTED]]
+        num_left, level = max(0, num_left - len(level)), deeper
+    return False
+
+
+def _has_sidecars(names: list[str]) -> bool:
+    images = {_split_name(name)[0] for name in names if has_image_extension(name)}
+    # `1.en.txt` stands beside `1.jpg`, for --text-field en.txt.
+    return any(
+        not images.isdisjoint({_split_name(name)[0], (split_name(name) or ("",))[0]})
+        for name in names
+        if _is_text(name)
     )
-    return any(map(_has_sidecars, chain([path], folders, deeper)))
 
 
-def _has_sidecars(folder: Location) -> bool:
-    names = [entry.name for entry in entries(folder) if entry.is_file and not entry.name.startswith(".")]
-    images = {(split_name(name) or (name,))[0] for name in names if has_image_extension(name)}
-    texts = (name for name in names if name.lower().endswith(TEXTS))
-    return any((split_name(name) or (name,))[0] in images for name in texts)
+def _split_name(name: str, extensions: Collection[str] = ()) -> tuple[str, str]:
+    """Name without extension, and extension in lower case: after the last dot, or one with dots that is asked for.
+
+    Unlike in a tar, a dot is part of the name, because names of files are often those of people and versions.
+
+    >>> _split_name("J.Smith.JPG"), _split_name("1.en.txt", ["en.txt", "txt"]), _split_name("1")
+    (('J.Smith', 'jpg'), ('1', 'en.txt'), ('1', ''))
+    """
+    dotted = [extension for extension in extensions if "." in extension and name.lower().endswith(f".{extension}")]
+    if dotted:
+        extension = max(dotted, key=len)
+        return name[: -len(extension) - 1], extension
+    stem, dot, extension = name.rpartition(".")
+    return (stem, extension.lower()) if dot else (name, "")
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(TEXTS)
 
 
 def _content(folder: Location, root: Location, entry: Entry) -> bytes:

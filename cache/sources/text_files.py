@@ -40,6 +40,24 @@ def decode_caption(content: bytes, encoding: str = UTF_8) -> str:
         return content.decode("ascii", "surrogateescape")
 
 
+def is_text_encoding(name: str) -> bool:
+    """Whether a name is that of an encoding in which a text can be read piece by piece.
+
+    Python also knows codecs of domain names and ciphers by such names.
+
+    >>> is_text_encoding("gb18030"), is_text_encoding("punycode"), is_text_encoding("rot13"), is_text_encoding("none")
+    (True, False, False, False)
+    """
+    sample = "1.jpg, " + "a-b " * 32 + "\n"  # longer than a part of a domain name
+    try:
+        content = sample.encode(name)
+        decoder = codecs.getincrementaldecoder(name)()
+        pieces = [decoder.decode(bytes([byte])) for byte in content]
+        return "".join([*pieces, decoder.decode(b"", final=True)]) == sample
+    except (LookupError, ValueError, TypeError):
+        return False
+
+
 def is_same_encoding(name: str, other: str) -> bool:
     """Whether two names are those of one encoding.
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from ...cache.errors import CacheError
 from ...cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
 from ...cache.location import Url, is_hdf5
+from ...cache.sources.text_files import is_text_encoding
 from ...cache.sources.where import WhereFilter
 from ...cache.write.work_sharing import Worker
 from ...distill.cpu import num_usable_cores
@@ -119,12 +120,10 @@ class CacheSettings:
             len(self.language) in (0, 1, max(1, len(self.text_field))),
             f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
         )
-        try:
-            "".encode(self.encoding)
-        except (LookupError, ValueError):
-            raise DistillError(
-                f"--encoding {self.encoding}: unknown, expected e.g. gb18030, utf-16 or cp1252"
-            ) from None
+        require(
+            is_text_encoding(self.encoding),
+            f"--encoding {self.encoding}: no encoding of texts, expected e.g. gb18030, utf-16 or cp1252",
+        )
         if self.where is not None:
             try:
                 WhereFilter(self.where)

@@ -36,6 +36,10 @@ MISTAKES = [
     (["cache", "absent.jsonl", "-o", "new", "--model", "m"], ["absent.jsonl"]),
     (["cache", "pairs.jsonl", "-o", "new", "--model", "m", "--text-field", "other"], ["pairs.jsonl:1", "--text-field"]),
     (["cache", "pairs.jsonl", "-o", "run", "--model", "m"], ["run", "-o"]),
+    *(
+        (["cache", "pairs.jsonl", "-o", "new", "--model", "m", "--encoding", name], [f"--encoding {name}", "gb18030"])
+        for name in ("punycode", "idna", "rot13", "undefined", "none")
+    ),
     (["export", "absent", "-o", "new"], ["absent", "clipglot train"]),
     (["export", "run", "-o", "pairs.jsonl"], ["pairs.jsonl", "-o"]),
     (["predict", "absent", "a.png", "--text", "x"], ["absent", "clipglot export"]),

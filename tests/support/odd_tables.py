@@ -94,6 +94,8 @@ def odd_tables(draw: Callable[[st.SearchStrategy[Any]], Any]) -> OddTable:
         assume(
             '"' not in text or '""' in text or not lines_fit or quoting == csv.QUOTE_ALL
         )  # else it is a plain one, too
+        swallowed = (line for _, (t,) in records for line in (t or "").split("\n")[1:])
+        assume(quoting == csv.QUOTE_ALL or not any("\t" in line for line in swallowed))  # likewise
     else:
         assume(not any('""' in (t or "") for _, (t,) in records))
         text, suffix = as_lines(records, line_end), ".tsv"

@@ -75,6 +75,30 @@ def test_a_tsv_says_how_it_quotes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        ['1.jpg\t"a dog runs', '2.jpg\tscreen 24"" wide', '3.jpg\tand ends"'],
+        ['1.jpg\t"a dog 24"" wide', '2.jpg\tand ends"'],
+        ['1.jpg\t"a dog runs', "", '2.jpg\ta "" b', '3.jpg\tand ends"'],
+        ['"runs\ta dog 24"" wide', '2.jpg"\tand ends'],
+    ],
+)
+def test_an_unquoted_tsv_swallows_no_rows(lines: list[str], tmp_path: Path) -> None:
+    source = open_table(write_fresh(tmp_path / "m.tsv", "\n".join(["image\ttext", *lines]).encode()))
+    rows = [[row.key, *row.captions] for row in source.rows()]
+    assert rows == [line.split("\t") for line in lines if line]
+
+
+def test_a_tsv_with_a_quoted_header_may_have_tabs_in_captions(tmp_path: Path) -> None:
+    content = '1.jpg\t"a table:\nx\ty\nz ""end"""\n'
+    path = write_fresh(tmp_path / "m.tsv", f"image\ttext\n{content}".encode())
+    with pytest.raises(CacheError, match=r"m\.tsv:4: 1 columns .*quote fields that hold the delimiter, and the header"):
+        list(open_table(path).rows())
+    (row,) = open_table(write_fresh(path, f'"image"\t"text"\n{content}'.encode())).rows()
+    assert row.captions == ['a table:\nx\ty\nz "end"']
+
+
+@pytest.mark.parametrize(
     ("name", "content"),
     [
         ("m.csv", "1.jpg,a cat\n2.jpg,a dog\n"),

@@ -3,13 +3,17 @@
 import json
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import fsspec
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.sources.image_names import is_image_signature
+from clipglot.cache.location import entries, to_location
+from clipglot.cache.sources import sidecars
+from clipglot.cache.sources.image_names import has_image_extension, is_image_signature
 from clipglot.cache.sources.tar_index import split_name
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 from support import source_makers as makers
@@ -64,6 +68,39 @@ def test_every_file_is_a_row_or_counted(tmp_path: Path) -> None:
     assert source.left_out == {"texts without an image (.txt)": 1, "files of other kinds (.md)": 1}
 
 
+stems = st.sampled_from(["1", "a", "A", "flower", "flower.red", "flower.blue", "J.Smith", "2.0", "x.seg", "猫.v1"])
+extensions_of_files = st.sampled_from(["jpg", "JPG", "png", "Png", "heic", "txt", "TXT", "caption", "md", "cls"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(names=st.sets(st.tuples(stems, extensions_of_files).map(".".join), max_size=16))
+def test_any_file_is_a_row_or_a_caption_or_counted(names: set[str]) -> None:
+    with TemporaryDirectory() as folder:
+        names |= {"0.jpg", "0.txt"}
+        for name in names:
+            Path(folder, name).write_bytes(IMAGE if has_image_extension(name) else name.encode())
+        source = SourceContract.open(Made(Path(folder)))
+        rows = {row.key: list(row.captions) for row in source.rows()}
+    assert source.kind == "sidecars"
+    assert rows.keys() == {name for name in names if has_image_extension(name)}
+    for name, captions in rows.items():
+        stem = name.rpartition(".")[0]
+        beside = [f"{stem}.{text}" for text in ("TXT", "txt", "caption") if f"{stem}.{text}" in names]
+        assert captions == beside[:1], name
+    used = {caption for captions in rows.values() for caption in captions}
+    assert sum(source.left_out.values()) == len(names) - len(rows) - len(used)
+
+
+def test_a_field_of_sidecars_may_have_a_dot_and_images_be_chosen(tmp_path: Path) -> None:
+    for name in ("1.jpg", "1.seg.png", "2.png", "1.en.txt", "1.zh.txt"):
+        (tmp_path / name).write_bytes(name.encode() if name.endswith("txt") else IMAGE)
+    with pytest.raises(CacheError, match=r"en\.txt.*--text-field NAME"):
+        list(SourceContract.open(Made(tmp_path)).rows())
+    source = SourceContract.open(Made(tmp_path, {"text_field": ("zh.txt",), "image_field": "jpg"}))
+    assert [(row.key, row.captions) for row in source.rows()] == [("1.jpg", ["1.zh.txt"])]
+    assert source.left_out == {"texts without an image (.txt)": 1, "images of other extensions (.png)": 2}
+
+
 def test_a_split_of_sidecars_is_chosen(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
@@ -101,6 +138,57 @@ def test_class_folders_take_deeper_folders_and_any_image(tmp_path: Path) -> None
         ("owl/2020/may/3.JPEG", ["owl"]),
     ]
     assert source.left_out == {"files that are no images (.md)": 2, "images beside the class folders": 1}
+
+
+def test_a_search_for_sidecars_at_a_url_lists_few_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, listed = fsspec.filesystem("memory"), list[object]()
+    monkeypatch.setattr(sidecars, "entries", lambda folder: (listed.append(folder), entries(folder))[1])
+    for i in range(60):
+        store.pipe(f"/classes/{i:02}/deeper/1.jpg", IMAGE)
+    store.pipe({"/few/train/0/1.jpg": IMAGE, "/few/train/0/1.txt": b"one"})
+    try:
+        assert not sidecars.holds_sidecars(to_location("memory://classes"))
+        assert len(listed) == len(set(map(str, listed))) == 21
+        assert sidecars.holds_sidecars(to_location("memory://few"))
+    finally:
+        store.store.clear()
+
+
+def write_all(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(IMAGE)
+
+
+def test_splits_beside_a_class_folder_are_not_mixed(tmp_path: Path) -> None:
+    write_all(tmp_path, "samples/x.jpg", "train/cat/1.jpg", "val/cat/2.jpg")
+    with pytest.raises(CacheError, match=r"train, val hold class folders.*samples.*--split NAME"):
+        list(SourceContract.open(Made(tmp_path)).rows())
+    (row,) = SourceContract.open(Made(tmp_path, {"split": "val"})).rows()
+    assert (row.key, row.captions) == ("val/cat/2.jpg", ["cat"])
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    write_all(tmp_path, "train/1.jpg", "train/steam/2.jpg", "car/3.jpg", "test/tube/4.jpg")
+    (tmp_path / "test" / "5.jpg").write_bytes(IMAGE)
+    rows = SourceContract.open(Made(tmp_path)).rows()
+    assert [(row.key, row.captions) for row in rows] == [
+        ("car/3.jpg", ["car"]),
+        ("test/5.jpg", ["test"]),
+        ("test/tube/4.jpg", ["test"]),
+        ("train/1.jpg", ["train"]),
+        ("train/steam/2.jpg", ["train"]),
+    ]
+
+
+def test_figures_deeper_in_other_folders_are_no_class(tmp_path: Path) -> None:
+    write_all(tmp_path, "cat/1.jpg", "cat/2020/2.jpg", "docs/figures/a.png", "docs/figures/b/c.png", "dev/x/3.jpg")
+    source = SourceContract.open(Made(tmp_path))
+    assert [(row.key, row.captions) for row in source.rows()] == [("cat/1.jpg", ["cat"]), ("cat/2020/2.jpg", ["cat"])]
+    assert source.left_out == {
+        "images deeper in dev, which has none itself": 1,
+        "images deeper in docs, which has none itself": 2,
+    }
 
 
 def test_dots_in_the_names_of_members(tmp_path: Path) -> None:
