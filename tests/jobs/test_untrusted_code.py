@@ -203,7 +203,7 @@ def test_what_a_language_models_files_say_beside_its_form_is_dropped(
         folder / "config.json",
         attn_implementation="stranger/kernel",
         _attn_implementation="stranger/kernel",
-        quantization_config={"quant_method": "stranger"},
+        kernel_config={"a": "stranger/kernel"},
         transformers_weights="../other.safetensors",
         num_labels=10**10,
         own_field={"auto_map": {}},
