@@ -25,7 +25,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from .errors import EncoderError
 from .hub import hub_access
-from .untrusted_files import MAX_VOCABULARY, fetched, read_json, require_regular
+from .untrusted_files import MAX_VOCABULARY, fetched, fetched_from_hub, read_json, require_regular
 from .untrusted_regex import require_tame_expressions
 
 LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
@@ -35,6 +35,7 @@ LM_WEIGHTS, LM_INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 VOCABULARIES = ["tokenizer.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model"]
 VOCABULARIES += ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "source.spm", "target.spm", "bpe.codes"]
+_TOKENIZER_FILES = [*VOCABULARIES, TOKENIZER_CONFIG, SPECIAL_TOKENS, LM_CONFIG]
 
 # Of a config of transformers, wherever in it they stand: what names code, other files or other repositories, what is
 # computed with, and labels, whose number alone fills memory. All else is kept: families also read fields that their
@@ -119,9 +120,9 @@ def clip_text_arguments(model: str, config: Mapping[str, Any]) -> Iterator[dict[
         return
     folder = Path(model.removeprefix(LOCAL_PREFIX)) if model.startswith(LOCAL_PREFIX) else None
     own = folder is not None and (folder / LM_CONFIG).exists()
-    source = folder if own and folder else _hub(text_cfg["hf_model_name"], model)
+    source = folder if own and folder else fetched_from_hub(text_cfg["hf_model_name"], [LM_CONFIG])
     with tempfile.TemporaryDirectory(prefix="clipglot-") as safe:
-        _write(Path(safe) / LM_CONFIG, read_config(fetched(source, [LM_CONFIG])))
+        _write(Path(safe) / LM_CONFIG, read_config(source))
         yield {"text_cfg": {**text_cfg, "hf_model_name": safe, "hf_model_pretrained": False}}
 
 
@@ -142,7 +143,8 @@ def clip_tokenizer(model: str, config: Mapping[str, Any]) -> Any:
         _write(Path(safe) / CLIP_CONFIG, {"model_cfg": config})
         if not name:
             return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{safe}")
-        source = model.removeprefix(LOCAL_PREFIX) if model.startswith(LOCAL_PREFIX) else _hub(name, model)
+        local = model.startswith(LOCAL_PREFIX)
+        source = Path(model.removeprefix(LOCAL_PREFIX)) if local else fetched_from_hub(name, _TOKENIZER_FILES)
         with _in_its_own_name(safe, source):
             _write_tokenizer(source, Path(safe))
             return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{safe}", trust_remote_code=False)
@@ -291,19 +293,9 @@ def _require_known(config: Any, file: Path) -> None:
             )
 
 
-def _hub(name: str, model: str) -> str:
-    """A name that a config gives, which may be that of a hub repository alone: paths lead out of the folder."""
-    if ":" in model and (Path(name).is_absolute() or Path(name).exists() or ".." in name):
-        raise EncoderError(
-            f"{model}: its {CLIP_CONFIG} names {name}, a path of this machine: put the files of that language model "
-            "beside it"
-        )
-    return name
-
-
 def _write_tokenizer(source: str | Path, safe: Path) -> None:
     """The files of a tokenizer in a safe folder."""
-    folder = fetched(source, [*VOCABULARIES, TOKENIZER_CONFIG, SPECIAL_TOKENS, LM_CONFIG])
+    folder = fetched(source, _TOKENIZER_FILES)
     for name in VOCABULARIES:
         if (folder / name).is_symlink() or (folder / name).exists():
             (safe / name).symlink_to(require_regular(folder / name, MAX_VOCABULARY))
