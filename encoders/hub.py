@@ -4,6 +4,7 @@ import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -26,7 +27,7 @@ def hub_access() -> Iterator[None]:
     Raises:
         HubUnreachableError: a file is not on this machine either.
     """
-    reason = None if constants.HF_HUB_OFFLINE else _why_unreachable()
+    reason = None if constants.HF_HUB_OFFLINE else _why_no_connection(constants.ENDPOINT)
     if reason is None:
         yield
         return
@@ -44,10 +45,11 @@ def hub_access() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = False
 
 
-def _why_unreachable() -> str | None:
-    """Why no connection to the hub can be opened; None if it can, or if a proxy is in between."""
-    endpoint = urlsplit(constants.ENDPOINT)
-    if endpoint.scheme in getproxies():
+@cache  # a network that answers nothing costs its seconds once
+def _why_no_connection(url: str) -> str | None:
+    """Why no connection to a hub can be opened; None if it can, or if a proxy is in between."""
+    endpoint = urlsplit(url)
+    if {endpoint.scheme, "all"} & getproxies().keys():
         return None
     try:
         address = endpoint.hostname or "", endpoint.port or {"http": 80}.get(endpoint.scheme, 443)

@@ -1,6 +1,7 @@
 """Reading a pretrained language model from a folder or a hub: all of it, or a refusal that says what is wrong."""
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,8 @@ DROPOUTS = ["hidden_dropout_prob", "attention_probs_dropout_prob", "dropout_rate
 DROPOUTS += ["activation_dropout", "embedding_dropout", "mlp_dropout", "embd_pdrop", "attn_pdrop", "resid_pdrop"]
 # The chance to leave a whole layer out: processes would wait for its gradients, which do not come.
 LAYER_DROPS = ["encoder_layerdrop", "layerdrop"]
+# Ends of the names of tensors without which quantized weights mean something else; not the logit_scale of a CLIP.
+_SCALES = re.compile(r"(weight|input|activation|proj|blocks)_scales?(_inv)?$|\.(SCB|absmax|scales|qzeros)$")
 
 
 def read_pretrained(name: str, dropout: float | None) -> Any:
@@ -92,6 +95,8 @@ def _read(name: str, config: Any) -> tuple[Any, list[str]]:
         return pretrained
 
     whole, info = read() if config.is_encoder_decoder else without_pooler(read)
+    if scales := sorted(filter(_SCALES.search, info["unexpected_keys"])):
+        raise EncoderError(f"{scales[0]} scales weights that are quantized: pass the model that is not quantized")
     model = whole.get_encoder() if config.is_encoder_decoder else whole
     used = {id(p) for p in model.parameters()}
     parameters = dict(whole.named_parameters(remove_duplicate=False))

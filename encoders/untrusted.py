@@ -2,15 +2,14 @@
 
 open_clip and transformers run code that a folder brings if its files ask for that, or ask the user to allow it. So they
 never see such a folder. They are given a temporary one: tensors and vocabularies are links to regular files, and each
-JSON is written anew with the fields that are known here. Every tokenizer, every config of transformers and every
+JSON is written anew without what names code or files. Every tokenizer, every config of transformers and every
 open_clip config is loaded by this module, whoever names it: a flag, a run, an export, or the provenance of a cache.
 """
 
-import inspect
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from .errors import EncoderError
 from .hub import hub_access
-from .untrusted_files import MAX_VOCABULARY, fetched, read_json, require_regular
+from .untrusted_files import MAX_VOCABULARY, fetched, fetched_from_hub, read_json, require_regular
 from .untrusted_regex import require_tame_expressions
 
 LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
@@ -36,13 +35,21 @@ LM_WEIGHTS, LM_INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 VOCABULARIES = ["tokenizer.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model"]
 VOCABULARIES += ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "source.spm", "target.spm", "bpe.codes"]
+_TOKENIZER_FILES = [*VOCABULARIES, TOKENIZER_CONFIG, SPECIAL_TOKENS, LM_CONFIG]
 
 # Of a config of transformers, wherever in it they stand: what names code, other files or other repositories, what is
-# computed with, and labels, whose number alone fills memory.
-_NOT_OF_A_CONFIG = {"auto_map", "custom_pipelines", "trust_remote_code", "quantization_config", "transformers_weights"}
+# computed with, and labels, whose number alone fills memory. All else is kept: families also read fields that their
+# config class does not declare, as rope_theta, and without them a model computes something else.
+_QUANTIZED = {"quantization_config", "compression_config", "sparsity_config"}
+_NOT_OF_A_CONFIG = {"auto_map", "custom_pipelines", "trust_remote_code", "transformers_weights", *_QUANTIZED}
 _NOT_OF_A_CONFIG |= {"attn_implementation", "experts_implementation", "use_kernels", "kernel_config", "gguf_file"}
 _NOT_OF_A_CONFIG |= {"dtype", "torch_dtype", "num_labels", "id2label", "label2id", "tokenizer_class"}
-_UNDECLARED_TEXTS = {"norm_rel_ebd", "conv_act"}  # of DeBERTa-v2
+_NOT_OF_A_CONFIG |= {"name_or_path", "base_model_name_or_path", "extra_files", "extra_config_files", "peft_type"}
+_NOT_OF_A_CONFIG |= {"backbone", "use_pretrained_backbone", "use_timm_backbone", "backbone_kwargs", "processor_class"}
+_NOT_OF_A_CONFIG |= {"device_map", "distributed_config", "fusion_config"}
+# Of config classes themselves, besides methods.
+_NOT_OF_A_CONFIG |= {"attribute_map", "sub_configs", "sub_configs_defaults", "base_config_key"}
+_NOT_OF_A_CONFIG |= {f"base_model_{kind}_plan" for kind in ("tp", "fsdp", "pp", "ep")}
 MAX_LAYERS, MAX_POSITIONS, MAX_NUMBER = 1024, 2**20, 2**31
 # Of a tokenizer_config.json; special tokens (`…_token`) besides.
 _OF_A_TOKENIZER = {"added_tokens_decoder", "additional_special_tokens", "extra_special_tokens", "model_max_length"}
@@ -113,9 +120,9 @@ def clip_text_arguments(model: str, config: Mapping[str, Any]) -> Iterator[dict[
         return
     folder = Path(model.removeprefix(LOCAL_PREFIX)) if model.startswith(LOCAL_PREFIX) else None
     own = folder is not None and (folder / LM_CONFIG).exists()
-    source = folder if own and folder else _hub(text_cfg["hf_model_name"], model)
+    source = folder if own and folder else fetched_from_hub(text_cfg["hf_model_name"], [LM_CONFIG])
     with tempfile.TemporaryDirectory(prefix="clipglot-") as safe:
-        _write(Path(safe) / LM_CONFIG, read_config(fetched(source, [LM_CONFIG])))
+        _write(Path(safe) / LM_CONFIG, read_config(source))
         yield {"text_cfg": {**text_cfg, "hf_model_name": safe, "hf_model_pretrained": False}}
 
 
@@ -136,7 +143,8 @@ def clip_tokenizer(model: str, config: Mapping[str, Any]) -> Any:
         _write(Path(safe) / CLIP_CONFIG, {"model_cfg": config})
         if not name:
             return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{safe}")
-        source = model.removeprefix(LOCAL_PREFIX) if model.startswith(LOCAL_PREFIX) else _hub(name, model)
+        local = model.startswith(LOCAL_PREFIX)
+        source = Path(model.removeprefix(LOCAL_PREFIX)) if local else fetched_from_hub(name, _TOKENIZER_FILES)
         with _in_its_own_name(safe, source):
             _write_tokenizer(source, Path(safe))
             return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{safe}", trust_remote_code=False)
@@ -183,16 +191,22 @@ def safe_lm(source: str) -> Iterator[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a language model, with the fields that its family has.
+    """The config.json of a language model, as of `config_values`.
 
     Raises:
-        EncoderError: no JSON, or a family that transformers does not have.
+        EncoderError: no JSON, a quantized model, or a family that transformers does not have.
     """
-    return config_values(read_json(folder / LM_CONFIG), str(folder / LM_CONFIG))
+    values = read_json(folder / LM_CONFIG)
+    if any(_named(values, _QUANTIZED)):
+        raise EncoderError(
+            f"{folder / LM_CONFIG}: the model is quantized, and its weights mean nothing without their scales: pass "
+            "the model that is not quantized"
+        )
+    return config_values(values, str(folder / LM_CONFIG))
 
 
 def config_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What of a config is a field of its family, and neither names code nor anything to load.
+    """What of a config neither names code nor anything to load.
 
     Args:
         values: of a config.json of transformers.
@@ -208,14 +222,8 @@ def config_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             f"{where}: transformers {transformers.__version__} has no model of type {family!r}.{code} Pass a model of "
             "one of its families"
         )
-    kept = _without(dict(values), _NOT_OF_A_CONFIG)
-    known = _fields_of(family)
-    # Families also read fields that their config class does not declare, as DeBERTa-v2 does. Numbers name nothing.
-    result = {
-        name: value
-        for name, value in kept.items()
-        if name in known or name in _UNDECLARED_TEXTS or isinstance(value, bool | int | float)
-    }
+    methods = {name for name in values if callable(getattr(CONFIG_MAPPING[family], name, None))}
+    result: dict[str, Any] = _without(dict(values), _NOT_OF_A_CONFIG | methods)
     _require_sizes(result, where)
     return result | {"model_type": family}
 
@@ -285,19 +293,9 @@ def _require_known(config: Any, file: Path) -> None:
             )
 
 
-def _hub(name: str, model: str) -> str:
-    """A name that a config gives, which may be that of a hub repository alone: paths lead out of the folder."""
-    if ":" in model and (Path(name).is_absolute() or Path(name).exists() or ".." in name):
-        raise EncoderError(
-            f"{model}: its {CLIP_CONFIG} names {name}, a path of this machine: put the files of that language model "
-            "beside it"
-        )
-    return name
-
-
 def _write_tokenizer(source: str | Path, safe: Path) -> None:
     """The files of a tokenizer in a safe folder."""
-    folder = fetched(source, [*VOCABULARIES, TOKENIZER_CONFIG, SPECIAL_TOKENS, LM_CONFIG])
+    folder = fetched(source, _TOKENIZER_FILES)
     for name in VOCABULARIES:
         if (folder / name).is_symlink() or (folder / name).exists():
             (safe / name).symlink_to(require_regular(folder / name, MAX_VOCABULARY))
@@ -335,29 +333,29 @@ def _is_token(name: str, value: Any) -> bool:
     return name.endswith("_token") and (value is None or isinstance(value, str | dict))
 
 
-def _fields_of(family: str) -> set[str]:
-    """Names of the fields of a family's configs, under all names that it has for them."""
-    kind = CONFIG_MAPPING[family]
-    names = set(inspect.signature(kind.__init__).parameters) | set(kind.attribute_map)
-    for base in kind.__mro__:
-        names |= set(vars(base).get("__annotations__", ()))
-    with suppress(Exception):  # a config made of others, which has no default
-        names |= set(vars(kind()))
-    return {name for name in names if not name.startswith("_")} - {"self", "args", "kwargs"}
-
-
 def _without(value: Any, names: set[str]) -> Any:
     """Plain values without these names, and those that begin with an underscore, at any depth."""
     if isinstance(value, dict):
-        return {
-            key: _without(part, names) for key, part in value.items() if key not in names and not key.startswith("_")
-        }
+        kept = {key: part for key, part in value.items() if key not in names and not key.startswith("_")}
+        parts = {key: _without(part, names) for key, part in kept.items()}
+        return {key: part for key, part in parts.items() if part != {} or kept[key] == {}}  # no empty remains
     return [_without(part, names) for part in value] if isinstance(value, list) else value
+
+
+def _named(value: Any, names: set[str]) -> Iterator[bool]:
+    """Whether each plain value inside, at any depth, has one of these names and says something."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield key in names and part is not None
+            yield from _named(part, names)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _named(part, names)
 
 
 def _require_sizes(value: Any, where: str, name: str = "") -> None:
     """Refuse numbers of a config that would fill memory before the weights show that they are wrong."""
-    most = MAX_LAYERS if "layers" in name else MAX_POSITIONS if "position" in name else MAX_NUMBER
+    most = MAX_LAYERS if "layers" in name or name == "n_layer" else MAX_POSITIONS if "position" in name else MAX_NUMBER
     if isinstance(value, dict):
         for key, part in value.items():
             _require_sizes(part, where, key)

@@ -69,11 +69,26 @@ def fetched(source: str | Path, patterns: list[str]) -> Path:
         return Path(source)
     if not _HUB_NAME.fullmatch(str(source)):
         raise EncoderError(f"{source}: no such folder")
+    return fetched_from_hub(str(source), patterns)
+
+
+def fetched_from_hub(name: str, patterns: list[str]) -> Path:
+    """As `fetched`, for the names in a config, which lead to no folder: not even to one that lies where we run.
+
+    Raises:
+        EncoderError: no name that a repository could have, such as a path.
+        Exception: of the hub, if it gives nothing.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise EncoderError(
+            f"open_clip_config.json names {name}, which is no repository of the hub: put the files of that language "
+            "model beside it"
+        )
     had_bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
         with hub_access():
-            return Path(snapshot_download(str(source), allow_patterns=patterns))
+            return Path(snapshot_download(name, allow_patterns=patterns))
     finally:
         if had_bars:
             enable_progress_bars()

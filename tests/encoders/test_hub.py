@@ -1,8 +1,12 @@
 """One refusal at once where the model hub cannot be reached."""
 
+import socket
 from pathlib import Path
 
 import pytest
+from clipglot.encoders.hub import HubUnreachableError, hub_access
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
 from support.launcher import Launcher
 
 LOAD = """
@@ -51,3 +55,23 @@ def test_an_unreachable_hub_is_one_error_without_further_attempts(
     (message,) = process.out().splitlines()
     assert all(fact in message for fact in facts), message
     assert process.err() == ""
+
+
+@pytest.mark.parametrize(("proxies", "attempts"), [({}, 1), ({"all": "socks5://a:1"}, 0), ({"https": "http://a:1"}, 0)])
+def test_the_hub_is_tried_once_unless_a_proxy_is_in_between(
+    proxies: dict[str, str], attempts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def refuse(*_: object, **__: object) -> None:
+        tried.append(1)
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(constants, "ENDPOINT", f"https://{'-'.join(proxies) or 'none'}.example")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("clipglot.encoders.hub.getproxies", lambda: proxies)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    for _ in range(3):
+        with pytest.raises(LocalEntryNotFoundError if proxies else HubUnreachableError), hub_access():
+            raise LocalEntryNotFoundError("not here")
+    assert len(tried) == attempts

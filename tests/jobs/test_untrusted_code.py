@@ -12,12 +12,14 @@ import transformers
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
+from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.text_scratch import ScratchTower
 from clipglot.encoders.text_teacher import load_with_teacher
 from clipglot.encoders.tokenizer_lm import LMTokenizer
+from clipglot.encoders.untrusted import clip_text_arguments, clip_tokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from support.command_line import run
@@ -82,6 +84,29 @@ def test_a_clip_runs_no_code(loader: str, place: str, hostile: str, hub: Path, m
     model = f"local-dir:{folder}" if place == "local" else "hf-hub:stranger/clip"
     message = refused(lambda: CLIP_LOADERS[loader](model), mark)
     assert "open_clip_config.json" in message or "config.json" in message
+
+
+def test_a_name_in_a_config_is_that_of_a_repository_and_not_of_a_folder(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_hub(hub, "owner/lm", save_tiny_lm(tmp_path / "plain"))
+    here = save_tiny_lm(tmp_path / "owner" / "lm")  # another of that name, where the command runs
+    edit_json(here / "config.json", num_hidden_layers=1)
+    edit_json(here / "tokenizer.json", model=None)
+    monkeypatch.chdir(tmp_path)
+    config = {"text_cfg": {"hf_model_name": "owner/lm", "hf_tokenizer_name": "owner/lm"}}
+    for model in (f"local-dir:{tmp_path}", "hf-hub:owner/clip", "roberta-ViT-B-32"):
+        with clip_text_arguments(model, config) as arguments:
+            read = json.loads((Path(arguments["text_cfg"]["hf_model_name"]) / "config.json").read_text())
+            assert read["num_hidden_layers"] == 3
+        if not model.startswith("local-dir:"):  # which has its own
+            assert clip_tokenizer(model, config)
+    for path in (str(here), "../owner/lm", "owner/lm/", "./owner/lm", "owner/.."):
+        with (
+            pytest.raises(EncoderError, match="which is no repository of the hub: put the files"),
+            clip_text_arguments("hf-hub:owner/clip", {"text_cfg": {"hf_model_name": path}}),
+        ):
+            pass
 
 
 @pytest.fixture
@@ -203,7 +228,7 @@ def test_what_a_language_models_files_say_beside_its_form_is_dropped(
         folder / "config.json",
         attn_implementation="stranger/kernel",
         _attn_implementation="stranger/kernel",
-        quantization_config={"quant_method": "stranger"},
+        kernel_config={"a": "stranger/kernel"},
         transformers_weights="../other.safetensors",
         num_labels=10**10,
         own_field={"auto_map": {}},

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 from clipglot.distill.errors import DistillError
+from clipglot.distill.training.final import _require_fitting
 from clipglot.distill.training.run_folder import RunFolder
+from clipglot.encoders.text_lm import LMConfig, LMTower
+from safetensors.torch import save_file
 from support.bounded_process import outcomes
 from support.foreign_runs import CHANGES
 
@@ -35,3 +38,18 @@ def test_figures_that_are_no_numbers_are_read_as_none(tiny_run: Path, tmp_path: 
     run.rewind_metrics(3)
     for line in (run.path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
+
+
+def test_bounds_that_name_layers_are_no_layers(tmp_path: Path) -> None:
+    shape = {"num_hidden_layers": 2, "hidden_size": 16, "intermediate_size": 24, "vocab_size": 300}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_window_layers": 28}
+    config = LMConfig(
+        embed_dim=6, name="lm", model={"model_type": "qwen2"} | shape, pooler="eos", head="linear", context_length=24
+    )
+    weights = tmp_path / "text.safetensors"
+    save_file(LMTower(config).tensors(), weights)
+    _require_fitting(LMTower, config.to_plain(), weights)
+    plain = config.to_plain()
+    plain["model"] = plain["model"] | {"num_hidden_layers": 1_000}
+    with pytest.raises(ValueError, match="1,000 layers in"):
+        _require_fitting(LMTower, plain, weights)
