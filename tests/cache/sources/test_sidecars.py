@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
-from clipglot.cache.location import entries, to_location
+from clipglot.cache.location import Entry, Location, entries, to_location
 from clipglot.cache.sources import sidecars
 from clipglot.cache.sources.image_names import has_image_extension, is_image_signature
 from clipglot.cache.sources.tar_index import split_name
@@ -141,14 +141,19 @@ def test_class_folders_take_deeper_folders_and_any_image(tmp_path: Path) -> None
 
 
 def test_a_search_for_sidecars_at_a_url_lists_few_folders(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, listed = fsspec.filesystem("memory"), list[object]()
-    monkeypatch.setattr(sidecars, "entries", lambda folder: (listed.append(folder), entries(folder))[1])
+    store, listed = fsspec.filesystem("memory"), list[str]()
+
+    def listing(folder: Location) -> list[Entry]:
+        listed.append(str(folder))
+        return entries(folder)
+
+    monkeypatch.setattr(sidecars, "entries", listing)
     for i in range(60):
         store.pipe(f"/classes/{i:02}/deeper/1.jpg", IMAGE)
     store.pipe({"/few/train/0/1.jpg": IMAGE, "/few/train/0/1.txt": b"one"})
     try:
         assert not sidecars.holds_sidecars(to_location("memory://classes"))
-        assert len(listed) == len(set(map(str, listed))) == 21
+        assert len(listed) == len(set(listed)) == 21
         assert sidecars.holds_sidecars(to_location("memory://few"))
     finally:
         store.store.clear()
