@@ -159,7 +159,7 @@ class CaptionTokenizer(TextTokenizer):
         """
         loaded = cls.load(folder)
         loaded.special_as_text = True
-        demote_special_pieces(loaded._tokenizer)
+        spell_special_pieces(loaded._tokenizer)
         return loaded
 
     @property
@@ -244,17 +244,25 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def demote_special_pieces(tokenizer: Tokenizer) -> None:
-    """Let a Unigram model spell special tokens, which SentencePiece never finds in a text and this library does."""
-    model = json.loads(tokenizer.to_str())["model"]
-    if model["type"] != "Unigram":
+def spell_special_pieces(tokenizer: Tokenizer) -> None:
+    """Let a Unigram model spell special tokens, which SentencePiece never finds in a text and this library does.
+
+    A text is split inside each one, so that the model never sees it whole. Scores would not do: where a character of
+    it is unknown, its spelling scores below every piece. Nothing else changes.
+    """
+    state = json.loads(tokenizer.to_str())
+    if state["model"]["type"] != "Unigram":
         return
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
-    lowest = min(score for _, score in model["vocab"])
-    never = lowest - 1_000.0  # below that of any spelling
-    demoted = [(piece, never if piece in special and score > lowest else score) for piece, score in model["vocab"]]
-    if any(score == never for _, score in demoted):
-        tokenizer.model = models.Unigram(demoted, unk_id=model["unk_id"], byte_fallback=model["byte_fallback"])
+    inside = sorted({piece for piece, _ in state["model"]["vocab"] if len(piece) > 1} & special)
+    patterns = [f"{re.escape(piece[0])}(?={re.escape(piece[1:])})" for piece in inside]
+    # Some models have a hundred special tokens: few long expressions are faster than many short ones.
+    joined = ["|".join(patterns[start : start + 32]) for start in range(0, len(patterns), 32)]
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in joined]
+    before = state["pre_tokenizer"] or {}
+    found = [part.get("pattern", {}).get("Regex") for part in before.get("pretokenizers", [before])]
+    if found[-len(joined) :] != joined:
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*([tokenizer.pre_tokenizer] if before else []), *splits])
 
 
 def _special_tokens(folder: Path) -> dict[str, str | None]:
@@ -374,7 +382,7 @@ def train_unigram(captions: Iterable[str], vocab_size: int) -> CaptionTokenizer:
     tokenizer.model = models.Unigram(tokens, unk_id=0, byte_fallback=True)  # requires an unknown id, never uses it
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([PAD, BOS, EOS])
-    demote_special_pieces(tokenizer)
+    spell_special_pieces(tokenizer)
     return CaptionTokenizer(_between_bos_and_eos(tokenizer))
 
 

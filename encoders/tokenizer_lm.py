@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import EncoderError
-from .tokenizer import CLEANING, TextTokenizer, clean, demote_special_pieces
+from .tokenizer import CLEANING, FILES, TextTokenizer, clean, spell_special_pieces
 from .untrusted import lm_tokenizer
+from .untrusted_files import read_json
 from .untrusted_regex import panics_named
 
 
@@ -50,7 +51,7 @@ class LMTokenizer(TextTokenizer):
             EncoderError: as `load`.
         """
         loaded = cls.load(folder)
-        demote_special_pieces(loaded.backend)
+        spell_special_pieces(loaded.backend)
         return loaded
 
     @property
@@ -91,3 +92,8 @@ class LMTokenizer(TextTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         assert self.backend  # as it is saved
         self._tokenizer.save_pretrained(str(folder))
+        if json.loads(self.backend.to_str())["model"]["type"] == "Unigram":
+            # Classes such as T5Tokenizer build their own tokenizer around a vocabulary, without `spell_special_pieces`.
+            config = folder / FILES[1]
+            described = read_json(config) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+            config.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -18,12 +18,13 @@ from clipglot.encoders.tokenizer import (
     FILES,
     CaptionTokenizer,
     clean,
-    demote_special_pieces,
     open_clip_tokenizer,
+    spell_special_pieces,
     train_bpe,
     train_unigram,
 )
 from clipglot.encoders.tokenizer_extend import extend
+from clipglot.encoders.tokenizer_lm import LMTokenizer
 from support.odd_strings import SPECIAL, odd_strings
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
@@ -44,7 +45,26 @@ def like_xlm_roberta() -> CaptionTokenizer:
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     names: dict[str, str | None] = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    demote_special_pieces(tokenizer)
+    spell_special_pieces(tokenizer)
+    return CaptionTokenizer(tokenizer, names)
+
+
+def like_t5(spelled: bool = True) -> CaptionTokenizer:
+    """A Unigram model without the characters of its special tokens."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<s>", 0.0), ("▁", -2.0), ("▁a", -3.0), ("ab", -4.0)]
+    pieces += [(letter, -5.0) for letter in "abs/redquo0123456789_xti"]
+    pieces += [(f"<extra_id_{number}>", 0.0) for number in range(100)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.add_special_tokens(
+        [AddedToken(piece, special=True) for piece, _ in pieces if piece[0] == "<" and piece[-1] == ">"]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 3), ("</s>", 1)]
+    )
+    names: dict[str, str | None] = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    if spelled:
+        spell_special_pieces(tokenizer)
     return CaptionTokenizer(tokenizer, names)
 
 
@@ -53,6 +73,7 @@ KINDS: dict[str, Callable[[], CaptionTokenizer]] = {
     "unigram": lambda: train_unigram(TRAINED_ON, 900),
     "extended": lambda: extend(open_clip_tokenizer(), TRAINED_ON, 49_408 + 200),
     "xlm-roberta": lambda: extend(like_xlm_roberta(), TRAINED_ON, 200),
+    "t5": like_t5,
 }
 
 
@@ -79,6 +100,42 @@ def test_special_tokens_in_captions_are_text(tokenizer: CaptionTokenizer) -> Non
         assert len(ids) > 2, caption
     cut, ended = tokenizer.encode(["a <eos> red square", "a"], 200)
     assert len(cut) > len(ended)
+
+
+def test_a_spelling_with_unknown_characters_is_a_spelling_and_other_texts_stay() -> None:
+    spelled, plain = like_t5(), like_t5(spelled=False)
+    captions = ["a </s> a", "<extra_id_7>", "a<s>a</s></s>", "<</s>"]
+    for found, whole in zip(spelled.encode(captions, 99), plain.encode(captions, 99), strict=True):
+        assert {0, 1, 3}.isdisjoint(found[1:-1])
+        assert max(found) < 31, "an extra id"
+        assert found != whole
+    special = [piece for piece in plain.backend.get_vocab() if piece.endswith(">")]
+    others = [text for text in map(clean, odd_strings(2_000)) if not any(token in text for token in special)]
+    others += ["a < b > a", "</s", "<extra_id_", "ab <<>> ab", "猫 ab 猫猫"]
+    assert spelled.encode(others, 99) == plain.encode(others, 99)
+    before = spelled.backend.to_str()
+    spell_special_pieces(spelled._tokenizer)
+    assert spelled.backend.to_str() == before, "once is enough"
+
+
+def test_a_language_model_of_the_t5_kind_spells_in_its_export_too(tmp_path: Path) -> None:
+    like_t5(spelled=False).backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer", "extra_ids": 100}')
+    (tmp_path / "config.json").write_text('{"model_type": "mt5"}')
+    ours = LMTokenizer.load_for_new(tmp_path)
+    captions = ["a </s> a", "a <extra_id_7>", "ab 猫 ab"]
+    found = ours.encode(captions, 99)
+    assert all({0, 1, 3}.isdisjoint(ids[:-1]) and ids[-1] == 1 for ids in found), found
+    folder = tmp_path / "saved"
+    ours.save(folder)
+    (folder / "config.json").write_text('{"model_type": "mt5"}')
+    assert LMTokenizer.load(folder).encode(captions, 99) == found
+    assert LMTokenizer.load_for_new(folder).fingerprint(9) == ours.fingerprint(9)
+    assert AutoTokenizer.from_pretrained(folder)(captions)["input_ids"] == found
+    text = {"context_length": CONTEXT, "hf_tokenizer_name": "lm"}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
+    padded = open_clip.get_tokenizer(f"local-dir:{folder}")(captions).tolist()
+    assert [row[: len(ids)] for row, ids in zip(padded, found, strict=True)] == found
 
 
 def require_equal(tokenizer: CaptionTokenizer, folder: Path, num: int) -> None:
