@@ -87,6 +87,8 @@ class BatchSampler:
         self.rows = caption_image[self._first]
         self._batch_size, self._seed, self._chunk_shuffle = batch_size, seed, chunk_shuffle
         self._num_views, self._captions_per_image = num_views, captions_per_image
+        if not len(self.rows):
+            raise DistillError("no embedded image of the cache has a caption: `clipglot inspect` tells why")
         if len(self.rows) < batch_size:
             raise DistillError(
                 f"--batch-size {batch_size} exceeds the {len(self.rows)} embedded images with captions: "

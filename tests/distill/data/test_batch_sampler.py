@@ -26,7 +26,10 @@ def test_an_epoch_shows_each_usable_image_at_most_once_with_a_caption_of_its_own
     caption_image = caption_image_of(images)
     usable = {row for row, (count, embedded) in enumerate(images) if count and embedded}
     if len(usable) < batch_size:
-        with pytest.raises(DistillError, match="lower it"):
+        with pytest.raises(
+            DistillError,
+            match=f"--batch-size {batch_size} exceeds the {len(usable)} " if usable else "no embedded image",
+        ):
             BatchSampler(caption_image, batch_size=batch_size, seed=seed)
         return
     sampler = BatchSampler(caption_image, batch_size=batch_size, seed=seed)
