@@ -1,6 +1,6 @@
 """Walk over the files below a folder of images, on the disk or at a URL."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from .image_names import SIGNATURE_BYTES, has_image_extension, is_image_signatur
 from .image_root import name_below, open_below
 from .records import is_unicode
 
+TEXT_SUFFIXES = (".txt", ".caption")
 CACHE_MARK = "zarr.json"  # of a cache, perhaps the very one that is being made
 SPLITS = frozenset({"train", "test", "val", "valid", "validation", "dev"})  # names of folders that are splits
 
@@ -21,7 +22,11 @@ def visible(folder: Location, *, folders: bool) -> list[Entry]:
     Raises:
         CacheError: a name that is not UTF-8.
     """
-    found = [entry for entry in entries(folder) if entry.is_dir == folders and not entry.name.startswith(".")]
+    return _visible(folder, entries(folder), folders=folders)
+
+
+def _visible(folder: Location, listed: Iterable[Entry], *, folders: bool) -> list[Entry]:
+    found = [entry for entry in listed if entry.is_dir == folders and not entry.name.startswith(".")]
     for entry in found:
         if not is_unicode(entry.name):
             raise CacheError(f"{folder}: the name {entry.name!r} is not UTF-8: rename it")
@@ -43,11 +48,12 @@ def files_by_folder(folder: Location, root: Location, inside: str = "") -> Itera
         CacheError: a folder is a link that leads out of the image root, or a name is not UTF-8.
     """
     name_below(root, folder)
-    files = visible(folder, folders=False)
+    listed = entries(folder)  # once: at a URL it is a request
+    files = _visible(folder, listed, folders=False)
     if any(file.name == CACHE_MARK for file in files):
         return
     yield inside, files
-    for entry in visible(folder, folders=True):
+    for entry in _visible(folder, listed, folders=True):
         if not _leads_up(folder, entry.name):
             yield from files_by_folder(folder / entry.name, root, f"{inside}{entry.name}/")
 
@@ -66,6 +72,11 @@ def is_image_file(folder: Location, entry: Entry, root: Location) -> bool:
         with suppress(RejectedImageError, OSError), open_below(root.resolve(), name, max_bytes=None) as file:
             return is_image_signature(file.read(SIGNATURE_BYTES))
     return False
+
+
+def is_text_file(name: str) -> bool:
+    """Whether a name is that of a file with captions beside an image, as of a WebDataset that was unpacked."""
+    return name.lower().endswith(TEXT_SUFFIXES)
 
 
 def kind_of_file(name: str) -> str:

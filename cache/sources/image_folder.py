@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..errors import CacheError
 from ..location import Location, entries, to_location
-from .folder_walk import SPLITS, files_by_folder, is_image_file, kind_of_file, visible
+from .folder_walk import SPLITS, files_by_folder, is_image_file, is_text_file, kind_of_file, visible
 from .image_names import has_image_extension
 from .image_root import name_below
 from .records import RecordParser, choose_split
@@ -15,7 +15,6 @@ from .source import Source, SourceRow
 from .table import SUFFIXES
 
 SHOWN = 5  # folders in a message
-CAPTIONS = ("txt", "caption")  # as of a WebDataset that was unpacked
 
 
 class ImageFolderSource(Source):
@@ -130,8 +129,7 @@ def _require_no_captions(folder: Location, images: list[str]) -> None:
     """
     stems = {name.rpartition(".")[0] for name in images}
     for entry in entries(folder):
-        stem, _, extension = entry.name.rpartition(".")
-        if extension.lower() in CAPTIONS and stem in stems:
+        if is_text_file(entry.name) and entry.name.rpartition(".")[0] in stems:
             raise CacheError(
                 f"{folder / entry.name} lies beside the image of its name, but the captions of class folders are the "
                 "names of the folders: write a table of images and texts, or put all of them into tars"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import CacheError
 from ..format import RejectedImageError
 from ..location import Entry, Location, Url, entries, to_location
-from .folder_walk import SPLITS, files_by_folder, is_image_file, kind_of_file, visible
+from .folder_walk import SPLITS, files_by_folder, is_image_file, is_text_file, kind_of_file, visible
 from .image_names import has_image_extension
 from .image_root import open_below
 from .records import RecordParser, choose_split
@@ -21,7 +21,6 @@ from .samples import IMAGE_FIELD, MAX_TEXT_BYTES, TEXT_FIELDS, SampleFields
 from .source import Source, SourceRow
 from .tar_index import split_name
 
-TEXTS = (".txt", ".caption")
 FOLDERS_LISTED = 20  # in each folder, in search of a text beside an image
 LEVELS = 3  # of folders, the first included
 LISTED, LISTED_AT_URL = 421, 21  # folders in all; each takes requests at a URL
@@ -68,7 +67,7 @@ class SidecarSource(Source):
             # Also `en.txt` of `1.en.txt`, which a field may name.
             found |= {extension for extension, _ in sample.files}
             found |= {
-                split[1] for _, entry in sample.files if (split := split_name(entry.name)) and _is_text(entry.name)
+                split[1] for _, entry in sample.files if (split := split_name(entry.name)) and is_text_file(entry.name)
             }
             for image in images:
                 where = f"{sample.folder}/{image.name}"
@@ -132,7 +131,7 @@ class SidecarSource(Source):
                 continue
             if has_image_extension(entry.name):
                 what = "images of other extensions"
-            elif not _is_text(entry.name):
+            elif not is_text_file(entry.name):
                 what = "files of other kinds"
             else:
                 what = "further texts of an image" if has_image else "texts without an image"
@@ -160,7 +159,7 @@ def _has_sidecars(names: list[str]) -> bool:
     return any(
         not images.isdisjoint({_split_name(name)[0], (split_name(name) or ("",))[0]})
         for name in names
-        if _is_text(name)
+        if is_text_file(name)
     )
 
 
@@ -178,10 +177,6 @@ def _split_name(name: str, extensions: Collection[str] = ()) -> tuple[str, str]:
         return name[: -len(extension) - 1], extension
     stem, dot, extension = name.rpartition(".")
     return (stem, extension.lower()) if dot else (name, "")
-
-
-def _is_text(name: str) -> bool:
-    return name.lower().endswith(TEXTS)
 
 
 def _content(folder: Location, root: Location, entry: Entry) -> bytes:

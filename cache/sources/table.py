@@ -5,6 +5,7 @@ read before any work is spent, so that stopping early is the cheapest moment to 
 """
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,7 @@ class TableSource(Source):
         path, suffix = self._path()
         name, encoding = self.info.path, self.info.encoding
         if suffix in (".csv", ".tsv"):
-            yield from self._parsed(
-                delimited_records(path, name, self._dialect(path, suffix), self._parser.fields, encoding)
-            )
+            yield from self._parsed(delimited_records(path, name, self._dialect(suffix), self._parser.fields, encoding))
         elif is_json_array(path, name):
             yield from self._parsed(array_records(path, name, encoding), " record ")
         else:
@@ -86,10 +85,15 @@ class TableSource(Source):
         self.notes.clear()
         return path, suffix
 
-    def _dialect(self, path: Path, suffix: str) -> Dialect:
+    @cached_property
+    def _quotes_fields(self) -> bool | None:
+        """Kept, because it takes all of the file, and rows are begun more than once."""
+        return quotes_fields(local_file(self.info.path), self.info.path, self.info.encoding)
+
+    def _dialect(self, suffix: str) -> Dialect:
         if suffix == ".csv":
             return Dialect(",", is_quoted=True)
-        is_quoted = quotes_fields(path, self.info.path, self.info.encoding)
+        is_quoted = self._quotes_fields
         if is_quoted is not None:
             how = (
                 'quotes fields where needed, as csv writers do: "" in them is one' if is_quoted else "quotes no fields"

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,18 @@ class DurableLocalStore(LocalStore):
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """`set` for zarr's synchronous path (zarr >= 3.1.6)."""
-        self._check_writable()
-        path = self.root / key
-        with explain_os_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, value.as_buffer_like())
+        self._put(key, value, atomic_write)
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Write a metadata file atomically, unless it exists."""
-        await asyncio.to_thread(self._create, key, value)
+        await asyncio.to_thread(self._put, key, value, atomic_create)
 
-    def _create(self, key: str, value: Buffer) -> None:
+    def _put(self, key: str, value: Buffer, put: Callable[[Path, Any], object]) -> None:
         self._check_writable()
         path = self.root / key
         with explain_os_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_create(path, value.as_buffer_like())
+            put(path, value.as_buffer_like())
 
     def names(self, folder: str) -> list[str]:
         """Names directly in a folder; empty if the folder is absent."""

@@ -18,6 +18,7 @@ from ftfy.badness import is_bad
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import get_clean_fn
+from support.tokenizer_exports import save_as_export
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from transformers import AutoTokenizer
@@ -62,12 +63,7 @@ def tokenizer(request: pytest.FixtureRequest) -> CaptionTokenizer:
 
 @pytest.fixture(scope="module")
 def folder(tokenizer: CaptionTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tokenizer as an export holds it: beside the config that makes open_clip read it."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder)
-    text = {"context_length": CONTEXT, "vocab_size": tokenizer.vocab_size, "hf_tokenizer_name": "clipglot"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
-    return folder
+    return save_as_export(tokenizer, tmp_path_factory.mktemp("tokenizer"), CONTEXT)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -26,6 +26,7 @@ from clipglot.encoders.tokenizer import (
 from clipglot.encoders.tokenizer_extend import extend
 from clipglot.encoders.tokenizer_lm import LMTokenizer
 from support.odd_strings import SPECIAL, odd_strings
+from support.tokenizer_exports import save_as_export
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
@@ -84,12 +85,7 @@ def tokenizer(request: pytest.FixtureRequest) -> CaptionTokenizer:
 
 @pytest.fixture(scope="module")
 def folder(tokenizer: CaptionTokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tokenizer as an export holds it: beside the config that makes open_clip read it."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    tokenizer.save(folder)
-    text = {"context_length": CONTEXT, "vocab_size": tokenizer.vocab_size, "hf_tokenizer_name": "clipglot"}
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"text_cfg": text}}))
-    return folder
+    return save_as_export(tokenizer, tmp_path_factory.mktemp("tokenizer"), CONTEXT)
 
 
 def test_special_tokens_in_captions_are_text(tokenizer: CaptionTokenizer) -> None:

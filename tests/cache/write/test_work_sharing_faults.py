@@ -4,8 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from clipglot.cache.read.cache import Cache
 from support.cache_bytes import delete_chunks, files
 from support.metadata_edits import edit
 from support.s3_server import Bucket, serving
+from support.small_disk import small_disk
 from support.worker_scripts import IMPATIENT, SLOW
 
 pytestmark = pytest.mark.slow
@@ -42,18 +41,6 @@ time.time_ns = lambda: int(time.time() * 1e9)
 """
 
 
-@contextmanager
-def small_disk(at: Path, size: str = "1m") -> Iterator[Path]:
-    """A filesystem of its own, where one may be mounted."""
-    at.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", at], capture_output=True).returncode:
-        pytest.skip("may mount nothing here")
-    try:
-        yield at
-    finally:
-        subprocess.run(["umount", "-l", at], check=True)
-
-
 def unfinished(alone: Path, at: Path) -> Path:
     """A copy without six of its chunks."""
     cache = Path(shutil.copytree(alone, at))
@@ -65,7 +52,7 @@ def unfinished(alone: Path, at: Path) -> Path:
 def test_a_full_disk_ends_the_workers_and_what_they_finished_stays(
     start_worker: Any, alone: Path, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
         cache, filler = unfinished(alone, disk / "cache.zarr"), disk / "filler"
         with filler.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - 3 * 4096)
@@ -92,7 +79,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk(start_worker: Any, alone: Path,
 def test_a_read_only_disk_is_said_and_a_finished_cache_on_it_is_fine(
     start_worker: Any, alone: Path, tmp_path: Path
 ) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", 2**20) as disk:
         whole = Path(shutil.copytree(alone, disk / "whole.zarr"))
         cache = unfinished(alone, disk / "cache.zarr")
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
