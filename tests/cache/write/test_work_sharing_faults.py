@@ -14,7 +14,7 @@ from support.cache_bytes import delete_chunks, files
 from support.metadata_edits import edit
 from support.s3_server import Bucket, serving
 from support.small_disk import small_disk
-from support.worker_scripts import IMPATIENT, SLOW
+from support.worker_scripts import GATED, IMPATIENT, SLOW
 
 pytestmark = pytest.mark.slow
 
@@ -102,10 +102,12 @@ def test_clocks_that_differ_by_years_and_leap_change_nothing(start_worker: Any, 
 
 
 def test_one_worker_that_is_started_twice_runs_once(start_worker: Any, alone: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache.zarr"
-    earlier = start_worker(cache, "0/2", SLOW.format(0.5))
-    earlier.until((cache / "workers" / "0.json").exists)
-    later = start_worker(cache, "0/2", SLOW.format(0.1))
+    cache, gate, heartbeat = tmp_path / "cache.zarr", tmp_path / "gate", tmp_path / "cache.zarr" / "workers" / "0.json"
+    earlier = start_worker(cache, "0/2", GATED.format(str(gate)))
+    earlier.until(heartbeat.exists)
+    later = start_worker(cache, "0/2")
+    later.until(lambda: f'"pid": {later.pid}' in heartbeat.read_text())
+    gate.touch()
     assert earlier.wait() == 1
     assert f"({later.pid}) has begun as worker 0 of 2, too, and goes on: give each process its own" in earlier.err()
     later.succeed()
