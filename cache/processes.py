@@ -2,30 +2,56 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import ModuleType
 from typing import Any
 
-CONTEXT = get_context("forkserver")  # of all workers, and of the locks and memory that they share
+CONTEXT = get_context("forkserver")  # of the locks and memory that workers share
+_HIDING = threading.Lock()
 
 
-def worker_pool(workers: int, module: str, initializer: Callable[..., None], *arguments: Any) -> ProcessPoolExecutor:
+class _ProcessWithoutMain(ForkServerProcess):
+    """A process that does not import the main module of its parent."""
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # noqa: N802 (multiprocessing's name)
+        with _HIDING:
+            main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+            try:
+                return ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+            finally:
+                sys.modules["__main__"] = main
+
+
+class _ContextWithoutMain(ForkServerContext):
+    Process = _ProcessWithoutMain  # type: ignore[assignment]
+
+
+def worker_pool(
+    workers: int, module: str, initializer: Callable[..., None], *arguments: Any, import_main: bool = False
+) -> ProcessPoolExecutor:
     """Create a pool of worker processes, forked from a server that has imported `module`.
-
-    The processes import the main module, so a script that gets here must guard its own work by
-    `if __name__ == "__main__":`.
 
     Args:
         workers: number of processes.
         module: name of the module to import once, in the fork server.
         initializer: runs first in each worker.
         *arguments: arguments of `initializer`.
+        import_main: whether each worker imports the main module, because something in `arguments` is defined there. A
+            script must then guard its own work by `if __name__ == "__main__":`. Without need it would cost whatever
+            the script imports, such as torch, in each worker.
     """
     CONTEXT.set_forkserver_preload([module])
     return ProcessPoolExecutor(
-        workers, mp_context=CONTEXT, initializer=_init_worker, initargs=(dict(os.environ), initializer, arguments)
+        workers,
+        mp_context=CONTEXT if import_main else _ContextWithoutMain(),
+        initializer=_init_worker,
+        initargs=(dict(os.environ), initializer, arguments),
     )
 
 

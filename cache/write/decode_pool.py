@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import pickle
 import signal
 import tempfile
 import time
@@ -208,6 +209,7 @@ class DecodePool:
         self._free = list(range(shape[0]))
         self._in_flight: deque[tuple[int, Block, Future[_Outcome]]] = deque()
         self._start_arguments = (geometry, reader, max_pixels, decoding, augmentation or Augmentation(), self._memory)
+        self._needs_main = b"__main__" in pickle.dumps(reader)  # a source of the user's own script
         self._num_workers = num_workers
         self._image_s = max_decode_s(max_pixels) if image_s is None else image_s
         self._decode_bytes = decode_memory_bytes()
@@ -264,7 +266,8 @@ class DecodePool:
 
     def _new_pool(self) -> ProcessPoolExecutor:
         memory = DecodeMemory(CONTEXT, self._decode_bytes)  # a new one: a dead worker does not give back its claim
-        return worker_pool(self._num_workers, __name__, _start_worker, *self._start_arguments, self._timers, memory)
+        arguments = (*self._start_arguments, self._timers, memory)
+        return worker_pool(self._num_workers, __name__, _start_worker, *arguments, import_main=self._needs_main)
 
     def _wait(self, future: Future[_Outcome]) -> _Outcome:
         """Wait for a block, and end the workers whose image takes too long.
@@ -284,9 +287,9 @@ class DecodePool:
         try:
             too_slow = self._too_slow.intersection(range(block.start, block.start + len(block.keys)))
             return self._pool.submit(_decode_block, slot, block, offset, too_slow)
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, OSError) as error:  # OSError: its thread has just closed the pipe to a new worker
             broken: Future[_Outcome] = Future()
-            broken.set_exception(error)
+            broken.set_exception(error if isinstance(error, BrokenProcessPool) else BrokenProcessPool(str(error)))
             return broken
 
     def _decode_again(self, slot: int, block: Block) -> _Outcome:

@@ -20,8 +20,10 @@ TIMEOUT_S = 120
 # one that it waited for (negative: a signal). A forked process leads a session of its own before its id is told. No
 # module of clipglot is imported before the fork, so that a script can show that it needs none.
 LAUNCHER = """
-import json, os, signal, sys, time
+import gc, json, os, signal, sys, time
 import fsspec, h5py, numpy, open_clip, pyarrow, timm, torch, transformers, zarr
+gc.collect()
+gc.freeze()  # else each forked process goes through all objects of the imports when it ends: a second of CPU time
 for line in sys.stdin:
     task = json.loads(line)
     if "wait" in task:

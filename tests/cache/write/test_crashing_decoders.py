@@ -1,8 +1,12 @@
 """Decoding processes that die: the image that ends its process costs its row; if all of them die, the pass ends."""
 
 import os
+import subprocess
+import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,3 +77,37 @@ def test_a_worker_that_starts_while_a_broken_pool_ends_the_others_is_ended_too()
     kill_workers(pool)
     assert time.monotonic() - started < 60
     assert not late.is_alive()
+
+
+def test_a_pool_that_breaks_while_it_starts_a_worker_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    submit, refusals = ProcessPoolExecutor.submit, iter([OSError("handle is closed")])
+
+    def refuse_once(pool: ProcessPoolExecutor, *task: Any) -> Any:
+        if refusal := next(refusals, None):
+            raise refusal
+        return submit(pool, *task)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", refuse_once)
+    status, colours, _, _ = decode(set(), 12)
+    assert (status, colours) == ([Status.EMBEDDED] * 12, list(range(12)))
+
+
+UNGUARDED = """
+import os, sys
+from pathlib import Path
+with open(sys.argv[3], "a") as file:
+    file.write(f"{os.getpid()}\\n")
+from clipglot.jobs.cache import cache_images
+from clipglot.jobs.settings.cache import CacheSettings
+settings = {"source": Path(sys.argv[1]), "output": Path(sys.argv[2]), "model": sys.argv[4]}
+assert cache_images(CacheSettings(**settings, num_workers=2)).cache.info.counts == {"embedded": 40}
+"""
+
+
+@pytest.mark.slow
+def test_workers_do_not_import_the_script_that_started_them(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    imported = tmp_path / "imported"
+    command = [sys.executable, tmp_path / "script.py", manifest, tmp_path / "c.zarr", imported]
+    subprocess.run([*command, f"local-dir:{tiny_clip}"], check=True)
+    assert len(imported.read_text().splitlines()) == 1
