@@ -23,13 +23,13 @@ class _ProcessWithoutMain(ForkServerProcess):
         with _HIDING:
             main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
             try:
-                return ForkServerProcess._Popen(process_obj)  # type: ignore[attr-defined]
+                return ForkServerProcess._Popen(process_obj)
             finally:
                 sys.modules["__main__"] = main
 
 
 class _ContextWithoutMain(ForkServerContext):
-    Process = _ProcessWithoutMain  # type: ignore[assignment]
+    Process = _ProcessWithoutMain
 
 
 def worker_pool(
