@@ -19,26 +19,41 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     again. The merged folder is loaded as its users will load it before it gets its name. Where
     the run had a --val, the weights of its best validation are taken.
 
+    RUN may also be a merged CLIP, to be written in other formats.
+
     \b
     clipglot export run -o merged
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
-        require_kind(settings.run, "run")
+        if not (settings.run / "open_clip_config.json").is_file():
+            require_kind(settings.run, "run")
         require_new(settings.output)
         from ..jobs.export import export_run
         from ..jobs.model_card import describe_weights
 
         result = export_run(settings)
     if as_json:
-        print_json(asdict(result) | {"folder": str(result.folder)})
+        plain = asdict(result) | {"folder": str(result.folder), "loaded_by": result.loaded_by, "code": result.code}
+        plain["formats"] = [asdict(each) | {"folder": str(each.folder)} for each in result.formats]
+        print_json(plain)
         return
-    if result.num_probes:
-        probes = f"{result.num_probes} cached images embedded again, worst cosine {result.min_cosine:.6f}"
-    else:
-        probes = f"no cached image could be embedded again: {result.why_no_probes}"
-    recall = f", R@10 {percent(result.validation['r_at_10'])}" if result.validation else ""
-    other = "; --step last takes those of the last step" if result.which == "best" else ""
-    say(f"text tower: weights {describe_weights(result.which, result.step)}{recall}{other}")
-    say(f"{result.folder}: image tower matches its hash; {result.loaded_by} loads both towers; {probes}")
-    for line in filter(None, result.code.splitlines()):
-        say(line)
+    if result.which is not None:
+        recall = f", R@10 {percent(result.validation['r_at_10'])}" if result.validation else ""
+        other = "; --step last takes those of the last step" if result.which == "best" else ""
+        say(f"text tower: weights {describe_weights(result.which, result.step)}{recall}{other}")
+        if result.num_probes:
+            probes = f"{result.num_probes} cached images embedded again, worst cosine {result.min_cosine:.6f}"
+        else:
+            probes = f"no cached image could be embedded again: {result.why_no_probes}"
+        say(f"image tower: matches its hash; {probes}")
+    for each in result.formats:
+        how = ""
+        if each.text_difference is not None:
+            how = (
+                f"; largest difference of a feature: text {each.text_difference:.0e}, image {each.image_difference:.0e}"
+            )
+        say(f"{each.folder}: {each.loaded_by} loads both towers{how}")
+        for note in each.notes:
+            say(f"  {note}")
+        for line in filter(None, each.code.splitlines()):
+            say(line)

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,16 @@ from torch import Tensor
 
 from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
-from .open_clip_loading import load_clip
+from .open_clip_loading import TIMM_PREFIX, load_clip
 from .text_tower import TextTower, TextTowerConfig
 from .text_towers import TEXT_TOWERS
-from .tokenizer import TextTokenizer
+from .tokenizer import TextTokenizer, open_clip_tokenizer
 from .untrusted import CLIP_CONFIG, LOCAL_PREFIX, clip_config, clip_tokenizer
 from .untrusted_files import read_json, require_regular
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXTS_AT_A_TIME = 256
+TEXTS_SORTED_AT_A_TIME = 2**16
 NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # a text tower for open_clip to build, where ours takes its place
 
 
@@ -83,40 +84,105 @@ def write_merged(
 
 @dataclass(frozen=True, kw_only=True)
 class MergedClip:
-    """Both towers of an open_clip folder. D features.
+    """Both towers of a CLIP, in evaluation mode. D features.
 
     Attributes:
-        folder: that it was loaded from.
+        name: folder that it was loaded from, or open_clip's name of it.
         image_tower: with its identity.
+        text_tower: ours, which computes no padding; None where only open_clip can compute the text tower.
+        tokenizer: of `text_tower`.
+        context_length: most tokens of a text.
         logit_scale: factor on cosines before a softmax.
+        logit_bias: added to scaled cosines before a sigmoid, after a sigmoid loss.
+        model_cfg: that open_clip builds it from.
+        record: what an export tells of where it came from; empty in other CLIPs.
     """
 
-    folder: Path
+    name: str
     image_tower: ImageTower
+    text_tower: TextTower | None
+    tokenizer: TextTokenizer | None
+    context_length: int
     logit_scale: float
-    _text_features: Callable[[list[str]], Tensor]
+    logit_bias: float | None
+    model_cfg: dict[str, Any]
+    record: dict[str, Any]
+    _by_open_clip: tuple[Any, Any] | None = None  # model and tokenizer, where there is no `text_tower`
+
+    @property
+    def folder(self) -> Path:
+        """The folder that it was loaded from."""
+        return Path(self.name)
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.image_tower.dim
+
+    def placed(self, device: str | torch.device) -> "MergedClip":
+        """The CLIP on a device."""
+        for module in (self.text_tower, self._by_open_clip and self._by_open_clip[0]):
+            if module is not None:
+                module.to(device)
+        return replace(self, image_tower=self.image_tower.placed(device))
 
     @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str], *, raw: bool = False) -> NDArray[np.float32]:
-        """`[len(texts), D] float32`, of unit norm unless `raw`.
+    def encode_texts(
+        self,
+        texts: Sequence[str],
+        *,
+        raw: bool = False,
+        batch_size: int = TEXTS_AT_A_TIME,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> NDArray[np.float32]:
+        """`[len(texts), D] float32`, of unit norm unless `raw`, in the order given.
+
+        Args:
+            texts: any number.
+            raw: as the tower gives them.
+            batch_size: texts at a time; they are sorted by length, so that a batch has few lengths.
+            on_progress: called with the texts done and their number.
 
         Raises:
             EncoderError: the tokenizer gives an id that the text tower does not have.
         """
+        features = np.empty((len(texts), self.dim), np.float32)
+        done = 0
         try:
-            blocks = [
-                self._text_features(list(texts[i : i + TEXTS_AT_A_TIME])) for i in range(0, len(texts), TEXTS_AT_A_TIME)
-            ]
+            for positions, block in self._blocks(texts, batch_size):
+                given = block if raw else F.normalize(block, dim=-1)
+                features[positions] = given.float().cpu().numpy()
+                done += len(positions)
+                on_progress(done, len(texts))
         except IndexError as error:  # of the embedding of tokens
             raise EncoderError(
-                f"{self.folder}: its tokenizer belongs to another text tower ({error}): export it again"
+                f"{self.name}: its tokenizer belongs to another text tower ({error}): export it again"
             ) from error
-        result: NDArray[np.float32] = torch.cat([b if raw else F.normalize(b, dim=-1) for b in blocks]).numpy()
-        return result
+        return features
+
+    def _blocks(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Positions of some texts and their raw features, until all are done."""
+        if self.text_tower is None or self.tokenizer is None:
+            assert self._by_open_clip is not None, "one of both computes texts"
+            clip, tokenizer = self._by_open_clip
+            device = next(clip.parameters()).device
+            for start in range(0, len(texts), batch_size):
+                block = list(texts[start : start + batch_size])
+                yield np.arange(start, start + len(block)), clip.encode_text(tokenizer(block).to(device))
+            return
+        for start in range(0, len(texts), TEXTS_SORTED_AT_A_TIME):
+            ids = self.tokenizer.encode(texts[start : start + TEXTS_SORTED_AT_A_TIME], self.context_length)
+            order = np.argsort([len(each) for each in ids], kind="stable")
+            for positions in np.split(order, range(batch_size, len(order), batch_size)):
+                yield start + positions, self.text_tower.encode([ids[i] for i in positions])
 
 
-def load_merged(folder: Path) -> MergedClip:
+def load_merged(folder: Path, *, by_open_clip: bool = False) -> MergedClip:
     """Load a folder that `clipglot export` wrote, or any other open_clip `local-dir:`.
+
+    Args:
+        folder: with an open_clip_config.json.
+        by_open_clip: compute texts as open_clip does, with padding, wherever it can.
 
     Raises:
         EncoderError: no such folder, or one that does not load.
@@ -125,28 +191,86 @@ def load_merged(folder: Path) -> MergedClip:
         raise EncoderError(
             f"{folder}: no {CLIP_CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`"
         )
-    if own := _text_that_open_clip_lacks(folder):
-        return _load_with_own_text(folder, *own)
+    record = read_json(folder / CLIP_CONFIG).get("clipglot")
+    if isinstance(record, dict) and (own := _text_that_open_clip_lacks(folder)):
+        return _load_with_own_text(folder, *own, record)
     name = f"{LOCAL_PREFIX}{folder}"
     clip, config = load_clip(name, None)
-    try:
-        tokenizer = clip_tokenizer(name, config)
-        tokenizer(["a caption"])  # some damage shows only here
-    except Exception as error:  # a missing or damaged tokenizer file, of any kind
-        raise EncoderError(f"{folder}: its tokenizer does not load ({error})") from error
+    tower = None if by_open_clip else _own_text_tower(clip, config, folder if isinstance(record, dict) else None)
+    return _of_open_clip(name, clip, config, tower, record=record if isinstance(record, dict) else {})
+
+
+def load_named(model: str, pretrained: str | None) -> MergedClip:
+    """Load a CLIP that open_clip knows by name.
+
+    Args:
+        model: as of `load_image_tower`, but no timm ViT, which has no text tower.
+        pretrained: as of `load_image_tower`.
+
+    Raises:
+        EncoderError: unknown name, no weights, or weights that do not fit.
+    """
+    if model.startswith(TIMM_PREFIX):
+        raise EncoderError(f"{model} has no text tower: pass the folder of a merged CLIP")
+    clip, config = load_clip(model, pretrained)
+    return _of_open_clip(model, clip, config, _own_text_tower(clip, config, None), pretrained=pretrained)
+
+
+def _of_open_clip(
+    name: str,
+    clip: Any,
+    config: dict[str, Any],
+    own: tuple[TextTower, TextTokenizer] | None,
+    *,
+    pretrained: str | None = None,
+    record: dict[str, Any] | None = None,
+) -> MergedClip:
+    """A CLIP that open_clip has loaded; texts by our tower if there is one."""
     clip.eval().requires_grad_(False)
+    by_open_clip = None
+    if own is None:
+        try:
+            tokenizer = clip_tokenizer(name if ":" in name else name.replace("/", "-"), config)
+            tokenizer(["a caption"])  # some damage shows only here
+        except Exception as error:  # a missing or damaged tokenizer file, of any kind
+            shown = name.removeprefix(LOCAL_PREFIX)
+            raise EncoderError(f"{shown}: its tokenizer does not load ({error})") from error
+        by_open_clip = clip, tokenizer
+    bias = getattr(clip, "logit_bias", None)
     return MergedClip(
-        folder=folder,
-        image_tower=tower_of_clip(clip, config, model=name),
+        name=name.removeprefix(LOCAL_PREFIX),
+        image_tower=tower_of_clip(clip, config, model=name, pretrained=pretrained),
+        text_tower=own and own[0],
+        tokenizer=own and own[1],
+        context_length=own[0].config.context_length if own else int(config["text_cfg"].get("context_length", 77)),
         logit_scale=float(clip.logit_scale.exp()),
-        _text_features=lambda texts: clip.encode_text(tokenizer(texts)),
+        logit_bias=None if bias is None else float(bias),
+        model_cfg=config,
+        record=record or {},
+        _by_open_clip=by_open_clip,
     )
+
+
+def _own_text_tower(clip: Any, config: dict[str, Any], export: Path | None) -> tuple[TextTower, TextTokenizer] | None:
+    """Our text tower and tokenizer with the weights of a CLIP that open_clip has loaded; None where we have none.
+
+    Args:
+        clip: its modules are shared, not copied.
+        config: its `model_cfg`.
+        export: folder of our own export, whose tokenizer and configuration are ours; None for CLIPs of others.
+    """
+    for kind in TEXT_TOWERS.values():
+        if tower := kind.from_open_clip(clip, config, export):
+            try:
+                tokenizer = tower.tokenizer_type.load(export) if export else open_clip_tokenizer()
+            except Exception as error:  # a missing or damaged tokenizer file, of any kind
+                raise EncoderError(f"{export}: its tokenizer does not load ({error})") from error
+            return tower.eval().requires_grad_(False), tokenizer
+    return None
 
 
 def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTowerConfig] | None:
     """Kind and configuration of an exported text tower that open_clip cannot build; None if it can."""
-    if "clipglot" not in read_json(folder / CLIP_CONFIG):
-        return None
     config = clip_config(f"{LOCAL_PREFIX}{folder}")
     assert config is not None, "a folder has one"
     for tower in TEXT_TOWERS.values():
@@ -156,7 +280,9 @@ def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTower
     return None
 
 
-def _load_with_own_text(folder: Path, kind: type[TextTower], text_config: TextTowerConfig) -> MergedClip:
+def _load_with_own_text(
+    folder: Path, kind: type[TextTower], text_config: TextTowerConfig, record: dict[str, Any]
+) -> MergedClip:
     """The image tower as open_clip builds it, the text tower as clipglot does."""
     name = f"{LOCAL_PREFIX}{folder}"
     config = clip_config(name)
@@ -173,10 +299,15 @@ def _load_with_own_text(folder: Path, kind: type[TextTower], text_config: TextTo
     tokenizer = kind.tokenizer_type.load(folder)
     text.eval().requires_grad_(False)
     return MergedClip(
-        folder=folder,
+        name=str(folder),
         image_tower=tower_of_clip(clip, config, model=name),
+        text_tower=text,
+        tokenizer=tokenizer,
+        context_length=text_config.context_length,
         logit_scale=float(tensors["logit_scale"].exp()),
-        _text_features=lambda texts: text.encode(tokenizer.encode(texts, text_config.context_length)),
+        logit_bias=float(tensors["logit_bias"]) if "logit_bias" in tensors else None,
+        model_cfg=config,
+        record=record,
     )
 
 

@@ -204,6 +204,22 @@ class LMTower(TextTower):
         self._compiled: Callable[..., Tensor] | None = None
 
     @classmethod
+    def from_open_clip(cls, clip: Any, model_cfg: Mapping[str, Any], export: Path | None) -> "LMTower | None":
+        """The text tower of an export that open_clip has loaded; None of another kind, and of CLIPs of others.
+
+        Args:
+            clip: the model; its language model is shared.
+            model_cfg: of its open_clip_config.json.
+            export: folder of an export of ours.
+        """
+        config = None if export is None else LMConfig.from_export(model_cfg, export)
+        if config is None:
+            return None
+        tower = cls(config, clip.text.transformer)
+        tower.text["proj"].load_state_dict(clip.text.proj.state_dict())
+        return tower
+
+    @classmethod
     def create(cls, spec: TowerSpec, options: LMOptions, tokenizer: TextTokenizer) -> "LMTower":
         """The tower around a pretrained model, with a new head.
 

@@ -5,8 +5,9 @@ at EOS never looks at what follows, so the features are the same (`tests/encoder
 The tower begins with random weights, as a bag of tokens, or with the weights of a CLIP or of an earlier run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,8 +23,8 @@ from .errors import EncoderError
 from .packing import PackedCaptions, PackedRows, row_length
 from .text_bag_init import init_from_bag
 from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
-from .text_transfer import load_clip_text, transfer_rows
-from .tokenizer import CaptionTokenizer, TextTokenizer
+from .text_transfer import causal_text_of, load_clip_text, transfer_rows
+from .tokenizer import CaptionTokenizer, TextTokenizer, open_clip_tokenizer
 
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
 
@@ -144,6 +145,48 @@ class ScratchTower(TextTower):
             EncoderError: no such CLIP, or a text tower that is not causal and pooled at the end of the text.
         """
         text, tokenizer, quick_gelu = load_clip_text(model, pretrained)
+        try:
+            return cls._of_modules(text, tokenizer.pad_id, tokenizer.eos_id, quick_gelu), tokenizer
+        except RuntimeError as error:  # layer scale, another MLP
+            reason = str(error).splitlines()[-1].strip()
+            raise EncoderError(
+                f"--text clip: the text tower of {model} has another form than ours ({reason})"
+            ) from error
+
+    @classmethod
+    def from_open_clip(cls, clip: Any, model_cfg: Mapping[str, Any], export: Path | None) -> "ScratchTower | None":
+        """The text tower of a CLIP that open_clip has loaded; None if it is not causal and pooled at the text's end.
+
+        Args:
+            clip: the model.
+            model_cfg: of its open_clip_config.json.
+            export: folder of an export of ours; of others only CLIPs with open_clip's own tokenizer are taken.
+        """
+        text, text_cfg = causal_text_of(clip), model_cfg["text_cfg"]
+        if text is None or "hf_model_name" in text_cfg:
+            return None
+        if export is not None:
+            pad_id, eos_id = text_cfg.get("pad_id"), text_cfg.get("eos_id")
+            if type(pad_id) is not int or type(eos_id) is not int:
+                return None
+        else:
+            tokenizer = open_clip_tokenizer()
+            pad_id, eos_id = tokenizer.pad_id, tokenizer.eos_id
+            own = {"hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"} & {k for k, v in text_cfg.items() if v}
+            if own or text.token_embedding.num_embeddings != tokenizer.vocab_size:
+                return None
+        try:
+            return cls._of_modules(text, pad_id, eos_id, bool(model_cfg.get("quick_gelu", False)))
+        except RuntimeError:  # layer scale, another MLP
+            return None
+
+    @classmethod
+    def _of_modules(cls, text: Any, pad_id: int, eos_id: int, quick_gelu: bool) -> "ScratchTower":
+        """A tower with the weights of a text tower of open_clip.
+
+        Raises:
+            RuntimeError: it has other tensors.
+        """
         vocab_size, width = text.token_embedding.weight.shape
         config = ScratchConfig(
             embed_dim=text.text_projection.shape[1],
@@ -152,21 +195,17 @@ class ScratchTower(TextTower):
             width=width,
             heads=text.transformer.resblocks[0].attn.num_heads,
             layers=len(text.transformer.resblocks),
-            pad_id=tokenizer.pad_id,
-            eos_id=tokenizer.eos_id,
+            pad_id=pad_id,
+            eos_id=eos_id,
             quick_gelu=quick_gelu,
         )
         tower = cls(config)
         expected = tower.text.state_dict()
-        tensors = {name: tensor for name, tensor in text.state_dict().items() if name in expected}
-        try:
-            tower.text.load_state_dict(tensors)
-        except RuntimeError as error:  # layer scale, another MLP
-            reason = str(error).splitlines()[-1].strip()
-            raise EncoderError(
-                f"--text clip: the text tower of {model} has another form than ours ({reason})"
-            ) from error
-        return tower, tokenizer
+        tensors = text.state_dict()
+        if others := {name for name in tensors.keys() - expected.keys() if name.startswith("transformer.")}:
+            raise RuntimeError(f"it has {min(others)}")
+        tower.text.load_state_dict({name: tensor for name, tensor in tensors.items() if name in expected})
+        return tower
 
     def continued(
         self, spec: TowerSpec, options: ScratchOptions, old_tokenizer: TextTokenizer, tokenizer: TextTokenizer

@@ -180,6 +180,20 @@ class TextTower(nn.Module, ABC):
         return cls(cls.config_type(**values))
 
     @classmethod
+    def from_open_clip(cls, clip: Any, model_cfg: Mapping[str, Any], export: Path | None) -> Self | None:
+        """The text tower of a CLIP that open_clip has loaded.
+
+        Args:
+            clip: the model.
+            model_cfg: of its open_clip_config.json.
+            export: folder of an export of ours; None for a CLIP of others.
+
+        Returns:
+            None if it is of another kind, or none that this kind computes to the same features.
+        """
+        return None
+
+    @classmethod
     @abstractmethod
     def create(cls, spec: TowerSpec, options: Any, tokenizer: TextTokenizer) -> "TextTower":
         """The tower that a run begins with, on the CPU, ready to be trained.

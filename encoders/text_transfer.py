@@ -44,12 +44,8 @@ def load_clip_text(model: str, pretrained: str | None) -> tuple[Any, CaptionToke
         clip, config = load_clip(model, pretrained)
     except EncoderError as error:
         raise EncoderError(f"--text clip needs the CLIP that made the cache where it was: {error}") from error
-    # OpenAI's layout has the text tower's modules beside the image tower.
-    text: Any = clip if isinstance(clip, open_clip.CLIP) else clip.text
-    pooled_by = clip.text_pool_type if text is clip else getattr(text, "pool_type", None)
-    causal = isinstance(text, open_clip.CLIP | TextTransformer) and text.attn_mask is not None
-    plain = causal and isinstance(text.text_projection, nn.Parameter) and getattr(text, "cls_emb", None) is None
-    if not (plain and pooled_by in ("argmax", "eos")):
+    text = causal_text_of(clip)
+    if text is None:
         raise EncoderError(
             f"--text clip: the text tower of {model} is not a causal transformer pooled at the text's end"
         )
@@ -60,6 +56,20 @@ def load_clip_text(model: str, pretrained: str | None) -> tuple[Any, CaptionToke
             f"{tokenizer.vocab_size:,}: pass scratch, or a language model"
         )
     return text, tokenizer, bool(config.get("quick_gelu", False))
+
+
+def causal_text_of(clip: Any) -> Any:
+    """The text tower of a CLIP of open_clip, a module with the attributes of its TextTransformer.
+
+    Returns:
+        None if it is not a causal transformer pooled at the text's end.
+    """
+    # OpenAI's layout has the text tower's modules beside the image tower.
+    text: Any = clip if isinstance(clip, open_clip.CLIP) else getattr(clip, "text", None)
+    pooled_by = clip.text_pool_type if text is clip else getattr(text, "pool_type", None)
+    causal = isinstance(text, open_clip.CLIP | TextTransformer) and text.attn_mask is not None
+    plain = causal and isinstance(text.text_projection, nn.Parameter) and getattr(text, "cls_emb", None) is None
+    return text if plain and pooled_by in ("argmax", "eos") else None
 
 
 def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenizer) -> Tensor:

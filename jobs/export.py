@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,11 +24,38 @@ from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.merged_clip import load_merged, write_merged
 from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import TextTokenizer
+from ..encoders.untrusted import CLIP_CONFIG
+from ..exports.errors import ExportError
+from ..exports.formats import FORMATS, write_format
 from .model_card import describe_weights, model_card
 from .reembed import reembed
-from .settings.export import ExportSettings
+from .settings.export import ExportFormat, ExportSettings
 
 NUM_PROBES = 8
+CARD = "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatResult:
+    """An export in one format, as its library loaded it.
+
+    Attributes:
+        format: of the export.
+        folder: that holds it.
+        loaded_by: library that loaded it to check it.
+        code: the lines of Python that do so.
+        text_difference: largest difference of a value of normalized text features; None of open_clip's format.
+        image_difference: likewise of image features.
+        notes: differences and conditions, a sentence each.
+    """
+
+    format: ExportFormat
+    folder: Path
+    loaded_by: str
+    code: str
+    text_difference: float | None = None
+    image_difference: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,75 +63,191 @@ class ExportResult:
     """What was written and how it was checked.
 
     Attributes:
-        folder: of the merged CLIP.
-        which: weights of the text tower: "best", of the best validation, or "last".
+        folder: of the export, or that has a folder for each format.
+        which: weights of the text tower: "best", of the best validation, or "last"; None of a merged CLIP.
         step: after which they were taken; None in runs that did not write it down.
         validation: metrics of these weights, if the run had a validation.
         num_probes: cached images that were embedded again; 0 when none could be read.
         min_cosine: their worst cosine with the cached rows, None without probes.
         why_no_probes: the reason, where there are none.
-        loaded_by: what loads the folder, and loaded it to check it.
-        code: the lines of Python that do so.
+        formats: the exports, in the order asked for.
     """
 
     folder: Path
-    which: Which
+    which: Which | None
     step: int | None
     validation: dict[str, Any] | None
     num_probes: int
     min_cosine: float | None
     why_no_probes: str | None
-    loaded_by: str
-    code: str
+    formats: tuple[FormatResult, ...]
+
+    @property
+    def loaded_by(self) -> str:
+        """The library that loads the first format."""
+        return self.formats[0].loaded_by
+
+    @property
+    def code(self) -> str:
+        """The lines of Python that load the first format."""
+        return self.formats[0].code
 
 
 def export_run(settings: ExportSettings) -> ExportResult:
-    """Merge, check and write a finished run; the folder appears only when every check held.
+    """Merge, check and write a finished run, or write a merged CLIP in other formats.
+
+    The folder appears only when every check held.
 
     Raises:
-        CacheError, EncoderError, DistillError: a wrong tower is refused by name.
+        CacheError, EncoderError, DistillError, ExportError: a wrong tower is refused by name; a format cannot hold the
+            CLIP, or its library computes something else.
     """
     if os.path.lexists(settings.output):
         raise DistillError(f"{settings.output} exists: choose another -o")
+    formats = tuple(dict.fromkeys(settings.format))
+    is_merged = (settings.run / CLIP_CONFIG).is_file()
+    if is_merged and (settings.model or settings.pretrained or settings.step):
+        raise DistillError(f"{settings.run} is a merged CLIP: --step, --model and --pretrained are of runs, drop them")
+    if is_merged and "open_clip" in formats:
+        raise DistillError(f"{settings.run} is in open_clip's format already: pass --format transformers, for example")
+    run = None if is_merged else _load_run(settings)
+    results = []
+    with (
+        explain_os_error(settings.output),
+        atomic_directory(settings.output) as folder,
+        TemporaryDirectory(prefix="clipglot-") as scratch,
+    ):
+        # Every other format is written from the folder that open_clip loads.
+        native, inside = settings.run, {name: name if len(formats) > 1 else "." for name in formats}
+        if run is not None:
+            native = folder / inside["open_clip"] if "open_clip" in formats else Path(scratch)
+            native.mkdir(exist_ok=True)
+            run.write(native, settings.output.name)
+        for name in formats:
+            final = settings.output / inside[name]
+            if name == "open_clip":
+                assert run is not None, "refused above"
+                results.append(run.result(final))
+            else:
+                (folder / inside[name]).mkdir(exist_ok=True)
+                results.append(_write_format(name, native, folder / inside[name], final))
+    num_probes, min_cosine, why = run.probes if run else (0, None, "a merged CLIP has no cache")
+    return ExportResult(
+        folder=settings.output,
+        which=run.which if run else None,
+        step=run.step if run else None,
+        validation=run.validation if run else None,
+        num_probes=num_probes,
+        min_cosine=min_cosine,
+        why_no_probes=why,
+        formats=tuple(results),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LoadedRun:
+    """Both towers of a run, and what its model card tells."""
+
+    image_tower: ImageTower
+    text_tower: TextTower
+    tokenizer: TextTokenizer
+    logit_scale: float
+    logit_bias: float | None
+    record: dict[str, Any]
+    which: Which
+    step: int | None
+    validation: dict[str, Any] | None
+    probes: tuple[int, float | None, str | None]
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write the folder that open_clip loads, and load it.
+
+        Raises:
+            DistillError: open_clip computes something else.
+        """
+        parts = (self.image_tower, self.text_tower, self.logit_scale, self.logit_bias, self.tokenizer)
+        write_merged(folder, *parts, self.record)
+        text, vocab_size = self.text_tower.config, self.tokenizer.vocab_size
+        card = model_card(self.record, text, vocab_size, name, guide=text.loading_guide(name))
+        (folder / CARD).write_text(card, encoding="utf-8")
+        _require_same_outputs(folder, self.image_tower, self.text_tower, self.tokenizer)
+
+    def result(self, final: Path) -> FormatResult:
+        """The export in open_clip's format, as it is called in the end."""
+        text = self.text_tower.config
+        by = "open_clip" if text.loads_in_open_clip else "clipglot"
+        return FormatResult(format="open_clip", folder=final, loaded_by=by, code=text.loading_code(str(final)))
+
+
+def _load_run(settings: ExportSettings) -> _LoadedRun:
+    """Load both towers of a run and check them against its cache.
+
+    Raises:
+        CacheError, EncoderError, DistillError: as `export_run`.
+    """
     run = RunFolder(settings.run)
     provenance = run.provenance()
     which: Which = settings.step or ("best" if run.best.exists() else "last")
     text_tower, logit_scale, logit_bias = load_final(run, which)
     step = final_step(run, which)
     validation = run.last_validation() if which == "last" else run.validation_at(step)
-    tokenizer = text_tower.tokenizer_type.load(run.tokenizer)
     trained_on = EncoderInfo(**provenance["encoder"])
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
     image_tower = load_image_tower(settings.model or trained_on.model, pretrained)
     require_same_encoder(trained_on, encoder_info(image_tower), f"the image tower for {settings.run}")
-    num_probes, min_cosine, why = _probe(image_tower, provenance)
-
-    record = public_provenance(provenance) | {
-        "clipglot": version("clipglot"),
-        "open_clip_torch": version("open_clip_torch"),
-    }
-    with explain_os_error(settings.output), atomic_directory(settings.output) as folder:
-        write_merged(folder, image_tower, text_tower, logit_scale, logit_bias, tokenizer, record)
-        card = model_card(
-            record,
-            validation,
-            text_tower.config,
-            tokenizer.vocab_size,
-            settings.output.name,
-            weights=describe_weights(which, step),
-        )
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        _require_same_outputs(folder, image_tower, text_tower, tokenizer)
-    return ExportResult(
-        folder=settings.output,
+    return _LoadedRun(
+        image_tower=image_tower,
+        text_tower=text_tower,
+        tokenizer=text_tower.tokenizer_type.load(run.tokenizer),
+        logit_scale=logit_scale,
+        logit_bias=logit_bias,
+        record=public_provenance(provenance)
+        | {
+            "clipglot": version("clipglot"),
+            "open_clip_torch": version("open_clip_torch"),
+            "weights": describe_weights(which, step),
+            "validation": validation,
+        },
         which=which,
         step=step,
         validation=validation,
-        num_probes=num_probes,
-        min_cosine=min_cosine,
-        why_no_probes=why,
-        loaded_by="open_clip" if text_tower.config.loads_in_open_clip else "clipglot",
-        code=text_tower.config.loading_code(str(settings.output)),
+        probes=_probe(image_tower, provenance),
+    )
+
+
+def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -> FormatResult:
+    """Write another format from the folder that open_clip loads.
+
+    Args:
+        name: of the format.
+        native: that folder.
+        folder: exists and is empty.
+        final: how it is called in the end.
+
+    Raises:
+        ExportError: the format cannot hold this CLIP, or its library computes something else.
+    """
+    clip = load_merged(native)
+    if clip.text_tower is None or clip.tokenizer is None:
+        raise ExportError(
+            f"{native}: a text tower that clipglot does not have: export it with the library that made it"
+        )
+    written = write_format(name, folder, clip)
+    text, size = clip.text_tower.config, clip.tokenizer.vocab_size
+    guide = "\n".join(
+        [f"```python\n{written.code.replace('{folder}', final.name)}\n```", *(f"- {note}" for note in written.notes)]
+    )
+    library = FORMATS[name][1]
+    card = model_card(clip.record, text, size, final.name, guide=guide, library=library, tags=written.tags)
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return FormatResult(
+        format=name,
+        folder=final,
+        loaded_by=written.loaded_by,
+        code=written.code.replace("{folder}", str(final)),
+        text_difference=written.text_difference,
+        image_difference=written.image_difference,
+        notes=tuple(written.notes),
     )
 
 
@@ -135,7 +279,7 @@ def _require_same_outputs(
     folder: Path, image_tower: ImageTower, text_tower: TextTower, tokenizer: TextTokenizer
 ) -> None:
     """Load the folder as a user will and compare both towers with what was merged."""
-    clip = load_merged(folder)
+    clip = load_merged(folder, by_open_clip=True)
     pixels = np.random.default_rng(0).integers(0, 256, (2, *_size(image_tower), 3), np.uint8)
     same_image = np.array_equal(clip.image_tower.encode(pixels), image_tower.encode(pixels))
     captions = ["", "clipglot ✓ клип 클립 图文"]

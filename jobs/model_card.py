@@ -1,34 +1,54 @@
 """The model card of an export: what it is, how to load it, where it came from, what was measured."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from ..distill.training.final import Which
 from ..encoders.text_tower import TextTowerConfig
 
+_FILES = {
+    "open_clip": "Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for "
+    "open_clip and\ntransformers. The config's `clipglot` entry repeats where everything came from.",
+    "transformers": "Files: as transformers writes them.",
+    "sentence-transformers": "Files: as sentence-transformers writes them.",
+    "onnx": "Files: `textual/` and `visual/` with a model each, the tokenizer and the preprocessing.",
+}
+
 
 def model_card(
-    provenance: dict[str, Any],
-    validation: dict[str, Any] | None,
+    record: dict[str, Any],
     text: TextTowerConfig,
     vocab_size: int,
     name: str,
     *,
-    weights: str,
+    guide: str,
+    library: str = "open_clip",
+    tags: Sequence[str] = (),
 ) -> str:
     """Markdown with the front matter that model hubs read.
 
     Args:
-        provenance: as `public_provenance` gives it.
-        validation: of the exported weights, if there was one.
+        record: what an export keeps of where it came from (`public_provenance`), with `weights` and `validation`; empty
+            for a CLIP of others.
         text: shape of the text tower.
         vocab_size: of its tokenizer.
-        name: of the merged folder.
-        weights: which ones of the run, as `describe_weights` says.
+        name: of the folder.
+        guide: Markdown that says how to load it.
+        library: that loads it, as hubs call it.
+        tags: further tags.
     """
-    encoder = provenance["encoder"]
+    rows = {
+        **_image_tower(record),
+        "text tower": text.describe(),
+        **({"its weights": record["weights"]} if "weights" in record else {}),
+        "vocabulary, context": f"{vocab_size:,} tokens, captions of at most {text.context_length} tokens",
+        **({"trained on": _trained_on(record)} if "num_embedded" in record else {}),
+        **_recall(record.get("validation")),
+    }
+    table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     return f"""---
-library_name: open_clip
-tags: [clip, clipglot]
+library_name: {library}
+tags: [{", ".join(["clip", "clipglot", *tags])}]
 pipeline_tag: zero-shot-image-classification
 ---
 
@@ -37,19 +57,12 @@ pipeline_tag: zero-shot-image-classification
 A CLIP whose image tower is frozen and unchanged, and whose text tower was trained by clipglot on the cached
 embeddings of that image tower.
 
-{text.loading_guide(name)}
+{guide}
 
 | | |
 |---|---|
-| image tower | `{encoder["model"]}`{f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else ""} |
-| SHA-256 of its tensors | `{encoder["weights_sha256"]}` |
-| text tower | {text.describe()} |
-| its weights | {weights} |
-| vocabulary, context | {vocab_size:,} tokens, captions of at most {text.context_length} tokens |
-| trained on | {_trained_on(provenance)} |
-{_recall(validation)}
-Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for open_clip and
-transformers. The config's `clipglot` entry repeats where everything came from.
+{table}
+{_FILES[library]}
 """
 
 
@@ -73,10 +86,16 @@ def _trained_on(provenance: dict[str, Any]) -> str:
     return f"{num:,} images; the cache has {total:,}, {failed}, and {captions:,} captions"
 
 
-def _recall(validation: dict[str, Any] | None) -> str:
+def _image_tower(record: dict[str, Any]) -> dict[str, str]:
+    if "encoder" not in record:
+        return {}
+    encoder = record["encoder"]
+    weights = f", weights `{encoder['pretrained']}`" if encoder["pretrained"] else ""
+    return {"image tower": f"`{encoder['model']}`{weights}", "SHA-256 of its tensors": f"`{encoder['weights_sha256']}`"}
+
+
+def _recall(validation: dict[str, Any] | None) -> dict[str, str]:
     if validation is None:
-        return ""
-    return (
-        f"| held-out text→image recall | R@1 {validation['r_at_1']:.1%}, R@5 {validation['r_at_5']:.1%}, "
-        f"R@10 {validation['r_at_10']:.1%}, median rank {validation['median_rank']:g} |\n"
-    )
+        return {}
+    recalls = ", ".join(f"R@{k} {validation[f'r_at_{k}']:.1%}" for k in (1, 5, 10))
+    return {"held-out text→image recall": f"{recalls}, median rank {validation['median_rank']:g}"}

@@ -4,13 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+ExportFormat = Literal["open_clip", "transformers", "sentence-transformers", "onnx"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings:
     """`clipglot export`: merge the frozen image tower and the trained text tower into one CLIP."""
 
-    run: Annotated[Path, "folder of a finished run"]
-    output: Annotated[Path, "folder of the merged CLIP; must not exist"]
+    run: Annotated[Path, "folder of a finished run, or of a merged CLIP"]
+    output: Annotated[Path, "folder of the merged CLIP; must not exist; several formats get a folder each in it"]
+    format: Annotated[
+        tuple[ExportFormat, ...], "open_clip, transformers, sentence-transformers or onnx; repeat it for several"
+    ] = ("open_clip",)
     step: Annotated[
         Literal["best", "last"] | None,
         "weights of the best validation, or those after the last step (default: best, where the run had a --val)",

@@ -13,11 +13,13 @@ PACKAGE = Path(clipglot.__file__).parent
 MAY_IMPORT = {
     "cache": set(),
     "encoders": set(),
-    "evals": {"cache", "encoders"},
+    "inference": {"cache", "encoders"},
+    "exports": {"cache", "encoders"},
+    "evals": {"cache", "encoders", "inference"},
     "distill": {"cache", "encoders", "evals"},
-    "jobs": {"cache", "encoders", "evals", "distill"},
+    "jobs": {"cache", "encoders", "inference", "exports", "evals", "distill"},
     "demo": {"cache", "encoders", "evals", "distill", "jobs"},
-    "cli": {"cache", "encoders", "evals", "distill", "jobs", "demo"},
+    "cli": {"cache", "encoders", "inference", "exports", "evals", "distill", "jobs", "demo"},
 }
 # Sub-packages of a folder, lowest first: each imports only those before it. The folder's own modules are lowest.
 STAGES = {
