@@ -1,3 +1,113 @@
-"""Teach a frozen CLIP a new language or domain on cached image embeddings."""
+"""Teach a frozen CLIP a new language or domain on cached image embeddings.
+
+::
+
+    import clipglot
+
+    clipglot.cache_images("pairs.jsonl", output="train.zarr", model="ViT-B-32", pretrained="openai")
+    clipglot.train("train.zarr", output="run", val="val.zarr")
+    clipglot.export("run", output="merged")
+
+    clip = clipglot.load("merged")
+    clip.encode_text(["a red bicycle", "два человека у моря"])  # [2, D] float32, unit norm
+    clip.classify("photo.jpg", ["cat", "dog"]).label
+    clip.search("train.zarr", "a red bicycle", k=5)
+
+    cache = clipglot.open_cache("train.zarr")
+    cache.image_emb[:100]  # [100, D] float16
+
+Nothing heavy is imported until it is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .cache.read.cache import Cache
+    from .distill.training.train import TrainResult
+    from .evals.duplicates import DuplicatesReport
+    from .evals.retrieval import RetrievalReport
+    from .inference.clip import CLIP, Classification, Hit, Hits, load
+    from .inference.opened_cache import OpenedCache, open_cache
+    from .jobs.cache import CacheResult
+    from .jobs.convert import ConvertResult
+    from .jobs.export import ExportResult
+    from .jobs.import_embeddings import ImportResult
+    from .jobs.inspect import InspectReport
+    from .jobs.tokenizer import TokenizerReport
+    from .jobs.verify import VerifyResult
+
+    cache_images: Callable[..., CacheResult]
+    convert_cache: Callable[..., ConvertResult]
+    evaluate_retrieval: Callable[..., RetrievalReport]
+    export: Callable[..., ExportResult]
+    find_duplicates: Callable[..., DuplicatesReport]
+    import_embeddings: Callable[..., ImportResult]
+    inspect_cache: Callable[..., InspectReport]
+    merge_caches: Callable[..., Cache]
+    train: Callable[..., TrainResult]
+    train_tokenizer: Callable[..., TokenizerReport]
+    verify_cache: Callable[..., VerifyResult]
 
 __version__ = "0.1.0"
+
+_INFERENCE = {
+    "CLIP": "clip",
+    "Classification": "clip",
+    "Hit": "clip",
+    "Hits": "clip",
+    "load": "clip",
+    "OpenedCache": "opened_cache",
+    "open_cache": "opened_cache",
+}
+_COMMANDS = (
+    "cache_images",
+    "convert_cache",
+    "evaluate_retrieval",
+    "export",
+    "find_duplicates",
+    "import_embeddings",
+    "inspect_cache",
+    "merge_caches",
+    "train",
+    "train_tokenizer",
+    "verify_cache",
+)
+
+__all__ = [
+    "CLIP",
+    "Classification",
+    "Hit",
+    "Hits",
+    "OpenedCache",
+    "cache_images",
+    "convert_cache",
+    "evaluate_retrieval",
+    "export",
+    "find_duplicates",
+    "import_embeddings",
+    "inspect_cache",
+    "load",
+    "merge_caches",
+    "open_cache",
+    "train",
+    "train_tokenizer",
+    "verify_cache",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _INFERENCE:
+        value = getattr(import_module(f".inference.{_INFERENCE[name]}", __name__), name)
+    elif name in _COMMANDS:
+        value = import_module(".jobs.functions", __name__).command(name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

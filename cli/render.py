@@ -32,6 +32,7 @@ from ..distill.errors import DistillError, LoneError
 from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 from ..exports.errors import ExportError
+from ..inference.errors import InputError
 from .main import is_first_process
 from .terminal import json_safe, visible, visible_line
 
@@ -90,7 +91,7 @@ def friendly_errors() -> Iterator[None]:
     except LoneError as error:
         click.echo(visible_line(f"Error: {error}"), err=True)  # beside the first process's, if that has one
         raise SystemExit(1) from error
-    except (CacheError, EncoderError, DistillError, EvalError, ExportError) as error:
+    except (CacheError, EncoderError, DistillError, EvalError, ExportError, InputError) as error:
         raise click.ClickException(visible_line(str(error))) from error
 
 

@@ -7,7 +7,7 @@ M captions, N images, D features.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..encoders.merged_clip import MergedClip
+from ..inference.clip import require_same_tower
+from ..inference.errors import InputError
 from .errors import EvalError
 
 Indices = NDArray[np.int64]
@@ -173,17 +175,10 @@ def retrieve_from_cache(clip: MergedClip, cache: Cache) -> RetrievalReport:
         EvalError: the cache was made by another image tower, or has no caption of an embedded image.
         CacheError: the cache is not complete.
     """
-    info = cache.require_sealed().info.encoder
-    tower = clip.image_tower
-    merged = replace(
-        info, weights_sha256=tower.weights_sha256, preprocess=tower.preprocess, quick_gelu=tower.quick_gelu
-    )
-    name = info.difference(merged)
-    if name:
-        raise EvalError(
-            f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.folder} "
-            f"is another ({name} {getattr(merged, name)}): cache the images with --model local-dir:{clip.folder}"
-        )
+    try:
+        require_same_tower(clip, cache)
+    except InputError as error:
+        raise EvalError(str(error)) from error
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     row_of = np.full(len(cache), -1)
     row_of[embedded] = np.arange(len(embedded))

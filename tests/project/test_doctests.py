@@ -15,10 +15,15 @@ NAMES = [".".join(["clipglot", *file.relative_to(PACKAGE).with_suffix("").parts]
 MODULES = ["clipglot", *(name.removesuffix(".__init__") for name in NAMES)]
 
 
-def test_examples_in_docstrings_run() -> None:
+def test_examples_in_docstrings_run(
+    merged: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "merged").symlink_to(merged)
+    (tmp_path / "train.zarr").symlink_to(tiny_cache)
+    monkeypatch.chdir(tmp_path)
     failed, attempted = {}, 0
     for name in MODULES:
-        result = doctest.testmod(importlib.import_module(name))
+        result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
         attempted += result.attempted
         if result.failed:
             failed[name] = result.failed

@@ -15,10 +15,10 @@ TINY_CONFIG: dict[str, Any] = {
 }
 
 
-def save_tiny_clip(folder: Path, seed: int) -> Path:
+def save_tiny_clip(folder: Path, seed: int, config: dict[str, Any] = TINY_CONFIG) -> Path:
     """Write a folder that `local-dir:` loads: a two-layer CLIP with random weights, 32 px, 16 features."""
     torch.manual_seed(seed)
-    clip = open_clip.CLIP(**TINY_CONFIG)
+    clip = open_clip.CLIP(**config)
     save_file(clip.state_dict(), folder / "open_clip_model.safetensors")
     preprocess = {
         "mean": [0.5, 0.4, 0.3],
@@ -26,5 +26,5 @@ def save_tiny_clip(folder: Path, seed: int) -> Path:
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     }
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CONFIG, "preprocess_cfg": preprocess}))
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     return folder

@@ -1,0 +1,106 @@
+"""The commands as Python functions with keyword arguments: what `import clipglot` offers.
+
+Each takes the command's settings, or the fields of them as keyword arguments, and shows progress in a terminal or a
+notebook.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from functools import wraps
+from importlib import import_module
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ..cache.location import Url, to_location
+from ..inference.progress import stages
+
+# Function: module and function of the job, module and dataclass of its settings.
+FUNCTIONS = {
+    "cache_images": ("cache.cache_images", "settings.cache.CacheSettings"),
+    "import_embeddings": ("import_embeddings.import_embeddings", "settings.import_embeddings.ImportSettings"),
+    "merge_caches": ("merge.merge_caches", "settings.merge.MergeSettings"),
+    "convert_cache": ("convert.convert_cache", "settings.convert.ConvertSettings"),
+    "inspect_cache": ("inspect.inspect_cache", "settings.inspect.InspectSettings"),
+    "verify_cache": ("verify.verify_cache", "settings.verify.VerifySettings"),
+    "find_duplicates": ("duplicates.find_duplicates", "settings.duplicates.DuplicatesSettings"),
+    "train_tokenizer": ("tokenizer.train_tokenizer", "settings.tokenizer.TokenizerSettings"),
+    "train": ("train.train", "..distill.train_settings.TrainSettings"),
+    "export": ("export.export_run", "settings.export.ExportSettings"),
+    "evaluate_retrieval": ("evaluate.evaluate_retrieval", "settings.evaluate.RetrievalSettings"),
+}
+
+
+def command(name: str) -> Callable[..., Any]:
+    """The function of a command, by its key in `FUNCTIONS`."""
+    run, settings = (_attribute(path) for path in FUNCTIONS[name])
+    takes_progress = "on_progress" in inspect.signature(run).parameters
+
+    @wraps(run)
+    def call(given: Any = None, /, *, progress: bool | None = None, **values: Any) -> Any:
+        names = inspect.signature(run).parameters.keys() - get_type_hints(settings).keys()
+        others = {key: value for key, value in values.items() if key in names}
+        if not isinstance(given, settings):
+            first = {} if given is None else {_first(settings): given}
+            given = _settings(settings, first | {key: values[key] for key in values.keys() - others.keys()}, name)
+        if not takes_progress or "on_progress" in others:
+            return run(given, **others)
+        with stages(progress) as on_progress:
+            return run(given, **others, **({} if on_progress is None else {"on_progress": on_progress}))
+
+    call.__name__ = call.__qualname__ = name
+    call.__signature__ = _signature(settings)  # type: ignore[attr-defined]
+    call.__doc__ = f"{run.__doc__}\n\nKeyword arguments are the fields of `{settings.__name__}`; `progress` shows bars."
+    return call
+
+
+def _attribute(path: str) -> Any:
+    module, _, attribute = path.rpartition(".")
+    relative = module if module.startswith("..") else f".{module}"
+    return getattr(import_module(relative, __package__), attribute)
+
+
+def _settings(settings: type[Any], values: dict[str, Any], name: str) -> Any:
+    """Settings of plain values: paths may be texts, and lists tuples."""
+    hints = get_type_hints(settings)
+    if unknown := values.keys() - hints.keys():
+        raise TypeError(f"{name}() has no setting {min(unknown)!r}; known are {', '.join(sorted(hints))}")
+    missing = [f.name for f in fields(settings) if f.default is MISSING and f.name not in values]
+    if missing:
+        raise TypeError(f"{name}() needs {missing[0]}")
+    return settings(**{key: _converted(value, hints[key]) for key, value in values.items()})
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """A value as a field of this type holds it."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if isinstance(value, str) and str not in kinds:
+        if Url in kinds:
+            return to_location(value)
+        if Path in kinds:
+            return Path(value)
+    if isinstance(value, list | tuple):
+        for kind in kinds:
+            if get_origin(kind) is tuple:
+                return tuple(_converted(item, get_args(kind)[0]) for item in value)
+    elif value is not None and any(get_origin(kind) is tuple for kind in kinds):
+        (kind,) = (kind for kind in kinds if get_origin(kind) is tuple)
+        return (_converted(value, get_args(kind)[0]),)
+    return value
+
+
+def _first(settings: type[Any]) -> str:
+    """The setting that may be given without its name: the first that must be given."""
+    return next(field.name for field in fields(settings) if field.default is MISSING)
+
+
+def _signature(settings: type[Any]) -> inspect.Signature:
+    kinds = inspect.Parameter
+    parameters = []
+    for field in sorted(fields(settings), key=lambda field: field.name != _first(settings)):
+        default = kinds.empty if field.default is MISSING else field.default
+        kind = kinds.POSITIONAL_OR_KEYWORD if field.name == _first(settings) else kinds.KEYWORD_ONLY
+        parameters.append(kinds(field.name, kind, default=default, annotation=field.type))
+    parameters.append(kinds("progress", kinds.KEYWORD_ONLY, default=None, annotation=bool | None))
+    return inspect.Signature(parameters)
