@@ -20,8 +20,13 @@ def convert(settings: ConvertSettings, as_json: bool) -> None:
     CACHE is a sealed cache of either kind, or the URL of one. Every checksum is checked, and OUT appears only when it
     is complete.
 
+    An OUT that ends in .npy, .parquet or .safetensors gets the embeddings of the embedded images alone, float16 of unit
+    norm, for faiss, autofaiss, clip-retrieval and others; row, key and captions of each are in the .parquet, which
+    stands beside an .npy or .safetensors.
+
     \b
     clipglot convert train.zarr train.h5
+    clipglot convert train.zarr train.npy
     clipglot convert s3://bucket/train.zarr train.zarr
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), stage_bars("convert") as on_progress:
@@ -30,6 +35,18 @@ def convert(settings: ConvertSettings, as_json: bool) -> None:
 
         result = convert_cache(settings, on_progress)
     num_images, copied = result.num_images, result.copied
+    if embeddings := result.embeddings:
+        if as_json:
+            plain = asdict(embeddings) | {"files": [str(file) for file in embeddings.files]}
+            print_json({"cache": str(settings.cache), "output": str(settings.out), "num_pictures": num_images} | plain)
+            return
+        left_out = f"; {embeddings.num_left_out:,} are left out" if embeddings.num_left_out else ""
+        say(
+            f"{', '.join(map(str, embeddings.files))}: {embeddings.num_embedded:,} embedded images"
+            f"{left_out}; {embeddings.num_bytes / 1e6:,.1f} MB in {embeddings.wall_s:.1f} s"
+        )
+        return
+    assert copied is not None, "one of both was written"
     if as_json:
         print_json(
             {"cache": str(settings.cache), "output": str(settings.out), "num_pictures": num_images} | asdict(copied)

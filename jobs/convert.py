@@ -1,11 +1,12 @@
-"""`clipglot convert`: copy a sealed cache to another kind of store."""
+"""`clipglot convert`: copy a sealed cache to another kind of store, or its embeddings to a file."""
 
 from dataclasses import dataclass
 
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.write.convert import Converted, convert
-from .settings.convert import ConvertSettings
+from ..cache.write.embedding_files import EmbeddingFiles, write_embedding_files
+from .settings.convert import EMBEDDINGS, ConvertSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +15,17 @@ class ConvertResult:
 
     Attributes:
         num_images: of the cache.
-        copied: arrays, chunks and bytes that were copied.
+        copied: arrays, chunks and bytes that were copied; None where only embeddings were written.
+        embeddings: what was written of the embeddings alone; None where the cache was copied.
     """
 
     num_images: int
-    copied: Converted
+    copied: Converted | None = None
+    embeddings: EmbeddingFiles | None = None
 
 
 def convert_cache(settings: ConvertSettings, on_progress: OnProgress = ignore_progress) -> ConvertResult:
-    """Copy a sealed cache to a Zarr folder or an HDF5 file, checking every checksum.
+    """Copy a sealed cache to a Zarr folder or an HDF5 file, or its embeddings to a file, checking every checksum.
 
     Args:
         settings: the cache and its copy.
@@ -32,5 +35,10 @@ def convert_cache(settings: ConvertSettings, on_progress: OnProgress = ignore_pr
         CacheError: no sealed cache, damage, something at the output, or no room for it.
     """
     cache = Cache(settings.cache)
-    copied = convert(cache, settings.out, lambda done, total: on_progress(Progress("convert", done, total)))
-    return ConvertResult(num_images=len(cache), copied=copied)
+
+    def show(done: int, total: int) -> None:
+        on_progress(Progress("convert", done, total))
+
+    if settings.out.suffix.lower() in EMBEDDINGS:
+        return ConvertResult(num_images=len(cache), embeddings=write_embedding_files(cache, settings.out, show))
+    return ConvertResult(num_images=len(cache), copied=convert(cache, settings.out, show))

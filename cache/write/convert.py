@@ -93,7 +93,7 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
     require_nothing(output)
     with explain_os_error(output, "make its folder writable or choose another name"):
         if is_hdf5(output):
-            with _whole_file(output) as path, new_file(path, metadata) as file:
+            with whole_file(output) as path, new_file(path, metadata) as file:
                 for name in groups:
                     file.create_group(name)
                 yield file.create_array
@@ -106,7 +106,7 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file beside `path`; it is renamed to `path` only when the block succeeds.
 
     Raises:

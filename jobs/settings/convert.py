@@ -7,17 +7,23 @@ from typing import Annotated
 from ...cache.location import Location
 from ...distill.settings import require
 
+EMBEDDINGS = (".npy", ".parquet", ".safetensors")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertSettings:
-    """`clipglot convert`: copy a sealed cache to a Zarr folder or an HDF5 file."""
+    """`clipglot convert`: copy a sealed cache to another store, or its embeddings to a file of another tool."""
 
     cache: Annotated[Location, "sealed cache to copy"]
-    out: Annotated[Path, "the copy: an HDF5 file if it ends in .h5 or .hdf5, else a Zarr folder; must not exist"]
+    out: Annotated[
+        Path,
+        "the copy, which must not exist: an HDF5 file (.h5, .hdf5), a Zarr folder, or the embeddings alone as .npy, "
+        ".parquet or .safetensors",
+    ]
 
     def __post_init__(self) -> None:
         require(
-            self.out.suffix.lower() in ("", ".zarr", ".h5", ".hdf5"),
-            f"OUT: {self.out} ends in {self.out.suffix}: name a Zarr folder .zarr, or without a suffix, and an HDF5 "
-            "file .h5 or .hdf5",
+            self.out.suffix.lower() in ("", ".zarr", ".h5", ".hdf5", *EMBEDDINGS),
+            f"OUT: {self.out} ends in {self.out.suffix}: name a Zarr folder .zarr, or without a suffix, an HDF5 "
+            "file .h5 or .hdf5, and embeddings .npy, .parquet or .safetensors",
         )
