@@ -57,3 +57,5 @@ def export(settings: ExportSettings, as_json: bool) -> None:
             say(f"  {note}")
         for line in filter(None, each.code.splitlines()):
             say(line)
+    if result.url:
+        say(f"uploaded to {result.url}")

@@ -111,7 +111,7 @@ def without_pooler(build: Callable[..., Any]) -> Any:
         return build()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an error's message."""
     return (str(error).strip() or "no reason given").splitlines()[0]
 

@@ -27,7 +27,8 @@ from ..encoders.tokenizer import TextTokenizer
 from ..encoders.untrusted import CLIP_CONFIG
 from ..exports.errors import ExportError
 from ..exports.formats import FORMATS, write_format
-from .model_card import describe_weights, model_card
+from .hub_upload import require_login, upload
+from .model_card import Public, describe_weights, index_card, model_card
 from .reembed import reembed
 from .settings.export import ExportFormat, ExportSettings
 
@@ -71,6 +72,7 @@ class ExportResult:
         min_cosine: their worst cosine with the cached rows, None without probes.
         why_no_probes: the reason, where there are none.
         formats: the exports, in the order asked for.
+        url: of the hub repository that the export was uploaded to.
     """
 
     folder: Path
@@ -81,6 +83,7 @@ class ExportResult:
     min_cosine: float | None
     why_no_probes: str | None
     formats: tuple[FormatResult, ...]
+    url: str | None = None
 
     @property
     def loaded_by(self) -> str:
@@ -105,6 +108,9 @@ def export_run(settings: ExportSettings) -> ExportResult:
     if os.path.lexists(settings.output):
         raise DistillError(f"{settings.output} exists: choose another -o")
     formats = tuple(dict.fromkeys(settings.format))
+    if settings.push:
+        require_login(settings.push)
+    public = Public(license=settings.license, language=settings.language, dataset=settings.dataset)
     is_merged = (settings.run / CLIP_CONFIG).is_file()
     if is_merged and (settings.model or settings.pretrained or settings.step):
         raise DistillError(f"{settings.run} is a merged CLIP: --step, --model and --pretrained are of runs, drop them")
@@ -122,7 +128,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
         if run is not None:
             native = folder / inside["open_clip"] if "open_clip" in formats else Path(scratch)
             native.mkdir(exist_ok=True)
-            run.write(native, settings.output.name)
+            run.write(native, settings.output.name, public)
         for name in formats:
             final = settings.output / inside[name]
             if name == "open_clip":
@@ -130,7 +136,10 @@ def export_run(settings: ExportSettings) -> ExportResult:
                 results.append(run.result(final))
             else:
                 (folder / inside[name]).mkdir(exist_ok=True)
-                results.append(_write_format(name, native, folder / inside[name], final))
+                results.append(_write_format(name, native, folder / inside[name], final, public))
+        if len(formats) > 1:
+            (folder / CARD).write_text(index_card(settings.output.name, formats, public), encoding="utf-8")
+    url = upload(settings.output, settings.push, private=settings.private) if settings.push else None
     num_probes, min_cosine, why = run.probes if run else (0, None, "a merged CLIP has no cache")
     return ExportResult(
         folder=settings.output,
@@ -141,6 +150,7 @@ def export_run(settings: ExportSettings) -> ExportResult:
         min_cosine=min_cosine,
         why_no_probes=why,
         formats=tuple(results),
+        url=url,
     )
 
 
@@ -159,7 +169,7 @@ class _LoadedRun:
     validation: dict[str, Any] | None
     probes: tuple[int, float | None, str | None]
 
-    def write(self, folder: Path, name: str) -> None:
+    def write(self, folder: Path, name: str, public: Public) -> None:
         """Write the folder that open_clip loads, and load it.
 
         Raises:
@@ -168,7 +178,7 @@ class _LoadedRun:
         parts = (self.image_tower, self.text_tower, self.logit_scale, self.logit_bias, self.tokenizer)
         write_merged(folder, *parts, self.record)
         text, vocab_size = self.text_tower.config, self.tokenizer.vocab_size
-        card = model_card(self.record, text, vocab_size, name, guide=text.loading_guide(name))
+        card = model_card(self.record, text, vocab_size, name, guide=text.loading_guide(name), public=public)
         (folder / CARD).write_text(card, encoding="utf-8")
         _require_same_outputs(folder, self.image_tower, self.text_tower, self.tokenizer)
 
@@ -215,7 +225,7 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
     )
 
 
-def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -> FormatResult:
+def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path, public: Public) -> FormatResult:
     """Write another format from the folder that open_clip loads.
 
     Args:
@@ -223,6 +233,7 @@ def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -
         native: that folder.
         folder: exists and is empty.
         final: how it is called in the end.
+        public: for the model card.
 
     Raises:
         ExportError: the format cannot hold this CLIP, or its library computes something else.
@@ -238,7 +249,9 @@ def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -
         [f"```python\n{written.code.replace('{folder}', final.name)}\n```", *(f"- {note}" for note in written.notes)]
     )
     library = FORMATS[name][1]
-    card = model_card(clip.record, text, size, final.name, guide=guide, library=library, tags=written.tags)
+    card = model_card(
+        clip.record, text, size, final.name, guide=guide, library=library, tags=written.tags, public=public
+    )
     (folder / CARD).write_text(card, encoding="utf-8")
     return FormatResult(
         format=name,

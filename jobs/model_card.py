@@ -1,7 +1,11 @@
 """The model card of an export: what it is, how to load it, where it came from, what was measured."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..distill.training.final import Which
 from ..encoders.text_tower import TextTowerConfig
@@ -15,6 +19,24 @@ _FILES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Public:
+    """What a hub asks of a model and only its maker knows.
+
+    Attributes:
+        license: of both towers, as hubs write it.
+        language: codes of the captions' languages.
+        dataset: hub datasets of the captions.
+    """
+
+    license: str | None = None
+    language: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+
+
+NOTHING_PUBLIC = Public()
+
+
 def model_card(
     record: dict[str, Any],
     text: TextTowerConfig,
@@ -24,6 +46,7 @@ def model_card(
     guide: str,
     library: str = "open_clip",
     tags: Sequence[str] = (),
+    public: Public = NOTHING_PUBLIC,
 ) -> str:
     """Markdown with the front matter that model hubs read.
 
@@ -36,7 +59,19 @@ def model_card(
         guide: Markdown that says how to load it.
         library: that loads it, as hubs call it.
         tags: further tags.
+        public: what only the user knows.
     """
+    front_matter = ModelCardData(
+        model_name=name,
+        library_name=library,
+        license=public.license,
+        language=list(public.language) or None,
+        datasets=list(public.dataset) or None,
+        base_model=_base_models(record, text) or None,
+        tags=["clip", "clipglot", *tags],
+        pipeline_tag="zero-shot-image-classification",
+        eval_results=_eval_results(record.get("validation")),
+    )
     rows = {
         **_image_tower(record),
         "text tower": text.describe(),
@@ -47,9 +82,7 @@ def model_card(
     }
     table = "".join(f"| {key} | {value} |\n" for key, value in rows.items())
     return f"""---
-library_name: {library}
-tags: [{", ".join(["clip", "clipglot", *tags])}]
-pipeline_tag: zero-shot-image-classification
+{front_matter.to_yaml()}
 ---
 
 # {name}
@@ -64,6 +97,33 @@ embeddings of that image tower.
 {table}
 {_FILES[library]}
 """
+
+
+def index_card(name: str, formats: Sequence[str], public: Public) -> str:
+    """Markdown for a folder that has a folder for each of several formats.
+
+    Args:
+        name: of the folder.
+        formats: and names of the folders.
+        public: as of `model_card`.
+    """
+    front_matter = ModelCardData(
+        license=public.license,
+        language=list(public.language) or None,
+        datasets=list(public.dataset) or None,
+        tags=["clip", "clipglot"],
+        pipeline_tag="zero-shot-image-classification",
+    )
+    rows = "".join(f"- [{each}]({each}/README.md)\n" for each in formats)
+    return f"""---
+{front_matter.to_yaml()}
+---
+
+# {name}
+
+One CLIP in several formats, each with its own card:
+
+{rows}"""
 
 
 def describe_weights(which: Which, step: int | None) -> str:
@@ -84,6 +144,30 @@ def _trained_on(provenance: dict[str, Any]) -> str:
         return f"{num:,} images with {captions:,} captions"
     failed = f"of which {total - num:,} could not be embedded"
     return f"{num:,} images; the cache has {total:,}, {failed}, and {captions:,} captions"
+
+
+def _base_models(record: dict[str, Any], text: TextTowerConfig) -> list[str]:
+    """Hub repositories that the towers came from."""
+    names = [record.get("encoder", {}).get("model", "").removeprefix("hf-hub:"), getattr(text, "name", "")]
+    return [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("timm/")]
+
+
+def _eval_results(validation: dict[str, Any] | None) -> list[EvalResult] | None:
+    """Recalls of the validation, as hubs list them."""
+    if validation is None:
+        return None
+    return [
+        EvalResult(
+            task_type="image-text-retrieval",
+            task_name="text to image retrieval",
+            dataset_type="held-out",
+            dataset_name="held-out images of the run",
+            metric_type=f"recall_at_{k}",
+            metric_name=f"R@{k}",
+            metric_value=round(float(validation[f"r_at_{k}"]), 4),
+        )
+        for k in (1, 5, 10)
+    ]
 
 
 def _image_tower(record: dict[str, Any]) -> dict[str, str]:

@@ -1,8 +1,11 @@
 """Settings of `clipglot export`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+
+from ...distill.settings import require
 
 ExportFormat = Literal["open_clip", "transformers", "sentence-transformers", "onnx"]
 
@@ -22,3 +25,24 @@ class ExportSettings:
     ] = None
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
+    license: Annotated[
+        str | None, "license of the towers, for the model card, as hubs write it: mit, apache-2.0, …"
+    ] = None
+    language: Annotated[tuple[str, ...], "language of the captions, for the model card: ru, zh, …; repeat it"] = ()
+    dataset: Annotated[tuple[str, ...], "hub dataset of the captions, for the model card: ORG/NAME; repeat it"] = ()
+    push: Annotated[
+        str | None, "hub repository ORG/NAME to upload the export to, with the token of `hf auth login` or HF_TOKEN"
+    ] = None
+    private: Annotated[bool, "make that repository a private one"] = False
+
+    def __post_init__(self) -> None:
+        if self.push is None:
+            require(not self.private, "--private is of --push: pass both")
+            return
+        require(
+            bool(re.fullmatch(r"[\w.-]+/[\w.-]+", self.push)), f"--push {self.push}: expected a repository, ORG/NAME"
+        )
+        require(
+            self.license is not None,
+            "--push needs --license: a model card says what others may do with it; take the license of both towers",
+        )
