@@ -25,7 +25,7 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     clipglot export run -o merged
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
-        if not (settings.run / "open_clip_config.json").is_file():
+        if "open_clip" in settings.format or not (settings.run / "open_clip_config.json").is_file():
             require_kind(settings.run, "run")
         require_new(settings.output)
         from ..jobs.export import export_run

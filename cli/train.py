@@ -7,7 +7,7 @@ import click
 from ..cache.errors import CacheError
 from ..cache.format import Status
 from ..cache.progress import Progress
-from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_of
+from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_by_size, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
 from .main import is_first_process
 from .options import SectionedCommand, require_kind, settings_options
@@ -52,8 +52,7 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
             warn(f"no recipe, because {flags} is given; --recipe few has the other settings for {num_images:,} images")
         return {}
     options["recipe"] = recipe
-    settings = settings_of(recipe, given)
-    settings["batch_size"] = max(1, min(settings["batch_size"], num_images))
+    settings = settings_by_size(num_images, given) or {}
     if speaks:
         values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
         say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} leaves it out")

@@ -66,3 +66,17 @@ def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
     if recipe in ("few", "many") and text != "scratch":
         raise DistillError(f"--recipe {recipe} is for --text scratch: pass --recipe lm or lora for a language model")
     return {name: value for name, value in RECIPES[recipe].items() if name not in given}
+
+
+def settings_by_size(num_images: int, given: dict[str, Any]) -> dict[str, Any] | None:
+    """Settings of the recipe for a number of images, none of them above what the cache has; None without a recipe.
+
+    Args:
+        num_images: embedded images of the cache.
+        given: settings from the user.
+    """
+    recipe = recipe_for(num_images, given)
+    if recipe is None:
+        return None
+    settings = settings_of(recipe, given)
+    return settings | {"batch_size": max(1, min(settings["batch_size"], num_images))}

@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from ..cache.location import Url, to_location
 from ..inference.progress import stages
 
-# Function: module and function of the job, module and dataclass of its settings.
+# Function: function of the job, dataclass of its settings, and what gives defaults that depend on what is given.
 FUNCTIONS = {
     "cache_images": ("cache.cache_images", "settings.cache.CacheSettings"),
     "import_embeddings": ("import_embeddings.import_embeddings", "settings.import_embeddings.ImportSettings"),
@@ -26,7 +26,7 @@ FUNCTIONS = {
     "verify_cache": ("verify.verify_cache", "settings.verify.VerifySettings"),
     "find_duplicates": ("duplicates.find_duplicates", "settings.duplicates.DuplicatesSettings"),
     "train_tokenizer": ("tokenizer.train_tokenizer", "settings.tokenizer.TokenizerSettings"),
-    "train": ("train.train", "..distill.train_settings.TrainSettings"),
+    "train": ("train.train", "..distill.train_settings.TrainSettings", "train.defaults"),
     "export": ("export.export_run", "settings.export.ExportSettings"),
     "evaluate_retrieval": ("evaluate.evaluate_retrieval", "settings.evaluate.RetrievalSettings"),
 }
@@ -34,16 +34,21 @@ FUNCTIONS = {
 
 def command(name: str) -> Callable[..., Any]:
     """The function of a command, by its key in `FUNCTIONS`."""
-    run, settings = (_attribute(path) for path in FUNCTIONS[name])
+    run, settings, *defaults = (_attribute(path) for path in FUNCTIONS[name])
     takes_progress = "on_progress" in inspect.signature(run).parameters
 
     @wraps(run)
     def call(given: Any = None, /, *, progress: bool | None = None, **values: Any) -> Any:
-        names = inspect.signature(run).parameters.keys() - get_type_hints(settings).keys()
-        others = {key: value for key, value in values.items() if key in names}
+        hints = get_type_hints(settings)
+        others = {key: values[key] for key in values.keys() & (_parameters(run, *defaults) - hints.keys())}
         if not isinstance(given, settings):
             first = {} if given is None else {_first(settings): given}
-            given = _settings(settings, first | {key: values[key] for key in values.keys() - others.keys()}, name)
+            plain = _plain(settings, first | {key: values[key] for key in values.keys() - others.keys()}, name)
+            for choose in defaults:
+                asked = {key: others[key] for key in others.keys() & _parameters(choose)}
+                plain = choose(plain, **asked) | plain
+            given = settings(**plain)
+        others = {key: value for key, value in others.items() if key in _parameters(run)}
         if not takes_progress or "on_progress" in others:
             return run(given, **others)
         with stages(progress) as on_progress:
@@ -61,15 +66,23 @@ def _attribute(path: str) -> Any:
     return getattr(import_module(relative, __package__), attribute)
 
 
-def _settings(settings: type[Any], values: dict[str, Any], name: str) -> Any:
-    """Settings of plain values: paths may be texts, and lists tuples."""
+def _parameters(*functions: Callable[..., Any]) -> set[str]:
+    return {name for function in functions for name in inspect.signature(function).parameters}
+
+
+def _plain(settings: type[Any], values: dict[str, Any], name: str) -> dict[str, Any]:
+    """Values as the fields of the settings hold them.
+
+    Raises:
+        TypeError: an unknown setting, or a missing one.
+    """
     hints = get_type_hints(settings)
     if unknown := values.keys() - hints.keys():
         raise TypeError(f"{name}() has no setting {min(unknown)!r}; known are {', '.join(sorted(hints))}")
     missing = [f.name for f in fields(settings) if f.default is MISSING and f.name not in values]
     if missing:
         raise TypeError(f"{name}() needs {missing[0]}")
-    return settings(**{key: _converted(value, hints[key]) for key, value in values.items()})
+    return {key: _converted(value, hints[key]) for key, value in values.items()}
 
 
 def _converted(value: Any, hint: Any) -> Any:

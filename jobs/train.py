@@ -6,10 +6,37 @@ The work is all of `distill.training`; here the command's function stands beside
 from pathlib import Path
 from typing import Any
 
+from ..cache.format import Status
+from ..cache.read.cache import Cache
+from ..distill.errors import DistillError
+from ..distill.recipes import RECIPES, Recipe, settings_by_size, settings_of
 from ..distill.training.run_folder import RunFolder
 from ..distill.training.train import TrainResult, train
 
-__all__ = ["TrainResult", "settings_to_resume", "train"]
+__all__ = ["TrainResult", "defaults", "settings_to_resume", "train"]
+
+
+def defaults(given: dict[str, Any], *, recipe: str | None = None, resume: bool = False) -> dict[str, Any]:
+    """Settings that take the place of those that are not given, as for the command line.
+
+    Args:
+        given: settings from the user, with `cache` and `output`.
+        recipe: its name, or "none"; None chooses by the number of images.
+        resume: take the settings that the run was begun with.
+
+    Raises:
+        CacheError: no cache.
+        DistillError: no such recipe, or one for other text towers.
+    """
+    if resume:
+        return settings_to_resume(given["output"])
+    if recipe is not None:
+        known: dict[str, Recipe] = {name: name for name in RECIPES}
+        if recipe != "none" and recipe not in known:
+            raise DistillError(f"recipe {recipe!r}: known are {', '.join(known)} and none")
+        return {} if recipe == "none" else settings_of(known[recipe], given)
+    num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
+    return settings_by_size(num_images, given) or {}
 
 
 def settings_to_resume(output: Path) -> dict[str, Any]:

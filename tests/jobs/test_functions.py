@@ -1,12 +1,14 @@
 """Commands as Python functions: keyword arguments or settings, from images to a merged CLIP."""
 
 import inspect
+import json
 from pathlib import Path
 
 import clipglot
 import numpy as np
 import pytest
 from clipglot.distill.errors import DistillError
+from clipglot.distill.recipes import RECIPES
 from clipglot.jobs.functions import FUNCTIONS
 from clipglot.jobs.settings.cache import CacheSettings
 
@@ -48,3 +50,14 @@ def test_mistakes_in_arguments_are_named(manifest: Path, tmp_path: Path) -> None
         clipglot.cache_images(manifest, output=tmp_path / "c", model="m", batchsize=3)
     with pytest.raises(DistillError):
         clipglot.cache_images(manifest, output=tmp_path / "c", model="m", batch_size=0)
+
+
+def test_training_takes_recipes_and_resumes_as_the_command_does(tiny_cache: Path, tmp_path: Path) -> None:
+    small = {"width": 16, "heads": 2, "layers": 1, "vocab_size": 300, "device": "cpu", "progress": False}
+    clipglot.train(tiny_cache, output=tmp_path / "few", epochs=1, batch_size=8, recipe="few", **small)
+    kept = json.loads((tmp_path / "few" / "run.json").read_text())["settings"]
+    assert (kept["dropout"], kept["epochs"]) == (RECIPES["few"]["dropout"], 1)
+    again = clipglot.train(tiny_cache, output=tmp_path / "few", resume=True, progress=False)
+    assert again.step == again.num_steps == 5
+    with pytest.raises(DistillError, match="known are few, many"):
+        clipglot.train(tiny_cache, output=tmp_path / "x", recipe="fast")

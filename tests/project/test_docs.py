@@ -19,7 +19,7 @@ PAGES = sorted(
     ]
 )
 PACKAGES = sorted(file.parent.name for file in ROOT.glob("[a-z]*/__init__.py"))
-FOLDERS = [*PACKAGES, "benchmarks", "docs", "scripts", "tests"]
+FOLDERS = [*PACKAGES, "benchmarks", "docs", "examples", "scripts", "tests"]
 CODE = re.compile(r"`([^`\s]+)`")
 LINK = re.compile(r"\]\(([^()\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
