@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import clipglot
 import pytest
 import transformers
 from clipglot.distill.training.final import load_final
@@ -67,6 +68,7 @@ CLIP_LOADERS: dict[str, Load] = {
     "teacher": lambda model: load_with_teacher(model, None),
     "text clip": lambda model: ScratchTower.from_clip(model, None),
     "merged": lambda model: load_merged(Path(model.removeprefix("local-dir:"))),
+    "python": lambda model: clipglot.load(model.removeprefix("local-dir:")),
 }
 
 
