@@ -24,11 +24,12 @@ from torch import Tensor
 from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
 from .open_clip_loading import TIMM_PREFIX, load_clip
+from .text_lm_loading import first_line
 from .text_tower import TextTower, TextTowerConfig
 from .text_towers import TEXT_TOWERS
 from .tokenizer import TextTokenizer, open_clip_tokenizer
-from .untrusted import CLIP_CONFIG, LOCAL_PREFIX, clip_config, clip_tokenizer
-from .untrusted_files import read_json, require_regular
+from .untrusted import CLIP_CONFIG, HUB_PREFIX, LM_CONFIG, LOCAL_PREFIX, TOKENIZER_FILES, clip_config, clip_tokenizer
+from .untrusted_files import fetched_from_hub, read_json, require_regular
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXTS_AT_A_TIME = 256
@@ -198,6 +199,26 @@ def load_merged(folder: Path, *, by_open_clip: bool = False) -> MergedClip:
     clip, config = load_clip(name, None)
     tower = None if by_open_clip else _own_text_tower(clip, config, folder if isinstance(record, dict) else None)
     return _of_open_clip(name, clip, config, tower, record=record if isinstance(record, dict) else {})
+
+
+def load_from_hub(repository: str) -> MergedClip:
+    """Load a CLIP from a hub repository: an export of ours with our text tower, any other as open_clip does.
+
+    Args:
+        repository: ORG/NAME.
+
+    Raises:
+        EncoderError: no such repository, no connection, or a model that does not load.
+    """
+    try:
+        folder = fetched_from_hub(repository, [CLIP_CONFIG, WEIGHTS, LM_CONFIG, *TOKENIZER_FILES])
+    except Exception as error:  # of the hub, of many kinds
+        raise EncoderError(f"{repository}: the hub gives no such model ({first_line(error)})") from error
+    if not (folder / CLIP_CONFIG).is_file():
+        raise EncoderError(f"{repository}: no {CLIP_CONFIG} in it: pass the repository of an open_clip model")
+    if not (folder / WEIGHTS).is_file():  # in a file of another name
+        return load_named(f"{HUB_PREFIX}{repository}", None)
+    return replace(load_merged(folder), name=repository)
 
 
 def load_named(model: str, pretrained: str | None) -> MergedClip:

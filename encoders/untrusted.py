@@ -35,7 +35,7 @@ LM_WEIGHTS, LM_INDEX = "model.safetensors", "model.safetensors.index.json"
 TOKENIZER_CONFIG, SPECIAL_TOKENS = "tokenizer_config.json", "special_tokens_map.json"
 VOCABULARIES = ["tokenizer.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spm.model"]
 VOCABULARIES += ["spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "source.spm", "target.spm", "bpe.codes"]
-_TOKENIZER_FILES = [*VOCABULARIES, TOKENIZER_CONFIG, SPECIAL_TOKENS, LM_CONFIG]
+TOKENIZER_FILES = [*VOCABULARIES, TOKENIZER_CONFIG, SPECIAL_TOKENS, LM_CONFIG]
 
 # Of a config of transformers, wherever in it they stand: what names code, other files or other repositories, what is
 # computed with, and labels, whose number alone fills memory. All else is kept: families also read fields that their
@@ -144,7 +144,7 @@ def clip_tokenizer(model: str, config: Mapping[str, Any]) -> Any:
         if not name:
             return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{safe}")
         local = model.startswith(LOCAL_PREFIX)
-        source = Path(model.removeprefix(LOCAL_PREFIX)) if local else fetched_from_hub(name, _TOKENIZER_FILES)
+        source = Path(model.removeprefix(LOCAL_PREFIX)) if local else fetched_from_hub(name, TOKENIZER_FILES)
         with _in_its_own_name(safe, source):
             _write_tokenizer(source, Path(safe))
             return open_clip.get_tokenizer(f"{LOCAL_PREFIX}{safe}", trust_remote_code=False)
@@ -295,7 +295,7 @@ def _require_known(config: Any, file: Path) -> None:
 
 def _write_tokenizer(source: str | Path, safe: Path) -> None:
     """The files of a tokenizer in a safe folder."""
-    folder = fetched(source, _TOKENIZER_FILES)
+    folder = fetched(source, TOKENIZER_FILES)
     for name in VOCABULARIES:
         if (folder / name).is_symlink() or (folder / name).exists():
             (safe / name).symlink_to(require_regular(folder / name, MAX_VOCABULARY))

@@ -1,5 +1,6 @@
 """A trained CLIP for Python code: texts and images to embeddings, similarity, zero-shot classification, search."""
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -384,24 +385,23 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     import torch
 
     from ..encoders.errors import EncoderError
-    from ..encoders.merged_clip import load_merged, load_named
+    from ..encoders.merged_clip import load_from_hub, load_merged, load_named
     from ..encoders.untrusted import HUB_PREFIX, LOCAL_PREFIX
 
     name = str(model).removeprefix(LOCAL_PREFIX)
-    folder = Path(name)
+    folder, repository = Path(name), name.removeprefix(HUB_PREFIX)
     if (folder / "run.json").is_file():
         raise EncoderError(f"{folder} is a run: merge it with `clipglot export {folder} -o MERGED` and load that")
     if (folder / "zarr.json").is_file():
         raise EncoderError(f"{folder} is a cache: open it with clipglot.open_cache")
-    if pretrained is None and folder.is_dir():
+    if pretrained is not None:
+        clip = load_named(name, pretrained)
+    elif folder.is_dir():
         clip = load_merged(folder)
-    elif (
-        pretrained is None and not name.startswith(HUB_PREFIX) and (name.count("/") != 1 or name.startswith(("/", ".")))
-    ):
-        raise EncoderError(f"{name}: no such folder: pass the folder of a merged CLIP, or a hub repository ORG/NAME")
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        clip = load_from_hub(repository)
     else:
-        prefix = HUB_PREFIX if pretrained is None and ":" not in name else ""
-        clip = load_named(f"{prefix}{name}", pretrained)
+        raise EncoderError(f"{name}: no such folder: pass the folder of a merged CLIP, or a hub repository ORG/NAME")
     return CLIP(clip.placed(device or ("cuda" if torch.cuda.is_available() else "cpu")))
 
 

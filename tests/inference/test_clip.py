@@ -1,6 +1,7 @@
 """A loaded CLIP gives open_clip's embeddings for texts and images of any form, and says which input is bad."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from clipglot.encoders.errors import EncoderError
 from clipglot.inference.errors import InputError
+from huggingface_hub import constants
 from PIL import Image
 from support.odd_strings import odd_strings
 from support.tiny_clip import TINY_CONFIG, save_tiny_clip
@@ -183,3 +185,19 @@ def test_importing_clipglot_imports_nothing_heavy() -> None:
     code = f"import sys, clipglot; dir(clipglot); print(*{heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == ""
+
+
+def test_a_repository_of_the_hub_is_loaded_as_its_folder(
+    merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip: clipglot.CLIP
+) -> None:
+    snapshot = tmp_path / "models--org--clip" / "snapshots" / ("0" * 40)
+    shutil.copytree(merged, snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    loaded = clipglot.load("org/clip", device="cpu")
+    assert repr(loaded).startswith("CLIP('org/clip'")
+    np.testing.assert_array_equal(loaded.encode_text(CAPTIONS), clip.encode_text(CAPTIONS))
+    with pytest.raises(EncoderError, match="org/other: the hub gives no such model"):
+        clipglot.load("org/other")
