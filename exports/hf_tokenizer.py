@@ -67,11 +67,18 @@ def _cleaning() -> list[Any]:
     parts = [normalizers.Replace(Regex("&(?:amp;)+"), "&")]
     parts += [normalizers.Replace(entity, text) for entity, text in _ENTITIES.items()]
     parts.append(normalizers.Replace(Regex(_TERMINAL), ""))
-    parts += [normalizers.Replace(chr(code), text) for code, text in {**LIGATURES, **WIDTH_MAP}.items()]
+    letters = {**_windows_1252(), **{chr(code): text for code, text in {**LIGATURES, **WIDTH_MAP}.items()}}
+    parts += [normalizers.Replace(letter, text) for letter, text in letters.items()]
     parts.append(normalizers.Replace(Regex("[\u02bc\u2018-\u201b]"), "'"))
     parts.append(normalizers.Replace(Regex("[\u201c-\u201f]"), '"'))
     parts.append(normalizers.Replace(Regex(_CONTROLS), ""))
     return [*parts, normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+
+
+def _windows_1252() -> dict[str, str]:
+    """Control characters that were characters of Windows, as ftfy reads them."""
+    read = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
+    return {control: text for control, text in read.items() if text}
 
 
 def _swapped(exported: Tokenizer, tokenizer: CaptionTokenizer) -> Tokenizer:

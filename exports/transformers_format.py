@@ -32,7 +32,7 @@ from .probes import Probes
 OTHERS = "pass --format sentence-transformers, onnx or open_clip"
 IMAGE_NOTE = (
     "Images are resized by Pillow through timm's transforms (`TimmWrapperImageProcessor`, needs timm and torchvision), "
-    "as when the embeddings were cached; pass RGB images. `CLIPImageProcessor` crops some sizes a pixel off and, on "
+    'as when the embeddings were cached; pass RGB images (`image.convert("RGB")`). `CLIPImageProcessor` crops some sizes a pixel off and, on '
     "torchvision, resizes to other values."
 )
 _CODE = """import torch
@@ -65,9 +65,9 @@ def write(folder: Path, clip: MergedClip) -> Written:
     text, image = probes.require_close(by, *_features(folder, probes))
     notes = [minimum(model), *text_notes(clip), IMAGE_NOTE, *bias_notes(clip)]
     notes.append(
-        "transformers does not cut long texts by itself: pass `truncation=True` as above; a tokenizer that "
-        f'`pipeline("zero-shot-image-classification")` uses cuts none, so keep its labels within {clip.context_length} '
-        "tokens."
+        f"transformers cuts texts of more than {clip.context_length} tokens only if told so, as above. For labels of "
+        '`pipe = pipeline("zero-shot-image-classification", …)`: '
+        "`pipe.tokenizer = functools.partial(pipe.tokenizer, truncation=True)`."
     )
     return Written(loaded_by=by, code=_CODE, text_difference=text, image_difference=image, notes=notes)
 
@@ -160,7 +160,9 @@ def clip_vision(tower: ImageTower) -> tuple[dict[str, Any], dict[str, Tensor], T
     """
     visual: Any = tower.visual
     if not isinstance(visual, VisionTransformer):
-        raise ExportError(f"transformers has no image tower of the kind of {tower.model}: pass --format onnx or open_clip")
+        raise ExportError(
+            f"transformers has no image tower of the kind of {tower.model}: pass --format onnx or open_clip"
+        )
     (height, width), (patch, other) = visual.image_size, visual.patch_size
     plain = visual.pool_type == "tok" and visual.attn_pool is None and not isinstance(visual.patch_dropout, nn.Dropout)
     if not plain or height != width or patch != other or visual.proj is None:
