@@ -110,6 +110,8 @@ def export_run(settings: ExportSettings) -> ExportResult:
         raise DistillError(f"{settings.run} is a merged CLIP: --step, --model and --pretrained are of runs, drop them")
     if is_merged and "open_clip" in formats:
         raise DistillError(f"{settings.run} is in open_clip's format already: pass --format transformers, for example")
+    if settings.quantize and "onnx" not in formats:
+        raise DistillError(f"--quantize {settings.quantize} is of --format onnx alone: pass both, or drop it")
     run = None if is_merged else _load_run(settings)
     results = []
     with (
@@ -130,7 +132,8 @@ def export_run(settings: ExportSettings) -> ExportResult:
                 results.append(run.result(final))
             else:
                 (folder / inside[name]).mkdir(exist_ok=True)
-                results.append(_write_format(name, native, folder / inside[name], final))
+                options = {"quantize": settings.quantize} if name == "onnx" else {}
+                results.append(_write_format(name, native, folder / inside[name], final, **options))
     num_probes, min_cosine, why = run.probes if run else (0, None, "a merged CLIP has no cache")
     return ExportResult(
         folder=settings.output,
@@ -215,7 +218,7 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
     )
 
 
-def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -> FormatResult:
+def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path, **options: Any) -> FormatResult:
     """Write another format from the folder that open_clip loads.
 
     Args:
@@ -223,6 +226,7 @@ def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -
         native: that folder.
         folder: exists and is empty.
         final: how it is called in the end.
+        **options: of the format.
 
     Raises:
         ExportError: the format cannot hold this CLIP, or its library computes something else.
@@ -232,7 +236,7 @@ def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path) -
         raise ExportError(
             f"{native}: a text tower that clipglot does not have: export it with the library that made it"
         )
-    written = write_format(name, folder, clip)
+    written = write_format(name, folder, clip, **options)
     text, size = clip.text_tower.config, clip.tokenizer.vocab_size
     guide = "\n".join(
         [f"```python\n{written.code.replace('{folder}', final.name)}\n```", *(f"- {note}" for note in written.notes)]
