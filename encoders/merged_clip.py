@@ -119,6 +119,25 @@ class MergedClip:
         """D."""
         return self.image_tower.dim
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """open_clip's `preprocess_cfg`."""
+        return self.image_tower.preprocess
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the image tower's tensors."""
+        return self.image_tower.weights_sha256
+
+    @property
+    def quick_gelu(self) -> bool:
+        """The activation that an open_clip config would set."""
+        return self.image_tower.quick_gelu
+
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw features `[B, D] float32` of pixels `[B, height, width, 3] uint8`."""
+        return self.image_tower.encode(pixels)
+
     def placed(self, device: str | torch.device) -> "MergedClip":
         """The CLIP on a device."""
         for module in (self.text_tower, self._by_open_clip and self._by_open_clip[0]):

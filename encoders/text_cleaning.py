@@ -25,7 +25,7 @@ _PLAIN = re.compile(
 def clean(caption: str) -> str:
     """Clean a caption as open_clip's HFTokenizer does: ftfy, HTML entities and whitespace.
 
-    >>> clean("  ¡hola &amp;amp; adi\\u00c3\\u00b3s!\\n")
+    >>> clean("  ¡hola &amp;amp;   adiÃ³s! ")
     '¡hola & adiós!'
     """
     if not _PLAIN.fullmatch(caption):

@@ -8,6 +8,7 @@ M captions, N images, D features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..cache.format import Status
 from ..cache.read.cache import Cache
-from ..encoders.merged_clip import MergedClip
+from ..inference.towers import Towers, is_onnx
 from .errors import EvalError
 
 Indices = NDArray[np.int64]
@@ -166,7 +167,7 @@ def _members(groups: Indices) -> Callable[[int], Indices]:
     return lambda group: order[ends[group - 1] if group else 0 : ends[group]]
 
 
-def retrieve_from_cache(clip: MergedClip, cache: Cache) -> RetrievalReport:
+def retrieve_from_cache(clip: Towers, cache: Cache) -> RetrievalReport:
     """Retrieval metrics of a merged CLIP on the captions and image embeddings of a cache; no image is opened.
 
     Raises:
@@ -174,15 +175,17 @@ def retrieve_from_cache(clip: MergedClip, cache: Cache) -> RetrievalReport:
         CacheError: the cache is not complete.
     """
     info = cache.require_sealed().info.encoder
-    tower = clip.image_tower
-    merged = replace(
-        info, weights_sha256=tower.weights_sha256, preprocess=tower.preprocess, quick_gelu=tower.quick_gelu
-    )
+    merged = replace(info, weights_sha256=clip.weights_sha256, preprocess=clip.preprocess, quick_gelu=clip.quick_gelu)
     name = info.difference(merged)
     if name:
+        of_tower = (
+            "the image tower that it was exported from"
+            if is_onnx(Path(clip.name))
+            else f"--model local-dir:{clip.name}"
+        )
         raise EvalError(
-            f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.folder} "
-            f"is another ({name} {getattr(merged, name)}): cache the images with --model local-dir:{clip.folder}"
+            f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.name} "
+            f"is another ({name} {getattr(merged, name)}): cache the images with {of_tower}"
         )
     embedded = np.flatnonzero(cache.status() == Status.EMBEDDED)
     row_of = np.full(len(cache), -1)

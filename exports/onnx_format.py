@@ -106,12 +106,14 @@ def _write_files(folder: Path, clip: MergedClip) -> int:
 
 def _index(clip: MergedClip, inputs: list[str], cleaning: int, quantize: Quantization | None) -> dict[str, Any]:
     """What clipglot.json holds."""
-    tower = clip.image_tower
+    tower, tokenizer = clip.image_tower, clip.tokenizer
+    assert tokenizer is not None, "refused above"
     return {
         "format_version": FORMAT_VERSION,
         "dim": clip.dim,
         "context_length": clip.context_length,
-        "pad_id": (clip.tokenizer and clip.tokenizer.pad_id) or 0,
+        "pad_id": tokenizer.pad_id or 0,
+        "end_id": tokenizer.encode([""], clip.context_length)[0][-1],
         "logit_scale": clip.logit_scale,
         "logit_bias": clip.logit_bias,
         "text_inputs": inputs,

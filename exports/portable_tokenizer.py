@@ -1,4 +1,4 @@
-"""A tokenizer.json that a plain loader reads: it cleans, cuts and pads by itself, and special tokens in texts are text."""
+"""A tokenizer.json that a plain loader reads: it cleans, cuts and pads alone; special tokens in texts are text."""
 
 import json
 from typing import Any
