@@ -270,6 +270,8 @@ def require_kind(path: Location, expected: Kind) -> None:
     if isinstance(path, Url):
         return
     found = [kind for kind, (mark, _, _) in _KINDS.items() if (path / mark).is_file()]
+    if (path / "clipglot.json").is_file() and (path / "textual/model.onnx").is_file():
+        found.append("merged CLIP")  # in ONNX
     if expected in found:
         return
     for kind in found:

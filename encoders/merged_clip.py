@@ -91,7 +91,7 @@ class MergedClip:
         name: folder that it was loaded from, or open_clip's name of it.
         image_tower: with its identity.
         text_tower: ours, which computes no padding; None where only open_clip can compute the text tower.
-        tokenizer: of `text_tower`.
+        tokenizer: of `text_tower`, or open_clip's.
         context_length: most tokens of a text.
         logit_scale: factor on cosines before a softmax.
         logit_bias: added to scaled cosines before a sigmoid, after a sigmoid loss.
@@ -102,13 +102,13 @@ class MergedClip:
     name: str
     image_tower: ImageTower
     text_tower: TextTower | None
-    tokenizer: TextTokenizer | None
+    tokenizer: Any
     context_length: int
     logit_scale: float
     logit_bias: float | None
     model_cfg: dict[str, Any]
     record: dict[str, Any]
-    _by_open_clip: tuple[Any, Any] | None = None  # model and tokenizer, where there is no `text_tower`
+    _by_open_clip: Any = None  # the model, where there is no `text_tower`
 
     @property
     def folder(self) -> Path:
@@ -120,9 +120,32 @@ class MergedClip:
         """D."""
         return self.image_tower.dim
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """open_clip's `preprocess_cfg`."""
+        return self.image_tower.preprocess
+
+    @property
+    def weights_sha256(self) -> str:
+        """Digest of the image tower's tensors."""
+        return self.image_tower.weights_sha256
+
+    @property
+    def quick_gelu(self) -> bool:
+        """The activation that an open_clip config would set."""
+        return self.image_tower.quick_gelu
+
+    def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """What the image tower takes of pixels `[B, height, width, 3] uint8`, `[B, 3, height, width] float32`."""
+        return self.image_tower.normalize(pixels)
+
+    def encode_pixels(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Raw features `[B, D] float32` of pixels `[B, height, width, 3] uint8`."""
+        return self.image_tower.encode(pixels)
+
     def placed(self, device: str | torch.device) -> "MergedClip":
         """The CLIP on a device."""
-        for module in (self.text_tower, self._by_open_clip and self._by_open_clip[0]):
+        for module in (self.text_tower, self._by_open_clip):
             if module is not None:
                 module.to(device)
         return replace(self, image_tower=self.image_tower.placed(device))
@@ -163,9 +186,8 @@ class MergedClip:
 
     def _blocks(self, texts: Sequence[str], batch_size: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
         """Positions of some texts and their raw features, until all are done."""
-        if self.text_tower is None or self.tokenizer is None:
-            assert self._by_open_clip is not None, "one of both computes texts"
-            clip, tokenizer = self._by_open_clip
+        if self.text_tower is None:
+            clip, tokenizer = self._by_open_clip, self.tokenizer
             device = next(clip.parameters()).device
             for start in range(0, len(texts), batch_size):
                 block = list(texts[start : start + batch_size])
@@ -248,7 +270,6 @@ def _of_open_clip(
 ) -> MergedClip:
     """A CLIP that open_clip has loaded; texts by our tower if there is one."""
     clip.eval().requires_grad_(False)
-    by_open_clip = None
     if own is None:
         try:
             tokenizer = clip_tokenizer(name if ":" in name else name.replace("/", "-"), config)
@@ -256,19 +277,18 @@ def _of_open_clip(
         except Exception as error:  # a missing or damaged tokenizer file, of any kind
             shown = name.removeprefix(LOCAL_PREFIX)
             raise EncoderError(f"{shown}: its tokenizer does not load ({error})") from error
-        by_open_clip = clip, tokenizer
     bias = getattr(clip, "logit_bias", None)
     return MergedClip(
         name=name.removeprefix(LOCAL_PREFIX),
         image_tower=tower_of_clip(clip, config, model=name, pretrained=pretrained),
         text_tower=own and own[0],
-        tokenizer=own and own[1],
+        tokenizer=own[1] if own else tokenizer,
         context_length=own[0].config.context_length if own else int(config["text_cfg"].get("context_length", 77)),
         logit_scale=float(clip.logit_scale.exp()),
         logit_bias=None if bias is None else float(bias),
         model_cfg=config,
         record=record or {},
-        _by_open_clip=by_open_clip,
+        _by_open_clip=None if own else clip,
     )
 
 

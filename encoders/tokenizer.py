@@ -12,10 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from open_clip.tokenizer import SimpleTokenizer, get_clean_fn
+from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .errors import EncoderError
+from .text_cleaning import clean
 from .untrusted_files import read_json
 from .untrusted_regex import panics_named, require_tame_expressions
 
@@ -26,27 +27,6 @@ ROLES = (*SPECIAL, "cls_token", "sep_token", "mask_token")
 AS_TEXT = "split_special_tokens"  # key of tokenizer_config.json by which transformers reads special tokens as text
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 CLEANING = "whitespace"  # text cleaning of open_clip's HFTokenizer: ftfy, HTML entities and whitespace
-_open_clip_clean = get_clean_fn(CLEANING)
-# Characters of texts that ftfy and html.unescape do not change: an HTML entity needs `&`; ftfy and NFC rewrite none of
-# these characters; every pattern of ftfy.badness needs a character that is not here. Cleaning costs as much as
-# tokenizing, so such texts skip it.
-_PLAIN = re.compile(
-    "["
-    " -%'-~"  # ASCII without `&`
-    "ß-öø-ÿ"  # western European lower case; upper case can be mojibake
-    "ЁЄІЇА-яёєіїў"  # Cyrillic without Ђ and ґ, which occur in mojibake
-    "\u05d0-\u05ea"  # Hebrew
-    "\u0621-\u063a\u0641-\u064a"  # Arabic without marks
-    "、。ぁ-ゖゝ-ゟァ-ヿ"  # Kana
-    "\u4e00-\u9fff"  # Han
-    "가-힣"  # Hangul syllables
-    "]*"
-)
-
-
-def clean(caption: str) -> str:
-    """Clean a caption as open_clip does."""
-    return " ".join(caption.split()) if _PLAIN.fullmatch(caption) else str(_open_clip_clean(caption))
 
 
 class TextTokenizer(ABC):

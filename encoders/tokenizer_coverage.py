@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from .scripts import SPACELESS, is_base, script_runs
-from .tokenizer import clean
+from .text_cleaning import clean
 
 SAMPLE = 20_000  # captions that are split into words
 # Tokenizers trained on a script: at most 2.1 tokens per word, 1.0 per character, 0 % unknown, 4 % pieces. Others: 5.1

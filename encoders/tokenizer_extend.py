@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from .errors import EncoderError
 from .scripts import script_runs
-from .tokenizer import CaptionTokenizer, clean
+from .text_cleaning import clean
+from .tokenizer import CaptionTokenizer
 
 Words = Counter[tuple[str, ...]]
 MIN_MARGIN = 0.1  # log probability by which a new Unigram piece wins over its parts

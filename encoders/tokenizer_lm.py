@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import EncoderError
-from .tokenizer import CLEANING, FILES, TextTokenizer, clean, spell_special_pieces
+from .text_cleaning import clean
+from .tokenizer import CLEANING, FILES, TextTokenizer, spell_special_pieces
 from .untrusted import lm_tokenizer
 from .untrusted_files import read_json
 from .untrusted_regex import panics_named

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..cache.format import RejectedImageError, Status
 from ..cache.sources.image_root import open_below
 from ..cache.write.image_decode import ResizeCrop, decode
-from ..encoders.merged_clip import MergedClip
+from ..inference.towers import Towers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class Prediction:
     error: str | None = None
 
 
-def rank_texts(clip: MergedClip, images: Iterable[Path], texts: Sequence[str]) -> Iterator[Prediction]:
+def rank_texts(clip: Towers, images: Iterable[Path], texts: Sequence[str]) -> Iterator[Prediction]:
     """Yield the texts of each image in the order of how well they describe it.
 
     Args:
@@ -41,7 +41,7 @@ def rank_texts(clip: MergedClip, images: Iterable[Path], texts: Sequence[str]) -
         texts: at least one.
     """
     text_emb = clip.encode_texts(texts)
-    geometry = ResizeCrop.from_preprocess(clip.image_tower.preprocess)
+    geometry = ResizeCrop.from_preprocess(clip.preprocess)
     for image in images:
         try:
             path = image.resolve()
@@ -51,7 +51,7 @@ def rank_texts(clip: MergedClip, images: Iterable[Path], texts: Sequence[str]) -
             reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
             yield Prediction(image=str(image), texts=[], cosines=[], probabilities=[], error=reason)
         else:
-            yield _ranked(image, texts, text_emb, clip.image_tower.encode(pixels[None])[0], clip.logit_scale)
+            yield _ranked(image, texts, text_emb, clip.encode_pixels(pixels[None])[0], clip.logit_scale)
 
 
 def _ranked(

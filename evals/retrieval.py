@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from ..cache.format import Status
 from ..cache.read.cache import Cache
-from ..encoders.merged_clip import MergedClip
-from ..inference.clip import require_same_tower
 from ..inference.errors import InputError
+from ..inference.towers import Towers, require_same_tower
 from .errors import EvalError
 
 Indices = NDArray[np.int64]
@@ -168,7 +167,7 @@ def _members(groups: Indices) -> Callable[[int], Indices]:
     return lambda group: order[ends[group - 1] if group else 0 : ends[group]]
 
 
-def retrieve_from_cache(clip: MergedClip, cache: Cache) -> RetrievalReport:
+def retrieve_from_cache(clip: Towers, cache: Cache) -> RetrievalReport:
     """Retrieval metrics of a merged CLIP on the captions and image embeddings of a cache; no image is opened.
 
     Raises:

@@ -1,7 +1,7 @@
 """The sentence-transformers format: a folder of its own modules, so that `encode` takes texts and images.
 
-A CLIP that transformers has a class for is that folder with two files more. Any other text tower stands beside the image
-tower, and a router chooses between them.
+A CLIP that transformers has a class for is that folder with two files more. Any other text tower stands beside the
+image tower, and a router chooses between them.
 """
 
 import json

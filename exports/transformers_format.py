@@ -32,8 +32,7 @@ from .probes import Probes
 OTHERS = "pass --format sentence-transformers, onnx or open_clip"
 IMAGE_NOTE = (
     "Images are resized by Pillow through timm's transforms (`TimmWrapperImageProcessor`, needs timm and torchvision), "
-    'as when the embeddings were cached; pass RGB images (`image.convert("RGB")`). `CLIPImageProcessor` crops some sizes a pixel off and, on '
-    "torchvision, resizes to other values."
+    'as when the embeddings were cached; pass RGB images (`image.convert("RGB")`).'
 )
 _CODE = """import torch
 from PIL import Image
@@ -65,9 +64,8 @@ def write(folder: Path, clip: MergedClip) -> Written:
     text, image = probes.require_close(by, *_features(folder, probes))
     notes = [minimum(model), *text_notes(clip), IMAGE_NOTE, *bias_notes(clip)]
     notes.append(
-        f"transformers cuts texts of more than {clip.context_length} tokens only if told so, as above. For labels of "
-        '`pipe = pipeline("zero-shot-image-classification", …)`: '
-        "`pipe.tokenizer = functools.partial(pipe.tokenizer, truncation=True)`."
+        f"transformers cuts texts of more than {clip.context_length} tokens only if told so (`truncation=True`, as "
+        "above); its pipelines do not, so keep their labels shorter."
     )
     return Written(loaded_by=by, code=_CODE, text_difference=text, image_difference=image, notes=notes)
 
@@ -90,7 +88,7 @@ def minimum(model: Any) -> str:
     """A note on versions."""
     if isinstance(model, transformers.VisionTextDualEncoderModel):
         return "Needs transformers 5 or later: version 4 hands its text tower arguments that it does not take."
-    return "Written and loaded with transformers 5; version 4.57 has the same class."
+    return f"Written and loaded with transformers {transformers.__version__}."
 
 
 def text_notes(clip: MergedClip) -> list[str]:

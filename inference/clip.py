@@ -3,7 +3,7 @@
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,17 @@ from numpy.typing import NDArray
 from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..cache.write.image_decode import ResizeCrop
+from ..encoders.errors import EncoderError
 from .errors import InputError
 from .images import is_single, to_pixels
+from .onnx_clip import OnnxClip
 from .progress import steps
+from .towers import Towers, is_onnx, require_same_tower
 
 if TYPE_CHECKING:
     import torch
 
-    from ..encoders.merged_clip import MergedClip
+    from ..encoders.image_tower import ImageTower
 
 Floats = NDArray[np.float32]
 IMAGES_AT_A_TIME = 32
@@ -81,12 +84,13 @@ class CLIP:
     `[n, D]`.
 
     Attributes:
-        model: both towers, as `clipglot.encoders.merged_clip.MergedClip`.
+        model: both towers, a `clipglot.encoders.merged_clip.MergedClip`, or of an export in ONNX a
+            `clipglot.inference.onnx_clip.OnnxClip`.
     """
 
-    def __init__(self, model: "MergedClip") -> None:
+    def __init__(self, model: Towers) -> None:
         self.model = model
-        self._geometry = ResizeCrop.from_preprocess(model.image_tower.preprocess)
+        self._geometry = ResizeCrop.from_preprocess(model.preprocess)
 
     def __repr__(self) -> str:
         return f"CLIP({self.model.name!r}, dim={self.dim}, device={str(self.device)!r})"
@@ -97,9 +101,10 @@ class CLIP:
         return self.model.dim
 
     @property
-    def device(self) -> "torch.device":
-        """Where the towers are."""
-        return self.model.image_tower.device
+    def device(self) -> "torch.device | str":
+        """Where the towers are; "cpu" of an export in ONNX."""
+        tower: ImageTower | None = getattr(self.model, "image_tower", None)
+        return "cpu" if tower is None else tower.device
 
     @property
     def logit_scale(self) -> float:
@@ -114,15 +119,17 @@ class CLIP:
     @property
     def tokenizer(self) -> Any:
         """The tokenizer: ours has `encode(texts, context_length)` and `decode(ids)`; of other CLIPs open_clip's."""
-        return self.model.tokenizer or self.model._by_open_clip[1]  # type: ignore[index]
+        return self.model.tokenizer
 
     @property
     def context_length(self) -> int:
         """Most tokens of a text; longer ones are cut."""
         return self.model.context_length
 
-    def preprocess(self, image: Any) -> "torch.Tensor":
+    def preprocess(self, image: Any) -> Any:
         """What the image tower takes of an image, `[3, height, width] float32`, bit for bit as open_clip's transform.
+
+        A tensor; of an export in ONNX an array.
 
         Args:
             image: as of `encode_image`.
@@ -130,7 +137,7 @@ class CLIP:
         Raises:
             InputError: as of `encode_image`.
         """
-        return self.model.image_tower.normalize(to_pixels(image, self._geometry)[None])[0]
+        return self.model.normalize(to_pixels(image, self._geometry)[None])[0]
 
     def encode_text(
         self,
@@ -205,7 +212,7 @@ class CLIP:
             for start in range(0, len(given), batch_size):
                 rows, pixels = self._pixels(given, range(start, min(start + batch_size, len(given))), skip_errors)
                 if rows:
-                    features = self.model.image_tower.encode(np.stack(pixels))
+                    features = self.model.encode_pixels(np.stack(pixels))
                     emb[rows] = features / np.linalg.norm(features, axis=1, keepdims=True) if normalize else features
                 advance(min(start + batch_size, len(given)))
         return self._given_back(emb, single=single, as_tensor=convert_to_tensor)
@@ -371,8 +378,8 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     """Load a CLIP: a folder that `clipglot export` wrote, or any other that open_clip knows.
 
     Args:
-        model: folder of a merged CLIP or of any open_clip model, a hub repository (`ORG/NAME`), or a name of open_clip
-            with its weights in `pretrained`.
+        model: folder of a merged CLIP, of its export in ONNX, or of any open_clip model, a hub repository (`ORG/NAME`),
+            or a name of open_clip with its weights in `pretrained`.
         pretrained: tag or file of weights, for a name of open_clip.
         device: "cpu", "cuda", "cuda:1", …; by default the GPU if there is one.
 
@@ -382,18 +389,18 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     >>> load("merged", device="cpu")
     CLIP('merged', dim=16, device='cpu')
     """
-    import torch
-
-    from ..encoders.errors import EncoderError
-    from ..encoders.merged_clip import load_from_hub, load_merged, load_named
-    from ..encoders.untrusted import HUB_PREFIX, LOCAL_PREFIX
-
-    name = str(model).removeprefix(LOCAL_PREFIX)
-    folder, repository = Path(name), name.removeprefix(HUB_PREFIX)
+    name = str(model).removeprefix("local-dir:")
+    folder, repository = Path(name), name.removeprefix("hf-hub:")
     if (folder / "run.json").is_file():
         raise EncoderError(f"{folder} is a run: merge it with `clipglot export {folder} -o MERGED` and load that")
     if (folder / "zarr.json").is_file():
         raise EncoderError(f"{folder} is a cache: open it with clipglot.open_cache")
+    if pretrained is None and is_onnx(folder):
+        return CLIP(OnnxClip(folder))
+    import torch
+
+    from ..encoders.merged_clip import load_from_hub, load_merged, load_named
+
     if pretrained is not None:
         clip = load_named(name, pretrained)
     elif folder.is_dir():
@@ -403,28 +410,6 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     else:
         raise EncoderError(f"{name}: no such folder: pass the folder of a merged CLIP, or a hub repository ORG/NAME")
     return CLIP(clip.placed(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-
-
-def require_same_tower(clip: Any, cache: Cache) -> None:
-    """Refuse a cache that another image tower made.
-
-    Args:
-        clip: has an `image_tower` and a `name`.
-        cache: sealed.
-
-    Raises:
-        CacheError: the cache is not complete.
-        InputError: names what differs.
-    """
-    info, tower = cache.require_sealed().info.encoder, clip.image_tower
-    merged = replace(
-        info, weights_sha256=tower.weights_sha256, preprocess=tower.preprocess, quick_gelu=tower.quick_gelu
-    )
-    if name := info.difference(merged):
-        raise InputError(
-            f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.name} "
-            f"is another ({name} {getattr(merged, name)}): cache the images with --model local-dir:{clip.name}"
-        )
 
 
 def search_exactly(cache: Cache, queries: Floats, k: int) -> list[Hits]:

@@ -1,8 +1,8 @@
 """`clipglot eval`: measure a merged CLIP."""
 
 from ..cache.read.cache import Cache
-from ..encoders.merged_clip import load_merged
 from ..evals.retrieval import RetrievalReport, retrieve_from_cache
+from ..inference.towers import load_towers
 from .settings.evaluate import RetrievalSettings
 
 
@@ -14,4 +14,4 @@ def evaluate_retrieval(settings: RetrievalSettings) -> RetrievalReport:
         EncoderError: no merged CLIP, or one that does not load.
         EvalError: the cache was made by another image tower, or has no caption of an embedded image.
     """
-    return retrieve_from_cache(load_merged(settings.merged), Cache(settings.cache))
+    return retrieve_from_cache(load_towers(settings.merged), Cache(settings.cache))

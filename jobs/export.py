@@ -116,6 +116,8 @@ def export_run(settings: ExportSettings) -> ExportResult:
         raise DistillError(f"{settings.run} is a merged CLIP: --step, --model and --pretrained are of runs, drop them")
     if is_merged and "open_clip" in formats:
         raise DistillError(f"{settings.run} is in open_clip's format already: pass --format transformers, for example")
+    if settings.quantize and "onnx" not in formats:
+        raise DistillError(f"--quantize {settings.quantize} is of --format onnx alone: pass both, or drop it")
     run = None if is_merged else _load_run(settings)
     results = []
     with (
@@ -136,7 +138,8 @@ def export_run(settings: ExportSettings) -> ExportResult:
                 results.append(run.result(final))
             else:
                 (folder / inside[name]).mkdir(exist_ok=True)
-                results.append(_write_format(name, native, folder / inside[name], final, public))
+                options = {"quantize": settings.quantize} if name == "onnx" else {}
+                results.append(_write_format(name, native, folder / inside[name], final, public, **options))
         if len(formats) > 1:
             (folder / CARD).write_text(index_card(settings.output.name, formats, public), encoding="utf-8")
     url = upload(settings.output, settings.push, private=settings.private) if settings.push else None
@@ -225,7 +228,9 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
     )
 
 
-def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path, public: Public) -> FormatResult:
+def _write_format(
+    name: ExportFormat, native: Path, folder: Path, final: Path, public: Public, **options: Any
+) -> FormatResult:
     """Write another format from the folder that open_clip loads.
 
     Args:
@@ -234,16 +239,17 @@ def _write_format(name: ExportFormat, native: Path, folder: Path, final: Path, p
         folder: exists and is empty.
         final: how it is called in the end.
         public: for the model card.
+        **options: of the format.
 
     Raises:
         ExportError: the format cannot hold this CLIP, or its library computes something else.
     """
     clip = load_merged(native)
-    if clip.text_tower is None or clip.tokenizer is None:
+    if clip.text_tower is None:
         raise ExportError(
             f"{native}: a text tower that clipglot does not have: export it with the library that made it"
         )
-    written = write_format(name, folder, clip)
+    written = write_format(name, folder, clip, **options)
     text, size = clip.text_tower.config, clip.tokenizer.vocab_size
     guide = "\n".join(
         [f"```python\n{written.code.replace('{folder}', final.name)}\n```", *(f"- {note}" for note in written.notes)]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..cache.sources.image_names import has_image_extension
 from ..cache.sources.text_files import decode_text
-from ..encoders.merged_clip import load_merged
 from ..evals.errors import EvalError
 from ..evals.predict import Prediction, rank_texts
+from ..inference.towers import load_towers
 from .settings.predict import PredictSettings
 
 
@@ -36,7 +36,7 @@ def predict(
         raise EvalError("nothing to choose from: pass --text at least once, or --texts FILE")
     images = [image for given in settings.images for image in _images(given)]
     predictions = []
-    for prediction in rank_texts(load_merged(settings.merged), images, texts):
+    for prediction in rank_texts(load_towers(settings.merged), images, texts):
         predictions.append(_best(prediction, settings.top))
         on_progress(len(predictions), len(images))
     if all(prediction.error for prediction in predictions):

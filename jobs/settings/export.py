@@ -19,6 +19,10 @@ class ExportSettings:
     format: Annotated[
         tuple[ExportFormat, ...], "open_clip, transformers, sentence-transformers or onnx; repeat it for several"
     ] = ("open_clip",)
+    quantize: Annotated[
+        Literal["int8-embeddings", "int8"] | None,
+        "make the text model of --format onnx smaller: its token embeddings, or all of it, which costs more",
+    ] = None
     step: Annotated[
         Literal["best", "last"] | None,
         "weights of the best validation, or those after the last step (default: best, where the run had a --val)",

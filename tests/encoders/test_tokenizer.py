@@ -11,9 +11,9 @@ import clipglot
 import open_clip
 import pytest
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.tokenizer import _PLAIN as PLAIN
+from clipglot.encoders.text_cleaning import _PLAIN as PLAIN
+from clipglot.encoders.text_cleaning import clean as clean_fast
 from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, train_bpe, train_unigram
-from clipglot.encoders.tokenizer import clean as clean_fast
 from ftfy.badness import is_bad
 from hypothesis import assume, example, given
 from hypothesis import strategies as st

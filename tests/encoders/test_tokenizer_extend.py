@@ -9,7 +9,8 @@ from pathlib import Path
 import open_clip
 import pytest
 from clipglot.encoders.errors import EncoderError
-from clipglot.encoders.tokenizer import CaptionTokenizer, clean, open_clip_tokenizer, train_bpe, train_unigram
+from clipglot.encoders.text_cleaning import clean
+from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, train_bpe, train_unigram
 from clipglot.encoders.tokenizer_coverage import script_coverage
 from clipglot.encoders.tokenizer_extend import extend, learn_merges
 from hypothesis import assume, example, given, settings
