@@ -48,6 +48,8 @@ class Graph:
 class _Scratch(nn.Module):
     """A scratch tower over padded captions: causal, so that no token sees the padding, pooled at the first EOS."""
 
+    mask: Tensor
+
     def __init__(self, tower: ScratchTower) -> None:
         super().__init__()
         self.text, self.heads, self.eos_id = tower.text, tower.config.heads, tower.config.eos_id
@@ -67,7 +69,7 @@ class _Scratch(nn.Module):
     def _attend(self, attn: Any, x: Tensor) -> Tensor:
         """Attention with the layer's weights, `[B, S, W]`."""
         qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias).chunk(3, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in qkv)  # [B, H, S, W/H]
+        q, k, v = (part.view(*part.shape[:2], self.heads, -1).transpose(1, 2) for part in qkv)  # [B, H, S, W/H]
         mask = self.mask[: x.shape[1], : x.shape[1]]
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         outputs: Tensor = attn.out_proj(attended.transpose(1, 2).flatten(2))

@@ -305,7 +305,8 @@ def _chinese_clip(clip: MergedClip, text: LMTower) -> tuple[Any, str]:
             logit_scale_init_value=math.log(clip.logit_scale),
         )
     )
-    lm, head = text.plain().text["transformer"], text.plain().text["proj"]  # type: ignore[index]
+    lm, head = text.text["transformer"], text.text["proj"]
+    assert isinstance(head, nn.Linear), "a linear head, as was asked above"
     _fill(model, clip, tensors, projection, lm.state_dict(), head.weight)
     return model, "ChineseCLIPProcessor"
 

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from ..cache.read.cache import Cache
 from ..cache.storage.atomic import atomic_directory, explain_os_error
 from ..distill.errors import DistillError
+from ..encoders.text_cleaning import clean
 from ..encoders.tokenizer import (
     OPEN_CLIP,
     CaptionTokenizer,
-    clean,
     open_clip_tokenizer,
     read_tokenizer,
     train_bpe,
