@@ -6,8 +6,6 @@ import runpy
 import shlex
 import shutil
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.kinds import KINDS
 from clipglot.cli.main import main
 from support import source_makers as makers
+from support.launcher import Launcher
 from support.source_contract import encoded_images, write_images
 from support.tars import write_img2dataset, write_shards
 
@@ -113,7 +112,11 @@ def test_every_kind_is_documented() -> None:
 
 
 def test_the_documented_source_of_ones_own_is_cached_and_resumed(
-    tmp_path: Path, tiny_clip: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tiny_clip: Path,
+    launcher: Launcher,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (code,) = blocks("python")
     script = tmp_path / "own.py"
@@ -124,15 +127,16 @@ def test_the_documented_source_of_ones_own_is_cached_and_resumed(
         database.execute("CREATE TABLE pairs (id INTEGER PRIMARY KEY, image BLOB, caption TEXT)")
         rows = [*zip(IMAGES, ["a cat", "кот", "猫"], strict=True), (None, "nothing")]
         database.executemany("INSERT INTO pairs (image, caption) VALUES (?, ?)", rows)
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout == "{'embedded': 3, 'missing': 1}\n"
+    as_main = f"__file__ = sys.argv[1]\n{script.read_text()}"  # workers take it for the script that was started
+    done = launcher.run(as_main, script, folder=tmp_path)
+    assert done.out() == "{'embedded': 3, 'missing': 1}\n"
     cache = Cache(tmp_path / "own.zarr")
     assert cache.info.source.kind == "database"
     assert cache.captions() == ["a cat", "кот", "猫", "nothing"]
     shutil.rmtree(tmp_path / "own.zarr" / "images" / "status" / "c")
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(script), run_name="__main__")  # another process than the first resumes
-    assert capsys.readouterr().out == done.stdout
+    assert capsys.readouterr().out == done.out()
     (tmp_path / "own.zarr/images/emb/c/0/0/0").unlink()
     checked = CliRunner().invoke(main, ["verify", str(tmp_path / "own.zarr")])
     assert "delete images/status/c/0 and run your program again to embed these rows anew" in checked.stdout
