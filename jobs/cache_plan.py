@@ -5,7 +5,6 @@ Of several workers the first one does this; the others wait until it is done.
 
 import time
 from dataclasses import replace
-from importlib.metadata import version
 
 from ..cache.format import STATUS, CacheInfo
 from ..cache.progress import OnProgress, Progress
@@ -21,6 +20,7 @@ from ..cache.write.views import make_room, num_begun
 from ..cache.write.work_sharing import Worker
 from ..distill.errors import DistillError
 from .cache_job import CacheJob, appended_index, require_appendable, require_same_plan, require_same_text_targets
+from .installed import installed_version
 
 POLL_S = 2.0  # between two looks for the plan
 MAX_WAIT_S = 2 * 3600.0  # a table of a hundred million lines is planned in less
@@ -133,7 +133,7 @@ def _plan(job: CacheJob, on_progress: OnProgress) -> None:
         decoding=settings.decoding,
         num_views=settings.views,
         augmentation=settings.augmentation if settings.views > 1 else None,
-        libraries={name: version(name) for name in _LIBRARIES},
+        libraries={name: installed_version(name) for name in _LIBRARIES},
     )
     plan_cache(
         settings.output,

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +27,7 @@ from ..encoders.untrusted import CLIP_CONFIG
 from ..exports.errors import ExportError
 from ..exports.formats import FORMATS, write_format
 from .hub_upload import require_login, upload
+from .installed import installed_version
 from .model_card import Public, describe_weights, index_card, model_card
 from .reembed import reembed
 from .settings.export import ExportFormat, ExportSettings
@@ -216,8 +216,8 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
         logit_bias=logit_bias,
         record=public_provenance(provenance)
         | {
-            "clipglot": version("clipglot"),
-            "open_clip_torch": version("open_clip_torch"),
+            "clipglot": installed_version("clipglot"),
+            "open_clip_torch": installed_version("open_clip_torch"),
             "weights": describe_weights(which, step),
             "validation": validation,
         },
@@ -305,7 +305,7 @@ def _require_same_outputs(
     ours = text_tower.encode(tokenizer.encode(captions, text_tower.config.context_length)).numpy()
     if not same_image or not np.allclose(clip.encode_texts(captions, raw=True), ours, rtol=1e-4, atol=1e-5):
         raise DistillError(
-            f"open_clip {version('open_clip_torch')} loads the export with other "
+            f"open_clip {installed_version('open_clip_torch')} loads the export with other "
             f"{'text' if same_image else 'image'} features than were merged: please report this, with both versions"
         )
 

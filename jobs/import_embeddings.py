@@ -1,7 +1,6 @@
 """`clipglot import`: a cache of embeddings computed elsewhere, with the tower that the user names."""
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from ..cache.write.report import PassReport
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, require_same_encoder
 from ..encoders.image_tower import load_image_tower
+from .installed import installed_version
 from .output_cache import OutputCache
 from .reembed import reembed_imported, tower_name
 from .settings.import_embeddings import ImportSettings
@@ -77,7 +77,7 @@ def import_embeddings(settings: ImportSettings, on_progress: OnProgress = ignore
         if existing:
             _require_same(existing, info, encoder)
         else:
-            libraries = {name: version(name) for name in _LIBRARIES}
+            libraries = {name: installed_version(name) for name in _LIBRARIES}
             plan_cache(
                 settings.output,
                 source.batches(),
