@@ -38,8 +38,8 @@ CONTRACT = {
     "--ema --patience --seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
     "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "
     "--embeddings --buffer-gb --log-every --log-to --profile --checkpoint-every --config --recipe --resume --json",
-    "export": "RUN --output --format --quantize --step --model --pretrained --license --language --dataset --push --private "
-    "--config --json",
+    "export": "RUN --output --format --quantize --step --model --pretrained --license --language --dataset --push "
+    "--private --config --json",
     "predict": "MERGED IMAGES --text --texts --top --csv --json",
     "eval": "",
     "eval retrieval": "MERGED CACHE --json",
