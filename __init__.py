@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from .cache.read.cache import Cache
     from .distill.training.train import TrainResult
     from .evals.duplicates import DuplicatesReport
+    from .evals.predict import Prediction
     from .evals.retrieval import RetrievalReport
     from .inference.clip import CLIP, Classification, Hit, Hits, load
     from .inference.opened_cache import OpenedCache, open_cache
+    from .jobs.bench import BenchReport
     from .jobs.cache import CacheResult
     from .jobs.convert import ConvertResult
     from .jobs.export import ExportResult
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
+    bench: Callable[..., BenchReport]
     cache_images: Callable[..., CacheResult]
     convert_cache: Callable[..., ConvertResult]
     evaluate_retrieval: Callable[..., RetrievalReport]
@@ -46,7 +49,9 @@ if TYPE_CHECKING:
     find_duplicates: Callable[..., DuplicatesReport]
     import_embeddings: Callable[..., ImportResult]
     inspect_cache: Callable[..., InspectReport]
+    inspect_tokenizer: Callable[..., TokenizerReport]
     merge_caches: Callable[..., Cache]
+    predict: Callable[..., list[Prediction]]
     train: Callable[..., TrainResult]
     train_tokenizer: Callable[..., TokenizerReport]
     verify_cache: Callable[..., VerifyResult]
@@ -63,6 +68,7 @@ _INFERENCE = {
     "open_cache": "opened_cache",
 }
 _COMMANDS = (
+    "bench",
     "cache_images",
     "convert_cache",
     "evaluate_retrieval",
@@ -70,7 +76,9 @@ _COMMANDS = (
     "find_duplicates",
     "import_embeddings",
     "inspect_cache",
+    "inspect_tokenizer",
     "merge_caches",
+    "predict",
     "train",
     "train_tokenizer",
     "verify_cache",
@@ -82,6 +90,7 @@ __all__ = [
     "Hit",
     "Hits",
     "OpenedCache",
+    "bench",
     "cache_images",
     "convert_cache",
     "evaluate_retrieval",
@@ -89,9 +98,11 @@ __all__ = [
     "find_duplicates",
     "import_embeddings",
     "inspect_cache",
+    "inspect_tokenizer",
     "load",
     "merge_caches",
     "open_cache",
+    "predict",
     "train",
     "train_tokenizer",
     "verify_cache",

@@ -11,7 +11,7 @@ import click
 
 from ..jobs.settings.predict import PredictSettings
 from .options import require_kind, settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, progress_bar, table, warn
+from .render import friendly_errors, json_option, output, percent, print_json, stage_bars, table, warn
 
 if TYPE_CHECKING:
     from ..evals.predict import Prediction
@@ -37,15 +37,14 @@ def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
         raise click.UsageError("--csv and --json exclude each other: pass one of them")
     if not settings.text and settings.texts is None:
         raise click.UsageError("Missing option '--text' or '--texts'.")
-    with friendly_errors(), progress_bar() as progress:
+    with friendly_errors(), stage_bars("predict") as on_progress:
         require_kind(settings.merged, "merged CLIP")
         for image in settings.images:
             if not os.path.lexists(image):
                 raise click.ClickException(f"{image}: no such file or folder: leave it out, or pass an image")
         from ..jobs.predict import predict as predict_texts
 
-        task = progress.add_task("predict", total=None, note="")
-        predictions = predict_texts(settings, lambda done, total: progress.update(task, completed=done, total=total))
+        predictions = predict_texts(settings, on_progress)
     failed = [prediction for prediction in predictions if prediction.error]
     if as_json:
         print_json([asdict(prediction) for prediction in predictions])

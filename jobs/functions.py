@@ -28,6 +28,9 @@ FUNCTIONS = {
     "train_tokenizer": ("tokenizer.train_tokenizer", "settings.tokenizer.TokenizerSettings"),
     "train": ("train.train", "..distill.train_settings.TrainSettings", "train.defaults"),
     "export": ("export.export_run", "settings.export.ExportSettings"),
+    "predict": ("predict.predict", "settings.predict.PredictSettings"),
+    "inspect_tokenizer": ("tokenizer.inspect_tokenizer", "settings.tokenizer.TokenizerSettings"),
+    "bench": ("bench.bench", "settings.bench.BenchSettings"),
     "evaluate_retrieval": ("evaluate.evaluate_retrieval", "settings.evaluate.RetrievalSettings"),
 }
 
@@ -105,7 +108,8 @@ def _converted(value: Any, hint: Any) -> Any:
 
 def _first(settings: type[Any]) -> str:
     """The setting that may be given without its name: the first that must be given."""
-    return next(field.name for field in fields(settings) if field.default is MISSING)
+    required = [field.name for field in fields(settings) if field.default is MISSING]
+    return required[0] if required else fields(settings)[0].name
 
 
 def _signature(settings: type[Any]) -> inspect.Signature:

@@ -1,10 +1,11 @@
 """`clipglot predict`: which text describes each image best."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.sources.image_names import has_image_extension
 from ..cache.sources.text_files import decode_text
 from ..evals.errors import EvalError
@@ -13,14 +14,12 @@ from ..inference.towers import load_towers
 from .settings.predict import PredictSettings
 
 
-def predict(
-    settings: PredictSettings, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> list[Prediction]:
+def predict(settings: PredictSettings, on_progress: OnProgress = ignore_progress) -> list[Prediction]:
     """Order texts by how well they describe each image, with the probabilities of a merged CLIP.
 
     Args:
         settings: the texts are those of `text`, then those of `texts`.
-        on_progress: called with the images done and their number.
+        on_progress: called with the images of stage `predict`.
 
     Returns:
         One prediction for each image, in the order given. An image that cannot be read has an error instead of texts.
@@ -38,7 +37,7 @@ def predict(
     predictions = []
     for prediction in rank_texts(load_towers(settings.merged), images, texts):
         predictions.append(_best(prediction, settings.top))
-        on_progress(len(predictions), len(images))
+        on_progress(Progress("predict", len(predictions), len(images)))
     if all(prediction.error for prediction in predictions):
         first = predictions[0]
         others = f", and {len(predictions) - 1} others likewise" if len(predictions) > 1 else ""
