@@ -235,10 +235,13 @@ def load_from_hub(repository: str) -> MergedClip:
     try:
         folder = fetched_from_hub(repository, [CLIP_CONFIG, WEIGHTS, LM_CONFIG, *TOKENIZER_FILES])
     except Exception as error:  # of the hub, of many kinds
-        raise EncoderError(f"{repository}: the hub gives no such model ({first_line(error)})") from error
+        raise EncoderError(
+            f"{repository}: no such folder, and the hub gives no such model ({first_line(error)})"
+        ) from error
     if not (folder / CLIP_CONFIG).is_file():
         raise EncoderError(f"{repository}: no {CLIP_CONFIG} in it: pass the repository of an open_clip model")
-    if not (folder / WEIGHTS).is_file():  # in a file of another name
+    is_ours = isinstance(read_json(folder / CLIP_CONFIG).get("clipglot"), dict)
+    if not is_ours or not (folder / WEIGHTS).is_file():  # open_clip has rules of its own for a repository's tokenizer
         return load_named(f"{HUB_PREFIX}{repository}", None)
     return replace(load_merged(folder), name=repository)
 

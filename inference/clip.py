@@ -166,6 +166,7 @@ class CLIP:
         >>> clip.encode_text("a red circle").shape, clip.encode_text(["a red circle", "a blue square"]).shape
         ((16,), (2, 16))
         """
+        _require_batch(batch_size)
         given = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(given):
             if not isinstance(text, str):
@@ -185,6 +186,7 @@ class CLIP:
         progress: bool | None = None,
         convert_to_tensor: bool = False,
         skip_errors: bool = False,
+        positions: Sequence[int] | None = None,
     ) -> Any:
         """Embeddings of images, `[n, D] float32`; `[D]` of a single image.
 
@@ -197,6 +199,7 @@ class CLIP:
             convert_to_tensor: as of `encode_text`.
             skip_errors: give an image that cannot be embedded a row of NaN, with a warning that names it, instead of
                 raising.
+            positions: by which messages name the images; by default from 0 on.
 
         Raises:
             InputError: names the image by its position, and the reason.
@@ -205,12 +208,16 @@ class CLIP:
         >>> clip.encode_image([np.zeros((40, 60, 3), np.uint8), np.ones((9, 9), np.uint8)]).shape
         (2, 16)
         """
+        _require_batch(batch_size)
         single = is_single(images)
         given = [images] if single else list(images)
+        numbers = positions or range(len(given))
         emb = np.full((len(given), self.dim), np.nan, np.float32)
         with steps("encode images", len(given), progress) as advance:
             for start in range(0, len(given), batch_size):
-                rows, pixels = self._pixels(given, range(start, min(start + batch_size, len(given))), skip_errors)
+                rows, pixels = self._pixels(
+                    given, range(start, min(start + batch_size, len(given))), numbers, skip_errors
+                )
                 if rows:
                     features = self.model.encode_pixels(np.stack(pixels))
                     emb[rows] = features / np.linalg.norm(features, axis=1, keepdims=True) if normalize else features
@@ -227,19 +234,20 @@ class CLIP:
         Raises:
             InputError: as of these.
         """
+        of_images = {"skip_errors": options.pop("skip_errors", False)}
         if is_single(inputs):
-            return (self.encode_text if isinstance(inputs, str) else self.encode_image)(inputs, **options)
+            if isinstance(inputs, str):
+                return self.encode_text(inputs, **options)
+            return self.encode_image(inputs, **options, **of_images)
         given = list(inputs)
         texts = [i for i, value in enumerate(given) if isinstance(value, str)]
         images = [i for i, value in enumerate(given) if not isinstance(value, str)]
         if not texts or not images:
-            return self.encode_image(given, **options) if images else self.encode_text(given, **options)
+            return self.encode_image(given, **options, **of_images) if images else self.encode_text(given, **options)
         as_tensor = options.pop("convert_to_tensor", False)
-        of_images = {k: v for k, v in options.items() if k == "skip_errors"}
-        options = {k: v for k, v in options.items() if k != "skip_errors"}
         emb = np.empty((len(given), self.dim), np.float32)
         emb[texts] = self.encode_text([given[i] for i in texts], **options)
-        emb[images] = self.encode_image([given[i] for i in images], **options, **of_images)
+        emb[images] = self.encode_image([given[i] for i in images], positions=images, **options, **of_images)
         return self._given_back(emb, single=False, as_tensor=as_tensor)
 
     def similarity(self, a: Any, b: Any) -> Floats:
@@ -286,8 +294,8 @@ class CLIP:
         >>> sorted(found.labels), round(sum(found.probabilities), 6)
         (['blue', 'red'], 1.0)
         """
-        if isinstance(labels, str) or not len(labels):
-            raise InputError("no labels to choose from: pass a list of texts")
+        if isinstance(labels, str) or not len(labels) or not all(isinstance(label, str) for label in labels):
+            raise InputError("no labels to choose from: pass a list of texts, at least one")
         if bad := [template for template in templates if "{}" not in template] or ([""] if not len(templates) else []):
             raise InputError(f"template {bad[0]!r} has no {{}} in the place of the label")
         texts = [template.replace("{}", label) for label in labels for template in templates]
@@ -333,13 +341,15 @@ class CLIP:
         if isinstance(array, np.ndarray) and array.dtype.kind == "f":
             if array.ndim not in (1, 2) or array.shape[-1] != self.dim:
                 raise InputError(f"embeddings of shape {array.shape}: expected [n, {self.dim}]")
+            if not (np.linalg.norm(array.astype(np.float64), axis=-1) > 0).all() or not np.isfinite(array).all():
+                raise InputError("an embedding that is zero or not finite points nowhere: leave it out")
             result: Floats = (array / np.linalg.norm(array, axis=-1, keepdims=True)).astype(np.float32)
             return result
         encoded: Floats = self.encode(value, progress=False)
         return encoded
 
     def _pixels(
-        self, images: Sequence[Any], rows: Iterable[int], skip_errors: bool
+        self, images: Sequence[Any], rows: Iterable[int], numbers: Sequence[int], skip_errors: bool
     ) -> tuple[list[int], list[NDArray[np.uint8]]]:
         """Rows of the images that can be embedded, and their pixels."""
         good, pixels = [], []
@@ -349,8 +359,8 @@ class CLIP:
                 good.append(i)
             except InputError as error:
                 if not skip_errors:
-                    raise InputError(f"image {i}: {error}") from error
-                warnings.warn(f"image {i}: {error}; its row is NaN", stacklevel=3)
+                    raise InputError(f"image {numbers[i]}: {error}") from error
+                warnings.warn(f"image {numbers[i]}: {error}; its row is NaN", stacklevel=3)
         return good, pixels
 
     def _classified(self, emb: Floats, text_emb: Floats, labels: Sequence[str]) -> Classification:
@@ -396,6 +406,8 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     if (folder / "zarr.json").is_file():
         raise EncoderError(f"{folder} is a cache: open it with clipglot.open_cache")
     if pretrained is None and is_onnx(folder):
+        if device not in (None, "cpu"):
+            raise EncoderError(f"{folder} is an export in ONNX, which runs on the CPU: drop device={device!r}")
         return CLIP(OnnxClip(folder))
     import torch
 
@@ -405,11 +417,20 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
         clip = load_named(name, pretrained)
     elif folder.is_dir():
         clip = load_merged(folder)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    elif re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository):
         clip = load_from_hub(repository)
     else:
         raise EncoderError(f"{name}: no such folder: pass the folder of a merged CLIP, or a hub repository ORG/NAME")
-    return CLIP(clip.placed(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return CLIP(clip.placed(device))
+    except (RuntimeError, AssertionError) as error:  # no such device, or none that has the memory
+        raise EncoderError(f"device={device!r}: {str(error).splitlines()[0]}") from error
+
+
+def _require_batch(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: pass a number of at least 1")
 
 
 def search_exactly(cache: Cache, queries: Floats, k: int) -> list[Hits]:

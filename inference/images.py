@@ -41,7 +41,10 @@ def to_pixels(value: Any, geometry: ResizeCrop) -> NDArray[np.uint8]:
     """
     try:
         if isinstance(value, str | os.PathLike):
-            path = Path(value).resolve()
+            try:
+                path = Path(value).resolve()
+            except (ValueError, OSError, RuntimeError) as error:  # NUL, or links in a circle
+                raise InputError(f"{describe(value)}: no path ({error})") from error
             with open_below(path.parent, path.name) as file:
                 return decode(file, geometry)
         if isinstance(value, bytes | bytearray):

@@ -54,6 +54,33 @@ class ImageEmbeddings:
         return f"ImageEmbeddings(shape={self.shape}, dtype=float16)"
 
 
+class EmbeddedImages:
+    """Map-style dataset of the embedded images of a cache; it may be sent to other processes.
+
+    Attributes:
+        emb: `[N, D] float16` of all images.
+        captions: of each of the N images.
+        keys: of each of the N images.
+        rows: of those that are embedded.
+    """
+
+    def __init__(
+        self, emb: NDArray[np.float16], captions: list[list[str]], keys: list[str], rows: NDArray[np.int64]
+    ) -> None:
+        self.emb, self.captions, self.keys, self.rows = emb, captions, keys, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image_emb [D] float32`, `captions`, `key` and `row` of an image."""
+        import torch
+
+        row = int(self.rows[index])
+        vector = torch.from_numpy(self.emb[row].astype(np.float32))
+        return {"image_emb": vector, "captions": self.captions[row], "key": self.keys[row], "row": row}
+
+
 class OpenedCache:
     """A cache of N images with M captions, as `clipglot.open_cache` gives it.
 
@@ -126,26 +153,8 @@ class OpenedCache:
 
     def to_torch_dataset(self) -> "Dataset[dict[str, Any]]":
         """A map-style dataset of the embedded images: `image_emb [D] float32`, `captions`, `key`, `row`."""
-        from torch.utils.data import Dataset
-
-        opened, emb, captions, keys = self, self.to_numpy(), self.captions, self.keys
-        rows = np.flatnonzero(self.is_embedded)
-
-        class Embedded(Dataset[dict[str, Any]]):
-            def __len__(self) -> int:
-                return len(rows)
-
-            def __getitem__(self, index: int) -> dict[str, Any]:
-                import torch
-
-                row = int(rows[index])
-                vector = torch.from_numpy(emb[row].astype(np.float32))
-                return {"image_emb": vector, "captions": captions[row], "key": keys[row], "row": row}
-
-            def __repr__(self) -> str:
-                return f"dataset of {opened!r}"
-
-        return Embedded()
+        dataset: Any = EmbeddedImages(self.to_numpy(), self.captions, self.keys, np.flatnonzero(self.is_embedded))
+        return dataset  # type: ignore[no-any-return]
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row an image: key, status, captions, and the embedding as an array.

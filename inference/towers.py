@@ -89,8 +89,9 @@ def require_same_tower(clip: Towers, cache: Cache) -> None:
     info = cache.require_sealed().info.encoder
     merged = replace(info, weights_sha256=clip.weights_sha256, preprocess=clip.preprocess, quick_gelu=clip.quick_gelu)
     if name := info.difference(merged):
-        onnx = is_onnx(Path(clip.name))
-        tower = "the image tower that it was exported from" if onnx else f"--model local-dir:{clip.name}"
+        folder = Path(clip.name)
+        is_clip = folder.is_dir() and not is_onnx(folder)
+        tower = f"--model local-dir:{clip.name}" if is_clip else "that image tower"
         raise InputError(
             f"{cache.path} was made by {info.model} ({name} {getattr(info, name)}), the image tower of {clip.name} "
             f"is another ({name} {getattr(merged, name)}): cache the images with {tower}"

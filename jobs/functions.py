@@ -11,7 +11,7 @@ from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..cache.location import Url, to_location
 from ..inference.progress import stages
@@ -46,11 +46,15 @@ def command(name: str) -> Callable[..., Any]:
         others = {key: values[key] for key in values.keys() & (_parameters(run, *defaults) - hints.keys())}
         if not isinstance(given, settings):
             first = {} if given is None else {_first(settings): given}
+            if first.keys() & values.keys():
+                raise TypeError(f"{name}() got {_first(settings)} twice")
             plain = _plain(settings, first | {key: values[key] for key in values.keys() - others.keys()}, name)
             for choose in defaults:
                 asked = {key: others[key] for key in others.keys() & _parameters(choose)}
                 plain = choose(plain, **asked) | plain
             given = settings(**plain)
+        elif unused := values.keys() - (_parameters(run) - hints.keys()):
+            raise TypeError(f"{name}() got settings and {min(unused)!r} besides: use dataclasses.replace(settings, …)")
         others = {key: value for key, value in others.items() if key in _parameters(run)}
         if not takes_progress or "on_progress" in others:
             return run(given, **others)
@@ -96,13 +100,14 @@ def _converted(value: Any, hint: Any) -> Any:
             return to_location(value)
         if Path in kinds:
             return Path(value)
-    if isinstance(value, list | tuple):
-        for kind in kinds:
-            if get_origin(kind) is tuple:
-                return tuple(_converted(item, get_args(kind)[0]) for item in value)
-    elif value is not None and any(get_origin(kind) is tuple for kind in kinds):
-        (kind,) = (kind for kind in kinds if get_origin(kind) is tuple)
-        return (_converted(value, get_args(kind)[0]),)
+    if value is None and type(None) in kinds:
+        return None
+    if several := [kind for kind in kinds if get_origin(kind) is tuple]:
+        items = value if isinstance(value, list | tuple) else () if value is None else (value,)
+        return tuple(_converted(item, get_args(several[0])[0]) for item in items)
+    choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+    if choices and value not in choices and not any(type(value) is kind for kind in kinds):
+        raise TypeError(f"{value!r}: expected one of {', '.join(map(repr, choices))}")
     return value
 
 

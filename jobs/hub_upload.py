@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -49,7 +48,7 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Export by clipglot", delete_patterns="*"
         )
-    except (HfHubHTTPError, LocalTokenNotFoundError, OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of the hub and its HTTP library, of many kinds
         reasons = [_without_token(first_line(each)).rstrip(".") for each in (error, error.__cause__) if each]
         raise DistillError(
             f"--push {repository}: {': '.join(reasons)}. The export is complete in {folder}: upload it with "

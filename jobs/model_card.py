@@ -10,6 +10,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from ..distill.training.final import Which
 from ..encoders.text_tower import TextTowerConfig
 
+_TRAINED_HERE = """\
+A CLIP whose image tower is frozen and unchanged, and whose text tower was trained by clipglot on the cached
+embeddings of that image tower."""
 _FILES = {
     "open_clip": "Files: weights and `open_clip_config.json` for open_clip, `tokenizer.json` and its configuration for "
     "open_clip and\ntransformers. The config's `clipglot` entry repeats where everything came from.",
@@ -87,8 +90,7 @@ def model_card(
 
 # {name}
 
-A CLIP whose image tower is frozen and unchanged, and whose text tower was trained by clipglot on the cached
-embeddings of that image tower.
+{_TRAINED_HERE if "encoder" in record else "A CLIP, written by clipglot in another format."}
 
 {guide}
 

@@ -65,7 +65,8 @@ def write_embedding_files(
     num = int(embedded.sum())
     if not num:
         raise CacheError(f"{cache.path} has no embedded image: there is nothing to write")
-    table = output.with_suffix(".parquet")
+    suffix = output.suffix.lower()
+    table = output if suffix == ".parquet" else output.with_suffix(".parquet")
     targets = list(dict.fromkeys((output, table)))
     for target in targets:
         require_nothing(target)
@@ -77,7 +78,7 @@ def write_embedding_files(
         rows = stack.enter_context(pq.ParquetWriter(partial[table], pa.schema([*_ROWS, *with_emb])))
         raw = None if output == table else stack.enter_context(open(partial[output], "wb"))
         if raw is not None:
-            raw.write(_header(output.suffix, num, dim))
+            raw.write(_header(suffix, num, dim))
         for chunk, columns in _chunks(cache, embedded):
             emb = columns.pop("image_emb")
             if raw is not None:

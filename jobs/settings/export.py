@@ -35,7 +35,9 @@ class ExportSettings:
     language: Annotated[tuple[str, ...], "language of the captions, for the model card: ru, zh, …; repeat it"] = ()
     dataset: Annotated[tuple[str, ...], "hub dataset of the captions, for the model card: ORG/NAME; repeat it"] = ()
     push: Annotated[
-        str | None, "hub repository ORG/NAME to upload the export to, with the token of `hf auth login` or HF_TOKEN"
+        str | None,
+        "hub repository ORG/NAME to upload the export to, with the token of `hf auth login` or HF_TOKEN; other files "
+        "of that repository are deleted",
     ] = None
     private: Annotated[bool, "make that repository a private one"] = False
 

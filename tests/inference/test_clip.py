@@ -199,5 +199,30 @@ def test_a_repository_of_the_hub_is_loaded_as_its_folder(
     loaded = clipglot.load("org/clip", device="cpu")
     assert repr(loaded).startswith("CLIP('org/clip'")
     np.testing.assert_array_equal(loaded.encode_text(CAPTIONS), clip.encode_text(CAPTIONS))
-    with pytest.raises(EncoderError, match="org/other: the hub gives no such model"):
+    with pytest.raises(EncoderError, match="org/other: no such folder, and the hub gives no such model"):
         clipglot.load("org/other")
+
+
+def test_mistakes_of_calls_are_named(clip: clipglot.CLIP, images: list[Path], merged: Path) -> None:
+    for size in (0, -1):
+        with pytest.raises(InputError, match=f"batch_size is {size}"):
+            clip.encode_text(["a", "b"], batch_size=size)
+        with pytest.raises(InputError, match=f"batch_size is {size}"):
+            clip.encode_image(images, batch_size=size)
+    with pytest.raises(InputError, match="image 1: "):
+        clip.encode(["a", Path("absent.png"), images[0]])
+    with pytest.warns(UserWarning, match="image 1: "):
+        assert np.isfinite(clip.encode(["a", Path("absent.png")], skip_errors=True)[0]).all()
+    assert clip.encode(["a"], skip_errors=True).shape == (1, clip.dim)
+    with pytest.raises(InputError, match="no path"):
+        clip.encode_image("a\0.jpg")
+    with pytest.raises(InputError, match="no labels"):
+        clip.classify(images[0], ["a", None])  # type: ignore[list-item]
+    for odd in (0.0, np.nan):
+        with pytest.raises(InputError, match="points nowhere"):
+            clip.similarity(np.full((1, clip.dim), odd, np.float32), "a")
+    for name in ("./absent", "absent"):
+        with pytest.raises(EncoderError, match="no such folder"):
+            clipglot.load(name)
+    with pytest.raises(EncoderError, match="device='cdua'"):
+        clipglot.load(merged, device="cdua")

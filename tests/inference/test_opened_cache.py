@@ -1,5 +1,6 @@
 """A cache opened for Python code gives the rows that were stored, in slices, chunks and for other libraries."""
 
+import pickle
 from pathlib import Path
 
 import clipglot
@@ -33,7 +34,7 @@ def test_captions_and_keys_belong_to_their_images(tiny_cache: Path) -> None:
 
 def test_datasets_of_torch_and_pandas_hold_the_same_rows(tiny_cache: Path) -> None:
     cache = clipglot.open_cache(tiny_cache)
-    dataset = cache.to_torch_dataset()
+    dataset = pickle.loads(pickle.dumps(cache.to_torch_dataset()))  # as workers that are spawned get it
     batch = next(iter(DataLoader(dataset, batch_size=4, collate_fn=list)))
     rows = np.flatnonzero(cache.is_embedded)
     assert [item["row"] for item in batch] == rows[:4].tolist()

@@ -11,6 +11,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.distill.recipes import RECIPES
 from clipglot.jobs.functions import FUNCTIONS
 from clipglot.jobs.settings.cache import CacheSettings
+from clipglot.jobs.settings.export import ExportSettings
 
 
 def test_the_whole_way_in_python(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
@@ -61,3 +62,18 @@ def test_training_takes_recipes_and_resumes_as_the_command_does(tiny_cache: Path
     assert again.step == again.num_steps == 5
     with pytest.raises(DistillError, match="known are few, many"):
         clipglot.train(tiny_cache, output=tmp_path / "x", recipe="fast")
+
+
+def test_choices_are_checked_and_nothing_is_dropped(tiny_run: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    output = tmp_path / "x"
+    for wrong in ({"format": "ONNX"}, {"step": "Best"}, {"quantize": "int4"}, {"format": ["open_clip", "h5"]}):
+        with pytest.raises(TypeError, match="expected one of"):
+            clipglot.export(tiny_run, output=output, **wrong)
+    with pytest.raises(TypeError, match="expected one of"):
+        clipglot.train(tiny_cache, output=output, loss="nonsense", recipe="none")
+    settings = ExportSettings(run=tiny_run, output=output)
+    with pytest.raises(TypeError, match="got settings and 'format' besides"):
+        clipglot.export(settings, format="onnx")
+    with pytest.raises(TypeError, match="got run twice"):
+        clipglot.export(tiny_run, run=tiny_run, output=output)
+    assert clipglot.export(tiny_run, output=output, language=None).formats[0].format == "open_clip"

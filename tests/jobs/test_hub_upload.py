@@ -85,3 +85,14 @@ def test_nothing_is_computed_without_a_token(
     done = CliRunner().invoke(main, command)
     assert "hf auth login" in done.output
     assert not (tmp_path / "merged").exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_told(
+    hub: Hub, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    command = ["export", str(tiny_run), "-o", str(tmp_path / "merged"), "--push", "org/clip", "--license", "mit"]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 1
+    assert "The export is complete in" in done.output
+    assert TOKEN not in done.output
