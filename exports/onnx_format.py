@@ -7,6 +7,7 @@ give raw features. `clipglot.json` says the rest.
 import io
 import json
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,10 @@ def _require_packages() -> str:
         ExportError: one of the libraries is absent.
     """
     try:
+        for name in PACKAGES:
+            import_module(name)
         found = {name: version(name) for name in PACKAGES}
-    except PackageNotFoundError as error:
+    except (ImportError, PackageNotFoundError) as error:
         raise ExportError(
             f"--format onnx needs {error.name}, which is not installed: pip install 'onnx' onnxruntime onnxscript"
         ) from error

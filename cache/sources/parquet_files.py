@@ -249,13 +249,30 @@ def _bytes_type(column_type: pa.DataType) -> pa.DataType | None:
 
 
 def small_parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """A batch in parts whose values take at most `BATCH_BYTES` as Python objects, or are those of one row."""
+    """A batch in parts whose values take at most `BATCH_BYTES` as Python objects, or are those of one row.
+
+    Raises:
+        ValueError: times with nanoseconds, which Python does not have.
+    """
+    batch = _in_microseconds(batch)
     rows = batch.num_rows
     for column in batch.columns:
         if _repeats_values(column.type):
             rows = min(rows, max(1, BATCH_BYTES // max(1, column.get_total_buffer_size())))
     for start in range(0, batch.num_rows, max(1, rows)):
         yield batch.slice(start, rows)
+
+
+def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Times as Python has them; left as they are, their values would depend on whether pandas is installed."""
+    for i, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            try:
+                time = batch.column(i).cast(pa.timestamp("us", field.type.tz))
+            except pa.ArrowInvalid as error:  # which also says that a file is damaged
+                raise ValueError(str(error)) from None
+            batch = batch.set_column(i, field.name, time)
+    return batch
 
 
 def has_long_values(batch: pa.RecordBatch) -> bool:
