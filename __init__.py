@@ -67,23 +67,6 @@ _INFERENCE = {
     "OpenedCache": "opened_cache",
     "open_cache": "opened_cache",
 }
-_COMMANDS = (
-    "bench",
-    "cache_images",
-    "convert_cache",
-    "evaluate_retrieval",
-    "export",
-    "find_duplicates",
-    "import_embeddings",
-    "inspect_cache",
-    "inspect_tokenizer",
-    "merge_caches",
-    "predict",
-    "train",
-    "train_tokenizer",
-    "verify_cache",
-)
-
 __all__ = [
     "CLIP",
     "Classification",
@@ -112,7 +95,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _INFERENCE:
         value = getattr(import_module(f".inference.{_INFERENCE[name]}", __name__), name)
-    elif name in _COMMANDS:
+    elif name in __all__:
         value = import_module(".jobs.functions", __name__).command(name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ import click
 
 from ..cache.location import Location, Url, to_location
 from ..distill.errors import DistillError
+from ..inference.onnx_layout import is_onnx
 from .main import is_first_process
 from .render import warn
 
@@ -270,8 +271,8 @@ def require_kind(path: Location, expected: Kind) -> None:
     if isinstance(path, Url):
         return
     found = [kind for kind, (mark, _, _) in _KINDS.items() if (path / mark).is_file()]
-    if (path / "clipglot.json").is_file() and (path / "textual/model.onnx").is_file():
-        found.append("merged CLIP")  # in ONNX
+    if is_onnx(path):
+        found.append("merged CLIP")
     if expected in found:
         return
     for kind in found:

@@ -10,12 +10,29 @@ from urllib.request import getproxies
 
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 CONNECT_S = 5.0
 
 
 class HubUnreachableError(ConnectionError):
     """No connection to the hub, and the file that was asked for is not on this machine."""
+
+
+@contextmanager
+def without_hub_bars() -> Iterator[None]:
+    """Keep the hub's library from drawing progress bars of its own inside the block."""
+    had_bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if had_bars:
+            enable_progress_bars()
 
 
 @contextmanager

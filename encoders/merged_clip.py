@@ -111,11 +111,6 @@ class MergedClip:
     _by_open_clip: Any = None  # the model, where there is no `text_tower`
 
     @property
-    def folder(self) -> Path:
-        """The folder that it was loaded from."""
-        return Path(self.name)
-
-    @property
     def dim(self) -> int:
         """D."""
         return self.image_tower.dim
@@ -215,9 +210,12 @@ def load_merged(folder: Path, *, by_open_clip: bool = False) -> MergedClip:
             f"{folder}: no {CLIP_CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`"
         )
     record = read_json(folder / CLIP_CONFIG).get("clipglot")
-    if isinstance(record, dict) and (own := _text_that_open_clip_lacks(folder)):
-        return _load_with_own_text(folder, *own, record)
     name = f"{LOCAL_PREFIX}{folder}"
+    if isinstance(record, dict):
+        model_cfg = clip_config(name)
+        assert model_cfg is not None, "a folder has one"
+        if own := _text_that_open_clip_lacks(model_cfg, folder):
+            return _load_with_own_text(folder, *own, model_cfg, record)
     clip, config = load_clip(name, None)
     tower = None if by_open_clip else _own_text_tower(clip, config, folder if isinstance(record, dict) else None)
     return _of_open_clip(name, clip, config, tower, record=record if isinstance(record, dict) else {})
@@ -313,24 +311,26 @@ def _own_text_tower(clip: Any, config: dict[str, Any], export: Path | None) -> t
     return None
 
 
-def _text_that_open_clip_lacks(folder: Path) -> tuple[type[TextTower], TextTowerConfig] | None:
+def _text_that_open_clip_lacks(
+    model_cfg: dict[str, Any], folder: Path
+) -> tuple[type[TextTower], TextTowerConfig] | None:
     """Kind and configuration of an exported text tower that open_clip cannot build; None if it can."""
-    config = clip_config(f"{LOCAL_PREFIX}{folder}")
-    assert config is not None, "a folder has one"
     for tower in TEXT_TOWERS.values():
-        text_config = tower.config_type.from_export(config, folder)
+        text_config = tower.config_type.from_export(model_cfg, folder)
         if text_config and not text_config.loads_in_open_clip:
             return tower, text_config
     return None
 
 
 def _load_with_own_text(
-    folder: Path, kind: type[TextTower], text_config: TextTowerConfig, record: dict[str, Any]
+    folder: Path,
+    kind: type[TextTower],
+    text_config: TextTowerConfig,
+    model_cfg: dict[str, Any],
+    record: dict[str, Any],
 ) -> MergedClip:
     """The image tower as open_clip builds it, the text tower as clipglot does."""
     name = f"{LOCAL_PREFIX}{folder}"
-    config = clip_config(name)
-    assert config is not None, "a folder has one"
     try:
         tensors = load_file(require_regular(folder / WEIGHTS))
         with _without_warning("initialized partially"):  # the weights follow
@@ -344,13 +344,13 @@ def _load_with_own_text(
     text.eval().requires_grad_(False)
     return MergedClip(
         name=str(folder),
-        image_tower=tower_of_clip(clip, config, model=name),
+        image_tower=tower_of_clip(clip, model_cfg, model=name),
         text_tower=text,
         tokenizer=tokenizer,
         context_length=text_config.context_length,
         logit_scale=float(tensors["logit_scale"].exp()),
         logit_bias=float(tensors["logit_bias"]) if "logit_bias" in tensors else None,
-        model_cfg=config,
+        model_cfg=model_cfg,
         record=record,
     )
 

@@ -35,7 +35,7 @@ def read_pretrained(name: str, dropout: float | None) -> Any:
         EncoderError: no model there, or one that lacks weights.
     """
     try:
-        with _quiet(), safe_lm(name) as folder:
+        with quiet_transformers(), safe_lm(name) as folder:
             config = to_config(read_json(folder / LM_CONFIG), name)
             set_dropout(config, dropout)
             model, missing = _read(str(folder), config)
@@ -117,7 +117,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from listing the weights that a tower has no use for, and from drawing bars of its own."""
     logger, progress = transformers.utils.logging, transformers.utils.logging.is_progress_bar_enabled()
     level = logger.get_verbosity()

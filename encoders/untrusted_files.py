@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
 
 from .errors import EncoderError
-from .hub import hub_access
+from .hub import hub_access, without_hub_bars
 
 MAX_JSON = 64 * 2**20
 MAX_VOCABULARY = 256 * 2**20  # the tokenizer.json of a vocabulary of 256,000 tokens has 34 MB
@@ -84,11 +79,5 @@ def fetched_from_hub(name: str, patterns: list[str]) -> Path:
             f"open_clip_config.json names {name}, which is no repository of the hub: put the files of that language "
             "model beside it"
         )
-    had_bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        with hub_access():
-            return Path(snapshot_download(name, allow_patterns=patterns))
-    finally:
-        if had_bars:
-            enable_progress_bars()
+    with without_hub_bars(), hub_access():
+        return Path(snapshot_download(name, allow_patterns=patterns))

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.format import RejectedImageError, Status
-from ..cache.sources.image_root import open_below
-from ..cache.write.image_decode import ResizeCrop, decode
-from ..inference.towers import Towers
+from ..cache.format import RejectedImageError
+from ..cache.write.image_decode import ResizeCrop
+from ..inference.images import decode_file, reason
+from ..inference.towers import Towers, ranked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,9 @@ def rank_texts(clip: Towers, images: Iterable[Path], texts: Sequence[str]) -> It
     geometry = ResizeCrop.from_preprocess(clip.preprocess)
     for image in images:
         try:
-            path = image.resolve()
-            with open_below(path.parent, path.name) as file:
-                pixels = decode(file, geometry)
+            pixels = decode_file(image, geometry)
         except RejectedImageError as rejected:
-            reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
-            yield Prediction(image=str(image), texts=[], cosines=[], probabilities=[], error=reason)
+            yield Prediction(image=str(image), texts=[], cosines=[], probabilities=[], error=reason(rejected))
         else:
             yield _ranked(image, texts, text_emb, clip.encode_pixels(pixels[None])[0], clip.logit_scale)
 
@@ -63,10 +60,7 @@ def _ranked(
 ) -> Prediction:
     """Prediction of an image by its features `[D]` and the unit embeddings of texts `[T, D]`."""
     cosines = text_emb @ (image_features / np.linalg.norm(image_features))
-    logits = logit_scale * cosines.astype(np.float64)
-    probabilities = np.exp(logits - logits.max())
-    probabilities /= probabilities.sum()
-    order = np.argsort(-cosines, kind="stable")
+    order, probabilities = ranked(cosines, logit_scale)
     return Prediction(
         image=str(image),
         texts=[texts[i] for i in order],

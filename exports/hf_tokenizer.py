@@ -1,27 +1,16 @@
 """The exported tokenizer of transformers: the ids of open_clip for texts as people write them, without open_clip.
 
-open_clip cleans a text in Python before its tokenizer sees it; transformers does not. What of the cleaning can be said
-in a tokenizer.json stands there as its normalizer.
+What of open_clip's cleaning can be said in a tokenizer.json stands there as its normalizer.
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
-from ftfy.chardata import LIGATURES, WIDTH_MAP
-from tokenizers import Regex, Tokenizer, normalizers, processors
+from tokenizers import Tokenizer, processors
 
 from ..encoders.tokenizer import FILES, SPECIAL, CaptionTokenizer, TextTokenizer
 from ..encoders.untrusted_files import read_json
-
-CLEANING_NOTE = (
-    "Texts are cleaned by the tokenizer itself: widths, ligatures, quotes, control characters, white space, Unicode "
-    "NFC and the HTML entities `&amp; &lt; &gt; &quot; &nbsp; &#39;`. Text in a wrong encoding (`Ã©`) and other HTML "
-    "entities stay as they are, where open_clip repairs them with ftfy."
-)
-_TERMINAL = r"\x1b\[[\d;]*[a-zA-Z]"
-_CONTROLS = r"[\x00-\x08\x0b\x0e-\x1f\x7f\u206a-\u206f\ufeff\ufff9-\ufffc]"
-_ENTITIES = {"&quot;": '"', "&#39;": "'", "&nbsp;": " ", "&lt;": "<", "&gt;": ">"}
+from .text_normalizers import with_cleaning
 
 
 def write_tokenizer(folder: Path, tokenizer: TextTokenizer, context_length: int, *, swap_bos_eos: bool = False) -> None:
@@ -38,8 +27,7 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, context_length: int,
     if swap_bos_eos:
         assert isinstance(tokenizer, CaptionTokenizer), "no other kind has both"
         exported = _swapped(exported, tokenizer)
-    before = [exported.normalizer] if exported.normalizer else []
-    exported.normalizer = normalizers.Sequence([*_cleaning(), *before])
+    exported, _ = with_cleaning(exported)
     (folder / FILES[0]).write_text(exported.to_str(pretty=True), encoding="utf-8")
     config = folder / FILES[1]
     described = read_json(config) | {
@@ -60,25 +48,6 @@ def write_tokenizer(folder: Path, tokenizer: TextTokenizer, context_length: int,
 def spells_special_tokens(tokenizer: TextTokenizer) -> bool:
     """Whether a special token that a text spells out is text."""
     return getattr(tokenizer, "special_as_text", True)
-
-
-def _cleaning() -> list[Any]:
-    """What open_clip does to a text before its tokenizer, in its order."""
-    parts = [normalizers.Replace(Regex("&(?:amp;)+"), "&")]
-    parts += [normalizers.Replace(entity, text) for entity, text in _ENTITIES.items()]
-    parts.append(normalizers.Replace(Regex(_TERMINAL), ""))
-    letters = {**_windows_1252(), **{chr(code): text for code, text in {**LIGATURES, **WIDTH_MAP}.items()}}
-    parts += [normalizers.Replace(letter, text) for letter, text in letters.items()]
-    parts.append(normalizers.Replace(Regex("[\u02bc\u2018-\u201b]"), "'"))
-    parts.append(normalizers.Replace(Regex("[\u201c-\u201f]"), '"'))
-    parts.append(normalizers.Replace(Regex(_CONTROLS), ""))
-    return [*parts, normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-
-
-def _windows_1252() -> dict[str, str]:
-    """Control characters that were characters of Windows, as ftfy reads them."""
-    read = {chr(code): bytes([code]).decode("cp1252", "ignore") for code in range(0x80, 0xA0)}
-    return {control: text for control, text in read.items() if text}
 
 
 def _swapped(exported: Tokenizer, tokenizer: CaptionTokenizer) -> Tokenizer:

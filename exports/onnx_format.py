@@ -4,7 +4,6 @@
 give raw features. `clipglot.json` says the rest.
 """
 
-import io
 import json
 from collections.abc import Mapping
 from importlib import import_module
@@ -16,18 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from ..cache.write.image_decode import ResizeCrop, decode
+from ..cache.write.image_decode import ResizeCrop
 from ..encoders.merged_clip import MergedClip
 from ..encoders.tokenizer import FILES
+from ..inference.onnx_layout import FEATURES, FORMAT_VERSION, INDEX, MODEL, PREPROCESS, TEXTUAL, VISUAL
 from .errors import ExportError
 from .formats import Written
 from .onnx_quantize import LEAST_COSINE, Quantization, quantize
-from .onnx_towers import FEATURES, image_graph, text_graph, write_graph
+from .onnx_towers import image_graph, text_graph, write_graph
 from .portable_tokenizer import portable_tokenizer
 from .probes import Probes, unit
 
-FORMAT_VERSION = 1
-INDEX, MODEL, TEXTUAL, VISUAL, PREPROCESS = "clipglot.json", "model.onnx", "textual", "visual", "preprocess_cfg.json"
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 CODE = """from pathlib import Path
 from clipglot.inference.onnx_clip import OnnxClip
@@ -49,7 +47,6 @@ def write(folder: Path, clip: MergedClip, *, quantize: Quantization | None = Non
     """
     library = _require_packages()
     assert clip.text_tower is not None, "the caller has refused others"
-    assert clip.tokenizer is not None, "likewise"
     import onnx
 
     geometry = ResizeCrop.from_preprocess(clip.image_tower.preprocess)
@@ -98,7 +95,6 @@ def _require_packages() -> str:
 
 def _write_files(folder: Path, clip: MergedClip) -> int:
     """Write tokenizer, preprocessing and configuration; returns how many normalizers clean."""
-    assert clip.tokenizer is not None, "refused above"
     clip.tokenizer.save(folder / TEXTUAL)
     content, cleaning = portable_tokenizer(clip.tokenizer, clip.context_length)
     (folder / TEXTUAL / FILES[0]).write_text(content, encoding="utf-8")
@@ -110,7 +106,6 @@ def _write_files(folder: Path, clip: MergedClip) -> int:
 def _index(clip: MergedClip, inputs: list[str], cleaning: int, quantize: Quantization | None) -> dict[str, Any]:
     """What clipglot.json holds."""
     tower, tokenizer = clip.image_tower, clip.tokenizer
-    assert tokenizer is not None, "refused above"
     return {
         "format_version": FORMAT_VERSION,
         "dim": clip.dim,
@@ -154,13 +149,8 @@ def _text_features(folder: Path, probes: Probes) -> NDArray[np.float32]:
 def _image_features(folder: Path, probes: Probes) -> NDArray[np.float32]:
     """Raw features of the images, by the exported preprocessing."""
     preprocess = json.loads((folder / VISUAL / PREPROCESS).read_text(encoding="utf-8"))
-    geometry, pixels = ResizeCrop.from_preprocess(preprocess), []
-    for image in probes.images:
-        file = io.BytesIO()
-        image.save(file, "PNG")
-        pixels.append(decode(file, geometry))
     mean, std = (np.array(preprocess[name], np.float32) for name in ("mean", "std"))
-    normalized = (np.stack(pixels).astype(np.float32) / np.float32(255) - mean) / std
+    normalized = (probes.pixels(preprocess).astype(np.float32) / np.float32(255) - mean) / std
     given = {"image": np.ascontiguousarray(normalized.transpose(0, 3, 1, 2))}
     features: NDArray[np.float32] = _session(folder / VISUAL / MODEL).run([FEATURES], given)[0]
     return features

@@ -22,9 +22,9 @@ from ..encoders.image_tower import ImageTower
 from ..encoders.text_lm import LMTower
 from ..encoders.text_scratch import ScratchTower
 from ..encoders.text_tower import TextTower
+from ..inference.onnx_layout import FEATURES
 from .errors import ExportError
 
-FEATURES = "features"  # not `embedding`: values of that name are in the graphs themselves
 MOST_IN_ONE_FILE = 1.8e9  # bytes of weights; a protobuf message holds at most 2 GB
 
 

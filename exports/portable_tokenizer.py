@@ -3,24 +3,10 @@
 import json
 from typing import Any
 
-from ftfy.chardata import LIGATURES, WIDTH_MAP
 from tokenizers import Tokenizer
 
 from ..encoders.tokenizer import CaptionTokenizer, TextTokenizer
-
-_ENTITIES = [
-    ("&amp;", "&"),
-    ("&amp;", "&"),
-    ("&lt;", "<"),
-    ("&gt;", ">"),
-    ("&quot;", '"'),
-    ("&#39;", "'"),
-    ("&nbsp;", " "),
-]
-# What str.split takes for space, and what ftfy removes.
-_SPACES = "[\\t-\\r\\x{20}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}]+"
-_ESCAPES = "\\x{1b}\\[[0-9;]*[a-zA-Z]"  # colours of terminals
-_CONTROLS = "[\\x{00}-\\x{08}\\x{0e}-\\x{1f}\\x{7f}\\x{206a}-\\x{206f}\\x{feff}\\x{fff9}-\\x{fffc}]"
+from .text_normalizers import with_cleaning
 
 
 def portable_tokenizer(tokenizer: TextTokenizer, context_length: int) -> tuple[str, int]:
@@ -30,18 +16,15 @@ def portable_tokenizer(tokenizer: TextTokenizer, context_length: int) -> tuple[s
         tokenizer: of the text tower.
         context_length: most tokens of a text; longer ones are cut, batches padded to their longest.
     """
-    state = json.loads(tokenizer.backend.to_str())
-    cleaning = _cleaning()
-    before = state["normalizer"]
-    own = [] if before is None else before["normalizers"] if before["type"] == "Sequence" else [before]
-    state["normalizer"] = {"type": "Sequence", "normalizers": [*cleaning, *own]}
+    cleaned, num_cleaning = with_cleaning(tokenizer.backend)
+    state = json.loads(cleaned.to_str())
     if not isinstance(tokenizer, CaptionTokenizer) or tokenizer.special_as_text:
         _spell_special_tokens(state)
     portable = Tokenizer.from_str(json.dumps(state))
     portable.enable_truncation(context_length)
     pad_id = tokenizer.pad_id or 0
     portable.enable_padding(pad_id=pad_id, pad_token=tokenizer.backend.id_to_token(pad_id) or "")
-    return str(portable.to_str(pretty=True)), len(cleaning)
+    return str(portable.to_str(pretty=True)), num_cleaning
 
 
 def _spell_special_tokens(state: dict[str, Any]) -> None:
@@ -58,23 +41,3 @@ def _spell_special_tokens(state: dict[str, Any]) -> None:
         if not (token["special"] and may_go):
             kept.append(token)
     state["added_tokens"] = kept[::-1]
-
-
-def _cleaning() -> list[dict[str, Any]]:
-    """Normalizers that do of open_clip's cleaning what the tokenizers library can."""
-    characters = sorted({**WIDTH_MAP, **LIGATURES}.items())
-    quotes = [("[\\x{2bc}\\x{2018}-\\x{201b}]", "'"), ("[\\x{201c}-\\x{201f}]", '"')]
-    return [
-        *(_replace("String", old, new) for old, new in _ENTITIES),
-        *(_replace("String", chr(old), new) for old, new in characters),
-        *(_replace("Regex", old, new) for old, new in quotes),
-        _replace("Regex", _ESCAPES, ""),
-        _replace("Regex", _CONTROLS, ""),
-        _replace("Regex", _SPACES, " "),
-        {"type": "NFC"},
-        {"type": "Strip", "strip_left": True, "strip_right": True},
-    ]
-
-
-def _replace(kind: str, old: str, new: str) -> dict[str, Any]:
-    return {"type": "Replace", "pattern": {kind: old}, "content": new}

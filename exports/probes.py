@@ -1,9 +1,10 @@
 """Probes of an export: captions and images whose features its library must reproduce."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,31 +66,35 @@ class Probes:
     @cached_property
     def image_emb(self) -> NDArray[np.float32]:
         """`[P, D] float32`, unit norm, by the preprocessing that filled the cache."""
-        geometry = ResizeCrop.from_preprocess(self.clip.image_tower.preprocess)
-        pixels = []
+        return unit(self.clip.encode_pixels(self.pixels(self.clip.preprocess)))
+
+    def pixels(self, preprocess: Mapping[str, Any]) -> NDArray[np.uint8]:
+        """The images as a tower sees them, `[P, height, width, 3] uint8`.
+
+        Args:
+            preprocess: open_clip's `preprocess_cfg`.
+        """
+        geometry, pixels = ResizeCrop.from_preprocess(preprocess), []
         for image in self.images:
             file = io.BytesIO()
             image.save(file, "PNG")
             pixels.append(decode(file, geometry))
-        return unit(self.clip.image_tower.encode(np.stack(pixels)))
+        return np.stack(pixels)
 
-    def require_close(
-        self, library: str, text: NDArray[np.float32], image: NDArray[np.float32], tolerance: float = TOLERANCE
-    ) -> tuple[float, float]:
+    def require_close(self, library: str, text: NDArray[np.float32], image: NDArray[np.float32]) -> tuple[float, float]:
         """Largest differences of text and image features.
 
         Args:
             library: that loaded the export, with its version, for the message.
             text: its features of the captions, `[P, D]`, of any norm.
             image: likewise of the images.
-            tolerance: most that a value may differ.
 
         Raises:
             ExportError: the library computes something else.
         """
         differences = [difference(text, self.text_emb), difference(image, self.image_emb)]
         for what, value in zip(("text", "image"), differences, strict=True):
-            if not value <= tolerance:
+            if not value <= TOLERANCE:
                 raise ExportError(
                     f"{library} loads the export with other {what} features than were merged (difference {value:.1e}): "
                     "please report this, with both versions"
@@ -103,6 +108,6 @@ def unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def difference(features: NDArray[np.float32] | Sequence[Sequence[float]], expected: NDArray[np.float32]) -> float:
+def difference(features: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Largest difference of normalized features `[N, D]`; NaN where any is NaN."""
-    return float(np.abs(unit(np.asarray(features, np.float32)) - unit(expected)).max())
+    return float(np.abs(unit(features) - unit(expected)).max())

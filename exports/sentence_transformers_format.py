@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..encoders.merged_clip import MergedClip
 from ..encoders.text_lm import LMTower
+from ..encoders.text_lm_loading import quiet_transformers
 from .errors import ExportError
 from .formats import Written
 from .hf_tokenizer import write_tokenizer
@@ -25,7 +26,6 @@ from .transformers_format import (
     bias_notes,
     clip_vision,
     load_strictly,
-    quiet,
     text_notes,
     timm_vision,
     write_model,
@@ -75,7 +75,7 @@ def write(folder: Path, clip: MergedClip) -> Written:
     listed = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (kind, path) in enumerate(modules)]
     _write_json(folder / "modules.json", listed)
     _write_json(folder / "config_sentence_transformers.json", {"similarity_fn_name": "cosine"})
-    with quiet():
+    with quiet_transformers():
         model = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     probes = Probes(clip)
     text, image = (
@@ -123,9 +123,8 @@ def _write_text(folder: Path, clip: MergedClip, tower: LMTower) -> dict[str, str
     lm, head = plain.text["transformer"], plain.text["proj"]
     path = folder / "text_0_Transformer"
     path.mkdir()
-    with quiet():
+    with quiet_transformers():
         _whole(lm).save_pretrained(str(path))
-    assert clip.tokenizer is not None, "checked by the export"
     write_tokenizer(path, clip.tokenizer, clip.context_length)
     _write_transformer(
         path, {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
@@ -154,7 +153,7 @@ def _write_image(folder: Path, clip: MergedClip) -> dict[str, str]:
     path = folder / "image_0_Transformer"
     path.mkdir()
     tower = clip.image_tower
-    with quiet():
+    with quiet_transformers():
         if isinstance(tower.visual, TimmModel):
             config, tensors, projection = timm_vision(tower)
             model: Any = transformers.TimmWrapperModel(config)

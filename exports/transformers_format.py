@@ -4,10 +4,8 @@ Which class that is depends on both towers; a pair that none of them computes is
 """
 
 import json
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +21,13 @@ from ..cache.write.image_decode import ResizeCrop
 from ..encoders.image_tower import ImageTower
 from ..encoders.merged_clip import MergedClip
 from ..encoders.text_lm import LMTower
+from ..encoders.text_lm_loading import quiet_transformers
 from ..encoders.text_scratch import ScratchTower
 from .errors import ExportError
 from .formats import Written
-from .hf_tokenizer import CLEANING_NOTE, spells_special_tokens, write_tokenizer
+from .hf_tokenizer import spells_special_tokens, write_tokenizer
 from .probes import Probes
+from .text_normalizers import CLEANING_NOTE
 
 OTHERS = "pass --format sentence-transformers, onnx or open_clip"
 IMAGE_NOTE = (
@@ -76,10 +76,10 @@ def write_model(folder: Path, clip: MergedClip) -> Any:
     Raises:
         ExportError: transformers has no class for this pair of towers.
     """
-    with quiet():
+    with quiet_transformers():
         model, processor = _build(clip)
         model.save_pretrained(str(folder))
-    write_tokenizer(folder, _tokenizer(clip), clip.context_length, swap_bos_eos=_swaps(clip))
+    write_tokenizer(folder, clip.tokenizer, clip.context_length, swap_bos_eos=_swaps(clip))
     write_preprocessing(folder, clip.image_tower, processor)
     return model
 
@@ -93,7 +93,7 @@ def minimum(model: Any) -> str:
 
 def text_notes(clip: MergedClip) -> list[str]:
     """Notes on the exported tokenizer."""
-    spelled = "" if spells_special_tokens(_tokenizer(clip)) else " A special token that a text spells out counts as it."
+    spelled = "" if spells_special_tokens(clip.tokenizer) else " A special token that a text spells out counts as it."
     return [CLEANING_NOTE + spelled]
 
 
@@ -226,21 +226,6 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         ) from error
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Neither progress bars nor remarks of transformers inside the block."""
-    logger = transformers.utils.logging
-    bars, level = logger.is_progress_bar_enabled(), logger.get_verbosity()
-    logger.disable_progress_bar()
-    logger.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.set_verbosity(level)
-        if bars:
-            logger.enable_progress_bar()
-
-
 def _add(file: Path, values: Mapping[str, Any]) -> None:
     """Add values to a file of JSON."""
     content = json.loads(file.read_text(encoding="utf-8")) | dict(values)
@@ -330,7 +315,7 @@ def _fill(
 
 def _clip_text(clip: MergedClip, tower: ScratchTower) -> tuple[dict[str, Any], dict[str, Tensor], Tensor]:
     """Configuration, tensors and projection `[D, W]` of a scratch tower as transformers' CLIP has them."""
-    config, tokenizer = tower.config, _tokenizer(clip)
+    config, tokenizer = tower.config, clip.tokenizer
     bos, eos = tokenizer.bos_id, config.eos_id
     state = {name: tensor for name, tensor in tower.text.state_dict().items() if name != "attn_mask"}
     tokens = state.pop("token_embedding.weight")
@@ -392,15 +377,10 @@ def _activation(quick_gelu: bool) -> str:
     return "quick_gelu" if quick_gelu else "gelu"
 
 
-def _tokenizer(clip: MergedClip) -> Any:
-    assert clip.tokenizer is not None, "checked by the export"
-    return clip.tokenizer
-
-
 @torch.inference_mode()
 def _features(folder: Path, probes: Probes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Features of the probes by the folder alone."""
-    with quiet():
+    with quiet_transformers():
         model = transformers.AutoModel.from_pretrained(str(folder)).eval()
         processor = transformers.AutoProcessor.from_pretrained(str(folder))
     options: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "pt"}

@@ -17,8 +17,9 @@ from ..encoders.errors import EncoderError
 from .errors import InputError
 from .images import is_single, to_pixels
 from .onnx_clip import OnnxClip
+from .onnx_layout import is_onnx
 from .progress import steps
-from .towers import Towers, is_onnx, require_same_tower
+from .towers import Towers, ranked, require_same_tower
 
 if TYPE_CHECKING:
     import torch
@@ -365,10 +366,7 @@ class CLIP:
 
     def _classified(self, emb: Floats, text_emb: Floats, labels: Sequence[str]) -> Classification:
         cosines = text_emb @ emb
-        logits = self.logit_scale * cosines.astype(np.float64)
-        probabilities = np.exp(logits - logits.max())
-        probabilities /= probabilities.sum()
-        order = np.argsort(-cosines, kind="stable")
+        order, probabilities = ranked(cosines, self.logit_scale)
         return Classification(
             labels=[labels[i] for i in order],
             probabilities=probabilities[order].tolist(),

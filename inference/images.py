@@ -45,8 +45,7 @@ def to_pixels(value: Any, geometry: ResizeCrop) -> NDArray[np.uint8]:
                 path = Path(value).resolve()
             except (ValueError, OSError, RuntimeError) as error:  # NUL, or links in a circle
                 raise InputError(f"{describe(value)}: no path ({error})") from error
-            with open_below(path.parent, path.name) as file:
-                return decode(file, geometry)
+            return decode_file(path, geometry)
         if isinstance(value, bytes | bytearray):
             return decode(io.BytesIO(value), geometry)
         if _is_pixel_array(value):
@@ -54,12 +53,27 @@ def to_pixels(value: Any, geometry: ResizeCrop) -> NDArray[np.uint8]:
         if isinstance(value, Image.Image):
             return _of_pil(value, geometry)
     except RejectedImageError as rejected:
-        reason = "no such file" if rejected.status == Status.MISSING else rejected.status.label
-        raise InputError(f"{describe(value)}: {reason}") from rejected
+        raise InputError(f"{describe(value)}: {reason(rejected)}") from rejected
     shape = f" of shape {value.shape} and type {value.dtype}" if isinstance(value, np.ndarray) else ""
     raise InputError(
         f"{describe(value)}{shape} is no image: pass a path, bytes, a PIL image or an array [h, w, 3] uint8"
     )
+
+
+def decode_file(file: Path, geometry: ResizeCrop) -> NDArray[np.uint8]:
+    """Pixels `[height, width, 3] uint8` of a file; a link may lead anywhere, since the user named it.
+
+    Raises:
+        RejectedImageError: it is absent, or cannot be embedded.
+    """
+    path = file.resolve()
+    with open_below(path.parent, path.name) as opened:
+        return decode(opened, geometry)
+
+
+def reason(rejected: RejectedImageError) -> str:
+    """Why an image that the user named cannot be embedded."""
+    return "no such file" if rejected.status == Status.MISSING else rejected.status.label
 
 
 def _of_pil(image: Image.Image, geometry: ResizeCrop) -> NDArray[np.uint8]:

@@ -14,10 +14,10 @@ from ..encoders.text_cleaning import clean
 from ..encoders.untrusted_files import MAX_VOCABULARY, read_json
 from ..encoders.untrusted_regex import panics_named, require_tame_expressions
 from .onnx_files import read_index, require_safe_graph
+from .onnx_layout import FEATURES, MODEL, TEXTUAL, VISUAL
 
 TEXTS_AT_A_TIME = 256
 IMAGES_AT_A_TIME = 32
-FEATURES = "features"
 
 
 class OnnxClip:
@@ -59,9 +59,9 @@ class OnnxClip:
         self._pad_id: int = index["pad_id"]
         self._end_id: int = index["end_id"]  # of a text of which the tokenizer makes nothing
         self._mean, self._std = (_three(self.preprocess, name, folder) for name in ("mean", "std"))
-        self._tokenizer = _tokenizer(folder / "textual" / "tokenizer.json", index["cleaning_normalizers"])
+        self._tokenizer = _tokenizer(folder / TEXTUAL / "tokenizer.json", index["cleaning_normalizers"])
         self._tokenizer.enable_truncation(self.context_length)
-        self._text, self._image = (_session(folder / part / "model.onnx", threads) for part in ("textual", "visual"))
+        self._text, self._image = (_session(folder / part / MODEL, threads) for part in (TEXTUAL, VISUAL))
         self._require_inputs(self._text, self._inputs)
         self._require_inputs(self._image, ["image"])
 

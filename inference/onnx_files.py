@@ -7,8 +7,8 @@ from typing import Any
 
 from ..encoders.errors import EncoderError
 from ..encoders.untrusted_files import read_json, require_regular
+from .onnx_layout import FORMAT_VERSION, INDEX
 
-FORMAT_VERSION = 1
 MAX_MODEL = 64 * 2**30
 MAX_COUNT, MAX_SIDE = 2**24, 2**13
 MAX_GRAPH = 2**31  # of a protobuf message
@@ -22,7 +22,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         EncoderError: no such file, a damaged one, or one of another version.
     """
-    file = folder / "clipglot.json"
+    file = folder / INDEX
     index = read_json(file)
     if index.get("format_version") != FORMAT_VERSION:
         raise EncoderError(

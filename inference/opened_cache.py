@@ -136,10 +136,7 @@ class OpenedCache:
     @property
     def captions(self) -> list[list[str]]:
         """The captions of each image, N lists."""
-        result: list[list[str]] = [[] for _ in range(len(self))]
-        for row, text in zip(self.cache.caption_image().tolist(), self.cache.captions(), strict=True):
-            result[row].append(text)
-        return result
+        return self.cache.captions_by_image(slice(0, len(self)), self.cache.caption_image())
 
     def chunks(self) -> Iterator[tuple[slice, NDArray[np.float16]]]:
         """Rows and embeddings of each chunk, as it lies on the disk: the way to go through more than fits in memory."""

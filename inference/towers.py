@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from ..cache.read.cache import Cache
 from .errors import InputError
-
-INDEX, TEXT_MODEL = "clipglot.json", "textual/model.onnx"
+from .onnx_layout import is_onnx
 
 
 class Towers(Protocol):
@@ -70,9 +69,16 @@ class Towers(Protocol):
         """Raw features `[B, D] float32` of pixels `[B, height, width, 3] uint8`."""
 
 
-def is_onnx(folder: Path) -> bool:
-    """Whether `clipglot export --format onnx` wrote a folder."""
-    return (folder / INDEX).is_file() and (folder / TEXT_MODEL).is_file()
+def ranked(cosines: NDArray[np.float32], logit_scale: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Order of T texts by their cosines with an image, best first, and their probabilities in the order given.
+
+    Args:
+        cosines: `[T]`.
+        logit_scale: factor on cosines before the softmax.
+    """
+    logits = logit_scale * cosines.astype(np.float64)
+    probabilities = np.exp(logits - logits.max())
+    return np.argsort(-cosines, kind="stable"), probabilities / probabilities.sum()
 
 
 def require_same_tower(clip: Towers, cache: Cache) -> None:

@@ -1,17 +1,11 @@
 """Upload of an export to a model hub."""
 
-import os
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import (  # type: ignore[attr-defined]
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    get_token,
-)
+from huggingface_hub import HfApi, constants, get_token
 
 from ..distill.errors import DistillError
+from ..encoders.hub import without_hub_bars
 from ..encoders.text_lm_loading import first_line
 
 
@@ -40,28 +34,24 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     Raises:
         DistillError: the hub refuses, or cannot be reached; the export stays where it is.
     """
-    api, had_bars = HfApi(endpoint=constants.ENDPOINT), not are_progress_bars_disabled()
-    disable_progress_bars()
+    api = HfApi(endpoint=constants.ENDPOINT)
     try:
-        api.create_repo(repository, private=private, exist_ok=True)
-        # Files of an earlier export that this one does not have would be loaded with it.
-        api.upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Export by clipglot", delete_patterns="*"
-        )
+        with without_hub_bars():
+            api.create_repo(repository, private=private, exist_ok=True)
+            # Files of an earlier export that this one does not have would be loaded with it.
+            api.upload_folder(
+                repo_id=repository, folder_path=folder, commit_message="Export by clipglot", delete_patterns="*"
+            )
     except Exception as error:  # of the hub and its HTTP library, of many kinds
         reasons = [_without_token(first_line(each)).rstrip(".") for each in (error, error.__cause__) if each]
         raise DistillError(
             f"--push {repository}: {': '.join(reasons)}. The export is complete in {folder}: upload it with "
             f"`hf upload {repository} {folder}`"
         ) from None  # its own text may hold the request
-    finally:
-        if had_bars:
-            enable_progress_bars()
     return f"{constants.ENDPOINT}/{repository}"
 
 
 def _without_token(text: str) -> str:
     """A message without the token, whatever put it there."""
-    for token in filter(None, (get_token(), os.environ.get("HF_TOKEN"))):
-        text = text.replace(token, "…")
-    return text
+    token = get_token()
+    return text.replace(token, "…") if token else text

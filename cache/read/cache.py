@@ -283,6 +283,19 @@ class Cache:
         """Captions `start` to `stop`, in the order of `caption_image`."""
         return self._read_texts(TEXT, start, stop)
 
+    def captions_by_image(self, rows: slice, caption_image: NDArray[np.int64]) -> list[list[str]]:
+        """The captions of each image of some rows.
+
+        Args:
+            rows: from a row to another.
+            caption_image: what `caption_image` gave.
+        """
+        first, end = np.searchsorted(caption_image, [rows.start, rows.stop]).tolist()
+        result: list[list[str]] = [[] for _ in range(rows.stop - rows.start)]
+        for row, text in zip(caption_image[first:end].tolist(), self.captions(first, end), strict=True):
+            result[row - rows.start].append(text)
+        return result
+
     def caption_image(self) -> NDArray[np.int64]:
         """The row of each caption's image, `[M] int64`, ascending."""
         rows: NDArray[np.int64] = self.arrays.read(CAPTION_IMAGE)

@@ -23,7 +23,6 @@ from ..read.cache import Cache
 from ..storage.atomic import explain_os_error
 from .convert import require_nothing, whole_file
 
-SUFFIXES = (".npy", ".parquet", ".safetensors")
 _ROWS = [("row", pa.int64()), ("key", pa.string()), ("captions", pa.list_(pa.string()))]
 
 
@@ -53,7 +52,7 @@ def write_embedding_files(
 
     Args:
         cache: local or at a URL.
-        output: ends in one of `SUFFIXES`; neither it nor the .parquet beside it may exist.
+        output: ends in .npy, .parquet or .safetensors; neither it nor the .parquet beside it may exist.
         on_progress: called after each chunk with the chunks done and all chunks.
 
     Raises:
@@ -104,10 +103,7 @@ def _chunks(cache: Cache, embedded: NDArray[np.bool_]) -> Iterator[tuple[int, di
         rows = cache.chunk_slice(chunk)
         chosen = np.flatnonzero(embedded[rows]) + rows.start
         keys = cache.keys(rows.start, rows.stop)
-        first, end = np.searchsorted(caption_image, [rows.start, rows.stop]).tolist()
-        captions: list[list[str]] = [[] for _ in keys]
-        for row, text in zip(caption_image[first:end].tolist(), cache.captions(first, end), strict=True):
-            captions[row - rows.start].append(text)
+        captions = cache.captions_by_image(rows, caption_image)
         yield (
             chunk,
             {

@@ -15,6 +15,8 @@ from clipglot.cache.write.image_decode import ResizeCrop
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.exports.errors import ExportError
 from clipglot.exports.formats import write_format
+from clipglot.exports.hf_tokenizer import write_tokenizer
+from clipglot.exports.portable_tokenizer import portable_tokenizer
 from clipglot.inference.images import to_pixels
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
@@ -186,3 +188,11 @@ def test_several_formats_get_a_folder_each(tiny_run: Path, tmp_path: Path) -> No
     assert (tmp_path / "out/open_clip/open_clip_config.json").exists()
     assert (tmp_path / "out/transformers/config.json").exists()
     assert "transformers/README.md" in (tmp_path / "out/README.md").read_text()
+
+
+def test_an_export_leaves_the_tokenizer_that_it_is_compared_with(tiny_clip: Path, tmp_path: Path) -> None:
+    clip = load_merged(save_merged("bert-mean", tmp_path, tiny_clip))
+    before = clip.tokenizer.backend.to_str()
+    write_tokenizer(tmp_path / "out", clip.tokenizer, clip.context_length)
+    portable_tokenizer(clip.tokenizer, clip.context_length)
+    assert clip.tokenizer.backend.to_str() == before

@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "cache": set(),
     "encoders": set(),
     "inference": {"cache", "encoders"},
-    "exports": {"cache", "encoders"},
+    "exports": {"cache", "encoders", "inference"},
     "evals": {"cache", "encoders", "inference"},
     "distill": {"cache", "encoders", "evals"},
     "jobs": {"cache", "encoders", "inference", "exports", "evals", "distill"},
