@@ -23,7 +23,6 @@ PARTIAL = ".partial"
 RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 SWEEPING_S = 10.0  # enough for the last process that leaves a shared folder to delete partial files
 POLL_S = 0.05
-SWEEPS = 20  # of a folder that is written to while it is deleted
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_LOCKS = (errno.EBADF, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # e.g. NFS does not lock folders
 
@@ -76,11 +75,7 @@ def atomic_directory(path: Path, *, alone: bool = True) -> Iterator[Path]:
                     sync_to_disk(written)
             partial.rename(path)  # fails if a non-empty `path` appeared meanwhile
         except BaseException:
-            for _ in range(SWEEPS):
-                shutil.rmtree(partial, ignore_errors=True)
-                if not partial.exists():
-                    break
-                sleep(POLL_S)  # zarr's other writes of the same array may still be on their way
+            shutil.rmtree(partial, ignore_errors=True)
             raise
     sync_to_disk(path.parent)
 

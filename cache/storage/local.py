@@ -4,15 +4,17 @@ import asyncio
 import errno
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from threading import Condition
 from typing import Any
 
 from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import LocalStore
 
+from ..errors import CacheError
 from .atomic import (
     PARTIAL,
     atomic_create,
@@ -41,6 +43,9 @@ class DurableLocalStore(LocalStore):
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self.limits = ChunkLimits()
+        self._writes = Condition()
+        self._num_writes = 0
+        self._refuses_writes = False
 
     async def get(
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
@@ -76,9 +81,36 @@ class DurableLocalStore(LocalStore):
     def _put(self, key: str, value: Buffer, put: Callable[[Path, Any], object]) -> None:
         self._check_writable()
         path = self.root / key
-        with explain_os_error(path):
+        with self._counted_write(), explain_os_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             put(path, value.as_buffer_like())
+
+    @contextmanager
+    def _counted_write(self) -> Iterator[None]:
+        with self._writes:
+            if self._refuses_writes:
+                raise CacheError(f"{self.root} is written no more")
+            self._num_writes += 1
+        try:
+            yield
+        finally:
+            with self._writes:
+                self._num_writes -= 1
+                self._writes.notify_all()
+
+    @contextmanager
+    def written_by_block(self) -> Iterator[None]:
+        """Refuse chunks and metadata once the block ends, after those under way.
+
+        When one chunk of an assignment fails, zarr raises at once and goes on writing the others in its threads. They
+        would create a folder again that the caller deletes.
+        """
+        try:
+            yield
+        finally:
+            with self._writes:
+                self._refuses_writes = True
+                self._writes.wait_for(lambda: self._num_writes == 0)
 
     def names(self, folder: str) -> list[str]:
         """Names directly in a folder; empty if the folder is absent."""

@@ -76,8 +76,9 @@ def write_tokens(group: Path, dtype: str, blocks: Iterable[tuple[NDArray[np.int6
             return
         zarr.open_group(DurableLocalStore(group.parent), mode="a", zarr_format=3)
         try:
-            with atomic_directory(group, alone=is_locked) as partial:
-                root = zarr.create_group(DurableLocalStore(partial), zarr_format=3)
+            partial_folder = atomic_directory(group, alone=is_locked)
+            with partial_folder as partial, (store := DurableLocalStore(partial)).written_by_block():
+                root = zarr.create_group(store, zarr_format=3)
                 ids, offsets = StreamedArray(root, "ids", dtype), StreamedArray(root, "offsets", "int64")
                 offsets.append(np.zeros(1, np.int64))
                 end = 0

@@ -98,8 +98,8 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
                     file.create_group(name)
                 yield file.create_array
         else:
-            with atomic_directory(output) as folder:
-                root = zarr.create_group(DurableLocalStore(folder), zarr_format=3, attributes=with_checksum(metadata))
+            with atomic_directory(output) as folder, (store := DurableLocalStore(folder)).written_by_block():
+                root = zarr.create_group(store, zarr_format=3, attributes=with_checksum(metadata))
                 for name in groups:
                     root.create_group(name)
                 yield partial(create_array, root)
