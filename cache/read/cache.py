@@ -22,6 +22,7 @@ from ..format import (
     TEACHER_ARRAYS,
     TEACHER_EMB,
     TEACHER_STATUS,
+    TEACHER_TEXT,
     TEXT,
     CacheInfo,
     Status,
@@ -315,6 +316,12 @@ class Cache:
             return {}
         counts = np.bincount(self.language_codes(), minlength=len(self.info.languages)).tolist()
         return {tag: num for num, tag in sorted(zip(counts, self.info.languages, strict=True), reverse=True) if num}
+
+    def translations(self) -> list[str]:
+        """The captions' translations, `[M]`, "" where there is none; empty without any."""
+        if not self.info.source.has_teacher:
+            return []
+        return self._read_texts(TEACHER_TEXT, 0, None)
 
     def teacher_status(self) -> NDArray[np.uint8]:
         """The `TextTargetStatus` of each caption's translation, `[M] uint8`."""

@@ -1,0 +1,172 @@
+"""Classes of the images of a cache: from class folders, a column, or a table of labels.
+
+N images.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.format import Status
+from ..cache.read.cache import Cache
+from .errors import EvalError
+from .prompts import ClassNames
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Embedded images of a cache that have a class.
+
+    Attributes:
+        labels: C labels, sorted.
+        names: names of each class, at least one.
+        rows: `[N]`, rows of the images in the cache, ascending.
+        classes: `[N]`, index in `labels` of each image's class.
+        num_unlabelled: embedded images without a class, which are left out.
+    """
+
+    labels: list[str]
+    names: list[tuple[str, ...]]
+    rows: NDArray[np.int64]
+    classes: NDArray[np.int64]
+    num_unlabelled: int = 0
+
+    @property
+    def shown(self) -> list[str]:
+        """The first name of each class."""
+        return [names[0] for names in self.names]
+
+    def embeddings(self, cache: Cache) -> NDArray[np.float32]:
+        """Image embeddings `[N, D] float32`."""
+        emb = cache.image_emb()
+        return (emb if len(self.rows) == len(emb) else emb[self.rows]).astype(np.float32)
+
+
+def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, origin: str = "") -> LabelledImages:
+    """The classes of a cache's images: their only caption, as class folders give it, or that of a table.
+
+    Args:
+        cache: sealed.
+        table: key and label of images, in place of captions.
+        origin: of the table, for messages.
+
+    Raises:
+        EvalError: an image has several captions or labels, or none has a class.
+        CacheError: the cache is not complete.
+    """
+    embedded = cache.require_sealed().status() == Status.EMBEDDED
+    label_of = _from_table(cache, table, origin) if table is not None else _from_captions(cache)
+    rows = np.array([row for row in label_of if embedded[row]], np.int64)
+    if not len(rows):
+        where = f"no key of {origin} is one of an embedded image" if table is not None else "no image has a caption"
+        raise EvalError(
+            f"{cache.path}: {where}: pass --labels FILE with the columns {'key'} and {'label'}, "
+            f"where keys are like {cache.keys(0, 1)[0]!r}"
+            if len(cache)
+            else f"{cache.path} has no image"
+        )
+    rows.sort()
+    labels = sorted({label_of[row] for row in rows.tolist()})
+    number = {label: i for i, label in enumerate(labels)}
+    return LabelledImages(
+        labels=labels,
+        names=[(label,) for label in labels],
+        rows=rows,
+        classes=np.array([number[label_of[row]] for row in rows.tolist()]),
+        num_unlabelled=int(embedded.sum()) - len(rows),
+    )
+
+
+def _from_captions(cache: Cache) -> dict[int, str]:
+    label_of: dict[int, str] = {}
+    for row, caption in zip(cache.caption_image().tolist(), cache.captions(), strict=True):
+        if label_of.setdefault(row, caption) != caption:
+            raise EvalError(
+                f"{cache.path}: image {cache.keys(row, row + 1)[0]} (row {row}) has several captions, "
+                f"{label_of[row]!r} and {caption!r}, so they are no classes: pass --labels FILE, or a cache of class "
+                "folders"
+            )
+    return label_of
+
+
+def _from_table(cache: Cache, table: Iterable[tuple[str, str]], origin: str) -> dict[int, str]:
+    label_by_key: dict[str, str] = {}
+    for key, label in table:
+        if label_by_key.setdefault(key, label) != label:
+            raise EvalError(f"{origin}: {key} has the labels {label_by_key[key]!r} and {label!r}: keep one")
+    return {row: label_by_key[key] for row, key in enumerate(cache.keys()) if key in label_by_key}
+
+
+def with_names(images: LabelledImages, given: ClassNames, *, distractors: bool = False) -> LabelledImages:
+    """Images with the names of a file for their classes.
+
+    Args:
+        images: of a cache.
+        given: names by label. Ordered ones belong to the sorted labels, unless the names are the labels themselves.
+        distractors: keep classes that no image has, as further choices.
+
+    Raises:
+        EvalError: unequal numbers, a label without names, or a class that no image has.
+    """
+    names = given.names
+    if given.is_ordered:
+        if set(images.labels) <= {synonyms[0] for synonyms in names.values()}:
+            names = {synonyms[0]: synonyms for synonyms in names.values()}
+        else:
+            names = _by_place(images.labels, given)
+            if len(given.names) < len(images.labels):  # Babel-ImageNet leaves out what a language has no word for
+                images = _only(images, names.keys())
+    if lacking := [label for label in images.labels if label not in names]:
+        raise EvalError(
+            f"{given.origin} has no names for {_some(lacking)}, which the images have: add them "
+            "(label, tab, names)"
+        )
+    if not distractors and (unused := [label for label in names if label not in images.labels]):
+        raise EvalError(
+            f"{given.origin}: no image has class {_some(unused)}: delete them, or pass --distractors to keep them as "
+            "further choices"
+        )
+    return _relabelled(images, names)
+
+
+def _by_place(labels: Sequence[str], given: ClassNames) -> dict[str, tuple[str, ...]]:
+    places = [int(place) for place in given.names]
+    is_complete = places == list(range(len(places)))
+    if (is_complete and len(places) != len(labels)) or max(places) >= len(labels):
+        raise EvalError(
+            f"{given.origin} has {len(places):,} classes, the images have {len(labels):,}: write a line for each, "
+            "in the order of the sorted labels, or label, tab and names"
+        )
+    return {labels[place]: synonyms for place, synonyms in zip(places, given.names.values(), strict=True)}
+
+
+def _only(images: LabelledImages, labels: Iterable[str]) -> LabelledImages:
+    kept = sorted(set(labels))
+    place = {label: i for i, label in enumerate(kept)}
+    new = np.array([place.get(label, -1) for label in images.labels])[images.classes]
+    return replace(
+        images,
+        labels=kept,
+        names=[(label,) for label in kept],
+        rows=images.rows[new >= 0],
+        classes=new[new >= 0],
+        num_unlabelled=images.num_unlabelled + int((new < 0).sum()),
+    )
+
+
+def _relabelled(images: LabelledImages, names: dict[str, tuple[str, ...]]) -> LabelledImages:
+    labels = sorted(names)
+    place = {label: i for i, label in enumerate(labels)}
+    return replace(
+        images,
+        labels=labels,
+        names=[names[label] for label in labels],
+        classes=np.array([place[label] for label in images.labels])[images.classes],
+    )
+
+
+def _some(labels: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(repr(label) for label in labels[:most])
+    return shown + (f" and {len(labels) - most:,} more" if len(labels) > most else "")

@@ -1,0 +1,247 @@
+"""Class names and prompt templates of zero-shot classification: files of users, and templates in four languages.
+
+A class may have several names (synonyms); its embedding is the mean over names and templates, of unit norm (Radford et
+al. 2021, arXiv:2103.00020, section 3.1.4).
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..cache.sources.text_files import decode_text
+from .errors import EvalError
+
+PLAIN = ("{}",)
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "en": (
+        "a photo of a {}",
+        "a photo of one {}",
+        "a picture of the {}",
+        "a close-up photo of a {}",
+        "a small {} in a photo",
+        "a bright photo with a {}",
+        "a dark photo with a {}",
+        "a drawing of a {}",
+        "{}",
+    ),
+    "ru": (
+        "фото: {}",
+        "на фотографии {}",
+        "на снимке изображено: {}",
+        "{} крупным планом",
+        "маленькое изображение: {}",
+        "яркая фотография: {}",
+        "тёмная фотография: {}",
+        "рисунок: {}",
+        "{}",
+    ),
+    "zh": (
+        "一张{}的照片",
+        "照片里有{}",
+        "{}的特写照片",
+        "图中是{}",
+        "一张明亮的{}照片",
+        "一张昏暗的{}照片",
+        "一个小小的{}",
+        "一幅{}的画",
+        "{}",
+    ),
+    "ko": (
+        "{} 사진",
+        "사진 속의 {}",
+        "{}을(를) 찍은 사진",
+        "{} 클로즈업 사진",
+        "밝은 {} 사진",
+        "어두운 {} 사진",
+        "작은 {} 이미지",
+        "{} 그림",
+        "{}",
+    ),
+}
+PLACES = ("{}", "{c}")  # of the name; the second is CLIP_benchmark's
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassNames:
+    """Names of classes by label.
+
+    Attributes:
+        names: for each label its names, the first of which is shown.
+        is_ordered: the labels are only positions, 0 on: the file lists names in the order of the sorted labels.
+        origin: file that they come from, for messages.
+    """
+
+    names: dict[str, tuple[str, ...]]
+    is_ordered: bool
+    origin: str
+
+
+def read_class_names(file: Path, language: str | None = None) -> ClassNames:
+    """Class names from a file.
+
+    A text file has one class a line: `label<TAB>name|synonym|…`, or names alone in the order of the sorted labels. A
+    JSON file has a list of names (or lists of them), or an object from label to name or names. Of an object from
+    language to `[indices, names]`, as Babel-ImageNet has it, `language` is taken; an index is the place of the label
+    among the sorted ones.
+
+    Raises:
+        EvalError: it cannot be read, an empty name, or a name of two classes; the message names the line.
+    """
+    text = _read(file)
+    if file.suffix.lower() == ".json":
+        names, is_ordered = _from_json(file, text, language)
+    else:
+        names, is_ordered = _from_lines(file, text)
+    if not names:
+        raise EvalError(f"{file} has no class: write one a line")
+    owner: dict[str, str] = {}
+    for label, synonyms in names.items():
+        for name in synonyms:
+            if not name.strip():
+                raise EvalError(f"{file}: class {label!r} has an empty name: fill it in or delete it")
+            if name in owner:
+                raise EvalError(
+                    f"{file}: {name!r} is a name of two classes, {owner[name]!r} and {label!r}: make them differ"
+                )
+            owner[name] = label
+    return ClassNames(names=names, is_ordered=is_ordered, origin=str(file))
+
+
+def read_templates(given: Sequence[str]) -> tuple[str, ...]:
+    """Templates from languages with built-in ones (en, ru, zh, ko), files with one a line, and templates themselves.
+
+    Raises:
+        EvalError: an empty one, one without `{}`, or neither a file nor a known language.
+
+    >>> read_templates(["zh"])[0], read_templates(["a sketch of a {}"])
+    ('一张{}的照片', ('a sketch of a {}',))
+    """
+    result: list[str] = []
+    for item in given:
+        if item in TEMPLATES:
+            result += TEMPLATES[item]
+        elif any(place in item for place in PLACES):
+            result.append(_template(item, "--templates"))
+        elif Path(item).is_file():
+            lines = _read(Path(item)).splitlines()
+            found = [_template(line, f"{item}:{number}") for number, line in enumerate(lines, 1)]
+            if not found:
+                raise EvalError(f"{item} has no template: write one a line, with {{}} in the place of the name")
+            result += found
+        else:
+            raise EvalError(
+                f"--templates {item!r}: no such file, and no language with built-in templates "
+                f"({', '.join(TEMPLATES)}): pass one of these, a file, or a template with {{}} in it"
+            )
+    return tuple(result) or PLAIN
+
+
+def class_embeddings(
+    encode: Callable[[Sequence[str]], NDArray[np.float32]],
+    names: Sequence[Sequence[str]],
+    templates: Sequence[str] = PLAIN,
+) -> NDArray[np.float32]:
+    """Unit embeddings `[C, D]` of classes: the mean over their names and the templates.
+
+    Args:
+        encode: texts to unit embeddings.
+        names: of each of C classes, at least one.
+        templates: with the place of the name.
+    """
+    prompts = [fill(template, name) for synonyms in names for name in synonyms for template in templates]
+    ends = np.cumsum([len(synonyms) * len(templates) for synonyms in names])
+    sums = np.add.reduceat(encode(prompts), np.r_[0, ends[:-1]], axis=0)
+    result: NDArray[np.float32] = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return result
+
+
+def fill(template: str, name: str) -> str:
+    """A template with a name in its place.
+
+    >>> fill("a photo of a {c}.", "cat")
+    'a photo of a cat.'
+    """
+    for place in PLACES:
+        template = template.replace(place, name)
+    return template
+
+
+def _template(line: str, where: str) -> str:
+    if not line.strip():
+        raise EvalError(f"{where}: an empty template: delete the line")
+    if not any(place in line for place in PLACES):
+        raise EvalError(f"{where}: {line!r} has no {{}} in the place of the class name: add it")
+    return line
+
+
+def _read(file: Path) -> str:
+    try:
+        return decode_text(file.read_bytes())
+    except OSError as error:
+        raise EvalError(f"{file}: {error.strerror}: pass a text or JSON file") from error
+    except UnicodeDecodeError as error:
+        raise EvalError(f"{file} is not UTF-8: save it as UTF-8") from error
+
+
+def _from_lines(file: Path, text: str) -> tuple[dict[str, tuple[str, ...]], bool]:
+    lines = text.rstrip("\r\n").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise EvalError(f"{file}:{number} is empty: delete the line")
+    labelled = sum("\t" in line for line in lines)
+    if labelled not in (0, len(lines)):
+        number = next(i for i, line in enumerate(lines, 1) if ("\t" in line) != (labelled > len(lines) / 2))
+        raise EvalError(
+            f"{file}:{number}: some lines have a label and a tab before the names, this one is otherwise: "
+            "write all lines in one of the two forms"
+        )
+    pairs = [line.split("\t", 1) if labelled else (str(i), line) for i, line in enumerate(lines)]
+    names: dict[str, tuple[str, ...]] = {}
+    for number, (label, synonyms) in enumerate(pairs, 1):
+        if label in names:
+            raise EvalError(f"{file}:{number}: label {label!r} stands in an earlier line: join the two lines")
+        names[label] = tuple(name.strip() for name in synonyms.split("|"))
+    return names, not labelled
+
+
+def _from_json(file: Path, text: str, language: str | None) -> tuple[dict[str, tuple[str, ...]], bool]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise EvalError(f"{file} is no JSON ({error}): mend it, or write a text file with one class a line") from error
+    if isinstance(content, dict) and content and all(map(_is_babel, content.values())):
+        if language not in content:
+            known = ", ".join(sorted(content)[:20])
+            raise EvalError(f"{file} has classes in several languages: pass --classes-language, one of {known}, …")
+        indices, names = content[language]
+        return {str(i): (str(name),) for i, name in zip(indices, names, strict=True)}, True
+    items = list(enumerate(content)) if isinstance(content, list) else content
+    if not isinstance(content, list | dict) or not all(map(_is_names, dict(items).values())):
+        raise EvalError(f"{file}: expected a list of names, or an object from label to name or list of names")
+    return (
+        {str(label): (names,) if isinstance(names, str) else tuple(names) for label, names in dict(items).items()},
+        isinstance(content, list),
+    )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+    )
+
+
+def _is_babel(value: Any) -> bool:
+    """Whether a value is a list of indices and one of as many names."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(part, list) for part in value)
+        and len(value[0]) == len(value[1])
+        and all(isinstance(i, int) for i in value[0])
+        and all(isinstance(name, str) for name in value[1])
+    )
