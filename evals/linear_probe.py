@@ -19,7 +19,7 @@ from .errors import EvalError
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 # Inverse penalties as scikit-learn's C, from strong to weak; each fit begins at the one before.
-PENALTIES = tuple(10.0 ** (half / 2) for half in range(-4, 13))
+PENALTIES: tuple[float, ...] = tuple(10.0 ** (half / 2) for half in range(-4, 13))
 PATIENCE = 2  # penalties without a better accuracy, after which the path ends
 HELD_OUT = 0.2  # of the training images, to choose the penalty with all of them
 MOST_TO_CHOOSE = 10_000  # training images that the penalty is chosen with; and as many held out, at most
@@ -227,8 +227,8 @@ def choose_penalty(fit: Labelled, held_out: Labelled, num_classes: int, device: 
     """
     if not len(held_out):
         return PENALTIES[len(PENALTIES) // 2]
-    best, best_accuracy, weights = PENALTIES[0], -1.0, None
-    worse = 0
+    best, best_accuracy, worse = PENALTIES[0], -1.0, 0
+    weights: Tensor | None = None
     for penalty in PENALTIES:
         weights = fit_logistic(fit, num_classes, penalty, start=weights, device=device, tolerance=10 * TOLERANCE)
         accuracy = float((predict(weights, held_out.emb) == held_out.classes).mean())

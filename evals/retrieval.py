@@ -155,7 +155,7 @@ def retrieve(
             raise EvalError(f"the {what} embeddings hold NaN or infinity: the tower that made them has diverged")
     ids = np.arange(len(text_emb)) if text_ids is None else text_ids
     _, first, text_of, copies = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-    if len(first) < len(text_emb):
+    if not np.array_equal(first, np.arange(len(text_emb))):  # else no copy
         text_emb = text_emb[first]
     pairs = np.unique(text_of * np.int64(len(image_emb)) + text_image)
     pair_text, pair_image = np.divmod(pairs, len(image_emb))
