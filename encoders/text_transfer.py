@@ -14,9 +14,9 @@ from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
 
 from .errors import EncoderError
-from .open_clip_loading import load_clip
+from .loading.clips import load_clip
+from .loading.untrusted import LOCAL_PREFIX
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
-from .untrusted import LOCAL_PREFIX
 
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 """Bytes by the characters that byte-level vocabularies write for them."""
