@@ -91,12 +91,16 @@ def test_a_package_does_not_import_heavy_libraries_of_others(package: str) -> No
     assert not {imported.split(".")[0] for name in modules for imported in imports(name)} & MUST_NOT_IMPORT[package]
 
 
-def test_decoding_workers_load_pillow_and_numpy_alone() -> None:
-    modules = ["cache.write.decode_pool", "cache.sources.image_files", "cache.sources.tar_reader"]
-    script = f"import sys, {', '.join('clipglot.' + name for name in modules)}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
-    assert {"PIL.Image", "numpy", "clipglot.cache.format"} <= set(loaded)
-    assert not {"zarr", "h5py", "pyarrow", "fsspec", "torch"} & set(loaded)  # each costs every worker's start
+def test_decoding_workers_load_pillow_and_numpy_alone_and_pyarrow_for_its_files() -> None:
+    modules = ["cache.write.decode_pool", *(f"cache.sources.{name}" for name in ("image_files", "tar_reader", "muge"))]
+    modules.append("cache.sources.source")  # a source of one's own
+    script = f"import sys, {', '.join('clipglot.' + name for name in modules)}; print(*sys.modules); "
+    script += "import clipglot.cache.sources.parquet_files; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    loaded, with_parquet = map(set, map(str.split, done.stdout.splitlines()))
+    assert {"PIL.Image", "numpy", "clipglot.cache.format"} <= loaded
+    assert not {"zarr", "h5py", "pyarrow", "fsspec", "torch"} & loaded  # each costs every worker's start
+    assert not {"zarr", "h5py", "fsspec", "torch"} & with_parquet
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
