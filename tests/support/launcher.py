@@ -21,7 +21,8 @@ TIMEOUT_S = 120
 # module of clipglot is imported before the fork, so that a script can show that it needs none.
 LAUNCHER = """
 import gc, json, os, signal, sys, time
-import fsspec, h5py, numpy, open_clip, pyarrow, timm, torch, transformers, zarr
+import click, fsspec, h5py, numpy, open_clip, pyarrow, rich.progress, s3fs, timm, torch, transformers, zarr
+import transformers.models.bert.modeling_bert  # with what every language model needs
 gc.collect()
 gc.freeze()  # else each forked process goes through all objects of the imports when it ends: a second of CPU time
 for line in sys.stdin:
