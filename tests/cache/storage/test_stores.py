@@ -25,6 +25,30 @@ from zarr.core.sync import sync
 VIEWS: dict[str, Any] = {"views": 3, "augment_scale": 0.3, "augment_flip": 0.5}
 
 
+@pytest.fixture(scope="session")
+def make_with_views(
+    translated_manifests: dict[str, Path], make_cache: Callable[..., Any]
+) -> Callable[[Location], Location]:
+    """`make_with_views(at)`: a cache with a text teacher, then its views."""
+    from support.translated_scenes import MODEL
+
+    def make(at: Location) -> Location:
+        for views in ({}, VIEWS):
+            more = {"model": MODEL, "batch_size": 64, "limit": 100, "teacher_field": ("en",)} | views
+            make_cache(translated_manifests["train"], at, **more)
+        return at
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def near_with_views(
+    make_with_views: Callable[[Location], Location], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """Files of a local cache with a text teacher and views, by name."""
+    return files(Path(make_with_views(tmp_path_factory.mktemp("near") / "near.zarr")))
+
+
 class StoreContract:
     """Contract suite, inherited for each kind of store. `at` is the location of a cache, absent at first."""
 
@@ -133,17 +157,11 @@ class StoreContract:
         self,
         at: Location,
         contents: Callable[[], dict[str, bytes]],
-        translated_manifests: dict[str, Path],
-        make_cache: Callable[..., Any],
-        tmp_path: Path,
+        make_with_views: Callable[[Location], Location],
+        near_with_views: dict[str, bytes],
     ) -> None:
-        from support.translated_scenes import MODEL
-
-        for views in ({}, VIEWS):
-            for where in (at, tmp_path / "near.zarr"):
-                more = {"model": MODEL, "batch_size": 64, "limit": 100, "teacher_field": ("en",)} | views
-                make_cache(translated_manifests["train"], where, **more)
-        assert contents() == files(tmp_path / "near.zarr")
+        make_with_views(at)
+        assert contents() == near_with_views
         assert Cache(at).info.num_views == 3
 
     def test_an_interrupted_plan_is_replaced(
