@@ -76,6 +76,9 @@ CELLS = [
     *(
         pytest.param(kind, format_, marks=SLOW)
         for kind, format_ in (
+            ("english", "transformers"),
+            ("english", "sentence-transformers"),
+            ("english", "onnx"),
             ("scratch-timm", "transformers"),
             ("bert-cls", "transformers"),
             ("scratch-timm", "sentence-transformers"),
@@ -83,11 +86,17 @@ CELLS = [
             ("bert-mean-timm", "sentence-transformers"),
             ("bert-cls", "sentence-transformers"),
             ("mt5-mean", "sentence-transformers"),
+            ("t5-mean", "sentence-transformers"),
+            ("umt5-mean-timm", "sentence-transformers"),
+            ("roberta-mean", "sentence-transformers"),
             ("scratch-timm", "onnx"),
             ("scratch-sigmoid", "onnx"),
             ("bert-mean", "onnx"),
             ("bert-cls-timm", "onnx"),
             ("mt5-mean", "onnx"),
+            ("t5-mean", "onnx"),
+            ("umt5-cls-timm", "onnx"),
+            ("roberta-mean", "onnx"),
             ("gpt2-eos", "onnx"),
         )
     ),
