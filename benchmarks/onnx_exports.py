@@ -4,8 +4,8 @@
 
 One caption at a time on one thread: the module that is exported, in torch eager, the graph in onnxruntime on the same
 ids, and the tower of `clip.encode_text`; without padding and padded to the context length. Rounds alternate between the
-ways. The towers are that of MERGED and a random one of ViT-B/32's shape. Then the text model of MERGED is made smaller in
-each way that `--quantize` has: its size, the cosines of captions with the float32 model's features, and recalls.
+ways. The towers are that of MERGED and a random one of ViT-B/32's shape. Then the text model of MERGED is made smaller
+in each way that `--quantize` has: its size, the cosines of captions with the float32 model's features, and recalls.
 
 Not called onnx.py: as a script it would stand in the place of the package.
 """
