@@ -168,10 +168,12 @@ class CLIP:
         ((16,), (2, 16))
         """
         _require_batch(batch_size)
+        if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+            raise InputError(f"of type {type(texts).__name__}: pass a text or several, or encode_image for images")
         given = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(given):
             if not isinstance(text, str):
-                raise InputError(f"text {i} is a {type(text).__name__}: pass texts, or encode_image for images")
+                raise InputError(f"text {i} is of type {type(text).__name__}: pass texts, or encode_image for images")
         with steps("encode texts", len(given), progress) as advance:
             emb = self.model.encode_texts(
                 given, raw=not normalize, batch_size=batch_size, on_progress=lambda done, total: advance(done)
@@ -407,6 +409,8 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
         if device not in (None, "cpu"):
             raise EncoderError(f"{folder} is an export in ONNX, which runs on the CPU: drop device={device!r}")
         return CLIP(OnnxClip(folder))
+    if pretrained is None:
+        _require_loadable(folder)
     import torch
 
     from ..encoders.merged_clip import load_from_hub, load_merged, load_named
@@ -424,6 +428,29 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
         return CLIP(clip.placed(device))
     except (RuntimeError, AssertionError) as error:  # no such device, or none that has the memory
         raise EncoderError(f"device={device!r}: {str(error).splitlines()[0]}") from error
+
+
+def _require_loadable(folder: Path) -> None:
+    """Refuse an export that another library loads, and a folder with an export in each of several formats.
+
+    Raises:
+        EncoderError: says what to load instead.
+    """
+    from ..encoders.untrusted import CLIP_CONFIG  # imports torch
+
+    if not folder.is_dir() or (folder / CLIP_CONFIG).is_file():
+        return
+    inside = [each for each in sorted(folder.iterdir()) if (each / CLIP_CONFIG).is_file() or is_onnx(each)]
+    if inside:
+        raise EncoderError(f"{folder} has an export in each of several formats: load {' or '.join(map(str, inside))}")
+    loads = {
+        "modules.json": f'SentenceTransformer("{folder}")',
+        "config.json": f'AutoModel.from_pretrained("{folder}")',
+    }
+    if code := next((code for name, code in loads.items() if (folder / name).is_file()), None):
+        raise EncoderError(
+            f"{folder} is a model for another library, {code}: clipglot loads exports in open_clip's format and in ONNX"
+        )
 
 
 def _require_batch(batch_size: int) -> None:

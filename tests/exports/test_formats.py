@@ -5,7 +5,9 @@ tokenizer and 50 images of odd sizes through the exported preprocessing, and is 
 the export in its own format.
 """
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,13 @@ CELLS = [
 ]
 
 
+def run_code_of(card: str, folder: Path) -> None:
+    """Run the Python of a card, pasted, in the folder that the export lies in."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, re.DOTALL | re.MULTILINE)
+    with contextlib.chdir(folder):
+        exec(code, {})
+
+
 def unit(features: Any) -> Any:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
@@ -134,6 +143,7 @@ def test_the_library_alone_gives_the_features_of_open_clip(
     card = (tmp_path / "out" / "README.md").read_text()
     assert str(tmp_path) not in card
     assert all(note in card for note in written.notes)
+    run_code_of(card, tmp_path)
     if "sigmoid" in kind and name != "onnx":
         assert "-5" in card, "the bias is told"
 
