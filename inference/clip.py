@@ -15,6 +15,7 @@ from ..cache.read.cache import Cache
 from ..cache.write.image_decode import ResizeCrop
 from ..encoders.errors import EncoderError
 from .errors import InputError
+from .folders import other_export
 from .images import is_single, to_pixels
 from .onnx_clip import OnnxClip
 from .onnx_layout import is_onnx
@@ -409,8 +410,8 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
         if device not in (None, "cpu"):
             raise EncoderError(f"{folder} is an export in ONNX, which runs on the CPU: drop device={device!r}")
         return CLIP(OnnxClip(folder))
-    if pretrained is None:
-        _require_loadable(folder)
+    if pretrained is None and (other := other_export(folder)):
+        raise EncoderError(other)
     import torch
 
     from ..encoders.merged_clip import load_from_hub, load_merged, load_named
@@ -428,29 +429,6 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
         return CLIP(clip.placed(device))
     except (RuntimeError, AssertionError) as error:  # no such device, or none that has the memory
         raise EncoderError(f"device={device!r}: {str(error).splitlines()[0]}") from error
-
-
-def _require_loadable(folder: Path) -> None:
-    """Refuse an export that another library loads, and a folder with an export in each of several formats.
-
-    Raises:
-        EncoderError: says what to load instead.
-    """
-    from ..encoders.untrusted import CLIP_CONFIG  # imports torch
-
-    if not folder.is_dir() or (folder / CLIP_CONFIG).is_file():
-        return
-    inside = [each for each in sorted(folder.iterdir()) if (each / CLIP_CONFIG).is_file() or is_onnx(each)]
-    if inside:
-        raise EncoderError(f"{folder} has an export in each of several formats: load {' or '.join(map(str, inside))}")
-    loads = {
-        "modules.json": f'SentenceTransformer("{folder}")',
-        "config.json": f'AutoModel.from_pretrained("{folder}")',
-    }
-    if code := next((code for name, code in loads.items() if (folder / name).is_file()), None):
-        raise EncoderError(
-            f"{folder} is a model for another library, {code}: clipglot loads exports in open_clip's format and in ONNX"
-        )
 
 
 def _require_batch(batch_size: int) -> None:
