@@ -169,7 +169,7 @@ class CLIP:
         ((16,), (2, 16))
         """
         _require_batch(batch_size)
-        if not isinstance(texts, Iterable) or isinstance(texts, bytes):
+        if not isinstance(texts, Iterable):
             raise InputError(f"of type {type(texts).__name__}: pass a text or several, or encode_image for images")
         given = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(given):
