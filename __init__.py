@@ -28,13 +28,15 @@ if TYPE_CHECKING:
     from .cache.read.cache import Cache
     from .distill.training.train import TrainResult
     from .evals.duplicates import DuplicatesReport
+    from .evals.linear_probe import ProbeReport
     from .evals.predict import Prediction
-    from .evals.retrieval import RetrievalReport
+    from .evals.speed import SpeedReport
     from .inference.clip import CLIP, Classification, Hit, Hits, load
     from .inference.opened_cache import OpenedCache, open_cache
     from .jobs.bench import BenchReport
     from .jobs.cache import CacheResult
     from .jobs.convert import ConvertResult
+    from .jobs.evaluate import QueriesResult, RetrievalResult, ZeroShotResult
     from .jobs.export import ExportResult
     from .jobs.import_embeddings import ImportResult
     from .jobs.inspect import InspectReport
@@ -44,7 +46,10 @@ if TYPE_CHECKING:
     bench: Callable[..., BenchReport]
     cache_images: Callable[..., CacheResult]
     convert_cache: Callable[..., ConvertResult]
-    evaluate_retrieval: Callable[..., RetrievalReport]
+    evaluate_probe: Callable[..., ProbeReport]
+    evaluate_retrieval: Callable[..., RetrievalResult | QueriesResult]
+    evaluate_speed: Callable[..., SpeedReport]
+    evaluate_zeroshot: Callable[..., ZeroShotResult]
     export: Callable[..., ExportResult]
     find_duplicates: Callable[..., DuplicatesReport]
     import_embeddings: Callable[..., ImportResult]
@@ -76,7 +81,10 @@ __all__ = [
     "bench",
     "cache_images",
     "convert_cache",
+    "evaluate_probe",
     "evaluate_retrieval",
+    "evaluate_speed",
+    "evaluate_zeroshot",
     "export",
     "find_duplicates",
     "import_embeddings",

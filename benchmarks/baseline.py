@@ -33,7 +33,7 @@ def tfidf_ridge(train: Cache, val: Cache, *, spaced: bool) -> tuple[Ranks, float
         features = vectorizer.fit_transform([captions[i] for i in fit_on])
         weights, intercept = ridge(features, _unit(image_emb - mean)[image_index[fit_on]], alpha)
         predicted = _unit(vectorizer.transform(queries) @ weights + intercept)
-        return retrieve(predicted.astype(np.float32), targets, of).text_to_image
+        return retrieve(predicted.astype(np.float32), targets, of).text_to_image.summary()
 
     split = int(0.9 * len(train))
     fit_on, held_out = np.flatnonzero(image_index < split), np.flatnonzero(image_index >= split)

@@ -51,7 +51,9 @@ def main() -> None:
         predicted = (queries @ weights + intercept) @ matrix
         predicted /= np.linalg.norm(predicted, axis=1, keepdims=True)
         candidates = gallery[split:].astype(np.float32)
-        ranks = retrieve(predicted.astype(np.float32), candidates, image_index[held_out] - split).text_to_image
+        ranks = retrieve(
+            predicted.astype(np.float32), candidates, image_index[held_out] - split
+        ).text_to_image.summary()
         return ranks.r_at_10, ranks.r_at_5, ranks.r_at_1
 
     unit = image_emb / np.linalg.norm(image_emb, axis=1, keepdims=True)

@@ -248,7 +248,7 @@ def _score(
 ) -> Score:
     """Classify the single objects among all pairs, and find each held-out scene by its caption."""
     prompts = clip.encode_texts([class_prompt(*pair, language) for pair in PAIRS])
-    ranks = retrieve(clip.encode_texts(captions), images, np.arange(len(images))).text_to_image
+    ranks = retrieve(clip.encode_texts(captions), images, np.arange(len(images))).report().text_to_image
     return Score(
         tower=tower,
         prompts=language,

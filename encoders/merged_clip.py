@@ -130,6 +130,19 @@ class MergedClip:
         """The activation that an open_clip config would set."""
         return self.image_tower.quick_gelu
 
+    @property
+    def image_parameters(self) -> int:
+        """Weights of the image tower."""
+        return sum(tensor.numel() for tensor in self.image_tower.visual.parameters())
+
+    @property
+    def text_parameters(self) -> int:
+        """Weights of the text tower."""
+        if self.text_tower is not None:
+            return sum(tensor.numel() for tensor in self.text_tower.parameters())
+        named = self._by_open_clip.named_parameters()
+        return sum(tensor.numel() for name, tensor in named if not name.startswith(("visual.", "logit_")))
+
     def normalize(self, pixels: NDArray[np.uint8]) -> Tensor:
         """What the image tower takes of pixels `[B, height, width, 3] uint8`, `[B, 3, height, width] float32`."""
         return self.image_tower.normalize(pixels)

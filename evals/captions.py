@@ -3,7 +3,7 @@
 M captions of N images, D features. No image is opened.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,7 @@ def cached_captions(cache: Cache, *, translations: bool = False) -> Captions:
         EvalError: there is no such caption, or no translation.
         CacheError: the cache is not complete.
     """
-    embedded = np.flatnonzero(cache.require_sealed().status() == Status.EMBEDDED)
+    embedded, image_emb = embedded_images(cache)
     row_of = np.full(len(cache), -1)
     row_of[embedded] = np.arange(len(embedded))
     images = row_of[cache.caption_image()]
@@ -73,10 +73,21 @@ def cached_captions(cache: Cache, *, translations: bool = False) -> Captions:
     return Captions(
         texts=[texts[i] for i in kept],
         images=images[kept],
-        image_emb=cache.image_emb()[embedded].astype(np.float32),
+        image_emb=image_emb,
         rows=embedded,
         languages=[""] * len(kept) if languages is None else [languages[i] for i in kept],
     )
+
+
+def embedded_images(cache: Cache) -> tuple[Indices, NDArray[np.float32]]:
+    """Rows `[N]` of the embedded images of a cache, and their embeddings `[N, D] float32`.
+
+    Raises:
+        CacheError: the cache is not complete.
+    """
+    rows = np.flatnonzero(cache.require_sealed().status() == Status.EMBEDDED)
+    emb = cache.image_emb()
+    return rows, (emb if len(rows) == len(emb) else emb[rows]).astype(np.float32)
 
 
 def require_tower_of(clip: Towers, cache: Cache) -> None:
@@ -119,7 +130,3 @@ def retrieve_captions(
     kept = np.arange(len(captions.texts)) if chosen is None else chosen
     ids = number_texts([captions.texts[i] for i in kept])
     return retrieve(text_emb[kept], captions.image_emb, captions.images[kept], ids, on_progress)
-
-
-Encode = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts to unit embeddings `[n, D]`."""

@@ -120,8 +120,7 @@ def with_names(images: LabelledImages, given: ClassNames, *, distractors: bool =
                 images = _only(images, names.keys())
     if lacking := [label for label in images.labels if label not in names]:
         raise EvalError(
-            f"{given.origin} has no names for {_some(lacking)}, which the images have: add them "
-            "(label, tab, names)"
+            f"{given.origin} has no names for {_some(lacking)}, which the images have: add them (label, tab, names)"
         )
     if not distractors and (unused := [label for label in names if label not in images.labels]):
         raise EvalError(

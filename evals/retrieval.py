@@ -81,6 +81,11 @@ class Places:
         # In random order, wrong / (right + 1) of the wrong answers precede the first right one on average.
         return 1 + self.ahead + self.wrong / (self.right + 1)
 
+    def take(self, queries: Indices) -> "Places":
+        """Places of some of the queries."""
+        parts = {name: getattr(self, name)[queries] for name in ("ahead", "right", "wrong", "images")}
+        return Places(**parts, num_candidates=self.num_candidates)
+
     def summary(self) -> Ranks:
         """Means over the queries."""
         at = {f"r_at_{k}": float(self.recall(k).mean()) for k in (1, 5, 10)}
@@ -97,9 +102,7 @@ class Retrieval:
 
     def report(self) -> "RetrievalReport":
         """Metrics of both directions."""
-        return RetrievalReport(
-            text_to_image=self.text_to_image.summary(), image_to_text=self.image_to_text.summary()
-        )
+        return RetrievalReport(text_to_image=self.text_to_image.summary(), image_to_text=self.image_to_text.summary())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +155,7 @@ def retrieve(
             raise EvalError(f"the {what} embeddings hold NaN or infinity: the tower that made them has diverged")
     ids = np.arange(len(text_emb)) if text_ids is None else text_ids
     _, first, text_of, copies = np.unique(ids, return_index=True, return_inverse=True, return_counts=True)
-    if len(first) < len(text_emb):
+    if not np.array_equal(first, np.arange(len(text_emb))):  # else no copy
         text_emb = text_emb[first]
     pairs = np.unique(text_of * np.int64(len(image_emb)) + text_image)
     pair_text, pair_image = np.divmod(pairs, len(image_emb))
@@ -163,9 +166,9 @@ def retrieve(
     ahead, upto = _count(text_emb, image_emb, copies, best_of_text, best_of_image, on_progress)
     right = (
         np.bincount(pair_text, cosines > best_of_text[pair_text] - TIE, len(text_emb)).astype(np.int64),
-        np.bincount(
-            pair_image, (cosines > best_of_image[pair_image] - TIE) * copies[pair_text], len(image_emb)
-        ).astype(np.int64),
+        np.bincount(pair_image, (cosines > best_of_image[pair_image] - TIE) * copies[pair_text], len(image_emb)).astype(
+            np.int64
+        ),
     )
     wrong = [np.maximum(u - a - r, 0) for u, a, r in zip(upto, ahead, right, strict=True)]
     owned = np.unique(text_image)
@@ -226,7 +229,8 @@ def _count(
 def _sum_rows(mask: NDArray[np.bool_], copies: Indices) -> NDArray[Any]:
     """Sums over at most 255 rows of a mask, each counted so many times."""
     if (copies == 1).all():
-        return np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8)
+        plain: NDArray[np.uint8] = np.add.reduce(mask.view(np.uint8), axis=0, dtype=np.uint8)
+        return plain
     weighted: NDArray[np.float64] = copies.astype(np.float64) @ mask  # exact below 2^53
     return weighted.astype(np.int64)
 

@@ -19,6 +19,7 @@ from .images import is_single, to_pixels
 from .onnx_clip import OnnxClip
 from .onnx_layout import is_onnx
 from .progress import steps
+from .prompts import PLAIN, class_embeddings, has_place
 from .towers import Towers, ranked, require_same_tower
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 IMAGES_AT_A_TIME = 32
 SEARCH_BYTES = 64 * 2**20  # of image embeddings in float32 at a time
-DEFAULT_TEMPLATES = ("{}",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ class CLIP:
         images: Any,
         labels: Sequence[str],
         *,
-        templates: Sequence[str] = DEFAULT_TEMPLATES,
+        templates: Sequence[str] = PLAIN,
         skip_errors: bool = False,
         progress: bool | None = None,
     ) -> Any:
@@ -297,11 +297,13 @@ class CLIP:
         """
         if isinstance(labels, str) or not len(labels) or not all(isinstance(label, str) for label in labels):
             raise InputError("no labels to choose from: pass a list of texts, at least one")
-        if bad := [template for template in templates if "{}" not in template] or ([""] if not len(templates) else []):
+        if bad := [template for template in templates if not has_place(template)] or (
+            [""] if not len(templates) else []
+        ):
             raise InputError(f"template {bad[0]!r} has no {{}} in the place of the label")
-        texts = [template.replace("{}", label) for label in labels for template in templates]
-        text_emb = self.encode_text(texts, progress=False).reshape(len(labels), len(templates), -1).mean(axis=1)
-        text_emb /= np.linalg.norm(text_emb, axis=1, keepdims=True)
+        text_emb = class_embeddings(
+            lambda texts: self.encode_text(texts, progress=False), [[label] for label in labels], templates
+        )
         single = is_single(images)
         emb = np.atleast_2d(self.encode_image(images, skip_errors=skip_errors, progress=progress))
         result = [None if np.isnan(row).any() else self._classified(row, text_emb, labels) for row in emb]

@@ -14,6 +14,9 @@ command                   function
 `clipglot train`          `jobs.train.train(TrainSettings)`
 `clipglot export`         `jobs.export.export_run(ExportSettings)`
 `clipglot eval retrieval` `jobs.evaluate.evaluate_retrieval(RetrievalSettings)`
+`clipglot eval zeroshot`  `jobs.evaluate.evaluate_zeroshot(ZeroShotSettings)`
+`clipglot eval probe`     `jobs.evaluate.evaluate_probe(ProbeSettings)`
+`clipglot eval speed`     `jobs.evaluate.evaluate_speed(SpeedSettings)`
 `clipglot predict`        `jobs.predict.predict(PredictSettings)`
 `clipglot bench`          `jobs.bench.bench(BenchSettings)`
 ========================  ========================================================================

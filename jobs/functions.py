@@ -32,6 +32,9 @@ FUNCTIONS = {
     "inspect_tokenizer": ("tokenizer.inspect_tokenizer", "settings.tokenizer.TokenizerSettings"),
     "bench": ("bench.bench", "settings.bench.BenchSettings"),
     "evaluate_retrieval": ("evaluate.evaluate_retrieval", "settings.evaluate.RetrievalSettings"),
+    "evaluate_zeroshot": ("evaluate.evaluate_zeroshot", "settings.evaluate.ZeroShotSettings"),
+    "evaluate_probe": ("evaluate.evaluate_probe", "settings.evaluate.ProbeSettings"),
+    "evaluate_speed": ("evaluate.evaluate_speed", "settings.evaluate.SpeedSettings"),
 }
 
 

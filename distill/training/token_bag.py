@@ -164,7 +164,7 @@ def fit_bag(
         predicted = held_out_counts.times(weights) + bias
         for shrinkage, metric in metrics.items():
             text_emb = F.normalize(predicted @ metric, dim=-1).cpu().numpy()
-            ranks = retrieve(text_emb, gallery, image_index[held_out] - first_held_out).text_to_image
+            ranks = retrieve(text_emb, gallery, image_index[held_out] - first_held_out).text_to_image.summary()
             scores[alpha, shrinkage] = ranks.r_at_1 + ranks.r_at_5 + ranks.r_at_10
         on_progress(Progress("warm start", i + 1, len(PENALTIES) + 1))
     alpha, shrinkage = max(product(PENALTIES, SHRINKAGES), key=lambda choice: scores[choice])

@@ -43,7 +43,7 @@ def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
     own = embed_captions(tower, data.tokens, shares[distributed.rank()])
     tower.train()
     text_emb = np.concatenate(distributed.gather_objects(own))
-    ranks = retrieve(text_emb, data.image_emb, data.image_index, data.text_ids).text_to_image
+    ranks = retrieve(text_emb, data.image_emb, data.image_index, data.text_ids).text_to_image.summary()
     return {
         "r_at_1": ranks.r_at_1,
         "r_at_5": ranks.r_at_5,

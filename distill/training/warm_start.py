@@ -110,8 +110,8 @@ class CacheRegressions:
 
         def recall(penalty_and_shrinkage: tuple[float, float | None]) -> float:
             text_emb = F.normalize(features[held_out] @ sums.weights(*penalty_and_shrinkage).float(), dim=-1)
-            ranks = retrieve(text_emb.numpy(), image_emb[split:].numpy(), place[place >= split] - split)
-            return ranks.text_to_image.r_at_10
+            found = retrieve(text_emb.numpy(), image_emb[split:].numpy(), place[place >= split] - split)
+            return float(found.text_to_image.recall(10).mean())
 
         best = max(product(PENALTIES, SHRINKAGES), key=recall) if held_out.any() else (PENALTIES[2], None)
         sums.add(features[held_out], image_emb[image_index[held_out]])
