@@ -18,9 +18,10 @@ from ..evals.bootstrap import Difference, difference
 from ..evals.captions import Captions, cached_captions, encode, retrieve_captions
 from ..evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
 from ..evals.labels import LabelledImages
-from ..evals.prompts import class_embeddings
+
 from ..evals.retrieval import Retrieval, number_texts
 from ..evals.zeroshot import Predictions, classification_report, predict_classes
+from ..inference.prompts import class_embeddings
 from ..inference.towers import Towers
 from .buckets import bucketed, count_words
 from .examples import caption_examples, class_examples

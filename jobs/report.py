@@ -1,0 +1,381 @@
+"""`clipglot report`: measure runs and merged CLIPs, and show everything in one HTML file."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.errors import CacheError
+from ..cache.location import Location, Url, to_location
+from ..cache.progress import OnProgress, ignore_progress
+from ..cache.read.cache import Cache
+from ..cache.storage.atomic import atomic_write, explain_os_error
+from ..distill.errors import DistillError
+from ..distill.training.final import final_step
+from ..distill.training.run_folder import RunFolder
+from ..evals.captions import require_tower_of
+from ..evals.errors import EvalError
+from ..evals.labels import LabelledImages, with_names
+from ..evals.prompts import read_class_names, read_templates
+from ..inference.onnx_layout import is_onnx
+from ..inference.towers import load_towers
+from ..reports.buckets import count_words
+from ..reports.charts import require_matplotlib
+from ..reports.figures import CacheFigures, Report, Subject
+from ..reports.measure import NamedTower, Prompts, measure_captions, measure_classes
+from ..reports.page import write_page
+from ..reports.run_curves import run_figures
+from ..reports.run_towers import RunTowers
+from ..reports.thumbnails import thumbnails
+from ..reports.verdict import report_verdict, subject_verdict
+from .evaluate import evaluate_probe, evaluate_speed, labelled_images, load_other
+from .installed import installed_version
+from .settings.evaluate import ProbeSettings, SpeedSettings, ZeroShotSettings
+from .settings.report import ReportSettings
+
+MOST_WORDS = 1_000_000  # captions of a training cache whose words are counted
+MOST_CLASSES = 5_000
+CLASS_FOLDERS = "class folders"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportResult:
+    """A report that was written.
+
+    Attributes:
+        file: the HTML file.
+        size: its bytes.
+        num_thumbnails: images in it.
+        report: all its figures.
+    """
+
+    file: Path
+    size: int
+    num_thumbnails: int
+    report: Report
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure of the page."""
+        return {"file": str(self.file), "size_bytes": self.size, "num_thumbnails": self.num_thumbnails} | (
+            self.report.to_json()
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A subject with its towers.
+
+    Attributes:
+        subject: without a verdict yet.
+        tower: None of a run that has not finished.
+        run: of a run.
+    """
+
+    subject: Subject
+    tower: NamedTower | None
+    run: RunFolder | None
+
+
+def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) -> ReportResult:
+    """Write the report of runs and merged CLIPs: one HTML file without scripts, and all of its figures.
+
+    Args:
+        settings: what to show, and the caches to measure on.
+        on_progress: called through the stages of each measurement.
+
+    Raises:
+        CacheError: a cache that was asked for is absent, not complete, or damaged.
+        DistillError: a damaged run.
+        EncoderError: a CLIP that does not load.
+        EvalError: no run and no merged CLIP, bad classes, or a package that is not installed.
+    """
+    require_matplotlib()
+    notes: list[str] = []
+    opened = [
+        _open(path, name) for path, name in zip(settings.subjects, _names(settings.subjects), strict=True)
+    ]
+    caches = _caches(settings, opened, notes)
+    towers = [each.tower for each in opened if each.tower]
+    reference = None
+    if settings.against and caches:
+        other = load_other(settings.against)
+        reference = NamedTower(
+            name=Path(settings.against).name or settings.against,
+            towers=other,
+            is_reference=True,
+            translations=settings.translations,
+        )
+    known = _known_words(opened)
+    measured: list[tuple[Cache, CacheFigures]] = []
+    for cache in caches:
+        fitting = _fitting(cache, towers, settings, notes)
+        if not fitting:
+            continue
+        if reference:
+            require_tower_of(reference.towers, cache)
+            fitting = [*fitting, reference]
+        measured.append((cache, _measure(cache, fitting, settings, known, on_progress)))
+    figures = [each for _, each in measured]
+    subjects = [_with_results(each, figures, settings, on_progress) for each in opened]
+    shown: list[dict[int, str]] = []
+    for cache, each in measured:
+        images = [image for tower in each.towers if tower.examples for image in tower.examples.images()]
+        kept = images[: max(0, settings.thumbnails - sum(map(len, shown)))]
+        made, problem = thumbnails(cache, kept, settings.image_root, on_progress)
+        if problem:
+            notes.append(f"Without {'some ' if made else ''}thumbnails of {each.name}: {problem}")
+        shown.append(made)
+    result = Report(
+        verdict=report_verdict(subjects, figures),
+        subjects=subjects,
+        caches=figures,
+        notes=list(dict.fromkeys(notes)),
+        version=installed_version("clipglot"),
+    )
+    page = write_page(result, shown).encode()
+    with explain_os_error(settings.output):
+        atomic_write(settings.output, page)
+    return ReportResult(
+        file=settings.output, size=len(page), num_thumbnails=sum(map(len, shown)), report=result
+    )
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Names of folders: of equal ones with as many parents as it takes to tell them apart."""
+    names = [path.absolute().name for path in paths]
+    for depth in range(2, max((len(path.absolute().parts) for path in paths), default=0) + 1):
+        counts = Counter(names)
+        names = [
+            "/".join(path.absolute().parts[-depth:]) if counts[name] > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    counts = Counter(names)
+    return [f"{name} ({i})" if counts[name] > 1 else name for i, name in enumerate(names, 1)]
+
+
+def _open(path: Path, name: str) -> _Opened:
+    if (path / "run.json").exists():
+        return _open_run(path, name)
+    if not ((path / "open_clip_config.json").is_file() or is_onnx(path)):
+        raise EvalError(
+            f"{path} is no run and no merged CLIP: pass the -o of `clipglot train`, or of `clipglot export`"
+        )
+    clip = load_towers(path)
+    record: dict[str, Any] = getattr(clip, "record", {})
+    return _Opened(
+        subject=Subject(name=name, path=str(path), kind="merged CLIP", verdict="", facts=_record_facts(record)),
+        tower=NamedTower(name=name, towers=clip),
+        run=None,
+    )
+
+
+def _open_run(path: Path, name: str) -> _Opened:
+    run = RunFolder(path)
+    figures = run_figures(run, _chance_recall(run))
+    provenance = run.provenance()
+    encoder, source = provenance["encoder"], provenance["source"]
+    facts = {
+        "image tower": encoder["model"] + (f", {encoder['pretrained']}" if encoder["pretrained"] else ""),
+        "SHA-256 of its tensors": encoder["weights_sha256"],
+        "cache": provenance["cache"],
+        "source": source["path"],
+        "SHA-256 of the source": source["sha256"],
+        "images": f"{provenance['num_pictures']:,}",
+        "captions": f"{provenance['num_captions']:,}",
+    }
+    tower = None
+    if figures.is_finished:
+        which = "best" if run.best.exists() else "last"
+        tower = NamedTower(name=name, towers=RunTowers(run, "best" if which == "best" else "last"))
+        step = final_step(run, "best" if which == "best" else "last")
+        facts["measured weights"] = f"of the {which} {'validation' if which == 'best' else 'step'}" + (
+            f", after step {step:,}" if step is not None else ""
+        )
+    subject = Subject(
+        name=name, path=str(path), kind="run", verdict="", run=figures, facts=facts, settings=run.settings()
+    )
+    return _Opened(subject=subject, tower=tower, run=run)
+
+
+def _record_facts(record: dict[str, Any]) -> dict[str, str]:
+    """What an export keeps of where it came from."""
+    facts: dict[str, str] = {}
+    if encoder := record.get("encoder"):
+        facts["image tower"] = encoder["model"] + (f", {encoder['pretrained']}" if encoder["pretrained"] else "")
+        facts["SHA-256 of its tensors"] = encoder["weights_sha256"]
+    if source := record.get("source"):
+        facts["source"] = str(source["name"])
+        facts["SHA-256 of the source"] = str(source["sha256"])
+    for key, shown in (("num_embedded", "images trained on"), ("num_captions", "captions"), ("weights", "weights")):
+        if key in record:
+            facts[shown] = f"{record[key]:,}" if isinstance(record[key], int) else str(record[key])
+    for key, value in (record.get("validation") or {}).items():
+        if key.startswith("r_at_"):
+            facts[f"validation of the run, R@{key.removeprefix('r_at_')}"] = f"{value:.1%}"
+    return facts
+
+
+def _val_cache(run: RunFolder) -> Location | None:
+    val = run.settings().get("val")
+    return to_location(val) if val else None
+
+
+def _chance_recall(run: RunFolder) -> float | None:
+    """R@1 of a guess on the run's validation; None where its cache is not there."""
+    from ..distill.training.diagnosis import chance_recall
+    from ..evals.captions import cached_captions
+    from ..evals.retrieval import number_texts
+
+    val = _val_cache(run)
+    if val is None or isinstance(val, Url):
+        return None
+    try:
+        captions = cached_captions(Cache(val))
+    except (CacheError, EvalError):
+        return None
+    ids = number_texts(captions.texts)
+    pairs = np.unique(ids * np.int64(len(captions.rows)) + captions.images)
+    num_right = np.bincount(pairs // len(captions.rows))[ids]
+    return chance_recall(num_right, len(captions.rows), 1)
+
+
+def _caches(settings: ReportSettings, opened: Sequence[_Opened], notes: list[str]) -> list[Cache]:
+    """The caches to measure on: those asked for, or those that the runs were validated on."""
+    if settings.cache:
+        return [Cache(path) for path in settings.cache]
+    found: dict[str, Cache] = {}
+    for each in opened:
+        if each.run is None:
+            notes.append(f"{each.subject.name} was measured on no cache: pass --cache CACHE")
+            continue
+        if each.tower is None:
+            notes.append(f"{each.subject.name} has not finished, so its tower is not measured on a cache")
+            continue
+        val = _val_cache(each.run)
+        if val is None:
+            notes.append(f"{each.subject.name} was trained without --val, and no --cache was passed")
+            continue
+        try:
+            found.setdefault(str(val), Cache(val))
+        except CacheError as error:
+            notes.append(f"The validation cache of {each.subject.name} is not there ({error}): pass --cache CACHE")
+    return list(found.values())
+
+
+def _known_words(opened: Sequence[_Opened]) -> Counter[str] | None:
+    """Captions that each word is in, of what the first run was trained on; None where its cache is not there."""
+    for each in opened:
+        if each.run is None:
+            continue
+        location = to_location(each.run.provenance()["cache"])
+        if isinstance(location, Url):
+            return None
+        try:
+            return count_words(Cache(location).captions(0, MOST_WORDS))
+        except CacheError:
+            return None
+    return None
+
+
+def _fitting(
+    cache: Cache, towers: Sequence[NamedTower], settings: ReportSettings, notes: list[str]
+) -> list[NamedTower]:
+    """The towers whose image tower made a cache.
+
+    Raises:
+        EvalError: there is but one, and the cache that the user named was made by another.
+    """
+    fitting = []
+    for tower in towers:
+        try:
+            require_tower_of(tower.towers, cache)
+            fitting.append(tower)
+        except EvalError as error:
+            if len(towers) == 1 and settings.cache:
+                raise
+            notes.append(f"{tower.name} is not measured on {cache.path.name}: {error}")
+    return fitting
+
+
+def _measure(
+    cache: Cache,
+    towers: Sequence[NamedTower],
+    settings: ReportSettings,
+    known: Counter[str] | None,
+    on_progress: OnProgress,
+) -> CacheFigures:
+    images = _classes_of(cache, settings)
+    if images is None:
+        return measure_captions(cache, towers, known, on_progress)
+    figures = measure_classes(cache, towers, partial(_prompts, images, settings), on_progress)
+    if settings.shots:
+        probe = evaluate_probe(
+            ProbeSettings(
+                cache=cache.path,
+                labels=settings.labels,
+                label_field=settings.label_field,
+                key_field=settings.key_field,
+                shots=settings.shots,
+                seeds=settings.seeds,
+            ),
+            on_progress,
+        )
+        figures = replace(figures, probe=probe)
+    return figures
+
+
+def _classes_of(cache: Cache, settings: ReportSettings) -> LabelledImages | None:
+    """Classes of a cache's images; None where its captions are no classes.
+
+    They are if the user names a table of labels, if the images lie in class folders, or if every image has one caption
+    and most captions are those of several images.
+    """
+    own = ZeroShotSettings(
+        merged=Path(),
+        cache=cache.path,
+        labels=settings.labels,
+        label_field=settings.label_field,
+        key_field=settings.key_field,
+    )
+    if settings.labels or cache.info.source.kind == CLASS_FOLDERS or settings.classes:
+        try:
+            return labelled_images(cache, own)
+        except EvalError:
+            if len(settings.cache) <= 1 or cache.info.source.kind == CLASS_FOLDERS:
+                raise
+            return None  # another cache has the classes
+    owners = cache.caption_image()
+    if not len(owners) or len(np.unique(owners)) < len(owners):
+        return None
+    num_distinct = len(set(cache.captions()))
+    if num_distinct > min(len(owners) / 2, MOST_CLASSES) or num_distinct < 2:
+        return None
+    return labelled_images(cache, own)
+
+
+def _prompts(images: LabelledImages, settings: ReportSettings, tower: NamedTower) -> Prompts:
+    """Classes as a tower reads them."""
+    file, templates = settings.classes, settings.templates
+    if tower.is_reference:
+        file, templates = settings.against_classes or file, settings.against_templates or templates
+    if file is None:
+        return Prompts(images=images, templates=read_templates(templates))
+    named = with_names(images, read_class_names(file, settings.classes_language))
+    return Prompts(images=named, templates=read_templates(templates))
+
+
+def _with_results(
+    opened: _Opened, figures: Sequence[CacheFigures], settings: ReportSettings, on_progress: OnProgress
+) -> Subject:
+    subject = opened.subject
+    speed = None
+    if settings.speed and subject.kind == "merged CLIP":
+        speed = evaluate_speed(SpeedSettings(merged=Path(subject.path)), on_progress)
+    verdict = subject_verdict(subject.name, subject.run, figures)
+    return replace(subject, verdict=verdict, speed=speed)
+
+
