@@ -40,6 +40,7 @@ from .settings.report import ReportSettings
 MOST_WORDS = 1_000_000  # captions of a training cache whose words are counted
 MOST_CLASSES = 5_000
 CLASS_FOLDERS = "class folders"
+SAY_NOTHING = ("run", "merged")  # names of folders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +146,11 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Names of folders: of equal ones with as many parents as it takes to tell them apart."""
-    names = [path.absolute().name for path in paths]
+    """Names of folders, with a parent where the name says nothing; of equal ones as many as tell them apart."""
+    names = [
+        "/".join(path.absolute().parts[-2:]) if path.absolute().name in SAY_NOTHING else path.absolute().name
+        for path in paths
+    ]
     for depth in range(2, max((len(path.absolute().parts) for path in paths), default=0) + 1):
         counts = Counter(names)
         names = [

@@ -198,13 +198,16 @@ def _draw(axes: Any, chart: Chart) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, place: f"{y:g}"))
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5))
+        if max(map(abs, axes.get_ylim())) >= 1000:
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda y, place: f"{y:,.0f}"))
     if chart.percent:
         top = axes.get_ylim()[1]
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.06 else 1))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.06 else 1, symbol=" %"))
     if chart.from_zero and not chart.log_y:
         axes.set_ylim(bottom=0)
     if chart.ticks is None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, place: f"{x:,.0f}"))
     else:
         axes.set_xticks([x for x, _ in chart.ticks], [label for _, label in chart.ticks])
@@ -235,5 +238,6 @@ def _inlined(document: str, prefix: str) -> str:
     for colour, variable in _VARIABLES.items():
         element = element.replace(colour, f"var({variable})")
     element = re.sub(r"<!--.*?-->", "", element, flags=re.DOTALL)
-    element = re.sub(r"(\d+\.\d\d)\d+", r"\1", element)  # hundredths of a point
+    # Hundredths of a point; not in the text of ticks.
+    element = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), element)
     return re.sub(r"\s*\n\s*", "\n", element).strip()

@@ -10,10 +10,11 @@ own (`<bdi>`).
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..distill.train_settings import TrainSettings
 from ..evals.zeroshot import ClassificationReport
 from . import charts
 from .charts import Chart, Level, Line, Star
@@ -68,6 +69,7 @@ def write_page(report: Report, thumbnails: Thumbnails) -> str:
 
     def text(value: str, most: int = SHOWN_TEXT) -> Markup:
         shown = value if len(value) <= most else value[: most - 1] + "…"
+        shown = shown.replace(" %", "\u00a0%")
         return Markup(f"<bdi>{escape(printable(shown))}</bdi>")
 
     environment = Environment(
@@ -83,6 +85,7 @@ def write_page(report: Report, thumbnails: Thumbnails) -> str:
         "num": number,
         "duration": duration,
         "heat": heat,
+        "cos": lambda value: f"{value:.2f}".replace("-", "−"),
         "main_figure": main_figure,
         "finding": lambda kind: kind.replace("_", " "),
     }
@@ -141,9 +144,13 @@ def number(value: float | None, digits: int = 3) -> str:
 
     >>> number(0.012345), number(12345.6), number(0), number(None), number(float("nan"))
     ('0.0123', '12,346', '0', '–', '–')
+    >>> number(-3.4161), number(2.5, 4)
+    ('−3.42', '2.500')
     """
     if value is None or not math.isfinite(value):
         return "–"
+    if value < 0:
+        return f"−{number(-value, digits)}"
     if value == 0 or abs(value) >= 10**digits or value == int(value):
         return f"{value:,.0f}"
     if abs(value) < 1e-3:
@@ -191,9 +198,9 @@ def run_charts(runs: Sequence[tuple[str, RunFigures]], numbers: _Numbers) -> lis
         "Loss",
         "training loss over the steps",
         [_line(run, "loss", i) for i, (_, run) in enumerate(runs)],
-        [Level(y=chance, label=f"guess {chance:.2f}") for chance in sorted(chances)[:1] if len(chances) == 1],
+        [Level(y=chance, label=f"chance {chance:.2f}") for chance in sorted(chances)[:1] if len(chances) == 1],
     )
-    guesses = {run.chance_recall for _, run in runs if run.chance_recall is not None}
+    chances_of_recall = {run.chance_recall for _, run in runs if run.chance_recall is not None}
     for names in [recalls] if single else [[recall] for recall in recalls[::2]]:
         add(
             "Recall, text → image" if single else f"{names[0][0]}, text → image",
@@ -205,9 +212,9 @@ def run_charts(runs: Sequence[tuple[str, RunFigures]], numbers: _Numbers) -> lis
                 for line in _measured(run, name, j if single else i)
             ],
             [
-                Level(y=guess, label=f"guess, R@1 {percent(guess)}")
-                for guess in sorted(guesses)[:1]
-                if len(guesses) == 1 and names[0][0] == "R@1"
+                Level(y=guess, label=f"chance of R@1: {percent(guess)}")
+                for guess in sorted(chances_of_recall)[:1]
+                if len(chances_of_recall) == 1 and names[0][0] == "R@1"
             ],
             [(label, j) for j, (label, _) in enumerate(names)] if single else [],
             percent=True,
@@ -272,7 +279,7 @@ def probe_charts(cache: CacheFigures, numbers: _Numbers) -> list[ShownChart]:
                 band=([point.low for point in probe.points], [point.high for point in probe.points]),
             )
         ],
-        levels=[Level(y=cache.chance["top1"], label="guess")],
+        levels=[Level(y=cache.chance["top1"], label="chance")],
         stars=[Star(x=zero, y=tower.zero_shot.top1, colour=i + 1) for i, tower in towers if tower.zero_shot],
         percent=True,
         ticks=[*([(zero, "0")] if towers else []), *zip(places, labels, strict=True)],
@@ -287,22 +294,24 @@ def probe_charts(cache: CacheFigures, numbers: _Numbers) -> list[ShownChart]:
 
 
 def settings_table(report: Report) -> list[tuple[str, list[str], bool]]:
-    """Name of each setting, its value in each run, and whether they differ."""
+    """Name of each setting, its value in each run, and whether they differ; of a single run, from the defaults."""
     runs = [subject.settings for subject in report.subjects if subject.run]
+    defaults = {field.name: _setting(field.default) for field in fields(TrainSettings)}
     names = list(dict.fromkeys(name for settings in runs for name in settings))
     rows = []
     for name in names:
         values = [_setting(settings.get(name)) for settings in runs]
-        rows.append((name, values, len(set(values)) > 1))
+        differs = len(set(values)) > 1 if len(runs) > 1 else values[0] != defaults.get(name)
+        rows.append((name, values, differs))
     return sorted(rows, key=lambda row: not row[2]) if len(runs) > 1 else rows
 
 
 def _setting(value: Any) -> str:
-    if value is None or value == []:
+    if value is None or value in ([], ()):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 

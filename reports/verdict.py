@@ -26,15 +26,15 @@ def run_verdict(run: RunFigures) -> str:
         where += f" of {run.num_steps:,}"
     if run.has_validation:
         best = run.at("r_at_1", run.best_step)
-        guess = f"; a guess finds it for {percent(run.chance_recall)}" if run.chance_recall is not None else ""
+        guess = f"; chance is {percent(run.chance_recall)}" if run.chance_recall is not None else ""
         state = "This run" if run.is_finished else f"At {where} this run"
-        learned = "finds" if not _is_at_chance(run) else "is no better than a guess: it finds"
+        learned = "finds" if not _is_at_chance(run) else "is no better than chance: it finds"
         at = f" (best validation, after step {run.best_step:,})" if run.best_step != run.step else ""
         return f"{state} {learned} the image of a held-out caption first for {percent(best or 0.0)} of them{at}{guess}."
     loss = run.curves["loss"].last
     told = "" if loss is None else f" its loss is {loss:.2f} at {where}"
     if told and run.chance_loss is not None:
-        told += f", where a guess has {run.chance_loss:.2f}"
+        told += f", where chance is {run.chance_loss:.2f}"
     return f"This run has no validation yet{':' if told else ''}{told}."
 
 
@@ -79,15 +79,15 @@ def _measured(cache: CacheFigures, tower: TowerFigures, subject: str) -> str:
         score = tower.zero_shot
         return (
             f"{subject} recognises {percent(score.top1)} of {score.num_images:,} images among "
-            f"{len(score.classes):,} classes, where a guess is right for {percent(cache.chance['top1'])}{compared}."
+            f"{len(score.classes):,} classes (chance {percent(cache.chance['top1'])}){compared}."
         )
     ranks = tower.retrieval[EVERYTHING].text_to_image
     chance = cache.chance["r_at_1"]
     at_chance = ranks.r_at_1 <= chance_bound(chance, cache.num_images)
     return (
-        f"{subject} {'is no better than a guess: it ' if at_chance else ''}finds the right image first for "
-        f"{percent(ranks.r_at_1)} of {ranks.num_queries:,} captions among {ranks.num_candidates:,} images, "
-        f"where a guess does for {percent(chance)}{compared}."
+        f"{subject} {'is no better than chance: it ' if at_chance else ''}finds the right image first for "
+        f"{percent(ranks.r_at_1)} of {ranks.num_queries:,} captions among {ranks.num_candidates:,} images "
+        f"(chance {percent(chance)}){compared}."
     )
 
 
