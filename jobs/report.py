@@ -14,7 +14,6 @@ from ..cache.location import Location, Url, to_location
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.storage.atomic import atomic_write, explain_os_error
-from ..distill.errors import DistillError
 from ..distill.training.final import final_step
 from ..distill.training.run_folder import RunFolder
 from ..evals.captions import require_tower_of
@@ -96,9 +95,7 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
     """
     require_matplotlib()
     notes: list[str] = []
-    opened = [
-        _open(path, name) for path, name in zip(settings.subjects, _names(settings.subjects), strict=True)
-    ]
+    opened = [_open(path, name) for path, name in zip(settings.subjects, _names(settings.subjects), strict=True)]
     caches = _caches(settings, opened, notes)
     towers = [each.tower for each in opened if each.tower]
     reference = None
@@ -140,9 +137,7 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
     page = write_page(result, shown).encode()
     with explain_os_error(settings.output):
         atomic_write(settings.output, page)
-    return ReportResult(
-        file=settings.output, size=len(page), num_thumbnails=sum(map(len, shown)), report=result
-    )
+    return ReportResult(file=settings.output, size=len(page), num_thumbnails=sum(map(len, shown)), report=result)
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -381,5 +376,3 @@ def _with_results(
         speed = evaluate_speed(SpeedSettings(merged=Path(subject.path)), on_progress)
     verdict = subject_verdict(subject.name, subject.run, figures)
     return replace(subject, verdict=verdict, speed=speed)
-
-

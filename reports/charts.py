@@ -149,9 +149,7 @@ def thinned(line: Line, most: int = MOST_POINTS) -> Line:
         if values:
             kept |= {min(values)[1]} if len(values) < len(stretch) else {min(values)[1], max(values)[1]}
     order = sorted(kept)[:most]
-    return Line(
-        xs=[line.xs[j] for j in order], ys=[line.ys[j] for j in order], colour=line.colour, dashed=line.dashed
-    )
+    return Line(xs=[line.xs[j] for j in order], ys=[line.ys[j] for j in order], colour=line.colour, dashed=line.dashed)
 
 
 def svg(chart: Chart, prefix: str) -> str:

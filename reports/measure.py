@@ -18,7 +18,6 @@ from ..evals.bootstrap import Difference, difference
 from ..evals.captions import Captions, cached_captions, encode, retrieve_captions
 from ..evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
 from ..evals.labels import LabelledImages
-
 from ..evals.retrieval import Retrieval, number_texts
 from ..evals.zeroshot import Predictions, classification_report, predict_classes
 from ..inference.prompts import class_embeddings

@@ -5,15 +5,24 @@ from itertools import pairwise
 from typing import Any
 
 from ..cache.format import Status
+from ..distill.data.statistics import CaptionStats
 from ..distill.errors import DistillError
 from ..distill.train_settings import TrainSettings
 from ..distill.training.diagnosis import chance_loss
 from ..distill.training.run_folder import RunFolder
-from ..distill.data.statistics import CaptionStats
 from .figures import Curve, Finding, RunFigures
 
 OF_STEPS = ("loss", "lr", "logit_scale", "grad_norm", "pairs_per_s")
-OF_VALIDATIONS = ("r_at_1", "r_at_5", "r_at_10", "median_rank", "alignment", "uniformity", "anisotropy", "effective_rank")
+OF_VALIDATIONS = (
+    "r_at_1",
+    "r_at_5",
+    "r_at_10",
+    "median_rank",
+    "alignment",
+    "uniformity",
+    "anisotropy",
+    "effective_rank",
+)
 DIVERGED = "diverged"
 
 
@@ -34,9 +43,7 @@ def run_figures(run: RunFolder, chance_recall: float | None = None) -> RunFigure
     )
     curves = {name: _curve(steps, name) for name in OF_STEPS}
     scale = curves.pop("logit_scale")
-    curves["temperature"] = Curve(
-        steps=scale.steps, values=[1 / value if value else None for value in scale.values]
-    )
+    curves["temperature"] = Curve(steps=scale.steps, values=[1 / value if value else None for value in scale.values])
     curves |= {name: _curve(validations, name) for name in OF_VALIDATIONS}
     curves |= {f"sample_{name}": _curve(samples, f"sample_{name}") for name in OF_VALIDATIONS}
     best = run.best_validation()
@@ -53,7 +60,7 @@ def run_figures(run: RunFolder, chance_recall: float | None = None) -> RunFigure
         diverged_at=_diverged_at(steps, findings),
         chance_loss=_chance_loss(settings, num_embedded),
         chance_recall=chance_recall,
-        best_step=best and best["step"],
+        best_step=best["step"] if best else None,
         train_s=timed,
         pairs_per_s=pairs / timed if timed else None,
         wait=waited / timed if timed else None,

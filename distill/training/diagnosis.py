@@ -89,7 +89,13 @@ class Finding:
     @classmethod
     def of_divergence(cls, error: DivergedError) -> "Finding":
         """The finding that ends a run; a resumed run drops it, because it lies after its checkpoint."""
-        return cls(kind="diverged", message=f"{error.measured} at step {error.step:,}", advice=error.advice, figures={}, step=error.step)
+        return cls(
+            kind="diverged",
+            message=f"{error.measured} at step {error.step:,}",
+            advice=error.advice,
+            figures={},
+            step=error.step,
+        )
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Finding":

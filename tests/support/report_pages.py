@@ -68,7 +68,7 @@ class Page(HTMLParser):
             self._open.pop()
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open and self._open[-1] == tag, (tag, self._open[-5:])
+        assert self._open[-1:] == [tag], self._open[-5:]
         self._open.pop()
         if tag in ("td", "th"):
             assert self._cell is not None
