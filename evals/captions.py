@@ -53,7 +53,7 @@ def cached_captions(cache: Cache, *, translations: bool = False) -> Captions:
 
     Args:
         cache: with captions.
-        translations: take the captions' translations (`--translate-field`), without languages.
+        translations: take the captions' translations (`--teacher-field`), without languages.
 
     Raises:
         EvalError: there is no such caption, or no translation.
@@ -65,7 +65,7 @@ def cached_captions(cache: Cache, *, translations: bool = False) -> Captions:
     images = row_of[cache.caption_image()]
     texts = cache.translations() if translations else cache.captions()
     if translations and not any(texts):
-        raise EvalError(f"{cache.path} has no translations: cache it with --translate-field FIELD")
+        raise EvalError(f"{cache.path} has no translations: cache it with --teacher-field FIELD")
     kept = [i for i in np.flatnonzero(images >= 0).tolist() if texts[i] or not translations]
     if not kept:
         raise EvalError(f"{cache.path} has no embedded image with a caption")

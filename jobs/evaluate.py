@@ -297,9 +297,9 @@ def evaluate_zeroshot(settings: ZeroShotSettings, on_progress: OnProgress = igno
             [difference(name, _floats(a), _floats(b), named.rows) for name, a, b in metrics],
         )
         for share in settings.shares:
-            from ..encoders.interpolate import interpolate
+            from ..encoders.interpolate import interpolate_clips
 
-            _, between = classify(interpolate(_merged(other), _merged(clip), share), named, templates)
+            _, between = classify(interpolate_clips(_merged(other), _merged(clip), share), named, templates)
             interpolated.append(Interpolated(share=share, top1=between.top1, mean_per_class=between.mean_per_class))
     return ZeroShotResult(
         report=report,

@@ -20,7 +20,8 @@ from ..distill.provenance import encoder_info, public_provenance, require_same_e
 from ..distill.training.final import Which, final_step, load_final
 from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
-from ..encoders.merged_clip import load_merged, write_merged
+from ..encoders.interpolate import interpolate
+from ..encoders.merged_clip import load_merged, load_named, write_merged
 from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import TextTokenizer
 from ..encoders.untrusted import CLIP_CONFIG
@@ -112,8 +113,10 @@ def export_run(settings: ExportSettings) -> ExportResult:
         require_login(settings.push)
     public = Public(license=settings.license, language=settings.language, dataset=settings.dataset)
     is_merged = (settings.run / CLIP_CONFIG).is_file()
-    if is_merged and (settings.model or settings.pretrained or settings.step):
-        raise DistillError(f"{settings.run} is a merged CLIP: --step, --model and --pretrained are of runs, drop them")
+    if is_merged and (settings.model or settings.pretrained or settings.step or settings.interpolate is not None):
+        raise DistillError(
+            f"{settings.run} is a merged CLIP: --step, --interpolate, --model and --pretrained are of runs, drop them"
+        )
     if is_merged and "open_clip" in formats:
         raise DistillError(f"{settings.run} is in open_clip's format already: pass --format transformers, for example")
     if settings.quantize and "onnx" not in formats:
@@ -208,19 +211,26 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
     pretrained = settings.pretrained if settings.model or settings.pretrained else trained_on.pretrained
     image_tower = load_image_tower(settings.model or trained_on.model, pretrained)
     require_same_encoder(trained_on, encoder_info(image_tower), f"the image tower for {settings.run}")
+    tokenizer, weights = text_tower.tokenizer_type.load(run.tokenizer), describe_weights(which, step)
+    if settings.interpolate is not None:
+        start = load_named(settings.model or trained_on.model, pretrained)
+        text_tower, logit_scale = interpolate(start, text_tower, tokenizer, logit_scale, settings.interpolate)
+        weights += f", {settings.interpolate:g} of the way from those that training began with"
+        validation = None  # of other weights
     return _LoadedRun(
         image_tower=image_tower,
         text_tower=text_tower,
-        tokenizer=text_tower.tokenizer_type.load(run.tokenizer),
+        tokenizer=tokenizer,
         logit_scale=logit_scale,
         logit_bias=logit_bias,
         record=public_provenance(provenance)
         | {
             "clipglot": installed_version("clipglot"),
             "open_clip_torch": installed_version("open_clip_torch"),
-            "weights": describe_weights(which, step),
+            "weights": weights,
             "validation": validation,
-        },
+        }
+        | ({} if settings.interpolate is None else {"interpolate": settings.interpolate}),
         which=which,
         step=step,
         validation=validation,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.class_folders import draw_classes
 from support.drawings import draw_images
 from support.launcher import Launcher, Process, kill_all, launching
 from support.s3_server import Bucket, close_connections, serving
@@ -93,6 +94,20 @@ def tiny_cache(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory:
     """A sealed cache of `manifest`. Read only."""
     path = tmp_path_factory.mktemp("caches") / "tiny.zarr"
     make_cache(manifest, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def class_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three class folders of images. Read only."""
+    return draw_classes(tmp_path_factory.mktemp("classes") / "images")
+
+
+@pytest.fixture(scope="session")
+def class_cache(class_folders: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed cache of `class_folders`. Read only."""
+    path = tmp_path_factory.mktemp("caches") / "classes.zarr"
+    make_cache(class_folders, path)
     return path
 
 

@@ -25,7 +25,7 @@ class RetrievalSettings:
         None
     )
     translations: Annotated[
-        bool, "the other CLIP reads the captions' translations (--translate-field of `clipglot cache`)"
+        bool, "the other CLIP reads the captions' translations (--teacher-field of `clipglot cache`)"
     ] = False
 
     def __post_init__(self) -> None:

@@ -27,6 +27,10 @@ class ExportSettings:
         Literal["best", "last"] | None,
         "weights of the best validation, or those after the last step (default: best, where the run had a --val)",
     ] = None
+    interpolate: Annotated[
+        float | None,
+        "of a run with --text clip: share of the way from the weights that it began with (0) to the trained ones (1)",
+    ] = None
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
     license: Annotated[
@@ -42,6 +46,10 @@ class ExportSettings:
     private: Annotated[bool, "make that repository a private one"] = False
 
     def __post_init__(self) -> None:
+        require(
+            self.interpolate is None or 0 <= self.interpolate <= 1,
+            f"--interpolate {self.interpolate}: must lie between 0 and 1",
+        )
         if self.push is None:
             require(not self.private, "--private is of --push: pass both")
             return

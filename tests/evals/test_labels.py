@@ -1,0 +1,121 @@
+"""Classes of a cache's images: class folders, captions, tables, and names from files."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipglot.cache.read.cache import Cache
+from clipglot.evals.errors import EvalError
+from clipglot.evals.labels import LabelledImages, labels_of, with_names
+from clipglot.evals.prompts import ClassNames
+from support.class_folders import CLASSES
+
+
+def names(given: dict[str, str] | list[str]) -> ClassNames:
+    is_ordered = isinstance(given, list)
+    items = enumerate(given) if isinstance(given, list) else given.items()
+    return ClassNames(names={str(k): tuple(v.split("|")) for k, v in items}, is_ordered=is_ordered, origin="c.txt")
+
+
+def label_of_rows(images: LabelledImages) -> list[str]:
+    return [images.labels[i] for i in images.classes]
+
+
+def test_the_class_of_an_image_is_its_folder(class_cache: Path) -> None:
+    cache = Cache(class_cache)
+    images = labels_of(cache)
+    assert images.labels == sorted(CLASSES)
+    assert label_of_rows(images) == [key.split("/")[0].replace("_", " ") for key in cache.keys(0)]
+    assert images.embeddings(cache) == pytest.approx(cache.image_emb().astype(np.float32))
+
+
+def test_images_that_failed_have_no_class(make_cache: Callable[..., Any], class_folders: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(class_folders, tmp_path / "classes"))
+    (folder / "red" / "00.png").write_bytes(b"no image")
+    cache = make_cache(folder, tmp_path / "c.zarr").cache
+    images = labels_of(cache)
+    failed = cache.keys().index("red/00.png")
+    assert failed not in images.rows
+    assert len(images.rows) == len(cache) - 1
+    assert images.embeddings(cache).shape[0] == len(images.rows)
+
+
+def test_several_captions_are_no_classes(tiny_cache: Path) -> None:
+    with pytest.raises(EvalError, match=r"image images/0001\.png \(row 1\) has several captions.*pass --labels FILE"):
+        labels_of(Cache(tiny_cache))
+
+
+def test_a_table_labels_some_images(tiny_cache: Path) -> None:
+    cache = Cache(tiny_cache)
+    images = labels_of(cache, [("images/0003.png", "b"), ("images/0001.png", "a"), ("elsewhere.png", "c")], "t.csv")
+    assert (images.rows.tolist(), label_of_rows(images)) == ([1, 3], ["a", "b"])
+    assert images.num_unlabelled == 38
+    with pytest.raises(EvalError, match=r"t\.csv: k\.png has the labels 'a' and 'b': keep one"):
+        labels_of(cache, [("k.png", "a"), ("k.png", "b")], "t.csv")
+    with pytest.raises(EvalError, match=r"no key of t\.csv is one of an embedded image.*keys are like 'images/0000"):
+        labels_of(cache, [("0001.png", "a")], "t.csv")
+
+
+def test_names_go_to_labels_by_label_by_order_or_by_being_them(class_cache: Path) -> None:
+    images = labels_of(Cache(class_cache))
+    by_label = with_names(images, names({"red": "красный", "blue": "синий|голубой", "green": "зелёный"}))
+    assert by_label.shown == ["синий", "зелёный", "красный"]
+    assert label_of_rows(by_label) == label_of_rows(images)
+    by_order = with_names(images, names(["синий", "зелёный", "красный"]))
+    assert dict(zip(by_order.labels, by_order.shown, strict=True)) == {
+        "blue": "синий",
+        "green": "зелёный",
+        "red": "красный",
+    }
+    themselves = with_names(images, names(["red", "green", "blue"]))  # in another order than the labels
+    assert dict(zip(themselves.labels, themselves.shown, strict=True)) == {n: n for n in ("blue", "green", "red")}
+
+
+def test_a_language_that_lacks_classes_leaves_their_images_out(class_cache: Path) -> None:
+    images = labels_of(Cache(class_cache))
+    babel = ClassNames(names={"0": ("синий",), "2": ("красный",)}, is_ordered=True, origin="babel.json")
+    named = with_names(images, babel)
+    assert named.labels == ["blue", "red"]
+    kept = [row for row, label in zip(images.rows, label_of_rows(images), strict=True) if label != "green"]
+    assert named.rows.tolist() == kept
+    assert named.num_unlabelled == len(images.rows) - len(kept)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a", "b"], r"c\.txt has 2 classes, the images have 3: write a line for each"),
+        (["a", "b", "c", "d"], r"c\.txt has 4 classes, the images have 3"),
+        ({"red": "a", "blue": "b"}, r"has no names for 'green', which the images have: add them"),
+        (
+            {"red": "a", "blue": "b", "green": "c", "grey": "d"},
+            r"no image has class 'grey': delete them, or pass --dis",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_the_images(
+    given: dict[str, str] | list[str], message: str, class_cache: Path
+) -> None:
+    with pytest.raises(EvalError, match=message):
+        with_names(labels_of(Cache(class_cache)), names(given))
+
+
+def test_distractors_are_further_choices(class_cache: Path) -> None:
+    images = labels_of(Cache(class_cache))
+    given = names({"red": "a", "blue": "b", "green": "c", "azure": "d"})
+    named = with_names(images, given, distractors=True)
+    assert named.labels == ["azure", "blue", "green", "red"]
+    assert label_of_rows(named) == label_of_rows(images)
+
+
+def test_a_label_without_captions_is_refused(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:
+    lines = [json.loads(line) | {"text": []} for line in manifest.read_text().splitlines()[:2]]
+    table = manifest.parent / "textless.jsonl"
+    table.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cache = make_cache(table, tmp_path / "c.zarr").cache
+    with pytest.raises(EvalError, match="no image has a caption"):
+        labels_of(cache)
