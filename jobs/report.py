@@ -219,8 +219,17 @@ def _record_facts(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _val_cache(run: RunFolder) -> Location | None:
-    val = run.settings().get("val")
-    return to_location(val) if val else None
+    """Cache of a run's validation; a relative path is that from where the run was started, if the run is there yet."""
+    settings = run.settings()
+    if not settings.get("val"):
+        return None
+    val, output = to_location(settings["val"]), Path(str(settings.get("output")))
+    if isinstance(val, Url) or val.is_absolute() or output.is_absolute() or val.exists():
+        return val
+    parts = run.path.absolute().parts
+    if parts[-len(output.parts) :] == output.parts:
+        return Path(*parts[: -len(output.parts)]) / val
+    return val
 
 
 def _chance_recall(run: RunFolder) -> float | None:

@@ -13,6 +13,7 @@ from .figures import Bucket
 
 MOST_LENGTHS = 5
 COUNTS = (0, 1, 3, 10, 30, 100)  # first of each bucket of counts
+TIMES = (1, 2, 3, 10, 100)
 MIXED = "several scripts"
 MAIN_SCRIPT = 0.8  # share of a caption's letters
 
@@ -85,11 +86,14 @@ def bucketed(
     rarest = np.array([min((known[word] for word in words(caption)), default=0) for caption in captions])
     _, group, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     result = {
-        "caption length": parts(_ranges([0, *edges.tolist()], "characters"), np.searchsorted(edges, lengths, "right")),
+        "caption length": parts(
+            _ranges([int(lengths.min()), *edges.tolist()], "characters"), np.searchsorted(edges, lengths, "right")
+        ),
         "script": parts(kinds, np.array([kinds.index(script) for script in scripts])),
-        "rarest word": parts(_ranges(COUNTS, "captions"), np.searchsorted(COUNTS, rarest, "right") - 1),
-        "same caption": parts(
-            _ranges(COUNTS[1:], "times"), np.searchsorted(COUNTS[1:], sizes[group.ravel()], "right") - 1
+        "rarest word is in": parts(_ranges(COUNTS, "captions"), np.searchsorted(COUNTS, rarest, "right") - 1),
+        "caption occurs": parts(
+            [name.replace("1 times", "once") for name in _ranges(TIMES, "times")],
+            np.searchsorted(TIMES, sizes[group.ravel()], "right") - 1,
         ),
     }
     return {name: buckets for name, buckets in result.items() if len(buckets) > 1}
@@ -99,9 +103,9 @@ def _ranges(starts: Sequence[int], unit: str) -> list[str]:
     """Names of ranges of whole numbers, the last one open.
 
     >>> _ranges([0, 1, 3, 10], "captions")
-    ['0 captions', '1 – 2 captions', '3 – 9 captions', '10 or more captions']
+    ['0 captions', '1–2 captions', '3–9 captions', '10 or more captions']
     """
-    names = [f"{a}" if b - a == 1 else f"{a} – {b - 1}" for a, b in pairwise(starts)]
+    names = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in pairwise(starts)]
     return [f"{name} {unit}" for name in [*names, f"{starts[-1]} or more"]]
 
 

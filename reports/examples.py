@@ -22,7 +22,7 @@ Indices = NDArray[np.int64]
 IN_MATRIX = 8  # images and texts of a similarity matrix
 WITH_TEXTS = 6  # images with their best texts
 TOP = 5
-EACH_WAY = 4  # best retrievals, and worst
+BEST, WORST = 3, 6  # retrievals
 MOST_BEST = 1000  # retrievals among which those with the largest margin are looked for
 MOST_SIDES = 2**24  # cosines held at once
 
@@ -129,24 +129,24 @@ def _best(cache: Cache, captions: Captions, text_emb: Floats, found: Retrieval) 
             best = cosines[row, right].max()
             cosines[row, right] = -np.inf
             margins[start + row] = best - cosines[row].max()
-    return _one_an_image(cache, captions, text_emb, found, first[np.argsort(-margins, kind="stable")])
+    return _one_an_image(cache, captions, text_emb, found, first[np.argsort(-margins, kind="stable")], BEST)
 
 
 def _worst(cache: Cache, captions: Captions, text_emb: Floats, found: Retrieval) -> list[FoundImage]:
     """Captions whose image comes last, one an image."""
     ranks = found.text_to_image.ranks()
     order = np.argsort(-ranks, kind="stable")
-    return _one_an_image(cache, captions, text_emb, found, order[ranks[order] > 1])
+    return _one_an_image(cache, captions, text_emb, found, order[ranks[order] > 1], WORST)
 
 
 def _one_an_image(
-    cache: Cache, captions: Captions, text_emb: Floats, found: Retrieval, order: Indices
+    cache: Cache, captions: Captions, text_emb: Floats, found: Retrieval, order: Indices, most: int
 ) -> list[FoundImage]:
     ranks = found.text_to_image.ranks()
     chosen: dict[int, int] = {}
     for query in order.tolist():
         chosen.setdefault(int(captions.images[query]), query)
-        if len(chosen) == EACH_WAY:
+        if len(chosen) == most:
             break
     result = []
     for image, query in chosen.items():

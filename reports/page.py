@@ -25,6 +25,7 @@ TEMPLATE = Path(__file__).parent / "template.html.j2"
 MOST_IN_MATRIX = 30  # classes; of more, the most confused pairs are shown
 MOST_CONFUSED = 20
 MOST_CLASSES = 50  # rows of the table of classes; of more, the worst and the best
+DECADES = 8  # ratio of the largest value to the smallest, from which a scale is logarithmic
 SHOWN_TEXT = 300  # characters of a text
 # As `cli/terminal.py`: controls, separators of lines, marks that change the direction, halves of a character; and
 # what is no character.
@@ -85,7 +86,7 @@ def write_page(report: Report, thumbnails: Thumbnails) -> str:
         "num": number,
         "duration": duration,
         "heat": heat,
-        "cos": lambda value: f"{value:.2f}".replace("-", "−"),
+        "cos": lambda value: f"{value + 0.0:.2f}".replace("-0.00", "0.00").replace("-", "−"),
         "main_figure": main_figure,
         "finding": lambda kind: kind.replace("_", " "),
     }
@@ -233,8 +234,9 @@ def run_charts(runs: Sequence[tuple[str, RunFigures]], numbers: _Numbers) -> lis
     add(
         "Temperature",
         "learned temperature of the softmax",
-        [_line(run, "temperature", i) for i, (_, run) in enumerate(runs)],
+        temperatures := [_line(run, "temperature", i) for i, (_, run) in enumerate(runs)],
         [],
+        log_y=_spans_decades(temperatures),
     )
     add(
         "Pairs per second",
@@ -244,6 +246,11 @@ def run_charts(runs: Sequence[tuple[str, RunFigures]], numbers: _Numbers) -> lis
         from_zero=True,
     )
     return result
+
+
+def _spans_decades(lines: Sequence[Line]) -> bool:
+    values = [y for line in lines for y in line.ys if y]
+    return bool(values) and min(values) > 0 and max(values) > DECADES * min(values)
 
 
 def _line(run: RunFigures, name: str, colour: int, *, dashed: bool = False) -> Line:

@@ -45,7 +45,7 @@ class ReportSettings:
     image_root: Annotated[
         str | None, "folder or URL that has the images now, for thumbnails (default: where the caches read them)"
     ] = None
-    thumbnails: Annotated[int, "images to show at most; 0 for none"] = 40
+    thumbnails: Annotated[int, "images to show at most; 0 for none"] = 60
 
     def __post_init__(self) -> None:
         require(len(self.subjects) > 0, "pass the folder of a run or of a merged CLIP")
