@@ -216,7 +216,7 @@ def test_several_runs_stand_side_by_side(
     assert "other" in result.report.verdict
     settings = page.table_with("lr").rows
     assert ["lr", "0.001", "0.003"] in settings
-    assert [row[0] for row in settings[1:3]] == [row[0] for row in settings[1:] if row[1] != row[2]][:2]
+    assert all(row[1] != row[2] for row in settings[1:])
     assert [row[0] for row in page.tables[0].rows[1:]] == ["tiny", "other"]
 
 
