@@ -372,7 +372,7 @@ def _prompts(images: LabelledImages, settings: ReportSettings, tower: NamedTower
         file, templates = settings.against_classes or file, settings.against_templates or templates
     if file is None:
         return Prompts(images=images, templates=read_templates(templates))
-    named = with_names(images, read_class_names(file, settings.classes_language))
+    named = with_names(images, read_class_names(file, settings.classes_language), distractors=settings.distractors)
     return Prompts(images=named, templates=read_templates(templates))
 
 

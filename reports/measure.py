@@ -17,6 +17,7 @@ from ..distill.training.diagnosis import chance_recall
 from ..evals.bootstrap import Difference, difference
 from ..evals.captions import Captions, cached_captions, encode, retrieve_captions
 from ..evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
+from ..evals.errors import EvalError
 from ..evals.labels import LabelledImages
 from ..evals.retrieval import Retrieval, number_texts
 from ..evals.zeroshot import Predictions, classification_report, predict_classes
@@ -167,6 +168,11 @@ def measure_classes(
     predicted: list[Predictions] = []
     for i, tower in enumerate(towers):
         own = prompts(tower)
+        if own.images.labels != images.labels or not np.array_equal(own.images.rows, images.rows):
+            raise EvalError(
+                f"{tower.name} reads other classes than {towers[0].name}, so the two cannot be compared: give both "
+                "the same labels (--classes, --against-classes)"
+            )
         class_emb = class_embeddings(
             lambda texts, tower=tower: encode(tower.towers, texts, on_progress),  # type: ignore[misc]
             own.images.names,

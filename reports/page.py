@@ -14,6 +14,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..distill.train_settings import TrainSettings
 from ..evals.zeroshot import ClassificationReport
 from . import charts
@@ -24,7 +26,7 @@ from .verdict import main_figure, percent
 TEMPLATE = Path(__file__).parent / "template.html.j2"
 MOST_IN_MATRIX = 30  # classes; of more, the most confused pairs are shown
 MOST_CONFUSED = 20
-MOST_CLASSES = 50  # rows of the table of classes; of more, the worst and the best
+MOST_CLASSES = 40  # rows of the table of classes; of more, the worst and the best
 DECADES = 8  # ratio of the largest value to the smallest, from which a scale is logarithmic
 SHOWN_TEXT = 300  # characters of a text
 # As `cli/terminal.py`: controls, separators of lines, marks that change the direction, halves of a character; and
@@ -332,14 +334,24 @@ def shown_classes(score: ClassificationReport) -> tuple[list[Any], int]:
     return [*order[:half], *order[-half:]], len(order) - MOST_CLASSES
 
 
-def confusion_rows(score: ClassificationReport) -> list[tuple[str, list[tuple[int, float]]]]:
-    """For each class its name, and images taken for each class with their share of the row."""
+def confusion_rows(
+    score: ClassificationReport,
+) -> tuple[list[str], list[tuple[str, list[tuple[int, float, bool]]]]]:
+    """Names of the classes that have images or that images were taken for; for each class with images its row.
+
+    Returns:
+        The names of the columns; for each row the name of its class, and for each column the images that were taken for
+        it, their share of the row, and whether it is the class itself.
+    """
     matrix = score.matrix()
     totals = matrix.sum(1)
-    return [
-        (each.name, [(int(count), count / totals[i] if totals[i] else 0.0) for count in matrix[i]])
-        for i, each in enumerate(score.classes)
+    columns = np.flatnonzero((totals > 0) | (matrix.sum(0) > 0)).tolist()
+    rows = [
+        (score.classes[i].name, [(int(matrix[i, j]), float(matrix[i, j] / totals[i]), i == j) for j in columns])
+        for i in columns
+        if totals[i]
     ]
+    return [score.classes[j].name for j in columns], rows
 
 
 def most_confused(score: ClassificationReport) -> list[tuple[str, str, int, float]]:

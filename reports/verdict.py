@@ -77,8 +77,9 @@ def _measured(cache: CacheFigures, tower: TowerFigures, subject: str) -> str:
             compared = f", and cannot be told apart from {reference} (difference {100 * first.difference:.1f} points)"
     if tower.zero_shot:
         score = tower.zero_shot
+        at_chance = score.top1 <= chance_bound(score.chance, score.num_images)
         return (
-            f"{subject} recognises {percent(score.top1)} of {score.num_images:,} images among "
+            f"{subject} {'is no better than chance: it ' if at_chance else ''}recognises {percent(score.top1)} of {score.num_images:,} images among "
             f"{len(score.classes):,} classes (chance {percent(cache.chance['top1'])}){compared}."
         )
     ranks = tower.retrieval[EVERYTHING].text_to_image

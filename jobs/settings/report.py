@@ -32,6 +32,7 @@ class ReportSettings:
     templates: Annotated[
         tuple[str, ...], "en, ru, zh, ko, a file, or a prompt with {} in it; repeat it (default: the name alone)"
     ] = ()
+    distractors: Annotated[bool, "keep classes that no image has, as further choices"] = False
     against_classes: Annotated[Path | None, "class names for the other CLIP, e.g. English ones"] = None
     against_templates: Annotated[tuple[str, ...], "prompts for the other CLIP, as of --templates"] = ()
     labels: Annotated[Path | None, "table with the class of each image, where the captions are no classes"] = None

@@ -204,6 +204,22 @@ def test_a_tower_is_compared_with_another(
     assert theirs.name in result.report.verdict
 
 
+def test_towers_that_read_other_classes_are_not_compared(merged: Path, class_cache: Path, tmp_path: Path) -> None:
+    names = tmp_path / "more.txt"
+    names.write_text("\n".join(f"{label}\t{label}" for label in [*WORDS, "пятый"]))
+    settings = {"cache": (class_cache,), "classes": names, "against": str(merged), "distractors": True}
+    result, page = write(merged, tmp_path / "r.html", **settings)
+    score = result.report.caches[0].towers[0].zero_shot
+    assert score is not None
+    assert score.chance == 1 / 5
+    matrix = next(table for table in page.tables if "text tower" not in table.rows[0] and len(table.rows[0]) >= 5)
+    assert len(matrix.rows) == 1 + 4  # the fifth class has no image
+    four = tmp_path / "four.txt"
+    four.write_text("\n".join(f"{label}\t{label}" for label in WORDS))
+    with pytest.raises(EvalError, match="--against-classes"):
+        write(merged, tmp_path / "r.html", **settings, against_classes=four)
+
+
 def test_several_runs_stand_side_by_side(
     tiny_cache: Path, tiny_run: Path, make_run: Callable[..., Path], tmp_path: Path
 ) -> None:
