@@ -39,7 +39,8 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
             click.echo("stopped: the demo cannot be resumed, run it again", err=True)
             raise SystemExit(130) from None
     if as_json:
-        print_json(asdict(report) | {"folder": str(report.folder), "uncached_s": report.uncached_s})
+        paths = {"folder": str(report.folder), "report": report.report and str(report.report)}
+        print_json(asdict(report) | paths | {"uncached_s": report.uncached_s})
         return
     _print(report, kept=settings.output is not None)
 
@@ -69,8 +70,13 @@ def _print(report: "DemoReport", *, kept: bool) -> None:
     if kept:
         code = f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{report.folder / "merged"}")'
         say(f"The merged CLIP: {code}; model.eval()")
+        say(
+            f"The report: {report.report}"
+            if report.report
+            else "No report was written: it needs pip install 'clipglot[report]'"
+        )
     else:
-        say("Nothing was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
+        say("Nothing was kept; clipglot demo -o DIR keeps images, caches, the run, the merged CLIP and the report.")
 
 
 @contextmanager

@@ -116,8 +116,14 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
         if reference:
             require_tower_of(reference.towers, cache)
             fitting = [*fitting, reference]
-        measured.append((cache, _measure(cache, fitting, settings, known, on_progress)))
+        figures_of = _measure(cache, fitting, settings, known, on_progress, alone=len(caches) == 1)
+        measured.append((cache, figures_of))
     figures = [each for _, each in measured]
+    if (settings.classes or settings.labels) and figures and not any(each.towers[0].zero_shot for each in figures):
+        raise EvalError(
+            f"{settings.labels or settings.classes}: no image of {', '.join(each.path for each in figures)} has one of "
+            "these classes: pass the cache of class folders, or --labels TABLE with its keys"
+        )
     subjects = [_with_results(each, figures, settings, on_progress) for each in opened]
     shown: list[dict[int, str]] = []
     for cache, each in measured:
@@ -315,8 +321,16 @@ def _measure(
     settings: ReportSettings,
     known: Counter[str] | None,
     on_progress: OnProgress,
+    *,
+    alone: bool,
 ) -> CacheFigures:
-    images = _classes_of(cache, settings)
+    images = _classes_of(cache, settings, alone=alone)
+    if images is None:
+        own_texts = "translations" if settings.translations else ""
+    else:
+        own_texts = settings.against_classes.name if settings.against_classes else ""
+    if own_texts:  # a name that says so: the two towers read different texts
+        towers = [replace(each, name=f"{each.name} with {own_texts}") if each.is_reference else each for each in towers]
     if images is None:
         return measure_captions(cache, towers, known, on_progress)
     figures = measure_classes(cache, towers, partial(_prompts, images, settings), on_progress)
@@ -336,11 +350,15 @@ def _measure(
     return figures
 
 
-def _classes_of(cache: Cache, settings: ReportSettings) -> LabelledImages | None:
+def _classes_of(cache: Cache, settings: ReportSettings, *, alone: bool) -> LabelledImages | None:
     """Classes of a cache's images; None where its captions are no classes.
 
-    They are if the user names a table of labels, if the images lie in class folders, or if every image has one caption
-    and most captions are those of several images.
+    They are if the user names a table of labels that has its keys, if the images lie in class folders, or if every
+    image has one caption and most captions are those of several images. A cache that is alone has classes if the user
+    names them.
+
+    Raises:
+        EvalError: it has none of these.
     """
     own = ZeroShotSettings(
         merged=Path(),
@@ -349,20 +367,23 @@ def _classes_of(cache: Cache, settings: ReportSettings) -> LabelledImages | None
         label_field=settings.label_field,
         key_field=settings.key_field,
     )
-    if settings.labels or cache.info.source.kind == CLASS_FOLDERS or settings.classes:
+    if settings.labels and not alone:
         try:
             return labelled_images(cache, own)
         except EvalError:
-            if len(settings.cache) <= 1 or cache.info.source.kind == CLASS_FOLDERS:
-                raise
-            return None  # another cache has the classes
+            return None  # of another cache
+    is_labelled = settings.labels or (settings.classes and alone) or _shares_captions(cache)
+    return labelled_images(cache, own) if is_labelled else None
+
+
+def _shares_captions(cache: Cache) -> bool:
+    """Whether the captions look like classes."""
+    if cache.info.source.kind == CLASS_FOLDERS:
+        return True
     owners = cache.caption_image()
     if not len(owners) or len(np.unique(owners)) < len(owners):
-        return None
-    num_distinct = len(set(cache.captions()))
-    if num_distinct > min(len(owners) / 2, MOST_CLASSES) or num_distinct < 2:
-        return None
-    return labelled_images(cache, own)
+        return False
+    return 2 <= len(set(cache.captions())) <= min(len(owners) / 2, MOST_CLASSES)
 
 
 def _prompts(images: LabelledImages, settings: ReportSettings, tower: NamedTower) -> Prompts:

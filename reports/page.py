@@ -24,7 +24,7 @@ from .figures import EVERYTHING, CacheFigures, Report, RunFigures
 from .verdict import main_figure, percent
 
 TEMPLATE = Path(__file__).parent / "template.html.j2"
-MOST_IN_MATRIX = 30  # classes; of more, the most confused pairs are shown
+MOST_IN_MATRIX, MOST_COLUMNS = 30, 40  # classes; of more, the most confused pairs are shown
 MOST_CONFUSED = 20
 MOST_CLASSES = 40  # rows of the table of classes; of more, the worst and the best
 DECADES = 8  # ratio of the largest value to the smallest, from which a scale is logarithmic
@@ -104,6 +104,7 @@ def write_page(report: Report, thumbnails: Thumbnails) -> str:
         everything=EVERYTHING,
         settings=settings_table(report),
         most_in_matrix=MOST_IN_MATRIX,
+        most_columns=MOST_COLUMNS,
         shown_classes=shown_classes,
         confusion_rows=confusion_rows,
         most_confused=most_confused,
@@ -326,8 +327,8 @@ def _setting(value: Any) -> str:
 
 
 def shown_classes(score: ClassificationReport) -> tuple[list[Any], int]:
-    """Results of classes, those that are recognised least first, and how many between are left out."""
-    order = sorted(score.classes, key=lambda each: (each.accuracy is None, each.accuracy or 0.0))
+    """Results of classes with images, those recognised least first, and how many between are left out."""
+    order = sorted((each for each in score.classes if each.num_images), key=lambda each: each.accuracy or 0.0)
     if len(order) <= MOST_CLASSES:
         return order, 0
     half = MOST_CLASSES // 2

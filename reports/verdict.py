@@ -78,9 +78,10 @@ def _measured(cache: CacheFigures, tower: TowerFigures, subject: str) -> str:
     if tower.zero_shot:
         score = tower.zero_shot
         at_chance = score.top1 <= chance_bound(score.chance, score.num_images)
+        verb = "is no better than chance: it recognises" if at_chance else "recognises"
         return (
-            f"{subject} {'is no better than chance: it ' if at_chance else ''}recognises {percent(score.top1)} of {score.num_images:,} images among "
-            f"{len(score.classes):,} classes (chance {percent(cache.chance['top1'])}){compared}."
+            f"{subject} {verb} {percent(score.top1)} of {score.num_images:,} images among "
+            f"{len(score.classes):,} classes (chance {percent(score.chance)}){compared}."
         )
     ranks = tower.retrieval[EVERYTHING].text_to_image
     chance = cache.chance["r_at_1"]
