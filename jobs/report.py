@@ -36,7 +36,7 @@ from .installed import installed_version
 from .settings.evaluate import ProbeSettings, SpeedSettings, ZeroShotSettings
 from .settings.report import ReportSettings
 
-MOST_WORDS = 1_000_000  # captions of a training cache whose words are counted
+MOST_WORDS = 300_000  # captions of a training cache whose words are counted
 MOST_CLASSES = 5_000
 CLASS_FOLDERS = "class folders"
 SAY_NOTHING = ("run", "merged")  # names of folders

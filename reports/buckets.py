@@ -1,19 +1,27 @@
 """Recall of parts of the captions: by length, script, rarest word, and how many images share the caption."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
-from ..encoders.scripts import SPACELESS, script_runs
+from ..encoders.scripts import script_runs
 from ..evals.retrieval import Places
 from .figures import Bucket
 
 MOST_LENGTHS = 5
 COUNTS = (0, 1, 3, 10, 30, 100)  # first of each bucket of counts
 TIMES = (1, 2, 3, 10, 100)
+MOST_QUERIES = 20_000  # captions that are put into buckets, spread evenly over all
+# Characters of scripts without spaces, pictographs, or runs of other letters: six times as fast as `script_runs`.
+_SPACELESS = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Bopomofo}\p{Yi}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}"
+_WORDS = regex.compile(
+    rf"(?V1)(?:[{_SPACELESS}]|\p{{Extended_Pictographic}}|\p{{Regional_Indicator}}{{2}})[\p{{M}}\u200d]*"
+    rf"|[\p{{L}}\p{{M}}--[{_SPACELESS}]]+"
+)
 MIXED = "several scripts"
 MAIN_SCRIPT = 0.8  # share of a caption's letters
 
@@ -24,13 +32,7 @@ def words(text: str) -> list[str]:
     >>> words("Кот и 2 猫ねこ")
     ['кот', 'и', '猫', 'ね', 'こ']
     """
-    found: list[str] = []
-    for script, start, end in script_runs(text.lower()):
-        if script == "other":
-            continue
-        run = text.lower()[start:end]
-        found += list(run) if script in SPACELESS else [run]
-    return found
+    return _WORDS.findall(text.lower())
 
 
 def script_of(text: str) -> str:
@@ -60,7 +62,7 @@ def count_words(captions: Iterable[str]) -> Counter[str]:
 def bucketed(
     captions: Sequence[str], places: Places, known: Counter[str], ids: NDArray[np.int64]
 ) -> dict[str, list[Bucket]]:
-    """Recall of parts of the captions, text to image; parts that would be the whole are left out.
+    """Recall of parts of the captions, text to image, of many a sample; parts that would be the whole are left out.
 
     Args:
         captions: the queries, M.
@@ -68,6 +70,10 @@ def bucketed(
         known: captions that each word is in, of those that were trained on, or of these.
         ids: `[M]`, equal for equal captions.
     """
+    _, group, sizes = np.unique(ids, return_inverse=True, return_counts=True)
+    times = sizes[group.ravel()]
+    taken = np.arange(len(captions))[:: -(-len(captions) // MOST_QUERIES)]
+    captions, times, places = [captions[i] for i in taken], times[taken], places.take(taken)
     recall = places.recall(1), places.recall(10)
 
     def parts(names: Sequence[str], keys: NDArray[np.int64]) -> list[Bucket]:
@@ -84,7 +90,6 @@ def bucketed(
     scripts = [script_of(caption) for caption in captions]
     kinds = [script for script, _ in Counter(scripts).most_common()]
     rarest = np.array([min((known[word] for word in words(caption)), default=0) for caption in captions])
-    _, group, sizes = np.unique(ids, return_inverse=True, return_counts=True)
     result = {
         "caption length": parts(
             _ranges([int(lengths.min()), *edges.tolist()], "characters"), np.searchsorted(edges, lengths, "right")
@@ -93,7 +98,7 @@ def bucketed(
         "rarest word is in": parts(_ranges(COUNTS, "captions"), np.searchsorted(COUNTS, rarest, "right") - 1),
         "caption occurs": parts(
             [name.replace("1 times", "once") for name in _ranges(TIMES, "times")],
-            np.searchsorted(TIMES, sizes[group.ravel()], "right") - 1,
+            np.searchsorted(TIMES, times, "right") - 1,
         ),
     }
     return {name: buckets for name, buckets in result.items() if len(buckets) > 1}
@@ -107,7 +112,3 @@ def _ranges(starts: Sequence[int], unit: str) -> list[str]:
     """
     names = [f"{a}" if b - a == 1 else f"{a}–{b - 1}" for a, b in pairwise(starts)]
     return [f"{name} {unit}" for name in [*names, f"{starts[-1]} or more"]]
-
-
-CountWords = Callable[[], Counter[str]]
-"""Gives the words of the captions that were trained on."""
