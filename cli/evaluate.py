@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CLASSES_SHOWN = 20
 MATRIX_SHOWN = 12  # classes of a confusion matrix that fits a terminal
 SECTIONS = {
-    "Classes and prompts": "classes classes_language templates distractors labels label_field key_field",
+    "Classes and prompts": "merged cache classes classes_language templates distractors labels label_field key_field",
     "Comparison": "against against_classes against_templates interpolate",
 }
 
@@ -111,7 +111,7 @@ def zeroshot(settings: ZeroShotSettings, as_json: bool) -> None:
     alone in the order of the sorted labels.
 
     \b
-    clipglot eval zeroshot merged cifar10.zarr --classes cifar10_ru.txt --templates ru
+    clipglot eval zeroshot merged cifar10.zarr --classes ru.txt --templates ru
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), stage_bars("load") as on_progress:
         require_kind(settings.merged, "merged CLIP")
@@ -187,7 +187,7 @@ def probe(settings: ProbeSettings, as_json: bool) -> None:
     image is opened.
 
     \b
-    clipglot eval probe cifar10_train.zarr --test cifar10_test.zarr --merged merged --templates ru
+    clipglot eval probe train.zarr --test test.zarr --merged merged --templates ru
     """  # noqa: D301 (as above)
     with friendly_errors(), stage_bars("load") as on_progress:
         require_kind(settings.cache, "cache")

@@ -38,11 +38,16 @@ CONTRACT = {
     "--ema --patience --seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
     "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "
     "--embeddings --buffer-gb --log-every --log-to --profile --checkpoint-every --config --recipe --resume --json",
-    "export": "RUN --output --format --quantize --step --model --pretrained --license --language --dataset --push "
-    "--private --config --json",
+    "export": "RUN --output --format --quantize --step --interpolate --model --pretrained --license --language "
+    "--dataset --push --private --config --json",
     "predict": "MERGED IMAGES --text --texts --top --csv --json",
     "eval": "",
-    "eval retrieval": "MERGED CACHE --json",
+    "eval retrieval": "MERGED CACHE --queries --submission --against --translations --json",
+    "eval zeroshot": "MERGED CACHE --classes --classes-language --templates --distractors --labels --label-field "
+    "--key-field --against --against-classes --against-templates --interpolate --json",
+    "eval probe": "CACHE --test --test-share --labels --label-field --key-field --shots --seeds --merged --classes "
+    "--templates --device --json",
+    "eval speed": "MERGED --cache --batch-sizes --device --json",
     "bench": "CACHE --vocab-size --context-length --width --layers --heads --batch-size --steps --precision --compile "
     "--device --config --json",
     "demo": "--output --language --pictures --epochs --seed --config --json",
