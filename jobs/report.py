@@ -31,7 +31,7 @@ from ..reports.run_curves import run_figures
 from ..reports.run_towers import RunTowers
 from ..reports.thumbnails import thumbnails
 from ..reports.verdict import report_verdict, subject_verdict
-from .evaluate import evaluate_probe, evaluate_speed, labelled_images, load_other
+from .evaluate import evaluate_speed, labelled_images, load_other
 from .installed import installed_version
 from .settings.evaluate import ProbeSettings, SpeedSettings, ZeroShotSettings
 from .settings.report import ReportSettings
@@ -116,7 +116,7 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
         if reference:
             require_tower_of(reference.towers, cache)
             fitting = [*fitting, reference]
-        figures_of = _measure(cache, fitting, settings, known, on_progress, alone=len(caches) == 1)
+        figures_of = _measure(cache, fitting, settings, known, notes, on_progress, alone=len(caches) == 1)
         measured.append((cache, figures_of))
     figures = [each for _, each in measured]
     if (settings.classes or settings.labels) and figures and not any(each.towers[0].zero_shot for each in figures):
@@ -320,6 +320,7 @@ def _measure(
     towers: Sequence[NamedTower],
     settings: ReportSettings,
     known: Counter[str] | None,
+    notes: list[str],
     on_progress: OnProgress,
     *,
     alone: bool,
@@ -333,21 +334,12 @@ def _measure(
         towers = [replace(each, name=f"{each.name} with {own_texts}") if each.is_reference else each for each in towers]
     if images is None:
         return measure_captions(cache, towers, known, on_progress)
-    figures = measure_classes(cache, towers, partial(_prompts, images, settings), on_progress)
-    if settings.shots:
-        probe = evaluate_probe(
-            ProbeSettings(
-                cache=cache.path,
-                labels=settings.labels,
-                label_field=settings.label_field,
-                key_field=settings.key_field,
-                shots=settings.shots,
-                seeds=settings.seeds,
-            ),
-            on_progress,
-        )
-        figures = replace(figures, probe=probe)
-    return figures
+    shots = ProbeSettings(cache=cache.path, shots=settings.shots).numbers if settings.shots else ()
+    if shots and min(np.bincount(images.classes)[np.unique(images.classes)]) < 2:
+        notes.append(f"{cache.path.name} has no linear probe: a class has a single image, so none is left to test")
+        shots = ()
+    prompts = partial(_prompts, images, settings)
+    return measure_classes(cache, towers, prompts, on_progress, shots=shots, seeds=settings.seeds)
 
 
 def _classes_of(cache: Cache, settings: ReportSettings, *, alone: bool) -> LabelledImages | None:

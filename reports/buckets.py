@@ -32,7 +32,8 @@ def words(text: str) -> list[str]:
     >>> words("Кот и 2 猫ねこ")
     ['кот', 'и', '猫', 'ね', 'こ']
     """
-    return _WORDS.findall(text.lower())
+    found: list[str] = _WORDS.findall(text.lower())
+    return found
 
 
 def script_of(text: str) -> str:

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ..evals.bootstrap import Difference
+from ..evals.linear_probe import ProbeReport
 from ..evals.retrieval import RetrievalReport
+from ..evals.speed import SpeedReport
 from ..evals.zeroshot import ClassificationReport
-
-if TYPE_CHECKING:
-    from ..evals.linear_probe import ProbeReport
-    from ..evals.speed import SpeedReport
 
 SubjectKind = Literal["run", "merged CLIP"]
 EVERYTHING = "all captions"
@@ -124,7 +122,7 @@ class Subject:
     run: RunFigures | None = None
     facts: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    speed: "SpeedReport | None" = None
+    speed: SpeedReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +268,7 @@ class TowerFigures:
         spread: `alignment`, `uniformity`, `anisotropy` and `effective_rank` of the captions' embeddings.
         buckets: recall of parts of the captions, by what they were divided by.
         zero_shot: of classes.
-        probe: of classes; it does not depend on the text tower.
+        zero_shot_of_test: accuracy on the images that linear probes were tested on, if there are any.
         differences: to the tower that it is compared with.
         examples: of the first subject.
     """
@@ -281,6 +279,7 @@ class TowerFigures:
     spread: dict[str, float] = field(default_factory=dict)
     buckets: dict[str, list[Bucket]] = field(default_factory=dict)
     zero_shot: ClassificationReport | None = None
+    zero_shot_of_test: float | None = None
     differences: list[Difference] = field(default_factory=list)
     examples: Examples | None = None
 
@@ -299,7 +298,6 @@ class CacheFigures:
         languages: number of captions of each tag.
         towers: the subjects that fit the cache, then the tower that they are compared with.
         probe: linear probes of its images.
-        class_names: shown in place of labels.
         templates: of zero-shot prompts.
     """
 
@@ -311,7 +309,7 @@ class CacheFigures:
     facts: dict[str, str]
     languages: dict[str, int]
     towers: list[TowerFigures]
-    probe: "ProbeReport | None" = None
+    probe: ProbeReport | None = None
     templates: list[str] = field(default_factory=list)
 
 

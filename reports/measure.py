@@ -19,6 +19,7 @@ from ..evals.captions import Captions, cached_captions, encode, retrieve_caption
 from ..evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
 from ..evals.errors import EvalError
 from ..evals.labels import LabelledImages
+from ..evals.linear_probe import Labelled, ProbeReport, probe, split
 from ..evals.retrieval import Retrieval, number_texts
 from ..evals.zeroshot import Predictions, classification_report, predict_classes
 from ..inference.prompts import class_embeddings
@@ -28,6 +29,7 @@ from .examples import caption_examples, class_examples
 from .figures import EVERYTHING, CacheFigures, TowerFigures
 
 Floats = NDArray[np.float32]
+TEST_SHARE = 0.2  # of each class, to test linear probes; as `clipglot eval probe` does
 MOST_SPREAD = 20_000  # captions whose spread is measured
 
 
@@ -147,7 +149,13 @@ def _recall_differences(ours: Retrieval, theirs: Retrieval) -> list[Difference]:
 
 
 def measure_classes(
-    cache: Cache, towers: Sequence[NamedTower], prompts: Callable[[NamedTower], Prompts], on_progress: OnProgress
+    cache: Cache,
+    towers: Sequence[NamedTower],
+    prompts: Callable[[NamedTower], Prompts],
+    on_progress: OnProgress,
+    *,
+    shots: Sequence[int | None] = (),
+    seeds: int = 3,
 ) -> CacheFigures:
     """Zero-shot classification of the images of a cache by towers.
 
@@ -156,9 +164,11 @@ def measure_classes(
         towers: at least one; the first subject's examples are shown.
         prompts: classes as a tower reads them; the labels are the same for all.
         on_progress: called through the stages of each tower.
+        shots: training images a class of linear probes; None for all.
+        seeds: draws of few images.
 
     Raises:
-        EvalError: embeddings are not finite.
+        EvalError: embeddings are not finite, towers read other classes, or a class has too few images for a probe.
         CacheError: the cache is damaged.
     """
     first = prompts(towers[0])
@@ -189,6 +199,14 @@ def measure_classes(
             scored = replace(scored, examples=shown)
         figures.append(scored)
 
+    probed = None
+    if shots:
+        probed, test = _probe(images, image_emb, shots, seeds, on_progress)
+        figures = [
+            replace(each, zero_shot_of_test=float((own.best[test] == images.classes[test]).mean()))
+            for each, own in zip(figures, predicted, strict=True)
+        ]
+
     def differences(a: int, b: int) -> list[Difference]:
         ours, theirs = ((predicted[i].best == images.classes).astype(np.float64) for i in (a, b))
         return [difference("zero-shot accuracy", ours, theirs, images.rows)]
@@ -204,7 +222,19 @@ def measure_classes(
         languages={},
         towers=_with_differences(figures, differences),
         templates=list(first.templates),
+        probe=probed,
     )
+
+
+def _probe(
+    images: LabelledImages, image_emb: Floats, shots: Sequence[int | None], seeds: int, on_progress: OnProgress
+) -> tuple[ProbeReport, NDArray[np.int64]]:
+    """Linear probes on a part of the images, and positions of the rest, on which they were tested."""
+    present, classes = np.unique(images.classes, return_inverse=True)
+    labelled = Labelled(emb=image_emb, classes=classes.astype(np.int64))
+    first, second = split(labelled.classes, TEST_SHARE, seed=0)
+    report = probe(labelled.take(first), labelled.take(second), len(present), shots, seeds, on_progress=on_progress)
+    return report, second
 
 
 def _with_differences(

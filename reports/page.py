@@ -278,7 +278,7 @@ def probe_charts(cache: CacheFigures, numbers: _Numbers) -> list[ShownChart]:
     places = [math.log2(point.shots) if point.shots else math.log2(max(few, default=1)) + 1.5 for point in probe.points]
     labels = [str(point.shots) if point.shots else "all" for point in probe.points]
     zero = min(places) - 1.2
-    towers = [(i, tower) for i, tower in enumerate(cache.towers) if tower.zero_shot]
+    towers = [(i, t.name, t.zero_shot_of_test) for i, t in enumerate(cache.towers) if t.zero_shot_of_test is not None]
     chart = Chart(
         x_label="training images a class",
         lines=[
@@ -289,13 +289,13 @@ def probe_charts(cache: CacheFigures, numbers: _Numbers) -> list[ShownChart]:
                 band=([point.low for point in probe.points], [point.high for point in probe.points]),
             )
         ],
-        levels=[Level(y=cache.chance["top1"], label="chance")],
-        stars=[Star(x=zero, y=tower.zero_shot.top1, colour=i + 1) for i, tower in towers if tower.zero_shot],
+        levels=[Level(y=probe.chance, label="chance")],
+        stars=[Star(x=zero, y=accuracy, colour=i + 1) for i, _, accuracy in towers],
         percent=True,
         ticks=[*([(zero, "0")] if towers else []), *zip(places, labels, strict=True)],
         from_zero=True,
     )
-    legend = [("linear probe", 0), *((f"★ {tower.name}, zero-shot", i + 1) for i, tower in towers)]
+    legend = [("linear probe", 0), *((f"★ {name}, zero-shot", i + 1) for i, name, _ in towers)]
     told = "accuracy of a linear probe by the number of training images a class"
     return [ShownChart(title="Few-shot accuracy", svg=charts.svg(chart, numbers.take()), told=told, legend=legend)]
 

@@ -12,6 +12,7 @@ from ..cache.format import RejectedImageError, SourceInfo, Status
 from ..cache.progress import OnProgress, Progress
 from ..cache.read.cache import Cache
 from ..cache.sources.kinds import SOURCES
+from ..cache.sources.reader import ImageReader
 from ..cache.write.image_decode import ResizeCrop, decode
 from ..cache.write.image_reader import reader_of
 from .figures import ShownImage
@@ -32,39 +33,47 @@ def thumbnails(
         image_root: folder or URL that has the images now; None for where the cache read them.
         on_progress: called with the images of stage `thumbnails`.
     """
-    if not images:
-        return {}, None
     sources: list[SourceInfo] = [
         replace(source, image_root=image_root) if image_root else source for source in cache.info.sources
     ]
-    try:
-        rows = [range(image.row, image.row + 1) for image in images]
-        reader = reader_of(cache, SOURCES, sources=sources, rows=rows)
-    except CacheError as error:
-        return {}, str(error)
     geometry = replace(ResizeCrop.from_preprocess(cache.info.encoder.preprocess), height=SIDE, width=SIDE)
     made: dict[int, str] = {}
     failed: list[tuple[ShownImage, Status]] = []
-    for done, image in enumerate(images, 1):
-        locators = cache.locators(image.row, image.row + 1)
+    problem, done = None, 0
+    ends = [*(source.first_row for source in sources[1:]), len(cache)]
+    for source, end in zip(sources, ends, strict=True):
+        own = [image for image in images if source.first_row <= image.row < end]
+        if not own:
+            continue
         try:
-            (content,) = reader.read(image.row, [image.key], locators)
-            if isinstance(content, Status):
-                raise RejectedImageError(content)
-            made[image.row] = _data_uri(content, geometry, cache.info.max_pixels)
-        except RejectedImageError as rejected:
-            failed.append((image, rejected.status))
-        except CacheError as error:
-            return made, str(error)
-        on_progress(Progress("thumbnails", done, len(images)))
-    if failed:
+            rows = [range(image.row, image.row + 1) for image in own]
+            reader = reader_of(cache, SOURCES, sources=sources, rows=rows)
+            for image in own:
+                try:
+                    made[image.row] = _thumbnail(cache, reader, image, geometry)
+                except RejectedImageError as rejected:
+                    failed.append((image, rejected.status))
+                done += 1
+                on_progress(Progress("thumbnails", done, len(images)))
+        except CacheError as error:  # the source is not there, or no longer
+            problem = str(error)
+    if failed and problem is None:
         image, status = failed[0]
-        return made, f"{len(failed):,} of {len(images):,} could not be read, e.g. {image.key} ({status.label})"
-    return made, None
+        problem = f"{len(failed):,} of {len(images):,} could not be read, e.g. {image.key} ({status.label})"
+    return made, problem
 
 
-def _data_uri(content: bytes, geometry: ResizeCrop, max_pixels: int) -> str:
-    pixels = Image.fromarray(decode(BytesIO(content), geometry, max_pixels, scaled=True))
+def _thumbnail(cache: Cache, reader: ImageReader, image: ShownImage, geometry: ResizeCrop) -> str:
+    """Data URI of an image.
+
+    Raises:
+        RejectedImageError: it cannot be read or decoded.
+        CacheError: its source cannot be read.
+    """
+    (content,) = reader.read(image.row, [image.key], cache.locators(image.row, image.row + 1))
+    if isinstance(content, Status):
+        raise RejectedImageError(content)
+    pixels = Image.fromarray(decode(BytesIO(content), geometry, cache.info.max_pixels, scaled=True))
     for quality in (QUALITY, QUALITY // 2, 5):
         buffer = BytesIO()
         pixels.save(buffer, "WEBP", quality=quality, method=6)

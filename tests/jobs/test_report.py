@@ -181,6 +181,9 @@ def test_classes_are_scored_and_confused_as_by_hand(merged: Path, class_cache: P
     assert figures.probe is not None
     assert [row[0] for row in page.table_with("training images a class").rows[1:]] == ["1", "2", "all"]
     assert "Few-shot accuracy" in page.text
+    alone = clipglot.evaluate_probe(class_cache, shots="1,2,all", seeds=2, merged=merged)
+    assert [point.accuracy for point in figures.probe.points] == [point.accuracy for point in alone.points]
+    assert figures.towers[0].zero_shot_of_test == alone.zero_shot
 
 
 def test_a_tower_is_compared_with_another(
