@@ -87,8 +87,8 @@ def main(images: int, captions: int, dim: int, classified: int, classes: int, pr
     if "probe" in parts:
         centres = unit(rng.standard_normal((probe_classes, dim), np.float32))
         labels, test_labels = (rng.integers(0, probe_classes, n) for n in (images, 10_000))
-        train = Labelled(emb=around(centres[labels], 3.0, rng), classes=labels)
-        test = Labelled(emb=around(centres[test_labels], 3.0, rng), classes=test_labels)
+        train = Labelled(emb=around(centres[labels], 8.0, rng), classes=labels)
+        test = Labelled(emb=around(centres[test_labels], 8.0, rng), classes=test_labels)
         probe_s, found = seconds(lambda: probe(train, test, probe_classes, (None,)))
         penalty = found.points[0].penalties[0]
         fit_s, _ = seconds(lambda: fit_logistic(train, probe_classes, penalty))

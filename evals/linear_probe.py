@@ -190,9 +190,9 @@ def _fit_and_test(
         fit_rows = np.sort(np.concatenate([rows[:end] for rows, end in zip(order, ends, strict=True)]))
         others = [rows[end : end + FEW_HELD_OUT] for rows, end in zip(order, ends, strict=True)]
         first, second = train.take(fit_rows), train.take(np.concatenate(others))
-    penalty = choose_penalty(first, second, num_classes, device)
+    penalty, start = choose_penalty(first, second, num_classes, device)
     fit = train.take(fit_rows) if shots is not None else train
-    weights = fit_logistic(fit, num_classes, penalty, device=device)
+    weights = fit_logistic(fit, num_classes, penalty, start=start, device=device)
     right = predict(weights, test.emb) == test.classes
     counts = np.bincount(test.classes, minlength=num_classes)
     recalls = np.bincount(test.classes[right], minlength=num_classes)[counts > 0] / counts[counts > 0]
@@ -216,8 +216,10 @@ def _drawn_by_class(classes: Indices, seed: int) -> list[Indices]:
     return np.split(order, np.flatnonzero(np.diff(classes[order])) + 1)
 
 
-def choose_penalty(fit: Labelled, held_out: Labelled, num_classes: int, device: str = "cpu") -> float:
-    """The penalty with the best accuracy on held-out images; of equal ones the strongest.
+def choose_penalty(
+    fit: Labelled, held_out: Labelled, num_classes: int, device: str = "cpu"
+) -> tuple[float, Tensor | None]:
+    """The penalty with the best accuracy on held-out images, of equal ones the strongest, and the weights it gave.
 
     Args:
         fit: images to fit with.
@@ -226,19 +228,20 @@ def choose_penalty(fit: Labelled, held_out: Labelled, num_classes: int, device: 
         device: to fit on.
     """
     if not len(held_out):
-        return PENALTIES[len(PENALTIES) // 2]
+        return PENALTIES[len(PENALTIES) // 2], None
     best, best_accuracy, worse = PENALTIES[0], -1.0, 0
     weights: Tensor | None = None
+    best_weights: Tensor | None = None
     for penalty in PENALTIES:
         weights = fit_logistic(fit, num_classes, penalty, start=weights, device=device, tolerance=10 * TOLERANCE)
         accuracy = float((predict(weights, held_out.emb) == held_out.classes).mean())
         if accuracy > best_accuracy:
-            best, best_accuracy, worse = penalty, accuracy, 0
+            best, best_accuracy, best_weights, worse = penalty, accuracy, weights, 0
         else:
             worse += 1
         if worse > PATIENCE and best_accuracy > 0:
             break
-    return best
+    return best, best_weights
 
 
 def fit_logistic(
