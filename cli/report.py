@@ -11,10 +11,12 @@ from .render import friendly_errors, json_option, print_json, say, stage_bars
 
 
 @click.command()
-@settings_options(ReportSettings, "subjects")
+@settings_options(ReportSettings, "runs")
 @json_option
 def report(settings: ReportSettings, as_json: bool) -> None:
-    """Show what was learned by runs and merged CLIPs in one HTML file, which needs no script and no network.
+    """Show what was learned by RUNS, which may also be merged CLIPs, in one HTML file.
+
+    The file has no script and loads nothing.
 
     \b
     clipglot report run -o report.html
@@ -26,8 +28,8 @@ def report(settings: ReportSettings, as_json: bool) -> None:
     measured by zero-shot classification, other caches by retrieval.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), stage_bars("encode texts") as on_progress:
-        for subject in settings.subjects:
-            _require_subject(subject)
+        for path in settings.runs:
+            _require_run(path)
         for cache in settings.cache:
             require_kind(cache, "cache")
         from ..jobs.report import report as write_report
@@ -42,7 +44,7 @@ def report(settings: ReportSettings, as_json: bool) -> None:
     say(f"{result.file}: {result.size / 1e6:.2f} MB, {result.num_thumbnails:,} thumbnails")
 
 
-def _require_subject(path: Path) -> None:
+def _require_run(path: Path) -> None:
     """Refuse what is neither a run nor a merged CLIP before anything slow is imported.
 
     Raises:

@@ -258,7 +258,7 @@ def _write_report(language: Language, folder: Path) -> Path | None:
         lines = [f"{class_prompt(*pair, language)}\t{class_prompt(*pair, spoken)}\n" for pair in PAIRS]
         file.write_text("".join(lines), encoding="utf-8")
     settings = ReportSettings(
-        subjects=(folder / "run",),
+        runs=(folder / "run",),
         cache=(folder / "unseen.zarr", folder / "classes.zarr"),
         classes=names[language],
         distractors=True,

@@ -95,7 +95,7 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
     """
     require_matplotlib()
     notes: list[str] = []
-    opened = [_open(path, name) for path, name in zip(settings.subjects, _names(settings.subjects), strict=True)]
+    opened = [_open(path, name) for path, name in zip(settings.runs, _names(settings.runs), strict=True)]
     caches = _caches(settings, opened, notes)
     towers = [each.tower for each in opened if each.tower]
     reference = None

@@ -13,7 +13,7 @@ from .evaluate import ALL
 class ReportSettings:
     """`clipglot report`: one HTML file of runs and merged CLIPs."""
 
-    subjects: Annotated[tuple[Path, ...], "folders of runs and of merged CLIPs"]
+    runs: Annotated[tuple[Path, ...], "folders of runs and of merged CLIPs"]
     output: Annotated[Path, "HTML file to write"]
     cache: Annotated[
         tuple[Location, ...],
@@ -49,7 +49,7 @@ class ReportSettings:
     thumbnails: Annotated[int, "images to show at most; 0 for none"] = 60
 
     def __post_init__(self) -> None:
-        require(len(self.subjects) > 0, "pass the folder of a run or of a merged CLIP")
+        require(len(self.runs) > 0, "pass the folder of a run or of a merged CLIP")
         require(self.thumbnails >= 0, f"--thumbnails {self.thumbnails}: must be 0 or more")
         require_at_least_one(self, "seeds")
         for name in ("against_classes", "against_templates", "translations"):

@@ -29,7 +29,7 @@ ENGLISH = ("red", "green", "blue", "yellow")
 
 def write(subjects: Path | tuple[Path, ...], output: Path, **settings: Any) -> tuple[ReportResult, Page]:
     given = subjects if isinstance(subjects, tuple) else (subjects,)
-    result = report(ReportSettings(subjects=given, output=output, **settings))
+    result = report(ReportSettings(runs=given, output=output, **settings))
     return result, Page.read(output)
 
 
@@ -411,7 +411,7 @@ def test_forty_thumbnails_of_noise_stay_small(tmp_path: Path, make_cache: Callab
         rows.append({"image": f"im/{i}.png", "text": [f"шум номер {i}"]})
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     make_cache(tmp_path / "t.jsonl", tmp_path / "c.zarr")
-    settings = ReportSettings(subjects=(merged,), output=tmp_path / "r.html", cache=(tmp_path / "c.zarr",))
+    settings = ReportSettings(runs=(merged,), output=tmp_path / "r.html", cache=(tmp_path / "c.zarr",))
     result = report(replace(settings, thumbnails=40))
     assert result.num_thumbnails >= 18
     assert result.size < 3 * 10**6

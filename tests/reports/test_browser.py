@@ -28,8 +28,8 @@ def browser() -> Iterator[Any]:
 def pages(tiny_run: Path, merged: Path, tiny_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Reports of a run, and of a run and a merged CLIP side by side."""
     folder = tmp_path_factory.mktemp("pages")
-    report(ReportSettings(subjects=(tiny_run,), output=folder / "one.html"))
-    report(ReportSettings(subjects=(tiny_run, merged), output=folder / "two.html", cache=(tiny_cache,)))
+    report(ReportSettings(runs=(tiny_run,), output=folder / "one.html"))
+    report(ReportSettings(runs=(tiny_run, merged), output=folder / "two.html", cache=(tiny_cache,)))
     return sorted(folder.iterdir())
 
 
