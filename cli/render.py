@@ -151,7 +151,7 @@ def stage_bars(first: str) -> Iterator[OnProgress]:
         def show(progress: StageProgress) -> None:
             nonlocal stage, task, done
             if progress.stage != stage:
-                bars.update(task, total=done)  # over, whatever its total was
+                bars.update(task, total=done, visible=done > 0)  # over, whatever its total was
                 stage, task = progress.stage, bars.add_task(progress.stage, total=progress.total, note="")
             done = progress.done
             bars.update(task, completed=done, total=progress.total)

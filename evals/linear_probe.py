@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 # Inverse penalties as scikit-learn's C, from strong to weak; each fit begins at the one before.
 PENALTIES: tuple[float, ...] = tuple(10.0 ** (half / 2) for half in range(-4, 13))
-PATIENCE = 2  # penalties without a better accuracy, after which the path ends
+PATIENCE = 2  # penalties that are no better, after which the path ends
 HELD_OUT = 0.2  # of the training images, to choose the penalty with all of them
 MOST_TO_CHOOSE = 10_000  # training images that the penalty is chosen with; and as many held out, at most
 FEW_HELD_OUT = 4  # images a class, to choose the penalty with few shots
@@ -219,7 +219,7 @@ def _drawn_by_class(classes: Indices, seed: int) -> list[Indices]:
 def choose_penalty(
     fit: Labelled, held_out: Labelled, num_classes: int, device: str = "cpu"
 ) -> tuple[float, Tensor | None]:
-    """The penalty with the best accuracy on held-out images, of equal ones the strongest, and the weights it gave.
+    """The penalty with the best accuracy on held-out images, and the weights it gave; cross-entropy decides ties.
 
     Args:
         fit: images to fit with.
@@ -229,19 +229,21 @@ def choose_penalty(
     """
     if not len(held_out):
         return PENALTIES[len(PENALTIES) // 2], None
-    best, best_accuracy, worse = PENALTIES[0], -1.0, 0
+    best: tuple[float, float] = (-1.0, 0.0)
+    penalty_of_best, best_weights, worse = PENALTIES[0], None, 0
     weights: Tensor | None = None
-    best_weights: Tensor | None = None
     for penalty in PENALTIES:
         weights = fit_logistic(fit, num_classes, penalty, start=weights, device=device, tolerance=10 * TOLERANCE)
         accuracy = float((predict(weights, held_out.emb) == held_out.classes).mean())
-        if accuracy > best_accuracy:
-            best, best_accuracy, best_weights, worse = penalty, accuracy, weights, 0
+        emb, classes = torch.from_numpy(held_out.emb).to(device), torch.from_numpy(held_out.classes).to(device)
+        score = (accuracy, -float(_cross_entropy(emb, classes, weights)[0]))
+        if score > best:
+            best, penalty_of_best, best_weights, worse = score, penalty, weights, 0
         else:
             worse += 1
-        if worse > PATIENCE and best_accuracy > 0:
+        if worse > PATIENCE:
             break
-    return best, best_weights
+    return penalty_of_best, best_weights
 
 
 def fit_logistic(

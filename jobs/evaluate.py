@@ -48,12 +48,11 @@ class Against:
     @classmethod
     def of(cls, ours: str, name: str, report: Any, differences: list[Difference]) -> "Against":
         """With the sentences."""
-        return cls(
-            name=name,
-            report=report,
-            differences=differences,
-            sentences=[each.sentence(Path(ours).name, name) for each in differences],
-        )
+        shown = Path(name).name if Path(name).is_dir() else name
+        if shown == (own := Path(ours).name):
+            own, shown = ours, name
+        sentences = [each.sentence(own, shown) for each in differences]
+        return cls(name=name, report=report, differences=differences, sentences=sentences)
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""
