@@ -20,7 +20,7 @@ def report(settings: ReportSettings, as_json: bool) -> None:
 
     \b
     clipglot report run -o report.html
-    clipglot report merged --cache val.zarr --cache classes.zarr --classes ru.txt --templates ru -o report.html
+    clipglot report merged --cache val.zarr --cache classes.zarr -o report.html
     clipglot report run-a run-b run-c -o compared.html
 
     A run shows its curves and findings, and is measured on the cache of its --val. A
