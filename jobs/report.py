@@ -16,7 +16,7 @@ from ..cache.read.cache import Cache
 from ..cache.storage.atomic import atomic_write, explain_os_error
 from ..distill.training.final import final_step
 from ..distill.training.run_folder import RunFolder
-from ..evals.captions import require_tower_of
+from ..evals.captions import cached_captions, require_tower_of
 from ..evals.errors import EvalError
 from ..evals.labels import LabelledImages, with_names
 from ..evals.prompts import read_class_names, read_templates
@@ -25,7 +25,7 @@ from ..inference.towers import load_towers
 from ..reports.buckets import count_words
 from ..reports.charts import require_matplotlib
 from ..reports.figures import CacheFigures, Report, Subject
-from ..reports.measure import NamedTower, Prompts, measure_captions, measure_classes
+from ..reports.measure import NamedTower, Prompts, measure_captions, measure_classes, recall_of_chance
 from ..reports.page import write_page
 from ..reports.run_curves import run_figures
 from ..reports.run_towers import RunTowers
@@ -240,21 +240,13 @@ def _val_cache(run: RunFolder) -> Location | None:
 
 def _chance_recall(run: RunFolder) -> float | None:
     """R@1 of a guess on the run's validation; None where its cache is not there."""
-    from ..distill.training.diagnosis import chance_recall
-    from ..evals.captions import cached_captions
-    from ..evals.retrieval import number_texts
-
     val = _val_cache(run)
     if val is None or isinstance(val, Url):
         return None
     try:
-        captions = cached_captions(Cache(val))
+        return recall_of_chance(cached_captions(Cache(val)))["r_at_1"]
     except (CacheError, EvalError):
         return None
-    ids = number_texts(captions.texts)
-    pairs = np.unique(ids * np.int64(len(captions.rows)) + captions.images)
-    num_right = np.bincount(pairs // len(captions.rows))[ids]
-    return chance_recall(num_right, len(captions.rows), 1)
 
 
 def _caches(settings: ReportSettings, opened: Sequence[_Opened], notes: list[str]) -> list[Cache]:

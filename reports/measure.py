@@ -105,24 +105,24 @@ def measure_captions(
         if i == 0:
             own = replace(own, examples=caption_examples(cache, captions, text_emb, found, tower.towers.logit_scale))
         figures.append(own)
-    num_right = _num_right(captions, ids)
-    chance = {f"r_at_{k}": chance_recall(num_right, len(captions.rows), k) for k in (1, 10)}
     return CacheFigures(
         name=cache.path.name,
         path=str(cache.path),
         num_images=len(captions.rows),
         num_captions=len(captions.texts),
-        chance=chance,
+        chance=recall_of_chance(captions),
         facts=cache_facts(cache),
         languages=dict(Counter(tag for tag in captions.languages if tag).most_common()),
         towers=_with_differences(figures, lambda a, b: _recall_differences(places[a], places[b])),
     )
 
 
-def _num_right(captions: Captions, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Images `[M]` that are right answers to each caption."""
-    pairs = np.unique(ids * np.int64(len(captions.rows)) + captions.images)
-    return np.bincount(pairs // len(captions.rows))[ids]
+def recall_of_chance(captions: Captions) -> dict[str, float]:
+    """R@1 and R@10, text to image, of a random ranking, where equal captions have several right answers."""
+    ids, num = number_texts(captions.texts), len(captions.rows)
+    pairs = np.unique(ids * np.int64(num) + captions.images)
+    num_right = np.bincount(pairs // num)[ids]
+    return {f"r_at_{k}": chance_recall(num_right, num, k) for k in (1, 10)}
 
 
 def _spread(captions: Captions, text_emb: Floats) -> dict[str, float]:

@@ -415,3 +415,61 @@ def test_forty_thumbnails_of_noise_stay_small(tmp_path: Path, make_cache: Callab
     result = report(replace(settings, thumbnails=40))
     assert result.num_thumbnails >= 18
     assert result.size < 3 * 10**6
+
+
+def test_a_clip_alone_shows_where_it_came_from(merged: Path, tmp_path: Path) -> None:
+    result, page = write(merged, tmp_path / "r.html")
+    require_self_contained(result.file)
+    assert "measured on no cache: pass --cache" in result.report.verdict
+    assert result.report.subjects[0].facts["SHA-256 of the source"] in page.text
+    assert "validation of the run, R@10" in page.text
+
+
+def test_another_tower_reads_the_translations(
+    translated_caches: dict[str, Path], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    cache = translated_caches["train"]
+    run = make_run(cache, tmp_path / "run", epochs=1, batch_size=64)
+    other = clipglot.export(run, output=tmp_path / "other").folder
+    result, page = write(run, tmp_path / "r.html", cache=(cache,), against=str(other), translations=True)
+    ours, theirs = result.report.caches[0].towers
+    assert theirs.name == "other with translations"
+    opened = Cache(cache)
+    emb = load_towers(other).encode_texts(opened.translations())
+    images = opened.image_emb().astype(np.float32)
+    owners = opened.caption_image()
+    first = (emb @ images.T).argmax(1)
+    texts = opened.translations()
+    right = [texts[i] in [texts[j] for j in np.flatnonzero(owners == row)] for i, row in enumerate(first.tolist())]
+    assert theirs.retrieval[EVERYTHING].text_to_image.r_at_1 == pytest.approx(np.mean(right), abs=0.01)
+    assert "other with translations" in page.text
+    assert ours.differences
+
+
+def test_each_language_is_in_the_tables(
+    manifest: Path, make_cache: Callable[..., Any], merged: Path, tmp_path: Path
+) -> None:
+    rows = [json.loads(line) for line in manifest.read_text(encoding="utf-8").splitlines()]
+    lines = [
+        {"image": row["image"], "ru": row["text"], "ko": ["빨간 소음", "소음 번호"][: 1 + i % 2]}
+        for i, row in enumerate(rows)
+    ]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {"image_root": manifest.parent, "text_field": ("ru", "ko"), "language": ("ru", "ko")}
+    make_cache(tmp_path / "t.jsonl", tmp_path / "c.zarr", **settings)
+    result, page = write(merged, tmp_path / "r.html", cache=(tmp_path / "c.zarr",))
+    (tower,) = result.report.caches[0].towers
+    assert set(tower.retrieval) == {EVERYTHING, "ru", "ko"}
+    alone = clipglot.evaluate_retrieval(merged, cache=tmp_path / "c.zarr")
+    assert tower.retrieval["ko"] == alone.languages["ko"]
+    assert {"Cyrillic", "Hangul"} <= {bucket.name for bucket in tower.buckets["script"]}
+    assert {"ru", "ko"} <= {row[0] for row in page.table_with("mean recall").rows if row}
+
+
+@pytest.mark.slow
+def test_speed_of_a_clip_is_shown(merged: Path, tmp_path: Path) -> None:
+    result, page = write(merged, tmp_path / "r.html", speed=True)
+    speed = result.report.subjects[0].speed
+    assert speed is not None
+    assert f"{speed.text_parameters:,} parameters" in page.text
+    assert [row[:2] for row in page.table_with("batch").rows[1:]] == [[r.side, str(r.batch)] for r in speed.rates]
