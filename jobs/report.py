@@ -38,6 +38,7 @@ from .settings.report import ReportSettings
 
 MOST_WORDS = 300_000  # captions of a training cache whose words are counted
 MOST_CLASSES = 5_000
+MOST_FACT = 200  # characters
 CLASS_FOLDERS = "class folders"
 SAY_NOTHING = ("run", "merged")  # names of folders
 
@@ -208,28 +209,36 @@ def _open_run(path: Path, name: str) -> _Opened:
 
 def _record_facts(record: dict[str, Any]) -> dict[str, str]:
     """What an export keeps of where it came from."""
-    facts: dict[str, str] = {}
-    if encoder := record.get("encoder"):
-        facts["image tower"] = encoder["model"] + (f", {encoder['pretrained']}" if encoder["pretrained"] else "")
-        facts["SHA-256 of its tensors"] = encoder["weights_sha256"]
-    if source := record.get("source"):
-        facts["source"] = str(source["name"])
-        facts["SHA-256 of the source"] = str(source["sha256"])
-    for key, shown in (("num_embedded", "images trained on"), ("num_captions", "captions"), ("weights", "weights")):
-        if key in record:
-            facts[shown] = f"{record[key]:,}" if isinstance(record[key], int) else str(record[key])
-    for key, value in (record.get("validation") or {}).items():
-        if key.startswith("r_at_"):
-            facts[f"validation of the run, R@{key.removeprefix('r_at_')}"] = f"{value:.1%}"
-    return facts
+    parts = {name: part for name, part in record.items() if isinstance(part, dict)}
+    encoder, source, validation = (parts.get(name, {}) for name in ("encoder", "source", "validation"))
+    told: dict[str, Any] = {
+        "image tower": encoder.get("model"),
+        "its weights": encoder.get("pretrained"),
+        "SHA-256 of its tensors": encoder.get("weights_sha256"),
+        "source": source.get("name"),
+        "SHA-256 of the source": source.get("sha256"),
+        "images trained on": record.get("num_embedded"),
+        "captions": record.get("num_captions"),
+        "weights": record.get("weights"),
+    }
+    told |= {f"validation of the run, R@{k}": validation.get(f"r_at_{k}") for k in (1, 5, 10)}
+    return {name: _fact(value) for name, value in told.items() if value is not None}
+
+
+def _fact(value: Any) -> str:
+    """A value of an export's record, which may hold anything."""
+    if isinstance(value, float):
+        return f"{value:.1%}"
+    return f"{value:,}" if type(value) is int and abs(value) < 10**15 else str(value)[:MOST_FACT]
 
 
 def _val_cache(run: RunFolder) -> Location | None:
     """Cache of a run's validation; a relative path is that from where the run was started, if the run is there yet."""
     settings = run.settings()
-    if not settings.get("val"):
+    given, output = settings.get("val"), Path(str(settings.get("output")))
+    if not given or not isinstance(given, str) or "\0" in given:
         return None
-    val, output = to_location(settings["val"]), Path(str(settings.get("output")))
+    val = to_location(given)
     if isinstance(val, Url) or val.is_absolute() or output.is_absolute() or val.exists():
         return val
     parts = run.path.absolute().parts
@@ -282,7 +291,7 @@ def _known_words(opened: Sequence[_Opened]) -> Counter[str] | None:
             return None
         try:
             return count_words(Cache(location).captions(0, MOST_WORDS))
-        except CacheError:
+        except (CacheError, ValueError, OSError):  # a path that no file can have
             return None
     return None
 

@@ -1,5 +1,6 @@
 """Curves, findings and state of a run, from its folder."""
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -24,6 +25,7 @@ OF_VALIDATIONS = (
     "effective_rank",
 )
 DIVERGED = "diverged"
+LARGEST = 1e15  # of a figure; none of a run comes near it
 
 
 def run_figures(run: RunFolder, chance_recall: float | None = None) -> RunFigures:
@@ -48,10 +50,14 @@ def run_figures(run: RunFolder, chance_recall: float | None = None) -> RunFigure
     curves |= {f"sample_{name}": _curve(samples, f"sample_{name}") for name in OF_VALIDATIONS}
     best = run.best_validation()
     settings = _settings(run)
-    num_embedded = provenance["counts"].get(Status.EMBEDDED.label, provenance["num_pictures"])
+    counts = provenance.get("counts")
+    num_embedded = counts.get(Status.EMBEDDED.label) if isinstance(counts, dict) else None
+    if type(num_embedded) is not int:
+        num_embedded = provenance["num_pictures"]
     is_finished = (run.final / "config.json").exists()
-    last = max((line["step"] for line in lines), default=0)
-    timed, waited, pairs = _time(steps, settings.batch_size if settings else 0)
+    last = max((line["step"] for line in lines if abs(line["step"]) < LARGEST), default=0)
+    batch_size = settings.batch_size if settings and type(settings.batch_size) is int else 0
+    timed, waited, pairs = _time(steps, batch_size)
     return RunFigures(
         curves=curves,
         step=last,
@@ -72,32 +78,44 @@ def run_figures(run: RunFolder, chance_recall: float | None = None) -> RunFigure
 
 
 def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
-    found = [(line["step"], line.get(name)) for line in lines if name in line]
+    found = [(line["step"], line.get(name)) for line in lines if name in line and abs(line["step"]) < LARGEST]
     return Curve(
         steps=[step for step, _ in found],
-        values=[float(value) if isinstance(value, int | float) else None for _, value in found],
+        values=[_number(value) for _, value in found],
     )
+
+
+def _number(value: Any) -> float | None:
+    """A finite number of a line; None for anything else, since files of runs are not trusted."""
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an endless integer
+        return None
+    return number if abs(number) < LARGEST else None
 
 
 def _settings(run: RunFolder) -> TrainSettings | None:
     """Settings of a run; None where this version would not take them."""
     try:
         return TrainSettings(**run.settings_to_resume())
-    except (DistillError, TypeError):
+    except (DistillError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
         return None
 
 
 def _chance_loss(settings: TrainSettings | None, num_embedded: int) -> float | None:
     if settings is None or not num_embedded:
         return None
-    return chance_loss(settings, CaptionStats(num_images=num_embedded))
+    try:
+        return _number(chance_loss(settings, CaptionStats(num_images=num_embedded)))
+    except (TypeError, ValueError, ArithmeticError):
+        return None
 
 
 def _num_steps(settings: TrainSettings | None, num_embedded: int) -> int | None:
     """Steps of a whole run, if every embedded image has a caption."""
-    if settings is None or num_embedded < settings.batch_size:
+    if settings is None or type(settings.epochs) is not int or type(settings.batch_size) is not int:
         return None
-    return settings.epochs * (num_embedded // settings.batch_size)
+    return settings.epochs * (num_embedded // settings.batch_size) or None
 
 
 def _diverged_at(steps: Sequence[dict[str, Any]], findings: Sequence[dict[str, Any]]) -> int | None:
@@ -113,8 +131,9 @@ def _time(steps: Sequence[dict[str, Any]], batch_size: int) -> tuple[float, floa
     timed, waited, pairs = 0.0, 0.0, 0
     for before, line in pairwise([{"step": 0}, *steps]):
         num = max(0, line["step"] - before["step"])
-        if "step_s" in line and line["step_s"] is not None:
-            timed += num * line["step_s"]
-            waited += num * (line.get("data_s") or 0.0)
+        step_s = _number(line.get("step_s"))
+        if step_s is not None and step_s > 0 and num < LARGEST:
+            timed += num * step_s
+            waited += num * (_number(line.get("data_s")) or 0.0)
             pairs += num * batch_size
     return timed, waited, pairs

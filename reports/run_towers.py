@@ -1,5 +1,6 @@
 """The trained text tower of a run, before it is exported, as evaluations use it."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from ..distill.errors import DistillError
 from ..distill.training.final import Which, load_final
 from ..distill.training.run_folder import RunFolder
 from ..inference.errors import InputError
@@ -42,8 +44,14 @@ class RunTowers:
             DistillError: the run has not finished, or is damaged.
         """
         encoder = run.provenance()["encoder"]
-        self._tower, self.logit_scale, self.logit_bias = load_final(run, which)
-        self.name, self.dim = str(run.path), int(encoder["dim"])
+        self._tower, scale, bias = load_final(run, which)
+        self.name, self.dim = str(run.path), int(self._tower.config.embed_dim)
+        if encoder["dim"] != self.dim or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise DistillError(
+                f"{run.path} is damaged: its tower has {self.dim} features and a scale of {scale!r:.40}, its cache "
+                f"{encoder['dim']} features: train anew"
+            )
+        self.logit_scale, self.logit_bias = float(scale), bias
         self.preprocess: dict[str, Any] = encoder["preprocess"]
         self.weights_sha256, self.quick_gelu = str(encoder["weights_sha256"]), bool(encoder["quick_gelu"])
         self.context_length: int = self._tower.config.context_length

@@ -15,13 +15,16 @@ from click.testing import CliRunner
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
 from clipglot.distill.errors import DistillError
+from clipglot.encoders.errors import EncoderError
 from clipglot.evals.errors import EvalError
 from clipglot.inference.towers import load_towers
 from clipglot.jobs.report import ReportResult, report
 from clipglot.jobs.settings.report import ReportSettings
 from clipglot.reports.figures import EVERYTHING
+from hypothesis import strategies as st
 from PIL import Image
 from support.drawings import WORDS
+from support.mutations import json_mutations, search
 from support.report_pages import Page
 
 ENGLISH = ("red", "green", "blue", "yellow")
@@ -202,7 +205,7 @@ def test_a_tower_is_compared_with_another(
     )
     ours, theirs = result.report.caches[0].towers
     assert theirs.is_reference
-    assert ours.differences[0].sentence(ours.name, theirs.name) in page.text
+    assert ours.differences[0].sentence(ours.name, theirs.name).replace(" -", " −") in page.text
     assert {score.name for score in theirs.zero_shot.classes} == set(ENGLISH)  # type: ignore[union-attr]
     assert theirs.name in result.report.verdict
 
@@ -473,3 +476,30 @@ def test_speed_of_a_clip_is_shown(merged: Path, tmp_path: Path) -> None:
     assert speed is not None
     assert f"{speed.text_parameters:,} parameters" in page.text
     assert [row[:2] for row in page.table_with("batch").rows[1:]] == [[r.side, str(r.batch)] for r in speed.rates]
+
+
+@pytest.mark.slow
+def test_a_mutated_run_gets_a_page_or_is_refused(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run)
+    described = json.loads((run / "run.json").read_text())
+    described["settings"]["val"] = None  # a page without measurements takes a moment
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    outcomes = {"shown": 0, "refused": 0}
+
+    def check(example: tuple[Any, Any]) -> None:
+        (run / "run.json").write_text(json.dumps(example[0]))
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in example[1]))
+        try:
+            result, _ = write(run, tmp_path / "r.html")
+        except (DistillError, EncoderError):
+            outcomes["refused"] += 1
+        else:
+            outcomes["shown"] += 1
+            json.dumps(result.to_json(), allow_nan=False)
+
+    either = st.one_of(
+        st.tuples(json_mutations(described), st.just(lines)), st.tuples(st.just(described), json_mutations(lines))
+    )
+    search(either, check, 60)
+    assert min(outcomes.values()) > 5
