@@ -9,7 +9,7 @@ from typing import Any
 from ..cache.format import EncoderInfo, Status
 from ..cache.read.cache import Cache
 from ..encoders.image_tower import ImageTower
-from ..encoders.open_clip_loading import weights_file
+from ..encoders.loading.clips import weights_file
 from .errors import DistillError
 
 LOCAL = "local-dir:"

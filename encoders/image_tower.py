@@ -20,9 +20,9 @@ from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
 from .errors import EncoderError
-from .hub import hub_access
-from .loading_errors import not_loaded, without_pickle_warnings
-from .open_clip_loading import TIMM_PREFIX, hash_tensors, load_clip
+from .loading.clips import TIMM_PREFIX, hash_tensors, load_clip
+from .loading.hub import hub_access
+from .loading.weights_errors import not_loaded, without_pickle_warnings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -23,13 +23,21 @@ from torch import Tensor
 
 from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
-from .open_clip_loading import TIMM_PREFIX, load_clip
-from .text_lm_loading import first_line
+from .loading.clips import TIMM_PREFIX, load_clip
+from .loading.language_models import first_line
+from .loading.untrusted import (
+    CLIP_CONFIG,
+    HUB_PREFIX,
+    LM_CONFIG,
+    LOCAL_PREFIX,
+    TOKENIZER_FILES,
+    clip_config,
+    clip_tokenizer,
+)
+from .loading.untrusted_files import fetched_from_hub, read_json, require_regular
 from .text_tower import TextTower, TextTowerConfig
 from .text_towers import TEXT_TOWERS
 from .tokenizer import TextTokenizer, open_clip_tokenizer
-from .untrusted import CLIP_CONFIG, HUB_PREFIX, LM_CONFIG, LOCAL_PREFIX, TOKENIZER_FILES, clip_config, clip_tokenizer
-from .untrusted_files import fetched_from_hub, read_json, require_regular
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXTS_AT_A_TIME = 256

@@ -19,22 +19,21 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from .errors import EncoderError
-from .lora import add_lora, merge_lora
-from .packing import PackedCaptions, PackedRows
-from .text_lm_forward import Pooler, hidden_states, pack_tokens, pool
-from .text_lm_loading import (
+from .loading.language_models import (
     config_has_dropout,
     first_line,
-    num_positions,
     plain_values,
     read_pretrained,
     set_dropout,
     without_pooler,
 )
+from .loading.untrusted import LM_CONFIG, read_config, to_config
+from .lora import add_lora, merge_lora
+from .packing import PackedCaptions, PackedRows
+from .text_lm_forward import Pooler, hidden_states, num_positions, pack_tokens, pool
 from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .tokenizer import TextTokenizer
 from .tokenizer_lm import LMTokenizer
-from .untrusted import LM_CONFIG, read_config, to_config
 
 Head = Literal["linear", "mlp"]
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).

@@ -23,6 +23,14 @@ def supports_rows(config: Any) -> bool:
     return config.model_type in FROM_ZERO | AFTER_PAD and config._attn_implementation in ("sdpa", "eager")
 
 
+def num_positions(config: Any) -> int | None:
+    """Most tokens that a model of this config takes; None in families without a limit."""
+    longest = getattr(config, "max_position_embeddings", None) or 0  # or -1
+    if config.model_type in AFTER_PAD:
+        longest -= (config.pad_token_id or 0) + 1
+    return longest if longest > 0 else None
+
+
 def pack_tokens(
     config: Any, ids: NDArray[Any], lengths: NDArray[np.int64], *, few_shapes: bool = False
 ) -> PackedRows | PackedCaptions:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .errors import EncoderError
 from .image_tower import ImageTower, Precision, exact_float32, tower_of_clip
-from .open_clip_loading import TIMM_PREFIX, hash_tensors, load_clip
-from .untrusted import clip_tokenizer
+from .loading.clips import TIMM_PREFIX, hash_tensors, load_clip
+from .loading.untrusted import clip_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.tokenizer import bytes_to_unicode
 from open_clip.transformer import TextTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .errors import EncoderError
-from .open_clip_loading import load_clip
+from .loading.clips import load_clip
+from .loading.untrusted import LOCAL_PREFIX
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
-from .untrusted import LOCAL_PREFIX
 
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 """Bytes by the characters that byte-level vocabularies write for them."""
@@ -95,12 +97,19 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
     byte_ids = _byte_ids(known)
     rows = embedding.mean(0).repeat(new.vocab_size, 1)
     rows[list(kept)] = embedding[list(kept.values())]
+    filled: list[int] = []
+    parts: list[int] = []  # of the filled rows, one after another
+    starts: list[int] = []
     for id_, text, encoding in zip(added, texts, spelled, strict=True):
         ids = encoding.ids
         if not ids or NO_CHARACTER in text:
             ids = [byte_ids[byte] for byte in _bytes_of(spelling.id_to_token(id_) or "") if byte in byte_ids] or ids
         if ids:
-            rows[id_] = embedding[ids].mean(0)
+            filled.append(id_)
+            starts.append(len(parts))
+            parts += ids
+    if filled:
+        rows[filled] = F.embedding_bag(torch.tensor(parts), embedding, torch.tensor(starts), mode="mean")
     return rows
 
 

@@ -16,9 +16,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from .errors import EncoderError
+from .loading.untrusted_files import read_json
+from .loading.untrusted_regex import panics_named, require_tame_expressions
 from .text_cleaning import clean
-from .untrusted_files import read_json
-from .untrusted_regex import panics_named, require_tame_expressions
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"  # ids 0, 1, 2
 SPECIAL: dict[str, str | None] = {"pad_token": PAD, "bos_token": BOS, "eos_token": EOS, "unk_token": None}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import EncoderError
+from .loading.untrusted import lm_tokenizer
+from .loading.untrusted_files import read_json
+from .loading.untrusted_regex import panics_named
 from .text_cleaning import clean
 from .tokenizer import CLEANING, FILES, TextTokenizer, spell_special_pieces
-from .untrusted import lm_tokenizer
-from .untrusted_files import read_json
-from .untrusted_regex import panics_named
 
 
 class LMTokenizer(TextTokenizer):

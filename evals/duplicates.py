@@ -18,7 +18,7 @@ from ..cache.format import Status
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.storage.digests import digests_of
-from ..cache.storage.ragged import RaggedBytes
+from ..cache.storage.ragged_bytes import RaggedBytes
 from .errors import EvalError
 
 COSINES = (0.999, 0.99, 0.97, 0.95)  # that are always counted, beside the threshold

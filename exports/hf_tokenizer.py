@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, processors
 
+from ..encoders.loading.untrusted_files import read_json
 from ..encoders.tokenizer import FILES, SPECIAL, CaptionTokenizer, TextTokenizer
-from ..encoders.untrusted_files import read_json
 from .text_normalizers import with_cleaning
 
 

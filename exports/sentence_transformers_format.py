@@ -14,9 +14,9 @@ import transformers
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
+from ..encoders.loading.language_models import quiet_transformers
 from ..encoders.merged_clip import MergedClip
 from ..encoders.text_lm import LMTower
-from ..encoders.text_lm_loading import quiet_transformers
 from .errors import ExportError
 from .formats import Written
 from .hf_tokenizer import write_tokenizer

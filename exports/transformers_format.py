@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from ..cache.write.image_decode import ResizeCrop
 from ..encoders.image_tower import ImageTower
+from ..encoders.loading.language_models import quiet_transformers
 from ..encoders.merged_clip import MergedClip
 from ..encoders.text_lm import LMTower
-from ..encoders.text_lm_loading import quiet_transformers
 from ..encoders.text_scratch import ScratchTower
 from .errors import ExportError
 from .formats import Written

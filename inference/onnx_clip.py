@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from ..encoders.errors import EncoderError
+from ..encoders.loading.untrusted_files import MAX_VOCABULARY, read_json
+from ..encoders.loading.untrusted_regex import panics_named, require_tame_expressions
 from ..encoders.text_cleaning import clean
-from ..encoders.untrusted_files import MAX_VOCABULARY, read_json
-from ..encoders.untrusted_regex import panics_named, require_tame_expressions
 from .onnx_files import read_index, require_safe_graph
 from .onnx_layout import FEATURES, MODEL, TEXTUAL, VISUAL
 

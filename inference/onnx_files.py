@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..encoders.errors import EncoderError
-from ..encoders.untrusted_files import read_json, require_regular
+from ..encoders.loading.untrusted_files import read_json, require_regular
 from .onnx_layout import FORMAT_VERSION, INDEX
 
 MAX_MODEL = 64 * 2**30

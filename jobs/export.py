@@ -21,10 +21,10 @@ from ..distill.training.final import Which, final_step, load_final
 from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.interpolate import interpolate
+from ..encoders.loading.untrusted import CLIP_CONFIG
 from ..encoders.merged_clip import load_merged, load_named, write_merged
 from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import TextTokenizer
-from ..encoders.untrusted import CLIP_CONFIG
 from ..exports.errors import ExportError
 from ..exports.formats import FORMATS, write_format
 from .hub_upload import require_login, upload

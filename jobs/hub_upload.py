@@ -5,8 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, get_token
 
 from ..distill.errors import DistillError
-from ..encoders.hub import without_hub_bars
-from ..encoders.text_lm_loading import first_line
+from ..encoders.loading.hub import without_hub_bars
+from ..encoders.loading.language_models import first_line
 
 
 def require_login(repository: str) -> None:

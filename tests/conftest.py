@@ -1,31 +1,40 @@
-"""Fixtures of several areas: images, a tiny random CLIP, its cache, run and export, an S3 server, commands."""
+"""Fixtures of several areas: images, a tiny random CLIP, its cache, run and export, an S3 server, commands.
+
+The process that only hands tests to others imports this module, too, so torch and zarr are imported in the fixtures.
+"""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may reach for a hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line sets it, before torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors gain nothing from more threads, which cost a third more
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support.class_folders import draw_classes
 from support.drawings import draw_images
 from support.launcher import Launcher, Process, kill_all, launching
-from support.s3_server import Bucket, close_connections, serving
-from support.tiny_clip import save_tiny_clip
+
+if TYPE_CHECKING:
+    from support.s3_server import Bucket
 
 
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The frozen CLIP of most tests."""
+    from support.tiny_clip import save_tiny_clip
+
     return save_tiny_clip(tmp_path_factory.mktemp("tiny_clip"), seed=0)
 
 
 @pytest.fixture(scope="session")
 def other_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with other weights."""
+    from support.tiny_clip import save_tiny_clip
+
     return save_tiny_clip(tmp_path_factory.mktemp("other_clip"), seed=1)
 
 
@@ -59,15 +68,19 @@ def start_command(launcher: Launcher, tmp_path: Path) -> Iterator[Callable[..., 
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Bucket]":
     """An S3 server in a process of its own. Tests take `bucket`."""
+    from support.s3_server import serving
+
     with serving(tmp_path_factory.mktemp("s3")) as bucket:
         yield bucket
 
 
 @pytest.fixture(scope="module")
-def bucket(s3_server: Bucket) -> Iterator[Bucket]:
+def bucket(s3_server: "Bucket") -> "Iterator[Bucket]":
     """An empty bucket, which the environment names to every client."""
+    from support.s3_server import close_connections
+
     s3_server.reset()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in s3_server.environment.items():

@@ -21,7 +21,8 @@ from ..storage.encoding import UNREADABLE_CHUNK, UNREADABLE_METADATA, WrongLayou
 from ..storage.hdf5 import CONVERT_AGAIN, Hdf5Store
 from ..storage.local import ZARR_JSON, DurableLocalStore
 from ..storage.open import CacheStore, open_store
-from ..storage.ragged import RaggedBytes, RaggedReader, WrongOffsetsError, require_offsets
+from ..storage.ragged import RaggedReader, WrongOffsetsError, require_offsets
+from ..storage.ragged_bytes import RaggedBytes
 from ..storage.remote import UPLOAD_AGAIN, RemoteStore
 from .repair import chunk_to_delete, chunks_to_delete, is_in_tokens, repair_instructions
 

@@ -25,7 +25,7 @@ from ..format import (
 )
 from ..progress import OnProgress, Progress, ignore_progress
 from ..storage.digests import digests_of, first_lines
-from ..storage.ragged import RaggedBytes
+from ..storage.ragged_bytes import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, parent_groups
 from .cache import Cache

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ..storage.ragged import RaggedBytes
+from ..storage.ragged_bytes import RaggedBytes
 
 MAX_CAPTION_BYTES = 65_536  # longer ones are pages or broken quotes; a text tower reads some hundred bytes
 SEPARATOR = "\n"  # between several texts of a teacher for one caption, none of which holds it

@@ -13,7 +13,7 @@ import pyarrow.json
 from numpy.typing import NDArray
 
 from ..format import SourceInfo
-from ..storage.ragged import RaggedBytes
+from ..storage.ragged_bytes import RaggedBytes
 from .jsonl import MAX_LINE_BYTES
 from .source import RowBatch
 

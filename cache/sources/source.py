@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..format import SourceInfo
 from ..location import Location
-from ..storage.ragged import RaggedBytes
+from ..storage.ragged_bytes import RaggedBytes
 from .captions import align, encode_caption, keep_captions
 from .reader import Locator, Reader
 

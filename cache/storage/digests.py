@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
-from .ragged import RaggedBytes
+from .ragged_bytes import RaggedBytes
 
 Digests = NDArray[np.uint64]
 """`[n, 2]`: one 128-bit digest per key. Collisions are too unlikely to matter."""

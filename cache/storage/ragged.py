@@ -1,17 +1,15 @@
-"""Ragged arrays of UTF-8 texts: Zarr groups of `bytes [total] uint8` and `offsets [N+1] int64`."""
+"""Ragged arrays of UTF-8 texts on disk: Zarr groups of `bytes [total] uint8` and `offsets [N+1] int64`."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import zarr
 from numpy.typing import NDArray
 
 from ..format import CHUNK_BYTES
 from .encoding import create_array, open_array
+from .ragged_bytes import RaggedBytes
 
 ROWS_AT_A_TIME = 8192
 PIECE_BYTES = 2**26  # of texts reordered in memory at a time
@@ -19,61 +17,6 @@ PIECE_BYTES = 2**26  # of texts reordered in memory at a time
 
 class WrongOffsetsError(ValueError):
     """Offsets of a ragged array that do not lie in its bytes, in ascending order."""
-
-
-@dataclass(frozen=True, slots=True)
-class RaggedBytes:
-    """N UTF-8 texts in memory, as two arrays: text i is `raw[offsets[i]:offsets[i + 1]]`.
-
-    Attributes:
-        raw: `[total] uint8`.
-        offsets: `[N + 1] int64`; `offsets[0]` is 0.
-    """
-
-    raw: NDArray[np.uint8]
-    offsets: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, texts: Sequence[bytes]) -> "RaggedBytes":
-        """Pack encoded texts into two arrays.
-
-        >>> RaggedBytes.of([b"ab", b"", b"c"]).offsets
-        array([0, 2, 2, 3])
-        """
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=offsets[1:])
-        return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
-
-    @classmethod
-    def joined(cls, parts: Sequence["RaggedBytes"]) -> "RaggedBytes":
-        """Concatenate several.
-
-        >>> RaggedBytes.joined([RaggedBytes.of([b"ab"]), RaggedBytes.of([b"", b"c"])]).split()
-        [b'ab', b'', b'c']
-        """
-        lengths = [np.diff(part.offsets) for part in parts]
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
-        return cls(np.concatenate([part.raw for part in parts]), offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def take(self, rows: NDArray[np.int64]) -> "RaggedBytes":
-        """Select texts by row, in the given order.
-
-        >>> RaggedBytes.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
-        [b'c', b'ab']
-        """
-        buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]
-        selected = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
-        _, offsets, raw = selected.buffers()
-        raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
-        return RaggedBytes(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
-
-    def split(self) -> list[bytes]:
-        """The texts as a list of bytes."""
-        raw = self.raw.tobytes()
-        return [raw[start:stop] for start, stop in pairwise(self.offsets.tolist())]
 
 
 class StreamedArray:

@@ -32,7 +32,7 @@ from ..sources.source import RowBatch
 from ..storage.atomic import atomic_directory, explain_os_error
 from ..storage.digests import digests_of, first_lines
 from ..storage.encoding import open_array
-from ..storage.ragged import RaggedBytes
+from ..storage.ragged_bytes import RaggedBytes
 from .convert import require_nothing
 from .plan import plan_cache
 from .seal import seal

@@ -17,7 +17,8 @@ from ..storage.atomic import PARTIAL
 from ..storage.encoding import create_array
 from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore, store_at
-from ..storage.ragged import RaggedBytes, RaggedWriter
+from ..storage.ragged import RaggedWriter
+from ..storage.ragged_bytes import RaggedBytes
 from .row_writer import RowWriter
 from .text_targets import add_text_target_arrays
 

@@ -14,7 +14,8 @@ from ..format import CAPTION_IMAGE, KEY, LANGUAGE, LOCATOR, PLANNED_ARRAYS, TEAC
 from ..sources.source import RowBatch
 from ..storage.digests import Digests, digests_of, first_lines
 from ..storage.encoding import open_array
-from ..storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, StreamedArray
+from ..storage.ragged import RaggedReader, RaggedWriter, StreamedArray
+from ..storage.ragged_bytes import RaggedBytes
 
 
 class RowWriter:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ...cache.format import EncoderInfo
+from ...encoders.loading.untrusted import CLIP_CONFIG
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
-from ...encoders.untrusted import CLIP_CONFIG
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final

@@ -25,7 +25,7 @@ from ...cache.location import Url, to_location
 from ...cache.storage.atomic import PARTIAL, atomic_directory, atomic_write, explain_os_error, sweep_partial
 from ...cache.storage.regular import open_regular, read_regular
 from ...cache.typed import has_type, require_types
-from ...encoders.loading_errors import pickle_refusal, without_pickle_warnings
+from ...encoders.loading.weights_errors import pickle_refusal, without_pickle_warnings
 from ...encoders.tokenizer import TextTokenizer
 from ..errors import DistillError
 from ..provenance import content_of

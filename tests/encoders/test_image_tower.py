@@ -14,7 +14,7 @@ import timm
 import torch
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.image_tower import ImageTower, exact_float32, load_image_tower
-from clipglot.encoders.open_clip_loading import hash_tensors
+from clipglot.encoders.loading.clips import hash_tensors
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,19 @@ def byte_tokens(tokenizer: CaptionTokenizer) -> list[int]:
     return [vocabulary[written[byte]] for byte in range(256)]
 
 
+ENGLISH, KOREAN = ("a red circle", "a green triangle") * 9, ("책상 위의 고양이", "빨간 원", "책상 위의 원") * 9
+
+
+@cache
+def tokenizer_of(kind: str, texts: tuple[str, ...]) -> CaptionTokenizer:
+    make = {"bpe": lambda: train_bpe(texts, 300), "unigram": lambda: train_unigram(texts, 480)}
+    return open_clip_tokenizer() if kind == "clip" else make[kind]()
+
+
 @pytest.mark.parametrize("old_kind", ["bpe", "unigram", "clip"])
 @pytest.mark.parametrize("new_kind", ["bpe", "unigram", "clip"])
 def test_lone_bytes_take_the_rows_of_the_same_bytes(old_kind: str, new_kind: str) -> None:
-    english, korean = ["a red circle", "a green triangle"] * 9, ["책상 위의 고양이", "빨간 원", "책상 위의 원"] * 9
-    make = {
-        "bpe": lambda texts: train_bpe(texts, 300),
-        "unigram": lambda texts: train_unigram(texts, 480),
-        "clip": lambda texts: open_clip_tokenizer(),
-    }
-    old, new = make[old_kind](english), make[new_kind](korean)
+    old, new = tokenizer_of(old_kind, ENGLISH), tokenizer_of(new_kind, KOREAN)
     embedding = torch.randn(old.vocab_size, 8, generator=torch.Generator().manual_seed(0))
     rows = transfer_rows(embedding, old, new)
     ours, theirs = byte_tokens(new), byte_tokens(old)

@@ -115,9 +115,13 @@ def test_extending_gives_the_same_every_time_and_loads_everywhere(
 
 
 @cache
-def extended(name: str) -> tuple[Tokenizer, Tokenizer, CaptionTokenizer]:
-    new = extend(OLD[name], OTHER, OLD[name].vocab_size + 30)
-    return OLD[name].backend, new.backend, new
+def extended(name: str) -> tuple[Tokenizer, CaptionTokenizer, dict[str, int], list[list[str]]]:
+    """An old tokenizer, the new one, its vocabulary and its new merges."""
+    old, new = OLD[name].backend, extend(OLD[name], OTHER, OLD[name].vocab_size + 30)
+    vocab, num_old = new.backend.get_vocab(with_added_tokens=True), old.get_vocab_size()
+    merges = json.loads(new.backend.to_str())["model"]["merges"][-(new.vocab_size - num_old) :]
+    assert [vocab["".join(pair)] for pair in merges] == list(range(num_old, new.vocab_size))
+    return old, new, vocab, merges
 
 
 @pytest.mark.parametrize("name", ["ours", "open_clip"])
@@ -125,10 +129,7 @@ def extended(name: str) -> tuple[Tokenizer, Tokenizer, CaptionTokenizer]:
 @given(text=st.text(st.sampled_from("котстлерыжийня abcdogs桌上猫कुत्ता,. "), max_size=40))
 def test_new_merges_come_after_all_old_ones(name: str, text: str) -> None:
     """The plain form: what the old tokenizer gives, then the new merges one by one."""
-    old, backend, new = extended(name)
-    vocab, num_old = backend.get_vocab(with_added_tokens=True), old.get_vocab_size()
-    merges = json.loads(backend.to_str())["model"]["merges"][-(new.vocab_size - num_old) :]
-    assert [vocab["".join(pair)] for pair in merges] == list(range(num_old, new.vocab_size))
+    old, new, vocab, merges = extended(name)
     expected = []
     for word, _ in old.pre_tokenizer.pre_tokenize_str(old.normalizer.normalize_str(clean(text))):
         tokens = [token.value for token in old.model.tokenize(word)]

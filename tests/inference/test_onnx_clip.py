@@ -16,6 +16,7 @@ from clipglot.distill.errors import DistillError
 from clipglot.encoders.errors import EncoderError
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
+from support.command_line import run
 from support.exported_towers import captions
 from support.odd_strings import odd_strings
 
@@ -59,15 +60,15 @@ finally:
     assert not {"torch", "open_clip"} & set(sys.modules)
 """
     for command in commands:
-        found = []
-        for folder, code in ((onnx_clip, script), (merged, script.replace("assert not", "assert"))):
-            words = [str(folder if word == "FOLDER" else word) for word in command]
-            done = subprocess.run(
-                [sys.executable, "-c", code, *words, "--json"], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, done.stderr
-            found.append(json.loads(done.stdout))
-        assert json.dumps(rounded(found[0])) == json.dumps(rounded(found[1]))
+        alone, beside = (
+            [*(str(folder if word == "FOLDER" else word) for word in command), "--json"]
+            for folder in (onnx_clip, merged)
+        )
+        done = subprocess.run([sys.executable, "-c", script, *alone], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        expected = run(*beside)
+        assert expected.exit_code == 0, expected.output
+        assert json.dumps(rounded(json.loads(done.stdout))) == json.dumps(rounded(json.loads(expected.stdout)))
 
 
 def rounded(value: Any) -> Any:

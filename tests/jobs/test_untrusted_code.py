@@ -15,12 +15,12 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.image_tower import load_image_tower
+from clipglot.encoders.loading.untrusted import clip_text_arguments, clip_tokenizer
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.text_scratch import ScratchTower
 from clipglot.encoders.text_teacher import load_with_teacher
 from clipglot.encoders.tokenizer_lm import LMTokenizer
-from clipglot.encoders.untrusted import clip_text_arguments, clip_tokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
 from support.command_line import run

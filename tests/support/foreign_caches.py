@@ -258,8 +258,9 @@ def read(case: list[str]) -> None:
     """
     change, way, folder = case
     with tempfile.TemporaryDirectory() as temporary:
-        shutil.copytree(Path(folder), Path(temporary, "copy"))
-        cache = Path(temporary, "copy/own.zarr")
+        cache = Path(shutil.copytree(Path(folder, "own.zarr"), Path(temporary, "copy/own.zarr")))
+        for name in ("intact.zarr", "run"):  # which are only read
+            cache.with_name(name).symlink_to(Path(folder, name))
         CHANGES[change](cache)
         WAYS[way](cache)
 

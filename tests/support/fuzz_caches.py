@@ -18,7 +18,8 @@ from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.preview import sample_captioned_images
 from clipglot.cache.read.verify import verify
 from clipglot.cache.sources.parquet import ParquetSource
-from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader, RaggedWriter, WrongOffsetsError
+from clipglot.cache.storage.ragged import RaggedReader, RaggedWriter, WrongOffsetsError
+from clipglot.cache.storage.ragged_bytes import RaggedBytes
 from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 

@@ -21,7 +21,8 @@ TIMEOUT_S = 120
 # module of clipglot is imported before the fork, so that a script can show that it needs none.
 LAUNCHER = """
 import gc, json, os, signal, sys, time
-import fsspec, h5py, numpy, open_clip, pyarrow, timm, torch, transformers, zarr
+import click, fsspec, h5py, numpy, open_clip, pyarrow, rich.progress, s3fs, timm, torch, transformers, zarr
+import transformers.models.bert.modeling_bert  # with what every language model needs
 gc.collect()
 gc.freeze()  # else each forked process goes through all objects of the imports when it ends: a second of CPU time
 for line in sys.stdin:
@@ -73,9 +74,9 @@ class Process:
     def err(self) -> str:
         return self.stderr.read_text()
 
-    def wait(self) -> int:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
         """Its exit code; negative is a signal."""
-        return self.launcher._ask({"wait": self.pid})
+        return self.launcher._ask({"wait": self.pid}, timeout_s)
 
     def succeed(self) -> str:
         """Wait for its end, which must be a good one; returns its standard output."""
@@ -158,12 +159,12 @@ class Launcher:
         )
         return Process(answer, outputs[0], outputs[1], self)
 
-    def _ask(self, task: dict[str, Any]) -> int:
+    def _ask(self, task: dict[str, Any], timeout_s: float = TIMEOUT_S) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        assert select.select([self._process.stdout], [], [], TIMEOUT_S)[0], task
+        assert select.select([self._process.stdout], [], [], timeout_s)[0], task
         return int(self._process.stdout.readline())
 
 

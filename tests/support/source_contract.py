@@ -6,10 +6,8 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +16,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.location import to_location
+from clipglot.cache.processes import worker_pool
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.sources.image_files import PathReader
 from clipglot.cache.sources.kinds import open_source
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from support.drawings import WORDS
+from support.read_rows import read_rows
 
 Captions = Sequence[Sequence[str]]
 CAPTIONS: Captions = (
@@ -129,10 +129,6 @@ class Planned:
         return read_rows(self.reader, self.keys[rows], None if self.locators is None else self.locators[rows])
 
 
-def read_rows(reader: Reader, keys: Sequence[str], locators: NDArray[np.int64] | None) -> list[bytes | Status]:
-    return list(reader.read(keys, locators))
-
-
 class SourceContract(ABC):
     """The tests. A source that cannot hold some of the captions has its own `captions` and `hostile`."""
 
@@ -207,7 +203,7 @@ class SourceContract(ABC):
 
     def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
         planned = Planned.of(self.open(self.made(tmp_path)))
-        with ProcessPoolExecutor(1, mp_context=get_context("forkserver")) as pool:
+        with worker_pool(1, "clipglot.cache.write.decode_pool", int) as pool:
             images = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
         assert images == encoded_images(len(self.captions))
 

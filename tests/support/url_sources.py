@@ -11,10 +11,9 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.format import Status
 from clipglot.cache.location import Url
-from clipglot.cache.processes import worker_pool
 
 from support.s3_server import NAME, Bucket
-from support.source_contract import Captions, Made, Planned, SourceContract, encoded_images, read_rows
+from support.source_contract import Captions, Made, Planned, SourceContract
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +49,6 @@ class AtUrl(SourceContract):
         for key in self.bucket.objects():
             if key.startswith(f"{folder.as_posix().strip('/')}/"):
                 self.bucket.delete(key)
-
-    def test_the_reader_works_in_another_process(self, tmp_path: Path) -> None:
-        """A process of a pass has the environment of now, where the contract's has that of the first one."""
-        planned = Planned.of(self.open(self.made(tmp_path)))
-        with worker_pool(1, "clipglot.cache.write.decode_pool", int) as pool:
-            images = pool.submit(read_rows, planned.reader, planned.keys, planned.locators).result()
-        assert images == encoded_images(len(self.captions))
 
     def test_an_absent_source_is_named(self, tmp_path: Path) -> None:
         made = self.made(tmp_path / "source")

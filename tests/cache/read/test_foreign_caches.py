@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.bounded_process import outcomes
 from support.foreign_caches import CHANGES, WAYS
+from support.launcher import Launcher
 
 OURS = ("CacheError: ", "DamagedCacheError: ", "DistillError: ")
 # The ragged reader alone, below the layer that words errors.
@@ -28,19 +29,19 @@ def folder(with_tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("way", ["inspect", "reader", pytest.param("train", marks=pytest.mark.slow)])
-def test_a_foreign_cache_is_read_or_refused_in_our_own_words(way: str, folder: Path) -> None:
-    _require_answers(way, folder)
+def test_a_foreign_cache_is_read_or_refused_in_our_own_words(way: str, folder: Path, launcher: Launcher) -> None:
+    _require_answers(launcher, way, folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", sorted(WAYS.keys() - {"inspect", "reader", "train"}))
-def test_every_other_way_to_read_a_foreign_cache_does_so(way: str, folder: Path) -> None:
-    _require_answers(way, folder)
+def test_every_other_way_to_read_a_foreign_cache_does_so(way: str, folder: Path, launcher: Launcher) -> None:
+    _require_answers(launcher, way, folder)
 
 
-def _require_answers(way: str, folder: Path) -> None:
+def _require_answers(launcher: Launcher, way: str, folder: Path) -> None:
     cases = [[change, way, str(folder)] for change in CHANGES]
-    found = dict(zip(CHANGES, outcomes("support.foreign_caches:read", cases), strict=True))
+    found = dict(zip(CHANGES, outcomes(launcher, "support.foreign_caches:read", cases), strict=True))
     allowed = ("ok ", *OURS, *(READERS if way == "reader" else ()))
     assert {change: outcome for change, outcome in found.items() if not outcome.startswith(allowed)} == {}
     if way in ("verify", "convert", "merge", "reader"):  # which read all offsets

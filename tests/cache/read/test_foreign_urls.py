@@ -12,6 +12,7 @@ import pytest
 from clipglot.cache.errors import CacheError
 from clipglot.cache.read.cache import Cache
 from support.bounded_process import outcomes
+from support.launcher import Launcher
 from support.s3_server import Bucket
 
 TEXT = "captions/text/bytes"
@@ -42,8 +43,8 @@ def endless() -> Iterator[str]:
         thread.join()
 
 
-def test_a_web_server_that_never_ends_is_left(endless: str) -> None:
-    (outcome,) = outcomes("support.foreign_caches:open_url", [f"{endless}/c.zarr"])
+def test_a_web_server_that_never_ends_is_left(endless: str, launcher: Launcher) -> None:
+    (outcome,) = outcomes(launcher, "support.foreign_caches:open_url", [f"{endless}/c.zarr"])
     assert outcome.startswith("CacheError: ")
     assert "zarr.json" in outcome
 

@@ -33,13 +33,31 @@ def verify_json(cache: Path, *arguments: object) -> dict[str, Any]:
     return document
 
 
+def make_own(folder: Path, make_cache: Callable[..., Any]) -> Path:
+    manifest = draw_images(folder / "pictures", 24)
+    (folder / "pictures/images/0003.png").write_bytes(b"broken")
+    make_cache(manifest, folder / "c.zarr", views=2)
+    return folder / "c.zarr"
+
+
 @pytest.fixture
 def own(tmp_path: Path, make_cache: Callable[..., Any]) -> Path:
     """Cache of two views and its images, one of them broken, for tests that damage either."""
-    manifest = draw_images(tmp_path / "pictures", 24)
-    (tmp_path / "pictures/images/0003.png").write_bytes(b"broken")
-    make_cache(manifest, tmp_path / "c.zarr", views=2)
-    return tmp_path / "c.zarr"
+    return make_own(tmp_path, make_cache)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory, make_cache: Callable[..., Any]) -> Path:
+    """The same. Read only."""
+    return make_own(tmp_path_factory.mktemp("intact"), make_cache)
+
+
+@pytest.fixture(params=[64, None], ids=["in small parts", "at once"])
+def parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verify arrays part by part, as those of large caches, or each at once."""
+    if request.param:
+        monkeypatch.setattr(contents, "CHUNK_BYTES", request.param)
+        monkeypatch.setattr(contents, "ROWS_AT_A_TIME", 5)
 
 
 def replace_array(cache: Path, name: str, values: Any) -> None:
@@ -89,18 +107,18 @@ CONTENTS: dict[str, tuple[Callable[[Path], Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("parts")
+def test_verify_finds_nothing_in_an_intact_cache(intact: Path) -> None:
+    assert verify_json(intact)["faults"] == []
+
+
+@pytest.mark.usefixtures("parts")
 @pytest.mark.parametrize("what", CONTENTS)
-@pytest.mark.parametrize("part_bytes", [64, None])
-def test_verify_names_invalid_values_with_a_valid_checksum(
-    what: str, part_bytes: int | None, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if part_bytes:
-        monkeypatch.setattr(contents, "CHUNK_BYTES", part_bytes)
-        monkeypatch.setattr(contents, "ROWS_AT_A_TIME", 5)
-    assert verify_json(own)["faults"] == []
+def test_verify_names_invalid_values_with_a_valid_checksum(what: str, intact: Path, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(intact, tmp_path / "c.zarr"))
     damage, message = CONTENTS[what]
-    damage(own)
-    (fault,) = verify_json(own)["faults"]
+    damage(cache)
+    (fault,) = verify_json(cache)["faults"]
     assert fault.startswith(message), fault
     assert fault.endswith(("embed these rows anew", "run its `clipglot cache` command again"))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from clipglot.cache.sources.captions import MAX_CAPTION_BYTES, encode_caption, keep_captions
 from clipglot.cache.sources.source import RowBatch, SourceRow, batched
-from clipglot.cache.storage.ragged import RaggedBytes
+from clipglot.cache.storage.ragged_bytes import RaggedBytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from support.bounded_process import outcomes
 from support.foreign_hdf5 import CHANGES
+from support.launcher import Launcher
 
 WORDS = {
     "soft link": "link",
@@ -24,9 +25,10 @@ WORDS = {
 
 
 @pytest.fixture(scope="module")
-def found(h5: Path) -> dict[str, str]:
+def found(h5: Path, launcher: Launcher) -> dict[str, str]:
     """What reading each changed file gave."""
-    return dict(zip(CHANGES, outcomes("support.foreign_hdf5:read", [[name, str(h5)] for name in CHANGES]), strict=True))
+    cases = [[name, str(h5)] for name in CHANGES]
+    return dict(zip(CHANGES, outcomes(launcher, "support.foreign_hdf5:read", cases), strict=True))
 
 
 @pytest.mark.parametrize("change", CHANGES)

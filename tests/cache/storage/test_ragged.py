@@ -5,7 +5,8 @@ from pathlib import Path
 import clipglot.cache.storage.ragged as ragged
 import pytest
 import zarr
-from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader, RaggedWriter
+from clipglot.cache.storage.ragged import RaggedReader, RaggedWriter
+from clipglot.cache.storage.ragged_bytes import RaggedBytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore, MemoryStore

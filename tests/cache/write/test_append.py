@@ -29,6 +29,13 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_manifests(tmp_path_factory.mktemp("appended"))
 
 
+@pytest.fixture(scope="module")
+def old(manifests: dict[str, Path], make_cache: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Cache of the images that are there first. Read only."""
+    make_cache(manifests["old"], path := tmp_path_factory.mktemp("old") / "c.zarr")
+    return path
+
+
 @pytest.mark.parametrize("more", ["more", "grown"])
 @pytest.mark.parametrize("views", [1, 3])
 def test_new_images_come_after_the_old_whose_bytes_stay(
@@ -58,10 +65,10 @@ def test_new_images_come_after_the_old_whose_bytes_stay(
 
 
 def test_the_same_command_again_is_complete_and_changes_nothing(
-    manifests: dict[str, Path], make_cache: Make, tmp_path: Path
+    manifests: dict[str, Path], old: Path, make_cache: Make, tmp_path: Path
 ) -> None:
     path = tmp_path / "c.zarr"
-    make_cache(manifests["old"], path)
+    shutil.copytree(old, path)
     make_cache(manifests["more"], path, append=True)
     before = files(path)
     for manifest, append in (("more", True), ("old", False)):
@@ -73,9 +80,11 @@ def test_the_same_command_again_is_complete_and_changes_nothing(
         assert [source.first_row for source in Cache(path).require_sealed().info.sources] == [0, 10, 30]
 
 
-def test_sources_are_appended_one_after_another(manifests: dict[str, Path], make_cache: Make, tmp_path: Path) -> None:
+def test_sources_are_appended_one_after_another(
+    manifests: dict[str, Path], old: Path, make_cache: Make, tmp_path: Path
+) -> None:
     path = tmp_path / "c.zarr"
-    make_cache(manifests["old"], path)
+    shutil.copytree(old, path)
     make_cache(manifests["all"], path, append=True, limit=4, language=("ru",))
     make_cache(manifests["more"], path, append=True)
     keys, _, emb, _, _ = content(path)
@@ -101,10 +110,10 @@ def test_far_too_small_chunks_are_made_larger(
 
 
 def test_training_goes_on_with_all_rows(
-    manifests: dict[str, Path], make_cache: Make, make_run: Make, tmp_path: Path
+    manifests: dict[str, Path], old: Path, make_cache: Make, make_run: Make, tmp_path: Path
 ) -> None:
     path = tmp_path / "c.zarr"
-    make_cache(manifests["old"], path)
+    shutil.copytree(old, path)
     make_run(path, tmp_path / "before")
     assert (path / "tokens").is_dir()
     make_cache(manifests["more"], path, append=True)
@@ -192,10 +201,15 @@ atexit.register(lambda: print("steps", num))
 
 @pytest.mark.parametrize("at_steps", ["some", pytest.param("many", marks=pytest.mark.slow)])
 def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
-    at_steps: str, manifests: dict[str, Path], make_cache: Make, start_command: Any, tiny_clip: Path, tmp_path: Path
+    at_steps: str,
+    manifests: dict[str, Path],
+    old: Path,
+    make_cache: Make,
+    start_command: Any,
+    tiny_clip: Path,
+    tmp_path: Path,
 ) -> None:
-    path, old = tmp_path / "c.zarr", tmp_path / "old.zarr"
-    make_cache(manifests["old"], old)
+    path = tmp_path / "c.zarr"
     command = ["cache", manifests["more"], "-o", path, "--append", "--batch-size", 8, "--num-workers", 1]
     command += ["--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
     shutil.copytree(old, path)
@@ -225,9 +239,9 @@ def test_a_kill_at_any_step_leaves_the_old_cache_or_one_that_is_finished(
     ],
 )
 def test_other_settings_are_refused(
-    settings: dict[str, Any], message: str, manifests: dict[str, Path], make_cache: Make, tmp_path: Path
+    settings: dict[str, Any], message: str, manifests: dict[str, Path], old: Path, make_cache: Make, tmp_path: Path
 ) -> None:
-    make_cache(manifests["old"], tmp_path / "c.zarr")
+    shutil.copytree(old, tmp_path / "c.zarr")
     before = files(tmp_path)
     output = tmp_path / settings.pop("output", "c.zarr")
     with pytest.raises(DistillError, match=message):
@@ -236,10 +250,10 @@ def test_other_settings_are_refused(
 
 
 def test_a_source_that_fails_leaves_the_cache_as_it_was(
-    manifests: dict[str, Path], make_cache: Make, tmp_path: Path
+    manifests: dict[str, Path], old: Path, make_cache: Make, tmp_path: Path
 ) -> None:
     path, bad = tmp_path / "c.zarr", manifests["more"].with_name("bad.jsonl")
-    make_cache(manifests["old"], path)
+    shutil.copytree(old, path)
     before = content(path)
     bad.write_text(manifests["more"].read_text() + "\n{")
     with pytest.raises(CacheError, match=r"bad\.jsonl:\d+: not a line of JSON"):

@@ -36,12 +36,18 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_manifests(tmp_path_factory.mktemp("appended"))
 
 
+@pytest.fixture(scope="module")
+def intact(manifests: dict[str, Path], make_cache: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images in chunks of eight rows: the second chunk has two of them, and room for six. Read only."""
+    make_cache(manifests["old"], path := tmp_path_factory.mktemp("intact") / "old.zarr")
+    assert (Cache(path).info.chunk_rows, Cache(path).num_chunks) == (8, 2)
+    return path
+
+
 @pytest.fixture
-def old(manifests: dict[str, Path], make_cache: Make, tmp_path: Path) -> Path:
-    """Ten images in chunks of eight rows: the second chunk has two of them, and room for six."""
-    make_cache(manifests["old"], tmp_path / "old.zarr")
-    assert (Cache(tmp_path / "old.zarr").info.chunk_rows, Cache(tmp_path / "old.zarr").num_chunks) == (8, 2)
-    return tmp_path / "old.zarr"
+def old(intact: Path, tmp_path: Path) -> Path:
+    """Copy of `intact`, for tests that append to it."""
+    return Path(shutil.copytree(intact, tmp_path / "old.zarr"))
 
 
 def test_settings_that_are_not_given_are_those_of_the_cache(

@@ -14,7 +14,8 @@ from clipglot.cache.sources.source import SourceRow, batched
 from clipglot.cache.storage import ragged
 from clipglot.cache.storage.digests import first_lines
 from clipglot.cache.storage.encoding import open_array
-from clipglot.cache.storage.ragged import RaggedBytes, RaggedReader
+from clipglot.cache.storage.ragged import RaggedReader
+from clipglot.cache.storage.ragged_bytes import RaggedBytes
 from clipglot.cache.write.row_writer import RowWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st

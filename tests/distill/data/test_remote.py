@@ -1,10 +1,7 @@
 """Cache in an object store: it reads, trains and fails like a local one, over the real S3 protocol."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +25,7 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
+from support.launcher import Process
 from support.metadata_edits import edited
 from support.run_logs import logged
 from support.runs import settings, stop_at
@@ -261,19 +259,19 @@ def test_export_embeds_images_of_a_remote_cache_again(url: str, make_run: Callab
     ],
     ids=["bucket", "cache", "credentials", "connection", "package", "scheme"],
 )
-def test_errors_name_the_url_and_the_remedy(named: str, changes: dict[str, str | None], message: str, url: str) -> None:
-    environment = {k: v for k, v in (dict(os.environ) | changes).items() if v is not None}
-    command = [sys.executable, "-m", "clipglot", "inspect", named]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"Error: {named}")
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+@pytest.mark.usefixtures("url")
+def test_errors_name_the_url_and_the_remedy(
+    named: str, changes: dict[str, str | None], message: str, start_command: Callable[..., Process]
+) -> None:
+    process = start_command("inspect", named, environment=changes)
+    assert process.wait() == 1
+    assert process.err().startswith(f"Error: {named}")
+    assert message in process.err()
+    assert len(process.err().splitlines()) == 1
     remedy = {"credentials": "set AWS_ACCESS_KEY_ID", "connect": "check the connection, and AWS_ENDPOINT_URL"}
-    assert all(text in done.stderr for word, text in remedy.items() if word in message.lower())
+    assert all(text in process.err() for word, text in remedy.items() if word in message.lower())
 
 
-def test_a_missing_s3_package_is_named() -> None:
-    script = "import sys; sys.modules['s3fs'] = None; from clipglot.cli.main import main; main(['inspect', 's3://b/c'])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, "pip install s3fs" in done.stderr) == (1, True)
+def test_a_missing_s3_package_is_named(start_command: Callable[..., Process]) -> None:
+    process = start_command("inspect", "s3://b/c", script="sys.modules['s3fs'] = None")
+    assert (process.wait(), "pip install s3fs" in process.err()) == (1, True)

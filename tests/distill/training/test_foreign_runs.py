@@ -12,12 +12,12 @@ from clipglot.encoders.text_lm import LMConfig, LMTower
 from safetensors.torch import save_file
 from support.bounded_process import outcomes
 from support.foreign_runs import CHANGES
+from support.launcher import Launcher
 
 
-def test_a_foreign_run_is_refused(tiny_run: Path) -> None:
-    found = dict(
-        zip(CHANGES, outcomes("support.foreign_runs:read", [[name, str(tiny_run)] for name in CHANGES]), strict=True)
-    )
+def test_a_foreign_run_is_refused(tiny_run: Path, launcher: Launcher) -> None:
+    cases = [[name, str(tiny_run)] for name in CHANGES]
+    found = dict(zip(CHANGES, outcomes(launcher, "support.foreign_runs:read", cases), strict=True))
     assert {change: outcome for change, outcome in found.items() if not outcome.startswith("DistillError: ")} == {}
 
 

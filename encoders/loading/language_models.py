@@ -10,8 +10,7 @@ import torch
 import transformers
 from transformers import AutoModel
 
-from .errors import EncoderError
-from .text_lm_forward import AFTER_PAD
+from ..errors import EncoderError
 from .untrusted import LM_CONFIG, safe_lm, to_config
 from .untrusted_files import read_json
 
@@ -69,14 +68,6 @@ def set_dropout(config: Any, dropout: float | None) -> None:
 def config_has_dropout(config: Any) -> bool:
     """Whether a model of this config gives something else each time it is trained on the same caption."""
     return any((getattr(config, key, 0) or 0) > 0 for key in DROPOUTS)
-
-
-def num_positions(config: Any) -> int | None:
-    """Most tokens that a model of this config takes; None in families without a limit."""
-    longest = getattr(config, "max_position_embeddings", None) or 0  # or -1
-    if config.model_type in AFTER_PAD:
-        longest -= (config.pad_token_id or 0) + 1
-    return longest if longest > 0 else None
 
 
 def _read(name: str, config: Any) -> tuple[Any, list[str]]:

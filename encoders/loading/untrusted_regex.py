@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import EncoderError
+from ..errors import EncoderError
 from .untrusted_files import MAX_VOCABULARY, read_json
 
 MAX_LENGTH, MAX_REPEATS, MAX_UNROLLED = 5_000, 3, 2_000

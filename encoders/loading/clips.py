@@ -11,10 +11,10 @@ import torch
 from open_clip.pretrained import get_pretrained_cfg
 from torch import Tensor
 
-from .errors import EncoderError
+from ..errors import EncoderError
 from .hub import hub_access
-from .loading_errors import not_loaded, without_pickle_warnings
 from .untrusted import LOCAL_PREFIX, clip_config, clip_text_arguments
+from .weights_errors import not_loaded, without_pickle_warnings
 
 TIMM_PREFIX = "timm/"
 

@@ -15,7 +15,7 @@ from urllib.error import URLError
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError
 
-from .errors import EncoderError
+from ..errors import EncoderError
 from .hub import HubUnreachableError
 
 HOLDS_CODE = "it holds more than tensors and could run any code: save its tensors as safetensors where you trust it"

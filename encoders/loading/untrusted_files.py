@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from .errors import EncoderError
+from ..errors import EncoderError
 from .hub import hub_access, without_hub_bars
 
 MAX_JSON = 64 * 2**20

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.encoders import untrusted_files
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.image_tower import load_image_tower
+from clipglot.encoders.loading import untrusted_files
+from clipglot.encoders.loading.untrusted_regex import is_tame, panics_named, require_tame_expressions
 from clipglot.encoders.merged_clip import load_merged
 from clipglot.encoders.text_lm import LMTower
 from clipglot.encoders.tokenizer import CaptionTokenizer, open_clip_tokenizer, read_tokenizer, train_bpe, train_unigram
 from clipglot.encoders.tokenizer_lm import LMTokenizer
-from clipglot.encoders.untrusted_regex import is_tame, panics_named, require_tame_expressions
 from support.hostile_models import edit_json
 from support.tiny_lms import FAMILIES
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -194,7 +194,7 @@ def test_tokens_are_not_made_up_by_the_billion(lms: dict[str, Path], tmp_path: P
 
 
 def test_a_giant_vocabulary_is_refused(lms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("clipglot.encoders.untrusted", "clipglot.encoders.untrusted_regex"):
+    for name in ("clipglot.encoders.loading.untrusted", "clipglot.encoders.loading.untrusted_regex"):
         monkeypatch.setattr(f"{name}.MAX_VOCABULARY", 1_000)
     with pytest.raises(EncoderError, match="expected at most 1,000"):
         LMTokenizer.load(lms["bert"])

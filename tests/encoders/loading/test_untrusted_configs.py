@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from clipglot.encoders.errors import EncoderError
+from clipglot.encoders.loading.untrusted import config_values, to_config
 from clipglot.encoders.text_lm import LMTower
-from clipglot.encoders.untrusted import config_values, to_config
 from safetensors.torch import load_file, save_file
 from support.hostile_models import edit_json
 from support.tiny_lms import CONTEXT

@@ -23,7 +23,7 @@ from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
-from .errors import EncoderError
+from ..errors import EncoderError
 from .hub import hub_access
 from .untrusted_files import MAX_VOCABULARY, fetched, fetched_from_hub, read_json, require_regular
 from .untrusted_regex import require_tame_expressions

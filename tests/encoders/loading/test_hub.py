@@ -4,7 +4,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from clipglot.encoders.hub import HubUnreachableError, hub_access
+from clipglot.encoders.loading.hub import HubUnreachableError, hub_access
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 from support.launcher import Launcher
@@ -69,7 +69,7 @@ def test_the_hub_is_tried_once_unless_a_proxy_is_in_between(
 
     monkeypatch.setattr(constants, "ENDPOINT", f"https://{'-'.join(proxies) or 'none'}.example")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("clipglot.encoders.hub.getproxies", lambda: proxies)
+    monkeypatch.setattr("clipglot.encoders.loading.hub.getproxies", lambda: proxies)
     monkeypatch.setattr(socket, "create_connection", refuse)
     for _ in range(3):
         with pytest.raises(LocalEntryNotFoundError if proxies else HubUnreachableError), hub_access():
