@@ -15,6 +15,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.2f} %" if 0 < share < 0.01 else f"{100 * share:.1f} %"
 
 
+def points_of(difference: float) -> str:
+    """A difference of shares in points, with its sign.
+
+    >>> points_of(-0.002), points_of(0.05)
+    ('−0.2', '5.0')
+    """
+    return f"{100 * difference:.1f}".replace("-", "−")
+
+
 def run_verdict(run: RunFigures) -> str:
     """What a run came to, by its own lines."""
     if run.diverged_at is not None:
@@ -74,7 +83,7 @@ def _measured(cache: CacheFigures, tower: TowerFigures, subject: str) -> str:
                 f", and is {which} than {reference} by {points} (95 % interval {interval[0]:.1f} to {interval[1]:.1f})"
             )
         else:
-            compared = f", and cannot be told apart from {reference} (difference {100 * first.difference:.1f} points)"
+            compared = f", and cannot be told apart from {reference} (difference {points_of(first.difference)} points)"
     if tower.zero_shot:
         score = tower.zero_shot
         at_chance = score.top1 <= chance_bound(score.chance, score.num_images)
