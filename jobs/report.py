@@ -1,8 +1,9 @@
 """`clipglot report`: measure runs and merged CLIPs, and show everything in one HTML file."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache as cache_result
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
             is_reference=True,
             translations=settings.translations,
         )
-    known = _known_words(opened)
+    known = cache_result(partial(_known_words, opened))
     measured: list[tuple[Cache, CacheFigures]] = []
     for cache in caches:
         fitting = _fitting(cache, towers, settings, notes)
@@ -320,7 +321,7 @@ def _measure(
     cache: Cache,
     towers: Sequence[NamedTower],
     settings: ReportSettings,
-    known: Counter[str] | None,
+    known: Callable[[], Counter[str] | None],
     notes: list[str],
     on_progress: OnProgress,
     *,
@@ -334,7 +335,7 @@ def _measure(
     if own_texts:  # a name that says so: the two towers read different texts
         towers = [replace(each, name=f"{each.name} with {own_texts}") if each.is_reference else each for each in towers]
     if images is None:
-        return measure_captions(cache, towers, known, on_progress)
+        return measure_captions(cache, towers, known(), on_progress)
     shots = ProbeSettings(cache=cache.path, shots=settings.shots).numbers if settings.shots else ()
     if shots and min(np.bincount(images.classes)[np.unique(images.classes)]) < 2:
         notes.append(f"{cache.path.name} has no linear probe: a class has a single image, so none is left to test")
