@@ -25,7 +25,13 @@ def export(settings: ExportSettings, as_json: bool) -> None:
     clipglot export run -o merged
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors():
-        if "open_clip" in settings.format or not (settings.run / "open_clip_config.json").is_file():
+        is_merged = (settings.run / "open_clip_config.json").is_file()
+        if is_merged and "open_clip" in settings.format:
+            raise click.ClickException(
+                f"{settings.run} is a merged CLIP, expected a run: pass --format transformers, for example, to write "
+                "it in another format; `clipglot predict` and `clipglot eval` take it as it is"
+            )
+        if not is_merged:
             require_kind(settings.run, "run")
         require_new(settings.output)
         from ..jobs.export import export_run
@@ -46,7 +52,9 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         else:
             probes = f"no cached image could be embedded again: {result.why_no_probes}"
         say(f"image tower: matches its hash; {probes}")
-    for each in result.formats:
+    for number, each in enumerate(result.formats):
+        if number:
+            say("")
         how = ""
         if each.text_difference is not None:
             how = (
@@ -56,6 +64,6 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         for note in each.notes:
             say(f"  {note}")
         for line in filter(None, each.code.splitlines()):
-            say(line)
+            say(line, wrap=False)
     if result.url:
         say(f"uploaded to {result.url}")

@@ -18,6 +18,7 @@ import click
 
 from ..cache.location import Location, Url, to_location
 from ..distill.errors import DistillError
+from ..inference.folders import other_export
 from ..inference.onnx_layout import is_onnx
 from .main import is_first_process
 from .render import warn
@@ -277,6 +278,8 @@ def require_kind(path: Location, expected: Kind) -> None:
         return
     for kind in found:
         raise click.ClickException(f"{path} is a {kind}, expected a {expected}: {_KINDS[kind][1].format(path)}")
+    if expected == "merged CLIP" and (other := other_export(path)):
+        raise click.ClickException(other)
     if expected == "cache":
         from ..cache.storage.open import require_cache
 

@@ -95,10 +95,10 @@ def friendly_errors() -> Iterator[None]:
         raise click.ClickException(visible_line(str(error))) from error
 
 
-def say(line: str) -> None:
-    """Plain text on standard output: one line, which a terminal wraps between words."""
+def say(line: str, *, wrap: bool = True) -> None:
+    """Plain text on standard output: one line, which a terminal wraps between words; code is not wrapped."""
     if output.is_terminal:
-        output.print(Text(visible_line(line)))
+        output.print(Text(visible_line(line)), soft_wrap=not wrap)
     else:
         click.echo(visible_line(line))
 

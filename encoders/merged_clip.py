@@ -37,7 +37,7 @@ from .loading.untrusted import (
 from .loading.untrusted_files import fetched_from_hub, read_json, require_regular
 from .text_tower import TextTower, TextTowerConfig
 from .text_towers import TEXT_TOWERS
-from .tokenizer import TextTokenizer, open_clip_tokenizer
+from .tokenizer import TextTokenizer, open_clip_tokenizer, takes_captions
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXTS_AT_A_TIME = 256
@@ -238,7 +238,8 @@ def load_merged(folder: Path, *, by_open_clip: bool = False) -> MergedClip:
         if own := _text_that_open_clip_lacks(model_cfg, folder):
             return _load_with_own_text(folder, *own, model_cfg, record)
     clip, config = load_clip(name, None)
-    tower = None if by_open_clip else _own_text_tower(clip, config, folder if isinstance(record, dict) else None)
+    is_read = isinstance(record, dict) or takes_captions(folder, config["text_cfg"])
+    tower = None if by_open_clip else _own_text_tower(clip, config, folder if is_read else None)
     return _of_open_clip(name, clip, config, tower, record=record if isinstance(record, dict) else {})
 
 
@@ -320,7 +321,7 @@ def _own_text_tower(clip: Any, config: dict[str, Any], export: Path | None) -> t
     Args:
         clip: its modules are shared, not copied.
         config: its `model_cfg`.
-        export: folder of our own export, whose tokenizer and configuration are ours; None for CLIPs of others.
+        export: folder of our own export, or of a CLIP of others with such a tokenizer; None for other CLIPs of others.
     """
     for kind in TEXT_TOWERS.values():
         if tower := kind.from_open_clip(clip, config, export):

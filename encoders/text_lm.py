@@ -6,7 +6,7 @@ families that it knows. B captions, W width of the model, D features.
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from .loading.language_models import (
 )
 from .loading.untrusted import LM_CONFIG, read_config, to_config
 from .lora import add_lora, merge_lora
-from .packing import PackedCaptions, PackedRows
+from .packing import PackedCaptions, PackedRows, row_length
 from .text_lm_forward import Pooler, hidden_states, num_positions, pack_tokens, pool
 from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .tokenizer import TextTokenizer
@@ -420,6 +420,20 @@ class LMTower(TextTower):
         self.allow_shapes()
         self._few_shapes = True
         self._compiled = torch.compile(self._features, dynamic=False, backend=backend, mode=mode)
+
+    def encode(self, captions: Sequence[Sequence[int] | NDArray[Any]]) -> Tensor:
+        """As of every tower, but captions of one length that would leave most of a row unused go as they are.
+
+        So does a single caption, which fills a tenth of a row.
+        """
+        lengths = {len(caption) for caption in captions}
+        num_tokens = sum(map(len, captions))
+        if len(lengths) != 1 or 2 * num_tokens > row_length(max(lengths)) or self._few_shapes:
+            return super().encode(captions)
+        ids = np.concatenate([np.asarray(caption, np.int64) for caption in captions])
+        packed = PackedCaptions.of(ids, np.full(len(captions), max(lengths)), None)
+        features: Tensor = self(packed.to(self.device))
+        return features
 
     def forward(self, packed: PackedCaptions | PackedRows) -> Tensor:
         """Raw features `[B, D]` of packed captions on this tower's device, in the order given."""

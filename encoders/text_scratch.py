@@ -160,7 +160,8 @@ class ScratchTower(TextTower):
         Args:
             clip: the model.
             model_cfg: of its open_clip_config.json.
-            export: folder of an export of ours; of others only CLIPs with open_clip's own tokenizer are taken.
+            export: folder with a tokenizer of ours or like ours (`takes_captions`); None for CLIPs of others, of which
+                only those with open_clip's own tokenizer are taken.
         """
         text, text_cfg = causal_text_of(clip), model_cfg["text_cfg"]
         if text is None or "hf_model_name" in text_cfg:

@@ -202,6 +202,30 @@ class CaptionTokenizer(TextTokenizer):
         return int(id_)
 
 
+def takes_captions(folder: Path, text_cfg: Mapping[str, Any]) -> bool:
+    """Whether `CaptionTokenizer` gives the ids that open_clip gives for a CLIP of others, from the CLIP's own folder.
+
+    Args:
+        folder: with an open_clip_config.json.
+        text_cfg: of it.
+    """
+    if not text_cfg.get("hf_tokenizer_name") or text_cfg.get("tokenizer_kwargs") or text_cfg.get("tokenizer_mode"):
+        return False
+    if text_cfg.get("pool_type") != "eos" or not (folder / FILES[1]).is_file():
+        return False
+    config = read_json(folder / FILES[1])
+    known = {*ROLES, "tokenizer_class", "model_max_length", "clean_up_tokenization_spaces", AS_TEXT}
+    if config.get("tokenizer_class") != "PreTrainedTokenizerFast" or not config.keys() <= known:
+        return False  # another class has rules of its own
+    try:
+        tokenizer = CaptionTokenizer.load(folder)
+    except EncoderError:
+        return False
+    vocabulary = tokenizer.backend.get_vocab(with_added_tokens=True)
+    named = all(token in vocabulary for token in tokenizer.special.values() if token)  # transformers adds others
+    return named and text_cfg.get("eos_id") == tokenizer.eos_id and tokenizer.vocab_size <= text_cfg["vocab_size"]
+
+
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Read tokenizer.json of any folder, also of a language model; the tokenizer neither truncates nor pads.
 

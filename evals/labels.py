@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..cache.format import Status
 from ..cache.read.cache import Cache
+from ..cache.sources.image_folder import ImageFolderSource
 from .errors import EvalError
 from .prompts import ClassNames
 
@@ -20,7 +21,7 @@ class LabelledImages:
     """Embedded images of a cache that have a class.
 
     Attributes:
-        labels: C labels, sorted.
+        labels: C labels, sorted; those of class folders by the folders' names.
         names: names of each class, at least one.
         rows: `[N]`, rows of the images in the cache, ascending.
         classes: `[N]`, index in `labels` of each image's class.
@@ -58,17 +59,16 @@ def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, orig
     """
     embedded = cache.require_sealed().status() == Status.EMBEDDED
     label_of = _from_table(cache, table, origin) if table is not None else _from_captions(cache)
-    rows = np.array([row for row in label_of if embedded[row]], np.int64)
+    rows = np.array(sorted(row for row in label_of if embedded[row]), np.int64)
     if not len(rows):
-        where = f"no key of {origin} is one of an embedded image" if table is not None else "no image has a caption"
-        raise EvalError(
-            f"{cache.path}: {where}: pass --labels FILE with the columns {'key'} and {'label'}, "
-            f"where keys are like {cache.keys(0, 1)[0]!r}"
-            if len(cache)
-            else f"{cache.path} has no image"
-        )
-    rows.sort()
-    labels = sorted({label_of[row] for row in rows.tolist()})
+        if table is None:
+            problem = "no embedded image has a caption: pass --labels FILE with the columns image and label"
+        else:
+            example = f", such as {cache.keys(0, 1)[0]!r}" if len(cache) else ""
+            problem = f"no key of {origin} is one of an embedded image{example}: name their column with --key-field"
+        raise EvalError(f"{cache.path}: {problem}")
+    first = {label_of[row]: row for row in reversed(rows.tolist())}
+    labels = sorted(first, key=lambda label: _folder(cache, label, first[label]))
     number = {label: i for i, label in enumerate(labels)}
     return LabelledImages(
         labels=labels,
@@ -77,6 +77,12 @@ def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, orig
         classes=np.array([number[label_of[row]] for row in rows.tolist()]),
         num_unlabelled=int(embedded.sum()) - len(rows),
     )
+
+
+def _folder(cache: Cache, label: str, row: int) -> str:
+    """What a label is sorted by: its folder's name as torchvision has it, with underscores."""
+    parts = cache.keys(row, row + 1)[0].split("/") if cache.info.source.kind == ImageFolderSource.kind else []
+    return next((part for part in parts if part.replace("_", " ") == label), label)
 
 
 def _from_captions(cache: Cache) -> dict[int, str]:
@@ -111,13 +117,14 @@ def with_names(images: LabelledImages, given: ClassNames, *, distractors: bool =
         EvalError: unequal numbers, a label without names, or a class that no image has.
     """
     names = given.names
-    if given.is_ordered:
-        if set(images.labels) <= {synonyms[0] for synonyms in names.values()}:
-            names = {synonyms[0]: synonyms for synonyms in names.values()}
-        else:
-            names = _by_place(images.labels, given)
-            if len(given.names) < len(images.labels):  # Babel-ImageNet leaves out what a language has no word for
-                images = _only(images, names.keys())
+    if not given.is_ordered:
+        names = {label if label in images.labels else label.replace("_", " "): each for label, each in names.items()}
+    elif set(images.labels) <= (by_name := {synonyms[0]: synonyms for synonyms in names.values()}).keys():
+        names = by_name
+    else:
+        names = _by_place(images.labels, given)
+        if len(given.names) < len(images.labels):  # Babel-ImageNet leaves out what a language has no word for
+            images = _only(images, names.keys())
     if lacking := [label for label in images.labels if label not in names]:
         raise EvalError(
             f"{given.origin} has no names for {_some(lacking)}, which the images have: add them (label, tab, names)"
@@ -138,11 +145,17 @@ def _by_place(labels: Sequence[str], given: ClassNames) -> dict[str, tuple[str, 
             f"{given.origin} has {len(places):,} classes, the images have {len(labels):,}: write a line for each, "
             "in the order of the sorted labels, or label, tab and names"
         )
-    return {labels[place]: synonyms for place, synonyms in zip(places, given.names.values(), strict=True)}
+    names = {labels[place]: synonyms for place, synonyms in zip(places, given.names.values(), strict=True)}
+    if misplaced := [label for label, synonyms in names.items() if synonyms[0] != label and synonyms[0] in names]:
+        raise EvalError(
+            f"{given.origin} names {names[misplaced[0]][0]!r} in the place of class {misplaced[0]!r}, and not all "
+            "labels are among its names: write label, tab and names in each line"
+        )
+    return names
 
 
 def _only(images: LabelledImages, labels: Iterable[str]) -> LabelledImages:
-    kept = sorted(set(labels))
+    kept = [label for label in images.labels if label in set(labels)]
     place = {label: i for i, label in enumerate(kept)}
     new = np.array([place.get(label, -1) for label in images.labels])[images.classes]
     return replace(
@@ -156,7 +169,7 @@ def _only(images: LabelledImages, labels: Iterable[str]) -> LabelledImages:
 
 
 def _relabelled(images: LabelledImages, names: dict[str, tuple[str, ...]]) -> LabelledImages:
-    labels = sorted(names)
+    labels = [*images.labels, *sorted(names.keys() - set(images.labels))]
     place = {label: i for i, label in enumerate(labels)}
     return replace(
         images,

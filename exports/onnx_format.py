@@ -27,11 +27,21 @@ from .portable_tokenizer import portable_tokenizer
 from .probes import Probes, unit
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-CODE = """from pathlib import Path
-from clipglot.inference.onnx_clip import OnnxClip
+CODE = """import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
 
-clip = OnnxClip(Path("{folder}"))
-clip.encode_texts(["a caption"])  # [1, D], unit norm; neither torch nor open_clip is imported"""
+tokenizer = Tokenizer.from_file("{folder}/textual/tokenizer.json")
+session = onnxruntime.InferenceSession("{folder}/textual/model.onnx")
+encoded = tokenizer.encode_batch(["a caption"])
+columns = [[each.ids for each in encoded], [each.attention_mask for each in encoded]]
+given = {each.name: np.array(column, np.int32) for each, column in zip(session.get_inputs(), columns)}
+(features,) = session.run(None, given)  # [1, D], of any norm
+
+import clipglot
+
+clip = clipglot.load("{folder}")  # the same and images, without importing torch or open_clip
+clip.encode_text(["a caption"])  # [1, D], unit norm"""
 
 
 def write(folder: Path, clip: MergedClip, *, quantize: Quantization | None = None) -> Written:
@@ -88,7 +98,7 @@ def _require_packages() -> str:
         found = {name: version(name) for name in PACKAGES}
     except (ImportError, PackageNotFoundError) as error:
         raise ExportError(
-            f"--format onnx needs {error.name}, which is not installed: pip install 'onnx' onnxruntime onnxscript"
+            f"--format onnx needs {error.name}, which is not installed: pip install onnx onnxruntime onnxscript"
         ) from error
     return f"onnxruntime {found['onnxruntime']}"
 

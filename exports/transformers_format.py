@@ -34,6 +34,8 @@ IMAGE_NOTE = (
     "Images are resized by Pillow through timm's transforms (`TimmWrapperImageProcessor`, needs timm and torchvision), "
     'as when the embeddings were cached; pass RGB images (`image.convert("RGB")`).'
 )
+# Those of CLIP and ChineseCLIP load an image processor of their own in transformers 4, this one that of the folder.
+PROCESSOR = "VisionTextDualEncoderProcessor"
 _CODE = """import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -65,7 +67,8 @@ def write(folder: Path, clip: MergedClip) -> Written:
     notes = [minimum(model), *text_notes(clip), IMAGE_NOTE, *bias_notes(clip)]
     notes.append(
         f"transformers cuts texts of more than {clip.context_length} tokens only if told so (`truncation=True`, as "
-        "above); its pipelines do not, so keep their labels shorter."
+        "above). Its zero-shot pipeline does not, and fails at a longer label; it cuts after "
+        "`pipe.tokenizer = functools.partial(pipe.tokenizer, truncation=True)`."
     )
     return Written(loaded_by=by, code=_CODE, text_difference=text, image_difference=image, notes=notes)
 
@@ -77,10 +80,10 @@ def write_model(folder: Path, clip: MergedClip) -> Any:
         ExportError: transformers has no class for this pair of towers.
     """
     with quiet_transformers():
-        model, processor = _build(clip)
+        model = _build(clip)
         model.save_pretrained(str(folder))
     write_tokenizer(folder, clip.tokenizer, clip.context_length, swap_bos_eos=_swaps(clip))
-    write_preprocessing(folder, clip.image_tower, processor)
+    write_preprocessing(folder, clip.image_tower, with_tokenizer=True)
     return model
 
 
@@ -88,7 +91,7 @@ def minimum(model: Any) -> str:
     """A note on versions."""
     if isinstance(model, transformers.VisionTextDualEncoderModel):
         return "Needs transformers 5 or later: version 4 hands its text tower arguments that it does not take."
-    return f"Written and loaded with transformers {transformers.__version__}."
+    return f"Written and loaded with transformers {transformers.__version__}; 4.57 loads it, too."
 
 
 def text_notes(clip: MergedClip) -> list[str]:
@@ -108,13 +111,13 @@ def bias_notes(clip: MergedClip) -> list[str]:
     ]
 
 
-def write_preprocessing(folder: Path, tower: ImageTower, processor: str | None = None) -> None:
+def write_preprocessing(folder: Path, tower: ImageTower, *, with_tokenizer: bool = False) -> None:
     """Write the preprocessing of images: timm's, the same operations of Pillow as open_clip's.
 
     Args:
         folder: holds a config.json, where this image processor looks.
         tower: of the images.
-        processor: class that unites it with a tokenizer; None for images alone.
+        with_tokenizer: unite it with the folder's tokenizer.
 
     Raises:
         ExportError: a preprocessing that timm has no form of.
@@ -122,9 +125,9 @@ def write_preprocessing(folder: Path, tower: ImageTower, processor: str | None =
     # transformers reads timm's preprocessing from this file alone.
     described = {"image_processor_type": "TimmWrapperImageProcessor", "pretrained_cfg": timm_preprocessing(tower)}
     _add(folder / "config.json", described)
-    if processor is not None:
+    if with_tokenizer:
         for name in ("config.json", "tokenizer_config.json"):
-            _add(folder / name, {"processor_class": processor})
+            _add(folder / name, {"processor_class": PROCESSOR})
 
 
 def timm_preprocessing(tower: ImageTower) -> dict[str, Any]:
@@ -232,8 +235,12 @@ def _add(file: Path, values: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _build(clip: MergedClip) -> tuple[Any, str]:
-    """The model, and the class of its processor."""
+def _build(clip: MergedClip) -> Any:
+    """The model with its weights.
+
+    Raises:
+        ExportError: transformers has no class for this pair of towers.
+    """
     text, visual = clip.text_tower, clip.image_tower.visual
     if isinstance(text, ScratchTower):
         return _dual_encoder(clip, text) if isinstance(visual, TimmModel) else _clip(clip, text)
@@ -251,7 +258,7 @@ def _build(clip: MergedClip) -> tuple[Any, str]:
     return _chinese_clip(clip, text)
 
 
-def _clip(clip: MergedClip, text: ScratchTower) -> tuple[Any, str]:
+def _clip(clip: MergedClip, text: ScratchTower) -> Any:
     vision, tensors, projection = clip_vision(clip.image_tower)
     text_config, text_tensors, text_projection = _clip_text(clip, text)
     model = transformers.CLIPModel(
@@ -263,10 +270,10 @@ def _clip(clip: MergedClip, text: ScratchTower) -> tuple[Any, str]:
         )
     )
     _fill(model, clip, tensors, projection, text_tensors, text_projection)
-    return model, "CLIPProcessor"
+    return model
 
 
-def _dual_encoder(clip: MergedClip, text: ScratchTower) -> tuple[Any, str]:
+def _dual_encoder(clip: MergedClip, text: ScratchTower) -> Any:
     vision, tensors, projection = timm_vision(clip.image_tower)
     text_config, text_tensors, text_projection = _clip_text(clip, text)
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
@@ -277,10 +284,10 @@ def _dual_encoder(clip: MergedClip, text: ScratchTower) -> tuple[Any, str]:
     )
     model = transformers.VisionTextDualEncoderModel(config)
     _fill(model, clip, tensors, projection, text_tensors, text_projection)
-    return model, "VisionTextDualEncoderProcessor"
+    return model
 
 
-def _chinese_clip(clip: MergedClip, text: LMTower) -> tuple[Any, str]:
+def _chinese_clip(clip: MergedClip, text: LMTower) -> Any:
     vision, tensors, projection = clip_vision(clip.image_tower)
     model = transformers.ChineseCLIPModel(
         transformers.ChineseCLIPConfig(
@@ -293,7 +300,7 @@ def _chinese_clip(clip: MergedClip, text: LMTower) -> tuple[Any, str]:
     lm, head = text.text["transformer"], text.text["proj"]
     assert isinstance(head, nn.Linear), "a linear head, as was asked above"
     _fill(model, clip, tensors, projection, lm.state_dict(), head.weight)
-    return model, "ChineseCLIPProcessor"
+    return model
 
 
 def _fill(

@@ -15,6 +15,7 @@ from ..cache.read.cache import Cache
 from ..cache.write.image_decode import ResizeCrop
 from ..encoders.errors import EncoderError
 from .errors import InputError
+from .folders import other_export
 from .images import is_single, to_pixels
 from .onnx_clip import OnnxClip
 from .onnx_layout import is_onnx
@@ -168,10 +169,12 @@ class CLIP:
         ((16,), (2, 16))
         """
         _require_batch(batch_size)
+        if not isinstance(texts, Iterable):
+            raise InputError(f"of type {type(texts).__name__}: pass a text or several, or encode_image for images")
         given = [texts] if isinstance(texts, str) else list(texts)
         for i, text in enumerate(given):
             if not isinstance(text, str):
-                raise InputError(f"text {i} is a {type(text).__name__}: pass texts, or encode_image for images")
+                raise InputError(f"text {i} is of type {type(text).__name__}: pass texts, or encode_image for images")
         with steps("encode texts", len(given), progress) as advance:
             emb = self.model.encode_texts(
                 given, raw=not normalize, batch_size=batch_size, on_progress=lambda done, total: advance(done)
@@ -409,6 +412,8 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
         if device not in (None, "cpu"):
             raise EncoderError(f"{folder} is an export in ONNX, which runs on the CPU: drop device={device!r}")
         return CLIP(OnnxClip(folder))
+    if pretrained is None and (other := other_export(folder)):
+        raise EncoderError(other)
     import torch
 
     from ..encoders.merged_clip import load_from_hub, load_merged, load_named

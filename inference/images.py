@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ def to_pixels(value: Any, geometry: ResizeCrop) -> NDArray[np.uint8]:
                 path = Path(value).resolve()
             except (ValueError, OSError, RuntimeError) as error:  # NUL, or links in a circle
                 raise InputError(f"{describe(value)}: no path ({error})") from error
+            if path.is_dir():
+                raise InputError(f"{describe(value)} is a folder: pass the files in it")
             return decode_file(path, geometry)
         if isinstance(value, bytes | bytearray):
             return decode(io.BytesIO(value), geometry)
@@ -96,4 +98,4 @@ def _is_pixel_array(value: Any) -> bool:
 
 def is_single(value: Any) -> bool:
     """Whether a value is one input, not several."""
-    return isinstance(value, str) or is_image(value) or not isinstance(value, Sequence | np.ndarray)
+    return isinstance(value, str) or is_image(value) or not isinstance(value, Sequence | np.ndarray | Generator)

@@ -388,6 +388,7 @@ def evaluate_probe(settings: ProbeSettings, on_progress: OnProgress = ignore_pro
         clip = load_towers(settings.merged)
         require_tower_of(clip, test_cache)
         named = with_names(images, given) if given else images
+        assert named.labels == images.labels, "names for fewer labels are refused without --classes-language"
         class_emb = class_embeddings(lambda texts: encode(clip, texts, on_progress), named.names, templates)
         zero_shot = float((predict_classes(test.emb, test.classes, class_emb).best == test.classes).mean())
     return probe(

@@ -1,7 +1,7 @@
 """`clipglot export`: merge the frozen image tower and the trained text tower into one CLIP that open_clip loads."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,6 +22,7 @@ from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
 from ..encoders.interpolate import interpolate
 from ..encoders.loading.untrusted import CLIP_CONFIG
+from ..encoders.loading.untrusted_files import read_json
 from ..encoders.merged_clip import load_merged, load_named, write_merged
 from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import TextTokenizer
@@ -29,7 +30,7 @@ from ..exports.errors import ExportError
 from ..exports.formats import FORMATS, write_format
 from .hub_upload import require_login, upload
 from .installed import installed_version
-from .model_card import Public, describe_weights, index_card, model_card
+from .model_card import Public, describe_weights, index_card, model_card, recorded_languages
 from .reembed import reembed
 from .settings.export import ExportFormat, ExportSettings
 
@@ -122,6 +123,8 @@ def export_run(settings: ExportSettings) -> ExportResult:
     if settings.quantize and "onnx" not in formats:
         raise DistillError(f"--quantize {settings.quantize} is of --format onnx alone: pass both, or drop it")
     run = None if is_merged else _load_run(settings)
+    record = run.record if run else read_json(settings.run / CLIP_CONFIG).get("clipglot")
+    public = replace(public, language=public.language or recorded_languages(record))
     results = []
     with (
         explain_os_error(settings.output),
@@ -204,6 +207,8 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
     run = RunFolder(settings.run)
     provenance = run.provenance()
     which: Which = settings.step or ("best" if run.best.exists() else "last")
+    cache, why_none = _cache_of(provenance)
+    languages = _languages(cache, provenance)
     text_tower, logit_scale, logit_bias = load_final(run, which)
     step = final_step(run, which)
     validation = run.last_validation() if which == "last" else run.validation_at(step)
@@ -229,12 +234,13 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
             "open_clip_torch": installed_version("open_clip_torch"),
             "weights": weights,
             "validation": validation,
+            **({"languages": languages} if languages else {}),
         }
         | ({} if settings.interpolate is None else {"interpolate": settings.interpolate}),
         which=which,
         step=step,
         validation=validation,
-        probes=_probe(image_tower, provenance),
+        probes=(0, None, why_none) if cache is None else _probe(cache, image_tower),
     )
 
 
@@ -280,21 +286,38 @@ def _write_format(
     )
 
 
-def _probe(tower: ImageTower, provenance: dict[str, Any]) -> tuple[int, float | None, str | None]:
-    """Embed a few cached images again, where cache and images can still be read.
+def _cache_of(provenance: dict[str, Any]) -> tuple[Cache | None, str | None]:
+    """The cache of a run, or why there is none any more."""
+    path = to_location(provenance["cache"])
+    try:
+        if isinstance(path, Path) and not path.exists():
+            return None, f"there is no cache at {path} any more"
+        cache = Cache(path)
+    except (CacheError, OSError) as error:
+        return None, str(error)
+    if cache.info.encoder.difference(EncoderInfo(**provenance["encoder"])) or (
+        cache.info.source.sha256 != provenance["source"]["sha256"]
+    ):
+        return None, f"another cache stands at {path}"
+    return cache, None
+
+
+def _languages(cache: Cache | None, provenance: dict[str, Any]) -> list[str]:
+    """Language tags of the captions, the most frequent first; those that the source declares where no cache is left."""
+    declared: list[str] = provenance["source"].get("languages") or []
+    try:
+        return declared if cache is None else list(cache.count_languages())
+    except (CacheError, OSError):
+        return declared
+
+
+def _probe(cache: Cache, tower: ImageTower) -> tuple[int, float | None, str | None]:
+    """Embed a few cached images again, where they can still be read.
 
     Raises:
         DistillError: the tower does not give what the cache holds.
     """
-    path = to_location(provenance["cache"])
     try:
-        if isinstance(path, Path) and not path.exists():
-            return 0, None, f"there is no cache at {path} any more"
-        cache = Cache(path)
-        if cache.info.encoder.difference(EncoderInfo(**provenance["encoder"])) or (
-            cache.info.source.sha256 != provenance["source"]["sha256"]
-        ):
-            return 0, None, f"another cache stands at {path}"
         probes = reembed(cache, tower, NUM_PROBES)
     except (CacheError, OSError) as error:
         return 0, None, str(error)

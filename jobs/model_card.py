@@ -21,10 +21,12 @@ _FILES = {
     "onnx": "Files: `textual/` and `visual/` with a model each, the tokenizer and the preprocessing.",
 }
 
+_NO_LANGUAGE = ("und", "mul", "zxx", "mis")  # undetermined, several, none, uncoded (ISO 639)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Public:
-    """What a hub asks of a model and only its maker knows.
+    """What a hub asks of a model: what only its maker knows, and the languages of the captions.
 
     Attributes:
         license: of both towers, as hubs write it.
@@ -126,6 +128,17 @@ def index_card(name: str, formats: Sequence[str], public: Public) -> str:
 One CLIP in several formats, each with its own card:
 
 {rows}"""
+
+
+def recorded_languages(record: Any) -> tuple[str, ...]:
+    """Languages as hubs write them, of the tags in an export's record: without script, region and what is no language.
+
+    >>> recorded_languages({"languages": ["zh-Hans", "en", "zh-TW", "", "und"]}), recorded_languages(None)
+    (('zh', 'en'), ())
+    """
+    tags = record.get("languages") if isinstance(record, dict) else None
+    first = [tag.partition("-")[0].lower() for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
+    return tuple(dict.fromkeys(tag for tag in first if re.fullmatch("[a-z]{2,3}", tag) and tag not in _NO_LANGUAGE))
 
 
 def describe_weights(which: Which, step: int | None) -> str:

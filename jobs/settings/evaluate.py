@@ -64,6 +64,7 @@ class ZeroShotSettings:
         for name in ("against_classes", "against_templates", "interpolate"):
             flag = f"--{name.replace('_', '-')}"
             require(not getattr(self, name) or self.against is not None, f"{flag} is of --against: pass both")
+        require(not self.distractors or self.classes is not None, "--distractors is of --classes: pass both")
         _ = self.shares
 
     @property

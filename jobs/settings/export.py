@@ -36,7 +36,10 @@ class ExportSettings:
     license: Annotated[
         str | None, "license of the towers, for the model card, as hubs write it: mit, apache-2.0, …"
     ] = None
-    language: Annotated[tuple[str, ...], "language of the captions, for the model card: ru, zh, …; repeat it"] = ()
+    language: Annotated[
+        tuple[str, ...],
+        "language of the captions, for the model card: ru, zh, …; repeat it (default: the language tags of the cache)",
+    ] = ()
     dataset: Annotated[tuple[str, ...], "hub dataset of the captions, for the model card: ORG/NAME; repeat it"] = ()
     push: Annotated[
         str | None,

@@ -42,6 +42,9 @@ MISTAKES = [
     ),
     (["export", "absent", "-o", "new"], ["absent", "clipglot train"]),
     (["export", "run", "-o", "pairs.jsonl"], ["pairs.jsonl", "-o"]),
+    (["export", "merged", "-o", "new"], ["is a merged CLIP", "--format transformers"]),
+    (["predict", "hf", "a.png", "--text", "x"], ["hf", "another library", "AutoModel.from_pretrained"]),
+    (["predict", ".", "a.png", "--text", "x"], ["several formats", "load merged"]),
     (["predict", "absent", "a.png", "--text", "x"], ["absent", "clipglot export"]),
     (["predict", "merged", "absent.png", "--text", "x"], ["absent.png"]),
     (["eval", "retrieval", "absent", "absent.zarr"], ["absent", "clipglot export"]),
@@ -52,7 +55,8 @@ MISTAKES = [
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("mistakes")
     (folder / "pairs.jsonl").write_text(json.dumps({"image": "a.png", "text": "a"}))
-    for name, mark in {"run": "run.json", "merged": "open_clip_config.json", "c.zarr": "zarr.json"}.items():
+    marks = {"run": "run.json", "merged": "open_clip_config.json", "c.zarr": "zarr.json", "hf": "config.json"}
+    for name, mark in marks.items():
         (folder / name).mkdir()
         (folder / name / mark).write_text("{}")
     given = json.dumps([arguments for arguments, _ in MISTAKES])

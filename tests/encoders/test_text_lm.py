@@ -98,8 +98,11 @@ def test_features_are_those_of_open_clip_with_padding(
     ids = HFTokenizer(folder, context_length=CONTEXT)(CAPTIONS)
     with torch.inference_mode():
         expected = theirs(ids)
-        features = tower.encode(LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT))
+        encoded = LMTokenizer.load(folder).encode(CAPTIONS, CONTEXT)
+        features = tower.encode(encoded)
+        alone = torch.cat([tower.encode([ids]) for ids in encoded])
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(alone, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_training_from_scratch_settings_do_not_mix_with_a_language_model(

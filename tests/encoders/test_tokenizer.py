@@ -10,14 +10,16 @@ from pathlib import Path
 import clipglot
 import open_clip
 import pytest
+from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.encoders.errors import EncoderError
 from clipglot.encoders.text_cleaning import _PLAIN as PLAIN
 from clipglot.encoders.text_cleaning import clean as clean_fast
-from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, train_bpe, train_unigram
+from clipglot.encoders.tokenizer import BOS, EOS, FILES, PAD, CaptionTokenizer, takes_captions, train_bpe, train_unigram
 from ftfy.badness import is_bad
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from open_clip.tokenizer import get_clean_fn
+from support.odd_strings import odd_strings
 from support.tokenizer_exports import save_as_export
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -220,3 +222,21 @@ def test_the_fingerprint_of_a_folder_made_before_stays() -> None:
     folder = Path(clipglot.__file__).parent / "demo" / "english_clip"
     found = CaptionTokenizer.load(folder).fingerprint(77)
     assert found == "19aef0a7fd41618722e22eaef36bfc049f27d324fba1f9d588ecd6611599caad"
+
+
+def test_a_clip_of_others_has_its_tokenizer_read_only_where_the_ids_are_open_clips(tmp_path: Path) -> None:
+    config = json.loads((ENGLISH_CLIP / "open_clip_config.json").read_text())["model_cfg"]["text_cfg"]
+    assert takes_captions(ENGLISH_CLIP, config)
+    texts, length = [*odd_strings(300), *ODD], config["context_length"]
+    ours = CaptionTokenizer.load(ENGLISH_CLIP).encode(texts, length)
+    theirs = open_clip.get_tokenizer(f"local-dir:{ENGLISH_CLIP}")(texts).tolist()
+    assert [ids + [0] * (length - len(ids)) for ids in ours] == theirs
+    for change in ({"tokenizer_kwargs": {"clean": "lower"}}, {"pool_type": "argmax"}, {"eos_id": 3}, {"vocab_size": 9}):
+        assert not takes_captions(ENGLISH_CLIP, config | change), change
+    for change in ({"truncation_side": "left"}, {"tokenizer_class": "BertTokenizer"}, {"mask_token": "<new>"}):
+        for file in FILES[:2]:
+            (tmp_path / file).write_bytes((ENGLISH_CLIP / file).read_bytes())
+        described = json.loads((tmp_path / FILES[1]).read_text()) | change
+        (tmp_path / FILES[1]).write_text(json.dumps(described))
+        assert not takes_captions(tmp_path, config), change
+    assert not takes_captions(tmp_path / "absent", config)

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from clipglot.evals.errors import EvalError
 from clipglot.evals.labels import LabelledImages, labels_of, with_names
 from clipglot.evals.prompts import ClassNames
 from support.class_folders import CLASSES
+from torchvision.datasets import ImageFolder
 
 
 def names(given: dict[str, str] | list[str]) -> ClassNames:
@@ -56,7 +58,7 @@ def test_a_table_labels_some_images(tiny_cache: Path) -> None:
     assert images.num_unlabelled == 38
     with pytest.raises(EvalError, match=r"t\.csv: k\.png has the labels 'a' and 'b': keep one"):
         labels_of(cache, [("k.png", "a"), ("k.png", "b")], "t.csv")
-    with pytest.raises(EvalError, match=r"no key of t\.csv is one of an embedded image.*keys are like 'images/0000"):
+    with pytest.raises(EvalError, match=r"no key of t\.csv is one of an embedded image, such as 'images/0000"):
         labels_of(cache, [("0001.png", "a")], "t.csv")
 
 
@@ -85,9 +87,30 @@ def test_a_language_that_lacks_classes_leaves_their_images_out(class_cache: Path
     assert named.num_unlabelled == len(images.rows) - len(kept)
 
 
+def test_names_in_order_go_to_folders_as_torchvision_sorts_them(
+    make_cache: Callable[..., Any], class_folders: Path, tmp_path: Path
+) -> None:
+    folders = ["a-c", "a_b", "a b c"]
+    for name, original in zip(folders, sorted(CLASSES), strict=True):
+        shutil.copytree(class_folders / original, tmp_path / "classes" / name)
+    cache = make_cache(tmp_path / "classes", tmp_path / "c.zarr").cache
+    images = labels_of(cache)
+    order = [entry.replace("_", " ") for entry in ImageFolder(str(tmp_path / "classes")).classes]
+    assert images.labels == order
+    named = with_names(images, names(["eins", "zwei", "drei"]))
+    assert dict(zip(named.labels, named.shown, strict=True)) == dict(zip(order, ["eins", "zwei", "drei"], strict=True))
+
+
+def test_labels_may_be_written_as_the_folders_are(class_cache: Path) -> None:
+    images = replace(labels_of(Cache(class_cache)), labels=["dark blue", "green", "red"])
+    named = with_names(images, names({"red": "c", "green": "b", "dark_blue": "a"}))
+    assert named.shown == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (["red", "Green", "blue"], r"c\.txt names 'red' in the place of class 'blue', and not all labels"),
         (["a", "b"], r"c\.txt has 2 classes, the images have 3: write a line for each"),
         (["a", "b", "c", "d"], r"c\.txt has 4 classes, the images have 3"),
         ({"red": "a", "blue": "b"}, r"has no names for 'green', which the images have: add them"),
@@ -108,7 +131,7 @@ def test_distractors_are_further_choices(class_cache: Path) -> None:
     images = labels_of(Cache(class_cache))
     given = names({"red": "a", "blue": "b", "green": "c", "azure": "d"})
     named = with_names(images, given, distractors=True)
-    assert named.labels == ["azure", "blue", "green", "red"]
+    assert named.labels == ["blue", "green", "red", "azure"]
     assert label_of_rows(named) == label_of_rows(images)
 
 
@@ -117,5 +140,5 @@ def test_a_label_without_captions_is_refused(make_cache: Callable[..., Any], man
     table = manifest.parent / "textless.jsonl"
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     cache = make_cache(table, tmp_path / "c.zarr").cache
-    with pytest.raises(EvalError, match="no image has a caption"):
+    with pytest.raises(EvalError, match="no embedded image has a caption"):
         labels_of(cache)

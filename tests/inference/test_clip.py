@@ -97,7 +97,7 @@ def test_a_bad_image_is_named_and_can_be_skipped(clip: clipglot.CLIP, images: li
 def test_odd_texts_are_embedded_or_refused(clip: clipglot.CLIP) -> None:
     assert np.isfinite(clip.encode_text("ab " * 50_000)).all()
     for odd in ([1], [None], [b"bytes"]):
-        with pytest.raises(InputError, match="text 0 is a"):
+        with pytest.raises(InputError, match="text 0 is of type"):
             clip.encode_text(odd)  # type: ignore[arg-type]
 
 
@@ -180,6 +180,23 @@ def test_other_folders_are_refused_with_what_to_do(what: str, tiny_run: Path, ti
         clipglot.load(path)
 
 
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        (["config.json"], r"another library, AutoModel\.from_pretrained"),
+        (["config.json", "modules.json"], r"another library, SentenceTransformer\("),
+        (["transformers/config.json", "open_clip/open_clip_config.json"], r"several formats: load .*/open_clip$"),
+        (["onnx/clipglot.json", "onnx/textual/model.onnx"], r"several formats: load .*/onnx$"),
+    ],
+)
+def test_exports_for_other_libraries_are_told_from_no_export(files: list[str], reason: str, tmp_path: Path) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(EncoderError, match=reason):
+        clipglot.load(tmp_path)
+
+
 def test_importing_clipglot_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'zarr', 'rich', 'open_clip'}"
     code = f"import sys, clipglot; dir(clipglot); print(*{heavy} & set(sys.modules))"
@@ -214,6 +231,12 @@ def test_mistakes_of_calls_are_named(clip: clipglot.CLIP, images: list[Path], me
     with pytest.warns(UserWarning, match="image 1: "):
         assert np.isfinite(clip.encode(["a", Path("absent.png")], skip_errors=True)[0]).all()
     assert clip.encode(["a"], skip_errors=True).shape == (1, clip.dim)
+    for odd_text in (None, 3, images[0]):
+        with pytest.raises(InputError, match="pass a text or several"):
+            clip.encode_text(odd_text)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="is a folder: pass the files in it"):
+        clip.encode_image(images[0].parent)
+    np.testing.assert_array_equal(clip.encode_image(file for file in images), clip.encode_image(images))
     with pytest.raises(InputError, match="no path"):
         clip.encode_image("a\0.jpg")
     with pytest.raises(InputError, match="no labels"):

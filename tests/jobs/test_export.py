@@ -22,6 +22,7 @@ from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.tokenizer import CaptionTokenizer
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from support.drawings import draw_images
 from support.launcher import Launcher, Process
@@ -276,3 +277,24 @@ def test_a_killed_export_leaves_nothing_under_the_final_name(
     assert process.wait() == -signal.SIGKILL  # it was writing, and had not finished
     assert not output.exists()
     assert export_run(ExportSettings(run=tiny_run, output=output)).folder == output
+
+
+def test_the_card_has_the_languages_of_the_cache_unless_told(
+    manifest: Path, make_cache: Callable[..., Any], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_cache(manifest, tmp_path / "tagged.zarr", language=("zh-Hans",))
+    run = make_run(tmp_path / "tagged.zarr", tmp_path / "run")
+
+    def languages(folder: Path) -> Any:
+        return ModelCard.load(folder / "README.md").data.language
+
+    export_run(ExportSettings(run=run, output=tmp_path / "merged"))
+    assert languages(tmp_path / "merged") == ["zh"]
+    formats: Any = ("transformers",)
+    export_run(ExportSettings(run=tmp_path / "merged", output=tmp_path / "again", format=formats))
+    assert languages(tmp_path / "again") == ["zh"], "of the merged folder's record"
+    export_run(ExportSettings(run=run, output=tmp_path / "told", language=("ru", "en")))
+    assert languages(tmp_path / "told") == ["ru", "en"]
+    shutil.rmtree(tmp_path / "tagged.zarr")
+    export_run(ExportSettings(run=run, output=tmp_path / "both", format=("open_clip", "onnx")))
+    assert languages(tmp_path / "both") == languages(tmp_path / "both" / "onnx") == ["zh"], "as the source declared"

@@ -156,3 +156,27 @@ def test_planning_is_measured_with_its_stages(tmp_path: Path, table: Any) -> Non
         100, abs=3
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_onnxruntime_is_compared_with_torch_and_smaller_models_with_the_whole_one(
+    merged: Path, tiny_cache: Path, tmp_path: Path, table: Any
+) -> None:
+    texts = [json.dumps({"en": ["a red circle", "a blue square"], "ru": "красный шум"}, ensure_ascii=False)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    fields = ("--text-field", "en", "--text-field", "ru", "--cache", tiny_cache)
+    few = ("--rounds", 1, "--num-latency", 2)
+    _, *lines = table("onnx_exports.py", merged, "--texts", tmp_path / "texts.jsonl", *fields, *few)
+    ways = [line for line in lines if line[0] in (merged.name, "ViT-B/32")]
+    assert [line[2] for line in ways] == 2 * [
+        "torch eager",
+        "onnxruntime",
+        "clipglot (torch)",
+        "torch eager",
+        "onnxruntime",
+    ]
+    whole, *smaller = lines[-3:]
+    assert (whole[0], whole[2]) == ("float32", "1.00")
+    assert [line[0] for line in smaller] == ["int8-embeddings", "int8"]
+    assert float(whole[3].split()[1].rstrip(",")) == pytest.approx(1, abs=1e-4)
+    assert all(float(line[2]) < 1 for line in smaller)

@@ -7,6 +7,7 @@ from typing import Any
 import timm
 import torch
 from clipglot.demo.captions import caption
+from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.demo.scenes import draw, training_scenes
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import write_merged
@@ -42,10 +43,13 @@ def save_merged(kind: str, folder: Path, tiny_clip: Path) -> Path:
     """Write a merged CLIP.
 
     Args:
-        kind: text tower, pooler and image tower, such as "scratch", "bert-cls-timm" or "scratch-sigmoid".
+        kind: text tower, pooler and image tower, such as "scratch", "bert-cls-timm" or "scratch-sigmoid"; or "english",
+            the demo's English CLIP, which clipglot did not write.
         folder: gets the folder `merged`, and what it is made of.
         tiny_clip: whose image tower is an open_clip ViT.
     """
+    if kind == "english":
+        return ENGLISH_CLIP
     torch.manual_seed(0)
     family, *parts = kind.split("-")
     image_tower = load_image_tower(f"local-dir:{tiny_clip}", None)

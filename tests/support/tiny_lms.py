@@ -58,6 +58,11 @@ RELATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mpnet": ("MPNet", BERT),
 }
+# Kin of mt5, which open_clip has no form of.
+T5_KIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "t5": ("T5", FAMILIES["mt5"][1]),
+    "umt5": ("UMT5", FAMILIES["mt5"][1]),
+}
 
 
 def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
@@ -81,7 +86,7 @@ def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
         "unk_token": "<unk>",
     }
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(str(folder))
-    name, shape = (FAMILIES | RELATIVE)[family]
+    name, shape = (FAMILIES | RELATIVE | T5_KIN)[family]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(vocab_size=tokenizer.get_vocab_size(), **shape)
     getattr(transformers, f"{name}Model")(config).save_pretrained(str(folder))
