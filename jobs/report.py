@@ -15,7 +15,7 @@ from ..cache.location import Location, Url, to_location
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.storage.atomic import atomic_write, explain_os_error
-from ..distill.training.final import final_step
+from ..distill.training.final import Which, final_step
 from ..distill.training.run_folder import RunFolder
 from ..evals.captions import cached_captions, require_tower_of
 from ..evals.errors import EvalError
@@ -34,6 +34,7 @@ from ..reports.thumbnails import thumbnails
 from ..reports.verdict import report_verdict, subject_verdict
 from .evaluate import evaluate_speed, labelled_images, load_other
 from .installed import installed_version
+from .model_card import describe_weights
 from .settings.evaluate import ProbeSettings, SpeedSettings, ZeroShotSettings
 from .settings.report import ReportSettings
 
@@ -96,45 +97,22 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
         EvalError: no run and no merged CLIP, bad classes, or a package that is not installed.
     """
     require_matplotlib()
+    if settings.output.is_dir():
+        raise EvalError(f"{settings.output} is a folder: name a file, e.g. -o {settings.output / 'report.html'}")
+    with explain_os_error(settings.output):  # before anything slow
+        settings.output.parent.mkdir(parents=True, exist_ok=True)
+    for file in (settings.classes, settings.against_classes):
+        if file is not None:
+            read_class_names(file, settings.classes_language)
+    for templates in (settings.templates, settings.against_templates):
+        read_templates(templates)
     notes: list[str] = []
     opened = [_open(path, name) for path, name in zip(settings.runs, _names(settings.runs), strict=True)]
     caches = _caches(settings, opened, notes)
-    towers = [each.tower for each in opened if each.tower]
-    reference = None
-    if settings.against and caches:
-        other = load_other(settings.against)
-        reference = NamedTower(
-            name=Path(settings.against).name or settings.against,
-            towers=other,
-            is_reference=True,
-            translations=settings.translations,
-        )
-    known = cache_result(partial(_known_words, opened))
-    measured: list[tuple[Cache, CacheFigures]] = []
-    for cache in caches:
-        fitting = _fitting(cache, towers, settings, notes)
-        if not fitting:
-            continue
-        if reference:
-            require_tower_of(reference.towers, cache)
-            fitting = [*fitting, reference]
-        figures_of = _measure(cache, fitting, settings, known, notes, on_progress, alone=len(caches) == 1)
-        measured.append((cache, figures_of))
+    measured = _measure_all(caches, opened, settings, notes, on_progress)
     figures = [each for _, each in measured]
-    if (settings.classes or settings.labels) and figures and not any(each.towers[0].zero_shot for each in figures):
-        raise EvalError(
-            f"{settings.labels or settings.classes}: no image of {', '.join(each.path for each in figures)} has one of "
-            "these classes: pass the cache of class folders, or --labels TABLE with its keys"
-        )
     subjects = [_with_results(each, figures, settings, on_progress) for each in opened]
-    shown: list[dict[int, str]] = []
-    for cache, each in measured:
-        images = [image for tower in each.towers if tower.examples for image in tower.examples.images()]
-        kept = images[: max(0, settings.thumbnails - sum(map(len, shown)))]
-        made, problem = thumbnails(cache, kept, settings.image_root, on_progress)
-        if problem:
-            notes.append(f"Without {'some ' if made else ''}thumbnails of {each.name}: {problem}")
-        shown.append(made)
+    shown = _read_thumbnails(measured, settings, notes, on_progress)
     result = Report(
         verdict=report_verdict(subjects, figures),
         subjects=subjects,
@@ -146,6 +124,71 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
     with explain_os_error(settings.output):
         atomic_write(settings.output, page)
     return ReportResult(file=settings.output, size=len(page), num_thumbnails=sum(map(len, shown)), report=result)
+
+
+def _measure_all(
+    caches: Sequence[Cache],
+    opened: Sequence[_Opened],
+    settings: ReportSettings,
+    notes: list[str],
+    on_progress: OnProgress,
+) -> list[tuple[Cache, CacheFigures]]:
+    """Each cache that the image tower of a subject made, and what the subjects and the reference do on it.
+
+    Raises:
+        EvalError: classes or labels that no cache has.
+    """
+    towers = [each.tower for each in opened if each.tower]
+    reference = _reference(settings) if caches else None
+    known = cache_result(partial(_known_words, opened))
+    measured: list[tuple[Cache, CacheFigures]] = []
+    for cache in caches:
+        fitting = _fitting(cache, towers, settings, notes)
+        if not fitting:
+            continue
+        if reference:
+            require_tower_of(reference.towers, cache)
+            fitting = [*fitting, reference]
+        figures = _measure(cache, fitting, settings, known, notes, on_progress, alone=len(caches) == 1)
+        measured.append((cache, figures))
+    asked = settings.labels or settings.classes
+    if asked and measured and not any(each.towers[0].zero_shot for _, each in measured):
+        raise EvalError(
+            f"{asked}: no image of {', '.join(each.path for _, each in measured)} has one "
+            "of these classes: pass the cache of class folders, or --labels TABLE with its keys"
+        )
+    return measured
+
+
+def _reference(settings: ReportSettings) -> NamedTower | None:
+    """The tower that subjects are compared with."""
+    if settings.against is None:
+        return None
+    folder = Path(settings.against)
+    return NamedTower(
+        name=_names([folder])[0] if folder.is_dir() else settings.against,
+        towers=load_other(settings.against),
+        is_reference=True,
+        translations=settings.translations,
+    )
+
+
+def _read_thumbnails(
+    measured: Sequence[tuple[Cache, CacheFigures]],
+    settings: ReportSettings,
+    notes: list[str],
+    on_progress: OnProgress,
+) -> list[dict[int, str]]:
+    """Data URIs of the images of each cache by row, as many in all as the settings allow."""
+    shown: list[dict[int, str]] = []
+    for cache, figures in measured:
+        images = [image for tower in figures.towers if tower.examples for image in tower.examples.images()]
+        kept = images[: max(0, settings.thumbnails - sum(map(len, shown)))]
+        made, problem = thumbnails(cache, kept, settings.image_root, on_progress)
+        if problem:
+            notes.append(f"Without {'some ' if made else ''}thumbnails of {figures.name}: {problem}")
+        shown.append(made)
+    return shown
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -196,12 +239,9 @@ def _open_run(path: Path, name: str) -> _Opened:
     }
     tower = None
     if figures.is_finished:
-        which = "best" if run.best.exists() else "last"
-        tower = NamedTower(name=name, towers=RunTowers(run, "best" if which == "best" else "last"))
-        step = final_step(run, "best" if which == "best" else "last")
-        facts["measured weights"] = f"of the {which} {'validation' if which == 'best' else 'step'}" + (
-            f", after step {step:,}" if step is not None else ""
-        )
+        which: Which = "best" if run.best.exists() else "last"
+        tower = NamedTower(name=name, towers=RunTowers(run, which))
+        facts["measured weights"] = describe_weights(which, final_step(run, which))
     subject = Subject(
         name=name, path=str(path), kind="run", verdict="", run=figures, facts=facts, settings=run.settings()
     )

@@ -382,7 +382,9 @@ def test_the_function_and_the_command_say_the_same(tiny_run: Path, tmp_path: Pat
     assert str(tmp_path / "s.html") in done.stdout
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, tiny_cache: Path, other_clip: Path, merged: Path) -> None:
+def test_what_is_no_run_is_refused(
+    tmp_path: Path, tiny_cache: Path, other_clip: Path, merged: Path, manifest: Path
+) -> None:
     for arguments, told in (
         ([tmp_path / "absent"], "no such folder"),
         ([tiny_cache], "is a cache, expected a run"),
@@ -390,8 +392,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path, tiny_cache: Path, other_clip:
         ([merged, "--cache", tmp_path / "absent.zarr"], "absent.zarr"),
         ([merged, "--against-classes", tmp_path], "--against"),
         ([merged, "--shots", "0"], "--shots 0"),
+        ([merged, "-o", tmp_path], "is a folder"),
+        ([merged, "-o", "/proc/nowhere/r.html"], "/proc/nowhere/r.html"),
+        ([merged, "--cache", tiny_cache, "--classes", tmp_path / "absent.txt"], "absent.txt"),
+        ([merged, "--cache", tiny_cache, "--labels", manifest], "key"),
     ):
-        done = CliRunner().invoke(main, ["report", *map(str, arguments), "-o", str(tmp_path / "r.html")])
+        output = () if "-o" in arguments else ("-o", str(tmp_path / "new" / "r.html"))
+        done = CliRunner().invoke(main, ["report", *map(str, arguments), *output])
         assert done.exit_code in (1, 2), done.output
         assert told in done.output
         assert "Traceback" not in done.output
