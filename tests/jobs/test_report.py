@@ -395,7 +395,7 @@ def test_what_is_no_run_is_refused(
         ([merged, "-o", tmp_path], "is a folder"),
         ([merged, "-o", "/proc/nowhere/r.html"], "/proc/nowhere/r.html"),
         ([merged, "--cache", tiny_cache, "--classes", tmp_path / "absent.txt"], "absent.txt"),
-        ([merged, "--cache", tiny_cache, "--labels", manifest], "key"),
+        ([merged, "--cache", tiny_cache, "--labels", manifest], "label"),
     ):
         output = () if "-o" in arguments else ("-o", str(tmp_path / "new" / "r.html"))
         done = CliRunner().invoke(main, ["report", *map(str, arguments), *output])
