@@ -17,7 +17,7 @@ bench: $(VENV)/dev-ready
 	scripts/bench
 
 $(VENV)/demo-ready: pyproject.toml
-	scripts/install .
+	scripts/install ".[report]"
 	touch $@
 
 $(VENV)/dev-ready: pyproject.toml

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .jobs.export import ExportResult
     from .jobs.import_embeddings import ImportResult
     from .jobs.inspect import InspectReport
+    from .jobs.report import ReportResult
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     inspect_tokenizer: Callable[..., TokenizerReport]
     merge_caches: Callable[..., Cache]
     predict: Callable[..., list[Prediction]]
+    report: Callable[..., ReportResult]
     train: Callable[..., TrainResult]
     train_tokenizer: Callable[..., TokenizerReport]
     verify_cache: Callable[..., VerifyResult]
@@ -94,6 +96,7 @@ __all__ = [
     "merge_caches",
     "open_cache",
     "predict",
+    "report",
     "train",
     "train_tokenizer",
     "verify_cache",

@@ -1,9 +1,10 @@
 """`clipglot demo`."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,11 +36,14 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
 
         try:
             report = run_demo(settings, folder, on_progress)
+            if report.report and settings.output is None:
+                report = replace(report, report=_kept(report.report))
         except KeyboardInterrupt:
             click.echo("stopped: the demo cannot be resumed, run it again", err=True)
             raise SystemExit(130) from None
     if as_json:
-        print_json(asdict(report) | {"folder": str(report.folder), "uncached_s": report.uncached_s})
+        paths = {"folder": str(report.folder), "report": report.report and str(report.report)}
+        print_json(asdict(report) | paths | {"uncached_s": report.uncached_s})
         return
     _print(report, kept=settings.output is not None)
 
@@ -70,7 +74,20 @@ def _print(report: "DemoReport", *, kept: bool) -> None:
         code = f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{report.folder / "merged"}")'
         say(f"The merged CLIP: {code}; model.eval()")
     else:
-        say("Nothing was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
+        what = "Only the report" if report.report else "Nothing"
+        say(f"{what} was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
+    if report.report:
+        say(f"The report, for a browser: {report.report}")
+    else:
+        say("No report was written: it needs pip install 'clipglot[report]'")
+
+
+def _kept(page: Path) -> Path:
+    """A copy of the report that stays when the folder of the demo is deleted."""
+    descriptor, name = tempfile.mkstemp(prefix="clipglot-demo-", suffix=".html")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(page.read_bytes())
+    return Path(name)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("export", "export", "Merge image and text tower into an open_clip checkpoint."),
     "predict": ("predict", "predict", "Tell which text describes an image best."),
     "eval": ("evaluate", "evaluate", "Evaluate a merged CLIP."),
+    "report": ("report", "report", "Show runs and merged CLIPs in one HTML file."),
     "bench": ("bench", "bench", "Measure the training speed of this machine."),
     "demo": ("demo", "demo", "Run the whole workflow offline on drawn images."),
 }

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from ..evals.retrieval import retrieve
 from ..evals.zeroshot import zero_shot_accuracy
 from ..jobs.cache import CacheResult, cache_images
 from ..jobs.export import export_run
+from ..jobs.report import report as write_report
 from ..jobs.settings.cache import CacheSettings
 from ..jobs.settings.export import ExportSettings
+from ..jobs.settings.report import ReportSettings
 from ..jobs.train import train
 from .captions import caption, class_prompt
 from .grammars import Language
@@ -58,6 +61,7 @@ class DemoReport:
         pass_s: seconds of one pass of the training images through the image tower, decoding included.
         train_s: seconds of training on the cache.
         folder: with the images, the caches, the run and the merged CLIP.
+        report: page of the results in it; None where `clipglot[report]` is not installed.
     """
 
     scores: list[Score]
@@ -68,6 +72,7 @@ class DemoReport:
     pass_s: float
     train_s: float
     folder: Path
+    report: Path | None
 
     @property
     def uncached_s(self) -> float:
@@ -103,7 +108,7 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress = ign
     Args:
         settings: sizes, language and seed.
         folder: gets the images, the caches, the run and the merged CLIP.
-        on_progress: called with the stages `draw`, `cache`, `train`, `export` and `measure`.
+        on_progress: called with the stages `draw`, `cache`, `train`, `export`, `measure` and `report`.
 
     Raises:
         KeyboardInterrupt: training was stopped.
@@ -127,6 +132,8 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress = ign
         export_run(ExportSettings(run=folder / "run", output=folder / "merged"))
     with stage("measure"):
         scores = _measure(settings.language, folder, scenes, caches)
+    with stage("report"):
+        page = _write_report(settings.language, folder)
     return DemoReport(
         scores=scores,
         chance={"accuracy": 1 / len(PAIRS), "r_at_1": 1 / NUM_HELD_OUT, "r_at_10": 10 / NUM_HELD_OUT},
@@ -136,6 +143,7 @@ def run_demo(settings: DemoSettings, folder: Path, on_progress: OnProgress = ign
         pass_s=caches["train"].report.wall_s,
         train_s=stage_s["train"],
         folder=folder,
+        report=page,
     )
 
 
@@ -156,7 +164,7 @@ def _draw_all(settings: DemoSettings, folder: Path, progress: Callable[[int, int
     captions = [[caption(scene, language, rng) for _ in range(CAPTIONS_PER_IMAGE)] for scene in scenes.train]
     drawn = chain(
         _draw_pairs(folder / "train", scenes.train, captions),
-        _draw_pairs(folder / "unseen", unseen, [[query] for query in scenes.queries[language]]),
+        _draw_pairs(folder / "unseen", unseen, [[query] for query in scenes.queries[language]], scenes.queries["en"]),
         _draw_pairs(folder / "classes", classes, [[class_prompt(*PAIRS[label], language)] for label in labels]),
     )
     for num_drawn, _ in enumerate(drawn, 1):
@@ -164,14 +172,17 @@ def _draw_all(settings: DemoSettings, folder: Path, progress: Callable[[int, int
     return scenes
 
 
-def _draw_pairs(folder: Path, scenes: Sequence[Scene], captions: Sequence[list[str]]) -> Iterator[Path]:
-    """Draw scenes and write the table of their captions; yield the file of each image."""
+def _draw_pairs(
+    folder: Path, scenes: Sequence[Scene], captions: Sequence[list[str]], english: Sequence[str] = ()
+) -> Iterator[Path]:
+    """Draw scenes and write the table of their captions and translations; yield the file of each image."""
     (folder / "images").mkdir(parents=True)
     with open(folder / "pairs.jsonl", "w", encoding="utf-8") as table:
         for i, (scene, texts) in enumerate(zip(scenes, captions, strict=True)):
             image = f"images/{i:05}.png"
             draw(scene).save(folder / image)
-            table.write(json.dumps({"image": image, "text": texts}, ensure_ascii=False) + "\n")
+            record = {"image": image, "text": texts} | ({"en": english[i]} if english else {})
+            table.write(json.dumps(record, ensure_ascii=False) + "\n")
             yield folder / image
 
 
@@ -190,6 +201,7 @@ def _cache_all(folder: Path, scenes: _Scenes, progress: Callable[[int, int | Non
             output=folder / f"{name}.zarr",
             model=f"local-dir:{ENGLISH_CLIP}",
             device="cpu",
+            teacher_field=("en",) if name == "unseen" else (),
         )
         caches[name] = cache_images(settings, show)
         num_cached += len(caches[name].cache)
@@ -235,6 +247,27 @@ def _measure(language: Language, folder: Path, scenes: _Scenes, caches: dict[str
         _score(name, clip, spoken, image_emb["classes"], labels, image_emb["unseen"], scenes.queries[spoken])
         for name, clip, spoken in towers
     ]
+
+
+def _write_report(language: Language, folder: Path) -> Path | None:
+    """Page of the run beside the English tower, which reads English; None where what draws it is not installed."""
+    if not (find_spec("matplotlib") and find_spec("jinja2")):
+        return None
+    names: dict[Language, Path] = {"en": folder / "classes-en.txt", language: folder / f"classes-{language}.txt"}
+    for spoken, file in names.items():
+        lines = [f"{class_prompt(*pair, language)}\t{class_prompt(*pair, spoken)}\n" for pair in PAIRS]
+        file.write_text("".join(lines), encoding="utf-8")
+    settings = ReportSettings(
+        runs=(folder / "run",),
+        cache=(folder / "unseen.zarr", folder / "classes.zarr"),
+        classes=names[language],
+        distractors=True,
+        against=str(ENGLISH_CLIP),
+        against_classes=names["en"],
+        translations=True,
+        output=folder / "report.html",
+    )
+    return write_report(settings).file
 
 
 def _score(

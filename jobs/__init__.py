@@ -17,6 +17,7 @@ command                   function
 `clipglot eval zeroshot`  `jobs.evaluate.evaluate_zeroshot(ZeroShotSettings)`
 `clipglot eval probe`     `jobs.evaluate.evaluate_probe(ProbeSettings)`
 `clipglot eval speed`     `jobs.evaluate.evaluate_speed(SpeedSettings)`
+`clipglot report`         `jobs.report.report(ReportSettings)`
 `clipglot predict`        `jobs.predict.predict(PredictSettings)`
 `clipglot bench`          `jobs.bench.bench(BenchSettings)`
 ========================  ========================================================================

@@ -31,6 +31,7 @@ FUNCTIONS = {
     "predict": ("predict.predict", "settings.predict.PredictSettings"),
     "inspect_tokenizer": ("tokenizer.inspect_tokenizer", "settings.tokenizer.TokenizerSettings"),
     "bench": ("bench.bench", "settings.bench.BenchSettings"),
+    "report": ("report.report", "settings.report.ReportSettings"),
     "evaluate_retrieval": ("evaluate.evaluate_retrieval", "settings.evaluate.RetrievalSettings"),
     "evaluate_zeroshot": ("evaluate.evaluate_zeroshot", "settings.evaluate.ZeroShotSettings"),
     "evaluate_probe": ("evaluate.evaluate_probe", "settings.evaluate.ProbeSettings"),

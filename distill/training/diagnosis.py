@@ -19,6 +19,7 @@ from ...encoders.tokenizer_coverage import OTHER_TOKENIZER
 from ...evals.embedding_stats import anisotropy, effective_rank
 from ..data.pairs import ValidationData
 from ..data.statistics import CaptionStats
+from ..errors import DivergedError
 from ..train_settings import LearningSettings
 from .schedule import learning_rate
 
@@ -32,6 +33,7 @@ Kind = Literal[
     "logit_scale_at_bound",
     "recall_at_chance",
     "collapsed",
+    "diverged",
 ]
 # Of the captions, before the first step: shares above which there is a finding.
 MAX_COMMON, MAX_CUT, MAX_WITHOUT = 0.2, 0.1, 0.1
@@ -83,6 +85,17 @@ class Finding:
             "advice": self.advice,
             "figures": self.figures,
         }
+
+    @classmethod
+    def of_divergence(cls, error: DivergedError) -> "Finding":
+        """The finding that ends a run; a resumed run drops it, because it lies after its checkpoint."""
+        return cls(
+            kind="diverged",
+            message=f"{error.measured} at step {error.step:,}",
+            advice=error.advice,
+            figures={},
+            step=error.step,
+        )
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Finding":

@@ -20,7 +20,7 @@ from .. import distributed
 from ..data.batch import Batch
 from ..data.shuffle import Stream, random_keys
 from ..device import Precision, autocast, resolve_compile
-from ..errors import DistillError
+from ..errors import DistillError, DivergedError
 from ..losses.objective import Objective
 from ..train_settings import TrainSettings
 from .optimizer import make_optimizer
@@ -184,7 +184,8 @@ class Student:
         """Stop a run that has diverged, before it is logged or saved.
 
         Raises:
-            DistillError: the loss or the gradient of this step is NaN or infinite.
+            DivergedError: the loss or the gradient of this step is NaN or infinite.
+            DistillError: float16 gradients overflow at every step.
         """
         measured = {"loss": result.loss.item()}
         if not self._scaler.is_enabled():  # it leaves out the steps whose float16 gradients overflow
@@ -195,7 +196,7 @@ class Student:
             )
         for name, value in measured.items():
             if not math.isfinite(value):
-                raise DistillError(f"the {name} is {value} at step {step}: lower --lr or raise --warmup")
+                raise DivergedError(step, f"the {name} is {value}", "lower --lr or raise --warmup")
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on; batches follow from the step's number."""

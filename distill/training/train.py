@@ -15,7 +15,7 @@ from ...cache.storage.atomic import lock_folder
 from ...encoders.malloc import set_malloc_thresholds
 from .. import distributed
 from ..device import resolve_device, set_matmul_precision
-from ..errors import DistillError, LoneError
+from ..errors import DistillError, DivergedError, LoneError
 from ..train_settings import TrainSettings
 from .best import BestWeights
 from .diagnosis import Diagnosis, Finding
@@ -117,6 +117,8 @@ def train(
             return _run_steps(settings, setup, on_progress, on_metrics, on_finding)
         except (CacheError, DistillError, OSError) as error:
             if distributed.is_main_process():
+                if isinstance(error, DivergedError):
+                    setup.run.append_metrics("finding", Finding.of_divergence(error).to_json())
                 raise
             raise LoneError(f"process {distributed.rank()}: {error}") from error
 

@@ -48,6 +48,9 @@ CONTRACT = {
     "eval probe": "CACHE --test --test-share --labels --label-field --key-field --shots --seeds --merged --classes "
     "--templates --device --json",
     "eval speed": "MERGED --cache --batch-sizes --device --json",
+    "report": "RUNS --output --cache --against --translations --classes --classes-language --templates --distractors "
+    "--against-classes --against-templates --labels --label-field --key-field --shots --seeds --speed --image-root "
+    "--thumbnails --config --json",
     "bench": "CACHE --vocab-size --context-length --width --layers --heads --batch-size --steps --precision --compile "
     "--device --config --json",
     "demo": "--output --language --pictures --epochs --seed --config --json",

@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cli.main import main
 from clipglot.demo.run import ENGLISH_CLIP
+from support.report_pages import Page
 
 
 @pytest.mark.slow
@@ -24,6 +25,10 @@ def test_the_demo_runs_all_stages(tmp_path: Path, language: str) -> None:
     assert new["r_at_10"] > 2 * report["chance"]["r_at_10"]  # six epochs of 600 images are a beginning
     assert report["uncached_s"] == pytest.approx(6 * report["pass_s"] + report["train_s"])
     open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'demo' / 'merged'}")
+    page = Page.read(Path(report["report"]))
+    assert page.table_with("top-1").rows[1][1] == f"{100 * new['accuracy']:.1f} %"  # among the same 64 classes
+    assert page.table_with("top-1").rows[2][1] == f"{100 * english['accuracy']:.1f} %"
+    assert len(page.images) > 20
 
 
 def test_the_demo_overwrites_nothing(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "exports": {"cache", "encoders", "inference"},
     "evals": {"cache", "encoders", "inference"},
     "distill": {"cache", "encoders", "evals"},
-    "jobs": {"cache", "encoders", "inference", "exports", "evals", "distill"},
+    "reports": {"cache", "encoders", "inference", "evals", "distill"},
+    "jobs": {"cache", "encoders", "inference", "exports", "evals", "distill", "reports"},
     "demo": {"cache", "encoders", "evals", "distill", "jobs"},
     "cli": {"cache", "encoders", "inference", "exports", "evals", "distill", "jobs", "demo"},
 }
