@@ -29,7 +29,7 @@ from clipglot.encoders.merged_clip import load_merged
 from clipglot.encoders.text_scratch import ScratchConfig, ScratchTower
 from clipglot.encoders.text_tower import TextTower
 from clipglot.encoders.tokenizer import TextTokenizer, open_clip_tokenizer
-from clipglot.evals.retrieval import retrieve_from_cache
+from clipglot.evals.captions import cached_captions, retrieve_captions
 from clipglot.exports.onnx_quantize import Quantization, quantize
 from clipglot.exports.onnx_towers import text_graph, write_graph
 from clipglot.inference.onnx_clip import OnnxClip
@@ -176,7 +176,9 @@ def main() -> None:
             smaller, own = OnnxClip(folder), (folder / TEXTUAL / MODEL).stat().st_size
             recalls = "not measured"
             if arguments.cache:
-                ranks = retrieve_from_cache(smaller, Cache(arguments.cache)).text_to_image
+                captions = cached_captions(Cache(arguments.cache))
+                found = retrieve_captions(captions, smaller.encode_texts(captions.texts))
+                ranks = found.report().text_to_image
                 recalls = f"{ranks.r_at_1:.1%}, {ranks.r_at_5:.1%}, {ranks.r_at_10:.1%}"
             of_texts = cosines(smaller, chosen, exact)
             print(f"| {how} | {own / 1e6:.1f} | {own / size:.2f} | {of_texts} | {recalls} |", flush=True)

@@ -16,8 +16,8 @@ from clipglot.distill.provenance import encoder_info, public_provenance
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.encoders.image_tower import load_image_tower
 from clipglot.encoders.merged_clip import load_merged
+from clipglot.evals.captions import require_tower_of
 from clipglot.evals.errors import EvalError
-from clipglot.evals.retrieval import retrieve_from_cache
 from clipglot.jobs.cache import cache_images
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.cache import CacheSettings
@@ -119,7 +119,7 @@ def test_equal_weights_with_another_normalization_are_another_tower(
     (clip / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     cache = make_cache(manifest, tmp_path / "c.zarr", model=f"local-dir:{clip}", limit=2).cache
     with pytest.raises(EvalError, match=r"c\.zarr was made by .* \(preprocess .*0\.1, 0\.2, 0\.3"):
-        retrieve_from_cache(load_merged(merged), cache)
+        require_tower_of(load_merged(merged), cache)
 
 
 def test_a_second_writer_of_a_cache_is_refused(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_the_metric_retrieves_images_that_plain_cosines_miss() -> None:
 
     def recall(text_emb: torch.Tensor) -> float:
         text_emb = F.normalize(text_emb, dim=-1)
-        return retrieve(text_emb.numpy(), image_emb.numpy(), np.arange(400)).text_to_image.r_at_10
+        return retrieve(text_emb.numpy(), image_emb.numpy(), np.arange(400)).report().text_to_image.r_at_10
 
     plain = recall(predicted)
     assert recall(predicted @ retrieval_metric(image_emb, 0.3)) > 1.1 * plain

@@ -52,7 +52,7 @@ def test_before_the_first_step_a_run_has_the_recall_of_the_closed_form(tiny_cach
     bag, tokens, _ = fitted(cache, image_index)
     text_emb = torch.stack([bag.weights[torch.from_numpy(ids)].sum(0) for ids in tokens.take(np.arange(len(tokens)))])
     text_emb = F.normalize(text_emb + bag.bias, dim=-1)
-    ranks = retrieve(text_emb.numpy(), cache.image_emb().astype(np.float32), image_index).text_to_image
+    ranks = retrieve(text_emb.numpy(), cache.image_emb().astype(np.float32), image_index).report().text_to_image
     assert first["r_at_10"] == pytest.approx(ranks.r_at_10, abs=0.03)  # near ties
     assert first["r_at_10"] > 2 * 10 / 40  # twice chance
     assert bag.alpha in PENALTIES
