@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..cache.errors import CacheError
 from ..cache.format import SourceInfo
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
@@ -345,9 +346,13 @@ def _read_labels(settings: ZeroShotSettings | ProbeSettings) -> Iterator[tuple[s
         image_field=settings.key_field,
         text_fields=[settings.label_field],
     )
-    for row in open_source(info).rows():
-        for label in row.captions:
-            yield row.key, label
+    try:
+        for row in open_source(info).rows():
+            for label in row.captions:
+                yield row.key, label
+    except CacheError as error:  # names the flags of `clipglot cache`, whose sources read the table
+        told = str(error).replace("--text-field", "--label-field").replace("--image-field", "--key-field")
+        raise EvalError(told) from error
 
 
 def evaluate_probe(settings: ProbeSettings, on_progress: OnProgress = ignore_progress) -> Any:

@@ -83,6 +83,16 @@ def test_labels_may_come_from_a_table(merged: Path, tiny_cache: Path, tmp_path: 
     }
 
 
+def test_a_wrong_column_of_labels_is_named_with_the_flag_of_eval(
+    merged: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text("image,kind\nimages/0000.png,a\n")
+    done = run("eval", "zeroshot", merged, tiny_cache, "--labels", tmp_path / "labels.csv")
+    assert done.exit_code == 1
+    assert "--label-field" in done.stderr
+    assert "--text-field" not in done.stderr
+
+
 def test_a_clip_against_itself_and_another_prompt(merged: Path, class_cache: Path, classes_file: Path) -> None:
     itself = result("eval", "zeroshot", merged, class_cache, "--against", merged)
     assert [(d["low"], d["high"], d["significant"]) for d in itself["against"]["differences"]] == [(0, 0, False)]
