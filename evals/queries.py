@@ -126,8 +126,11 @@ def write_submission(file: Path, queries: Sequence[Query], text_emb: NDArray[np.
     """Write the ten best images of each query, as MUGE's leaderboard takes them; keys that are numbers as numbers.
 
     Raises:
+        EvalError: an embedding is NaN or infinite.
         UnwritableError: the file cannot be written.
     """
+    if not np.isfinite(text_emb).all():
+        raise EvalError("the text embeddings hold NaN or infinity: the tower that made them has diverged")
     lines = []
     for start in range(0, len(queries), QUERIES_AT_A_TIME):
         found = search_exactly(cache, text_emb[start : start + QUERIES_AT_A_TIME], SUBMITTED)
