@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 DRAWS = 2_000
 LEVEL = 0.95
+FEWEST = 6  # images that differ: of fewer even a sign test tells nothing at this level, and the bootstrap too much
 CELLS = 2**22  # of drawn numbers held at once
 
 
@@ -25,6 +26,7 @@ class Difference:
         low: lower end of the interval of ours minus theirs.
         high: upper end.
         num_images: that were drawn from.
+        num_differing: of them, those that one of the two does better.
     """
 
     metric: str
@@ -33,6 +35,7 @@ class Difference:
     low: float
     high: float
     num_images: int
+    num_differing: int
 
     @property
     def difference(self) -> float:
@@ -41,15 +44,19 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.low > 0 or self.high < 0
+        """Whether the interval leaves out zero, and enough images differ for that to tell anything."""
+        return self.num_differing >= FEWEST and (self.low > 0 or self.high < 0)
 
     def sentence(self, ours: str, theirs: str) -> str:
         """What the interval says.
 
-        >>> Difference(metric="R@1", ours=0.5, theirs=0.4, low=0.02, high=0.18, num_images=100).sentence("new", "old")
+        >>> Difference(metric="R@1", ours=0.5, theirs=0.4, low=0.02, high=0.18, num_images=100, num_differing=12).sentence(
+        ...     "new", "old"
+        ... )
         'R@1: new is better than old by 10.0 points (95 % interval 2.0 to 18.0)'
-        >>> Difference(metric="R@1", ours=0.4, theirs=0.4, low=-0.02, high=0.02, num_images=9).sentence("new", "old")
+        >>> Difference(metric="R@1", ours=0.4, theirs=0.4, low=-0.02, high=0.02, num_images=9, num_differing=2).sentence(
+        ...     "new", "old"
+        ... )
         'R@1: new and old cannot be told apart on 9 images (difference 0.0 points, 95 % interval -2.0 to 2.0)'
         """
         points = 100 * self.difference
@@ -101,4 +108,5 @@ def difference(
         low=float(low),
         high=float(high),
         num_images=len(sums),
+        num_differing=int(np.count_nonzero(np.abs(sums) > 1e-9)),
     )

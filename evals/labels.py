@@ -3,6 +3,7 @@
 N images.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,9 @@ from ..cache.read.cache import Cache
 from ..cache.sources.image_folder import ImageFolderSource
 from .errors import EvalError
 from .prompts import ClassNames
+
+IMAGENET = 1000  # classes
+_SYNSET = re.compile("n[0-9]{8}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +122,14 @@ def with_names(images: LabelledImages, given: ClassNames, *, distractors: bool =
     """
     names = given.names
     if not given.is_ordered:
-        names = {label if label in images.labels else label.replace("_", " "): each for label, each in names.items()}
+        names = _by_label(images.labels, given)
     elif set(images.labels) <= (by_name := {synonyms[0]: synonyms for synonyms in names.values()}).keys():
         names = by_name
     else:
         names = _by_place(images.labels, given)
-        if len(given.names) < len(images.labels):  # Babel-ImageNet leaves out what a language has no word for
+        if not names:
+            raise EvalError(f"{given.origin} has no name for any class of the images: pass another file or language")
+        if len(names) < len(images.labels):  # Babel-ImageNet leaves out what a language has no word for
             images = _only(images, names.keys())
     if lacking := [label for label in images.labels if label not in names]:
         raise EvalError(
@@ -137,21 +143,76 @@ def with_names(images: LabelledImages, given: ClassNames, *, distractors: bool =
     return _relabelled(images, names)
 
 
+def _by_label(labels: Sequence[str], given: ClassNames) -> dict[str, tuple[str, ...]]:
+    """Names by label; the file may write a folder's label with its underscores."""
+    names: dict[str, tuple[str, ...]] = {}
+    for label, synonyms in given.names.items():
+        own = label if label in labels else label.replace("_", " ")
+        if own in names:
+            raise EvalError(f"{given.origin}: {label!r} and an earlier label are one class: join the two lines")
+        names[own] = synonyms
+    return names
+
+
 def _by_place(labels: Sequence[str], given: ClassNames) -> dict[str, tuple[str, ...]]:
     places = [int(place) for place in given.names]
-    is_complete = places == list(range(len(places)))
-    if (is_complete and len(places) != len(labels)) or max(places) >= len(labels):
+    has_numbers = all(label.isascii() and label.isdigit() for label in labels)
+    if given.num_places:
+        _require_imagenet(labels, given, has_numbers=has_numbers)
+    elif len(places) != len(labels):
         raise EvalError(
             f"{given.origin} has {len(places):,} classes, the images have {len(labels):,}: write a line for each, "
             "in the order of the sorted labels, or label, tab and names"
         )
-    names = {labels[place]: synonyms for place, synonyms in zip(places, given.names.values(), strict=True)}
-    if misplaced := [label for label, synonyms in names.items() if synonyms[0] != label and synonyms[0] in names]:
+    elif has_numbers and list(labels) != sorted(labels, key=int):
         raise EvalError(
-            f"{given.origin} names {names[misplaced[0]][0]!r} in the place of class {misplaced[0]!r}, and not all "
-            "labels are among its names: write label, tab and names in each line"
+            f"{given.origin}: the labels are numbers, which sort as text otherwise ({_some(labels[:4])}, …): "
+            "write label, tab and names in each line"
         )
+    by_place = {int(label): label for label in labels} if given.num_places and has_numbers else dict(enumerate(labels))
+    names = {
+        by_place[place]: synonyms
+        for place, synonyms in zip(places, given.names.values(), strict=True)
+        if place in by_place
+    }
+    owner = {_folded(label): label for label in labels}
+    for label, synonyms in names.items():
+        for name in synonyms:
+            if owner.get(_folded(name), label) != label and _folded(label) not in map(_folded, synonyms):
+                raise EvalError(
+                    f"{given.origin} names {name!r} in the place of class {label!r}, and not all labels are among its "
+                    "names: write label, tab and names in each line"
+                )
     return names
+
+
+def _folded(label: str) -> str:
+    return label.replace("_", " ").casefold()
+
+
+def _require_imagenet(labels: Sequence[str], given: ClassNames, *, has_numbers: bool) -> None:
+    """Refuse labels whose places are not those that the indices of Babel-ImageNet mean.
+
+    Raises:
+        EvalError: too few labels, too large numbers, or labels of ImageNet that sort otherwise than its synsets.
+    """
+    if has_numbers:
+        if unknown := [label for label in labels if int(label) >= given.num_places]:
+            raise EvalError(
+                f"{given.origin} has indices from 0 to {given.num_places - 1:,}, and {_some(unknown)} is a label of the "
+                "images: number them from 0, as ImageNet does"
+            )
+        return
+    if len(labels) < given.num_places:
+        raise EvalError(
+            f"{given.origin} has indices of {given.num_places:,} classes, the images have {len(labels):,}, so the "
+            "places of these are not known: label them with the index itself (--labels)"
+        )
+    if given.num_places >= IMAGENET and not all(map(_SYNSET.fullmatch, labels)):
+        raise EvalError(
+            f"{given.origin} has indices of ImageNet's synsets, in the order of n01440764, n01443537, …, the labels "
+            f"are {_some(labels[:3])}, …: label the images with the synset or the index (--labels)"
+        )
 
 
 def _only(images: LabelledImages, labels: Iterable[str]) -> LabelledImages:

@@ -10,6 +10,8 @@ from ..cache.sources.text_files import decode_text
 from ..inference.prompts import PLAIN, TEMPLATES, has_place
 from .errors import EvalError
 
+MAX_BYTES = 256 * 2**20  # of a file of classes, templates or queries; Babel-ImageNet's has 9 MB
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassNames:
@@ -19,11 +21,13 @@ class ClassNames:
         names: for each label its names, the first of which is shown.
         is_ordered: the labels are only positions, 0 on: the file lists names in the order of the sorted labels.
         origin: file that they come from, for messages.
+        num_places: of a file of several languages, the classes that there are at least; 0 of other files.
     """
 
     names: dict[str, tuple[str, ...]]
     is_ordered: bool
     origin: str
+    num_places: int = 0
 
 
 def read_class_names(file: Path, language: str | None = None) -> ClassNames:
@@ -37,9 +41,9 @@ def read_class_names(file: Path, language: str | None = None) -> ClassNames:
     Raises:
         EvalError: it cannot be read, an empty name, or a name of two classes; the message names the line.
     """
-    text = _read(file)
+    text, num_places = read_text(file, "a text or JSON file"), 0
     if file.suffix.lower() == ".json":
-        names, is_ordered = _from_json(file, text, language)
+        names, is_ordered, num_places = _from_json(file, text, language)
     else:
         names, is_ordered = _from_lines(file, text)
     if not names:
@@ -54,7 +58,7 @@ def read_class_names(file: Path, language: str | None = None) -> ClassNames:
                     f"{file}: {name!r} is a name of two classes, {owner[name]!r} and {label!r}: make them differ"
                 )
             owner[name] = label
-    return ClassNames(names=names, is_ordered=is_ordered, origin=str(file))
+    return ClassNames(names=names, is_ordered=is_ordered, origin=str(file), num_places=num_places)
 
 
 def read_templates(given: Sequence[str]) -> tuple[str, ...]:
@@ -73,7 +77,7 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
         elif has_place(item):
             result.append(_template(item, "--templates"))
         elif Path(item).is_file():
-            lines = _read(Path(item)).splitlines()
+            lines = read_text(Path(item), "a text file").splitlines()
             found = [_template(line, f"{item}:{number}") for number, line in enumerate(lines, 1)]
             if not found:
                 raise EvalError(f"{item} has no template: write one a line, with {{}} in the place of the name")
@@ -94,13 +98,40 @@ def _template(line: str, where: str) -> str:
     return line
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path, wanted: str) -> str:
+    """A text file of a sane size.
+
+    Args:
+        file: may be a pipe.
+        wanted: what it should be, for messages.
+
+    Raises:
+        EvalError: it cannot be read, is endless, or is not UTF-8.
+    """
     try:
-        return decode_text(file.read_bytes())
+        with open(file, "rb") as opened:
+            content = opened.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise EvalError(f"{file} has more than {MAX_BYTES:,} bytes: pass {wanted}")
+        return decode_text(content)
     except OSError as error:
-        raise EvalError(f"{file}: {error.strerror}: pass a text or JSON file") from error
+        raise EvalError(f"{file}: {error.strerror}: pass {wanted}") from error
     except UnicodeDecodeError as error:
         raise EvalError(f"{file} is not UTF-8: save it as UTF-8") from error
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, nested too deeply, or has halves of characters.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return value
 
 
 def _from_lines(file: Path, text: str) -> tuple[dict[str, tuple[str, ...]], bool]:
@@ -124,23 +155,27 @@ def _from_lines(file: Path, text: str) -> tuple[dict[str, tuple[str, ...]], bool
     return names, not labelled
 
 
-def _from_json(file: Path, text: str, language: str | None) -> tuple[dict[str, tuple[str, ...]], bool]:
+def _from_json(file: Path, text: str, language: str | None) -> tuple[dict[str, tuple[str, ...]], bool, int]:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise EvalError(f"{file} is no JSON ({error}): mend it, or write a text file with one class a line") from error
     if isinstance(content, dict) and content and all(map(_is_babel, content.values())):
         if language not in content:
             known = ", ".join(sorted(content)[:20])
             raise EvalError(f"{file} has classes in several languages: pass --classes-language, one of {known}, …")
         indices, names = content[language]
-        return {str(i): (str(name),) for i, name in zip(indices, names, strict=True)}, True
+        if len(set(indices)) < len(indices):
+            raise EvalError(f"{file}: {language} has an index twice: keep one")
+        num_places = 1 + max((i for places, _ in content.values() for i in places), default=-1)
+        return {str(i): (name,) for i, name in zip(indices, names, strict=True)}, True, num_places
     items = list(enumerate(content)) if isinstance(content, list) else content
     if not isinstance(content, list | dict) or not all(map(_is_names, dict(items).values())):
         raise EvalError(f"{file}: expected a list of names, or an object from label to name or list of names")
     return (
         {str(label): (names,) if isinstance(names, str) else tuple(names) for label, names in dict(items).items()},
         isinstance(content, list),
+        0,
     )
 
 
@@ -157,6 +192,6 @@ def _is_babel(value: Any) -> bool:
         and len(value) == 2
         and all(isinstance(part, list) for part in value)
         and len(value[0]) == len(value[1])
-        and all(isinstance(i, int) for i in value[0])
+        and all(type(i) is int and i >= 0 for i in value[0])
         and all(isinstance(name, str) for name in value[1])
     )

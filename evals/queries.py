@@ -4,6 +4,7 @@ Queries are JSON lines `{"query_id": …, "query_text": …, "item_ids": […]}`
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +15,16 @@ from numpy.typing import NDArray
 
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
-from ..cache.sources.text_files import decode_text
 from ..cache.storage.atomic import atomic_write, explain_os_error
 from ..inference.clip import search_exactly
 from .captions import embedded_images
 from .errors import EvalError
+from .prompts import parse_json, read_text
 from .retrieval import Places, retrieve
 
 SUBMITTED = 10
 QUERIES_AT_A_TIME = 512
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")  # else a key with leading zeros would become another
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +48,14 @@ def read_queries(file: Path) -> list[Query]:
     Raises:
         EvalError: a line is not as promised; the message names it.
     """
-    try:
-        lines = decode_text(file.read_bytes()).splitlines()
-    except OSError as error:
-        raise EvalError(f"{file}: {error.strerror}: pass a file of JSON lines") from error
-    except UnicodeDecodeError as error:
-        raise EvalError(f"{file} is not UTF-8: save it as UTF-8") from error
     queries = []
-    for number, line in enumerate(lines, 1):
+    # Not splitlines, for which some characters of a text end a line.
+    for number, line in enumerate(read_text(file, "a file of JSON lines").split("\n"), 1):
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-            keys = tuple(str(key) for key in record.get("item_ids") or ())
+            record = parse_json(line)
+            keys = _keys(record.get("item_ids"))
             query = Query(query_id=record["query_id"], text=record["query_text"], keys=keys)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EvalError(
@@ -70,6 +67,17 @@ def read_queries(file: Path) -> list[Query]:
     if not queries:
         raise EvalError(f"{file} has no query")
     return queries
+
+
+def _keys(item_ids: Any) -> tuple[str, ...]:
+    """Keys of images.
+
+    Raises:
+        TypeError: no list of numbers and texts.
+    """
+    if not isinstance(item_ids, list | None) or not all(type(key) in (int, str) for key in item_ids or ()):
+        raise TypeError("item_ids is no list of keys")
+    return tuple(map(str, item_ids or ()))
 
 
 def retrieve_queries(
@@ -118,13 +126,16 @@ def write_submission(file: Path, queries: Sequence[Query], text_emb: NDArray[np.
     """Write the ten best images of each query, as MUGE's leaderboard takes them; keys that are numbers as numbers.
 
     Raises:
+        EvalError: an embedding is NaN or infinite.
         UnwritableError: the file cannot be written.
     """
+    if not np.isfinite(text_emb).all():
+        raise EvalError("the text embeddings hold NaN or infinity: the tower that made them has diverged")
     lines = []
     for start in range(0, len(queries), QUERIES_AT_A_TIME):
         found = search_exactly(cache, text_emb[start : start + QUERIES_AT_A_TIME], SUBMITTED)
         for query, hits in zip(queries[start : start + QUERIES_AT_A_TIME], found, strict=True):
-            keys = [int(hit.key) if hit.key.isascii() and hit.key.isdigit() else hit.key for hit in hits]
+            keys = [int(hit.key) if _NUMBER.fullmatch(hit.key) else hit.key for hit in hits]
             record = {"query_id": query.query_id, "query_text": query.text, "item_ids": keys}
             lines.append(json.dumps(record, ensure_ascii=False) + "\n")
     with explain_os_error(file):

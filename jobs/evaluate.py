@@ -26,6 +26,7 @@ from ..inference.clip import load
 from ..inference.prompts import class_embeddings
 from ..inference.towers import Towers, load_towers
 from .settings.evaluate import ProbeSettings, RetrievalSettings, SpeedSettings, ZeroShotSettings
+from .settings.report import ReportSettings
 
 KS = (1, 5, 10)
 
@@ -202,6 +203,8 @@ def evaluate_retrieval(
 
 
 def _evaluate_queries(settings: RetrievalSettings, file: Path, on_progress: OnProgress) -> QueriesResult:
+    if settings.submission:
+        require_replaceable(settings.submission)
     queries = read_queries(file)
     clip, cache = load_towers(settings.merged), Cache(settings.cache)
     require_tower_of(clip, cache)
@@ -221,6 +224,16 @@ def _evaluate_queries(settings: RetrievalSettings, file: Path, on_progress: OnPr
         num_lost=num_lost,
         submission=settings.submission,
     )
+
+
+def require_replaceable(file: Path) -> None:
+    """Refuse a file to write that is a device or a pipe, which the new file would take the place of.
+
+    Raises:
+        EvalError: it is one.
+    """
+    if file.exists() and not file.is_file():
+        raise EvalError(f"{file} is no file that can be replaced: name another, or a new one")
 
 
 def _differences(ours: Retrieval, theirs: Retrieval) -> list[Difference]:
@@ -334,11 +347,15 @@ def labelled_images(cache: Cache, settings: ZeroShotSettings | ProbeSettings) ->
     """
     if settings.labels is None:
         return labels_of(cache)
-    return labels_of(cache, _read_labels(settings), str(settings.labels))
+    return labels_of(cache, read_labels(settings), str(settings.labels))
 
 
-def _read_labels(settings: ZeroShotSettings | ProbeSettings) -> Iterator[tuple[str, str]]:
-    """Key and label of each record of the table; any table that is a source of images and captions."""
+def read_labels(settings: ZeroShotSettings | ProbeSettings | ReportSettings) -> Iterator[tuple[str, str]]:
+    """Key and label of each record of the table; any table that is a source of images and captions.
+
+    Raises:
+        EvalError: it cannot be read, or lacks a column.
+    """
     info = SourceInfo(
         path=str(settings.labels),
         sha256="",
@@ -363,11 +380,14 @@ def evaluate_probe(settings: ProbeSettings, on_progress: OnProgress = ignore_pro
 
     Raises:
         CacheError: no cache, or one that is not complete.
+        DistillError: no such device.
         EncoderError: no merged CLIP, or one that does not load.
         EvalError: images without one class each, a class that only one part has, or caches of two image towers.
     """
+    from ..distill.device import resolve_device
     from ..evals.linear_probe import Labelled, probe, split
 
+    device = str(resolve_device(settings.device))
     templates = read_templates(settings.templates)
     given = read_class_names(settings.classes) if settings.classes else None
     cache = Cache(settings.cache)
@@ -404,7 +424,7 @@ def evaluate_probe(settings: ProbeSettings, on_progress: OnProgress = ignore_pro
         settings.seeds,
         zero_shot,
         on_progress,
-        settings.device,
+        device,
     )
 
 

@@ -32,7 +32,7 @@ from ..reports.run_curves import run_figures
 from ..reports.run_towers import RunTowers
 from ..reports.thumbnails import thumbnails
 from ..reports.verdict import report_verdict, subject_verdict
-from .evaluate import evaluate_speed, labelled_images, load_other
+from .evaluate import evaluate_speed, labelled_images, load_other, read_labels, require_replaceable
 from .installed import installed_version
 from .model_card import describe_weights
 from .settings.evaluate import ProbeSettings, SpeedSettings, ZeroShotSettings
@@ -99,6 +99,7 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
     require_matplotlib()
     if settings.output.is_dir():
         raise EvalError(f"{settings.output} is a folder: name a file, e.g. -o {settings.output / 'report.html'}")
+    require_replaceable(settings.output)
     with explain_os_error(settings.output):  # before anything slow
         settings.output.parent.mkdir(parents=True, exist_ok=True)
     for file in (settings.classes, settings.against_classes):
@@ -106,6 +107,9 @@ def report(settings: ReportSettings, on_progress: OnProgress = ignore_progress) 
             read_class_names(file, settings.classes_language)
     for templates in (settings.templates, settings.against_templates):
         read_templates(templates)
+    if settings.labels:
+        for _ in read_labels(settings):
+            pass
     notes: list[str] = []
     opened = [_open(path, name) for path, name in zip(settings.runs, _names(settings.runs), strict=True)]
     caches = _caches(settings, opened, notes)
@@ -404,9 +408,9 @@ def _classes_of(cache: Cache, settings: ReportSettings, *, alone: bool) -> Label
     if settings.labels and not alone:
         try:
             return labelled_images(cache, own)
-        except EvalError:
-            return None  # of another cache
-    is_labelled = settings.labels or (settings.classes and alone) or _shares_captions(cache)
+        except EvalError:  # the table is of another cache
+            own = replace(own, labels=None)
+    is_labelled = own.labels or (settings.classes and alone) or _shares_captions(cache)
     return labelled_images(cache, own) if is_labelled else None
 
 

@@ -8,6 +8,12 @@ from ...cache.location import Location
 from ...distill.settings import require, require_at_least_one
 
 ALL = "all"
+MOST_DIGITS = 9  # of a count
+
+
+def is_count(part: str) -> bool:
+    """Whether a text is a whole number of at least 1."""
+    return part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS and int(part) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +116,7 @@ class ProbeSettings:
     def numbers(self) -> tuple[int | None, ...]:
         """Of `shots`, ascending; None for all images, at the end."""
         parts = {part.strip() for part in self.shots.split(",") if part.strip()}
-        few = sorted(int(part) for part in parts - {ALL} if part.isascii() and part.isdigit() and int(part) > 0)
+        few = sorted(int(part) for part in parts - {ALL} if is_count(part))
         require(
             bool(parts) and len(few) == len(parts - {ALL}),
             f"--shots {self.shots}: expected numbers of at least 1, or {ALL}, with commas between them",
@@ -137,7 +143,7 @@ class SpeedSettings:
         """Of `batch_sizes`, ascending."""
         parts = [part.strip() for part in self.batch_sizes.split(",")]
         require(
-            all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts),
+            all(is_count(part) for part in parts),
             f"--batch-sizes {self.batch_sizes}: expected numbers of at least 1, with commas between them",
         )
         return tuple(sorted({int(part) for part in parts}))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from ...cache.location import Location
 from ...distill.settings import require, require_at_least_one
-from .evaluate import ALL
+from .evaluate import ALL, is_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class ReportSettings:
         None
     )
     translations: Annotated[
-        bool, "the other CLIP reads the captions' translations (--translate-field of `clipglot cache`)"
+        bool, "the other CLIP reads the captions' translations (--teacher-field of `clipglot cache`)"
     ] = False
     classes: Annotated[
         Path | None, "file of class names in your language; default: the names of the classes in the cache"
@@ -57,6 +57,6 @@ class ReportSettings:
             require(not getattr(self, name) or self.against is not None, f"{flag} is of --against: pass both")
         parts = [part.strip() for part in (self.shots or ALL).split(",")]
         require(
-            all(part == ALL or (part.isascii() and part.isdigit() and int(part) > 0) for part in parts),
+            all(part == ALL or (is_count(part)) for part in parts),
             f"--shots {self.shots}: expected numbers of at least 1, or {ALL}, with commas between them",
         )

@@ -38,3 +38,12 @@ def test_a_clear_loss_is_said_plainly() -> None:
     found = difference("top-1", np.zeros(100), np.ones(100), np.arange(100))
     assert found.is_significant
     assert found.sentence("new", "old") == "top-1: new is worse than old by 100.0 points (95 % interval 100.0 to 100.0)"
+
+
+def test_few_images_that_differ_tell_nothing() -> None:
+    ours, theirs = np.ones(100), np.ones(100)
+    theirs[:5] = 0
+    found = difference("top-1", ours, theirs, np.arange(100))
+    assert (found.low > 0, found.num_differing, found.is_significant) == (True, 5, False)
+    alone = difference("top-1", np.ones(1), np.zeros(1), np.arange(1))
+    assert "cannot be told apart on 1 images" in alone.sentence("new", "old")

@@ -23,6 +23,11 @@ def names(given: dict[str, str] | list[str]) -> ClassNames:
     return ClassNames(names={str(k): tuple(v.split("|")) for k, v in items}, is_ordered=is_ordered, origin="c.txt")
 
 
+def babel_names(given: dict[str, str], num_places: int = 3) -> ClassNames:
+    by_place = {place: (name,) for place, name in given.items()}
+    return ClassNames(names=by_place, is_ordered=True, origin="babel.json", num_places=num_places)
+
+
 def label_of_rows(images: LabelledImages) -> list[str]:
     return [images.labels[i] for i in images.classes]
 
@@ -79,12 +84,40 @@ def test_names_go_to_labels_by_label_by_order_or_by_being_them(class_cache: Path
 
 def test_a_language_that_lacks_classes_leaves_their_images_out(class_cache: Path) -> None:
     images = labels_of(Cache(class_cache))
-    babel = ClassNames(names={"0": ("синий",), "2": ("красный",)}, is_ordered=True, origin="babel.json")
+    babel = babel_names({"0": "синий", "2": "красный"})
     named = with_names(images, babel)
     assert named.labels == ["blue", "red"]
     kept = [row for row, label in zip(images.rows, label_of_rows(images), strict=True) if label != "green"]
     assert named.rows.tolist() == kept
     assert named.num_unlabelled == len(images.rows) - len(kept)
+
+
+def test_indices_go_to_labels_that_are_numbers(class_cache: Path) -> None:
+    images = replace(labels_of(Cache(class_cache)), labels=["1", "10", "2"])
+    named = with_names(images, babel_names({"2": "два", "10": "десять", "11": "одиннадцать"}, 12))
+    assert dict(zip(named.labels, named.shown, strict=True)) == {"2": "два", "10": "десять"}
+    with pytest.raises(EvalError, match="no name for any class"):
+        with_names(images, babel_names({"3": "три"}, 12))
+    with pytest.raises(EvalError, match=r"from 0 to 9, and '10' is a label of the images: number them from 0"):
+        with_names(images, babel_names({"2": "два"}, 10))
+
+
+def test_indices_whose_places_are_not_known_are_refused(class_cache: Path) -> None:
+    images = labels_of(Cache(class_cache))
+    with pytest.raises(EvalError, match="indices of 4 classes, the images have 3, so the places"):
+        with_names(images, babel_names({"0": "a", "2": "b"}, 4))  # all images of a class may have failed
+    words, synsets = ([f"{word}{i:08}" for i in range(1000)] for word in ("tench", "n"))
+    every = replace(images, labels=words, classes=np.zeros_like(images.classes))
+    with pytest.raises(EvalError, match="in the order of n01440764"):
+        with_names(every, babel_names({"0": "линь"}, 1000))
+    assert with_names(replace(every, labels=synsets), babel_names({"0": "линь"}, 1000)).shown == ["линь"]
+
+
+def test_names_in_order_of_numbers_are_refused_where_text_sorts_otherwise(class_cache: Path) -> None:
+    images = labels_of(Cache(class_cache))
+    with pytest.raises(EvalError, match=r"the labels are numbers, which sort as text otherwise \('1', '10', '2'"):
+        with_names(replace(images, labels=["1", "10", "2"]), names(["eins", "zwei", "zehn"]))
+    assert with_names(replace(images, labels=["1", "2", "3"]), names(["eins", "zwei", "drei"])).shown[2] == "drei"
 
 
 def test_names_in_order_go_to_folders_as_torchvision_sorts_them(
@@ -111,6 +144,8 @@ def test_labels_may_be_written_as_the_folders_are(class_cache: Path) -> None:
     ("given", "message"),
     [
         (["red", "Green", "blue"], r"c\.txt names 'red' in the place of class 'blue', and not all labels"),
+        (["Red", "Green", "Blue"], r"c\.txt names 'Red' in the place of class 'blue'"),
+        (["rot|Red", "grün", "blau"], r"c\.txt names 'Red' in the place of class 'blue'"),
         (["a", "b"], r"c\.txt has 2 classes, the images have 3: write a line for each"),
         (["a", "b", "c", "d"], r"c\.txt has 4 classes, the images have 3"),
         ({"red": "a", "blue": "b"}, r"has no names for 'green', which the images have: add them"),
@@ -125,6 +160,12 @@ def test_a_file_that_does_not_fit_the_images(
 ) -> None:
     with pytest.raises(EvalError, match=message):
         with_names(labels_of(Cache(class_cache)), names(given))
+
+
+def test_two_ways_to_write_a_label_are_refused(class_cache: Path) -> None:
+    images = replace(labels_of(Cache(class_cache)), labels=["dark blue", "green", "red"])
+    with pytest.raises(EvalError, match=r"'dark blue' and an earlier label are one class"):
+        with_names(images, names({"red": "c", "green": "b", "dark_blue": "a", "dark blue": "d"}))
 
 
 def test_distractors_are_further_choices(class_cache: Path) -> None:

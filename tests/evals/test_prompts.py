@@ -99,12 +99,23 @@ def test_babel_imagenet_names_classes_of_a_language_by_their_place(tmp_path: Pat
         ("c.json", "[1, 2]", r"expected a list of names, or an object"),
         ("c.json", '{"a": []}', r"expected a list of names, or an object"),
         ("c.json", "{", r"c\.json is no JSON"),
+        ("c.json", "[" * 100_000, r"c\.json is no JSON \(nested too deeply\)"),
+        ("c.json", f"[{'1' * 5000}]", r"c\.json is no JSON \(Exceeds the limit"),
+        ("c.json", '["\\ud800"]', r"c\.json is no JSON \('utf-8' codec can't encode"),
+        ("c.json", '{"RU": [[-1], ["a"]]}', r"expected a list of names, or an object"),
+        ("c.json", '{"RU": [[1, 1], ["a", "b"]]}', r"c\.json: RU has an index twice"),
     ],
 )
 def test_a_bad_file_of_classes_is_one_clear_error(name: str, content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(EvalError, match=message):
-        read_class_names(tmp_path / name)
+        read_class_names(tmp_path / name, "RU")
+
+
+def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipglot.evals.prompts.MAX_BYTES", 1000)
+    with pytest.raises(EvalError, match=r"/dev/zero has more than 1,000 bytes"):
+        read_class_names(Path("/dev/zero"))
 
 
 def test_absent_and_foreign_files_are_named(tmp_path: Path) -> None:

@@ -232,6 +232,14 @@ def test_queries_of_muge_count_once_and_make_a_submission(merged: Path, tiny_cac
     assert (
         "queries.jsonl:2: expected an object" in run("eval", "retrieval", merged, tiny_cache, "--queries", file).stderr
     )
+    for item_ids in ('"47"', "[1.5]", "[" * 100_000):
+        file.write_text(f'{{"query_id": 3, "query_text": "x", "item_ids": {item_ids}}}\n')
+        done = run("eval", "retrieval", merged, tiny_cache, "--queries", file)
+        assert "queries.jsonl:1: expected an object" in done.stderr
+    file.write_text(json.dumps(queries[0] | {"query_text": "a\u2028b\x85c"}, ensure_ascii=False) + "\n")
+    command = ["eval", "retrieval", merged, tiny_cache, "--queries", file]
+    assert result(*command)["num_queries"] == 1
+    assert "no file that can be replaced" in run(*command, "--submission", "/dev/full").stderr
     file.write_text(json.dumps({"query_id": 3, "query_text": "x", "item_ids": [4711]}) + "\n")
     assert "no image with key '4711'" in run("eval", "retrieval", merged, tiny_cache, "--queries", file).stderr
 
@@ -252,6 +260,7 @@ def test_a_probe_is_scikit_learns_on_the_same_images(merged: Path, class_cache: 
     held_out = result("eval", "probe", class_cache, "--shots", "1", "--test-share", 0.25)
     assert (held_out["num_train"], held_out["num_test"]) == (18, 6)
     assert "zero-shot" in run("eval", "probe", class_cache, "--shots", "1", "--merged", merged).output
+    assert "--device nowhere: not usable here" in run("eval", "probe", class_cache, "--device", "nowhere").stderr
 
 
 def test_speed_and_size_are_measured(merged: Path, tiny_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,6 +282,7 @@ def test_speed_and_size_are_measured(merged: Path, tiny_cache: Path, monkeypatch
     [
         (["probe", "CACHE", "--shots", "0"], "--shots 0"),
         (["probe", "CACHE", "--shots", "1,many"], "--shots 1,many"),
+        (["probe", "CACHE", "--shots", "9" * 5000], "--shots 999"),
         (["probe", "CACHE", "--classes", "x"], "need --merged"),
         (["speed", "MERGED", "--batch-sizes", "1,,2"], "--batch-sizes 1,,2"),
         (["zeroshot", "MERGED", "CACHE", "--interpolate", "0.5"], "--interpolate is of --against"),

@@ -210,6 +210,16 @@ def test_a_tower_is_compared_with_another(
     assert theirs.name in result.report.verdict
 
 
+def test_class_folders_keep_their_classes_beside_a_table_of_another_cache(
+    merged: Path, class_cache: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("image,label\n" + "".join(f"images/{i:04}.png,{'ab'[i % 2]}\n" for i in range(10)))
+    result, _ = write(merged, tmp_path / "r.html", cache=(tiny_cache, class_cache), labels=table)
+    scores = [cache.towers[0].zero_shot for cache in result.report.caches]
+    assert [score and len(score.classes) for score in scores] == [2, len(WORDS)]
+
+
 def test_towers_that_read_other_classes_are_not_compared(merged: Path, class_cache: Path, tmp_path: Path) -> None:
     names = tmp_path / "more.txt"
     names.write_text("\n".join(f"{label}\t{label}" for label in [*WORDS, "пятый"]))
@@ -393,6 +403,8 @@ def test_what_is_no_run_is_refused(
         ([merged, "--against-classes", tmp_path], "--against"),
         ([merged, "--shots", "0"], "--shots 0"),
         ([merged, "-o", tmp_path], "is a folder"),
+        ([merged, "-o", "/dev/full"], "/dev/full is no file that can be replaced"),
+        ([merged, "--cache", tiny_cache, "--cache", tiny_cache, "--labels", tmp_path / "absent.csv"], "absent.csv: no"),
         ([merged, "-o", "/proc/nowhere/r.html"], "/proc/nowhere/r.html"),
         ([merged, "--cache", tiny_cache, "--classes", tmp_path / "absent.txt"], "absent.txt"),
         ([merged, "--cache", tiny_cache, "--labels", manifest], "label"),

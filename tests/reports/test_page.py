@@ -74,7 +74,7 @@ def cache_of(*recalls: float, low: float = 0.1, high: float = 0.3) -> CacheFigur
     towers = [
         TowerFigures(name=f"t{i}", retrieval={EVERYTHING: retrieval(r)}, spread=spread) for i, r in enumerate(recalls)
     ]
-    difference = Difference(metric="R@1", ours=0.5, theirs=0.3, low=low, high=high, num_images=50)
+    difference = Difference(metric="R@1", ours=0.5, theirs=0.3, low=low, high=high, num_images=50, num_differing=20)
     towers = [replace(t, differences=[difference] if i else []) for i, t in enumerate(towers)]
     chance = {"r_at_1": 0.02, "r_at_10": 0.2}
     return CacheFigures(
@@ -118,7 +118,7 @@ def test_a_run_gets_its_verdict_and_a_page(run: RunFigures, said: str) -> None:
 )
 def test_the_best_of_several_is_named(cache: CacheFigures, said: str) -> None:
     if "before" in said:  # the difference is that of the interval, whatever the recalls are
-        worse = Difference(metric="R@1", ours=0.3, theirs=0.5, low=-0.3, high=-0.1, num_images=50)
+        worse = Difference(metric="R@1", ours=0.3, theirs=0.5, low=-0.3, high=-0.1, num_images=50, num_differing=20)
         cache = replace(cache, towers=[cache.towers[0], replace(cache.towers[1], differences=[worse])])
         said = said.replace("the two cannot be told apart", "the difference is significant")
     report = report_of(subject_of("t0"), subject_of("t1"), caches=(cache,))
