@@ -1,5 +1,6 @@
 """`clipglot eval …`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -49,22 +50,21 @@ def retrieval(settings: RetrievalSettings, as_json: bool) -> None:
     elif isinstance(result, QueriesResult):
         _print_queries(result)
     else:
-        _print_retrieval(result)
+        _print_retrieval(settings.merged, result)
 
 
-def _print_retrieval(result: "RetrievalResult") -> None:
-    columns = ("direction", "R@1", "R@5", "R@10", "median rank", "queries", "candidates")
-    reports = {"all" if result.languages else "": result.report, **result.languages}
-    first = ("captions",) if result.languages or result.against else ()
+def _print_retrieval(merged: Path, result: "RetrievalResult") -> None:
+    columns = ("direction", "R@1", "R@5", "R@10", "median rank", "queries", "candidates", "mean recall")
+    reports = [("all captions", result.report), *result.languages.items()]
     if result.against:
-        reports = {"": result.report, **result.languages, result.against.name: result.against.report}
-    rows = table(*first, *columns, numbers=columns[1:])
-    for name, report in reports.items():
+        reports = [(f"{merged.name}, {captions}" if result.languages else merged.name, r) for captions, r in reports]
+        reports.append((result.against.name, result.against.report))
+    rows = table("", *columns, numbers=columns[1:])
+    for name, report in reports:
         for i, cells in enumerate(_recalls(report)):
-            rows.add_row(*((name if i == 0 else "",) if first else ()), *cells)
+            rows.add_row(*(("", *cells) if i else (name, *cells, percent(report.mean_recall))))
     output.print(rows)
-    say(f"mean recall {percent(result.report.mean_recall)}")
-    _print_against(result.against)
+    _print_against(result.against, "R@1")
 
 
 def _recalls(report: "RetrievalReport") -> list[tuple[str, ...]]:
@@ -81,9 +81,11 @@ def _recalls(report: "RetrievalReport") -> list[tuple[str, ...]]:
     ]
 
 
-def _print_against(against: "Against | None") -> None:
-    for sentence in against.sentences if against else ():
-        say(sentence)
+def _print_against(against: "Against | None", metric: str = "") -> None:
+    """What the differences of a metric say; of all by default. --json has every one."""
+    for difference, sentence in zip(against.differences, against.sentences, strict=True) if against else ():
+        if metric in difference.metric:
+            say(sentence)
 
 
 def _print_queries(result: "QueriesResult") -> None:
@@ -129,20 +131,27 @@ def _print_zeroshot(settings: ZeroShotSettings, result: "ZeroShotResult") -> Non
     reports = [(settings.merged.name, result.report)]
     if result.against:
         reports.append((result.against.name, result.against.report))
-    columns = ("top-1", "top-5", "mean per class", "ROC-AUC", "images", "classes")
+    is_binary = result.report.roc_auc is not None
+    columns = ("top-1", "top-5", "mean per class", *(("ROC-AUC",) if is_binary else ()), "images", "classes")
     rows = table("CLIP", *columns, numbers=columns)
     for name, report in reports:
         shares = (report.top1, report.top5, report.mean_per_class)
-        auc = "" if report.roc_auc is None else f"{report.roc_auc:.3f}"
-        cells = ("" if share is None else percent(share) for share in shares)
-        rows.add_row(name, *cells, auc, f"{report.num_images:,}", f"{len(report.classes):,}")
+        cells = ["" if share is None else percent(share) for share in shares]
+        cells += [f"{report.roc_auc:.3f}"] if is_binary and report.roc_auc is not None else []
+        rows.add_row(name, *cells, f"{report.num_images:,}", f"{len(report.classes):,}")
     rows.add_row("chance", percent(result.report.chance), style="dim")
     output.print(rows)
     _print_against(result.against)
     if result.num_unlabelled:
         say(f"{result.num_unlabelled:,} embedded images have no class and are left out")
-    prompts = result.templates[0] if len(result.templates) == 1 else f"{len(result.templates)} templates"
-    say(f"prompts: {prompts}" + (" (--templates ru, for example, has more)" if prompts == "{}" else ""))
+    if result.templates == ("{}",):
+        say("prompts: the names alone (--templates ru, for example, averages several)")
+    else:
+        say(f"prompts: {', '.join(settings.templates)}")
+    if result.against and not settings.against_classes:
+        say(f"{result.against.name} read the same names; --against-classes FILE gives it others, e.g. English ones")
+    if result.report.top1 < result.report.chance and settings.classes:
+        say("below chance: does each name in --classes stand with its label? Names without labels are in their order")
     if result.interpolated:
         between = table("share", "top-1", "mean per class", numbers=("share", "top-1", "mean per class"))
         for each in result.interpolated:
@@ -160,7 +169,8 @@ def _print_classes(result: "ZeroShotResult") -> None:
     rows = table("class", "accuracy", "precision", "images", numbers=("accuracy", "precision", "images"))
     for score in weakest:
         shares = (score.accuracy, score.precision)
-        rows.add_row(score.name, *("" if s is None else percent(s) for s in shares), f"{score.num_images:,}")
+        shown = score.name if score.name == score.label else f"{score.label}: {score.name}"
+        rows.add_row(shown, *("" if s is None else percent(s) for s in shares), f"{score.num_images:,}")
     output.print(rows)
     if len(with_images) > CLASSES_SHOWN:
         say(f"the {CLASSES_SHOWN} weakest of {len(with_images):,} classes; --json has all")
@@ -175,6 +185,9 @@ def _print_classes(result: "ZeroShotResult") -> None:
         for cell in confused:
             pairs.add_row(name[cell.label], name[cell.predicted], f"{cell.num_images:,}")
         output.print(pairs)
+        wrong = round((1 - report.top1) * report.num_images)
+        if (left := wrong - sum(cell.num_images for cell in confused)) > 0:
+            say(f"and {left:,} more of {wrong:,} errors; --json has all")
 
 
 @evaluate.command()
@@ -201,7 +214,7 @@ def probe(settings: ProbeSettings, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
-    columns = ("images a class", "accuracy", "lowest", "highest", "mean per class", "C", "training images")
+    columns = ("images a class", "accuracy", "lowest", "highest", "mean per class", "penalty C", "training images")
     rows = table(*columns, numbers=columns)
     if report.zero_shot is not None:
         rows.add_row("zero-shot", percent(report.zero_shot))
@@ -213,6 +226,9 @@ def probe(settings: ProbeSettings, as_json: bool) -> None:
     rows.add_row("chance", percent(report.chance), style="dim")
     output.print(rows)
     say(f"{report.num_test:,} test images of {report.num_classes:,} classes")
+    for point in report.points:
+        if point.num_short:
+            say(f"{point.shots:,} images a class: {point.num_short:,} classes have fewer, and give all but one")
 
 
 @evaluate.command()
@@ -230,7 +246,7 @@ def speed(settings: SpeedSettings, as_json: bool) -> None:
     if as_json:
         print_json(report.to_json())
         return
-    columns = ("batch", "per second", "slowest", "fastest")
+    columns = ("batch", "per second", "lowest", "highest")
     rows = table("tower", *columns, numbers=columns)
     for rate in report.rates:
         rows.add_row(rate.side, f"{rate.batch:,}", *(f"{value:,.1f}" for value in (rate.per_s, rate.low, rate.high)))

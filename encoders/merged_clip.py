@@ -226,6 +226,8 @@ def load_merged(folder: Path, *, by_open_clip: bool = False) -> MergedClip:
     Raises:
         EncoderError: no such folder, or one that does not load.
     """
+    if (folder / "run.json").is_file():
+        raise EncoderError(f"{folder} is a run: merge it with `clipglot export {folder} -o MERGED` and pass that")
     if not (folder / CLIP_CONFIG).is_file():
         raise EncoderError(
             f"{folder}: no {CLIP_CONFIG} in it: make a merged CLIP with `clipglot export RUN -o {folder}`"
@@ -296,10 +298,18 @@ def _of_open_clip(
     if own is None:
         try:
             tokenizer = clip_tokenizer(name if ":" in name else name.replace("/", "-"), config)
-            tokenizer(["a caption"])  # some damage shows only here
+            ids = tokenizer(["a caption"])  # some damage shows only here
         except Exception as error:  # a missing or damaged tokenizer file, of any kind
             shown = name.removeprefix(LOCAL_PREFIX)
             raise EncoderError(f"{shown}: its tokenizer does not load ({error})") from error
+        try:
+            with torch.inference_mode():
+                clip.encode_text(ids)
+        except IndexError:
+            pass  # ids that the tower does not have, which `encode_texts` names
+        except Exception as error:  # of a damaged configuration, such as no id of the end of a text
+            shown = name.removeprefix(LOCAL_PREFIX)
+            raise EncoderError(f"{shown}: its text tower does not compute ({error!r})") from error
     bias = getattr(clip, "logit_bias", None)
     return MergedClip(
         name=name.removeprefix(LOCAL_PREFIX),

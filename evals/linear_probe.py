@@ -46,6 +46,7 @@ class ProbePoint:
         mean_per_class: mean accuracy of the classes, over the draws.
         penalties: chosen in each draw, as scikit-learn's C.
         num_train: images of a draw.
+        num_short: classes that have fewer images, and give all but one.
     """
 
     shots: int | None
@@ -56,6 +57,7 @@ class ProbePoint:
     mean_per_class: float
     penalties: list[float]
     num_train: int
+    num_short: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ def probe(
                 mean_per_class=float(np.mean([per_class for _, per_class, _, _ in found])),
                 penalties=[penalty for _, _, penalty, _ in found],
                 num_train=found[0][3],
+                num_short=0 if each is None else int((np.bincount(train.classes) - 1 < each).sum()),
             )
         )
     return ProbeReport(

@@ -1,6 +1,7 @@
 """Class names and prompt templates of zero-shot classification, from files of users."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,11 @@ def _from_lines(file: Path, text: str) -> tuple[dict[str, tuple[str, ...]], bool
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise EvalError(f"{file}:{number} is empty: delete the line")
+        if "\t" not in line and re.search(r"\S {2,}\S", line):
+            raise EvalError(
+                f"{file}:{number} has several spaces in a row: write a tab between label and names, or one space in a "
+                "name"
+            )
     labelled = sum("\t" in line for line in lines)
     if labelled not in (0, len(lines)):
         number = next(i for i, line in enumerate(lines, 1) if ("\t" in line) != (labelled > len(lines) / 2))

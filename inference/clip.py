@@ -20,7 +20,7 @@ from .images import is_single, to_pixels
 from .onnx_clip import OnnxClip
 from .onnx_layout import is_onnx
 from .progress import steps
-from .prompts import PLAIN, class_embeddings, has_place
+from .prompts import PLAIN, TEMPLATES, class_embeddings, has_place
 from .towers import Towers, ranked, require_same_tower
 
 if TYPE_CHECKING:
@@ -273,7 +273,7 @@ class CLIP:
         images: Any,
         labels: Sequence[str],
         *,
-        templates: Sequence[str] = PLAIN,
+        templates: str | Sequence[str] = PLAIN,
         skip_errors: bool = False,
         progress: bool | None = None,
     ) -> Any:
@@ -282,8 +282,8 @@ class CLIP:
         Args:
             images: as of `encode_image`.
             labels: at least one.
-            templates: sentences with `{}` in the place of a label, such as "a photo of a {}"; a label's embedding is
-                the mean over them.
+            templates: sentences with `{}` in the place of a label, such as "a photo of a {}", or a language with
+                built-in ones: "en", "ru", "zh", "ko"; a label's embedding is the mean over them.
             skip_errors: None in the place of an image that cannot be embedded, with a warning.
             progress: as of `encode_text`.
 
@@ -300,6 +300,8 @@ class CLIP:
         """
         if isinstance(labels, str) or not len(labels) or not all(isinstance(label, str) for label in labels):
             raise InputError("no labels to choose from: pass a list of texts, at least one")
+        if isinstance(templates, str):
+            templates = TEMPLATES.get(templates, (templates,))
         if bad := [template for template in templates if not has_place(template)] or (
             [""] if not len(templates) else []
         ):
@@ -404,8 +406,6 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     """
     name = str(model).removeprefix("local-dir:")
     folder, repository = Path(name), name.removeprefix("hf-hub:")
-    if (folder / "run.json").is_file():
-        raise EncoderError(f"{folder} is a run: merge it with `clipglot export {folder} -o MERGED` and load that")
     if (folder / "zarr.json").is_file():
         raise EncoderError(f"{folder} is a cache: open it with clipglot.open_cache")
     if pretrained is None and is_onnx(folder):

@@ -242,7 +242,7 @@ def _differences(ours: Retrieval, theirs: Retrieval) -> list[Difference]:
     for direction in ("text_to_image", "image_to_text"):
         own, other = getattr(ours, direction), getattr(theirs, direction)
         for k in KS:
-            metric = f"{direction.replace('_', ' ')} R@{k}"
+            metric = f"{direction.replace('_to_', ' → ')} R@{k}"
             result.append(difference(metric, own.recall(k), other.recall(k), own.images))
     return result
 

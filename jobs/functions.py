@@ -106,6 +106,10 @@ def _converted(value: Any, hint: Any) -> Any:
             return Path(value)
     if value is None and type(None) in kinds:
         return None
+    if isinstance(value, list | tuple) and not any(get_origin(kind) is tuple for kind in kinds):
+        if str not in kinds:
+            raise TypeError(f"{value!r}: expected a single value")
+        value = ",".join(map(str, value))  # numbers that the command line takes with commas between them
     if several := [kind for kind in kinds if get_origin(kind) is tuple]:
         items = value if isinstance(value, list | tuple) else () if value is None else (value,)
         return tuple(_converted(item, get_args(several[0])[0]) for item in items)

@@ -44,7 +44,7 @@ def run_verdict(run: RunFigures) -> str:
     told = "" if loss is None else f" its loss is {loss:.2f} at {where}"
     if told and run.chance_loss is not None:
         told += f", where chance is {run.chance_loss:.2f}"
-    return f"This run has no validation yet{':' if told else ''}{told}."
+    return f"This run has no validation (--val){':' if told else ''}{told}."
 
 
 def _is_at_chance(run: RunFigures) -> bool:
@@ -116,7 +116,7 @@ def report_verdict(subjects: Sequence[Subject], caches: Sequence[CacheFigures]) 
         first = towers[0]
         if best is first:
             second = max(towers[1:], key=main_figure)
-            told += f", before {second.name} with {percent(main_figure(second))}"
+            told += f", ahead of {second.name} with {percent(main_figure(second))}"
             pair, sign = second, -1
         else:
             told += f", {first.name} {percent(main_figure(first))}"

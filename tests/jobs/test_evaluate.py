@@ -179,7 +179,7 @@ def test_retrieval_against_the_tower_that_reads_translations(fine_tuned: dict[st
     plain = result("eval", "retrieval", ENGLISH_CLIP, fine_tuned["cache"])
     assert found["against"]["report"] == plain  # the translations are the captions here
     assert len(found["against"]["differences"]) == 6
-    assert "text to image R@1" in run(*command).output
+    assert "text → image R@1" in run(*command).output
 
 
 def test_languages_are_measured_one_by_one(
