@@ -50,13 +50,11 @@ class Difference:
     def sentence(self, ours: str, theirs: str) -> str:
         """What the interval says.
 
-        >>> Difference(metric="R@1", ours=0.5, theirs=0.4, low=0.02, high=0.18, num_images=100, num_differing=12).sentence(
-        ...     "new", "old"
-        ... )
+        >>> num = {"num_images": 100, "num_differing": 12}
+        >>> Difference(metric="R@1", ours=0.5, theirs=0.4, low=0.02, high=0.18, **num).sentence("new", "old")
         'R@1: new is better than old by 10.0 points (95 % interval 2.0 to 18.0)'
-        >>> Difference(metric="R@1", ours=0.4, theirs=0.4, low=-0.02, high=0.02, num_images=9, num_differing=2).sentence(
-        ...     "new", "old"
-        ... )
+        >>> num = {"num_images": 9, "num_differing": 2}
+        >>> Difference(metric="R@1", ours=0.4, theirs=0.4, low=-0.02, high=0.02, **num).sentence("new", "old")
         'R@1: new and old cannot be told apart on 9 images (difference 0.0 points, 95 % interval -2.0 to 2.0)'
         """
         points = 100 * self.difference

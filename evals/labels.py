@@ -58,10 +58,12 @@ def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, orig
         origin: of the table, for messages.
 
     Raises:
-        EvalError: an image has several captions or labels, or none has a class.
+        EvalError: no images, an image has several captions or labels, or none has a class.
         CacheError: the cache is not complete.
     """
     embedded = cache.require_sealed().status() == Status.EMBEDDED
+    if not cache.info.source.images:
+        raise EvalError(f"{cache.path} has no images, but translations (--no-images): pass a cache of images")
     label_of = _from_table(cache, table, origin) if table is not None else _from_captions(cache)
     rows = np.array(sorted(row for row in label_of if embedded[row]), np.int64)
     if not len(rows):
@@ -199,8 +201,8 @@ def _require_imagenet(labels: Sequence[str], given: ClassNames, *, has_numbers: 
     if has_numbers:
         if unknown := [label for label in labels if int(label) >= given.num_places]:
             raise EvalError(
-                f"{given.origin} has indices from 0 to {given.num_places - 1:,}, and {_some(unknown)} is a label of the "
-                "images: number them from 0, as ImageNet does"
+                f"{given.origin} has indices from 0 to {given.num_places - 1:,}, and {_some(unknown)} is a label of "
+                "the images: number them from 0, as ImageNet does"
             )
         return
     if len(labels) < given.num_places:

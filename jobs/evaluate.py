@@ -270,7 +270,9 @@ def evaluate_zeroshot(settings: ZeroShotSettings, on_progress: OnProgress = igno
     templates = read_templates(settings.templates)
     given = read_class_names(settings.classes, settings.classes_language) if settings.classes else None
     other_templates = read_templates(settings.against_templates) if settings.against_templates else templates
-    other_given = read_class_names(settings.against_classes) if settings.against_classes else given
+    other_given = (
+        read_class_names(settings.against_classes, settings.classes_language) if settings.against_classes else given
+    )
     cache = Cache(settings.cache)
     images = labelled_images(cache, settings)
     named = with_names(images, given, distractors=settings.distractors) if given else images

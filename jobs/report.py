@@ -372,6 +372,11 @@ def _measure(
     alone: bool,
 ) -> CacheFigures:
     images = _classes_of(cache, settings, alone=alone)
+    if not cache.info.source.images:
+        notes.append(
+            f"{cache.path.name} has no images (--no-images): what is called an image here is the embedding of a "
+            "translation"
+        )
     if images is None:
         own_texts = "translations" if settings.translations else ""
     else:
@@ -419,7 +424,7 @@ def _shares_captions(cache: Cache) -> bool:
     if cache.info.source.kind == CLASS_FOLDERS:
         return True
     owners = cache.caption_image()
-    if not len(owners) or len(np.unique(owners)) < len(owners):
+    if not cache.info.source.images or not len(owners) or len(np.unique(owners)) < len(owners):
         return False
     return 2 <= len(set(cache.captions())) <= min(len(owners) / 2, MOST_CLASSES)
 

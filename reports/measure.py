@@ -75,7 +75,7 @@ def measure_captions(
         on_progress: called through the stages of each tower.
 
     Raises:
-        EvalError: no caption of an embedded image, or no translations.
+        EvalError: no caption of an embedded image, or not as many translations.
         CacheError: the cache is not complete, or damaged.
     """
     captions = cached_captions(cache)
@@ -86,6 +86,11 @@ def measure_captions(
     figures: list[TowerFigures] = []
     for i, tower in enumerate(towers):
         read = cached_captions(cache, translations=True) if tower.translations else captions
+        if len(read.texts) != len(captions.texts):
+            raise EvalError(
+                f"{cache.path} has {len(captions.texts):,} captions and {len(read.texts):,} translations: "
+                "the comparison needs one for each"
+            )
         text_emb = encode(tower.towers, read.texts, on_progress)
         found = retrieve_captions(read, text_emb, on_progress=on_progress)
         places.append(found)

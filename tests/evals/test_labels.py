@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipglot.cache.read.cache import Cache
+from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.evals.errors import EvalError
 from clipglot.evals.labels import LabelledImages, labels_of, with_names
 from clipglot.evals.prompts import ClassNames
@@ -174,6 +175,15 @@ def test_distractors_are_further_choices(class_cache: Path) -> None:
     named = with_names(images, given, distractors=True)
     assert named.labels == ["blue", "green", "red", "azure"]
     assert label_of_rows(named) == label_of_rows(images)
+
+
+def test_a_cache_without_images_has_no_classes(
+    make_cache: Callable[..., Any], translated_manifests: dict[str, Path], tmp_path: Path
+) -> None:
+    given = {"model": f"local-dir:{ENGLISH_CLIP}", "teacher_field": ("en",)}
+    cache = make_cache(translated_manifests["val"], tmp_path / "c.zarr", **given, images=False, limit=20).cache
+    with pytest.raises(EvalError, match=r"has no images, but translations \(--no-images\)"):
+        labels_of(cache)
 
 
 def test_a_label_without_captions_is_refused(make_cache: Callable[..., Any], manifest: Path, tmp_path: Path) -> None:

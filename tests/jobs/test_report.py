@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
+from clipglot.demo.run import ENGLISH_CLIP
 from clipglot.distill.errors import DistillError
 from clipglot.encoders.errors import EncoderError
 from clipglot.evals.errors import EvalError
@@ -466,6 +467,23 @@ def test_another_tower_reads_the_translations(
     assert theirs.retrieval[EVERYTHING].text_to_image.r_at_1 == pytest.approx(np.mean(right), abs=0.01)
     assert "other with translations" in page.text
     assert ours.differences
+
+
+def test_what_has_not_as_many_translations_or_no_images_is_said(
+    make_cache: Callable[..., Any], manifest: Path, tmp_path: Path
+) -> None:
+    english, records = f"local-dir:{ENGLISH_CLIP}", [json.loads(line) for line in manifest.read_text().splitlines()]
+    for name, lacking in (("some", ""), ("all", "noise")):
+        lines = [{"image": r["image"], "text": f"шум {i}", "en": f"noise {i}"} for i, r in enumerate(records[:9])]
+        table = manifest.parent / f"{name}.jsonl"
+        table.write_text("".join(json.dumps(line) + "\n" for line in [*lines[:-1], lines[-1] | {"en": lacking}]))
+    given = {"model": english, "teacher_field": ("en",)}
+    some = make_cache(manifest.parent / "some.jsonl", tmp_path / "some.zarr", **given).cache.path
+    with pytest.raises(EvalError, match="9 captions and 8 translations"):
+        write(ENGLISH_CLIP, tmp_path / "r.html", cache=(some,), against=str(ENGLISH_CLIP), translations=True)
+    texts = make_cache(manifest.parent / "all.jsonl", tmp_path / "texts.zarr", **given, images=False).cache.path
+    result, _ = write(ENGLISH_CLIP, tmp_path / "r.html", cache=(texts,))
+    assert any("texts.zarr has no images" in note for note in result.report.notes)
 
 
 def test_each_language_is_in_the_tables(
