@@ -86,7 +86,7 @@ def cache_of(*recalls: float, low: float = 0.1, high: float = 0.3) -> CacheFigur
     ("run", "said"),
     [
         (run_of(), "no step yet"),
-        (run_of(curves={"loss": curve(2.5, 2.25)}), "no validation yet: its loss is 2.25 at step 20 of 100"),
+        (run_of(curves={"loss": curve(2.5, 2.25)}), "no validation (--val): its loss is 2.25 at step 20 of 100"),
         (run_of(curves={"loss": curve(2.5, None)}, diverged_at=20), "diverged at step 20"),
         (run_of(curves={"r_at_1": curve(0.1, 0.3, 0.2)}, best_step=20, step=30), "30.0 % of them (best validation"),
         (
@@ -112,12 +112,12 @@ def test_a_run_gets_its_verdict_and_a_page(run: RunFigures, said: str) -> None:
         (cache_of(0.3, 0.5, low=-0.1), "t1 finds most images of c: 50.0 %, t0 30.0 %; the two cannot be told apart."),
         (
             cache_of(0.5, 0.3, low=-0.3, high=-0.1),
-            "t0 finds most images of c: 50.0 %, before t1 with 30.0 %; the two cannot be told apart.",
+            "t0 finds most images of c: 50.0 %, ahead of t1 with 30.0 %; the two cannot be told apart.",
         ),
     ],
 )
 def test_the_best_of_several_is_named(cache: CacheFigures, said: str) -> None:
-    if "before" in said:  # the difference is that of the interval, whatever the recalls are
+    if "ahead of" in said:  # the difference is that of the interval, whatever the recalls are
         worse = Difference(metric="R@1", ours=0.3, theirs=0.5, low=-0.3, high=-0.1, num_images=50, num_differing=20)
         cache = replace(cache, towers=[cache.towers[0], replace(cache.towers[1], differences=[worse])])
         said = said.replace("the two cannot be told apart", "the difference is significant")
