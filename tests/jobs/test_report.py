@@ -300,7 +300,7 @@ def test_a_null_loss_of_an_older_run_is_a_gap(tiny_run: Path, tmp_path: Path) ->
 def test_a_run_without_validation(tiny_cache: Path, make_run: Callable[..., Path], tmp_path: Path) -> None:
     run = make_run(tiny_cache, tmp_path / "plain")
     result, page = write(run, tmp_path / "r.html")
-    assert result.report.verdict.startswith("This run has no validation yet: its loss is ")
+    assert result.report.verdict.startswith("This run has no validation (--val): its loss is ")
     assert "chance is 2.08" in result.report.verdict
     assert "own pairs" in page.text
     measured, _ = write(run, tmp_path / "measured.html", cache=(tiny_cache,))
