@@ -308,6 +308,7 @@ def _caches(settings: ReportSettings, opened: Sequence[_Opened], notes: list[str
     if settings.cache:
         return [Cache(path) for path in settings.cache]
     found: dict[str, Cache] = {}
+    without_val: list[str] = []
     for each in opened:
         if each.run is None:
             notes.append(f"{each.subject.name} was measured on no cache: pass --cache CACHE")
@@ -317,12 +318,14 @@ def _caches(settings: ReportSettings, opened: Sequence[_Opened], notes: list[str
             continue
         val = _val_cache(each.run)
         if val is None:
-            notes.append(f"{each.subject.name} was trained without --val, and no --cache was passed")
+            without_val.append(each.subject.name)
             continue
         try:
             found.setdefault(str(val), Cache(val))
         except CacheError as error:
             notes.append(f"The validation cache of {each.subject.name} is not there ({error}): pass --cache CACHE")
+    measured = "so it is measured on those of the others" if found else "and no --cache was passed"
+    notes += [f"{name} was trained without --val, {measured}" for name in without_val]
     return list(found.values())
 
 
