@@ -47,7 +47,7 @@ def run_blocks(section: str, folder: Path, clip: Path) -> str:
     environment = os.environ | {"PATH": python, "CLIP": f"--model local-dir:{clip}", "HF_HUB_OFFLINE": "1"}
     printed = ""
     for block in blocks:
-        block = block.replace("ViT-B-32:openai", str(clip))
+        block = block.replace("ViT-B-32:openai", str(clip)).replace("cifar10 cifar100 ", "")  # one set tells all
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block], cwd=folder, env=environment, capture_output=True, text=True
         )
@@ -135,6 +135,18 @@ def test_the_guide_itself(workplace: Path, tiny_clip: Path, merged: Path) -> Non
     shutil.copytree(workplace / "classes.zarr", workplace / "classes-test.zarr")
     assert "test images of 3 classes" in run_blocks("Linear probe", workplace, tiny_clip)
     assert "p95" in run_blocks("Speed", workplace, tiny_clip)
+
+
+@pytest.mark.slow
+def test_the_worked_example_of_several_sets(workplace: Path, tiny_clip: Path) -> None:
+    draw_classes(workplace / "caltech101", per_class=4)
+    (workplace / "caltech101.ru.txt").write_text("blue\tсиний\ngreen\tзелёный\nred\tкрасный\n", encoding="utf-8")
+    run_blocks("Worked examples", workplace, tiny_clip)
+    found = json.loads((workplace / "caltech101.zeroshot.json").read_text())
+    page = (workplace / "caltech101.html").read_text(encoding="utf-8")
+    assert [score["name"] for score in found["classes"]] == ["синий", "зелёный", "красный"]
+    assert f"{found['top1']:.1%}".replace("%", " %") in page.replace("\u202f", " ").replace("\xa0", " ")
+    assert json.loads((workplace / "caltech101.probe.json").read_text())["points"][-1]["shots"] is None
 
 
 @pytest.mark.slow
