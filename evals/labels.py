@@ -74,7 +74,8 @@ def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, orig
             problem = f"no key of {origin} is one of an embedded image{example}: name their column with --key-field"
         raise EvalError(f"{cache.path}: {problem}")
     first = {label_of[row]: row for row in reversed(rows.tolist())}
-    labels = sorted(first, key=lambda label: _folder(cache, label, first[label]))
+    keys = cache.keys() if table is None and cache.info.source.kind == ImageFolderSource.kind else []
+    labels = sorted(first, key=lambda label: _folder(keys[first[label]], label) if keys else label)
     number = {label: i for i, label in enumerate(labels)}
     return LabelledImages(
         labels=labels,
@@ -85,10 +86,13 @@ def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, orig
     )
 
 
-def _folder(cache: Cache, label: str, row: int) -> str:
-    """What a label is sorted by: its folder's name as torchvision has it, with underscores."""
-    parts = cache.keys(row, row + 1)[0].split("/") if cache.info.source.kind == ImageFolderSource.kind else []
-    return next((part for part in parts if part.replace("_", " ") == label), label)
+def _folder(key: str, label: str) -> str:
+    """The name of a class folder as torchvision sorts it, with underscores.
+
+    >>> _folder("train/hot_dog/1.jpg", "hot dog")
+    'hot_dog'
+    """
+    return next((part for part in key.split("/") if part.replace("_", " ") == label), label)
 
 
 def _from_captions(cache: Cache) -> dict[int, str]:
