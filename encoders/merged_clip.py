@@ -41,7 +41,6 @@ from .tokenizer import TextTokenizer, open_clip_tokenizer, takes_captions
 
 WEIGHTS = "open_clip_model.safetensors"
 TEXTS_AT_A_TIME = 256
-TEXTS_SORTED_AT_A_TIME = 2**16
 NO_TEXT = {"width": 8, "heads": 1, "layers": 1}  # a text tower for open_clip to build, where ours takes its place
 
 
@@ -209,11 +208,7 @@ class MergedClip:
                 block = list(texts[start : start + batch_size])
                 yield np.arange(start, start + len(block)), clip.encode_text(tokenizer(block).to(device))
             return
-        for start in range(0, len(texts), TEXTS_SORTED_AT_A_TIME):
-            ids = self.tokenizer.encode(texts[start : start + TEXTS_SORTED_AT_A_TIME], self.context_length)
-            order = np.argsort([len(each) for each in ids], kind="stable")
-            for positions in np.split(order, range(batch_size, len(order), batch_size)):
-                yield start + positions, self.text_tower.encode([ids[i] for i in positions])
+        yield from self.text_tower.encode_texts(texts, self.tokenizer, self.context_length, batch_size)
 
 
 def load_merged(folder: Path, *, by_open_clip: bool = False) -> MergedClip:

@@ -1,7 +1,7 @@
 """Base class of text towers: unpadded captions in, raw features out, and all that differs from kind to kind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from .errors import EncoderError
 from .packing import PackedCaptions, PackedRows
 from .tokenizer import TextTokenizer
+
+TEXTS_SORTED_AT_A_TIME = 2**16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +286,23 @@ class TextTower(nn.Module, ABC):
         ids = np.concatenate([np.asarray(caption, np.int64) for caption in captions])
         features: Tensor = self(self.pack(ids, lengths).to(self.device))
         return features
+
+    def encode_texts(
+        self, texts: Sequence[str], tokenizer: TextTokenizer, context_length: int, batch_size: int
+    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Positions of some texts and their raw features `[b, D]`, until all are done; in the order of length.
+
+        Args:
+            texts: any number.
+            tokenizer: of this tower.
+            context_length: tokens at which a text is cut.
+            batch_size: texts at a time; sorted, so that a batch has few lengths.
+        """
+        for start in range(0, len(texts), TEXTS_SORTED_AT_A_TIME):
+            ids = tokenizer.encode(texts[start : start + TEXTS_SORTED_AT_A_TIME], context_length)
+            order = np.argsort([len(each) for each in ids], kind="stable")
+            for positions in np.split(order, range(batch_size, len(order), batch_size)):
+                yield start + positions, self.encode([ids[i] for i in positions])
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,7 @@ M captions of N images, D features. No image is opened.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +14,9 @@ from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..inference.errors import InputError
 from ..inference.towers import Towers, require_same_tower
+from .bootstrap import Difference, difference
 from .errors import EvalError
-from .retrieval import Retrieval, number_texts, retrieve
+from .retrieval import Retrieval, RetrievalReport, number_texts, retrieve
 
 Indices = NDArray[np.int64]
 
@@ -30,6 +31,7 @@ class Captions:
         image_emb: `[N, D] float32`, of the embedded images.
         rows: `[N]`, of these images in the cache.
         languages: `[M]` tags, "" for a caption without one.
+        places: `[M]`, of the captions among all of the cache.
     """
 
     texts: list[str]
@@ -37,6 +39,7 @@ class Captions:
     image_emb: NDArray[np.float32]
     rows: Indices
     languages: list[str]
+    places: Indices
 
     def tags(self) -> list[str]:
         """The language tags that occur, most frequent first."""
@@ -48,35 +51,46 @@ class Captions:
         return np.flatnonzero(np.array(self.languages) == tag)
 
 
-def cached_captions(cache: Cache, *, translations: bool = False) -> Captions:
+def cached_captions(cache: Cache) -> Captions:
     """Captions of a cache whose image is embedded, and the embeddings of all images.
 
-    Args:
-        cache: with captions.
-        translations: take the captions' translations (`--teacher-field`), without languages.
-
     Raises:
-        EvalError: there is no such caption, or no translation.
+        EvalError: there is no such caption.
         CacheError: the cache is not complete.
     """
     embedded, image_emb = embedded_images(cache)
     row_of = np.full(len(cache), -1)
     row_of[embedded] = np.arange(len(embedded))
     images = row_of[cache.caption_image()]
-    texts = cache.translations() if translations else cache.captions()
-    if translations and not any(texts):
-        raise EvalError(f"{cache.path} has no translations: cache it with --teacher-field FIELD")
-    kept = [i for i in np.flatnonzero(images >= 0).tolist() if texts[i] or not translations]
-    if not kept:
+    kept = np.flatnonzero(images >= 0)
+    if not len(kept):
         raise EvalError(f"{cache.path} has no embedded image with a caption")
-    languages = None if translations else cache.languages()
+    texts, languages = cache.captions(), cache.languages()
     return Captions(
         texts=[texts[i] for i in kept],
         images=images[kept],
         image_emb=image_emb,
         rows=embedded,
         languages=[""] * len(kept) if languages is None else [languages[i] for i in kept],
+        places=kept,
     )
+
+
+def in_translation(cache: Cache, captions: Captions) -> Captions:
+    """The same captions in translation (`--teacher-field` of `clipglot cache`), without languages.
+
+    Raises:
+        EvalError: there are no translations, or not as many.
+    """
+    every = cache.translations()
+    texts = [every[i] for i in captions.places.tolist()] if every else []
+    if not (num := sum(map(bool, texts))):
+        raise EvalError(f"{cache.path} has no translations: cache it with --teacher-field FIELD")
+    if num < len(texts):
+        raise EvalError(
+            f"{cache.path} has {len(texts):,} captions and {num:,} translations: the comparison needs one for each"
+        )
+    return replace(captions, texts=texts, languages=[""] * len(texts))
 
 
 def embedded_images(cache: Cache) -> tuple[Indices, NDArray[np.float32]]:
@@ -86,8 +100,13 @@ def embedded_images(cache: Cache) -> tuple[Indices, NDArray[np.float32]]:
         CacheError: the cache is not complete.
     """
     rows = np.flatnonzero(cache.require_sealed().status() == Status.EMBEDDED)
+    return rows, embeddings(cache, rows)
+
+
+def embeddings(cache: Cache, rows: Indices) -> NDArray[np.float32]:
+    """Embeddings `[n, D] float32` of ascending rows of a cache."""
     emb = cache.image_emb()
-    return rows, (emb if len(rows) == len(emb) else emb[rows]).astype(np.float32)
+    return (emb if len(rows) == len(emb) else emb[rows]).astype(np.float32)
 
 
 def require_tower_of(clip: Towers, cache: Cache) -> None:
@@ -110,7 +129,7 @@ def encode(clip: Towers, texts: Sequence[str], on_progress: OnProgress) -> NDArr
     emb = clip.encode_texts(
         distinct, on_progress=lambda done, total: on_progress(Progress("encode texts", done, total))
     )
-    return emb[numbers]
+    return emb if len(distinct) == len(texts) else emb[numbers]
 
 
 def retrieve_captions(
@@ -127,6 +146,35 @@ def retrieve_captions(
         chosen: positions of captions; None for all.
         on_progress: as of `retrieve`.
     """
-    kept = np.arange(len(captions.texts)) if chosen is None else chosen
-    ids = number_texts([captions.texts[i] for i in kept])
-    return retrieve(text_emb[kept], captions.image_emb, captions.images[kept], ids, on_progress)
+    texts, images = captions.texts, captions.images
+    if chosen is not None:
+        texts, images, text_emb = [texts[i] for i in chosen.tolist()], images[chosen], text_emb[chosen]
+    return retrieve(text_emb, captions.image_emb, images, number_texts(texts), on_progress)
+
+
+def retrieve_by_language(
+    captions: Captions, text_emb: NDArray[np.float32], on_progress: OnProgress = ignore_progress
+) -> dict[str, RetrievalReport]:
+    """Retrieval with the captions of each language over all images, by tag; empty with fewer than two languages.
+
+    Args:
+        captions: of the cache.
+        text_emb: `[M, D]`, of the captions.
+        on_progress: as of `retrieve`.
+    """
+    tags = captions.tags()
+    if len(tags) < 2:
+        return {}
+    return {tag: retrieve_captions(captions, text_emb, captions.of_language(tag), on_progress).report() for tag in tags}
+
+
+def recall_differences(ours: Retrieval, theirs: Retrieval, ks: Sequence[int]) -> list[Difference]:
+    """Differences of the recalls of both directions, with the same queries in the same order."""
+    return [
+        difference(f"{name} R@{k}", own.recall(k), other.recall(k), own.images)
+        for name, own, other in (
+            ("text → image", ours.text_to_image, theirs.text_to_image),
+            ("image → text", ours.image_to_text, theirs.image_to_text),
+        )
+        for k in ks
+    ]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..cache.sources.image_folder import ImageFolderSource
+from .captions import embeddings
 from .errors import EvalError
 from .prompts import ClassNames
 
@@ -45,8 +46,7 @@ class LabelledImages:
 
     def embeddings(self, cache: Cache) -> NDArray[np.float32]:
         """Image embeddings `[N, D] float32`."""
-        emb = cache.image_emb()
-        return (emb if len(self.rows) == len(emb) else emb[self.rows]).astype(np.float32)
+        return embeddings(cache, self.rows)
 
 
 def labels_of(cache: Cache, table: Iterable[tuple[str, str]] | None = None, origin: str = "") -> LabelledImages:
@@ -222,7 +222,8 @@ def _require_imagenet(labels: Sequence[str], given: ClassNames, *, has_numbers: 
 
 
 def _only(images: LabelledImages, labels: Iterable[str]) -> LabelledImages:
-    kept = [label for label in images.labels if label in set(labels)]
+    chosen = set(labels)
+    kept = [label for label in images.labels if label in chosen]
     place = {label: i for i, label in enumerate(kept)}
     new = np.array([place.get(label, -1) for label in images.labels])[images.classes]
     return replace(

@@ -14,12 +14,20 @@ from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.sources.kinds import open_source
 from ..evals.bootstrap import Difference, difference
-from ..evals.captions import cached_captions, encode, require_tower_of, retrieve_captions
+from ..evals.captions import (
+    cached_captions,
+    encode,
+    in_translation,
+    recall_differences,
+    require_tower_of,
+    retrieve_by_language,
+    retrieve_captions,
+)
 from ..evals.errors import EvalError
 from ..evals.labels import LabelledImages, labels_of, with_names
 from ..evals.prompts import read_class_names, read_templates
 from ..evals.queries import read_queries, retrieve_queries, write_submission
-from ..evals.retrieval import Ranks, Retrieval, RetrievalReport
+from ..evals.retrieval import Ranks, RetrievalReport
 from ..evals.speed import SpeedReport, default_texts, measure_speed
 from ..evals.zeroshot import ClassificationReport, Predictions, classification_report, predict_classes
 from ..inference.clip import load
@@ -179,26 +187,15 @@ def evaluate_retrieval(
     captions = cached_captions(cache)
     emb = encode(clip, captions.texts, on_progress)
     found = retrieve_captions(captions, emb, on_progress=on_progress)
-    tags = captions.tags()
-    languages = {}
-    if len(tags) > 1:
-        for tag in tags:
-            chosen = captions.of_language(tag)
-            languages[tag] = retrieve_captions(captions, emb, chosen, on_progress).report()
+    languages = retrieve_by_language(captions, emb, on_progress)
     against = None
     if settings.against:
         other = load_other(settings.against)
         require_tower_of(other, cache)
-        theirs = cached_captions(cache, translations=settings.translations)
-        if len(theirs.texts) != len(captions.texts):
-            raise EvalError(
-                f"{cache.path} has {len(captions.texts):,} captions and {len(theirs.texts):,} translations: "
-                "the comparison needs one for each"
-            )
-        their_places = retrieve_captions(theirs, encode(other, theirs.texts, on_progress), on_progress=on_progress)
-        against = Against.of(
-            str(settings.merged), settings.against, their_places.report(), _differences(found, their_places)
-        )
+        theirs = in_translation(cache, captions) if settings.translations else captions
+        places = retrieve_captions(theirs, encode(other, theirs.texts, on_progress), on_progress=on_progress)
+        differences = recall_differences(found, places, KS)
+        against = Against.of(str(settings.merged), settings.against, places.report(), differences)
     return RetrievalResult(report=found.report(), languages=languages, against=against)
 
 
@@ -234,17 +231,6 @@ def require_replaceable(file: Path) -> None:
     """
     if file.exists() and not file.is_file():
         raise EvalError(f"{file} is no file that can be replaced: name another, or a new one")
-
-
-def _differences(ours: Retrieval, theirs: Retrieval) -> list[Difference]:
-    """Of the recalls of both directions. Queries of both are in the same order."""
-    result = []
-    for direction in ("text_to_image", "image_to_text"):
-        own, other = getattr(ours, direction), getattr(theirs, direction)
-        for k in KS:
-            metric = f"{direction.replace('_to_', ' → ')} R@{k}"
-            result.append(difference(metric, own.recall(k), other.recall(k), own.images))
-    return result
 
 
 def load_other(name: str) -> Towers:

@@ -14,6 +14,7 @@ from ..cache.errors import CacheError
 from ..cache.location import Location, Url, to_location
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
+from ..cache.sources.image_folder import ImageFolderSource
 from ..cache.storage.atomic import atomic_write, explain_os_error
 from ..distill.training.final import Which, final_step
 from ..distill.training.run_folder import RunFolder
@@ -35,13 +36,12 @@ from ..reports.verdict import report_verdict, subject_verdict
 from .evaluate import evaluate_speed, labelled_images, load_other, read_labels, require_replaceable
 from .installed import installed_version
 from .model_card import describe_weights
-from .settings.evaluate import ProbeSettings, SpeedSettings, ZeroShotSettings
+from .settings.evaluate import SpeedSettings, ZeroShotSettings, shot_numbers
 from .settings.report import ReportSettings
 
 MOST_WORDS = 300_000  # captions of a training cache whose words are counted
 MOST_CLASSES = 5_000
 MOST_FACT = 200  # characters
-CLASS_FOLDERS = "class folders"
 SAY_NOTHING = ("run", "merged")  # names of folders
 
 
@@ -388,7 +388,7 @@ def _measure(
         towers = [replace(each, name=f"{each.name} with {own_texts}") if each.is_reference else each for each in towers]
     if images is None:
         return measure_captions(cache, towers, known(), on_progress)
-    shots = ProbeSettings(cache=cache.path, shots=settings.shots).numbers if settings.shots else ()
+    shots = shot_numbers(settings.shots) if settings.shots else ()
     if shots and min(np.bincount(images.classes)[np.unique(images.classes)]) < 2:
         notes.append(f"{cache.path.name} has no linear probe: a class has a single image, so none is left to test")
         shots = ()
@@ -424,7 +424,7 @@ def _classes_of(cache: Cache, settings: ReportSettings, *, alone: bool) -> Label
 
 def _shares_captions(cache: Cache) -> bool:
     """Whether the captions look like classes."""
-    if cache.info.source.kind == CLASS_FOLDERS:
+    if cache.info.source.kind == ImageFolderSource.kind:
         return True
     owners = cache.caption_image()
     if not cache.info.source.images or not len(owners) or len(np.unique(owners)) < len(owners):

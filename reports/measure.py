@@ -15,7 +15,15 @@ from ..cache.progress import OnProgress
 from ..cache.read.cache import Cache
 from ..distill.training.diagnosis import chance_recall
 from ..evals.bootstrap import Difference, difference
-from ..evals.captions import Captions, cached_captions, encode, retrieve_captions
+from ..evals.captions import (
+    Captions,
+    cached_captions,
+    encode,
+    in_translation,
+    recall_differences,
+    retrieve_by_language,
+    retrieve_captions,
+)
 from ..evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
 from ..evals.errors import EvalError
 from ..evals.labels import LabelledImages
@@ -81,24 +89,14 @@ def measure_captions(
     captions = cached_captions(cache)
     ids = number_texts(captions.texts)
     counts = count_words(captions.texts) if known is None else known
-    tags = captions.tags()
     places: list[Retrieval] = []
     figures: list[TowerFigures] = []
     for i, tower in enumerate(towers):
-        read = cached_captions(cache, translations=True) if tower.translations else captions
-        if len(read.texts) != len(captions.texts):
-            raise EvalError(
-                f"{cache.path} has {len(captions.texts):,} captions and {len(read.texts):,} translations: "
-                "the comparison needs one for each"
-            )
+        read = in_translation(cache, captions) if tower.translations else captions
         text_emb = encode(tower.towers, read.texts, on_progress)
         found = retrieve_captions(read, text_emb, on_progress=on_progress)
         places.append(found)
-        retrieval = {EVERYTHING: found.report()}
-        if len(tags) > 1 and not tower.translations:
-            for tag in tags:
-                chosen = captions.of_language(tag)
-                retrieval[tag] = retrieve_captions(read, text_emb, chosen, on_progress).report()
+        retrieval = {EVERYTHING: found.report(), **retrieve_by_language(read, text_emb, on_progress)}
         own = TowerFigures(
             name=tower.name,
             is_reference=tower.is_reference,
@@ -118,7 +116,7 @@ def measure_captions(
         chance=recall_of_chance(captions),
         facts=cache_facts(cache),
         languages=dict(Counter(tag for tag in captions.languages if tag).most_common()),
-        towers=_with_differences(figures, lambda a, b: _recall_differences(places[a], places[b])),
+        towers=_with_differences(figures, lambda a, b: recall_differences(places[a], places[b], (1, 10))),
     )
 
 
@@ -139,18 +137,6 @@ def _spread(captions: Captions, text_emb: Floats) -> dict[str, float]:
         "anisotropy": anisotropy(emb, number_texts([captions.texts[i] for i in taken])),
         "effective_rank": effective_rank(emb),
     }
-
-
-def _recall_differences(ours: Retrieval, theirs: Retrieval) -> list[Difference]:
-    return [
-        difference(f"{name} R@{k}", own.recall(k), other.recall(k), own.images)
-        for name, own, other in (
-            ("text → image", ours.text_to_image, theirs.text_to_image),
-            ("image → text", ours.image_to_text, theirs.image_to_text),
-        )
-        for k in (1, 10)
-        if len(own.ahead) == len(other.ahead)
-    ]
 
 
 def measure_classes(

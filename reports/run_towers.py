@@ -68,10 +68,9 @@ class RunTowers:
     ) -> NDArray[np.float32]:
         """`[len(texts), D] float32`, of unit norm unless `raw`, in the order given."""
         features = np.empty((len(texts), self.dim), np.float32)
-        ids = self.tokenizer.encode(texts, self.context_length)
-        order, done = np.argsort([len(each) for each in ids], kind="stable"), 0
-        for positions in np.split(order, range(batch_size, len(order), batch_size)):
-            block = self._tower.encode([ids[i] for i in positions]).float()
+        done = 0
+        for positions, encoded in self._tower.encode_texts(texts, self.tokenizer, self.context_length, batch_size):
+            block = encoded.float()
             features[positions] = (block if raw else F.normalize(block, dim=-1)).numpy()
             done += len(positions)
             on_progress(done, len(texts))

@@ -16,6 +16,24 @@ def is_count(part: str) -> bool:
     return part.isascii() and part.isdigit() and len(part) <= MOST_DIGITS and int(part) > 0
 
 
+def shot_numbers(shots: str) -> tuple[int | None, ...]:
+    """Numbers of training images a class, ascending; None for all images, at the end.
+
+    Raises:
+        DistillError: something else stands there.
+
+    >>> shot_numbers("4, 1,all")
+    (1, 4, None)
+    """
+    parts = {part.strip() for part in shots.split(",") if part.strip()}
+    few = sorted(int(part) for part in parts - {ALL} if is_count(part))
+    require(
+        bool(parts) and len(few) == len(parts - {ALL}),
+        f"--shots {shots}: expected numbers of at least 1, or {ALL}, with commas between them",
+    )
+    return (*few, None) if ALL in parts else tuple(few)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSettings:
     """`clipglot eval retrieval`: recall of a merged CLIP on a cache."""
@@ -114,14 +132,8 @@ class ProbeSettings:
 
     @property
     def numbers(self) -> tuple[int | None, ...]:
-        """Of `shots`, ascending; None for all images, at the end."""
-        parts = {part.strip() for part in self.shots.split(",") if part.strip()}
-        few = sorted(int(part) for part in parts - {ALL} if is_count(part))
-        require(
-            bool(parts) and len(few) == len(parts - {ALL}),
-            f"--shots {self.shots}: expected numbers of at least 1, or {ALL}, with commas between them",
-        )
-        return (*few, None) if ALL in parts else tuple(few)
+        """Of `shots`."""
+        return shot_numbers(self.shots)
 
 
 @dataclass(frozen=True, kw_only=True)
