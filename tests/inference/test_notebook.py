@@ -24,8 +24,7 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     pytest.importorskip("nbclient")
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # results of a machine are not committed
-    # In a process of its own: the client of the kernel leaves threads and handlers of signals behind, and a process of
-    # tests ended without a word in a later test.
+    # In a process of its own: the client of the kernel leaves threads and handlers of signals behind.
     done = subprocess.run(
         [sys.executable, "-c", EXECUTE, NOTEBOOK, tmp_path, tmp_path / "executed.ipynb"], capture_output=True, text=True
     )

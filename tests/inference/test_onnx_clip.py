@@ -24,13 +24,9 @@ from support.odd_strings import odd_strings
 
 @pytest.fixture(scope="module")
 def onnx_clip(merged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The merged CLIP of the tiny run in ONNX, exported by a process of its own.
-
-    The export once ended a process of tests that had run other slow tests before, without a word.
-    """
+    """The merged CLIP of the tiny run in ONNX."""
     folder = tmp_path_factory.mktemp("onnx") / "clip"
-    command = [sys.executable, "-m", "clipglot", "export", merged, "-o", folder, "--format", "onnx"]
-    subprocess.run(command, check=True, capture_output=True)
+    export_run(ExportSettings(run=merged, output=folder, format=("onnx",)))
     return folder
 
 
@@ -88,7 +84,6 @@ def rounded(value: Any) -> Any:
 def test_quantized_text_models_are_smaller_and_tell_what_they_lose(
     quantize: Any, onnx_clip: Path, merged: Path, tmp_path: Path, start_command: Callable[..., Process]
 ) -> None:
-    # In a process of its own: onnxruntime's quantization once ended the process that ran many tests before.
     options = ["--format", "onnx", "--quantize", quantize, "--json"]
     told = json.loads(start_command("export", merged, "-o", tmp_path / "q", *options).succeed())
     (written,) = told["formats"]

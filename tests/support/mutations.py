@@ -70,7 +70,10 @@ def search(strategy: st.SearchStrategy[Any], check: Callable[[Any], object], num
         nonlocal tried
         tried += 1
         faulthandler.dump_traceback_later(EXAMPLE_S, exit=True)
-        check(example)
+        try:
+            check(example)
+        finally:
+            faulthandler.cancel_dump_traceback_later()  # else it ends whatever test the process runs by then
 
     target()
     return tried
