@@ -33,6 +33,7 @@ from ..encoders.errors import EncoderError
 from ..evals.errors import EvalError
 from ..exports.errors import ExportError
 from ..inference.errors import InputError
+from ..search.errors import SearchError
 from .main import is_first_process
 from .terminal import json_safe, visible, visible_line
 
@@ -91,7 +92,7 @@ def friendly_errors() -> Iterator[None]:
     except LoneError as error:
         click.echo(visible_line(f"Error: {error}"), err=True)  # beside the first process's, if that has one
         raise SystemExit(1) from error
-    except (CacheError, EncoderError, DistillError, EvalError, ExportError, InputError) as error:
+    except (CacheError, EncoderError, DistillError, EvalError, ExportError, InputError, SearchError) as error:
         raise click.ClickException(visible_line(str(error))) from error
 
 

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..cache.write.image_decode import ResizeCrop
 from ..encoders.errors import EncoderError
+from ..search.exact import ExactIndex
 from .errors import InputError
 from .folders import other_export
 from .images import is_single, to_pixels
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 IMAGES_AT_A_TIME = 32
-SEARCH_BYTES = 64 * 2**20  # of image embeddings in float32 at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -446,32 +445,13 @@ def search_exactly(cache: Cache, queries: Floats, k: int) -> list[Hits]:
         queries: `[Q, D] float32`, unit norm.
         k: at most so many; fewer if the cache has fewer.
     """
-    embedded = cache.status() == Status.EMBEDDED
-    scores = np.empty((len(queries), 0), np.float32)
-    rows = np.empty((len(queries), 0), np.int64)
-    for start, block in _blocks(cache, queries.shape[1]):
-        cosines = queries @ block.astype(np.float32).T  # [Q, R]
-        cosines[:, ~embedded[start : start + len(block)]] = -np.inf
-        all_scores = np.concatenate([scores, cosines], axis=1)
-        all_rows = np.concatenate([rows, np.broadcast_to(np.arange(start, start + len(block)), cosines.shape)], axis=1)
-        best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-        scores, rows = (np.take_along_axis(values, best, axis=1) for values in (all_scores, all_rows))
     return [
         Hits(
             Hit(row=row, key=cache.keys(row, row + 1)[0], score=score)
-            for row, score in zip(rows[i].tolist(), scores[i].tolist(), strict=True)
-            if score > -np.inf
+            for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
         )
-        for i in range(len(queries))
+        for scores, rows in zip(*ExactIndex(cache).search(queries, k), strict=True)
     ]
-
-
-def _blocks(cache: Cache, dim: int) -> Iterator[tuple[int, NDArray[np.float16]]]:
-    """Image embeddings in blocks of whole chunks, each with its first row."""
-    chunk = cache.info.chunk_rows
-    step = max(1, SEARCH_BYTES // (dim * 4 * chunk)) * chunk
-    for start in range(0, len(cache), step):
-        yield start, cache.emb_rows(np.arange(start, min(start + step, len(cache))))
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -13,14 +13,16 @@ PACKAGE = Path(clipglot.__file__).parent
 MAY_IMPORT = {
     "cache": set(),
     "encoders": set(),
-    "inference": {"cache", "encoders"},
+    "search": {"cache"},
+    "inference": {"cache", "encoders", "search"},
     "exports": {"cache", "encoders", "inference"},
     "evals": {"cache", "encoders", "inference"},
     "distill": {"cache", "encoders", "evals"},
     "reports": {"cache", "encoders", "inference", "evals", "distill"},
-    "jobs": {"cache", "encoders", "inference", "exports", "evals", "distill", "reports"},
+    "serve": {"cache", "encoders", "search", "inference"},
+    "jobs": {"cache", "encoders", "search", "inference", "exports", "evals", "distill", "reports", "serve"},
     "demo": {"cache", "encoders", "evals", "distill", "jobs"},
-    "cli": {"cache", "encoders", "inference", "exports", "evals", "distill", "jobs", "demo"},
+    "cli": {"cache", "encoders", "search", "inference", "exports", "evals", "distill", "serve", "jobs", "demo"},
 }
 # Sub-packages of a folder, lowest first: each imports only those before it. All of them import the folder's errors.
 STAGES = {

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from clipglot.cache.progress import ignore_progress
 from clipglot.cache.read.cache import Cache
+from clipglot.inference.thumbnails import MOST_BYTES
 from clipglot.reports.figures import ShownImage
-from clipglot.reports.thumbnails import MOST_BYTES, SIDE, thumbnails
+from clipglot.reports.thumbnails import SIDE, thumbnails
 from PIL import Image
 from support import source_makers as makers
 from support.source_contract import SourceContract, write_images

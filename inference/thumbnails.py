@@ -1,0 +1,90 @@
+"""Small pictures of the images of a cache, read from where the cache read them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from io import BytesIO
+
+from PIL import Image
+
+from ..cache.errors import CacheError
+from ..cache.format import RejectedImageError, Status
+from ..cache.read.cache import Cache
+from ..cache.sources.kinds import SOURCES
+from ..cache.sources.reader import ImageReader
+from ..cache.write.image_decode import ResizeCrop, decode
+from ..cache.write.image_reader import reader_of
+
+QUALITY = 70
+MOST_BYTES = 40_000  # of one; a picture of noise is made again at less quality
+
+
+class ThumbnailReader:
+    """Reads images of a cache by row, from every kind of source, as WebP files of one size.
+
+    A source that is absent takes away only its own images. One object must not be used by several threads at a time.
+    """
+
+    def __init__(self, cache: Cache, image_root: str | None = None, *, side: int, effort: int = 6) -> None:
+        """Read images of a cache.
+
+        Args:
+            cache: sealed.
+            image_root: folder or URL that has the images now; None for where the cache read them.
+            side: width and height in pixels; what exceeds the square is cut as the image tower cuts it.
+            effort: of compressing, 0 (fast) to 6 (small).
+        """
+        self._cache, self._effort = cache, effort
+        self._sources = [
+            replace(source, image_root=image_root) if image_root else source for source in cache.info.sources
+        ]
+        self._geometry = replace(ResizeCrop.from_preprocess(cache.info.encoder.preprocess), height=side, width=side)
+        self._readers: dict[int, ImageReader | CacheError] = {}
+
+    def webp(self, row: int, key: str) -> bytes:
+        """An image as a WebP file.
+
+        Args:
+            row: of the cache.
+            key: of the image in that row.
+
+        Raises:
+            RejectedImageError: it cannot be read or decoded.
+            CacheError: its source cannot be read.
+        """
+        content = self.content(row, key)
+        pixels = Image.fromarray(decode(BytesIO(content), self._geometry, self._cache.info.max_pixels, scaled=True))
+        for quality in (QUALITY, QUALITY // 2, 5):
+            buffer = BytesIO()
+            pixels.save(buffer, "WEBP", quality=quality, method=self._effort)
+            if buffer.tell() <= MOST_BYTES:
+                break
+        return buffer.getvalue()
+
+    def content(self, row: int, key: str) -> bytes:
+        """The encoded bytes of an image, as its source has them.
+
+        Raises:
+            RejectedImageError, CacheError: as of `webp`.
+        """
+        (content,) = self._reader(row).read(row, [key], self._cache.locators(row, row + 1))
+        if isinstance(content, Status):
+            raise RejectedImageError(content)
+        return content
+
+    def _reader(self, row: int) -> ImageReader:
+        """The reader of a row's source, opened at its first image.
+
+        Raises:
+            CacheError: the source cannot be read.
+        """
+        number = max(i for i, source in enumerate(self._sources) if source.first_row <= row)
+        if number not in self._readers:
+            try:
+                rows: Sequence[range] = [range(row, row + 1)]
+                self._readers[number] = reader_of(self._cache, SOURCES, sources=self._sources, rows=rows)
+            except CacheError as error:
+                self._readers[number] = error
+        reader = self._readers[number]
+        if isinstance(reader, CacheError):
+            raise reader
+        return reader

@@ -1,0 +1,1 @@
+"""Nearest neighbours of query embeddings among the image embeddings of a cache."""
