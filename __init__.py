@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .jobs.import_embeddings import ImportResult
     from .jobs.inspect import InspectReport
     from .jobs.report import ReportResult
+    from .jobs.serve import Served
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     merge_caches: Callable[..., Cache]
     predict: Callable[..., list[Prediction]]
     report: Callable[..., ReportResult]
+    serve_caches: Callable[..., Served]
     train: Callable[..., TrainResult]
     train_tokenizer: Callable[..., TokenizerReport]
     verify_cache: Callable[..., VerifyResult]
@@ -97,6 +99,7 @@ __all__ = [
     "open_cache",
     "predict",
     "report",
+    "serve_caches",
     "train",
     "train_tokenizer",
     "verify_cache",

@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": ("predict", "predict", "Tell which text describes an image best."),
     "eval": ("evaluate", "evaluate", "Evaluate a merged CLIP."),
     "report": ("report", "report", "Show runs and merged CLIPs in one HTML file."),
+    "serve": ("serve", "serve", "Search caches from a browser."),
     "bench": ("bench", "bench", "Measure the training speed of this machine."),
     "demo": ("demo", "demo", "Run the whole workflow offline on drawn images."),
 }

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from io import BytesIO
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from ..cache.errors import CacheError
-from ..cache.format import RejectedImageError, Status
+from ..cache.format import HASH, RejectedImageError, Status
 from ..cache.read.cache import Cache
 from ..cache.sources.kinds import SOURCES
 from ..cache.sources.reader import ImageReader
-from ..cache.write.image_decode import ResizeCrop, decode
+from ..cache.write.image_decode import ResizeCrop, decode_views
 from ..cache.write.image_reader import reader_of
 
 QUALITY = 70
@@ -24,35 +27,43 @@ class ThumbnailReader:
     A source that is absent takes away only its own images. One object must not be used by several threads at a time.
     """
 
-    def __init__(self, cache: Cache, image_root: str | None = None, *, side: int, effort: int = 6) -> None:
+    def __init__(self, cache: Cache, image_root: str | None = None, *, effort: int = 6) -> None:
         """Read images of a cache.
 
         Args:
             cache: sealed.
             image_root: folder or URL that has the images now; None for where the cache read them.
-            side: width and height in pixels; what exceeds the square is cut as the image tower cuts it.
             effort: of compressing, 0 (fast) to 6 (small).
         """
         self._cache, self._effort = cache, effort
         self._sources = [
             replace(source, image_root=image_root) if image_root else source for source in cache.info.sources
         ]
-        self._geometry = replace(ResizeCrop.from_preprocess(cache.info.encoder.preprocess), height=side, width=side)
+        self._geometry = ResizeCrop.from_preprocess(cache.info.encoder.preprocess)
         self._readers: dict[int, ImageReader | CacheError] = {}
+        self._has_hashes = cache.arrays.has(HASH)
+        self._hashes: tuple[int, NDArray[np.uint64]] | None = None
 
-    def webp(self, row: int, key: str) -> bytes:
+    def webp(self, row: int, key: str, side: int, *, whole: bool = False) -> bytes:
         """An image as a WebP file.
 
         Args:
             row: of the cache.
             key: of the image in that row.
+            side: width and height in pixels; what exceeds the square is cut as the image tower cuts it.
+            whole: cut nothing; `side` is the longer side.
 
         Raises:
             RejectedImageError: it cannot be read or decoded.
-            CacheError: its source cannot be read.
+            CacheError: its source cannot be read, or has another image there now.
         """
         content = self.content(row, key)
-        pixels = Image.fromarray(decode(BytesIO(content), self._geometry, self._cache.info.max_pixels, scaled=True))
+        geometry = replace(self._geometry, height=side, width=side)
+        if whole:
+            geometry = replace(geometry, resize_mode="longest")
+        view = geometry.resize if whole else geometry.apply
+        limit = self._cache.info.max_pixels
+        pixels = Image.fromarray(decode_views(BytesIO(content), geometry, [view], limit, scaled=True)[0])
         for quality in (QUALITY, QUALITY // 2, 5):
             buffer = BytesIO()
             pixels.save(buffer, "WEBP", quality=quality, method=self._effort)
@@ -69,7 +80,17 @@ class ThumbnailReader:
         (content,) = self._reader(row).read(row, [key], self._cache.locators(row, row + 1))
         if isinstance(content, Status):
             raise RejectedImageError(content)
+        if self._has_hashes:
+            expected = self._hashes_of(row // self._cache.info.chunk_rows)[row % self._cache.info.chunk_rows].tobytes()
+            if any(expected) and blake2b(content, digest_size=len(expected)).digest() != expected:
+                raise CacheError(f"{key} is another image than the one that was cached: cache the images again")
         return content
+
+    def _hashes_of(self, chunk: int) -> NDArray[np.uint64]:
+        """Hashes of the images of a chunk; those of the last one are kept."""
+        if self._hashes is None or self._hashes[0] != chunk:
+            self._hashes = (chunk, self._cache.hashes(chunk))
+        return self._hashes[1]
 
     def _reader(self, row: int) -> ImageReader:
         """The reader of a row's source, opened at its first image.

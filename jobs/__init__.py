@@ -19,6 +19,7 @@ command                   function
 `clipglot eval speed`     `jobs.evaluate.evaluate_speed(SpeedSettings)`
 `clipglot report`         `jobs.report.report(ReportSettings)`
 `clipglot predict`        `jobs.predict.predict(PredictSettings)`
+`clipglot serve`          `jobs.serve.serve(ServeSettings)`
 `clipglot bench`          `jobs.bench.bench(BenchSettings)`
 ========================  ========================================================================
 

@@ -32,6 +32,7 @@ FUNCTIONS = {
     "inspect_tokenizer": ("tokenizer.inspect_tokenizer", "settings.tokenizer.TokenizerSettings"),
     "bench": ("bench.bench", "settings.bench.BenchSettings"),
     "report": ("report.report", "settings.report.ReportSettings"),
+    "serve_caches": ("serve.serve", "settings.serve.ServeSettings"),
     "evaluate_retrieval": ("evaluate.evaluate_retrieval", "settings.evaluate.RetrievalSettings"),
     "evaluate_zeroshot": ("evaluate.evaluate_zeroshot", "settings.evaluate.ZeroShotSettings"),
     "evaluate_probe": ("evaluate.evaluate_probe", "settings.evaluate.ProbeSettings"),

@@ -24,13 +24,13 @@ def thumbnails(
         image_root: folder or URL that has the images now; None for where the cache read them.
         on_progress: called with the images of stage `thumbnails`.
     """
-    reader = ThumbnailReader(cache, image_root, side=SIDE)
+    reader = ThumbnailReader(cache, image_root)
     made: dict[int, str] = {}
     failed: list[tuple[ShownImage, Status]] = []
     problem = None
     for done, image in enumerate(images, 1):
         try:
-            content = reader.webp(image.row, image.key)
+            content = reader.webp(image.row, image.key, SIDE)
             made[image.row] = f"data:image/webp;base64,{b64encode(content).decode()}"
         except RejectedImageError as rejected:
             failed.append((image, rejected.status))

@@ -1,0 +1,269 @@
+"""Images of several caches as one list, with their captions, filters and nearest neighbours.
+
+An image's row here counts over all caches, in the order given.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from ..cache.format import EMB, KEY, TEXT, Status
+from ..cache.location import Url
+from ..cache.read.cache import Cache
+from ..search.errors import SearchError
+
+FILTERS_KEPT = 32
+NUM_EXAMPLES, EXAMPLE_CHARACTERS = 6, 40
+
+
+class Index(Protocol):
+    """Nearest neighbours among the images of a cache, exact or not."""
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """As of `search.exact.ExactIndex`."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which images a search chooses from.
+
+    Attributes:
+        text: that a caption holds, whatever its case; "" for any.
+        language: tag of that caption; None for any.
+        cache: number of the cache; None for all.
+    """
+
+    text: str = ""
+    language: str | None = None
+    cache: int | None = None
+
+
+class ServedCache:
+    """A cache with its keys and captions in memory. N images, M captions.
+
+    Attributes:
+        cache: the reader.
+        name: shown for it.
+        first_row: of its images in the catalog.
+        num_captions: M.
+        languages: tags of its captions and their numbers; "" without a tag.
+        stamp: digest that changes when the cache at this path is another one.
+    """
+
+    def __init__(self, cache: Cache, name: str, index: Index, first_row: int) -> None:
+        """Read keys, captions and status.
+
+        Raises:
+            CacheError: not complete, or damaged.
+        """
+        self.cache, self.name, self.first_row, self._index = cache, name, first_row, index
+        self._mark = _mark(cache)
+        self._state = _state(self._mark)
+        self.stamp = sha256(repr((str(cache.path), self._state, cache.info.to_attributes())).encode()).hexdigest()
+        self.embedded = cache.status() == Status.EMBEDDED
+        self._keys = _texts(cache, KEY)
+        self._captions = _texts(cache, TEXT)
+        self._caption_image = cache.caption_image()
+        tags = cache.languages()
+        self._tags = pa.array(tags or [], pa.string()).dictionary_encode() if tags is not None else None
+        self.num_captions = len(self._captions)
+        self.languages = cache.count_languages() or ({"": self.num_captions} if self.num_captions else {})
+        is_local = not isinstance(cache.path, Url) and Path(cache.path).is_dir()
+        self._rows: Any = cache.mapped(EMB).check() if is_local else cache.image_emb()
+        self._masks: OrderedDict[tuple[str, str | None], NDArray[np.bool_]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def require_unchanged(self) -> None:
+        """Raise if the cache was replaced: its rows would be other images.
+
+        Raises:
+            SearchError: says so.
+        """
+        if _state(self._mark) != self._state:
+            raise SearchError(f"{self.cache.path} has changed since the server was started: start it again")
+
+    def emb(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings of some rows of the cache, `[n, D] float32`."""
+        found = self._rows.take(rows) if hasattr(self._rows, "check") else self._rows[rows]
+        result: NDArray[np.float32] = found.astype(np.float32)
+        return result
+
+    def key(self, row: int) -> str:
+        """Key of an image."""
+        return str(self._keys[row].as_py())
+
+    def captions(self, row: int) -> list[dict[str, str]]:
+        """Captions of an image, each with its language, "" without one."""
+        first, end = np.searchsorted(self._caption_image, [row, row + 1]).tolist()
+        tags = self._tags[first:end].to_pylist() if self._tags is not None else [""] * (end - first)
+        texts = self._captions[first:end].to_pylist()
+        return [{"text": text, "language": tag} for text, tag in zip(texts, tags, strict=True)]
+
+    def examples(self) -> list[str]:
+        """Short captions to begin with, from all over the cache."""
+        places = np.linspace(0, self.num_captions - 1, min(self.num_captions, 50 * NUM_EXAMPLES)).astype(int)
+        found = dict.fromkeys(str(self._captions[i].as_py()) for i in places.tolist())
+        short = [text for text in found if 2 < len(text) <= EXAMPLE_CHARACTERS]
+        return short[:: max(1, len(short) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, text: str, language: str | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Cosines and rows of the images nearest to each query, as of `search.exact.ExactIndex.search`."""
+        return self._index.search(queries, k, self.mask(text, language))
+
+    def mask(self, text: str, language: str | None) -> NDArray[np.bool_] | None:
+        """`[N] bool`: images with a caption that holds a text and is of a language; None where all are."""
+        if not text and language is None:
+            return None
+        if (known := self._masks.get((text, language))) is not None:
+            return known
+        fits = pa.scalar(True)
+        if text:
+            fits = pc.match_substring(self._captions, text, ignore_case=True)
+        if language is not None:
+            tagged = pc.equal(self._tags, language) if self._tags is not None else pa.scalar(language == "")
+            fits = pc.and_(fits, tagged)
+        chosen = np.broadcast_to(np.asarray(fits.as_py() if isinstance(fits, pa.Scalar) else fits), self.num_captions)
+        mask = np.zeros(len(self), bool)
+        mask[self._caption_image[chosen]] = True
+        self._masks[(text, language)] = mask
+        while len(self._masks) > FILTERS_KEPT:
+            self._masks.popitem(last=False)
+        return mask
+
+    def num_searched(self, text: str, language: str | None) -> int:
+        """Number of embedded images that a search with these filters chooses from."""
+        mask = self.mask(text, language)
+        return int((self.embedded if mask is None else self.embedded & mask).sum())
+
+
+class Catalog:
+    """The images of all caches that a server searches.
+
+    Attributes:
+        caches: in the order of their rows.
+    """
+
+    def __init__(self, caches: Sequence[tuple[Cache, Index]]) -> None:
+        """Read all but embeddings.
+
+        Args:
+            caches: with the index of each.
+
+        Raises:
+            CacheError: one that is not complete, or damaged.
+        """
+        self.caches: list[ServedCache] = []
+        names = short_names([str(cache.path) for cache, _ in caches])
+        first = 0
+        for (cache, index), name in zip(caches, names, strict=True):
+            self.caches.append(ServedCache(cache, name, index, first))
+            first += len(cache)
+        self._num_images = first
+
+    def __len__(self) -> int:
+        return self._num_images
+
+    def require_unchanged(self) -> None:
+        """As of `ServedCache.require_unchanged`."""
+        for cache in self.caches:
+            cache.require_unchanged()
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Number of a row's cache, and the row there.
+
+        Raises:
+            IndexError: no such row.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"no image {row}: rows are 0 to {len(self) - 1}")
+        number = max(i for i, cache in enumerate(self.caches) if cache.first_row <= row)
+        return number, row - self.caches[number].first_row
+
+    def emb(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings of some images, `[n, D] float32`."""
+        places = [self.place(row) for row in rows.tolist()]
+        result = np.empty((len(rows), self.caches[0].cache.info.encoder.dim), np.float32)
+        for number, cache in enumerate(self.caches):
+            own = [i for i, (of, _) in enumerate(places) if of == number]
+            result[own] = cache.emb(np.array([places[i][1] for i in own], np.int64))
+        return result
+
+    def num_searched(self, chosen: Filter) -> int:
+        """Number of images that a search chooses from."""
+        return sum(cache.num_searched(chosen.text, chosen.language) for cache in self._of(chosen))
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, chosen: Filter
+    ) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+        """Cosines and rows of the k images nearest to each of Q queries, best first, of equal ones the lower row first.
+
+        Args:
+            queries: `[Q, D] float32`, unit norm.
+            k: images to find.
+            chosen: which images to choose from.
+        """
+        found = []
+        for cache in self._of(chosen):
+            scores, rows = cache.search(queries, k, chosen.text, chosen.language)
+            found.append((scores, rows + cache.first_row))
+        scores, rows = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        return [(scores[i][best[i]], rows[i][best[i]]) for i in range(len(queries))]
+
+    def _of(self, chosen: Filter) -> list[ServedCache]:
+        return self.caches if chosen.cache is None else [self.caches[chosen.cache]]
+
+
+def _texts(cache: Cache, name: str) -> pa.Array:
+    """Texts of a ragged array as one Arrow array.
+
+    Raises:
+        CacheError: damaged.
+    """
+    texts = cache.arrays.read_ragged(name)
+    buffers = [None, pa.py_buffer(texts.offsets), pa.py_buffer(texts.raw)]
+    array = pa.Array.from_buffers(pa.large_string(), len(texts), buffers)
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise SearchError(f"{cache.path}: {name} is no UTF-8: clipglot verify {cache.path} tells what to do") from error
+    return array
+
+
+def _mark(cache: Cache) -> Path | None:
+    """The file that is written anew when a cache is; None at a URL."""
+    if isinstance(cache.path, Url):
+        return None
+    path = Path(cache.path)
+    return path / "zarr.json" if path.is_dir() else path
+
+
+def _state(file: Path | None) -> tuple[int, ...] | None:
+    """What changes when a file is written or replaced."""
+    if file is None:
+        return None
+    try:
+        state = file.stat()
+    except OSError:
+        return ()
+    return (state.st_ino, state.st_dev, state.st_size, state.st_mtime_ns)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Last parts of paths; the whole path where these are equal."""
+    short = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    return [name if short.count(name) == 1 else path for name, path in zip(short, paths, strict=True)]

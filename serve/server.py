@@ -1,0 +1,128 @@
+"""HTTP server of an application, until a signal ends it."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..search.errors import SearchError
+
+HEAD_S = 10.0  # for the head of a request
+IDLE_S = 15.0  # between the requests of a connection
+GRACE_S = 5.0  # for requests under way, when the server ends
+BACKLOG = 2_048
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP whose clients must finish the head of a request within `HEAD_S`; uvicorn would wait for ever."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first head."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Take data: a head that is complete is no longer waited for, one that has begun is."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._head_timer is None:
+            self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _stop_waiting(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _give_up(self) -> None:
+        self._head_timer = None
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """A server that SIGTERM and Ctrl-C end with exit code 0, and that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._on_ready()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """End at a signal, without raising it again at the end."""
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: name or address of an interface of this machine.
+        port: 0 for any that is free.
+
+    Raises:
+        SearchError: the port is taken, or there is no such interface.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SearchError(f"{host}:{port}: {reason}: choose another --port (0 takes any free one) or --host") from error
+    return listening
+
+
+def run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> None:
+    """Serve an application until SIGTERM or Ctrl-C.
+
+    Args:
+        app: ASGI application.
+        listening: as of `listen`.
+        on_ready: called when requests are answered.
+    """
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for each odd request
+    config = uvicorn.Config(
+        app,
+        http=PatientProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        timeout_keep_alive=int(IDLE_S),
+        timeout_graceful_shutdown=int(GRACE_S),
+        backlog=BACKLOG,
+    )
+    asyncio.run(_Server(config, on_ready).serve(sockets=[listening]))

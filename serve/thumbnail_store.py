@@ -1,0 +1,139 @@
+"""Thumbnails on disk, within a limit, and the threads that make them."""
+
+import asyncio
+import os
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from ..inference.thumbnails import ThumbnailReader
+from .catalog import Catalog
+
+SIDES = (128, 256, 512, 1024)
+NUM_THREADS = 2
+FAST = 1  # effort of compressing: a third larger files in a fifth of the time
+SWEPT_AFTER = 200  # new files
+
+
+class ThumbnailStore:
+    """WebP files by digest, the least recently used of which are deleted. Several servers may share a folder."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Use a folder, which is made.
+
+        Args:
+            folder: for the files; nothing else in it is touched.
+            limit: bytes of all files, within those of some new ones.
+
+        Raises:
+            OSError: it cannot be made or written.
+        """
+        self.folder, self._limit, self._num_new = folder, limit, 0
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = threading.Lock()
+        self._sweep()
+
+    def get(self, digest: str) -> bytes | None:
+        """A file that is there, which is marked as used."""
+        path = self._path(digest)
+        try:
+            content = path.read_bytes()
+            os.utime(path)
+        except OSError:
+            return None
+        return (
+            content if content[:4] == b"RIFF" and len(content) == 8 + int.from_bytes(content[4:8], "little") else None
+        )
+
+    def put(self, digest: str, content: bytes) -> None:
+        """Keep a file; a disk that is full keeps none."""
+        path = self._path(digest)
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            partial.write_bytes(content)  # not synced: `get` refuses one that is cut
+            partial.replace(path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            return
+        with self._lock:
+            self._num_new += 1
+            is_due = self._num_new % SWEPT_AFTER == 0
+        if is_due:
+            self._sweep()
+
+    def _path(self, digest: str) -> Path:
+        return self.folder / digest[:2] / f"{digest}.webp"
+
+    def _sweep(self) -> None:
+        """Delete files until the rest is within the limit, and what a killed server left."""
+        found = []
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
+            with suppress(OSError):
+                state = path.stat()
+                if path.suffix in (".webp", ".partial"):
+                    found.append((state.st_mtime, state.st_size, path))
+        size = sum(each for _, each, _ in found)
+        for _, each, path in sorted(found):
+            if size <= self._limit:
+                break
+            with suppress(OSError):
+                path.unlink()
+            size -= each
+
+
+class Thumbnails:
+    """Thumbnails of the images of a catalog."""
+
+    def __init__(self, catalog: Catalog, store: ThumbnailStore, image_root: str | None) -> None:
+        """Make thumbnails.
+
+        Args:
+            catalog: of the images.
+            store: that keeps them.
+            image_root: folder or URL that has the images of all caches now; None for where the caches read them.
+        """
+        self._catalog, self._store, self._image_root = catalog, store, image_root
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="thumbnails")
+        self._local = threading.local()  # readers are of one thread
+
+    def digest(self, row: int, side: int, *, whole: bool) -> str:
+        """What names a thumbnail: another image, cache or size has another one."""
+        number, own = self._catalog.place(row)
+        told = (self._catalog.caches[number].stamp, self._image_root, own, side, whole)
+        return sha256(repr(told).encode()).hexdigest()
+
+    async def webp(self, row: int, side: int, *, whole: bool) -> bytes:
+        """A thumbnail.
+
+        Args:
+            row: of the catalog.
+            side: one of `SIDES`.
+            whole: as of `ThumbnailReader.webp`.
+
+        Raises:
+            RejectedImageError, CacheError: as of `ThumbnailReader.webp`.
+            IndexError: no such row.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._made, row, side, whole)
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _made(self, row: int, side: int, whole: bool) -> bytes:
+        digest = self.digest(row, side, whole=whole)
+        if (known := self._store.get(digest)) is not None:
+            return known
+        number, own = self._catalog.place(row)
+        cache = self._catalog.caches[number]
+        readers: dict[int, ThumbnailReader] = self._local.__dict__.setdefault("readers", {})
+        if number not in readers:
+            readers[number] = ThumbnailReader(cache.cache, self._image_root, effort=FAST)
+        content = readers[number].webp(own, cache.key(own), side, whole=whole)
+        self._store.put(digest, content)
+        return content
