@@ -31,24 +31,40 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
     language from that cache alone; both are merged, and plain open_clip measures the result on combinations of colour
     and shape that no training image shows.
     """
-    with friendly_errors(), _folder(settings.output) as folder, stage_bars("draw") as on_progress:
+    if settings.serve and as_json:
+        raise click.UsageError("--serve and --json exclude each other: pass one of them")
+    with friendly_errors(), _folder(settings.output) as folder:
         from ..demo.run import run_demo
 
         try:
-            report = run_demo(settings, folder, on_progress)
+            with stage_bars("draw") as on_progress:
+                report = run_demo(settings, folder, on_progress)
             if report.report and settings.output is None:
                 report = replace(report, report=_kept(report.report))
         except KeyboardInterrupt:
             click.echo("stopped: the demo cannot be resumed, run it again", err=True)
             raise SystemExit(130) from None
-    if as_json:
-        paths = {"folder": str(report.folder), "report": report.report and str(report.report)}
-        print_json(asdict(report) | paths | {"uncached_s": report.uncached_s})
-        return
-    _print(report, kept=settings.output is not None)
+        if as_json:
+            paths = {"folder": str(report.folder), "report": report.report and str(report.report)}
+            print_json(asdict(report) | paths | {"uncached_s": report.uncached_s})
+            return
+        _print(report, kept=settings.output is not None, serves=settings.serve)
+        if settings.serve:
+            _serve(report, settings)
 
 
-def _print(report: "DemoReport", *, kept: bool) -> None:
+def _serve(report: "DemoReport", settings: DemoSettings) -> None:
+    """Search the drawings, with the English tower beside the new one, until Ctrl-C."""
+    from ..demo.run import ENGLISH_CLIP
+    from ..jobs.serve import serve
+    from ..jobs.settings.serve import ServeSettings
+
+    caches = tuple(report.folder / name for name in ("train.zarr", "unseen.zarr"))
+    serving = ServeSettings(merged=report.folder / "merged", caches=caches, against=(ENGLISH_CLIP,), port=settings.port)
+    serve(serving, on_ready=lambda served: say(f"Search the drawings: {served.url} (Ctrl-C ends)"))
+
+
+def _print(report: "DemoReport", *, kept: bool, serves: bool) -> None:
     table = Table("text tower", "prompts", "zero-shot accuracy", "R@1", "R@10", box=None, pad_edge=False)
     for score in report.scores:
         measures = (percent(score.accuracy), percent(score.r_at_1), percent(score.r_at_10))
@@ -76,6 +92,10 @@ def _print(report: "DemoReport", *, kept: bool) -> None:
     else:
         what = "Only the report" if report.report else "Nothing"
         say(f"{what} was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
+    if kept and not serves:
+        say(f"Search the drawings: clipglot serve {report.folder / 'merged'} {report.folder / 'train.zarr'}")
+    elif not serves:
+        say("Search the drawings from a browser: clipglot demo --serve")
     if report.report:
         say(f"The report, for a browser: {report.report}")
     else:

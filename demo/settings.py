@@ -18,8 +18,11 @@ class DemoSettings:
     pictures: Annotated[int, "images to train on"] = 8_000
     epochs: Annotated[int, "number of times that every image is shown"] = 14
     seed: Annotated[int, "seed of drawings, captions and training"] = 0
+    serve: Annotated[bool, "search the drawings from a browser at the end"] = False
+    port: Annotated[int, "of that page; 0 takes any free one"] = 8000
 
     def __post_init__(self) -> None:
         require(self.pictures >= BATCH_SIZE, f"--pictures {self.pictures}: must be at least one batch of {BATCH_SIZE}")
         require_at_least_one(self, "epochs")
+        require(0 <= self.port < 65_536, f"--port {self.port}: must lie between 0 and 65535")
         require(0 <= self.seed < 2**63, f"--seed {self.seed}: must lie between 0 and 2^63")

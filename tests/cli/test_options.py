@@ -53,7 +53,9 @@ CONTRACT = {
     "--thumbnails --config --json",
     "bench": "CACHE --vocab-size --context-length --width --layers --heads --batch-size --steps --precision --compile "
     "--device --config --json",
-    "demo": "--output --language --pictures --epochs --seed --config --json",
+    "serve": "MERGED CACHES --against --index --onnx --host --port --token --allow-host --image-root --fold-above "
+    "--thumbnail-folder --thumbnail-megabytes --config --json",
+    "demo": "--output --language --pictures --epochs --seed --serve --port --config --json",
 }
 
 

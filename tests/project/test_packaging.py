@@ -35,8 +35,9 @@ def test_the_wheel_holds_the_modules_their_data_and_nothing_else(wheel: Path) ->
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {f"clipglot/{file.relative_to(ROOT)}" for folder in folders() for file in folder.glob("*.py")}
     weights = {f"clipglot/{file.relative_to(ROOT)}" for file in (ROOT / "demo" / "english_clip").glob("*")}
+    page = {f"clipglot/{file.relative_to(ROOT)}" for file in (ROOT / "serve" / "static").glob("*")}
     own = {"clipglot/__init__.py", "clipglot/__main__.py", "clipglot/py.typed", "clipglot/reports/template.html.j2"}
-    assert names == own | modules | weights
+    assert names == own | modules | weights | page
     assert not any("test" in name for name in names)
 
 
