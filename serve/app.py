@@ -24,7 +24,7 @@ from ..inference.errors import InputError
 from ..search.errors import SearchError
 from .batcher import BusyError
 from .catalog import Filter
-from .engine import MOST_RESULTS, Engine, Found, Query
+from .engine import MOST_RESULTS, Engine, Query
 from .guard import SafeHeaders, SameOrigin, Token
 from .openapi import description
 from .thumbnail_store import SIDES, Thumbnails
@@ -220,15 +220,14 @@ class _Handlers:
         return JSONResponse({"model": model, "query": text, **answer, "took_ms": round(took, 2)})
 
     async def _page(self, asked: "_Asked", query: Query, without: int | None) -> dict[str, Any]:
-        num_searched = self._catalog.num_searched(asked.chosen)
         k, loop = query.k, asyncio.get_running_loop()
         while True:
             found = await self._engine.search(
                 Query(model=query.model, text=query.text, emb=query.emb, k=k, chosen=query.chosen)
             )
-            rest = _without(found, without)
+            rest = found.without(without)
             if not asked.fold:
-                scores, rows = rest
+                scores, rows = rest.scores, rest.rows
                 page = [
                     (int(row), float(score), list[int]())
                     for row, score in zip(rows[asked.offset :], scores[asked.offset :], strict=True)
@@ -236,12 +235,12 @@ class _Handlers:
                 is_more = len(rows) > asked.offset + asked.limit
             else:
                 page, is_more = await loop.run_in_executor(None, self._engine.folded, rest, asked.offset, asked.limit)
-            if is_more or len(found[1]) < k or k >= MOST_RESULTS:
+            if is_more or len(found.rows) < k or k >= MOST_RESULTS:
                 break
             k = min(2 * k, MOST_RESULTS)  # folding left too few
         end = asked.offset + len(page)
         return {
-            "num_searched": num_searched,
+            "num_searched": found.num_searched,
             "next_offset": end if is_more and end < MOST_RESULTS else None,
             "hits": [self._hit(row, score, alike) for row, score, alike in page],
         }
@@ -330,15 +329,6 @@ def _flag(request: Request, name: str, *, default: bool) -> bool:
     if given not in known:
         raise HTTPException(400, f"{name}={given[:50]!r}: pass true or false")  # type: ignore[index]
     return known[given]
-
-
-def _without(found: Found, row: int | None) -> Found:
-    """Results without one row."""
-    if row is None:
-        return found
-    scores, rows = found
-    others = rows != row
-    return scores[others], rows[others]
 
 
 async def _body(request: Request) -> bytes:

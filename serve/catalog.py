@@ -65,7 +65,10 @@ class ServedCache:
 
         Raises:
             CacheError: not complete, or damaged.
+            SearchError: it has no images.
         """
+        if not cache.require_sealed().info.source.images:
+            raise SearchError(f"{cache.path} has no images, but translations (--no-images): pass a cache of images")
         self.cache, self.name, self.first_row, self._index = cache, name, first_row, index
         self._mark = _mark(cache)
         self._state = _state(self._mark)

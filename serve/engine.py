@@ -4,7 +4,9 @@ import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..cache.format import RejectedImageError
 from ..cache.write.image_decode import ResizeCrop, decode
+from ..encoders.errors import EncoderError
 from ..inference.errors import InputError
 from ..inference.images import reason
 from ..inference.prompts import class_embeddings
@@ -49,8 +52,24 @@ class Query:
     chosen: Filter
 
 
-Found = tuple[Floats, NDArray[np.int64]]
-"""Scores and rows of a query's images, best first."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """The images of a query, best first.
+
+    Attributes:
+        scores: cosines.
+        rows: of the catalog.
+        num_searched: images that it chose from.
+    """
+
+    scores: Floats
+    rows: NDArray[np.int64]
+    num_searched: int
+
+    def without(self, row: int | None) -> "Found":
+        """The others than one row."""
+        others = self.rows != row
+        return replace(self, scores=self.scores[others], rows=self.rows[others])
 
 
 class Engine:
@@ -114,7 +133,7 @@ class Engine:
         Returns:
             Row, score and rows of worse near-duplicates of each result; whether results were left after them.
         """
-        rows = found[1]
+        rows = found.rows
         kept: list[int] = []
         alike: list[list[int]] = []
         kept_emb = np.empty((0, self.models[0].dim), np.float32)
@@ -149,8 +168,7 @@ class Engine:
 
     @staticmethod
     def _page(found: Found, kept: list[int], alike: list[list[int]], start: int) -> list[tuple[int, float, list[int]]]:
-        scores, rows = found
-        return [(int(rows[i]), float(scores[i]), alike[place]) for place, i in enumerate(kept)][start:]
+        return [(int(found.rows[i]), float(found.scores[i]), alike[place]) for place, i in enumerate(kept)][start:]
 
     # In the thread that computes
 
@@ -166,41 +184,44 @@ class Engine:
         for chosen, members in groups.items():
             most = max(queries[i].k for i, _ in members)
             found = self.catalog.search(np.stack([emb for _, emb in members]), most, chosen)
+            num = self.catalog.num_searched(chosen)
             for (i, _), (scores, rows) in zip(members, found, strict=True):
-                answers[i] = (scores[: queries[i].k], rows[: queries[i].k])
+                k = queries[i].k
+                answers[i] = Found(scores=scores[:k], rows=rows[:k], num_searched=num)
         return answers
 
     def _query_embeddings(self, queries: Sequence[Query]) -> list[Floats | Exception]:
         for number in {query.model for query in queries}:
-            terms = [parse_query(query.text) for query in queries if query.model == number and query.emb is None]
-            self._encode(number, [text for each in terms for _, text in each])
+            own = [query for query in queries if query.model == number and query.emb is None]
+            with suppress(EncoderError):  # of one text; below it is raised for its query alone
+                self._encode(number, [text for query in own for _, text in parse_query(query.text)])
         result: list[Floats | Exception] = []
         for query in queries:
             if query.emb is not None:
                 result.append(query.emb)
                 continue
             try:
-                known = self._texts
-                result.append(
-                    embed_queries(
-                        [query.text],
-                        lambda texts: np.stack([known[query.model, text] for text in texts]),  # noqa: B023
-                    )[0]
-                )
-            except InputError as error:
+                result.append(embed_queries([query.text], partial(self._encode, query.model))[0])
+            except (InputError, EncoderError) as error:
                 result.append(error)
-        while len(self._texts) > TEXTS_KEPT:
-            self._texts.popitem(last=False)
         return result
 
-    def _encode(self, model: int, texts: Sequence[str]) -> None:
-        """Embed the texts of a model that are not known, in one forward pass."""
+    def _encode(self, model: int, texts: Sequence[str]) -> Floats:
+        """Embeddings of texts `[n, D]`; those that are not known yet take one forward pass.
+
+        Raises:
+            EncoderError: a text that the tokenizer cannot read.
+        """
         new = list(dict.fromkeys(text for text in texts if (model, text) not in self._texts))
         if new:
             for text, emb in zip(new, self.models[model].encode_texts(new), strict=True):
                 self._texts[model, text] = emb
+        emb = [self._texts[model, text] for text in texts]
         for text in texts:
             self._texts.move_to_end((model, text))
+        while len(self._texts) > max(TEXTS_KEPT, len(texts)):
+            self._texts.popitem(last=False)
+        return np.array(emb, np.float32).reshape(len(texts), self.models[model].dim)
 
     def _embed(self, pixels: Sequence[NDArray[np.uint8]]) -> list[Floats | Exception]:
         features = self.models[0].encode_pixels(np.stack(pixels))
@@ -210,7 +231,11 @@ class Engine:
         answers: list[list[dict[str, Any]] | Exception] = []
         for emb, labels, number in asked:
             model = self.models[number]
-            cosines = class_embeddings(model.encode_texts, [[label] for label in labels]) @ emb
+            try:
+                cosines = class_embeddings(partial(self._encode, number), [[label] for label in labels]) @ emb
+            except EncoderError as error:
+                answers.append(error)
+                continue
             order, probabilities = ranked(cosines, model.logit_scale)
             answers.append(
                 [

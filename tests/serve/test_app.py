@@ -359,7 +359,7 @@ def test_queries_that_come_together_share_a_forward_pass(client: TestClient) -> 
     assert len(calls) <= 2
     assert isinstance(answers.pop(), clipglot.inference.errors.InputError)  # alone
     alone = [found(client, "/search", q=f"query {i}", limit=3, fold=False)["hits"] for i in range(40)]
-    assert [rows.tolist() for _, rows in answers] == [[hit["row"] for hit in hits] for hits in alone]
+    assert [each.rows.tolist() for each in answers] == [[hit["row"] for hit in hits] for hits in alone]
 
 
 def test_the_description_is_that_of_the_answers(client: TestClient) -> None:
