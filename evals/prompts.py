@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..cache.sources.text_files import decode_text
 from ..inference.prompts import PLAIN, TEMPLATES, has_place
+from ..inference.text_files import read_text, split_lines
 from .errors import EvalError
-
-MAX_BYTES = 256 * 2**20  # of a file of classes, templates or queries; Babel-ImageNet's has 9 MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,8 @@ def read_class_names(file: Path, language: str | None = None) -> ClassNames:
     among the sorted ones.
 
     Raises:
-        EvalError: it cannot be read, an empty name, or a name of two classes; the message names the line.
+        EvalError: an empty name, or a name of two classes; the message names the line.
+        InputError: it cannot be read.
     """
     text, num_places = read_text(file, "a text or JSON file"), 0
     if file.suffix.lower() == ".json":
@@ -67,6 +66,7 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
 
     Raises:
         EvalError: an empty one, one without `{}`, or neither a file nor a known language.
+        InputError: a file that cannot be read.
 
     >>> read_templates(["zh"])[0], read_templates(["a sketch of a {}"])
     ('一张{}的照片', ('a sketch of a {}',))
@@ -78,7 +78,7 @@ def read_templates(given: Sequence[str]) -> tuple[str, ...]:
         elif has_place(item):
             result.append(_template(item, "--templates"))
         elif Path(item).is_file():
-            lines = read_text(Path(item), "a text file").splitlines()
+            lines = split_lines(read_text(Path(item)))
             found = [_template(line, f"{item}:{number}") for number, line in enumerate(lines, 1)]
             if not found:
                 raise EvalError(f"{item} has no template: write one a line, with {{}} in the place of the name")
@@ -99,28 +99,6 @@ def _template(line: str, where: str) -> str:
     return line
 
 
-def read_text(file: Path, wanted: str) -> str:
-    """A text file of a sane size.
-
-    Args:
-        file: may be a pipe.
-        wanted: what it should be, for messages.
-
-    Raises:
-        EvalError: it cannot be read, is endless, or is not UTF-8.
-    """
-    try:
-        with open(file, "rb") as opened:
-            content = opened.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise EvalError(f"{file} has more than {MAX_BYTES:,} bytes: pass {wanted}")
-        return decode_text(content)
-    except OSError as error:
-        raise EvalError(f"{file}: {error.strerror}: pass {wanted}") from error
-    except UnicodeDecodeError as error:
-        raise EvalError(f"{file} is not UTF-8: save it as UTF-8") from error
-
-
 def parse_json(text: str) -> Any:
     """What a JSON text holds.
 
@@ -136,7 +114,7 @@ def parse_json(text: str) -> Any:
 
 
 def _from_lines(file: Path, text: str) -> tuple[dict[str, tuple[str, ...]], bool]:
-    lines = text.rstrip("\r\n").splitlines()
+    lines = split_lines(text.rstrip("\r\n"))
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise EvalError(f"{file}:{number} is empty: delete the line")

@@ -17,9 +17,10 @@ from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.storage.atomic import atomic_write, explain_os_error
 from ..inference.clip import search_exactly
+from ..inference.text_files import read_text, split_lines
 from .captions import embedded_images
 from .errors import EvalError
-from .prompts import parse_json, read_text
+from .prompts import parse_json
 from .retrieval import Places, retrieve
 
 SUBMITTED = 10
@@ -47,10 +48,10 @@ def read_queries(file: Path) -> list[Query]:
 
     Raises:
         EvalError: a line is not as promised; the message names it.
+        InputError: it cannot be read.
     """
     queries = []
-    # Not splitlines, for which some characters of a text end a line.
-    for number, line in enumerate(read_text(file, "a file of JSON lines").split("\n"), 1):
+    for number, line in enumerate(split_lines(read_text(file, "a file of JSON lines")), 1):
         if not line.strip():
             continue
         try:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.sources.image_names import has_image_extension
-from ..cache.sources.text_files import decode_text
 from ..evals.errors import EvalError
 from ..evals.predict import Prediction, rank_texts
+from ..inference.text_files import read_lines
 from ..inference.towers import load_towers
 from .settings.predict import PredictSettings
 
@@ -26,11 +26,12 @@ def predict(settings: PredictSettings, on_progress: OnProgress = ignore_progress
 
     Raises:
         EncoderError: no merged CLIP, or one that does not load.
-        EvalError: no text, a file of texts that cannot be read, a folder without images, or no readable image at all.
+        EvalError: no text, a folder without images, or no readable image at all.
+        InputError: a file of texts that cannot be read.
     """
     if settings.top is not None and settings.top < 1:
         raise EvalError(f"--top {settings.top}: pass a number of at least 1")
-    texts = [*settings.text, *(_read_texts(settings.texts) if settings.texts else ())]
+    texts = [*settings.text, *(read_lines(settings.texts) if settings.texts else ())]
     if not texts:
         raise EvalError("nothing to choose from: pass --text at least once, or --texts FILE")
     images = [image for given in settings.images for image in _images(given)]
@@ -43,21 +44,6 @@ def predict(settings: PredictSettings, on_progress: OnProgress = ignore_progress
         others = f", and {len(predictions) - 1} others likewise" if len(predictions) > 1 else ""
         raise EvalError(f"{first.image}: {first.error}{others}: pass an image")
     return predictions
-
-
-def _read_texts(file: Path) -> list[str]:
-    """Lines of a file that are not blank.
-
-    Raises:
-        EvalError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        content = file.read_bytes()
-        return [line for line in decode_text(content).splitlines() if line.strip()]
-    except OSError as error:
-        raise EvalError(f"--texts {file}: {error.strerror}: pass a text file") from error
-    except UnicodeDecodeError as error:
-        raise EvalError(f"--texts {file} is not UTF-8: save it as UTF-8") from error
 
 
 def _images(given: Path) -> Iterator[Path]:

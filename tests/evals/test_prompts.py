@@ -110,17 +110,3 @@ def test_a_bad_file_of_classes_is_one_clear_error(name: str, content: str, messa
     (tmp_path / name).write_text(content)
     with pytest.raises(EvalError, match=message):
         read_class_names(tmp_path / name, "RU")
-
-
-def test_an_endless_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipglot.evals.prompts.MAX_BYTES", 1000)
-    with pytest.raises(EvalError, match=r"/dev/zero has more than 1,000 bytes"):
-        read_class_names(Path("/dev/zero"))
-
-
-def test_absent_and_foreign_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(EvalError, match=r"c\.txt: No such file"):
-        read_class_names(tmp_path / "c.txt")
-    (tmp_path / "c.txt").write_bytes("кошка".encode("koi8-r"))
-    with pytest.raises(EvalError, match=r"c\.txt is not UTF-8"):
-        read_class_names(tmp_path / "c.txt")
