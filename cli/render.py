@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
 import click
 from rich.cells import cell_len, set_cell_size
@@ -45,6 +45,18 @@ class SafeConsole(Console):
         """As `Console.render`, which all that is drawn goes through; what draws is marked as control by rich."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    @property
+    def file(self) -> IO[str]:
+        """The stream behind all that stand before it: while a bar runs, rich's own stands before a `SafeStream`."""
+        file = super().file
+        while hasattr(file, "rich_proxied_file"):
+            file = file.rich_proxied_file
+        return file
+
+    @file.setter
+    def file(self, file: IO[str]) -> None:
+        self._file = file
 
 
 class Table(RichTable):

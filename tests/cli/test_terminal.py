@@ -174,6 +174,8 @@ def test_a_terminal_is_not_steered(
         assert text.strip(), name
         for steering in ("\x1b]", "\x07", "\x1b[31m", "\x1b[2J", "\x9b", "\u202e", "\u2066", "\x08", "\x7f"):
             assert steering not in text, (name, ascii(text))
+        assert r"\x1b[38;5;" not in text, "rich's own sequences are written out, too"
+        assert r"\x1b[?25h" not in text
 
 
 def test_a_traceback_shows_controls(tmp_path: Path) -> None:
