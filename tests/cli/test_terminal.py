@@ -21,6 +21,7 @@ from rich.text import Text
 from support.command_line import run, small
 from support.drawings import draw_images
 from support.launcher import Process
+from support.terminal import Screen, run_on_terminal
 
 TITLE, COLOUR, LINK, UP = "\x1b]0;owned\x07", "\x1b[31m", "\x1b]8;;http://x\x1b\\here", "\r\x1b[1A\x1b[2K"
 C1, BIDI, OTHERS = "\x9b31m\x85\x90", "\u202egnp.exe\u2066\u200f", "\x00\x08\x7f\u2028"
@@ -174,8 +175,12 @@ def test_a_terminal_is_not_steered(
         assert text.strip(), name
         for steering in ("\x1b]", "\x07", "\x1b[31m", "\x1b[2J", "\x9b", "\u202e", "\u2066", "\x08", "\x7f"):
             assert steering not in text, (name, ascii(text))
-        assert r"\x1b[38;5;" not in text, "rich's own sequences are written out, too"
-        assert r"\x1b[?25h" not in text
+
+
+def test_bars_are_drawn(start_command: Callable[..., Process], tiny_cache: Path) -> None:
+    shown = run_on_terminal(start_command, "duplicates", tiny_cache, answers={})
+    assert (shown.code, r"\x1b" in shown.written) == (0, False), shown.written  # rich's sequences are not written out
+    assert re.search("compare \u2501+ 40/40 100%", "\n".join(Screen.of(shown.written).text()))
 
 
 def test_a_traceback_shows_controls(tmp_path: Path) -> None:
