@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .jobs.inspect import InspectReport
     from .jobs.report import ReportResult
     from .jobs.serve import Served
+    from .jobs.search import SearchResult
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     predict: Callable[..., list[Prediction]]
     report: Callable[..., ReportResult]
     serve_caches: Callable[..., Served]
+    search_images: Callable[..., list[SearchResult]]
     train: Callable[..., TrainResult]
     train_tokenizer: Callable[..., TokenizerReport]
     verify_cache: Callable[..., VerifyResult]
@@ -100,6 +102,7 @@ __all__ = [
     "predict",
     "report",
     "serve_caches",
+    "search_images",
     "train",
     "train_tokenizer",
     "verify_cache",

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": ("train", "train", "Train a text tower on a cache."),
     "export": ("export", "export", "Merge image and text tower into an open_clip checkpoint."),
     "predict": ("predict", "predict", "Tell which text describes an image best."),
+    "search": ("search", "search", "Find the images of a cache that fit a text or an image best."),
     "eval": ("evaluate", "evaluate", "Evaluate a merged CLIP."),
     "report": ("report", "report", "Show runs and merged CLIPs in one HTML file."),
     "serve": ("serve", "serve", "Search caches from a browser."),

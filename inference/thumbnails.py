@@ -22,7 +22,7 @@ MOST_BYTES = 40_000  # of one; a picture of noise is made again at less quality
 
 
 class ThumbnailReader:
-    """Reads images of a cache by row, from every kind of source, as WebP files of one size.
+    """Reads images of a cache by row, from every kind of source, in one size.
 
     A source that is absent takes away only its own images. One object must not be used by several threads at a time.
     """
@@ -57,19 +57,30 @@ class ThumbnailReader:
             RejectedImageError: it cannot be read or decoded.
             CacheError: its source cannot be read, or has another image there now.
         """
-        content = self.content(row, key)
-        geometry = replace(self._geometry, height=side, width=side)
-        if whole:
-            geometry = replace(geometry, resize_mode="longest")
-        view = geometry.resize if whole else geometry.apply
-        limit = self._cache.info.max_pixels
-        pixels = Image.fromarray(decode_views(BytesIO(content), geometry, [view], limit, scaled=True)[0])
+        pixels = self.image(row, key, side, whole=whole)
         for quality in (QUALITY, QUALITY // 2, 5):
             buffer = BytesIO()
             pixels.save(buffer, "WEBP", quality=quality, method=self._effort)
             if buffer.tell() <= MOST_BYTES:
                 break
         return buffer.getvalue()
+
+    def image(self, row: int, key: str, side: int, *, whole: bool = False) -> Image.Image:
+        """An image in RGB.
+
+        Args:
+            row, key, side, whole: as of `webp`.
+
+        Raises:
+            RejectedImageError, CacheError: as of `webp`.
+        """
+        content = self.content(row, key)
+        geometry = replace(self._geometry, height=side, width=side)
+        if whole:
+            geometry = replace(geometry, resize_mode="longest")
+        view = geometry.resize if whole else geometry.apply
+        limit = self._cache.info.max_pixels
+        return Image.fromarray(decode_views(BytesIO(content), geometry, [view], limit, scaled=True)[0])
 
     def content(self, row: int, key: str) -> bytes:
         """The encoded bytes of an image, as its source has them.

@@ -20,6 +20,7 @@ command                   function
 `clipglot report`         `jobs.report.report(ReportSettings)`
 `clipglot predict`        `jobs.predict.predict(PredictSettings)`
 `clipglot serve`          `jobs.serve.serve(ServeSettings)`
+`clipglot search`         `jobs.search.search_images(SearchSettings)`
 `clipglot bench`          `jobs.bench.bench(BenchSettings)`
 ========================  ========================================================================
 

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "train": ("train.train", "..distill.train_settings.TrainSettings", "train.defaults"),
     "export": ("export.export_run", "settings.export.ExportSettings"),
     "predict": ("predict.predict", "settings.predict.PredictSettings"),
+    "search_images": ("search.search_images", "settings.search.SearchSettings"),
     "inspect_tokenizer": ("tokenizer.inspect_tokenizer", "settings.tokenizer.TokenizerSettings"),
     "bench": ("bench.bench", "settings.bench.BenchSettings"),
     "report": ("report.report", "settings.report.ReportSettings"),
