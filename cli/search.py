@@ -23,7 +23,20 @@ CAPTIONS_SHOWN = 4
 THUMBNAIL_ROWS = 5  # lines of text
 
 
-@click.command()
+class _SearchCommand(click.Command):
+    """A command that tells how to pass a query that begins with a minus, which looks like an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name.startswith("--"):
+                raise
+            raise click.UsageError(f"{error.message} Write -- before a query that begins with -.", ctx) from error
+
+
+@click.command(cls=_SearchCommand)
 @settings_options(SearchSettings, "merged", "cache", "query", has_config=False)
 @click.option(
     "--thumbnails/--no-thumbnails",

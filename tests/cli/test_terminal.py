@@ -108,6 +108,7 @@ def commands(made: dict[str, Path], hostile: Path, out: Path) -> dict[str, list[
         "tokenizer": ["tokenizer", cache, "-o", out / f"tokenizer{COLOUR}", "--vocab-size", "300"],
         "retrieval": ["eval", "retrieval", merged, cache],
         "predict": ["predict", merged, image, "--text", PAYLOAD.replace("\x00", ""), "--text", "b"],
+        "search": ["search", merged, cache, PAYLOAD.replace("\x00", ""), "--language", "RU"],
         "convert": ["convert", cache, out / f"copy{COLOUR}.h5"],
         "merge": ["merge", cache, "-o", out / f"merged{COLOUR}.zarr"],
         "done": [*small(cache, trained), "--val", cache, "--epochs", "1", "--resume"],
@@ -121,13 +122,15 @@ def commands(made: dict[str, Path], hostile: Path, out: Path) -> dict[str, list[
         "no command": [f"fly{COLOUR}"],
         "no image": ["predict", merged, out / f"no{COLOUR}.png", "--text", "a"],
         "no condition": ["cache", hostile, "-o", out / "e.zarr", "--model", "x", "--where", f"a = '{COLOUR}"],
+        "no such language": ["search", merged, cache, "a", "--language", f"ru{COLOUR}"],
+        "no queries": ["search", merged, cache, "--queries", out / f"no{COLOUR}"],
         "no language": ["cache", hostile, "-o", out / "g.zarr", "--model", "x", "--language-field", "tag"],
         "exists": [*small(cache, trained), "--epochs", "1"],
         "no language model": [*small(cache, out / "f"), "--text", f"{out}/{COLOUR}"],
     }
 
 
-IN_JSON = ("inspect", "verify", "duplicates", "against", "retrieval", "predict", "convert", "done")
+IN_JSON = ("inspect", "verify", "duplicates", "against", "retrieval", "predict", "search", "convert", "done")
 
 
 def test_no_command_prints_a_control(made: dict[str, Path], hostile: Path, tmp_path: Path) -> None:
@@ -147,6 +150,9 @@ def test_json_is_exact(name: str, made: dict[str, Path], hostile: Path, tmp_path
     if name == "inspect":
         assert {pair["caption"] for pair in report["pairs"]} <= set(captions(hostile))
         assert f"gone{PAYLOAD}.png" in [failure["key"] for failure in report["failures"]]
+    if name == "search":
+        assert report[0]["query"] == PAYLOAD.replace("\x00", "")
+        assert {text for hit in report[0]["hits"] for text in hit["captions"]} <= set(captions(hostile))
     if name == "predict":
         assert PAYLOAD.replace("\x00", "") in report[0]["texts"]
 
@@ -155,7 +161,7 @@ def test_a_terminal_is_not_steered(
     made: dict[str, Path], hostile: Path, start_command: Callable[..., Process], tmp_path: Path
 ) -> None:
     """On a terminal rich's own sequences are there; none of the data's is."""
-    for name in ("inspect", "duplicates", "done", "no tower", "no field"):
+    for name in ("inspect", "duplicates", "search", "done", "no tower", "no field"):
         arguments = [str(a).replace("\x00", "") for a in commands(made, hostile, tmp_path)[name]]
         master, slave = pty.openpty()
         process = start_command(*arguments, terminal=os.ttyname(slave))

@@ -63,11 +63,11 @@ def test_a_query_that_only_takes_away_is_refused(query: str) -> None:
         parse_query(query)
 
 
-WORD = st.text(st.characters(categories=["L"]), min_size=1, max_size=8)
+WORD = st.text("abжё狗가ß", min_size=1, max_size=4)
 TEXT = st.lists(WORD, min_size=1, max_size=3).map(" ".join)
 
 
-@given(st.lists(st.tuples(st.sampled_from([1, -1]), TEXT), min_size=1), st.booleans(), st.booleans())
+@given(st.lists(st.tuples(st.sampled_from([1, -1]), TEXT), min_size=1, max_size=4), st.booleans(), st.booleans())
 def test_what_is_written_is_read(terms: list[tuple[int, str]], unsigned: bool, quoted: bool) -> None:
     assume(any(sign > 0 for sign, _ in terms))
     shown = [f'"{text}"' if quoted else text for _, text in terms]

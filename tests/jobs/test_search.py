@@ -159,6 +159,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "code", "facts"),
     [
         ([], 2, ["--queries", "--image"]),
+        (["-снег +собака"], 2, ["Write -- before a query"]),
+        (["a", "--topp", "3"], 2, ["--topp", "--top"]),
         (["a", "--top", "0"], 2, ["--top 0"]),
         (["a", "--caption", " "], 2, ["--caption is empty"]),
         (["a", "--json", "--thumbnails"], 2, ["--json", "--thumbnails"]),
