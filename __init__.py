@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from .jobs.import_embeddings import ImportResult
     from .jobs.inspect import InspectReport
     from .jobs.report import ReportResult
-    from .jobs.serve import Served
     from .jobs.search import SearchResult
+    from .jobs.serve import Served
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
@@ -101,8 +101,8 @@ __all__ = [
     "open_cache",
     "predict",
     "report",
-    "serve_caches",
     "search_images",
+    "serve_caches",
     "train",
     "train_tokenizer",
     "verify_cache",

@@ -69,7 +69,10 @@ class ThumbnailReader:
         """An image in RGB.
 
         Args:
-            row, key, side, whole: as of `webp`.
+            row: as of `webp`.
+            key: likewise.
+            side: likewise.
+            whole: likewise.
 
         Raises:
             RejectedImageError, CacheError: as of `webp`.
