@@ -56,6 +56,7 @@ class SafeConsole(Console):
 
     @file.setter
     def file(self, file: IO[str]) -> None:
+        """As `Console.file`."""
         self._file = file
 
 

@@ -76,7 +76,7 @@ def _ask() -> Graphics | None:
         if os.tcgetpgrp(keyboard) != os.getpgrp():  # in the background: setting the terminal would stop the process
             return None
         before = termios.tcgetattr(keyboard)
-    except OSError:  # the terminal of another session
+    except (OSError, termios.error):  # the terminal of another session
         return None
     silent = [*before[:6], [*before[6]]]
     silent[3] &= ~(termios.ECHO | termios.ICANON)
@@ -89,10 +89,12 @@ def _ask() -> Graphics | None:
         os.write(screen, ((CELL_SIZE if cell is None else "") + VERSION + DEVICE_ATTRIBUTES).encode())
         answer, deadline = b"", time.monotonic() + ANSWER_S
         while not (attributes := _ATTRIBUTES.search(answer)):  # the answer to the last question
-            if not select.select([keyboard], [], [], max(0.0, deadline - time.monotonic()))[0]:
+            left_s = deadline - time.monotonic()
+            is_there = left_s > 0 and select.select([keyboard], [], [], left_s)[0]
+            if not (is_there and (block := os.read(keyboard, 4096))):  # nothing is read once the terminal is gone
                 restore = termios.TCSAFLUSH  # half an answer is nothing for the shell
                 return None
-            answer += os.read(keyboard, 4096)
+            answer += block
     finally:
         termios.tcsetattr(keyboard, restore, before)
     if cell is None and (told := _CELL_SIZE.search(answer)):

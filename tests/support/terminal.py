@@ -29,6 +29,7 @@ ANSWERS: dict[str, dict[str, str]] = {
     "tmux": {VERSION: "\x1bP>|tmux 3.3a\x1b\\", ATTRIBUTES: "\x1b[?1;2c"},
     "old kitty": {VERSION: "\x1bP>|kitty(0.26.5)\x1b\\", ATTRIBUTES: "\x1b[?62;c"},
     "silent": {},
+    "garbled": {ATTRIBUTES: "4;4;4c\x1b[?" + "9" * 3000},
     "half": {ATTRIBUTES: "\x1b[?62;4"},
 }
 # A control sequence, a string for the terminal, an escape of one character, or a character.
