@@ -19,6 +19,7 @@ from ..cache.format import EMB, KEY, TEXT, Status
 from ..cache.location import Url
 from ..cache.read.cache import Cache
 from ..search.errors import SearchError
+from ..search.filters import CAPTIONS_AT_A_TIME, folded
 
 FILTERS_KEPT = 32
 NUM_EXAMPLES, EXAMPLE_CHARACTERS = 6, 40
@@ -38,7 +39,7 @@ class Filter:
     """Which images a search chooses from.
 
     Attributes:
-        text: that a caption holds, whatever its case; "" for any.
+        text: that a caption holds, as of `search.filters.caption_mask`; "" for any.
         language: tag of that caption; None for any.
         cache: number of the cache; None for all.
     """
@@ -76,6 +77,7 @@ class ServedCache:
         self.embedded = cache.status() == Status.EMBEDDED
         self._keys = _texts(cache, KEY)
         self._captions = _texts(cache, TEXT)
+        self._folded: pa.ChunkedArray | None = None
         self._caption_image = cache.caption_image()
         tags = cache.languages()
         self._tags = pa.array(tags or [], pa.string()).dictionary_encode() if tags is not None else None
@@ -135,7 +137,19 @@ class ServedCache:
             return known
         fits = pa.scalar(True)
         if text:
-            fits = pc.match_substring(self._captions, text, ignore_case=True)
+            if (
+                self._folded is None
+            ):  # takes a second for a million captions, and no server without this filter needs it
+                self._folded = pa.chunked_array(
+                    [
+                        pa.array(
+                            map(folded, self._captions[start : start + CAPTIONS_AT_A_TIME].to_pylist()), pa.string()
+                        )
+                        for start in range(0, self.num_captions, CAPTIONS_AT_A_TIME)
+                    ],
+                    pa.string(),
+                )
+            fits = pc.match_substring(self._folded, folded(text))
         if language is not None:
             tagged = pc.equal(self._tags, language) if self._tags is not None else pa.scalar(language == "")
             fits = pc.and_(fits, tagged)
