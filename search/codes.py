@@ -1,0 +1,100 @@
+"""Int8 copies of rows, half the bytes of float16, and how far a cosine computed from one can be from the exact cosine.
+
+A row x is approximated by m + s∘c: mean m and steps s of each feature, whole numbers c of 8 bits. With a query q whose
+folded form q∘s is t·h + e, h of 8 bits:
+
+    q·x = q·m + t·(h·c) + e·c + q·(x - m - s∘c)
+
+The first two terms are computed, the others bounded by Cauchy-Schwarz from the norms of e, c, q and of the row's residual.
+"""
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .rows import Rows
+
+Floats = NDArray[np.float32]
+SAMPLE = 20_000  # rows from which means and steps are taken
+ROWS_AT_A_TIME = 16_384  # that are coded at once
+BLOCK_ROWS = 65_536  # that are compared at once: few calls, and the results stay in the processor's cache
+LARGEST = 127
+ROUNDING = 2e-6  # of float32 in what is computed here
+
+
+def to_float32(emb: NDArray[np.float16]) -> Floats:
+    """Embeddings in float32, cast by torch if it is loaded: numpy takes several times as long as the product itself."""
+    if torch := sys.modules.get("torch"):
+        result: Floats = torch.from_numpy(np.require(emb, requirements="W")).float().numpy()
+        return result
+    return emb.astype(np.float32)
+
+
+def has_kernel() -> bool:
+    """Whether numkong is installed, which multiplies int8."""
+    try:
+        import numkong  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def steps_of(emb: Floats) -> tuple[Floats, Floats]:
+    """Mean `[D]` and step `[D]` of each feature, such that rows like those given, `[n, D]`, fit into 8 bits."""
+    mean = emb.mean(axis=0, dtype=np.float64).astype(np.float32)
+    largest = np.abs(emb - mean).max(axis=0)
+    return mean, np.maximum(largest / LARGEST, np.float32(1e-6))
+
+
+def coded(emb: Floats, mean: Floats, steps: Floats) -> NDArray[np.float32]:
+    """Whole numbers `[n, D] float32` from -127 to 127 for rows `[n, D]`."""
+    codes: Floats = np.clip(np.rint((emb - mean) / steps), -LARGEST, LARGEST)
+    return codes
+
+
+class Codes:
+    """Int8 copies of N rows of D features."""
+
+    def __init__(self, rows: Rows, num: int, dim: int) -> None:
+        """Code all rows, which reads them once.
+
+        Args:
+            rows: to copy.
+            num: N.
+            dim: D.
+        """
+        sample = rows.take(np.unique(np.linspace(0, num - 1, min(num, SAMPLE)).astype(np.int64)))
+        self._mean, self._steps = steps_of(to_float32(sample))
+        self._codes = np.empty((num, dim), np.int8)
+        self._residual = np.empty(num, np.float32)
+        norms = [0.0]
+        for start in range(0, num, ROWS_AT_A_TIME):
+            stop = min(start + ROWS_AT_A_TIME, num)
+            emb = to_float32(rows.read(start, stop))
+            codes = coded(emb, self._mean, self._steps)
+            self._codes[start:stop] = codes
+            norms.append(float(np.linalg.norm(codes, axis=1).max()))
+            self._residual[start:stop] = np.linalg.norm(emb - self._mean - codes * self._steps, axis=1)
+        self._norm = max(norms)
+
+    def cosines(self, queries: Floats) -> Iterator[tuple[int, Floats, Floats]]:
+        """Blocks of approximate cosines: first row, cosines `[Q, R]`, and the most by which each is wrong, `[Q, R]`."""
+        import numkong
+
+        folded = queries * self._steps
+        unit = np.maximum(np.abs(folded).max(axis=1, keepdims=True) / LARGEST, np.finfo(np.float32).tiny)  # [Q, 1]
+        codes = np.rint(folded / unit)
+        left = np.linalg.norm(folded - codes * unit, axis=1, keepdims=True) * self._norm + ROUNDING
+        norm = np.linalg.norm(queries, axis=1, keepdims=True)
+        offset = queries @ self._mean[:, None]
+        as_int8 = codes.astype(np.int8)
+        for start in range(0, len(self._codes), BLOCK_ROWS):
+            block = self._codes[start : start + BLOCK_ROWS]
+            dots = np.asarray(numkong.cdist(as_int8, block, "dot"))
+            yield (
+                start,
+                (dots * unit + offset).astype(np.float32),
+                (norm * self._residual[None, start : start + len(block)] + left).astype(np.float32),
+            )
