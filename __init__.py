@@ -39,12 +39,14 @@ if TYPE_CHECKING:
     from .jobs.evaluate import QueriesResult, RetrievalResult, ZeroShotResult
     from .jobs.export import ExportResult
     from .jobs.import_embeddings import ImportResult
+    from .jobs.index import IndexResult
     from .jobs.inspect import InspectReport
     from .jobs.report import ReportResult
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
     bench: Callable[..., BenchReport]
+    build_index: Callable[..., IndexResult]
     cache_images: Callable[..., CacheResult]
     convert_cache: Callable[..., ConvertResult]
     evaluate_probe: Callable[..., ProbeReport]
@@ -81,6 +83,7 @@ __all__ = [
     "Hits",
     "OpenedCache",
     "bench",
+    "build_index",
     "cache_images",
     "convert_cache",
     "evaluate_probe",

@@ -5,9 +5,11 @@ folded form q∘s is t·h + e, h of 8 bits:
 
     q·x = q·m + t·(h·c) + e·c + q·(x - m - s∘c)
 
-The first two terms are computed, the others bounded by Cauchy-Schwarz from the norms of e, c, q and of the row's residual.
+The first two terms are computed, the others bounded by Cauchy-Schwarz from the norms of e, c, q and of the row's
+residual.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 
@@ -18,7 +20,7 @@ from .rows import Rows
 
 Floats = NDArray[np.float32]
 SAMPLE = 20_000  # rows from which means and steps are taken
-ROWS_AT_A_TIME = 16_384  # that are coded at once
+ROWS_AT_A_TIME = 2048  # that are coded at once: in float32 they fit into the processor's cache
 BLOCK_ROWS = 65_536  # that are compared at once: few calls, and the results stay in the processor's cache
 LARGEST = 127
 ROUNDING = 2e-6  # of float32 in what is computed here
@@ -30,6 +32,19 @@ def to_float32(emb: NDArray[np.float16]) -> Floats:
         result: Floats = torch.from_numpy(np.require(emb, requirements="W")).float().numpy()
         return result
     return emb.astype(np.float32)
+
+
+def products(queries: Floats, emb: NDArray[np.float16]) -> Floats:
+    """Products `[Q, R] float32` of queries `[Q, D]` and rows `[R, D]`, by the library that casts the rows.
+
+    Two libraries, each with threads of its own, would wait for each other.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or torch.get_float32_matmul_precision() != "highest":  # less would break the bound on the error
+        return queries @ to_float32(emb).T
+    rows = torch.from_numpy(np.require(emb, requirements="W")).float()
+    result: Floats = (torch.from_numpy(np.require(queries, requirements="W")) @ rows.T).numpy()
+    return result
 
 
 def has_kernel() -> bool:
@@ -48,10 +63,12 @@ def steps_of(emb: Floats) -> tuple[Floats, Floats]:
     return mean, np.maximum(largest / LARGEST, np.float32(1e-6))
 
 
-def coded(emb: Floats, mean: Floats, steps: Floats) -> NDArray[np.float32]:
+def coded(emb: Floats, mean: Floats, steps: Floats) -> Floats:
     """Whole numbers `[n, D] float32` from -127 to 127 for rows `[n, D]`."""
-    codes: Floats = np.clip(np.rint((emb - mean) / steps), -LARGEST, LARGEST)
-    return codes
+    codes = emb - mean
+    codes /= steps
+    np.rint(codes, out=codes)
+    return np.clip(codes, -LARGEST, LARGEST, out=codes)
 
 
 class Codes:
@@ -75,9 +92,11 @@ class Codes:
             emb = to_float32(rows.read(start, stop))
             codes = coded(emb, self._mean, self._steps)
             self._codes[start:stop] = codes
-            norms.append(float(np.linalg.norm(codes, axis=1).max()))
-            self._residual[start:stop] = np.linalg.norm(emb - self._mean - codes * self._steps, axis=1)
-        self._norm = max(norms)
+            norms.append(float(np.einsum("nd,nd->n", codes, codes).max()))
+            codes *= self._steps
+            emb = emb - self._mean - codes
+            self._residual[start:stop] = np.sqrt(np.einsum("nd,nd->n", emb, emb))
+        self._norm = math.sqrt(max(norms))
 
     def cosines(self, queries: Floats) -> Iterator[tuple[int, Floats, Floats]]:
         """Blocks of approximate cosines: first row, cosines `[Q, R]`, and the most by which each is wrong, `[Q, R]`."""

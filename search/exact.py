@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from ..cache.format import Status
 from ..cache.read.cache import Cache
-from .codes import Codes, has_kernel, to_float32
+from .codes import Codes, has_kernel, products
 from .nearest import Floats, Nearest
 from .rows import Rows, StoredRows, resident_rows
 
@@ -21,8 +21,8 @@ UNIT_NORM = 1.01  # of a stored row, after rounding to float16
 class ExactIndex:
     """All image embeddings of a cache, compared with each query.
 
-    Cosines are those of the stored float16 rows, computed in float64 and rounded to float32. Searches may run in several
-    threads.
+    Cosines are those of the stored float16 rows, computed in float64 and rounded to float32. Searches may run in
+    several threads.
     """
 
     def __init__(self, cache: Cache, *, resident: bool = False) -> None:
@@ -64,9 +64,19 @@ class ExactIndex:
         nearest = Nearest(queries, num)
         if self._resident and len(queries) <= FEW_QUERIES and has_kernel():
             for start, cosines, error in self._coded().cosines(queries):
-                nearest.add(start, cosines, error, chosen[start : start + cosines.shape[1]], self._rows.take)
+                block = np.arange(start, start + cosines.shape[1])
+                nearest.add(
+                    block,
+                    cosines,
+                    error,
+                    chosen[start : start + len(block)],
+                    lambda at, block=block: self._rows.take(block[at]),  # type: ignore[misc]
+                )
         else:
-            self._multiply(nearest, queries, chosen)
+            for start, emb in self._blocks():
+                nearest_in_block(
+                    nearest, queries, np.arange(start, start + len(emb)), emb, chosen[start : start + len(emb)]
+                )
         return nearest.result()
 
     def _coded(self) -> Codes:
@@ -76,26 +86,30 @@ class ExactIndex:
                 self._codes = Codes(self._rows, len(self._cache), self._cache.info.encoder.dim)
             return self._codes
 
-    def _multiply(self, nearest: Nearest, queries: Floats, chosen: NDArray[np.bool_]) -> None:
-        """Compare queries with all rows in float32."""
-        # Of a sum of D products in float32, in any order (Higham 2002, section 3.1).
-        bound = queries.shape[1] * 2.0**-23 * UNIT_NORM
-        error = (bound * np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
-        for start, emb in self._blocks():
-            for first in range(0, len(emb), BLOCK_ROWS):
-                part = emb[first : first + BLOCK_ROWS]
-                at = start + first
-                nearest.add(
-                    at,
-                    queries @ to_float32(part).T,
-                    error,
-                    chosen[at : at + len(part)],
-                    lambda rows, part=part, at=at: part[rows - at],  # type: ignore[misc]
-                )
-
     def _blocks(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """Image embeddings in blocks of whole chunks, each with its first row."""
         chunk = self._cache.info.chunk_rows
         step = max(1, READ_BYTES // (self._cache.info.encoder.dim * 2 * chunk)) * chunk
         for start in range(0, len(self._cache), step):
             yield start, self._rows.read(start, min(start + step, len(self._cache)))
+
+
+def nearest_in_block(
+    nearest: Nearest, queries: Floats, rows: NDArray[np.int64], emb: NDArray[np.float16], chosen: NDArray[np.bool_]
+) -> None:
+    """Compare queries with rows in float32.
+
+    Args:
+        nearest: takes what is near.
+        queries: `[Q, D]`.
+        rows: `[n]`, of the cache, ascending.
+        emb: `[n, D]`, theirs.
+        chosen: `[n]`, rows to choose from.
+    """
+    # Of a sum of D products in float32, in any order (Higham 2002, section 3.1).
+    bound = queries.shape[1] * 2.0**-23 * UNIT_NORM
+    error = (bound * np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    for first in range(0, len(emb), BLOCK_ROWS):
+        part = slice(first, first + BLOCK_ROWS)
+        block = emb[part]
+        nearest.add(rows[part], products(queries, block), error, chosen[part], block.__getitem__)

@@ -1,8 +1,8 @@
 """The k largest cosines of each query, gathered from blocks of approximate ones with a known error.
 
-Products of float16 or int8 are several times as fast as exact ones. Whatever computes them, the result is exact: of each
-block, the rows whose approximate cosine could reach the k-th best so far are scored again, in float64. Q queries, blocks
-of R rows, D features.
+Products of int8 are several times as fast as exact ones. Whatever computes them, the result is exact: of each block,
+the rows whose approximate cosine could reach the k-th best so far are scored again, in float64. Q queries, blocks of R
+rows, D features.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def exact_scores(query: Floats, emb: NDArray[np.float16]) -> Floats:
 
 def best_first(scores: Floats, rows: NDArray[np.int64], k: int) -> tuple[Floats, NDArray[np.int64]]:
     """The k best of scores `[n]` and their rows `[n]`, of equal scores the lower row first."""
-    order = np.lexsort([rows, -scores])[:k]
+    order = np.lexsort((rows, -scores))[:k]
     return scores[order], rows[order]
 
 
@@ -42,20 +42,20 @@ class Nearest:
 
     def add(
         self,
-        start: int,
+        block: NDArray[np.int64],
         approximate: Floats,
         error: Floats,
         chosen: NDArray[np.bool_],
         take: Callable[[NDArray[np.int64]], NDArray[np.float16]],
     ) -> None:
-        """Add a block of rows, later than all before it.
+        """Add a block of rows, all later than those before it.
 
         Args:
-            start: its first row.
+            block: `[R] int64`, its rows, ascending.
             approximate: `[Q, R] float32`, cosines; overwritten.
             error: `[Q, R]`, `[Q, 1]` or `[1, R] float32`, by which each may be wrong at most.
             chosen: `[R] bool`, rows to choose from.
-            take: gives embeddings of rows of the cache.
+            take: gives embeddings of some of the block, by their positions in it.
         """
         if not chosen.any():
             return
@@ -70,14 +70,14 @@ class Nearest:
         near = approximate + error >= self._worst[:, None]
         for i in np.flatnonzero(near.any(axis=1)).tolist():
             local = np.flatnonzero(near[i])
-            rows = local[chosen[local]] + start
-            scores = np.concatenate([self._scores[i], exact_scores(self._queries[i], take(rows))])
-            self._scores[i], self._rows[i] = best_first(scores, np.concatenate([self._rows[i], rows]), self._k)
+            local = local[chosen[local]]
+            scores = np.concatenate([self._scores[i], exact_scores(self._queries[i], take(local))])
+            self._scores[i], self._rows[i] = best_first(scores, np.concatenate([self._rows[i], block[local]]), self._k)
             if len(self._scores[i]) == self._k:
                 self._worst[i] = self._scores[i][-1]
 
     def result(self) -> tuple[Floats, NDArray[np.int64]]:
-        """Cosines `[Q, K] float32` and rows `[Q, K] int64`, best first; K is k, or the number of rows if that is less."""
+        """Cosines `[Q, K] float32` and rows `[Q, K] int64`, best first, where K is k or the number of rows given."""
         if not len(self._queries):
             return np.empty((0, 0), np.float32), np.empty((0, 0), np.int64)
         return np.stack(self._scores), np.stack(self._rows)

@@ -1,4 +1,4 @@
-"""Exact search against all cosines at once in float64: single and resident, filters, ties, odd sizes, concurrent calls."""
+"""Exact search against all cosines at once in float64: filters, ties, odd sizes, views, threads, without torch."""
 
 import json
 import subprocess
@@ -41,11 +41,14 @@ def test_search_equals_all_cosines_at_once(way: str, caches: dict[int, Cache], m
     monkeypatch.setattr(codes, "BLOCK_ROWS", 64)
     indexes = {dim: opened(cache, way, monkeypatch) for dim, cache in caches.items()}
 
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=30)
     @given(
-        st.sampled_from([3, 37]), st.sampled_from([0, 1, 2, 5, 40]), st.integers(1, 900), st.sampled_from([0, 0.01, 0.5, None]),
+        st.sampled_from([3, 37]),
+        st.sampled_from([0, 1, 2, 5, 40]),
+        st.integers(1, 900),
+        st.sampled_from([0, 0.01, 0.5, None]),
         st.integers(0, 5),
-    )  # fmt: skip
+    )
     def check(dim: int, num_queries: int, k: int, share: float | None, seed: int) -> None:
         rng = np.random.default_rng(seed)
         queries = unit_queries(rng, num_queries, dim)
@@ -64,9 +67,11 @@ def test_of_equal_images_the_lower_row_comes_first(way: str, tmp_path: Path, mon
     monkeypatch.setattr(exact, "BLOCK_ROWS", 16)
     monkeypatch.setattr(codes, "BLOCK_ROWS", 16)
     pattern = np.random.default_rng(0).standard_normal((3, 20)).astype(np.float32)
-    cache = write_random_cache(
-        tmp_path / "c.zarr", ([] for _ in range(90)), 20, lambda rows, dim, rng: pattern[np.arange(rows.start, rows.stop) % 3]
-    )  # fmt: skip
+
+    def draw(rows: slice, dim: int, rng: np.random.Generator) -> Any:
+        return pattern[np.arange(rows.start, rows.stop) % 3]
+
+    cache = write_random_cache(tmp_path / "c.zarr", ([] for _ in range(90)), 20, draw)
     query = (pattern[1] / np.linalg.norm(pattern[1]))[None]
     _, rows = opened(cache, way, monkeypatch).search(query, 35)
     np.testing.assert_array_equal(rows[0, :30], np.arange(1, 90, 3))
