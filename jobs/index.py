@@ -71,12 +71,12 @@ def build_index(settings: IndexSettings, on_progress: OnProgress = ignore_progre
         InputError: the merged CLIP has another image tower, or there are no texts.
         SearchError: no texts to measure by, no embedded image, or faiss is not installed.
     """
-    import torch  # noqa: F401 (casts float16 several times as fast as numpy, see `search/codes.py`)
-
     started = time.perf_counter()
     require_nothing(settings.output)
     load_faiss()
     cache = Cache(settings.cache).require_sealed()
+    import torch  # noqa: F401 (casts float16 several times as fast as numpy, see `search/codes.py`)
+
     queries, kind = _queries(cache, settings, on_progress)
     sealed, build_s = write_index_file(
         cache,

@@ -26,24 +26,24 @@ LARGEST = 127
 ROUNDING = 2e-6  # of float32 in what is computed here
 
 
-def to_float32(emb: NDArray[np.float16]) -> Floats:
+def to_float32(emb: NDArray[np.floating]) -> Floats:
     """Embeddings in float32, cast by torch if it is loaded: numpy takes several times as long as the product itself."""
     if torch := sys.modules.get("torch"):
         result: Floats = torch.from_numpy(np.require(emb, requirements="W")).float().numpy()
         return result
-    return emb.astype(np.float32)
+    return emb.astype(np.float32, copy=False)
 
 
-def products(queries: Floats, emb: NDArray[np.float16]) -> Floats:
-    """Products `[Q, R] float32` of queries `[Q, D]` and rows `[R, D]`, by the library that casts the rows.
+def products(a: NDArray[np.floating], b: NDArray[np.floating]) -> Floats:
+    """Products `[n, m] float32` of rows `[n, D]` and `[m, D]`, cast and multiplied by one library.
 
     Two libraries, each with threads of its own, would wait for each other.
     """
     torch = sys.modules.get("torch")
     if torch is None or torch.get_float32_matmul_precision() != "highest":  # less would break the bound on the error
-        return queries @ to_float32(emb).T
-    rows = torch.from_numpy(np.require(emb, requirements="W")).float()
-    result: Floats = (torch.from_numpy(np.require(queries, requirements="W")) @ rows.T).numpy()
+        return to_float32(a) @ to_float32(b).T
+    first, second = (torch.from_numpy(np.require(each, requirements="W")).float() for each in (a, b))
+    result: Floats = (first @ second.T).numpy()
     return result
 
 

@@ -101,7 +101,7 @@ def write_lists(cache: Cache, path: Path, on_progress: OnProgress = ignore_progr
     block = max(1, BLOCK_VALUES // num_lists)
     for start in range(0, num, block):
         stop = min(start + block, num)
-        nearest = np.ascontiguousarray(products(centroids, rows.read(start, stop)).T)  # [R, L]
+        nearest = products(rows.read(start, stop), centroids)  # [R, L]
         nearest -= half_norms  # the least distance is the largest c·x - |c|²/2
         lists[start:stop] = np.where(is_embedded[start:stop], nearest.argmax(axis=1), -1)
         on_progress(Progress("assign", stop, num))

@@ -1,5 +1,6 @@
 """Index files: recall against exact search, filters, other caches, damage and forgery; the same bytes as of faiss."""
 
+import json
 import shutil
 import struct
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from clipglot.search.index_file import END, IndexInfo, seal_index
 from clipglot.search.ivf import IvfIndex, Lists, write_lists
 from clipglot.search.open import open_index
 from clipglot.search.tune import tune
+from support.command_line import run
 from support.nearest_rows import draw_odd, nearest_rows, unit_queries
 from support.search_index import write_index
 
@@ -202,6 +204,20 @@ def test_the_command_tunes_by_captions_and_the_clip_searches_by_the_index(
     assert clip.search(tiny_cache, queries, 3, index=tmp_path / "t.index") == clip.search(tiny_cache, queries, 3)
     with pytest.raises(CacheError, match="exists"):
         build(tiny_cache, tmp_path / "t.index", clip=merged)
+
+
+def test_the_command_line_prints_the_recall_and_that_few_images_need_no_index(
+    merged: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    shown = run("index", tiny_cache, "-o", tmp_path / "a.index", "--clip", merged)
+    assert shown.exit_code == 0, shown.output
+    assert all(fact in shown.stdout for fact in ("recall@10", "captions", "need no index"))
+    plain = run("index", tiny_cache, "-o", tmp_path / "b.index", "--clip", merged, "--json")
+    report = json.loads(plain.stdout)
+    assert report["file"] == str(tmp_path / "b.index")
+    assert {"num_rows", "kind", "num_lists", "num_probes", "depth", "recall", "num_bytes", "wall_s"} <= set(report)
+    refused = run("index", tiny_cache, "-o", tmp_path / "b.index", "--clip", merged)
+    assert (refused.exit_code, "exists" in refused.stderr) == (1, True)
 
 
 def test_queries_come_from_a_file_and_the_file_is_reproducible(merged: Path, tiny_cache: Path, tmp_path: Path) -> None:
