@@ -315,15 +315,15 @@ class CLIP:
         result = [None if np.isnan(row).any() else self._classified(row, text_emb, labels) for row in emb]
         return result[0] if single else result
 
-    def search(self, cache: Any, query: Any, k: int = 10, *, index: str | Path | None = None) -> Any:
+    def search(self, cache: Any, query: Any, k: int = 10, *, index: Any = None) -> Any:
         """The images of a cache that fit a query best, by exact search over all its embeddings, or by an index.
 
         Args:
             cache: path or URL of a cache that this CLIP's image tower made, or what `clipglot.open_cache` gives.
             query: a text, an image or an embedding `[D]`; or several, which take one pass over the cache.
             k: images to find.
-            index: file that `clipglot index` wrote of this cache; it is checked in each call, so for many queries pass
-                them together.
+            index: file that `clipglot index` wrote of this cache, which is checked in each call; or for many calls what
+                `clipglot.search.open.open_index` gives.
 
         Returns:
             `Hits`, best first; a list of them for several queries.
@@ -342,7 +342,7 @@ class CLIP:
         opened: Cache = getattr(cache, "cache", cache) if not isinstance(cache, str | Path) else Cache(cache)
         require_same_tower(self.model, opened)
         emb = self._embeddings(query)
-        found = search_index(opened, open_index(opened, None if index is None else Path(index)), np.atleast_2d(emb), k)
+        found = search_index(opened, _opened_index(opened, index), np.atleast_2d(emb), k)
         return found[0] if emb.ndim == 1 else found
 
     def _embeddings(self, value: Any) -> Floats:
@@ -440,6 +440,18 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
 def _require_batch(batch_size: int) -> None:
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}: pass a number of at least 1")
+
+
+def _opened_index(cache: Cache, index: Any) -> ExactIndex | IvfIndex:
+    """What searches a cache.
+
+    Args:
+        cache: sealed.
+        index: file, something opened, or None.
+    """
+    if isinstance(index, ExactIndex | IvfIndex):
+        return index
+    return open_index(cache, None if index is None else Path(index))
 
 
 def search_index(cache: Cache, index: ExactIndex | IvfIndex, queries: Floats, k: int) -> list[Hits]:

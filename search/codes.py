@@ -10,8 +10,10 @@ residual.
 """
 
 import math
+import os
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ Floats = NDArray[np.float32]
 SAMPLE = 20_000  # rows from which means and steps are taken
 ROWS_AT_A_TIME = 2048  # that are coded at once: in float32 they fit into the processor's cache
 BLOCK_ROWS = 65_536  # that are compared at once: few calls, and the results stay in the processor's cache
+NUM_THREADS = min(8, len(os.sched_getaffinity(0)))  # more do not read memory faster
 LARGEST = 127
 ROUNDING = 2e-6  # of float32 in what is computed here
 
@@ -97,6 +100,7 @@ class Codes:
             emb = emb - self._mean - codes
             self._residual[start:stop] = np.sqrt(np.einsum("nd,nd->n", emb, emb))
         self._norm = math.sqrt(max(norms))
+        self._threads = ThreadPoolExecutor(NUM_THREADS)
 
     def cosines(self, queries: Floats) -> Iterator[tuple[int, Floats, Floats]]:
         """Blocks of approximate cosines: first row, cosines `[Q, R]`, and the most by which each is wrong, `[Q, R]`."""
@@ -109,11 +113,15 @@ class Codes:
         norm = np.linalg.norm(queries, axis=1, keepdims=True)
         offset = queries @ self._mean[:, None]
         as_int8 = codes.astype(np.int8)
-        for start in range(0, len(self._codes), BLOCK_ROWS):
-            block = self._codes[start : start + BLOCK_ROWS]
-            dots = np.asarray(numkong.cdist(as_int8, block, "dot"))
-            yield (
-                start,
-                (dots * unit + offset).astype(np.float32),
-                (norm * self._residual[None, start : start + len(block)] + left).astype(np.float32),
+
+        def block(start: int) -> tuple[int, Floats, Floats]:
+            rows = slice(start, start + BLOCK_ROWS)
+            dots = np.asarray(numkong.cdist(as_int8, self._codes[rows], "dot"))  # releases the interpreter's lock
+            error = norm * self._residual[None, rows] + left
+            return start, (dots * unit + offset).astype(np.float32), error.astype(np.float32)
+
+        # A few blocks at a time, so that results of a large cache do not pile up.
+        for first in range(0, len(self._codes), BLOCK_ROWS * NUM_THREADS):
+            yield from self._threads.map(
+                block, range(first, min(first + BLOCK_ROWS * NUM_THREADS, len(self._codes)), BLOCK_ROWS)
             )

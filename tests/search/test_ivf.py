@@ -202,6 +202,8 @@ def test_the_command_tunes_by_captions_and_the_clip_searches_by_the_index(
     clip = clipglot.load(merged, device="cpu")
     queries = ["a red circle", "a blue square"]
     assert clip.search(tiny_cache, queries, 3, index=tmp_path / "t.index") == clip.search(tiny_cache, queries, 3)
+    opened = open_index(Cache(tiny_cache), resident=True)
+    assert clip.search(tiny_cache, queries, 3, index=opened) == clip.search(tiny_cache, queries, 3)
     with pytest.raises(CacheError, match="exists"):
         build(tiny_cache, tmp_path / "t.index", clip=merged)
 
