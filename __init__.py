@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .jobs.evaluate import QueriesResult, RetrievalResult, ZeroShotResult
     from .jobs.export import ExportResult
     from .jobs.import_embeddings import ImportResult
+    from .jobs.index import IndexResult
     from .jobs.inspect import InspectReport
     from .jobs.report import ReportResult
     from .jobs.search import SearchResult
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from .jobs.verify import VerifyResult
 
     bench: Callable[..., BenchReport]
+    build_index: Callable[..., IndexResult]
     cache_images: Callable[..., CacheResult]
     convert_cache: Callable[..., ConvertResult]
     evaluate_probe: Callable[..., ProbeReport]
@@ -85,6 +87,7 @@ __all__ = [
     "Hits",
     "OpenedCache",
     "bench",
+    "build_index",
     "cache_images",
     "convert_cache",
     "evaluate_probe",

@@ -18,6 +18,7 @@ COMMANDS = {
     "merge": ("convert", "merge", "Concatenate caches of one image tower."),
     "verify": ("verify", "verify", "Check and repair a cache."),
     "duplicates": ("duplicates", "duplicates", "Find near-duplicate images, or leakage between caches."),
+    "index": ("index", "index", "Write an index for search in a large cache."),
     "tokenizer": ("tokenizer", "tokenizer", "Train, extend or inspect a tokenizer on the captions of a cache."),
     "train": ("train", "train", "Train a text tower on a cache."),
     "export": ("export", "export", "Merge image and text tower into an open_clip checkpoint."),

@@ -14,6 +14,8 @@ from ..cache.read.cache import Cache
 from ..cache.write.image_decode import ResizeCrop
 from ..encoders.errors import EncoderError
 from ..search.exact import ExactIndex
+from ..search.ivf import IvfIndex
+from ..search.open import open_index
 from .errors import InputError
 from .folders import other_export
 from .images import is_single, to_pixels
@@ -313,13 +315,15 @@ class CLIP:
         result = [None if np.isnan(row).any() else self._classified(row, text_emb, labels) for row in emb]
         return result[0] if single else result
 
-    def search(self, cache: Any, query: Any, k: int = 10) -> Any:
-        """The images of a cache that fit a query best, by exact search over all its embeddings.
+    def search(self, cache: Any, query: Any, k: int = 10, *, index: Any = None) -> Any:
+        """The images of a cache that fit a query best, by exact search over all its embeddings, or by an index.
 
         Args:
             cache: path or URL of a cache that this CLIP's image tower made, or what `clipglot.open_cache` gives.
             query: a text, an image or an embedding `[D]`; or several, which take one pass over the cache.
             k: images to find.
+            index: file that `clipglot index` wrote of this cache, which is checked in each call; or for many calls what
+                `clipglot.search.open.open_index` gives.
 
         Returns:
             `Hits`, best first; a list of them for several queries.
@@ -327,6 +331,7 @@ class CLIP:
         Raises:
             CacheError: no cache there, or one that is not complete.
             InputError: a cache of another image tower, or as of `encode`.
+            SearchError: no index, a damaged one, or that of another cache.
 
         >>> hits = load("merged").search("train.zarr", "a red circle", k=3)
         >>> len(hits), hits[0].score >= hits[2].score
@@ -337,7 +342,7 @@ class CLIP:
         opened: Cache = getattr(cache, "cache", cache) if not isinstance(cache, str | Path) else Cache(cache)
         require_same_tower(self.model, opened)
         emb = self._embeddings(query)
-        found = search_exactly(opened, np.atleast_2d(emb), k)
+        found = search_index(opened, _opened_index(opened, index), np.atleast_2d(emb), k)
         return found[0] if emb.ndim == 1 else found
 
     def _embeddings(self, value: Any) -> Floats:
@@ -437,11 +442,24 @@ def _require_batch(batch_size: int) -> None:
         raise InputError(f"batch_size is {batch_size}: pass a number of at least 1")
 
 
-def search_exactly(cache: Cache, queries: Floats, k: int) -> list[Hits]:
-    """The k images with the largest cosine to each of Q queries, over all embedded images of a cache.
+def _opened_index(cache: Cache, index: Any) -> ExactIndex | IvfIndex:
+    """What searches a cache.
+
+    Args:
+        cache: sealed.
+        index: file, something opened, or None.
+    """
+    if isinstance(index, ExactIndex | IvfIndex):
+        return index
+    return open_index(cache, None if index is None else Path(index))
+
+
+def search_index(cache: Cache, index: ExactIndex | IvfIndex, queries: Floats, k: int) -> list[Hits]:
+    """The k images that an index finds for each of Q queries.
 
     Args:
         cache: of N images.
+        index: of the cache.
         queries: `[Q, D] float32`, unit norm.
         k: at most so many; fewer if the cache has fewer.
     """
@@ -450,8 +468,19 @@ def search_exactly(cache: Cache, queries: Floats, k: int) -> list[Hits]:
             Hit(row=row, key=cache.keys(row, row + 1)[0], score=score)
             for row, score in zip(rows.tolist(), scores.tolist(), strict=True)
         )
-        for scores, rows in zip(*ExactIndex(cache).search(queries, k), strict=True)
+        for scores, rows in zip(*index.search(queries, k), strict=True)
     ]
+
+
+def search_exactly(cache: Cache, queries: Floats, k: int) -> list[Hits]:
+    """The k images with the largest cosine to each of Q queries, over all embedded images of a cache.
+
+    Args:
+        cache: of N images.
+        queries: `[Q, D] float32`, unit norm.
+        k: at most so many; fewer if the cache has fewer.
+    """
+    return search_index(cache, ExactIndex(cache), queries, k)
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

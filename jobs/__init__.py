@@ -10,6 +10,7 @@ command                   function
 `clipglot inspect`        `jobs.inspect.inspect_cache(InspectSettings)`
 `clipglot verify`         `jobs.verify.verify_cache(VerifySettings)`
 `clipglot duplicates`     `jobs.duplicates.find_duplicates(DuplicatesSettings)`
+`clipglot index`          `jobs.index.build_index(IndexSettings)`
 `clipglot tokenizer`      `jobs.tokenizer.train_tokenizer`, `inspect_tokenizer(TokenizerSettings)`
 `clipglot train`          `jobs.train.train(TrainSettings)`
 `clipglot export`         `jobs.export.export_run(ExportSettings)`

@@ -1,6 +1,6 @@
 """Data to measure with: captions as long as real ones, caches of random embeddings, and their rows as one file."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,24 @@ def query_texts(num: int, rng: np.random.Generator) -> Iterator[str]:
         yield " ".join(caption)
 
 
-def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> Cache:
+def draw_normal(rows: slice, dim: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Features in all directions alike, `[len(rows), dim]`."""
+    return rng.standard_normal((rows.stop - rows.start, dim), np.float32)
+
+
+def write_random_cache(
+    path: Path,
+    captions: Iterable[list[str]],
+    dim: int,
+    draw: Callable[[slice, int, np.random.Generator], NDArray[np.float32]] = draw_normal,
+) -> Cache:
     """A sealed cache of random unit embeddings, written chunk by chunk as a pass writes it.
 
     Args:
         path: where it goes; absent.
         captions: of each image; they say how many there are.
         dim: features of an embedding.
+        draw: gives the features of some rows, of any norm; images whose features are all zero were not embedded.
     """
     encoder = EncoderInfo(
         model="random", pretrained=None, weights_sha256="", preprocess={}, dim=dim, precision="fp32", quick_gelu=False
@@ -90,12 +101,13 @@ def write_random_cache(path: Path, captions: Iterable[list[str]], dim: int) -> C
     arrays: dict[str, zarr.Array[Any]] = {name: open_array(cache.arrays.root, name) for name in (EMB, NORM, STATUS)}
     for chunk in range(cache.num_chunks):
         held = cache.chunk_slice(chunk)
-        raw = rng.standard_normal((held.stop - held.start, dim), np.float32)
+        raw = draw(held, dim, rng)
         norm = np.linalg.norm(raw, axis=1)
+        status = np.where(norm > 0, Status.EMBEDDED, Status.DAMAGED).astype(np.uint8)
         with zarr.config.set({"array.write_empty_chunks": True}):
-            arrays[EMB][0, held] = (raw / norm[:, None]).astype(np.float16)
+            arrays[EMB][0, held] = (raw / np.maximum(norm, 1e-12)[:, None]).astype(np.float16)
             arrays[NORM][0, held] = norm
-            arrays[STATUS][held] = np.full(len(norm), Status.EMBEDDED, np.uint8)
+            arrays[STATUS][held] = status
     seal(cache)
     return cache
 

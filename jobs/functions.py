@@ -25,6 +25,7 @@ FUNCTIONS = {
     "inspect_cache": ("inspect.inspect_cache", "settings.inspect.InspectSettings"),
     "verify_cache": ("verify.verify_cache", "settings.verify.VerifySettings"),
     "find_duplicates": ("duplicates.find_duplicates", "settings.duplicates.DuplicatesSettings"),
+    "build_index": ("index.build_index", "settings.index.IndexSettings"),
     "train_tokenizer": ("tokenizer.train_tokenizer", "settings.tokenizer.TokenizerSettings"),
     "train": ("train.train", "..distill.train_settings.TrainSettings", "train.defaults"),
     "export": ("export.export_run", "settings.export.ExportSettings"),

@@ -1,34 +1,52 @@
 """Exact search over all image embeddings of a cache. N images of D features, Q queries."""
 
 from collections.abc import Iterator
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.format import Status
 from ..cache.read.cache import Cache
+from .codes import Codes, has_kernel, products
+from .nearest import Floats, Nearest
+from .rows import Rows, StoredRows, resident_rows
 
-BLOCK_BYTES = 64 * 2**20  # of image embeddings in float32 at a time
+READ_BYTES = 16 * 2**20  # of embeddings that are read at a time, in whole chunks
+BLOCK_ROWS = 4096  # that are multiplied at once: in float32 they still fit into the processor's cache
+FEW_QUERIES = 32  # up to so many are faster on int8; more share the cast to float32
+UNIT_NORM = 1.01  # of a stored row, after rounding to float16
 
 
 class ExactIndex:
-    """All image embeddings of a cache, compared with each query."""
+    """All image embeddings of a cache, compared with each query.
 
-    def __init__(self, cache: Cache) -> None:
+    Cosines are those of the stored float16 rows, computed in float64 and rounded to float32. Searches may run in
+    several threads.
+    """
+
+    def __init__(self, cache: Cache, *, resident: bool = False) -> None:
         """Search a cache.
 
         Args:
             cache: sealed, of N images.
+            resident: for many searches: every checksum is compared once, rows stay mapped (or in memory, where the
+                cache is no local folder), and with numkong installed an int8 copy, N x D bytes, is made at the first
+                search. Otherwise each search reads the cache once, in little memory.
 
         Raises:
             DamagedCacheError: a chunk is absent or damaged.
         """
         self._cache = cache
         self._embedded = cache.status() == Status.EMBEDDED
+        self._resident = resident
+        self._rows: Rows = resident_rows(cache, check=True) if resident else StoredRows(cache)
+        self._codes: Codes | None = None
+        self._lock = Lock()  # of the codes, which are made once
 
     def search(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        self, queries: Floats, k: int, allowed: NDArray[np.bool_] | None = None
+    ) -> tuple[Floats, NDArray[np.int64]]:
         """Cosines and rows of the k images nearest to each query, best first, of equal ones the lower row first.
 
         Args:
@@ -40,22 +58,58 @@ class ExactIndex:
             `[Q, K] float32` and `[Q, K] int64`, where K is k or the number of images to choose from if that is less.
         """
         chosen = self._embedded if allowed is None else self._embedded & allowed
-        scores = np.empty((len(queries), 0), np.float32)
-        rows = np.empty((len(queries), 0), np.int64)
-        for start, block in self._blocks(queries.shape[1]):
-            cosines = queries @ block.astype(np.float32).T  # [Q, R]
-            cosines[:, ~chosen[start : start + len(block)]] = -np.inf
-            all_scores = np.concatenate([scores, cosines], axis=1)
-            own = np.broadcast_to(np.arange(start, start + len(block)), cosines.shape)
-            all_rows = np.concatenate([rows, own], axis=1)
-            best = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
-            scores, rows = (np.take_along_axis(values, best, axis=1) for values in (all_scores, all_rows))
         num = min(k, int(chosen.sum()))
-        return scores[:, :num], rows[:, :num]
+        if not num or not len(queries):
+            return np.empty((len(queries), num), np.float32), np.empty((len(queries), num), np.int64)
+        nearest = Nearest(queries, num)
+        if self._resident and len(queries) <= FEW_QUERIES and has_kernel():
+            for start, cosines, error in self._coded().cosines(queries):
+                block = np.arange(start, start + cosines.shape[1])
+                nearest.add(
+                    block,
+                    cosines,
+                    error,
+                    chosen[start : start + len(block)],
+                    lambda at, block=block: self._rows.take(block[at]),  # type: ignore[misc]
+                )
+        else:
+            for start, emb in self._blocks():
+                nearest_in_block(
+                    nearest, queries, np.arange(start, start + len(emb)), emb, chosen[start : start + len(emb)]
+                )
+        return nearest.result()
 
-    def _blocks(self, dim: int) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    def _coded(self) -> Codes:
+        """The int8 copy, made when it is first needed."""
+        with self._lock:
+            if self._codes is None:
+                self._codes = Codes(self._rows, len(self._cache), self._cache.info.encoder.dim)
+            return self._codes
+
+    def _blocks(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """Image embeddings in blocks of whole chunks, each with its first row."""
         chunk = self._cache.info.chunk_rows
-        step = max(1, BLOCK_BYTES // (dim * 4 * chunk)) * chunk
+        step = max(1, READ_BYTES // (self._cache.info.encoder.dim * 2 * chunk)) * chunk
         for start in range(0, len(self._cache), step):
-            yield start, self._cache.emb_rows(np.arange(start, min(start + step, len(self._cache))))
+            yield start, self._rows.read(start, min(start + step, len(self._cache)))
+
+
+def nearest_in_block(
+    nearest: Nearest, queries: Floats, rows: NDArray[np.int64], emb: NDArray[np.float16], chosen: NDArray[np.bool_]
+) -> None:
+    """Compare queries with rows in float32.
+
+    Args:
+        nearest: takes what is near.
+        queries: `[Q, D]`.
+        rows: `[n]`, of the cache, ascending.
+        emb: `[n, D]`, theirs.
+        chosen: `[n]`, rows to choose from.
+    """
+    # Of a sum of D products in float32, in any order (Higham 2002, section 3.1).
+    bound = queries.shape[1] * 2.0**-23 * UNIT_NORM
+    error = (bound * np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    for first in range(0, len(emb), BLOCK_ROWS):
+        part = slice(first, first + BLOCK_ROWS)
+        block = emb[part]
+        nearest.add(rows[part], products(queries, block), error, chosen[part], block.__getitem__)

@@ -1,6 +1,7 @@
 """Arrays of a cache, read with checks: an error names the chunk that is absent or damaged, and what to do about it."""
 
 import math
+import os
 import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -17,12 +19,20 @@ from ..format import EMB, EMBEDDED_ARRAYS, KEY, NORM, STAGED, TEXT, TEXT_TARGET_
 from ..location import Location, Url, to_location
 from ..metadata import RESTORE, read_metadata, write_metadata
 from ..storage.atomic import PARTIAL
-from ..storage.encoding import UNREADABLE_CHUNK, UNREADABLE_METADATA, WrongLayoutError, chunk_file_bytes, open_array
+from ..storage.encoding import (
+    CRC_BYTES,
+    UNREADABLE_CHUNK,
+    UNREADABLE_METADATA,
+    WrongLayoutError,
+    chunk_file_bytes,
+    open_array,
+)
 from ..storage.hdf5 import CONVERT_AGAIN, Hdf5Store
 from ..storage.local import ZARR_JSON, DurableLocalStore
 from ..storage.open import CacheStore, open_store
 from ..storage.ragged import RaggedReader, WrongOffsetsError, require_offsets
 from ..storage.ragged_bytes import RaggedBytes
+from ..storage.regular import open_regular
 from ..storage.remote import UPLOAD_AGAIN, RemoteStore
 from .repair import chunk_to_delete, chunks_to_delete, is_in_tokens, repair_instructions
 
@@ -242,6 +252,26 @@ class CheckedArrays:
                 leads_into = f"{group}/{'ids' if is_in_tokens(name) else 'bytes'}"
                 require_offsets(block, int(self.array(leads_into).shape[0]), name)
             return block
+
+    def chunk_checksum(self, chunk: ChunkId) -> int:
+        """The crc32c that the format stores at the end of a chunk; of a local file no more than its end is read.
+
+        Raises:
+            DamagedCacheError: the chunk is absent or of the wrong size, or, unless it is a local file, damaged.
+        """
+        name, index = chunk
+        array = self.array(name)
+        if not self.is_folder:  # an object store gives whole chunks, and an HDF5 file holds other checksums
+            whole = np.zeros(array.chunks, array.dtype)
+            part = self.read_chunk(name, index)
+            whole[tuple(map(slice, part.shape))] = part
+            return int(google_crc32c.value(whole.tobytes()))
+        self._require_stored({name: array}, [index])
+        descriptor = open_regular(self.folder / self.chunk_key(chunk))
+        try:
+            return int.from_bytes(os.pread(descriptor, CRC_BYTES, chunk_file_bytes(array) - CRC_BYTES), "little")
+        finally:
+            os.close(descriptor)
 
     def read_ragged(self, name: str, start: int = 0, stop: int | None = None) -> RaggedBytes:
         """Read texts `start` to `stop` of a ragged array.

@@ -32,6 +32,8 @@ MISTAKES = [
     (["verify", "absent.zarr"], ["absent.zarr"]),
     (["inspect", "absent.h5"], ["absent.h5", "clipglot convert"]),
     (["duplicates", "absent.zarr"], ["absent.zarr"]),
+    (["index", "absent.zarr", "-o", "new"], ["absent.zarr"]),
+    (["index", "c.zarr", "-o", "pairs.jsonl", "--clip", "merged"], ["pairs.jsonl", "exists"]),
     (["bench", "absent.zarr"], ["absent.zarr"]),
     (["cache", "absent.jsonl", "-o", "new", "--model", "m"], ["absent.jsonl"]),
     (["cache", "pairs.jsonl", "-o", "new", "--model", "m", "--text-field", "other"], ["pairs.jsonl:1", "--text-field"]),

@@ -105,6 +105,7 @@ def commands(made: dict[str, Path], hostile: Path, out: Path) -> dict[str, list[
         "verify": ["verify", cache],
         "duplicates": ["duplicates", cache, "--pairs", "9"],
         "against": ["duplicates", cache, "--against", cache],
+        "index": ["index", cache, "-o", out / f"index{COLOUR}", "--clip", merged],
         "tokenizer": ["tokenizer", cache, "-o", out / f"tokenizer{COLOUR}", "--vocab-size", "300"],
         "retrieval": ["eval", "retrieval", merged, cache],
         "predict": ["predict", merged, image, "--text", PAYLOAD.replace("\x00", ""), "--text", "b"],
@@ -130,7 +131,7 @@ def commands(made: dict[str, Path], hostile: Path, out: Path) -> dict[str, list[
     }
 
 
-IN_JSON = ("inspect", "verify", "duplicates", "against", "retrieval", "predict", "search", "convert", "done")
+IN_JSON = ("inspect", "verify", "duplicates", "against", "index", "retrieval", "predict", "search", "convert", "done")
 
 
 def test_no_command_prints_a_control(made: dict[str, Path], hostile: Path, tmp_path: Path) -> None:

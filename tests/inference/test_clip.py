@@ -137,7 +137,7 @@ def test_search_finds_what_all_cosines_at_once_find(
 ) -> None:
     cache = clipglot.open_cache(tiny_cache)
     cosines = clip.encode_text(["a circle", "b"]) @ cache.to_numpy().astype(np.float32).T
-    monkeypatch.setattr("clipglot.search.exact.BLOCK_BYTES", 1)  # a chunk at a time
+    monkeypatch.setattr("clipglot.search.exact.READ_BYTES", 1)  # a chunk at a time
     for found, expected in zip(clip.search(cache, ["a circle", "b"], k=7), cosines, strict=True):
         order = np.argsort(-expected, kind="stable")[:7]
         assert [hit.row for hit in found] == order.tolist()

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -155,6 +156,20 @@ def test_planning_is_measured_with_its_stages(tmp_path: Path, table: Any) -> Non
     assert sum(float(row[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
         100, abs=3
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_searches_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--rows", 3000, "--dim", 24, "--concepts", 50, "--queries", 30, "--rounds", 2, "--folder", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["search.py", *map(str, few)])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(BENCHMARKS / "search.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert printed.count("ratio") == 4
+    assert re.findall(r"texts: recall@10 (\S+),", printed) == ["1.000"]  # so few rows are compared one by one
     assert list(tmp_path.iterdir()) == []
 
 

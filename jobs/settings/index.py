@@ -1,0 +1,30 @@
+"""Settings of `clipglot index`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ...cache.location import Location
+from ...distill.settings import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexSettings:
+    """`clipglot index`: an index for search in a large cache."""
+
+    cache: Annotated[Location, "cache of images to search"]
+    output: Annotated[Path, "file to write"]
+    clip: Annotated[
+        Path | None,
+        "merged CLIP that embeds the captions by which recall is measured (default: the cache's own translations)",
+    ] = None
+    queries: Annotated[Path | None, "file of queries to measure by instead of captions, one a line"] = None
+    recall: Annotated[float, "share of the ten nearest images that a search should find"] = 0.95
+    num_queries: Annotated[int, "texts to measure by, half of them to choose how much a search reads"] = 1000
+    seed: Annotated[int, "seed of the sample and of the texts"] = 0
+
+    def __post_init__(self) -> None:
+        require(0 < self.recall <= 1, f"--recall {self.recall}: a share lies above 0, up to 1")
+        require(self.num_queries >= 2, f"--num-queries {self.num_queries}: must be at least 2")
+        require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
+        require(self.queries is None or self.clip is not None, "--queries needs --clip MERGED, which embeds them")
