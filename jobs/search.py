@@ -16,9 +16,9 @@ from ..inference.images import to_pixels
 from ..inference.query import embed_queries, parse_query
 from ..inference.text_files import read_lines
 from ..inference.towers import Towers, load_towers, require_same_tower
-from ..search.exact import ExactIndex
 from ..search.filters import caption_mask
 from ..search.hits import CaptionedHit, captioned_hits
+from ..search.open import open_index
 from .settings.search import SearchSettings
 
 IMAGES_AT_A_TIME = 32
@@ -38,7 +38,7 @@ class SearchResult:
 
 
 def search_images(settings: SearchSettings, on_progress: OnProgress = ignore_progress) -> list[SearchResult]:
-    """Find the images of a cache that fit queries best, by exact search over all its embeddings.
+    """Find the images of a cache that fit queries best, among all of them or by an index.
 
     Args:
         settings: the queries are `query`, then the lines of `queries`, then `image`. A query may add and subtract
@@ -53,7 +53,7 @@ def search_images(settings: SearchSettings, on_progress: OnProgress = ignore_pro
         EncoderError: no merged CLIP, or one that does not load.
         InputError: an empty query, one that only takes away, an image or a file that cannot be read, or a cache of
             another image tower.
-        SearchError: the cache has no caption in the language.
+        SearchError: the cache has no caption in the language, or the index is damaged or of another cache.
     """
     queries = [*settings.query, *(_queries_of(settings.queries) if settings.queries else ())]
     for query in queries:
@@ -71,7 +71,7 @@ def search_images(settings: SearchSettings, on_progress: OnProgress = ignore_pro
             _embed_images(clip, settings.image),
         ]
     )
-    hits = captioned_hits(cache, *ExactIndex(cache).search(emb, settings.top, allowed))
+    hits = captioned_hits(cache, *open_index(cache, settings.index).search(emb, settings.top, allowed))
     on_progress(Progress("search", len(names), len(names)))
     return [SearchResult(query=name, hits=found) for name, found in zip(names, hits, strict=True)]
 

@@ -5,7 +5,7 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from ..inference.onnx_layout import is_onnx
 from ..inference.towers import Towers, load_towers, require_same_tower
 from ..search.errors import SearchError
 from ..search.exact import ExactIndex
+from ..search.ivf import IvfIndex
+from ..search.open import open_index
 from .settings.serve import ServeSettings
 
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
@@ -88,9 +90,13 @@ def serve(
             cache = Cache(path)
             for model in models:
                 require_same_tower(model, cache)
-            caches.append((cache, ExactIndex(cache)))
-            on_progress(Progress("load", len(models) + len(caches), total))
-        catalog = Catalog(caches)
+            caches.append(cache)
+        indexes = _indexes(caches, settings.index)
+        opened: list[tuple[Cache, ExactIndex | IvfIndex]] = []
+        for cache in caches:
+            opened.append((cache, indexes.get(len(opened)) or open_index(cache, resident=True)))
+            on_progress(Progress("load", len(models) + len(opened), total))
+        catalog = Catalog(opened)
         store = _store(ThumbnailStore, settings)
         root = None if settings.image_root is None else str(settings.image_root)
         app = make_app(
@@ -122,6 +128,26 @@ def _model(folder: Path, *, onnx: bool) -> Towers:
         f"{folder} is no export in ONNX, and has none in its folder onnx: make one with "
         f"`clipglot export RUN -o {folder}-onnx --format onnx` and pass that"
     )
+
+
+def _indexes(caches: Sequence[Cache], files: Sequence[Path]) -> dict[int, ExactIndex | IvfIndex]:
+    """Index of a cache by its number, each from the file that is of this cache.
+
+    Raises:
+        SearchError: a file that is of none of the caches, or of one that has another.
+    """
+    found: dict[int, ExactIndex | IvfIndex] = {}
+    for file in files:
+        problem: SearchError | None = None
+        for number in set(range(len(caches))) - found.keys():
+            try:
+                found[number] = open_index(caches[number], file)
+                break
+            except SearchError as error:
+                problem = problem or error
+        else:
+            raise problem or SearchError(f"--index {file}: every cache has an index already: leave it out")
+    return found
 
 
 def _store(store: Any, settings: ServeSettings) -> Any:

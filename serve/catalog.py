@@ -6,20 +6,21 @@ An image's row here counts over all caches, in the order given.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..cache.format import EMB, KEY, TEXT, Status
+from ..cache.format import KEY, TEXT, Status
 from ..cache.location import Url
 from ..cache.read.cache import Cache
+from ..cache.read.identity import embedding_identity
 from ..search.errors import SearchError
 from ..search.filters import CAPTIONS_AT_A_TIME, folded
+from ..search.rows import resident_rows
 
 FILTERS_KEPT = 32
 NUM_EXAMPLES, EXAMPLE_CHARACTERS = 6, 40
@@ -58,7 +59,7 @@ class ServedCache:
         first_row: of its images in the catalog.
         num_captions: M.
         languages: tags of its captions and their numbers; "" without a tag.
-        stamp: digest that changes when the cache at this path is another one.
+        stamp: text that is another one when the cache at this path is.
     """
 
     def __init__(self, cache: Cache, name: str, index: Index, first_row: int) -> None:
@@ -73,7 +74,7 @@ class ServedCache:
         self.cache, self.name, self.first_row, self._index = cache, name, first_row, index
         self._mark = _mark(cache)
         self._state = _state(self._mark)
-        self.stamp = sha256(repr((str(cache.path), self._state, cache.info.to_attributes())).encode()).hexdigest()
+        self.stamp = f"{cache.path} {embedding_identity(cache)}"
         self.embedded = cache.status() == Status.EMBEDDED
         self._keys = _texts(cache, KEY)
         self._captions = _texts(cache, TEXT)
@@ -83,8 +84,7 @@ class ServedCache:
         self._tags = pa.array(tags or [], pa.string()).dictionary_encode() if tags is not None else None
         self.num_captions = len(self._captions)
         self.languages = cache.count_languages() or ({"": self.num_captions} if self.num_captions else {})
-        is_local = not isinstance(cache.path, Url) and Path(cache.path).is_dir()
-        self._rows: Any = cache.mapped(EMB).check() if is_local else cache.image_emb()
+        self._rows = resident_rows(cache, check=False)  # an exact index has compared all checksums
         self._masks: OrderedDict[tuple[str, str | None], NDArray[np.bool_]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -101,8 +101,7 @@ class ServedCache:
 
     def emb(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings of some rows of the cache, `[n, D] float32`."""
-        found = self._rows.take(rows) if hasattr(self._rows, "check") else self._rows[rows]
-        result: NDArray[np.float32] = found.astype(np.float32)
+        result: NDArray[np.float32] = self._rows.take(rows).astype(np.float32)
         return result
 
     def key(self, row: int) -> str:

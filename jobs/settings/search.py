@@ -17,6 +17,7 @@ class SearchSettings:
     query: Annotated[tuple[str, ...], "texts to search for"] = ()
     image: Annotated[tuple[Path, ...], "an image to search for; repeat it"] = ()
     queries: Annotated[Path | None, "text file of queries, one per line"] = None
+    index: Annotated[Path | None, "index of the cache, from `clipglot index` (default: all embeddings)"] = None
     top: Annotated[int, "images to show for each query, the best ones"] = 10
     language: Annotated[str | None, "search only images with a caption in this language, by its tag"] = None
     caption: Annotated[str | None, "search only images with a caption that holds this text, in any case"] = None

@@ -42,7 +42,8 @@ CONTRACT = {
     "export": "RUN --output --format --quantize --step --interpolate --model --pretrained --license --language "
     "--dataset --push --private --config --json",
     "predict": "MERGED IMAGES --text --texts --top --csv --json",
-    "search": "MERGED CACHE QUERY --image --queries --top --language --caption --thumbnails --image-root --json",
+    "search": "MERGED CACHE QUERY --image --queries --index --top --language --caption --thumbnails --image-root "
+    "--json",
     "eval": "",
     "eval retrieval": "MERGED CACHE --queries --submission --against --translations --json",
     "eval zeroshot": "MERGED CACHE --classes --classes-language --templates --distractors --labels --label-field "

@@ -10,7 +10,7 @@ from typing import Any
 
 from clipglot.cache.read.cache import Cache
 from clipglot.inference.towers import load_towers
-from clipglot.search.exact import ExactIndex
+from clipglot.search.open import open_index
 from clipglot.serve.app import make_app
 from clipglot.serve.catalog import Catalog
 from clipglot.serve.engine import Engine
@@ -31,7 +31,7 @@ def client_of(
 ) -> TestClient:
     """A client of an application in this process; `client.app.state.engine` is its engine."""
     opened = [Cache(path) for path in caches]
-    catalog = Catalog([(cache, ExactIndex(cache)) for cache in opened])
+    catalog = Catalog([(cache, open_index(cache, resident=True)) for cache in opened])
     engine = Engine([load_towers(model) for model in models], catalog, fold_above=fold_above)
     thumbnails = Thumbnails(catalog, ThumbnailStore(folder / "thumbnails", 10**7), image_root)
     app = make_app(engine, thumbnails, hosts=["127.0.0.1"], token=token, port=1, version="0")
