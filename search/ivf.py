@@ -137,6 +137,7 @@ class Lists:
         """
         self._faiss = load_faiss()
         self._index = open_faiss(path)
+        self._index.parallel_mode = 1  # the lists of a query are divided among threads: most searches have one query
         self._steps = steps
         self.num_lists: int = self._index.nlist
 
