@@ -14,7 +14,7 @@ from .rows import Rows, StoredRows, resident_rows
 
 READ_BYTES = 16 * 2**20  # of embeddings that are read at a time, in whole chunks
 BLOCK_ROWS = 4096  # that are multiplied at once: in float32 they still fit into the processor's cache
-FEW_QUERIES = 32  # up to so many are faster on int8; more share the cast to float32
+FEW_QUERIES = 16  # up to so many are faster on int8; more share the cast to float32
 UNIT_NORM = 1.01  # of a stored row, after rounding to float16
 
 

@@ -119,10 +119,10 @@ class IndexWriter:
         self._starts = len(head) + np.concatenate([[0], np.cumsum(sizes)[:-1]]) * row_bytes
         self._sizes, self._filled = sizes, np.zeros(len(sizes), np.int64)
         self.faiss_bytes = len(head) + int(sizes.sum()) * row_bytes
-        self._file = open(path, "r+b")  # noqa: SIM115 (closed by `close`)
-        # Allocated before it is mapped: to write to a mapped file on a full disk would end the process.
-        os.posix_fallocate(self._file.fileno(), 0, self.faiss_bytes)
-        self._map = mmap.mmap(self._file.fileno(), self.faiss_bytes)
+        with open(path, "r+b") as file:
+            # Allocated before it is mapped: to write to a mapped file on a full disk would end the process.
+            os.posix_fallocate(file.fileno(), 0, self.faiss_bytes)
+            self._map = mmap.mmap(file.fileno(), self.faiss_bytes)
         self._map[: len(head)] = head
 
     def add(self, lists: NDArray[np.int64], codes: NDArray[np.int8], rows: NDArray[np.int64]) -> None:
@@ -146,12 +146,12 @@ class IndexWriter:
             self._map[at : at + (end - first) * 8] = named[first * 8 : end * 8]
             self._filled[each] += end - first
 
-    def close(self) -> None:
-        """Leave the file as faiss reads it."""
-        assert (self._filled == self._sizes).all()
-        self._map.flush()
+    def __enter__(self) -> "IndexWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        assert kind or (self._filled == self._sizes).all()
         self._map.close()
-        self._file.close()
 
 
 def seal_index(

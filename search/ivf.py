@@ -107,17 +107,16 @@ def write_lists(cache: Cache, path: Path, on_progress: OnProgress = ignore_progr
         on_progress(Progress("assign", stop, num))
 
     sizes = np.bincount(lists[embedded], minlength=num_lists).astype(np.int64)
-    writer = IndexWriter(path, (centroids - mean) / steps, sizes)
-    for start in range(0, num, step):
-        stop = min(start + step, num)
-        kept = np.flatnonzero(is_embedded[start:stop])
-        emb = rows.read(start, stop)
-        codes = np.empty((len(emb), emb.shape[1]), np.int8)
-        for first in range(0, len(emb), BLOCK_ROWS):
-            codes[first : first + BLOCK_ROWS] = coded(to_float32(emb[first : first + BLOCK_ROWS]), mean, steps)
-        writer.add(lists[start + kept].astype(np.int64), codes[kept], start + kept)
-        on_progress(Progress("write", stop, num))
-    writer.close()
+    with IndexWriter(path, (centroids - mean) / steps, sizes) as writer:
+        for start in range(0, num, step):
+            stop = min(start + step, num)
+            kept = np.flatnonzero(is_embedded[start:stop])
+            emb = rows.read(start, stop)
+            codes = np.empty((len(emb), emb.shape[1]), np.int8)
+            for first in range(0, len(emb), BLOCK_ROWS):
+                codes[first : first + BLOCK_ROWS] = coded(to_float32(emb[first : first + BLOCK_ROWS]), mean, steps)
+            writer.add(lists[start + kept].astype(np.int64), codes[kept], start + kept)
+            on_progress(Progress("write", stop, num))
     return Layout(centroids, mean, steps, lists)
 
 
@@ -137,6 +136,7 @@ class Lists:
         """
         self._faiss = load_faiss()
         self._index = open_faiss(path)
+        self._index.parallel_mode = 1  # the lists of a query are divided among threads: most searches have one query
         self._steps = steps
         self.num_lists: int = self._index.nlist
 

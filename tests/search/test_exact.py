@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from clipglot.cache.read.cache import Cache
 from clipglot.jobs.bench_data import write_random_cache
 from clipglot.jobs.convert import convert_cache
@@ -122,6 +123,17 @@ def test_the_bound_of_int8_cosines_holds_also_for_rows_unlike_the_sample(
     for start, cosines, error in index._coded().cosines(queries):
         assert (np.abs(exactly[:, start : start + cosines.shape[1]] - cosines) <= error).all()
     np.testing.assert_array_equal(index.search(queries, 5)[1], nearest_rows(cache, queries, 5)[1])
+
+
+def test_a_lower_precision_of_torch_changes_nothing(caches: dict[int, Cache]) -> None:
+    queries = unit_queries(np.random.default_rng(4), 40, 37)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = ExactIndex(caches[37]).search(queries, 6)[1]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(found, nearest_rows(caches[37], queries, 6)[1])
 
 
 def test_search_imports_no_torch(caches: dict[int, Cache]) -> None:

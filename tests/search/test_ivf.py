@@ -1,6 +1,8 @@
 """Index files: recall against exact search, filters, other caches, damage and forgery; the same bytes as of faiss."""
 
+import errno
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable
@@ -243,6 +245,18 @@ def test_without_texts_to_measure_by_the_command_says_what_to_pass(
     with pytest.raises(SearchError, match="at least two"):
         build(tiny_cache, tmp_path / "t.index", clip=merged, queries=tmp_path / "q.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["q.txt"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    merged: Path, tiny_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(CacheError, match=r"t\.index.*free some space"):
+        build(tiny_cache, tmp_path / "t.index", clip=merged)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_translations_serve_as_texts(translated_caches: dict[str, Path], tmp_path: Path) -> None:
