@@ -19,7 +19,8 @@ let isTyping = false; // the newest entry of the history is of a text that is no
 let lastKey = 0;
 let similarHit = null; // what is known of the image whose neighbours are shown
 let seenRow = null; // a hit in detail that is not among the results
-let dragged = null; // row of an image that is dragged from the page
+let asked = null; // row whose key and captions were asked for
+let dragged = null; // hit of an image that is dragged from the page
 let gallery = null; // an AbortController of the examples
 
 const page = {
@@ -142,7 +143,7 @@ function showChip() {
   chip.hidden = !isShown;
   fields.q.placeholder = isShown ? "or describe an image" : "Describe an image, in any language";
   if (!isShown) return chip.replaceChildren();
-  const name = upload ? upload.name : "more like this";
+  const name = upload ? upload.name : "like this image";
   const image = element("img", { src: upload ? upload.url : thumbnail(state.similar, 32), alt: "", width: "32", height: "32" });
   image.addEventListener("error", () => image.remove());
   const open = () => (upload ? go({ image: "upload", from: 0 }, { more: { opened: true } }) : openRow(state.similar, similarHit));
@@ -177,24 +178,24 @@ function open(hit, model) {
   go({ image: hit.row, from: model }, { more: { opened: true } });
 }
 
-/** Show a row that is not among the results: one folded under another, or the image whose neighbours are shown. */
+const unknown = (row) => ({ row, cache: null, key: null, score: null, captions: [], alike: [] });
+
+/** Show a row that need not be among the results: one folded under another, or the image whose neighbours are shown. */
 function openRow(row, like) {
-  if (like?.row === row) return open(like, state.from);
-  open({ row, cache: null, key: null, score: null, captions: [], alike: [] }, state.from);
-  return findOut(row, like);
+  open(like?.row === row ? like : unknown(row), state.from);
 }
 
-/** Ask what is known of a row: it is among the neighbours of an image like it. */
-async function findOut(row, like) {
-  if (!like) return;
+/** Ask for key and captions of a row that is not among the results: they come with the neighbours of its nearest image. */
+async function findOut(row) {
   try {
-    const body = await ask(`similar/${like.row}?model=${state.from}&fold=false&limit=100`);
-    const hit = body.hits.find((each) => each.row === row);
+    const [nearest] = (await ask(`similar/${row}?fold=false&limit=1`)).hits;
+    const { hits } = await ask(`similar/${nearest.row}?fold=false&limit=100`);
+    const hit = hits.find((each) => each.row === row);
     if (!hit || state.image !== row) return;
-    seenRow = hit;
+    seenRow = { ...hit, score: null }; // of another query
     showDetails();
   } catch (error) {
-    if (!(error instanceof Problem)) throw error;
+    if (!(error instanceof Problem || error instanceof TypeError)) throw error;
   }
 }
 
@@ -213,7 +214,12 @@ function showDetails() {
   const column = columns.find((each) => each.model.number === state.from) ?? columns[0];
   const hits = column?.answer?.hits ?? [];
   const index = hits.findIndex((hit) => hit.row === state.image);
-  const known = seenRow?.row === state.image ? seenRow : { row: state.image, cache: null, key: null, score: null, captions: [], alike: [] };
+  const isWaiting = column?.request && !column.answer; // it may be among the results that come
+  if (index < 0 && !isWaiting && (seenRow?.row !== state.image || seenRow.key === null) && asked !== state.image) {
+    asked = state.image;
+    findOut(state.image);
+  }
+  const known = seenRow?.row === state.image ? seenRow : (seenRow = unknown(state.image));
   details.show({ ...common, hit: hits[index] ?? known, upload: null, position: index < 0 ? "" : `${number(index + 1)} of ${number(hits.length)}` });
 }
 
@@ -292,6 +298,7 @@ async function showStart(isShown) {
 function tellNothing(column, num) {
   const clear = element("button", { type: "button", click: () => go({ text: "", language: null, cache: null }) }, "Clear the filters");
   column.notice.replaceChildren(num ? "No image found." : isFiltered(state) ? "No image passes the filters." : "There is no image to find.", isFiltered(state) ? clear : "");
+  column.notice.classList.remove("failed");
   column.notice.hidden = false;
 }
 

@@ -97,8 +97,8 @@ export class Column {
     this.prompt = isAlone ? null : this.promptField();
     this.copy = element("button", { type: "button", hidden: true, click: () => copyJson(this.asJson(), this.copy) }, "Copy as JSON");
     const title = isAlone ? null : element("h2", {}, named(model.name));
-    const head = element("div", { class: "head" }, title, this.prompt, this.status, this.copy);
-    this.node = element("section", { class: "column", "aria-label": visible(model.name) }, head, this.notice, this.grid, this.end);
+    this.head = element("div", { class: "head" }, title, this.prompt, this.status, this.copy);
+    this.node = element("section", { class: "column", "aria-label": visible(model.name) }, this.head, this.notice, this.grid, this.end);
     this.grid.addEventListener("click", (event) => this.click(event));
     this.grid.addEventListener("keydown", (event) => this.keydown(event));
     this.grid.addEventListener("focusin", (event) => this.focused(event.target.closest("a")));
@@ -112,7 +112,7 @@ export class Column {
     const { number: index, name } = this.model;
     const field = element("input", {
       type: "search", dir: "auto", class: "prompt", autocomplete: "off", spellcheck: "false", maxlength: "2000",
-      placeholder: "the same text, or another for this model", "aria-label": `another text for ${visible(name)}`,
+      "aria-label": `another text for ${visible(name)}`,
       input: (event) => event.isComposing || this.page.prompt(index, field.value, false),
       change: () => this.page.prompt(index, field.value, true),
     });
@@ -134,8 +134,9 @@ export class Column {
 
   /** Show the answer to a request, from memory or by asking; the images on screen stay until it is there. */
   async show(request, typedAt = null) {
-    const { prompts, upload, similar } = this.page.state();
+    const { q, prompts, upload, similar } = this.page.state();
     if (this.prompt) {
+      this.prompt.placeholder = q || "another text for this model";
       const text = prompts[this.model.number] ?? "";
       if (document.activeElement !== this.prompt) this.prompt.value = text;
       this.prompt.disabled = upload !== null || similar !== null;
@@ -189,8 +190,10 @@ export class Column {
 
   fail(error, again) {
     if (!this.answer) this.clear();
+    this.head.hidden = this.isAlone && !this.answer;
     const retry = element("button", { type: "button", click: () => (forgetAnswers(), again()) }, "Try again");
     this.notice.replaceChildren(element("span", { dir: "auto" }, error.message), error.status === 400 ? "" : retry);
+    this.notice.classList.toggle("failed", error.status !== 400);
     this.notice.hidden = false;
     if (this.request && this.answer && answers.get(this.request.key) !== this.answer) this.answer = null; // it is of another query
     this.end.replaceChildren();
@@ -242,6 +245,7 @@ export class Column {
     if (!hits.length) this.page.tellNothing(this, num);
     say(hits.length ? `${plural(hits.length, "image")} of ${number(num)}` : "No image found");
     this.copy.hidden = !hits.length;
+    this.head.hidden = this.isAlone && !hits.length;
     this.drawEnd(next);
     this.page.drawn(this);
   }
