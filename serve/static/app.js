@@ -20,6 +20,7 @@ let lastKey = 0;
 let similarHit = null; // what is known of the image whose neighbours are shown
 let seenRow = null; // a hit in detail that is not among the results
 let asked = null; // row whose key and captions were asked for
+let lastLabels = ""; // that an image was given: the next one gets them, too
 let dragged = null; // hit of an image that is dragged from the page
 let gallery = null; // an AbortController of the examples
 
@@ -34,6 +35,7 @@ const page = {
   drawn: () => state.image !== null && showDetails(),
   focusQuery: () => fields.q.focus(),
   prompt: (model, text, isCommitted) => typed({ prompts: { ...state.prompts, [model]: text || undefined } }, isCommitted),
+  suggestions,
   tellNothing,
   close: closeDetails,
   step,
@@ -44,6 +46,7 @@ const page = {
   },
   openRow,
   labels: (text) => {
+    lastLabels = text;
     state = { ...state, labels: text };
     write("replaceState");
   },
@@ -205,7 +208,7 @@ function showDetails() {
     return;
   }
   const models = info.models.map((model) => model.name);
-  const common = { model: state.from < models.length ? state.from : 0, labels: state.labels || rememberedLabels(), modelName: models.length > 1 ? models[state.from] : null };
+  const common = { model: state.from < models.length ? state.from : 0, labels: state.labels || lastLabels, modelName: models.length > 1 ? models[state.from] : null };
   if (state.image === "upload") {
     const upload = uploads.get(state.upload);
     if (upload) details.show({ ...common, hit: null, upload });
@@ -221,10 +224,6 @@ function showDetails() {
   }
   const known = seenRow?.row === state.image ? seenRow : (seenRow = unknown(state.image));
   details.show({ ...common, hit: hits[index] ?? known, upload: null, position: index < 0 ? "" : `${number(index + 1)} of ${number(hits.length)}` });
-}
-
-function rememberedLabels() {
-  return details.shown ? details.field.value : "";
 }
 
 function step(by) {
@@ -295,9 +294,16 @@ async function showStart(isShown) {
   }
 }
 
+/** Examples to click. */
+function suggestions() {
+  const search = (q) => go({ ...stateOf(""), size: state.size, models: state.models, q });
+  const buttons = info.examples.slice(0, 4).map((example) => element("button", { type: "button", dir: "auto", click: () => search(example) }, example));
+  return buttons.length ? element("span", { class: "suggestions" }, "For example ", ...buttons) : "";
+}
+
 function tellNothing(column, num) {
   const clear = element("button", { type: "button", click: () => go({ text: "", language: null, cache: null }) }, "Clear the filters");
-  column.notice.replaceChildren(num ? "No image found." : isFiltered(state) ? "No image passes the filters." : "There is no image to find.", isFiltered(state) ? clear : "");
+  column.notice.replaceChildren(num ? "No image found." : isFiltered(state) ? "No image passes the filters." : "There is no image to find.", isFiltered(state) ? clear : "", suggestions());
   column.notice.classList.remove("failed");
   column.notice.hidden = false;
 }

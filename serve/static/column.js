@@ -79,7 +79,8 @@ class Tile {
 export class Column {
   /**
    * @param {{number: number, name: string}} model
-   * @param {object} page its `state()`, `href(hit, model)`, `open(hit, column)`, `query(model)`, `drawn(column)`, `prompt(model, text, isCommitted)`, `change(state)`.
+   * @param {object} page its `state()`, `href(hit, model)`, `open(hit, column)`, `query(model)`, `drawn(column)`,
+   *   `prompt(model, text, isCommitted)`, `suggestions()`, `tellNothing(column, num)`, `focusQuery()`.
    * @param {boolean} isAlone whether the page shows no other model.
    */
   constructor(model, page, isAlone) {
@@ -103,9 +104,8 @@ export class Column {
     this.grid.addEventListener("keydown", (event) => this.keydown(event));
     this.grid.addEventListener("focusin", (event) => this.focused(event.target.closest("a")));
     this.observer = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && this.reachedEnd(), {
-      rootMargin: "900px",
+      rootMargin: "800px",
     });
-    this.observer.observe(this.end);
   }
 
   promptField() {
@@ -128,6 +128,7 @@ export class Column {
 
   remove() {
     this.loading?.abort();
+    clearTimeout(this.later);
     this.observer.disconnect();
     this.node.remove();
   }
@@ -192,7 +193,7 @@ export class Column {
     if (!this.answer) this.clear();
     this.head.hidden = this.isAlone && !this.answer;
     const retry = element("button", { type: "button", click: () => (forgetAnswers(), again()) }, "Try again");
-    this.notice.replaceChildren(element("span", { dir: "auto" }, error.message), error.status === 400 ? "" : retry);
+    this.notice.replaceChildren(element("span", { dir: "auto" }, error.message), error.status === 400 ? (this.answer ? "" : this.page.suggestions()) : retry);
     this.notice.classList.toggle("failed", error.status !== 400);
     this.notice.hidden = false;
     if (this.request && this.answer && answers.get(this.request.key) !== this.answer) this.answer = null; // it is of another query
@@ -234,8 +235,7 @@ export class Column {
       return tile.node;
     });
     this.tiles = tiles;
-    const isSame = nodes.length === this.grid.children.length && nodes.every((node, i) => node === this.grid.children[i]);
-    if (!isSame) this.grid.replaceChildren(...nodes);
+    this.place(nodes);
     if (nodes.length && !this.grid.querySelector('a[tabindex="0"]')) nodes[0].firstChild.tabIndex = 0;
     this.notice.hidden = true;
     const where = plural(num, "image");
@@ -247,7 +247,21 @@ export class Column {
     this.copy.hidden = !hits.length;
     this.head.hidden = this.isAlone && !hits.length;
     this.drawEnd(next);
+    clearTimeout(this.later);
+    this.later = setTimeout(() => this.watchEnd(), 250); // the images on screen come first
     this.page.drawn(this);
+  }
+
+  /** Put the images into the grid; those that stay in their places are not touched, and the focus stays with its image. */
+  place(nodes) {
+    const before = [...this.grid.children];
+    if (before.every((node, i) => node === nodes[i])) {
+      this.grid.append(...nodes.slice(before.length));
+      return;
+    }
+    const focused = document.activeElement;
+    this.grid.replaceChildren(...nodes);
+    if (focused !== document.activeElement && focused.isConnected) focused.focus({ preventScroll: true });
   }
 
   drawEnd(next) {
@@ -280,7 +294,11 @@ export class Column {
     } finally {
       if (this.loading === loading) this.loading = null;
     }
-    // What was appended may not fill the window: look again.
+    this.watchEnd(); // what was appended may not fill the window
+  }
+
+  /** Have the end of the grid tell whether it is near the window, even if it was before. */
+  watchEnd() {
     this.observer.unobserve(this.end);
     this.observer.observe(this.end);
   }
