@@ -67,11 +67,11 @@ def cache_drawings(folder: Path, num: int) -> Path:
 
 
 @contextmanager
-def serving(merged: Path, cache: Path, thumbnails: Path) -> Iterator[str]:
-    """URL of a server until the end of the block."""
-    command = [sys.executable, "-m", "clipglot", "serve", str(merged), str(cache)]
-    options = ["--port", "0", "--json", "--thumbnail-folder", str(thumbnails)]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+def serving(arguments: Sequence[str | Path], thumbnails: Path) -> Iterator[str]:
+    """URL of a server with some arguments, until the end of the block."""
+    options = ["--port", "0", "--json", "--thumbnail-folder", thumbnails]
+    command = [sys.executable, "-m", "clipglot", "serve", *arguments, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         told = ""
         while not told.endswith("}\n"):
@@ -117,10 +117,10 @@ def main() -> None:
         queries = random.Random(1).sample(captions, min(args.queries, len(captions)))
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {len(queries)} queries\n")
         print(
-            "| images | thumbnails | images on screen | p50 (ms) | p95 (ms) | of it the answer, p50 (ms) | p95 (ms) |"
+            "| images | thumbnails | images on screen | p50 (ms) | p95 (ms) | until the answer, p50 (ms) | until it, p95 (ms) |"
         )
         print("|--:|---|--:|--:|--:|--:|--:|")
-        with serving(args.merged, cache, Path(temporary) / "thumbnails") as url, sync_playwright() as playwright:
+        with serving([args.merged, cache], Path(temporary) / "thumbnails") as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
             for state in ("cold", "warm"):
                 results = measure(browser, url, queries, args.delay)

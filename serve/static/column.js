@@ -1,7 +1,7 @@
 // The results of one model: a grid of images that grows as it is scrolled.
 
 import { ask, thumbnail, whyUnreadable } from "./api.js";
-import { copyJson, element, named, number, plural, say, score, visible } from "./dom.js";
+import { COPY, copyJson, element, icon, named, number, plural, say, score, visible } from "./dom.js";
 
 const KEPT_ANSWERS = 30; // of earlier queries: going back needs no request
 const WIDTHS = { s: 112, m: 172, l: 260 }; // least width of an image in CSS pixels, as in style.css
@@ -96,7 +96,10 @@ export class Column {
     this.grid = element("ul", { class: "grid", role: "list", "aria-label": `images that ${visible(model.name)} finds` });
     this.end = element("div", { class: "end" });
     this.prompt = isAlone ? null : this.promptField();
-    this.copy = element("button", { type: "button", hidden: true, click: () => copyJson(this.asJson(), this.copy) }, "Copy as JSON");
+    const copying = { type: "button", hidden: true, title: "Copy as JSON", click: () => copyJson(this.asJson(), this.copy) };
+    this.copy = isAlone
+      ? element("button", copying, "Copy as JSON")
+      : element("button", { ...copying, class: "quiet", "aria-label": "Copy as JSON" }, icon(COPY));
     const title = isAlone ? null : element("h2", {}, named(model.name));
     this.head = element("div", { class: "head" }, title, this.prompt, this.status, this.copy);
     this.node = element("section", { class: "column", "aria-label": visible(model.name) }, this.head, this.notice, this.grid, this.end);

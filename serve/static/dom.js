@@ -23,6 +23,7 @@ export function icon(path) {
 }
 
 export const CROSS = "M5 5l10 10M15 5 5 15";
+export const COPY = "M7.5 7.5h9v9h-9zM4.5 12.5h-1v-9h9v1";
 export const LEFT = "m12 4-6 6 6 6";
 export const RIGHT = "m8 4 6 6-6 6";
 
@@ -78,7 +79,7 @@ export const say = debounced((text) => {
 /** Write a value as JSON into the clipboard; the button says whether that worked. */
 export async function copyJson(value, button) {
   const text = JSON.stringify(value, null, 2);
-  const label = button.textContent;
+  const label = [...button.childNodes];
   let done = true;
   try {
     await navigator.clipboard.writeText(text);
@@ -88,7 +89,7 @@ export async function copyJson(value, button) {
   button.textContent = done ? "Copied" : "The browser refused";
   say(button.textContent);
   setTimeout(() => {
-    button.textContent = label;
+    button.replaceChildren(...label);
   }, 1500);
 }
 

@@ -498,33 +498,35 @@ def test_the_size_is_remembered(open_page: Any, site: Site) -> None:
     assert page.is_checked("[name=size][value=l]")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1400])
-def test_every_view_is_as_wide_as_the_window(
-    open_page: Any, site: Site, two_models: Site, scheme: str, width: int
-) -> None:
-    for url in (
-        site.url,
-        f"{site.url}?q=a+green+star&cache=1&fold=false",
-        f"{site.url}?q=a+green+star&image=3",
-        f"{two_models.url}?q=a+green+star",
-        f"{site.url}?q=-star",
-    ):
-        page = open_page(url, width=width, scheme=scheme, quiet=False)
-        page.wait_for_load_state("networkidle")
+@pytest.mark.parametrize(
+    "view",
+    ["", "?q=a+green+star&cache=1&fold=false", "?q=a+green+star&image=3", "?q=-star", "two models"],
+)
+def test_every_view_is_as_wide_as_the_window(open_page: Any, site: Site, two_models: Site, view: str) -> None:
+    url = f"{two_models.url}?q=a+green+star" if view == "two models" else f"{site.url}{view}"
+    page = open_page(url, quiet=False)
+    page.wait_for_load_state("networkidle")
+    for width in (1400, 400):
+        page.set_viewport_size({"width": width, "height": 900})
         if width == 400 and "image=" not in url:
+            assert not page.locator("#text").is_visible()
             page.click("#show-filters")
             assert page.locator("#text").is_visible()
         sizes = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-        assert max(sizes) == width, url
-        background = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-        assert (background == "rgb(22, 23, 26)") == (scheme == "dark")
+        assert max(sizes) == width
         sticking_out = page.evaluate(
             "[...document.querySelectorAll('main *, header *, dialog *')]"
             ".filter(each => each.offsetParent && each.getBoundingClientRect().right > innerWidth + 1"
             " && !each.closest('.unseen')).map(each => each.outerHTML.slice(0, 100))"
         )
         assert sticking_out == []
+
+
+def test_the_page_is_dark_where_the_system_is(open_page: Any, site: Site) -> None:
+    page = open_page(site.url)
+    for scheme, colour in (("light", "rgb(252, 252, 250)"), ("dark", "rgb(22, 23, 26)")):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("getComputedStyle(document.documentElement).backgroundColor") == colour
 
 
 def test_models_are_stacked_on_a_phone(open_page: Any, two_models: Site) -> None:
