@@ -116,9 +116,7 @@ def main() -> None:
         captions = list(dict.fromkeys(opened.captions()))
         queries = random.Random(1).sample(captions, min(args.queries, len(captions)))
         print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {len(queries)} queries\n")
-        print(
-            "| images | thumbnails | images on screen | p50 (ms) | p95 (ms) | until the answer, p50 (ms) | until it, p95 (ms) |"
-        )
+        print("| images | thumbnails | images on screen | p50 (ms) | p95 (ms) | until the answer, p50 | p95 |")
         print("|--:|---|--:|--:|--:|--:|--:|")
         with serving([args.merged, cache], Path(temporary) / "thumbnails") as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

@@ -16,6 +16,7 @@ let state = { ...stateOf(location.search), upload: history.state?.upload ?? null
 let info = null;
 let columns = [];
 let isTyping = false; // the newest entry of the history is of a text that is not finished
+let isUnwritten = false; // the URL is behind the state
 let lastKey = 0;
 let similarHit = null; // what is known of the image whose neighbours are shown
 let seenRow = null; // a hit in detail that is not among the results
@@ -55,10 +56,14 @@ const details = new Details(at("details"), page);
 
 /** Write the state into the history. */
 function write(how, more = {}) {
+  isUnwritten = false;
   const kept = how === "replaceState" ? history.state : null;
   history[how]({ upload: state.upload, opened: state.image !== null && (kept?.opened ?? false), y: window.scrollY, ...more }, "", urlOf(state));
   document.title = state.q && state.similar === null ? `${visible(state.q)} – clipglot search` : "clipglot search";
 }
+
+/** Safari throws after a hundred changes of the history within some seconds. */
+const writeSoon = debounced(() => isUnwritten && write("replaceState"), 150);
 
 /** Change the state with a new entry in the history. */
 function go(change, { typedAt = null, more = {} } = {}) {
@@ -79,7 +84,10 @@ function typed(change, isCommitted = false) {
   }
   if (!isTyping) write("replaceState");
   state = next;
-  write(isTyping ? "replaceState" : "pushState");
+  if (isTyping && !isCommitted) {
+    isUnwritten = true;
+    writeSoon();
+  } else write(isTyping ? "replaceState" : "pushState");
   isTyping = !isCommitted;
   const pause = typedAt - lastKey > 2.5 * PAUSE_MS ? 0 : PAUSE_MS;
   lastKey = typedAt;
@@ -370,7 +378,7 @@ function listen() {
   });
   listenToDrops();
   window.addEventListener("popstate", (event) => {
-    isTyping = false;
+    isTyping = isUnwritten = false;
     state = { ...stateOf(location.search), upload: event.state?.upload ?? null };
     show();
     if (!details.isOpen && event.state?.y !== undefined) window.scrollTo({ top: event.state.y });

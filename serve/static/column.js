@@ -88,7 +88,8 @@ export class Column {
     this.page = page;
     this.isAlone = isAlone;
     this.request = null;
-    this.answer = null;
+    this.answer = null; // that is shown
+    this.shown = null; // its request; another one while an answer is waited for, or has failed
     this.tiles = new Map();
     this.loading = null; // an AbortController
     this.status = element("p", { class: "status" });
@@ -125,8 +126,8 @@ export class Column {
 
   /** The results, for a clipboard. */
   asJson() {
-    const { hits, num } = this.answer;
-    return { url: location.href, model: this.model.name, query: this.page.query(this.model.number), num_searched: num, hits };
+    const { hits, num, query } = this.answer;
+    return { url: location.href, model: this.model.name, query, num_searched: num, hits };
   }
 
   remove() {
@@ -145,7 +146,8 @@ export class Column {
       if (document.activeElement !== this.prompt) this.prompt.value = text;
       this.prompt.disabled = upload !== null || similar !== null;
     }
-    if (request?.key === this.request?.key && this.answer) {
+    if (request && request.key === this.shown?.key && !this.isAsking()) {
+      this.request = request;
       this.draw();
       return;
     }
@@ -157,18 +159,15 @@ export class Column {
     }
     const known = answers.get(request.key);
     if (known) {
-      keep(request.key, known);
-      this.answer = known;
-      this.draw();
+      this.take(request, known);
       return;
     }
     const loading = (this.loading = new AbortController());
     this.node.setAttribute("aria-busy", "true");
     try {
       const body = await ask(`${request.path}&limit=${this.firstPage()}&offset=0`, { signal: loading.signal, image: request.image });
-      this.answer = { hits: body.hits, next: body.next_offset, num: body.num_searched, tookMs: body.took_ms };
-      keep(request.key, this.answer);
-      this.draw();
+      const query = this.page.query(this.model.number);
+      this.take(request, { query, hits: body.hits, next: body.next_offset, num: body.num_searched, tookMs: body.took_ms });
       if (typedAt !== null) this.measure(typedAt);
       if (window.scrollY > this.node.offsetTop) window.scrollTo({ top: 0 });
     } catch (error) {
@@ -182,8 +181,20 @@ export class Column {
     }
   }
 
+  /** Whether another query than the one shown is under way. */
+  isAsking() {
+    return this.loading !== null && this.request?.key !== this.shown?.key;
+  }
+
+  take(request, answer) {
+    keep(request.key, answer);
+    this.shown = request;
+    this.answer = answer;
+    this.draw();
+  }
+
   clear() {
-    this.answer = null;
+    this.answer = this.shown = null;
     this.status.textContent = "";
     this.copy.hidden = this.notice.hidden = true;
     this.tiles.clear();
@@ -199,7 +210,6 @@ export class Column {
     this.notice.replaceChildren(element("span", { dir: "auto" }, error.message), error.status === 400 ? (this.answer ? "" : this.page.suggestions()) : retry);
     this.notice.classList.toggle("failed", error.status !== 400);
     this.notice.hidden = false;
-    if (this.request && this.answer && answers.get(this.request.key) !== this.answer) this.answer = null; // it is of another query
     this.end.replaceChildren();
     say(error.message);
   }
@@ -278,8 +288,8 @@ export class Column {
 
   /** Fetch the next page and append it. */
   async more() {
-    const { request, answer } = this;
-    if (!request || !answer || answer.next === null || this.loading) return;
+    const { shown: request, answer } = this;
+    if (!answer || request.key !== this.request?.key || answer.next === null || this.loading) return;
     const loading = (this.loading = new AbortController());
     try {
       const limit = Math.min(100, 2 * this.firstPage());
