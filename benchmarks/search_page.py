@@ -73,14 +73,16 @@ def serving(arguments: Sequence[str | Path], thumbnails: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "clipglot", "serve", *arguments, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = ""
-        while not told.endswith("}\n"):
-            line = process.stdout.readline()
-            if not line:
-                raise SystemExit("the server did not start")
-            told += line
-        yield json.loads(told)["url"]
-        process.terminate()
+        try:
+            told = ""
+            while not told.endswith("}\n"):
+                line = process.stdout.readline()
+                if not line:
+                    raise SystemExit("the server did not start")
+                told += line
+            yield json.loads(told)["url"]
+        finally:
+            process.terminate()
 
 
 def measure(browser: Any, url: str, queries: Sequence[str], delay: float) -> list[dict[str, float]]:

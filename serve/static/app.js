@@ -19,8 +19,7 @@ let isTyping = false; // the newest entry of the history is of a text that is no
 let isUnwritten = false; // the URL is behind the state
 let lastKey = 0;
 let similarHit = null; // what is known of the image whose neighbours are shown
-let seenRow = null; // a hit in detail that is not among the results
-let asked = null; // row whose key and captions were asked for
+const seen = new Map(); // row -> hit, of rows in detail that need not be among the results
 let lastLabels = ""; // that an image was given: the next one gets them, too
 let dragged = null; // hit of an image that is dragged from the page
 let gallery = null; // an AbortController of the examples
@@ -58,7 +57,7 @@ const details = new Details(at("details"), page);
 function write(how, more = {}) {
   isUnwritten = false;
   const kept = how === "replaceState" ? history.state : null;
-  history[how]({ upload: state.upload, opened: state.image !== null && (kept?.opened ?? false), y: window.scrollY, ...more }, "", urlOf(state));
+  history[how]({ upload: state.upload, opened: state.image === null ? 0 : (kept?.opened ?? 0), y: window.scrollY, ...more }, "", urlOf(state));
   document.title = state.q && state.similar === null ? `${visible(state.q)} – clipglot search` : "clipglot search";
 }
 
@@ -157,7 +156,7 @@ function showChip() {
   const name = upload ? upload.name : "like this image";
   const image = element("img", { src: upload ? upload.url : thumbnail(state.similar, 32), alt: "", width: "32", height: "32" });
   image.addEventListener("error", () => image.remove());
-  const open = () => (upload ? go({ image: "upload", from: 0 }, { more: { opened: true } }) : openRow(state.similar, similarHit));
+  const open = () => (upload ? go({ image: "upload", from: 0 }, { more: { opened: 1 } }) : openRow(state.similar, similarHit));
   return chip.replaceChildren(
     element("button", { type: "button", class: "quiet what", title: "details and labels", click: open }, image, named(name)),
     element("button", { type: "button", class: "quiet", "aria-label": "remove the image", title: "remove the image", click: removeImage }, icon(CROSS)),
@@ -185,8 +184,14 @@ function searchByImage(file) {
 // ---------------------------------------------------------------- details
 
 function open(hit, model) {
-  seenRow = hit;
-  go({ image: hit.row, from: model }, { more: { opened: true } });
+  if (hit.key !== null) seen.set(hit.row, hit);
+  go({ image: hit.row, from: model }, { more: { opened: oneMore() } });
+}
+
+/** How many entries of the history show details up to a new one; 0 if the page began with details. */
+function oneMore() {
+  const opened = history.state?.opened ?? 0;
+  return details.isOpen ? opened && opened + 1 : 1;
 }
 
 const unknown = (row) => ({ row, cache: null, key: null, score: null, captions: [], alike: [] });
@@ -202,9 +207,8 @@ async function findOut(row) {
     const [nearest] = (await ask(`similar/${row}?fold=false&limit=1`)).hits;
     const { hits } = await ask(`similar/${nearest.row}?fold=false&limit=100`);
     const hit = hits.find((each) => each.row === row);
-    if (!hit || state.image !== row) return;
-    seenRow = { ...hit, score: null }; // of another query
-    showDetails();
+    if (hit) seen.set(row, { ...hit, score: null }); // the score is of another query
+    if (hit && state.image === row) showDetails();
   } catch (error) {
     if (!(error instanceof Problem || error instanceof TypeError)) throw error;
   }
@@ -226,12 +230,11 @@ function showDetails() {
   const hits = column?.answer?.hits ?? [];
   const index = hits.findIndex((hit) => hit.row === state.image);
   const isWaiting = column?.request && !column.answer; // it may be among the results that come
-  if (index < 0 && !isWaiting && (seenRow?.row !== state.image || seenRow.key === null) && asked !== state.image) {
-    asked = state.image;
+  if (index < 0 && !isWaiting && !seen.has(state.image)) {
+    seen.set(state.image, unknown(state.image)); // asked for once
     findOut(state.image);
   }
-  const known = seenRow?.row === state.image ? seenRow : (seenRow = unknown(state.image));
-  details.show({ ...common, hit: hits[index] ?? known, upload: null, position: index < 0 ? "" : `${number(index + 1)} of ${number(hits.length)}` });
+  details.show({ ...common, hit: hits[index] ?? seen.get(state.image) ?? unknown(state.image), upload: null, position: index < 0 ? "" : `${number(index + 1)} of ${number(hits.length)}` });
 }
 
 function step(by) {
@@ -240,7 +243,7 @@ function step(by) {
   const hit = column.answer.hits[index];
   if (index >= column.answer.hits.length - 3) column.more();
   if (!hit) return;
-  seenRow = hit;
+  seen.set(hit.row, hit);
   state = { ...state, image: hit.row };
   write("replaceState");
   showDetails();
@@ -248,7 +251,7 @@ function step(by) {
 
 function closeDetails() {
   if (history.state?.opened) {
-    history.back(); // to the entry before it was opened
+    history.go(-history.state.opened); // to the entry before they were opened
   } else {
     state = { ...state, image: null, labels: "" };
     write("replaceState");
@@ -322,8 +325,9 @@ function tellNothing(column, num) {
 const isHalfWritten = (event) => event.isComposing && /[a-zA-Z']/.test(event.data ?? "");
 
 function listen() {
-  fields.q.addEventListener("input", (event) => isHalfWritten(event) || typed({ q: fields.q.value, upload: fields.q.value ? null : state.upload, similar: fields.q.value ? null : state.similar }));
-  fields.q.addEventListener("compositionend", () => typed({ q: fields.q.value }));
+  const asked = () => typed(fields.q.value ? { q: fields.q.value, upload: null, similar: null } : { q: "" });
+  fields.q.addEventListener("input", (event) => isHalfWritten(event) || asked());
+  fields.q.addEventListener("compositionend", asked);
   fields.text.addEventListener("input", (event) => event.isComposing || typed({ text: fields.text.value }));
   for (const field of [fields.q, fields.text]) field.addEventListener("change", () => (isTyping = false));
   fields.q.addEventListener("keydown", (event) => {

@@ -59,7 +59,13 @@ class Tile {
     }
   }
 
+  /** Take back the request of an image that is no longer wanted: others wait behind it. */
+  cancel() {
+    if (!this.image.complete) this.image.removeAttribute("src");
+  }
+
   async explain() {
+    if (!this.image.hasAttribute("src")) return;
     const reason = await whyUnreadable(this.image.src);
     if (!reason) return;
     if (reason.key !== null) unreadable.set(this.row, reason); // else it may come back
@@ -247,6 +253,7 @@ export class Column {
       });
       return tile.node;
     });
+    for (const [row, tile] of this.tiles) if (!tiles.has(row)) tile.cancel();
     this.tiles = tiles;
     this.place(nodes);
     if (nodes.length && !this.grid.querySelector('a[tabindex="0"]')) nodes[0].firstChild.tabIndex = 0;
@@ -318,15 +325,17 @@ export class Column {
 
   /** Measure the time from a key to the moment at which every image on screen is there. */
   measure(typedAt) {
-    const bottom = window.innerHeight;
+    const { columns, pitch } = this.layout();
+    const { model: { number: model }, shown: { key } } = this;
+    const rows = Math.ceil((window.innerHeight - this.grid.getBoundingClientRect().top) / pitch);
     const waiting = new Set();
-    for (const tile of this.tiles.values()) {
-      if (tile.node.getBoundingClientRect().top >= bottom) break;
+    for (const tile of [...this.tiles.values()].slice(0, columns * rows)) {
       if (tile.image.isConnected && !tile.image.complete) waiting.add(tile);
     }
-    const finish = () => {
-      requestAnimationFrame(() => performance.measure("typed-to-images", { start: typedAt, detail: { model: this.model.number, key: this.request?.key } }));
-    };
+    const finish = () =>
+      requestAnimationFrame(() => {
+        if (this.shown?.key === key) performance.measure("typed-to-images", { start: typedAt, detail: { model, key } });
+      });
     if (!waiting.size) finish();
     for (const tile of waiting) {
       const settle = () => waiting.delete(tile) && !waiting.size && finish();

@@ -206,6 +206,22 @@ def test_the_images_stay_until_others_come_and_a_late_answer_is_dropped(open_pag
     assert "blue-cross" in keys(page)[0]
 
 
+def test_a_text_in_the_making_is_not_searched(open_page: Any, site: Site) -> None:
+    """Chinese is typed as Latin letters, which the keyboard turns into a text at the end."""
+    page = open_page(site.url)
+    asked: list[str] = []
+    page.locator("#start .strip img").first.wait_for()  # the examples search, too
+    page.wait_for_load_state("networkidle")
+    page.on("request", lambda request: asked.append(request.url) if "/search?" in request.url else None)
+    keyboard = page.context.new_cdp_session(page)
+    keyboard.send("Input.imeSetComposition", {"text": "hongse", "selectionStart": 6, "selectionEnd": 6})
+    page.wait_for_timeout(200)
+    assert asked == []
+    keyboard.send("Input.insertText", {"text": "一个红色的圆形"})
+    wait_for_first(page, "red-circle")
+    assert [parse_qs(urlsplit(url).query)["q"] for url in asked][:1] == [["一个红色的圆形"]]
+
+
 def test_typing_is_one_entry_of_the_history_and_back_restores_it(open_page: Any, site: Site) -> None:
     page = open_page(site.url)
     type_text(page, "a red circle", delay=5)
@@ -337,8 +353,12 @@ def test_near_duplicates_are_folded(open_page: Any, site: Site) -> None:
     page.locator(FIRST_KEY).click()
     page.click(".folded button")
     page.locator("dialog .key", has_text="twin b").wait_for()
+    page.go_back()
+    page.locator("dialog .key", has_text="twin a").wait_for()
+    page.go_forward()
+    page.locator("dialog .key", has_text="twin b").wait_for()
     page.keyboard.press("Escape")
-    page.keyboard.press("Escape")
+    page.locator("dialog").wait_for(state="hidden")
     page.uncheck("#fold")
     page.locator(".status", has_text="2 of 2").wait_for()
     assert page.locator(".alike").count() == 0
