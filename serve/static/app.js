@@ -6,7 +6,7 @@ import { Details } from "./details.js";
 import { CROSS, debounced, element, icon, languageName, named, number, plural, visible } from "./dom.js";
 import { isFiltered, rememberSize, requestOf, stateOf, urlOf } from "./state.js";
 
-const PAUSE_MS = 60; // while somebody types fast
+const PAUSE_MS = 60; // to the next key, where answers or images take longer than keys
 const at = (id) => document.getElementById(id);
 const fields = { q: at("q"), text: at("text"), language: at("language"), cache: at("cache"), fold: at("fold") };
 
@@ -17,7 +17,6 @@ let info = null;
 let columns = [];
 let isTyping = false; // the newest entry of the history is of a text that is not finished
 let isUnwritten = false; // the URL is behind the state
-let lastKey = 0;
 let similarHit = null; // what is known of the image whose neighbours are shown
 const seen = new Map(); // row -> hit, of rows in detail that need not be among the results
 let lastLabels = ""; // that an image was given: the next one gets them, too
@@ -88,10 +87,8 @@ function typed(change, isCommitted = false) {
     writeSoon();
   } else write(isTyping ? "replaceState" : "pushState");
   isTyping = !isCommitted;
-  const pause = typedAt - lastKey > 2.5 * PAUSE_MS ? 0 : PAUSE_MS;
-  lastKey = typedAt;
   clearTimeout(typed.timer);
-  typed.timer = setTimeout(() => show(typedAt), pause);
+  typed.timer = setTimeout(() => show(typedAt), columns.some((column) => column.isBusy()) ? PAUSE_MS : 0);
 }
 
 /** Bring the page in line with the state. */

@@ -98,6 +98,7 @@ export class Column {
     this.shown = null; // its request; another one while an answer is waited for, or has failed
     this.tiles = new Map();
     this.loading = null; // an AbortController
+    this.waiting = new Set(); // tiles on screen whose images are not there yet
     this.status = element("p", { class: "status" });
     this.notice = element("p", { class: "notice", hidden: true });
     this.grid = element("ul", { class: "grid", role: "list", "aria-label": `images that ${visible(model.name)} finds` });
@@ -187,6 +188,11 @@ export class Column {
     }
   }
 
+  /** Whether an answer, or an image of it that was typed for, is waited for. */
+  isBusy() {
+    return this.loading !== null || this.waiting.size > 0;
+  }
+
   /** Whether another query than the one shown is under way. */
   isAsking() {
     return this.loading !== null && this.request?.key !== this.shown?.key;
@@ -201,6 +207,7 @@ export class Column {
 
   clear() {
     this.answer = this.shown = null;
+    this.waiting.clear();
     this.status.textContent = "";
     this.copy.hidden = this.notice.hidden = true;
     this.tiles.clear();
@@ -328,7 +335,7 @@ export class Column {
     const { columns, pitch } = this.layout();
     const { model: { number: model }, shown: { key } } = this;
     const rows = Math.ceil((window.innerHeight - this.grid.getBoundingClientRect().top) / pitch);
-    const waiting = new Set();
+    const waiting = (this.waiting = new Set());
     for (const tile of [...this.tiles.values()].slice(0, columns * rows)) {
       if (tile.image.isConnected && !tile.image.complete) waiting.add(tile);
     }
