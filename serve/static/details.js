@@ -61,6 +61,7 @@ export class Details {
     this.dialog.replaceChildren(this.picture(hit, upload), facts);
     if (!this.isOpen) this.dialog.showModal();
     facts.focus({ preventScroll: true });
+    this.dialog.scrollTop = 0; // on a phone the image comes first, and its buttons below took the focus
     this.classify();
   }
 

@@ -561,6 +561,17 @@ def test_models_are_stacked_on_a_phone(open_page: Any, two_models: Site) -> None
     page.wait_for_function("before => document.querySelector('.grid').children.length > before", arg=before)
 
 
+def test_details_begin_with_the_image_on_a_phone(open_page: Any, site: Site) -> None:
+    page = open_page(f"{site.url}?q=a+green+star", width=400)
+    page.locator(FIRST_KEY).click()
+    page.locator("dialog img").wait_for()
+    assert page.locator("dialog figure").bounding_box()["y"] == 0
+    page.click("dialog [aria-label='next image']")
+    assert page.locator("dialog figure").bounding_box()["y"] == 0
+    page.click("dialog [aria-label=close]")
+    page.locator("dialog").wait_for(state="hidden")
+
+
 def test_right_to_left_texts(open_page: Any, site: Site) -> None:
     page = open_page(f"{site.url}?q=" + ARABIC.replace(" ", "+") + "&language=ar")
     wait_for_first(page, "arabic.png")
