@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn.linear_model import Ridge
+from support.browser import CHROMIUM
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -195,3 +196,16 @@ def test_onnxruntime_is_compared_with_torch_and_smaller_models_with_the_whole_on
     assert [line[0] for line in smaller] == ["int8-embeddings", "int8"]
     assert float(whole[3].split()[1].rstrip(",")) == pytest.approx(1, abs=1e-4)
     assert all(float(line[2]) < 1 for line in smaller)
+
+
+@pytest.mark.slow
+def test_the_search_page_is_measured_with_cold_and_warm_thumbnails(table: Any) -> None:
+    pytest.importorskip("playwright", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip("no /usr/bin/chromium: apt-get install chromium")
+    head, *lines = table("search_page.py", "--draw", 64, "--queries", 1, "--delay", 20)
+    assert [line[:2] for line in lines] == [["64", "cold"], ["64", "warm"]]
+    for line in lines:
+        row = dict(zip(head, line, strict=True))
+        assert float(row["p50 (ms)"]) > 0
+        assert int(row["images on screen"]) > 0
