@@ -25,11 +25,12 @@ from ..search.errors import SearchError
 from .batcher import BusyError
 from .catalog import Filter
 from .engine import MOST_RESULTS, Engine, Query
-from .guard import SafeHeaders, SameOrigin, Token
+from .guard import HEADERS, SafeHeaders, SameOrigin, Token
 from .openapi import description
 from .thumbnail_store import SIDES, Thumbnails
 
 MOST_BODY = 20 * 2**20  # bytes of an image that a client sends
+MOST_BODIES = 16 * MOST_BODY  # of all that are read or wait to be embedded
 BODY_S = 30.0  # to send it
 MOST_QUERY = 2_000  # characters of a query or a filter
 MOST_LABELS = 200
@@ -94,6 +95,7 @@ class _Handlers:
     def __init__(self, engine: Engine, thumbnails: Thumbnails, version: str) -> None:
         self._engine, self._catalog, self._thumbnails = engine, engine.catalog, thumbnails
         self._version = version
+        self._bodies = _Bodies()
         static = files(__package__) / "static"
         self._static = {each.name: each.read_bytes() for each in static.iterdir() if each.is_file()}
 
@@ -155,7 +157,8 @@ class _Handlers:
 
     async def search_by_image(self, request: Request) -> Response:
         asked = _Asked(request, self._engine)
-        emb = await self._engine.embed_image(await _body(request))
+        async with self._bodies.read(request) as content:
+            emb = await self._engine.embed_image(content)
         return await self._results(asked, Query(model=asked.model, emb=emb, k=asked.k, chosen=asked.chosen), None)
 
     async def similar(self, request: Request) -> Response:
@@ -194,7 +197,8 @@ class _Handlers:
     async def labels_of_image(self, request: Request) -> Response:
         asked = _Asked(request, self._engine)
         labels = asked.labels()
-        emb = await self._engine.embed_image(await _body(request))
+        async with self._bodies.read(request) as content:
+            emb = await self._engine.embed_image(content)
         return JSONResponse({"labels": await self._engine.labels(emb, labels, asked.model)})
 
     def _embedding(self, row: int) -> NDArray[np.float32]:
@@ -331,29 +335,42 @@ def _flag(request: Request, name: str, *, default: bool) -> bool:
     return known[given]
 
 
-async def _body(request: Request) -> bytes:
-    """Body of a request, counted while it comes.
+class _Bodies:
+    """Bodies of requests, counted while they come, each and all together."""
 
-    Raises:
-        HTTPException: none, too large, or too slow.
-    """
-    if int(request.headers.get("content-length") or 0) > MOST_BODY:
-        raise HTTPException(413, f"more than {MOST_BODY:,} bytes: send a smaller image")
-    parts, size = [], 0
-    try:
-        async with asyncio.timeout(BODY_S):
-            async for part in request.stream():
-                size += len(part)
-                if size > MOST_BODY:
-                    raise HTTPException(413, f"more than {MOST_BODY:,} bytes: send a smaller image")
-                parts.append(part)
-    except TimeoutError:
-        raise HTTPException(408, f"the image did not come within {BODY_S:.0f} s") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the client has gone") from None
-    if not size:
-        raise HTTPException(400, "no image: send one as the body of the request")
-    return b"".join(parts)
+    def __init__(self) -> None:
+        self._held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Body of a request; it counts until the block ends.
+
+        Raises:
+            HTTPException: none, too large, or too slow.
+            BusyError: others take all the memory that there is for bodies.
+        """
+        if int(request.headers.get("content-length") or 0) > MOST_BODY:
+            raise HTTPException(413, f"more than {MOST_BODY:,} bytes: send a smaller image")
+        content = bytearray()
+        try:
+            try:
+                async with asyncio.timeout(BODY_S):
+                    async for part in request.stream():
+                        content += part
+                        self._held += len(part)
+                        if len(content) > MOST_BODY:
+                            raise HTTPException(413, f"more than {MOST_BODY:,} bytes: send a smaller image")
+                        if self._held > MOST_BODIES:
+                            raise BusyError
+            except TimeoutError:
+                raise HTTPException(408, f"the image did not come within {BODY_S:.0f} s") from None
+            except ClientDisconnect:
+                raise HTTPException(400, "the client has gone") from None
+            if not content:
+                raise HTTPException(400, "no image: send one as the body of the request")
+            yield bytes(content)
+        finally:
+            self._held -= len(content)
 
 
 async def _told(request: Request, error: Exception) -> Response:
@@ -373,4 +390,5 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the server failed; its log says why"}, 500)
+    # Starlette answers outside of all middleware here.
+    return JSONResponse({"error": "the server failed; its log says why"}, 500, headers=HEADERS)

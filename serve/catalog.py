@@ -74,7 +74,7 @@ class ServedCache:
         self.cache, self.name, self.first_row, self._index = cache, name, first_row, index
         self._mark = _mark(cache)
         self._state = _state(self._mark)
-        self.stamp = f"{cache.path} {embedding_identity(cache)}"
+        self.stamp = f"{cache.path.absolute()} {embedding_identity(cache)}"
         self.embedded = cache.status() == Status.EMBEDDED
         self._keys = _texts(cache, KEY)
         self._captions = _texts(cache, TEXT)

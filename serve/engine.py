@@ -136,18 +136,18 @@ class Engine:
         rows = found.rows
         kept: list[int] = []
         alike: list[list[int]] = []
-        kept_emb = np.empty((0, self.models[0].dim), np.float32)
         emb = self.catalog.emb(rows)
+        kept_emb = np.empty((min(len(rows), start + num), self.models[0].dim), np.float32)
         for i in range(len(rows)):
-            cosines = kept_emb @ emb[i]
+            cosines = kept_emb[: len(kept)] @ emb[i]
             if len(cosines) and cosines.max() >= self._fold_above:
                 alike[int(cosines.argmax())].append(int(rows[i]))
                 continue
             if len(kept) == start + num:
                 return self._page(found, kept, alike, start), True
+            kept_emb[len(kept)] = emb[i]
             kept.append(i)
             alike.append([])
-            kept_emb = np.concatenate([kept_emb, emb[i : i + 1]])
         return self._page(found, kept, alike, start), False
 
     def close(self) -> None:
@@ -225,7 +225,13 @@ class Engine:
 
     def _embed(self, pixels: Sequence[NDArray[np.uint8]]) -> list[Floats | Exception]:
         features = self.models[0].encode_pixels(np.stack(pixels))
-        return list(features / np.linalg.norm(features, axis=1, keepdims=True))
+        norms = np.linalg.norm(features, axis=1)
+        return [
+            each / norm
+            if np.isfinite(norm) and norm > 0
+            else InputError("the image: the image tower's output is zero or not finite: pass another")
+            for each, norm in zip(features, norms, strict=True)
+        ]
 
     def _label(self, asked: Sequence[tuple[Floats, tuple[str, ...], int]]) -> list[list[dict[str, Any]] | Exception]:
         answers: list[list[dict[str, Any]] | Exception] = []
@@ -235,6 +241,11 @@ class Engine:
                 cosines = class_embeddings(partial(self._encode, number), [[label] for label in labels]) @ emb
             except EncoderError as error:
                 answers.append(error)
+                continue
+            if not np.isfinite(cosines).all():
+                answers.append(
+                    InputError("the embedding of a label holds NaN or infinity: the text tower has diverged")
+                )
                 continue
             order, probabilities = ranked(cosines, model.logit_scale)
             answers.append(

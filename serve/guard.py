@@ -1,7 +1,6 @@
 """What a request must have before it is answered, and what every answer carries. ASGI middleware."""
 
 import hmac
-import http.cookies
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -27,10 +26,11 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
 OPEN = ("/health",)  # without a token
+MOST_PATH = 1_000  # characters; Python converts no more than 4,300 digits to a number
 
 
 class SafeHeaders:
-    """Headers that keep a browser from running, framing or embedding what is not ours."""
+    """Headers that keep a browser from running, framing or embedding what is not ours; refuses long paths."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -43,7 +43,9 @@ class SafeHeaders:
                 message["headers"] = [*message["headers"], *((k.encode(), v.encode()) for k, v in HEADERS.items())]
             await send(message)
 
-        await self._app(scope, receive, with_headers)
+        is_long = scope["type"] == "http" and len(scope["path"]) > MOST_PATH
+        app = _refused(414, f"a path of more than {MOST_PATH:,} characters") if is_long else self._app
+        await app(scope, receive, with_headers)
 
 
 class SameOrigin:
@@ -57,7 +59,7 @@ class SameOrigin:
         if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD"):
             headers = Headers(scope=scope)
             origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            if origin is not None and _host_of(origin) != headers.get("host"):
                 await _refused(403, f"a page of {origin[:200]} may not do this")(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -102,14 +104,20 @@ class Token:
         kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self._fits(token.strip()):
             return True
-        try:
-            cookies = http.cookies.SimpleCookie(headers.get("cookie", ""))
-        except http.cookies.CookieError:
-            return False
-        return self._cookie in cookies and self._fits(cookies[self._cookie].value)
+        # Not http.cookies, which reads none where other servers of this host have set an odd one.
+        cookies = [each.strip().partition("=") for line in headers.getlist("cookie") for each in line.split(";")]
+        return any(name == self._cookie and self._fits(value) for name, _, value in cookies)
 
     def _fits(self, token: str) -> bool:
         return hmac.compare_digest(token.encode(), self._token.encode())
+
+
+def _host_of(origin: str) -> str | None:
+    """Host and port of an origin; None of what is no URL."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
 
 
 def _refused(status: int, message: str) -> Response:

@@ -15,14 +15,16 @@ from ..search.errors import SearchError
 
 HEAD_S = 10.0  # for the head of a request
 IDLE_S = 15.0  # between the requests of a connection
+WRITE_S = 30.0  # to take an answer, or a part of 64 KB of it
 GRACE_S = 5.0  # for requests under way, when the server ends
 BACKLOG = 2_048
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP whose clients must finish the head of a request within `HEAD_S`; uvicorn would wait for ever."""
+    """HTTP whose clients must send a head within `HEAD_S` and read within `WRITE_S`; uvicorn would wait for ever."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first head."""
@@ -38,9 +40,31 @@ class PatientProtocol(H11Protocol):
             self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timer."""
+        """Forget the timers."""
         self._stop_waiting()
+        self._stop_writing_timer()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read."""
+        super().pause_writing()
+        self._start_writing_timer()
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        self._stop_writing_timer()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        """Wait for the client to take the rest of an answer after which the connection is closed."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._start_writing_timer()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the idle connection, also where its client has not taken the last answer yet."""
+        super().timeout_keep_alive_handler()
+        self.transport.abort()
 
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self._give_up)
@@ -53,7 +77,16 @@ class PatientProtocol(H11Protocol):
     def _give_up(self) -> None:
         self._head_timer = None
         if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
+            self.transport.abort()
+
+    def _start_writing_timer(self) -> None:
+        if self._write_timer is None:
+            self._write_timer = self.loop.call_later(WRITE_S, self.transport.abort)
+
+    def _stop_writing_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
 
 class _Server(uvicorn.Server):

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import re
+import stat
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from ..cache.location import to_location
 from ..inference.thumbnails import ThumbnailReader
 from .catalog import Catalog
 
@@ -16,6 +19,8 @@ SIDES = (128, 256, 512, 1024)
 NUM_THREADS = 2
 FAST = 1  # effort of compressing: a third larger files in a fifth of the time
 SWEPT_AFTER = 200  # new files
+MOST_FILE = 2**20  # bytes of a file in the folder; a picture of noise of the largest side has half of it
+_NAME = re.compile(r"[0-9a-f]{64}\.webp(\.[0-9a-f]{32}\.partial)?")
 
 
 class ThumbnailStore:
@@ -40,8 +45,14 @@ class ThumbnailStore:
         """A file that is there, which is marked as used."""
         path = self._path(digest)
         try:
-            content = path.read_bytes()
-            os.utime(path)
+            # What else may stand there must not be waited for, nor shown: a FIFO, a link to another picture.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with open(descriptor, "rb") as file:
+                state = os.fstat(descriptor)
+                if not stat.S_ISREG(state.st_mode) or state.st_size > MOST_FILE:
+                    return None
+                content = file.read(MOST_FILE)
+                os.utime(descriptor)
         except OSError:
             return None
         return (
@@ -53,7 +64,7 @@ class ThumbnailStore:
         path = self._path(digest)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)  # also where the folder was deleted meanwhile
             partial.write_bytes(content)  # not synced: `get` refuses one that is cut
             partial.replace(path)
         except OSError:
@@ -74,8 +85,8 @@ class ThumbnailStore:
         found = []
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
             with suppress(OSError):
-                state = path.stat()
-                if path.suffix in (".webp", ".partial"):
+                if _NAME.fullmatch(path.name):
+                    state = path.lstat()
                     found.append((state.st_mtime, state.st_size, path))
         size = sum(each for _, each, _ in found)
         for _, each, path in sorted(found):
@@ -98,13 +109,16 @@ class Thumbnails:
             image_root: folder or URL that has the images of all caches now; None for where the caches read them.
         """
         self._catalog, self._store, self._image_root = catalog, store, image_root
+        self._root = image_root and str(to_location(image_root).absolute())
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="thumbnails")
         self._local = threading.local()  # readers are of one thread
 
     def digest(self, row: int, side: int, *, whole: bool) -> str:
         """What names a thumbnail: another image, cache or size has another one."""
         number, own = self._catalog.place(row)
-        told = (self._catalog.caches[number].stamp, self._image_root, own, side, whole)
+        cache = self._catalog.caches[number]
+        # The key, too: imported embeddings can be given other images.
+        told = (cache.stamp, cache.key(own), self._root, own, side, whole)
         return sha256(repr(told).encode()).hexdigest()
 
     async def webp(self, row: int, side: int, *, whole: bool) -> bytes:

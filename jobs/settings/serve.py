@@ -1,5 +1,6 @@
 """Settings of `clipglot serve`."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -36,5 +37,8 @@ class ServeSettings:
         require(0 < self.fold_above <= 1, f"--fold-above {self.fold_above}: must lie above 0 and be at most 1")
         require(self.thumbnail_megabytes >= 1, f"--thumbnail-megabytes {self.thumbnail_megabytes}: must be at least 1")
         require(self.token is None or len(self.token) >= 8, "--token: must have at least 8 characters")
-        is_plain = self.token is None or all(character.isalnum() or character in "-_." for character in self.token)
-        require(is_plain, "--token: may have letters, digits, '-', '_' and '.'")
+        is_plain = self.token is None or re.fullmatch(r"[A-Za-z0-9._-]+", self.token)
+        require(bool(is_plain), "--token: may have letters of ASCII, digits, '-', '_' and '.'")
+        for name in self.allow_host:
+            is_name = re.fullmatch(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*|[0-9a-fA-F:]+", name)
+            require(bool(is_name), f"--allow-host {name}: pass a host name or address, without http:// and port")

@@ -233,6 +233,7 @@ def bomb() -> bytes:
         ("GET", "/similar/40", b"", 404, "rows are 0 to 39"),
         ("GET", "/image/40", b"", 404, "rows are 0 to 39"),
         ("GET", "/image/" + "9" * 400, b"", 404, "rows are 0 to 39"),
+        ("GET", "/image/" + "9" * 5000, b"", 414, "characters"),
         ("GET", "/image/-1", b"", 404, "Not Found"),
         ("GET", "/image/0?side=5000", b"", 400, "side"),
         ("GET", "/image/..%2f..%2fetc%2fpasswd", b"", 404, "Not Found"),
@@ -268,6 +269,44 @@ def test_a_body_is_counted_while_it_comes(client: TestClient) -> None:
     assert answer.status_code == 413
 
 
+def test_bodies_are_counted_together(client: TestClient, monkeypatch: pytest.MonkeyPatch, manifest: Path) -> None:
+    content = (manifest.parent / "images" / "0000.png").read_bytes()
+    for most, status in (
+        (len(content), 200),
+        (len(content) - 1, 503),
+        (len(content), 200),
+    ):  # each gives back its share
+        monkeypatch.setattr("clipglot.serve.app.MOST_BODIES", most)
+        assert client.post("/search", content=content).status_code == status
+
+
+def test_an_image_without_direction_is_refused(client: TestClient, manifest: Path) -> None:
+    engine = client.app.state.engine  # type: ignore[attr-defined]
+    model = engine.models[0]
+
+    class Zero:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def encode_pixels(self, pixels: Any) -> Any:
+            return np.zeros((len(pixels), model.dim), np.float32)
+
+    engine.models = [Zero()]
+    try:
+        answer = client.post("/search", content=(manifest.parent / "images" / "0000.png").read_bytes())
+    finally:
+        engine.models = [model]
+    assert (answer.status_code, "zero or not finite" in answer.json()["error"]) == (400, True)
+
+
+def test_a_failure_carries_the_headers_and_tells_nothing(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = client.app.state.engine.catalog  # type: ignore[attr-defined]
+    monkeypatch.setattr(catalog, "place", lambda row: 1 / 0)
+    answer = client.get("/similar/0")
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})
+    assert answer.headers["content-security-policy"].startswith("default-src 'none'")
+
+
 @pytest.mark.parametrize(
     "url", ["/", "/static/app.js", "/search?q=x", "/search?q=", "/nothing", "/image/0", "/image/77"]
 )
@@ -289,7 +328,13 @@ def test_every_answer_is_safe_in_a_browser(client: TestClient, url: str) -> None
 def test_other_hosts_and_origins_are_refused(client: TestClient, manifest: Path) -> None:
     assert client.get("/search?q=x", headers={"host": "evil.example"}).status_code == 400
     content = (manifest.parent / "images" / "0000.png").read_bytes()
-    for origin in ("http://evil.example", "null", "http://127.0.0.1:9", "https://127.0.0.1.evil.example"):
+    for origin in (
+        "http://evil.example",
+        "null",
+        "http://[::1",
+        "http://127.0.0.1:9",
+        "https://127.0.0.1.evil.example",
+    ):
         assert client.post("/search", content=content, headers={"origin": origin}).status_code == 403
     assert client.post("/search", content=content, headers={"origin": "http://127.0.0.1"}).status_code == 200
 
@@ -315,6 +360,12 @@ def test_a_token_opens_the_server(merged: Path, tiny_cache: Path, tmp_path: Path
         assert "httponly" in page.headers["set-cookie"].lower()
         assert "samesite=strict" in page.headers["set-cookie"].lower()
         assert client.get("/search?q=x").status_code == 200  # by the cookie
+        (cookie,) = client.cookies.items()
+        client.cookies.clear()
+        for others in ('a={"b": "c"}; ', '; =; é="; ', "x"):  # of other servers on this host
+            headers = {"cookie": f"{others}; {cookie[0]}={cookie[1]}".encode()}
+            assert client.get("/info", headers=headers).status_code == 200, others
+        assert client.get("/info", headers={"cookie": f"{cookie[0]}=x"}).status_code == 401
 
 
 def test_a_cache_that_was_replaced_is_not_shown(

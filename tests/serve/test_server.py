@@ -21,7 +21,7 @@ FEW_S = 0.5
 
 def short_timeouts(process_script: str = "") -> str:
     """A script that makes the server wait for a head as long as a test can."""
-    return f"from clipglot.serve import server; server.HEAD_S = {FEW_S}\n{process_script}"
+    return f"from clipglot.serve import server; server.HEAD_S = server.WRITE_S = {FEW_S}\n{process_script}"
 
 
 @pytest.fixture
@@ -81,6 +81,31 @@ def test_half_open_and_slow_clients_do_not_hold_it(server: tuple[Process, str]) 
         connection.sendall(b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nabc")
         time.sleep(2 * FEW_S)
         assert answers(url)
+
+
+def test_clients_that_do_not_read_are_given_up(server: tuple[Process, str]) -> None:
+    process, url = server
+    host, port = url.removeprefix("http://").rstrip("/").split(":")
+    silent = []
+    for last in (b"", b"Connection: close\r\n"):
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        connection.settimeout(0.2)
+        ask = b"GET /search?q=red&limit=200&fold=false HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+        with suppress(TimeoutError, OSError):
+            connection.sendall((ask + b"\r\n") * 500 + ask + last + b"\r\n")
+        silent.append(connection)
+    assert answers(url)
+    process.until(lambda: not open_connections(int(port)))
+    for connection in silent:
+        connection.close()
+
+
+def open_connections(port: int) -> int:
+    """Connections that a server of this machine has not given up."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(line[1].endswith(f":{port:04X}") and line[3] == "01" for line in lines)
 
 
 def test_odd_bytes_are_answered_or_refused(server: tuple[Process, str]) -> None:
@@ -167,6 +192,9 @@ def test_what_cannot_be_served_is_told(
             ([merged, tiny_cache, "--against", other_clip, "--port", "0"], "image tower"),
             ([merged, tiny_cache, "--onnx", "--port", "0"], "--format onnx"),
             ([merged, tiny_cache, "--token", "short"], "8 characters"),
+            ([merged, tiny_cache, "--token", "пароль-пароль"], "ASCII"),
+            ([merged, tiny_cache, "--allow-host", "https://images.example"], "without http://"),
+            ([merged, tiny_cache, "--allow-host", "*"], "--allow-host"),
             ([merged, tiny_cache, "--thumbnail-folder", manifest, "--port", "0"], "--thumbnail-folder"),
             ([merged], "CACHES"),
         ):

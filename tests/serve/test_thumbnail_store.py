@@ -1,6 +1,7 @@
 """Thumbnails on disk: kept within the limit, the least recently used go first, cut files are not given."""
 
 import os
+import shutil
 from pathlib import Path
 
 from clipglot.serve import thumbnail_store
@@ -38,9 +39,36 @@ def test_cut_and_odd_files_are_made_again(tmp_path: Path) -> None:
     store = ThumbnailStore(tmp_path, 10**6)
     store.put(name(1), webp(500))
     file = tmp_path / name(1)[:2] / f"{name(1)}.webp"
+    (tmp_path / "other.webp").write_bytes(webp(500))
     for content in (webp(500)[:300], b"", b"x" * 500, webp(500) + b"x"):
         file.write_bytes(content)
         assert store.get(name(1)) is None
+    for make in (lambda: os.mkfifo(file), lambda: file.symlink_to(tmp_path / "other.webp"), file.mkdir):
+        file.unlink()
+        make()
+        assert store.get(name(1)) is None
+        if file.is_dir():
+            file.rmdir()
+            file.touch()
     store.put(name(1), webp(500))
     assert store.get(name(1)) == webp(500)
     assert store.get(name(2)) is None
+    with open(file, "r+b") as opened:
+        opened.truncate(2**40)  # sparse
+    assert store.get(name(1)) is None
+
+
+def test_files_of_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "ab").mkdir()
+    for other in ("cat.webp", "x.partial", f"{name(1)}.webp.old"):
+        (tmp_path / "ab" / other).write_bytes(bytes(5000))
+    ThumbnailStore(tmp_path, 1000)
+    assert len(list((tmp_path / "ab").iterdir())) == 3
+
+
+def test_a_folder_that_was_deleted_is_made_again(tmp_path: Path) -> None:
+    store = ThumbnailStore(folder := tmp_path / "thumbnails", 10**6)
+    shutil.rmtree(folder)
+    assert store.get(name(1)) is None
+    store.put(name(1), webp(500))
+    assert store.get(name(1)) == webp(500)
