@@ -108,6 +108,7 @@ class _Handlers:
             Route("/search", self.search_by_image, methods=["POST"]),
             Route("/similar/{row:int}", self.similar),
             Route("/image/{row:int}", self.image),
+            Route("/row/{row:int}", self.row),
             Route("/labels/{row:int}", self.labels),
             Route("/labels", self.labels_of_image, methods=["POST"]),
             Route("/health", self.health),
@@ -145,6 +146,7 @@ class _Handlers:
             "caches": [{"name": c.name, "images": len(c), "captions": c.num_captions} for c in caches],
             "languages": languages,
             "num_images": len(self._catalog),
+            "image_version": self._thumbnails.version,
             "examples": list(dict.fromkeys(text for cache in caches for text in cache.examples()))[:12],
         }
         return JSONResponse(told)
@@ -176,7 +178,9 @@ class _Handlers:
         self._catalog.require_unchanged()
         number, own = self._catalog.place(row)
         tag = f'"{self._thumbnails.digest(row, side, whole=whole)[:32]}"'
-        headers = {"etag": tag, "cache-control": "private, no-cache"}
+        is_known = request.query_params.get("v") == self._thumbnails.version
+        kept = "max-age=604800, immutable" if is_known else "no-cache"  # rows may be of other caches later
+        headers = {"etag": tag, "cache-control": f"private, {kept}"}
         if request.headers.get("if-none-match") == tag:
             return Response(status_code=304, headers=headers)
         try:
@@ -188,6 +192,11 @@ class _Handlers:
         else:
             return Response(content, media_type="image/webp", headers=headers)
         return JSONResponse({"error": reason, "key": self._catalog.caches[number].key(own)}, 404)
+
+    async def row(self, request: Request) -> Response:
+        self._catalog.require_unchanged()
+        hit = self._hit(request.path_params["row"], 0.0, [])
+        return JSONResponse({name: hit[name] for name in ("row", "cache", "key", "captions")})
 
     async def labels(self, request: Request) -> Response:
         asked = _Asked(request, self._engine)

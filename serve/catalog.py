@@ -6,6 +6,7 @@ An image's row here counts over all caches, in the order given.
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -74,9 +75,11 @@ class ServedCache:
         self.cache, self.name, self.first_row, self._index = cache, name, first_row, index
         self._mark = _mark(cache)
         self._state = _state(self._mark)
-        self.stamp = f"{cache.path.absolute()} {embedding_identity(cache)}"
         self.embedded = cache.status() == Status.EMBEDDED
         self._keys = _texts(cache, KEY)
+        # The keys, too: imported embeddings can be given other images.
+        keys = sha256(b"".join(map(memoryview, self._keys.buffers()[1:]))).hexdigest()
+        self.stamp = f"{cache.path.absolute()} {embedding_identity(cache)} {keys}"
         self._captions = _texts(cache, TEXT)
         self._folded: pa.ChunkedArray | None = None
         self._caption_image = cache.caption_image()

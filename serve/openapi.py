@@ -29,6 +29,7 @@ def description(version: str) -> Schema:
     size = [
         _parameter("side", "integer", "pixels: 128, 256, 512 or 1024; others are rounded up", 256),
         _parameter("whole", "boolean", "cut nothing", False),
+        _parameter("v", "string", "image_version of /info, for answers that a client may keep"),
     ]
     image = {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
     results, labelled = _answer("Results"), _answer("Labels")
@@ -40,6 +41,7 @@ def description(version: str) -> Schema:
         },
         "/similar/{row}": {"get": _operation("similar", "Images like one of a cache", [row, *asked], results)},
         "/image/{row}": {"get": _operation("image", "Thumbnail of an image", [row, *size], webp)},
+        "/row/{row}": {"get": _operation("row", "Key and captions of an image of a cache", [row], _answer("Image"))},
         "/labels/{row}": {
             "get": _operation("labels", "Zero-shot classification of an image of a cache", [row, *labels], labelled)
         },
@@ -91,6 +93,7 @@ SCHEMAS: dict[str, Schema] = {
         captions=_list(_object(text=_TEXT, language=_TEXT)),
         alike=_list({**_INTEGER, "description": "rows of near-duplicates that are folded under this result"}),
     ),
+    "Image": _object(row=_INTEGER, cache=_INTEGER, key=_TEXT, captions=_list(_object(text=_TEXT, language=_TEXT))),
     "Labels": _object(labels=_list(_object(label=_TEXT, probability=_NUMBER, cosine=_NUMBER))),
     "Info": _object(
         version=_TEXT,
@@ -98,6 +101,7 @@ SCHEMAS: dict[str, Schema] = {
         caches=_list(_object(name=_TEXT, images=_INTEGER, captions=_INTEGER)),
         languages={"type": "object", "additionalProperties": _INTEGER},
         num_images=_INTEGER,
+        image_version={**_TEXT, "description": "pass it as v to /image, and its answers may be kept for ever"},
         examples=_list(_TEXT),
     ),
     "Health": _object(status=_TEXT),

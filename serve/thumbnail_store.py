@@ -6,6 +6,7 @@ import re
 import stat
 import threading
 import uuid
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -15,6 +16,7 @@ from ..cache.location import to_location
 from ..inference.thumbnails import ThumbnailReader
 from .catalog import Catalog
 
+MEMORY_BYTES = 32 * 2**20
 SIDES = (128, 256, 512, 1024)
 NUM_THREADS = 2
 FAST = 1  # effort of compressing: a third larger files in a fifth of the time
@@ -98,7 +100,11 @@ class ThumbnailStore:
 
 
 class Thumbnails:
-    """Thumbnails of the images of a catalog."""
+    """Thumbnails of the images of a catalog.
+
+    Attributes:
+        version: changes when any row may show another image.
+    """
 
     def __init__(self, catalog: Catalog, store: ThumbnailStore, image_root: str | None) -> None:
         """Make thumbnails.
@@ -112,13 +118,16 @@ class Thumbnails:
         self._root = image_root and str(to_location(image_root).absolute())
         self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="thumbnails")
         self._local = threading.local()  # readers are of one thread
+        self._memory: OrderedDict[str, bytes] = OrderedDict()  # of the event loop's thread
+        self._memory_bytes = 0
+        told = [self._root, *(cache.stamp for cache in catalog.caches)]
+        self.version = sha256(repr(told).encode()).hexdigest()[:16]
 
     def digest(self, row: int, side: int, *, whole: bool) -> str:
         """What names a thumbnail: another image, cache or size has another one."""
         number, own = self._catalog.place(row)
         cache = self._catalog.caches[number]
-        # The key, too: imported embeddings can be given other images.
-        told = (cache.stamp, cache.key(own), self._root, own, side, whole)
+        told = (cache.stamp, self._root, own, side, whole)
         return sha256(repr(told).encode()).hexdigest()
 
     async def webp(self, row: int, side: int, *, whole: bool) -> bytes:
@@ -133,14 +142,24 @@ class Thumbnails:
             RejectedImageError, CacheError: as of `ThumbnailReader.webp`.
             IndexError: no such row.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._made, row, side, whole)
+        digest = self.digest(row, side, whole=whole)
+        if (known := self._memory.get(digest)) is not None:
+            self._memory.move_to_end(digest)
+            return known
+        loop = asyncio.get_running_loop()
+        content = await loop.run_in_executor(self._threads, self._made, digest, row, side, whole)
+        if digest not in self._memory:
+            self._memory[digest] = content
+            self._memory_bytes += len(content)
+        while self._memory_bytes > MEMORY_BYTES:
+            self._memory_bytes -= len(self._memory.popitem(last=False)[1])
+        return content
 
     def close(self) -> None:
         """Let the threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _made(self, row: int, side: int, whole: bool) -> bytes:
-        digest = self.digest(row, side, whole=whole)
+    def _made(self, digest: str, row: int, side: int, whole: bool) -> bytes:
         if (known := self._store.get(digest)) is not None:
             return known
         number, own = self._catalog.place(row)

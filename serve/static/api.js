@@ -35,14 +35,21 @@ export async function ask(path, { signal, image } = {}) {
   return body;
 }
 
+let version = "";
+
+/** Take what the server calls its images now: with it in their URLs the browser asks for each of them once. */
+export function setImageVersion(text) {
+  version = text;
+}
+
 /** The URL of a thumbnail that fills so many CSS pixels. */
 export function thumbnail(row, cssPixels) {
   const wanted = cssPixels * Math.min(window.devicePixelRatio || 1, 2) * 0.8;
-  return `image/${row}?side=${[128, 256].find((side) => side >= wanted) ?? 512}`;
+  return `image/${row}?side=${[128, 256].find((side) => side >= wanted) ?? 512}&v=${version}`;
 }
 
 /** The URL of the uncut image. */
-export const wholeImage = (row) => `image/${row}?side=512&whole=true`;
+export const wholeImage = (row) => `image/${row}?side=512&whole=true&v=${version}`;
 
 /** Why an image cannot be shown, `{key, reason}`; null if it can. */
 export async function whyUnreadable(url) {

@@ -1,6 +1,6 @@
 // The page: its fields, its history, and what of it is where.
 
-import { Problem, ask, thumbnail } from "./api.js";
+import { Problem, ask, setImageVersion, thumbnail } from "./api.js";
 import { Column } from "./column.js";
 import { Details } from "./details.js";
 import { CROSS, debounced, element, icon, languageName, named, number, plural, visible } from "./dom.js";
@@ -198,14 +198,11 @@ function openRow(row, like) {
   open(like?.row === row ? like : unknown(row), state.from);
 }
 
-/** Ask for key and captions of a row that is not among the results: they come with the neighbours of its nearest image. */
+/** Ask for key and captions of a row that is not among the results. */
 async function findOut(row) {
   try {
-    const [nearest] = (await ask(`similar/${row}?fold=false&limit=1`)).hits;
-    const { hits } = await ask(`similar/${nearest.row}?fold=false&limit=100`);
-    const hit = hits.find((each) => each.row === row);
-    if (hit) seen.set(row, { ...hit, score: null }); // the score is of another query
-    if (hit && state.image === row) showDetails();
+    seen.set(row, { ...unknown(row), ...(await ask(`row/${row}`)) });
+    if (state.image === row) showDetails();
   } catch (error) {
     if (!(error instanceof Problem || error instanceof TypeError)) throw error;
   }
@@ -438,6 +435,7 @@ function showInfo() {
 async function start() {
   try {
     info = await ask("info");
+    setImageVersion(info.image_version);
   } catch (error) {
     at("trouble").replaceChildren(element("span", { dir: "auto" }, error.message), error.status === 401 ? "" : element("button", { type: "button", click: start }, "Try again"));
     at("trouble").hidden = false;

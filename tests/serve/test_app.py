@@ -173,6 +173,9 @@ def test_thumbnails_show_the_image_of_their_row(client: TestClient, manifest: Pa
         assert shown.size == (size, size)
         expected = np.asarray(Image.open(manifest.parent / key).convert("RGB")).mean((0, 1))
         assert np.abs(np.asarray(shown).mean((0, 1)) - expected).max() < 12
+        assert "no-cache" in answer.headers["cache-control"]
+        known = client.get(f"/image/{row}?side={side}&v={client.get('/info').json()['image_version']}")
+        assert (known.content, "immutable" in known.headers["cache-control"]) == (answer.content, True)
         again = client.get(f"/image/{row}?side={side}", headers={"if-none-match": answer.headers["etag"]})
         assert (again.status_code, again.content) == (304, b"")
 
@@ -427,6 +430,7 @@ def test_the_description_is_that_of_the_answers(client: TestClient) -> None:
     pages = {("/", "get"), ("/static/{name}", "get"), ("/openapi.json", "get")}
     assert described | pages == routed
     for url, name in (("/search?q=x", "Results"), ("/similar/0", "Results"), ("/labels/0?label=x", "Labels"),
+                      ("/row/0", "Image"),
                       ("/info", "Info"), ("/health", "Health"), ("/search", "Error")):  # fmt: skip
         schema = {"$ref": f"#/components/schemas/{name}", "components": document["components"]}
         jsonschema.validate(client.get(url).json(), schema)

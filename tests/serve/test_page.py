@@ -497,7 +497,7 @@ def test_results_are_copied_as_json(open_page: Any, site: Site) -> None:
 
 def test_the_grid_grows_as_it_is_scrolled_to_the_last_image(open_page: Any, site: Site) -> None:
     num = 2 * 8 * PER_PAIR  # blue and light blue ones
-    page = open_page(f"{site.url}?q=a+blue+star&text=blue&cache=0&fold=false&size=s")
+    page = open_page(f"{site.url}?q=a+blue+star&text=blue&cache=0&fold=false&size=l")
     wait_for_first(page, "blue-star")
     page.wait_for_timeout(300)
     assert len(keys(page)) < num  # a screen and what follows it
