@@ -32,6 +32,7 @@ from ..sources.source import RowBatch
 from ..storage.atomic import atomic_directory, explain_os_error
 from ..storage.digests import digests_of, first_lines
 from ..storage.encoding import open_array
+from ..storage.local import DurableLocalStore
 from ..storage.ragged_bytes import RaggedBytes
 from .convert import require_nothing
 from .plan import plan_cache
@@ -76,9 +77,12 @@ def concatenate_caches(
         files = [name for cache in caches for name in cache.files()]
         plan_cache(folder, batches, first, files=lambda: files, hashed=all(cache.arrays.has(HASH) for cache in caches))
         merged = Cache(folder, read_only=False)
-        _copy_rows(caches, merged, on_progress)
-        seal(merged)
-        merged.arrays.write_info(_merged_info(caches, merged.info))
+        store = merged.arrays.store
+        assert isinstance(store, DurableLocalStore)  # of a local folder
+        with store.written_by_block():
+            _copy_rows(caches, merged, on_progress)
+            seal(merged)
+            merged.arrays.write_info(_merged_info(caches, merged.info))
     return Cache(output)
 
 
