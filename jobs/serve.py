@@ -67,7 +67,7 @@ def serve(
     """
     with _explain_absent():
         from ..serve.app import make_app
-        from ..serve.catalog import Catalog
+        from ..serve.catalog import Catalog, state_of
         from ..serve.engine import Engine
         from ..serve.server import listen, run
         from ..serve.thumbnail_store import Thumbnails, ThumbnailStore
@@ -82,7 +82,7 @@ def serve(
         for folder in (settings.merged, *settings.against):
             models.append(_model(folder, onnx=settings.onnx))
             on_progress(Progress("load", len(models), total))
-        caches = []
+        caches, states = [], [state_of(path) for path in settings.caches]
         for path in settings.caches:
             cache = Cache(path)
             for model in models:
@@ -94,6 +94,8 @@ def serve(
             opened.append((cache, indexes.get(len(opened)) or open_index(cache, resident=True)))
             on_progress(Progress("load", len(models) + len(opened), total))
         catalog = Catalog(opened)
+        for served_cache, state in zip(catalog.caches, states, strict=True):
+            served_cache.require_unchanged(state)  # else embeddings of one would have captions of another
         store = _store(ThumbnailStore, settings)
         root = None if settings.image_root is None else str(settings.image_root)
         app = make_app(

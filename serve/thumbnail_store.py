@@ -118,7 +118,7 @@ class _Threads:
         """
         if self._tasks.qsize() >= MOST_WAITING:
             raise BusyError
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._tasks.put((function, future))
         return await future
 

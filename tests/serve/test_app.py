@@ -17,6 +17,10 @@ import pytest
 from clipglot.cache.read.cache import Cache
 from clipglot.inference.thumbnails import ThumbnailReader
 from clipglot.inference.towers import load_towers
+from clipglot.jobs.serve import serve
+from clipglot.jobs.settings.serve import ServeSettings
+from clipglot.search.errors import SearchError
+from clipglot.search.open import open_index
 from clipglot.serve.engine import Query
 from PIL import Image
 from starlette.testclient import TestClient
@@ -126,6 +130,8 @@ def test_languages_and_captions_are_filtered_together(
             tag: {hit["row"] for hit in found(client, "/search", q="x", language=tag, fold=False)["hits"]}
             for tag in ("en", "ru")
         }
+        (upper,) = {len(found(client, "/search", q="x", language=tag, fold=False)["hits"]) for tag in ("EN", "Ru")}
+        assert upper == 4
         assert (len(rows["en"]), len(rows["ru"]), len(rows["en"] & rows["ru"])) == (4, 4, 2)
         assert found(client, "/search", q="x", language="en", text="красный")["hits"] == []
         decomposed = unicodedata.normalize("NFD", "КРАСНЫЙ 5")
@@ -431,6 +437,23 @@ def test_a_cache_that_was_replaced_is_not_shown(
         answer = client.get("/search?q=x")
         assert (answer.status_code, "start it again" in answer.json()["error"]) == (503, True)
         assert client.get("/health").status_code == 200
+
+
+def test_a_cache_that_is_replaced_while_it_is_opened_is_refused(
+    make_cache: Callable[..., Any], manifest: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache(manifest, path := tmp_path / "c.zarr")
+
+    def opened(cache: Cache, **options: Any) -> Any:
+        index = open_index(cache, **options)
+        shutil.rmtree(path)
+        make_cache(manifest, path)
+        return index
+
+    monkeypatch.setattr("clipglot.jobs.serve.open_index", opened)
+    settings = ServeSettings(merged=merged, caches=(path,), port=0, thumbnail_folder=tmp_path / "thumbnails")
+    with pytest.raises(SearchError, match="has changed since"):
+        serve(settings)
 
 
 def test_queries_that_come_together_share_a_forward_pass(client: TestClient) -> None:
