@@ -33,6 +33,11 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
     """
     if settings.serve and as_json:
         raise click.UsageError("--serve and --json exclude each other: pass one of them")
+    if settings.serve:
+        from ..jobs.serve import require_servable
+
+        with friendly_errors():
+            require_servable(settings.port)
     with friendly_errors(), _folder(settings.output) as folder:
         from ..demo.run import run_demo
 

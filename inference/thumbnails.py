@@ -1,5 +1,6 @@
 """Small pictures of the images of a cache, read from where the cache read them."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -18,6 +19,7 @@ from ..cache.write.image_decode import ResizeCrop, decode_views
 from ..cache.write.image_reader import reader_of
 
 QUALITY = 70
+RETRY_S = 10.0  # after which a source that could not be opened is tried again
 MOST_BYTES = 40_000  # of one; a picture of noise is made again at less quality
 
 
@@ -40,7 +42,8 @@ class ThumbnailReader:
             replace(source, image_root=image_root) if image_root else source for source in cache.info.sources
         ]
         self._geometry = ResizeCrop.from_preprocess(cache.info.encoder.preprocess)
-        self._readers: dict[int, ImageReader | CacheError] = {}
+        self._readers: dict[int, ImageReader] = {}
+        self._absent: dict[int, tuple[float, CacheError]] = {}
         self._has_hashes = cache.arrays.has(HASH)
         self._hashes: tuple[int, NDArray[np.uint64]] | None = None
 
@@ -107,19 +110,20 @@ class ThumbnailReader:
         return self._hashes[1]
 
     def _reader(self, row: int) -> ImageReader:
-        """The reader of a row's source, opened at its first image.
+        """The reader of a row's source, opened at its first image, or again some time after that failed.
 
         Raises:
             CacheError: the source cannot be read.
         """
         number = max(i for i, source in enumerate(self._sources) if source.first_row <= row)
         if number not in self._readers:
+            since, absent = self._absent.get(number, (0.0, None))
+            if absent and time.monotonic() < since + RETRY_S:
+                raise absent
             try:
                 rows: Sequence[range] = [range(row, row + 1)]
                 self._readers[number] = reader_of(self._cache, SOURCES, sources=self._sources, rows=rows)
             except CacheError as error:
-                self._readers[number] = error
-        reader = self._readers[number]
-        if isinstance(reader, CacheError):
-            raise reader
-        return reader
+                self._absent[number] = (time.monotonic(), error)
+                raise
+        return self._readers[number]

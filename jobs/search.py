@@ -14,7 +14,7 @@ from ..cache.write.image_decode import ResizeCrop
 from ..inference.errors import InputError
 from ..inference.images import to_pixels
 from ..inference.query import embed_queries, parse_query
-from ..inference.text_files import read_lines
+from ..inference.text_files import read_text, split_lines
 from ..inference.towers import Towers, load_towers, require_same_tower
 from ..search.filters import caption_mask
 from ..search.hits import CaptionedHit, captioned_hits
@@ -80,11 +80,17 @@ def _queries_of(file: Path) -> list[str]:
     """Queries of a file.
 
     Raises:
-        InputError: it cannot be read, or has none.
+        InputError: it cannot be read, or has none; or one that is no query, whose line is named.
     """
-    if not (lines := read_lines(file)):
+    lines = [(number, line) for number, line in enumerate(split_lines(read_text(file)), 1) if line.strip()]
+    if not lines:
         raise InputError(f"{file} has no query: write one a line")
-    return lines
+    for number, line in lines:
+        try:
+            parse_query(line)
+        except InputError as error:
+            raise InputError(f"{file}:{number}: {error}") from error
+    return [line for _, line in lines]
 
 
 def _embed_images(clip: Towers, images: Sequence[Path]) -> NDArray[np.float32]:

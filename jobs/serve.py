@@ -5,7 +5,8 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +65,12 @@ def serve(
         InputError: a cache of another image tower.
         SearchError: Starlette or uvicorn is not installed, the port is taken, or an index does not fit.
     """
-    try:
+    with _explain_absent():
         from ..serve.app import make_app
-        from ..serve.catalog import Catalog
+        from ..serve.catalog import Catalog, state_of
         from ..serve.engine import Engine
         from ..serve.server import listen, run
         from ..serve.thumbnail_store import Thumbnails, ThumbnailStore
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "anyio", "h11"):
-            raise
-        raise SearchError(f"{error.name} is not installed: pip install 'clipglot[serve]'") from error
 
     listening = listen(settings.host, settings.port)  # before models are loaded: a port that is taken is told at once
     with listening:
@@ -85,7 +82,7 @@ def serve(
         for folder in (settings.merged, *settings.against):
             models.append(_model(folder, onnx=settings.onnx))
             on_progress(Progress("load", len(models), total))
-        caches = []
+        caches, states = [], [state_of(path) for path in settings.caches]
         for path in settings.caches:
             cache = Cache(path)
             for model in models:
@@ -97,6 +94,8 @@ def serve(
             opened.append((cache, indexes.get(len(opened)) or open_index(cache, resident=True)))
             on_progress(Progress("load", len(models) + len(opened), total))
         catalog = Catalog(opened)
+        for served_cache, state in zip(catalog.caches, states, strict=True):
+            served_cache.require_unchanged(state)  # else embeddings of one would have captions of another
         store = _store(ThumbnailStore, settings)
         root = None if settings.image_root is None else str(settings.image_root)
         app = make_app(
@@ -112,6 +111,30 @@ def serve(
         served = Served(url=f"http://{name}:{port}{asked}", token=token, num_images=len(catalog), is_public=is_public)
         run(app, listening, lambda: on_ready(served))
     return served
+
+
+def require_servable(port: int) -> None:
+    """Refuse what `serve` would refuse on this machine, before what takes minutes.
+
+    Raises:
+        SearchError: Starlette or uvicorn is not installed, or the port is taken.
+    """
+    with _explain_absent():
+        from ..serve.server import listen
+    listen(ServeSettings.host, port).close()
+
+
+@contextmanager
+def _explain_absent() -> Iterator[None]:
+    """Turn the error of a package that is not installed into one that says how to install it."""
+    try:
+        import starlette  # noqa: F401
+
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "anyio", "h11"):
+            raise
+        raise SearchError(f"{error.name} is not installed: pip install 'clipglot[serve]'") from error
 
 
 def _model(folder: Path, *, onnx: bool) -> Towers:

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from ..cache.errors import CacheError
@@ -25,7 +25,7 @@ from ..search.errors import SearchError
 from .batcher import BusyError
 from .catalog import Filter
 from .engine import MOST_RESULTS, Engine, Query
-from .guard import HEADERS, SafeHeaders, SameOrigin, Token
+from .guard import HEADERS, JSONResponse, SafeHeaders, SameOrigin, Token
 from .openapi import description
 from .thumbnail_store import SIDES, Thumbnails
 
@@ -70,7 +70,6 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         engine.close()
-        thumbnails.close()
 
     return Starlette(
         routes=handlers.routes(),

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ..cache.format import KEY, TEXT, Status
-from ..cache.location import Url
+from ..cache.location import Location, Url
 from ..cache.read.cache import Cache
 from ..cache.read.identity import embedding_identity
 from ..search.errors import SearchError
@@ -73,8 +72,7 @@ class ServedCache:
         if not cache.require_sealed().info.source.images:
             raise SearchError(f"{cache.path} has no images, but translations (--no-images): pass a cache of images")
         self.cache, self.name, self.first_row, self._index = cache, name, first_row, index
-        self._mark = _mark(cache)
-        self._state = _state(self._mark)
+        self._state = state_of(cache.path)
         self.embedded = cache.status() == Status.EMBEDDED
         self._keys = _texts(cache, KEY)
         # The keys, too: imported embeddings can be given other images.
@@ -93,13 +91,16 @@ class ServedCache:
     def __len__(self) -> int:
         return len(self.cache)
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self, since: tuple[int, ...] | None = None) -> None:
         """Raise if the cache was replaced: its rows would be other images.
+
+        Args:
+            since: what `state_of` gave before the cache was opened; by default as of when its captions were read.
 
         Raises:
             SearchError: says so.
         """
-        if _state(self._mark) != self._state:
+        if state_of(self.cache.path) != (since or self._state):
             raise SearchError(f"{self.cache.path} has changed since the server was started: start it again")
 
     def emb(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -153,8 +154,7 @@ class ServedCache:
                 )
             fits = pc.match_substring(self._folded, folded(text))
         if language is not None:
-            tagged = pc.equal(self._tags, language) if self._tags is not None else pa.scalar(language == "")
-            fits = pc.and_(fits, tagged)
+            fits = pc.and_(fits, self._tagged(language))
         chosen = np.broadcast_to(np.asarray(fits.as_py() if isinstance(fits, pa.Scalar) else fits), self.num_captions)
         mask = np.zeros(len(self), bool)
         mask[self._caption_image[chosen]] = True
@@ -162,6 +162,14 @@ class ServedCache:
         while len(self._masks) > FILTERS_KEPT:
             self._masks.popitem(last=False)
         return mask
+
+    def _tagged(self, language: str) -> pa.Array | pa.Scalar:
+        """Captions with a tag, in any case, as of `search.filters.caption_mask`."""
+        if self._tags is None:
+            return pa.scalar(language == "")
+        tags = self._tags.dictionary.to_pylist()
+        codes = [code for code, tag in enumerate(tags) if tag.casefold() == language.casefold()]
+        return pa.array(np.isin(np.asarray(self._tags.indices), codes))
 
     def num_searched(self, text: str, language: str | None) -> int:
         """Number of embedded images that a search with these filters chooses from."""
@@ -263,20 +271,12 @@ def _texts(cache: Cache, name: str) -> pa.Array:
     return array
 
 
-def _mark(cache: Cache) -> Path | None:
-    """The file that is written anew when a cache is; None at a URL."""
-    if isinstance(cache.path, Url):
-        return None
-    path = Path(cache.path)
-    return path / "zarr.json" if path.is_dir() else path
-
-
-def _state(file: Path | None) -> tuple[int, ...] | None:
-    """What changes when a file is written or replaced."""
-    if file is None:
+def state_of(path: Location) -> tuple[int, ...] | None:
+    """What changes when a cache is written or replaced; None at a URL."""
+    if isinstance(path, Url):
         return None
     try:
-        state = file.stat()
+        state = (path / "zarr.json" if path.is_dir() else path).stat()
     except OSError:
         return ()
     return (state.st_ino, state.st_dev, state.st_size, state.st_mtime_ns)

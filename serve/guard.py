@@ -1,12 +1,14 @@
 """What a request must have before it is answered, and what every answer carries. ASGI middleware."""
 
 import hmac
+import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse as StarletteJson
+from starlette.responses import RedirectResponse, Response
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,6 +29,15 @@ HEADERS = {
 }
 OPEN = ("/health",)  # without a token
 MOST_PATH = 1_000  # characters; Python converts no more than 4,300 digits to a number
+
+
+class JSONResponse(StarletteJson):
+    """JSON in which bytes of file names that are no UTF-8 are question marks: such a text cannot be sent."""
+
+    def render(self, content: Any) -> bytes:
+        """The document."""
+        dumped = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return dumped.encode("utf-8", "replace")
 
 
 class SafeHeaders:

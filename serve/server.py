@@ -90,21 +90,29 @@ class PatientProtocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that SIGTERM and Ctrl-C end with exit code 0, and that says when it listens."""
+    """A server that SIGTERM, Ctrl-C and a closed terminal end with exit code 0, and that says when it listens."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self.failure: Exception | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            self._on_ready()
+            try:
+                self._on_ready()
+            except Exception as error:  # standard output is closed: end as at a signal, then tell
+                self.failure = error
+                asyncio.get_running_loop().call_soon(self.handle_exit, signal.SIGTERM, None)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """End at a signal, without raising it again at the end."""
-        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        ending = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # the terminal is closed; not under nohup
+            ending.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, self.handle_exit) for number in ending}
         try:
             yield
         finally:
@@ -140,6 +148,11 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Whether a record is none of a request that the end of the server cut off, which is no bug."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
 def run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> None:
     """Serve an application until SIGTERM or Ctrl-C.
 
@@ -148,7 +161,9 @@ def run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> Non
         listening: as of `listen`.
         on_ready: called when requests are answered.
     """
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # no line for each odd request
+    log = logging.getLogger("uvicorn.error")
+    log.setLevel(logging.ERROR)  # no line for each odd request
+    log.addFilter(_is_no_cancellation)
     config = uvicorn.Config(
         app,
         http=PatientProtocol,
@@ -162,4 +177,7 @@ def run(app: Any, listening: socket.socket, on_ready: Callable[[], None]) -> Non
         timeout_graceful_shutdown=int(GRACE_S),
         backlog=BACKLOG,
     )
-    asyncio.run(_Server(config, on_ready).serve(sockets=[listening]))
+    server = _Server(config, on_ready)
+    asyncio.run(server.serve(sockets=[listening]))
+    if server.failure:
+        raise server.failure

@@ -7,18 +7,23 @@ import stat
 import threading
 import uuid
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from queue import SimpleQueue
 
+from ..cache.errors import CacheError
 from ..cache.location import to_location
 from ..inference.thumbnails import ThumbnailReader
+from .batcher import BusyError
 from .catalog import Catalog
 
 MEMORY_BYTES = 32 * 2**20
 SIDES = (128, 256, 512, 1024)
-NUM_THREADS = 2
+NUM_THREADS = 2  # for each cache: a source that hangs takes away only its own images
+MOST_WAITING = 2_000  # requests
+MADE_S = 20.0  # to make one
 FAST = 1  # effort of compressing: a third larger files in a fifth of the time
 SWEPT_AFTER = 200  # new files
 MOST_FILE = 2**20  # bytes of a file in the folder; a picture of noise of the largest side has half of it
@@ -99,6 +104,49 @@ class ThumbnailStore:
             size -= each
 
 
+class _Threads:
+    """Daemon threads: one that waits for a web server does not keep the process from ending, as an executor's would."""
+
+    def __init__(self, num: int, name: str) -> None:
+        self._tasks: SimpleQueue[tuple[Callable[[], bytes], asyncio.Future[bytes]]] = SimpleQueue()
+        for _ in range(num):
+            threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    async def __call__(self, function: Callable[[], bytes]) -> bytes:
+        """What a function gives or raises; it is not called if nobody waits for it any more.
+
+        Raises:
+            BusyError: too many wait.
+        """
+        if self._tasks.qsize() >= MOST_WAITING:
+            raise BusyError
+        future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._tasks.put((function, future))
+        return await future
+
+    def _run(self) -> None:
+        while True:
+            function, future = self._tasks.get()
+            if future.done():
+                continue
+            answer: bytes | Exception
+            try:
+                answer = function()
+            except Exception as error:  # it must reach who waits, whatever it is
+                answer = error
+            with suppress(RuntimeError):  # the server has ended meanwhile
+                future.get_loop().call_soon_threadsafe(_tell, future, answer)
+
+
+def _tell(future: asyncio.Future[bytes], answer: bytes | Exception) -> None:
+    if future.done():  # given up
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
 class Thumbnails:
     """Thumbnails of the images of a catalog.
 
@@ -116,7 +164,7 @@ class Thumbnails:
         """
         self._catalog, self._store, self._image_root = catalog, store, image_root
         self._root = image_root and str(to_location(image_root).absolute())
-        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="thumbnails")
+        self._threads = [_Threads(NUM_THREADS, f"thumbnails-{number}") for number in range(len(catalog.caches))]
         self._local = threading.local()  # readers are of one thread
         self._memory: OrderedDict[str, bytes] = OrderedDict()  # of the event loop's thread
         self._memory_bytes = 0
@@ -139,15 +187,21 @@ class Thumbnails:
             whole: as of `ThumbnailReader.webp`.
 
         Raises:
-            RejectedImageError, CacheError: as of `ThumbnailReader.webp`.
+            RejectedImageError, CacheError: as of `ThumbnailReader.webp`; or the source does not answer.
             IndexError: no such row.
+            BusyError: too many wait.
         """
+        number, own = self._catalog.place(row)
         digest = self.digest(row, side, whole=whole)
         if (known := self._memory.get(digest)) is not None:
             self._memory.move_to_end(digest)
             return known
-        loop = asyncio.get_running_loop()
-        content = await loop.run_in_executor(self._threads, self._made, digest, row, side, whole)
+        if (content := await asyncio.to_thread(self._store.get, digest)) is None:
+            try:
+                async with asyncio.timeout(MADE_S):
+                    content = await self._threads[number](lambda: self._made(number, own, digest, side, whole=whole))
+            except TimeoutError:
+                raise CacheError(f"the source of the image did not answer within {MADE_S:.0f} s: try again") from None
         if digest not in self._memory:
             self._memory[digest] = content
             self._memory_bytes += len(content)
@@ -155,14 +209,7 @@ class Thumbnails:
             self._memory_bytes -= len(self._memory.popitem(last=False)[1])
         return content
 
-    def close(self) -> None:
-        """Let the threads end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def _made(self, digest: str, row: int, side: int, whole: bool) -> bytes:
-        if (known := self._store.get(digest)) is not None:
-            return known
-        number, own = self._catalog.place(row)
+    def _made(self, number: int, own: int, digest: str, side: int, *, whole: bool) -> bytes:
         cache = self._catalog.caches[number]
         readers: dict[int, ThumbnailReader] = self._local.__dict__.setdefault("readers", {})
         if number not in readers:

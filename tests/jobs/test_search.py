@@ -166,7 +166,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["a", "--json", "--thumbnails"], 2, ["--json", "--thumbnails"]),
         ([""], 1, ["an empty query"]),
         (["--", "-снег"], 1, ["'-снег' only takes away"]),
-        (["--queries", "minus.txt"], 1, ["'-снег' only takes away"]),
+        (["--queries", "minus.txt"], 1, ["minus.txt:2: '-снег' only takes away"]),
         (["a", "шум -шум"], 1, ["'шум -шум' takes away what it adds"]),
         (["--queries", "absent.txt"], 1, ["absent.txt", "No such file"]),
         (["--queries", "empty.txt"], 1, ["empty.txt has no query"]),

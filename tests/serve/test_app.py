@@ -3,7 +3,9 @@
 import asyncio
 import io
 import json
+import os
 import shutil
+import threading
 import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +15,12 @@ import clipglot
 import numpy as np
 import pytest
 from clipglot.cache.read.cache import Cache
+from clipglot.inference.thumbnails import ThumbnailReader
 from clipglot.inference.towers import load_towers
+from clipglot.jobs.serve import serve
+from clipglot.jobs.settings.serve import ServeSettings
+from clipglot.search.errors import SearchError
+from clipglot.search.open import open_index
 from clipglot.serve.engine import Query
 from PIL import Image
 from starlette.testclient import TestClient
@@ -123,6 +130,8 @@ def test_languages_and_captions_are_filtered_together(
             tag: {hit["row"] for hit in found(client, "/search", q="x", language=tag, fold=False)["hits"]}
             for tag in ("en", "ru")
         }
+        (upper,) = {len(found(client, "/search", q="x", language=tag, fold=False)["hits"]) for tag in ("EN", "Ru")}
+        assert upper == 4
         assert (len(rows["en"]), len(rows["ru"]), len(rows["en"] & rows["ru"])) == (4, 4, 2)
         assert found(client, "/search", q="x", language="en", text="красный")["hits"] == []
         decomposed = unicodedata.normalize("NFD", "КРАСНЫЙ 5")
@@ -210,6 +219,53 @@ def test_what_cannot_be_shown_says_why(make_cache: Callable[..., Any], merged: P
     assert "another image" in told[1].json()["error"]  # a picture of another file would be a lie
     assert told[1].json()["key"] == "im/1.png"
     assert "could not be embedded" in similar.json()["error"]
+
+
+def test_a_source_that_hangs_takes_away_only_its_images(
+    merged: Path, tiny_cache: Path, class_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    webp, goes_on = ThumbnailReader.webp, threading.Event()
+
+    def hanging(self: ThumbnailReader, row: int, key: str, side: int, *, whole: bool = False) -> bytes:
+        if key.startswith("images/"):
+            goes_on.wait()
+        return webp(self, row, key, side, whole=whole)
+
+    with client_of([merged], [tiny_cache, class_cache], tmp_path) as client:
+        assert client.get("/image/0").status_code == 200
+        monkeypatch.setattr(ThumbnailReader, "webp", hanging)
+        monkeypatch.setattr("clipglot.serve.thumbnail_store.MADE_S", 0.2)
+        told = [client.get(f"/image/{row}") for row in (1, 2, 3)]
+        assert {answer.status_code for answer in told} == {404}
+        assert all("did not answer" in answer.json()["error"] for answer in told)
+        monkeypatch.setattr("clipglot.serve.thumbnail_store.MADE_S", 20.0)
+        assert client.get("/image/0").status_code == 200  # kept
+        assert client.get("/image/40").status_code == 200
+        goes_on.set()
+        assert client.get("/image/1").status_code == 200
+
+
+def test_a_source_that_comes_back_is_read(
+    make_cache: Callable[..., Any], merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "im").mkdir()
+    Image.new("RGB", (40, 40), (60, 0, 0)).save(tmp_path / "im" / "0.png")
+    (tmp_path / "t.jsonl").write_text(json.dumps({"image": "0.png", "text": ["x"]}))
+    make_cache(tmp_path / "t.jsonl", tmp_path / "c.zarr", image_root=tmp_path / "im")
+    shutil.move(tmp_path / "im", tmp_path / "away")
+    monkeypatch.setattr("clipglot.inference.thumbnails.RETRY_S", 0.0)
+    with client_of([merged], [tmp_path / "c.zarr"], tmp_path) as client:
+        assert client.get("/image/0").status_code == 404
+        shutil.move(tmp_path / "away", tmp_path / "im")
+        assert client.get("/image/0").status_code == 200
+
+
+def test_names_that_are_no_unicode_are_told(merged: Path, tiny_cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_cache, odd := tmp_path / os.fsdecode(b"tiny\xff.zarr"))
+    with client_of([merged], [odd], tmp_path) as client:
+        assert found(client, "/info")["caches"][0]["name"] == "tiny?.zarr"
+        shutil.rmtree(odd)
+        assert client.get("/search?q=x").json()["error"].startswith(f"{tmp_path}/tiny?.zarr has changed")
 
 
 def bomb() -> bytes:
@@ -384,6 +440,23 @@ def test_a_cache_that_was_replaced_is_not_shown(
         answer = client.get("/search?q=x")
         assert (answer.status_code, "start it again" in answer.json()["error"]) == (503, True)
         assert client.get("/health").status_code == 200
+
+
+def test_a_cache_that_is_replaced_while_it_is_opened_is_refused(
+    make_cache: Callable[..., Any], manifest: Path, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_cache(manifest, path := tmp_path / "c.zarr")
+
+    def opened(cache: Cache, **options: Any) -> Any:
+        index = open_index(cache, **options)
+        shutil.rmtree(path)
+        make_cache(manifest, path)
+        return index
+
+    monkeypatch.setattr("clipglot.jobs.serve.open_index", opened)
+    settings = ServeSettings(merged=merged, caches=(path,), port=0, thumbnail_folder=tmp_path / "thumbnails")
+    with pytest.raises(SearchError, match="has changed since"):
+        serve(settings)
 
 
 def test_queries_that_come_together_share_a_forward_pass(client: TestClient) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
+from clipglot.serve import server as server_module
 from support.command_line import run
 from support.launcher import Process
 from support.serving import send_raw, start_server
@@ -41,11 +42,31 @@ def answers(url: str) -> bool:
         return answer.status == 200
 
 
-def test_a_signal_ends_it_cleanly(server: tuple[Process, str]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_cleanly(server: tuple[Process, str], number: signal.Signals) -> None:
     process, url = server
     assert answers(url)
+    process.signal_all(number)
+    assert process.wait(15) == 0
+
+
+def test_a_signal_ends_it_while_a_source_hangs(
+    start_command: Callable[..., Process], merged: Path, tiny_cache: Path, tmp_path: Path
+) -> None:
+    script = (
+        "from clipglot.serve import server; server.GRACE_S = 1.0\n"
+        "from clipglot.inference.thumbnails import ThumbnailReader\n"
+        "import threading; ThumbnailReader.webp = lambda *arguments, **options: threading.Event().wait()"
+    )
+
+    def start(*arguments: object, **options: Any) -> Process:
+        return start_command(*arguments, script=script, **options)
+
+    process, told = start_server(start, merged, tiny_cache, "--thumbnail-folder", tmp_path / "thumbnails")
+    assert send_raw(told["url"], b"GET /image/0 HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", FEW_S) == b""
     process.signal_all(signal.SIGTERM)
     assert process.wait(15) == 0
+    assert "Traceback" not in process.err()
 
 
 def test_ctrl_c_ends_it_while_clients_are_connected(server: tuple[Process, str]) -> None:
@@ -152,6 +173,24 @@ def test_a_thousand_requests_at_once_are_answered(server: tuple[Process, str]) -
     assert answers(url)
 
 
+def test_what_cannot_be_printed_ends_it_cleanly() -> None:
+    def fail() -> None:
+        raise BrokenPipeError
+
+    listening = server_module.listen("127.0.0.1", 0)
+    has_ended = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for done in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{done}.complete"})
+        has_ended.append(True)
+
+    with listening, pytest.raises(BrokenPipeError):
+        server_module.run(app, listening, fail)
+    assert has_ended
+
+
 def test_other_machines_need_a_token(
     start_command: Callable[..., Process], merged: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
@@ -182,6 +221,8 @@ def test_what_cannot_be_served_is_told(
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        # before two minutes of work
+        assert "choose another --port" in run("demo", "--serve", "--port", str(port)).output
         for arguments, told in (
             ([merged, tiny_cache, "--port", str(port)], "choose another --port"),
             ([merged, tiny_cache, "--host", "no.such.host.invalid"], "--host"),
