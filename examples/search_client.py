@@ -1,6 +1,6 @@
 """A client of `clipglot serve`.
 
-Run it as: python search_client.py "красный круг" [http://127.0.0.1:8000]
+Run it as: python search_client.py "красная луна" [http://127.0.0.1:8000]
 """
 
 import json

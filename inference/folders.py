@@ -18,7 +18,7 @@ def other_export(folder: Path) -> str | None:
         return None
     inside = [each for each in sorted(folder.iterdir()) if (each / _OPEN_CLIP).is_file() or is_onnx(each)]
     if inside:
-        return f"{folder} has an export in each of several formats: load {' or '.join(map(str, inside))}"
+        return f"{folder} is no merged CLIP, but has one in it: load {' or '.join(map(str, inside))}"
     loader = next((loader for name, loader in _OTHERS.items() if (folder / name).is_file()), None)
     if loader is None:
         return None

@@ -16,6 +16,7 @@ from .. import __version__
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..encoders.errors import EncoderError
+from ..inference.errors import InputError
 from ..inference.onnx_layout import is_onnx
 from ..inference.towers import Towers, load_towers, require_same_tower
 from ..search.errors import SearchError
@@ -85,8 +86,9 @@ def serve(
         caches, states = [], [state_of(path) for path in settings.caches]
         for path in settings.caches:
             cache = Cache(path)
-            for model in models:
-                require_same_tower(model, cache)
+            require_same_tower(models[0], cache)
+            for model, folder in zip(models[1:], settings.against, strict=True):
+                _require_beside(model, folder, cache)
             caches.append(cache)
         indexes = _indexes(caches, settings.index)
         opened: list[tuple[Cache, ExactIndex | IvfIndex]] = []
@@ -151,6 +153,21 @@ def _model(folder: Path, *, onnx: bool) -> Towers:
         f"{folder} is no export in ONNX, and has none in its folder onnx: make one with "
         f"`clipglot export RUN -o {folder}-onnx --format onnx` and pass that"
     )
+
+
+def _require_beside(model: Towers, folder: Path, cache: Cache) -> None:
+    """Refuse a model of another image tower beside the first one.
+
+    Raises:
+        InputError: names it.
+    """
+    try:
+        require_same_tower(model, cache)
+    except InputError as error:
+        raise InputError(
+            f"--against {folder}: its image tower is another than that of {cache.path}: pass a merged CLIP with "
+            "the same image tower"
+        ) from error
 
 
 def _indexes(caches: Sequence[Cache], files: Sequence[Path]) -> dict[int, ExactIndex | IvfIndex]:

@@ -111,7 +111,7 @@ function show(typedAt = null) {
     column.show(request, typedAt);
   }
   at("trouble").hidden = !isLost;
-  if (isLost) at("trouble").textContent = "The image of this search was kept in the page only, which has been loaded anew since: drop it again.";
+  if (isLost) at("trouble").textContent = "The image of this search is no longer here, since the page was loaded again: drop it once more.";
   at("columns").hidden = !isSearching || isLost;
   showStart(!isSearching);
   showDetails();
@@ -148,7 +148,7 @@ function showChip() {
   const upload = uploads.get(state.upload);
   const isShown = upload !== undefined || state.similar !== null;
   chip.hidden = !isShown;
-  fields.q.placeholder = isShown ? "or describe an image" : "Describe an image, in any language";
+  fields.q.placeholder = isShown ? "or describe an image" : "Describe an image";
   if (!isShown) return chip.replaceChildren();
   const name = upload ? upload.name : "like this image";
   const image = element("img", { src: upload ? upload.url : thumbnail(state.similar, 32), alt: "", width: "32", height: "32" });
@@ -214,7 +214,7 @@ function showDetails() {
     return;
   }
   const models = info.models.map((model) => model.name);
-  const common = { model: state.from < models.length ? state.from : 0, labels: state.labels || lastLabels, modelName: models.length > 1 ? models[state.from] : null };
+  const common = { model: state.from < models.length ? state.from : 0, labels: state.labels || lastLabels, modelName: models.length > 1 ? models[state.from] : null, caches: info.caches.length > 1 ? info.caches : null };
   if (state.image === "upload") {
     const upload = uploads.get(state.upload);
     if (upload) details.show({ ...common, hit: null, upload });

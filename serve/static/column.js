@@ -217,7 +217,7 @@ export class Column {
   }
 
   fail(error, again) {
-    if (!this.answer) this.clear();
+    if (!this.answer || this.request?.image) this.clear(); // results of another image would pass for those of this one
     this.head.hidden = this.isAlone && !this.answer;
     const retry = element("button", { type: "button", click: () => (forgetAnswers(), again()) }, "Try again");
     this.notice.replaceChildren(element("span", { dir: "auto" }, error.message), error.status === 400 ? (this.answer ? "" : this.page.suggestions()) : retry);

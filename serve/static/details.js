@@ -29,10 +29,10 @@ export class Details {
    * Show an image.
    *
    * @param {object} subject `hit` (of a row: its key may be unknown, null) or `upload` (a Blob, its `url` and `name`);
-   *   `model` and, where there are several, `modelName`; `position`, e.g. "3 of 40"; `labels`.
+   *   `model` and, where there are several, `modelName` and `caches`; `position`, e.g. "3 of 40"; `labels`.
    */
   show(subject) {
-    const { hit, upload, modelName, position, labels } = subject;
+    const { hit, upload, modelName, position, labels, caches } = subject;
     const same = this.isOpen && this.shown?.hit === hit && this.shown?.upload === upload;
     this.shown = subject;
     if (same) {
@@ -49,7 +49,8 @@ export class Details {
     const facts = element("div", { class: "facts", tabindex: "-1" }, bar);
     if (upload) facts.append(element("p", { class: "key" }, named(upload.name)));
     else {
-      if (hit.key !== null) facts.append(element("p", { class: "key" }, named(hit.key)));
+      const cache = caches?.[hit.cache]; // keys of several caches may be equal
+      if (hit.key !== null) facts.append(element("p", { class: "key" }, named(hit.key), cache ? " in " : "", cache ? named(cache.name) : ""));
       if (hit.score !== null) {
         facts.append(element("p", { class: "score" }, "score ", element("b", {}, score(hit.score)), modelName ? " by " : "", modelName ? named(modelName) : ""));
       }

@@ -46,7 +46,7 @@ MISTAKES = [
     (["export", "run", "-o", "pairs.jsonl"], ["pairs.jsonl", "-o"]),
     (["export", "merged", "-o", "new"], ["is a merged CLIP", "--format transformers"]),
     (["predict", "hf", "a.png", "--text", "x"], ["hf", "another library", "AutoModel.from_pretrained"]),
-    (["predict", ".", "a.png", "--text", "x"], ["several formats", "load merged"]),
+    (["predict", ".", "a.png", "--text", "x"], ["has one in it", "load merged"]),
     (["predict", "absent", "a.png", "--text", "x"], ["absent", "clipglot export"]),
     (["predict", "merged", "absent.png", "--text", "x"], ["absent.png"]),
     (["eval", "retrieval", "absent", "absent.zarr"], ["absent", "clipglot export"]),

@@ -381,9 +381,9 @@ def test_the_keyboard_is_enough(open_page: Any, site: Site) -> None:
     assert focused() == names[1 + columns]
     page.keyboard.press("Home")
     page.keyboard.press("Enter")
-    assert page.locator("dialog .key").inner_text() == names[0]
+    assert page.locator("dialog .key").inner_text() == f"{names[0]} in drawings.zarr"
     page.keyboard.press("ArrowRight")
-    assert page.locator("dialog .key").inner_text() == names[1]
+    assert page.locator("dialog .key").inner_text() == f"{names[1]} in drawings.zarr"
     page.keyboard.press("Escape")
     page.locator("dialog").wait_for(state="hidden")
     assert focused() == names[1]
@@ -399,7 +399,7 @@ def test_hostile_captions_and_keys_are_text(open_page: Any, site: Site) -> None:
     assert tile.locator(".caption").text_content() == HOSTILE_CAPTION
     assert tile.get_attribute("title") == HOSTILE_NAME.replace("\u202e", r"\u202e")
     tile.click()
-    assert page.locator("dialog .key").inner_text() == HOSTILE_NAME.replace("\u202e", r"\u202e")
+    assert page.locator("dialog .key").inner_text() == HOSTILE_NAME.replace("\u202e", r"\u202e") + " in odd.zarr"
     assert page.locator("dialog .captions p").inner_text() == HOSTILE_CAPTION
     assert page.evaluate("document.querySelectorAll('script:not([src]), img[src=x]').length") == 0
     assert page.evaluate("getComputedStyle(document.querySelector('dialog .captions p')).unicodeBidi") == "isolate"

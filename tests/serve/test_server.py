@@ -230,7 +230,7 @@ def test_what_cannot_be_served_is_told(
             ([merged, tmp_path / "absent", "--port", "0"], "absent"),
             ([tmp_path / "absent", tiny_cache, "--port", "0"], "absent"),
             ([other_clip, tiny_cache, "--port", "0"], "image tower"),
-            ([merged, tiny_cache, "--against", other_clip, "--port", "0"], "image tower"),
+            ([merged, tiny_cache, "--against", other_clip, "--port", "0"], f"--against {other_clip}"),
             ([merged, tiny_cache, "--onnx", "--port", "0"], "--format onnx"),
             ([merged, tiny_cache, "--token", "short"], "8 characters"),
             ([merged, tiny_cache, "--token", "пароль-пароль"], "ASCII"),
