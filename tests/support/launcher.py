@@ -40,6 +40,7 @@ for line in sys.stdin:
         continue
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so do those of nohup
     os.close(parents_end)
     for name, value in task["environment"].items():
         os.environ.pop(name, None)
@@ -164,7 +165,12 @@ class Launcher:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
-        assert select.select([self._process.stdout], [], [], timeout_s)[0], task
+        if not select.select([self._process.stdout], [], [], timeout_s)[0]:
+            if "wait" in task:  # else its end would be the answer to the next question
+                with suppress(ProcessLookupError):
+                    os.killpg(task["wait"], signal.SIGKILL)
+                self._process.stdout.readline()
+            raise AssertionError(f"{task}: no answer within {timeout_s} s")
         return int(self._process.stdout.readline())
 
 
