@@ -4,6 +4,7 @@
 
 A CLIP with random weights, whose text tower has ViT-B/32's shape, and a cache of drawn images that its small image
 tower made. Clients ask for texts that nobody asked for before, each over one connection, in a process of their own;
+near-duplicates are not folded, since a tower with random weights finds all images alike;
 the ceiling is forward passes of as many texts as there are clients, in this process, alone. Time to the first answer:
 from the start of the command until a query is answered, beside the time in which Python imports torch and open_clip;
 the same of an export in ONNX.
@@ -96,7 +97,7 @@ def start(clip: Path, cache: Path, folder: Path, *options: str) -> tuple[subproc
 
 def ask(connection: HTTPConnection, text: str) -> None:
     """Ask for a text and read the answer."""
-    connection.request("GET", f"/search?{urlencode({'q': text, 'limit': 20})}")
+    connection.request("GET", f"/search?{urlencode({'q': text, 'limit': 20, 'fold': 'false'})}")
     answer = connection.getresponse()
     content = answer.read()
     if answer.status != 200:

@@ -249,7 +249,7 @@ class _Handlers:
                 page, is_more = await loop.run_in_executor(None, self._engine.folded, rest, asked.offset, asked.limit)
             if is_more or len(found.rows) < k or k >= MOST_RESULTS:
                 break
-            k = min(2 * k, MOST_RESULTS)  # folding left too few
+            k = min(8 * k, MOST_RESULTS)  # folding left too few; each round waits for its turn
         end = asked.offset + len(page)
         return {
             "num_searched": found.num_searched,
