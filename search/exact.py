@@ -23,6 +23,9 @@ class ExactIndex:
 
     Cosines are those of the stored float16 rows, computed in float64 and rounded to float32. Searches may run in
     several threads.
+
+    Attributes:
+        rows: the embeddings that are searched.
     """
 
     def __init__(self, cache: Cache, *, resident: bool = False) -> None:
@@ -40,7 +43,7 @@ class ExactIndex:
         self._cache = cache
         self._embedded = cache.status() == Status.EMBEDDED
         self._resident = resident
-        self._rows: Rows = resident_rows(cache, check=True) if resident else StoredRows(cache)
+        self.rows: Rows = resident_rows(cache, check=True) if resident else StoredRows(cache)
         self._codes: Codes | None = None
         self._lock = Lock()  # of the codes, which are made once
 
@@ -70,7 +73,7 @@ class ExactIndex:
                     cosines,
                     error,
                     chosen[start : start + len(block)],
-                    lambda at, block=block: self._rows.take(block[at]),  # type: ignore[misc]
+                    lambda at, block=block: self.rows.take(block[at]),  # type: ignore[misc]
                 )
         else:
             for start, emb in self._blocks():
@@ -83,7 +86,7 @@ class ExactIndex:
         """The int8 copy, made when it is first needed."""
         with self._lock:
             if self._codes is None:
-                self._codes = Codes(self._rows, len(self._cache), self._cache.info.encoder.dim)
+                self._codes = Codes(self.rows, len(self._cache), self._cache.info.encoder.dim)
             return self._codes
 
     def _blocks(self) -> Iterator[tuple[int, NDArray[np.float16]]]:
@@ -91,7 +94,7 @@ class ExactIndex:
         chunk = self._cache.info.chunk_rows
         step = max(1, READ_BYTES // (self._cache.info.encoder.dim * 2 * chunk)) * chunk
         for start in range(0, len(self._cache), step):
-            yield start, self._rows.read(start, min(start + step, len(self._cache)))
+            yield start, self.rows.read(start, min(start + step, len(self._cache)))
 
 
 def nearest_in_block(

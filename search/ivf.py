@@ -162,7 +162,11 @@ class Lists:
 
 
 class IvfIndex:
-    """An index file of a cache: as `ExactIndex`, but it finds most of the nearest images, and their exact cosines."""
+    """An index file of a cache: as `ExactIndex`, but it finds most of the nearest images, and their exact cosines.
+
+    Attributes:
+        rows: the embeddings of the cache, by which candidates are scored.
+    """
 
     def __init__(self, cache: Cache, file: Path) -> None:
         """Open an index.
@@ -184,7 +188,7 @@ class IvfIndex:
             )
         self._file, self._cache = file, cache
         self._embedded = cache.status() == Status.EMBEDDED
-        self._rows: Rows = resident_rows(cache, check=False)
+        self.rows: Rows = resident_rows(cache, check=False)
         self._lists = Lists(file, opened.mean, opened.steps)
 
     def search(
@@ -226,7 +230,7 @@ class IvfIndex:
                     raise SearchError(f"{self._file} names row {own[-1]:,} of {len(chosen):,}: build the index again")
                 own = own[chosen[own]]
                 if len(own) >= num:
-                    scores[i], rows[i] = best_first(exact_scores(queries[i], self._rows.take(own)), own, num)
+                    scores[i], rows[i] = best_first(exact_scores(queries[i], self.rows.take(own)), own, num)
                 else:
                     short.append(i)
             if short and probes == self._lists.num_lists:
@@ -239,5 +243,5 @@ class IvfIndex:
         nearest = Nearest(queries, num)
         for start in range(0, len(rows), BLOCK_ROWS):
             part = rows[start : start + BLOCK_ROWS]
-            nearest_in_block(nearest, queries, part, self._rows.take(part), np.ones(len(part), np.bool_))
+            nearest_in_block(nearest, queries, part, self.rows.take(part), np.ones(len(part), np.bool_))
         return nearest.result()

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
@@ -194,8 +195,7 @@ class _Handlers:
 
     async def row(self, request: Request) -> Response:
         self._catalog.require_unchanged()
-        hit = self._hit(request.path_params["row"], 0.0, [])
-        return JSONResponse({name: hit[name] for name in ("row", "cache", "key", "captions")})
+        return JSONResponse(self._image(request.path_params["row"]))
 
     async def labels(self, request: Request) -> Response:
         asked = _Asked(request, self._engine)
@@ -234,9 +234,7 @@ class _Handlers:
     async def _page(self, asked: "_Asked", query: Query, without: int | None) -> dict[str, Any]:
         k, loop = query.k, asyncio.get_running_loop()
         while True:
-            found = await self._engine.search(
-                Query(model=query.model, text=query.text, emb=query.emb, k=k, chosen=query.chosen)
-            )
+            found = await self._engine.search(replace(query, k=k))
             rest = found.without(without)
             if not asked.fold:
                 scores, rows = rest.scores, rest.rows
@@ -258,16 +256,12 @@ class _Handlers:
         }
 
     def _hit(self, row: int, score: float, alike: list[int]) -> dict[str, Any]:
+        return self._image(row) | {"score": round(score, 6), "alike": alike[:MOST_AT_ONCE]}
+
+    def _image(self, row: int) -> dict[str, Any]:
         number, own = self._catalog.place(row)
         cache = self._catalog.caches[number]
-        return {
-            "row": row,
-            "cache": number,
-            "key": cache.key(own),
-            "score": round(score, 6),
-            "captions": cache.captions(own),
-            "alike": alike[:MOST_AT_ONCE],
-        }
+        return {"row": row, "cache": number, "key": cache.key(own), "captions": cache.captions(own)}
 
 
 class _Asked:

@@ -14,20 +14,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ..cache.format import KEY, TEXT, Status
+from ..cache.format import KEY, LANGUAGE, TEXT, Status
 from ..cache.location import Location, Url
 from ..cache.read.cache import Cache
 from ..cache.read.identity import embedding_identity
 from ..search.errors import SearchError
 from ..search.filters import CAPTIONS_AT_A_TIME, folded
-from ..search.rows import resident_rows
+from ..search.rows import Rows
 
 FILTERS_KEPT = 32
 NUM_EXAMPLES, EXAMPLE_CHARACTERS = 6, 40
 
 
 class Index(Protocol):
-    """Nearest neighbours among the images of a cache, exact or not."""
+    """Nearest neighbours among the images of a cache, exact or not.
+
+    Attributes:
+        rows: embeddings of the cache.
+    """
+
+    rows: Rows
 
     def search(
         self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
@@ -81,11 +87,9 @@ class ServedCache:
         self._captions = _texts(cache, TEXT)
         self._folded: pa.ChunkedArray | None = None
         self._caption_image = cache.caption_image()
-        tags = cache.languages()
-        self._tags = pa.array(tags or [], pa.string()).dictionary_encode() if tags is not None else None
+        self._language_codes = cache.language_codes() if cache.arrays.has(LANGUAGE) else None
         self.num_captions = len(self._captions)
         self.languages = cache.count_languages() or ({"": self.num_captions} if self.num_captions else {})
-        self._rows = resident_rows(cache, check=False)  # an exact index has compared all checksums
         self._masks: OrderedDict[tuple[str, str | None], NDArray[np.bool_]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -105,7 +109,7 @@ class ServedCache:
 
     def emb(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings of some rows of the cache, `[n, D] float32`."""
-        result: NDArray[np.float32] = self._rows.take(rows).astype(np.float32)
+        result: NDArray[np.float32] = self._index.rows.take(rows).astype(np.float32)
         return result
 
     def key(self, row: int) -> str:
@@ -115,9 +119,11 @@ class ServedCache:
     def captions(self, row: int) -> list[dict[str, str]]:
         """Captions of an image, each with its language, "" without one."""
         first, end = np.searchsorted(self._caption_image, [row, row + 1]).tolist()
-        tags = self._tags[first:end].to_pylist() if self._tags is not None else [""] * (end - first)
         texts = self._captions[first:end].to_pylist()
-        return [{"text": text, "language": tag} for text, tag in zip(texts, tags, strict=True)]
+        if self._language_codes is None:
+            return [{"text": text, "language": ""} for text in texts]
+        tags, codes = self.cache.info.languages, self._language_codes[first:end].tolist()
+        return [{"text": text, "language": tags[code]} for text, code in zip(texts, codes, strict=True)]
 
     def examples(self) -> list[str]:
         """Short captions to begin with, from all over the cache."""
@@ -138,24 +144,9 @@ class ServedCache:
             return None
         if (known := self._masks.get((text, language))) is not None:
             return known
-        fits = pa.scalar(True)
+        chosen = np.ones(self.num_captions, bool) if language is None else self._is_in(language)
         if text:
-            if (
-                self._folded is None
-            ):  # takes a second for a million captions, and no server without this filter needs it
-                self._folded = pa.chunked_array(
-                    [
-                        pa.array(
-                            map(folded, self._captions[start : start + CAPTIONS_AT_A_TIME].to_pylist()), pa.string()
-                        )
-                        for start in range(0, self.num_captions, CAPTIONS_AT_A_TIME)
-                    ],
-                    pa.string(),
-                )
-            fits = pc.match_substring(self._folded, folded(text))
-        if language is not None:
-            fits = pc.and_(fits, self._tagged(language))
-        chosen = np.broadcast_to(np.asarray(fits.as_py() if isinstance(fits, pa.Scalar) else fits), self.num_captions)
+            chosen = chosen & np.asarray(pc.match_substring(self._folded_captions(), folded(text)))
         mask = np.zeros(len(self), bool)
         mask[self._caption_image[chosen]] = True
         self._masks[(text, language)] = mask
@@ -163,13 +154,23 @@ class ServedCache:
             self._masks.popitem(last=False)
         return mask
 
-    def _tagged(self, language: str) -> pa.Array | pa.Scalar:
-        """Captions with a tag, in any case, as of `search.filters.caption_mask`."""
-        if self._tags is None:
-            return pa.scalar(language == "")
-        tags = self._tags.dictionary.to_pylist()
+    def _folded_captions(self) -> pa.ChunkedArray:
+        """Captions as filters compare them, made for the first filter: a second for a million captions."""
+        if self._folded is None:
+            starts = range(0, self.num_captions, CAPTIONS_AT_A_TIME)
+            blocks = (self._captions[start : start + CAPTIONS_AT_A_TIME].to_pylist() for start in starts)
+            self._folded = pa.chunked_array(
+                [pa.array(map(folded, block), pa.string()) for block in blocks], pa.string()
+            )
+        return self._folded
+
+    def _is_in(self, language: str) -> NDArray[np.bool_]:
+        """Captions with a tag, in any case, `[M] bool`; "" for those without one."""
+        if self._language_codes is None:
+            return np.full(self.num_captions, language == "")
+        tags = self.cache.info.languages
         codes = [code for code, tag in enumerate(tags) if tag.casefold() == language.casefold()]
-        return pa.array(np.isin(np.asarray(self._tags.indices), codes))
+        return np.isin(self._language_codes, codes)
 
     def num_searched(self, text: str, language: str | None) -> int:
         """Number of embedded images that a search with these filters chooses from."""
@@ -261,14 +262,10 @@ def _texts(cache: Cache, name: str) -> pa.Array:
     Raises:
         CacheError: damaged.
     """
-    texts = cache.arrays.read_ragged(name)
-    buffers = [None, pa.py_buffer(texts.offsets), pa.py_buffer(texts.raw)]
-    array = pa.Array.from_buffers(pa.large_string(), len(texts), buffers)
     try:
-        array.validate(full=True)
+        return cache.arrays.read_ragged(name).to_arrow().cast(pa.large_string())
     except pa.ArrowInvalid as error:
         raise SearchError(f"{cache.path}: {name} is no UTF-8: clipglot verify {cache.path} tells what to do") from error
-    return array
 
 
 def state_of(path: Location) -> tuple[int, ...] | None:

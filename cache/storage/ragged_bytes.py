@@ -6,6 +6,7 @@ Every decoding process of a source imports this module, so it loads no zarr and,
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,13 +55,16 @@ class RaggedBytes:
         >>> RaggedBytes.of([b"ab", b"", b"c"]).take(np.array([2, 0])).split()
         [b'c', b'ab']
         """
+        _, offsets, raw = self.to_arrow().take(rows).buffers()
+        raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
+        return RaggedBytes(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
+
+    def to_arrow(self) -> Any:
+        """The texts as an Arrow array of binary values, which shares their memory."""
         import pyarrow as pa  # here, so that decoding processes of most sources load none
 
         buffers = [None, pa.py_buffer(self.offsets), pa.py_buffer(self.raw)]
-        selected = pa.Array.from_buffers(pa.large_binary(), len(self), buffers).take(pa.array(rows))
-        _, offsets, raw = selected.buffers()
-        raw = np.frombuffer(raw, np.uint8) if raw and raw.size else np.zeros(0, np.uint8)
-        return RaggedBytes(raw, np.frombuffer(offsets, np.int64)[: len(rows) + 1])
+        return pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
 
     def split(self) -> list[bytes]:
         """The texts as a list of bytes."""
