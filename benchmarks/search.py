@@ -1,6 +1,6 @@
 """Search of large caches: exact search beside one reading of the rows, and an index: build, memory, recall and latency.
 
-    scripts/bench search [--rows 1000000] [--dim 512] [--folder /tmp] [--parts exact,index]
+    scripts/bench search [--rows 1000000] [--dim 512] [--folder /tmp] [--parts exact,index] [--kinds ivf-int8,ivf-rabitq]
 
 The cache is synthetic: images and texts lie around centres of their own (a modality gap), share 20,000 concepts in a
 space whose spectrum falls as that of real embeddings does, and each has a part of its own. No query is an image of it.
@@ -126,34 +126,38 @@ def measure_exact(cache: Cache, queries: Floats, rounds: int) -> None:
     print(f"exact, opened for one query: {once_s * 1e3:.0f} ms", flush=True)
 
 
-def measure_index(cache: Cache, space: Space, rng: np.random.Generator, folder: Path, num: int, target: float) -> None:
+class Questions:
+    """Queries, and the rows that exact search finds for them."""
+
+    def __init__(self, cache: Cache, space: Space, rng: np.random.Generator, num: int) -> None:
+        dim, exact = cache.info.encoder.dim, ExactIndex(cache)
+        self.tuning = space.texts(num, dim, rng)
+        texts, images = space.texts(num, dim, rng), space.images(slice(0, num), dim, rng)
+        some = rng.random(len(cache)) < 0.2
+        asked = (("texts", texts, None), ("images", images, None), ("texts, a fifth allowed", texts, some))
+        self.all = [(name, given, allowed, exact.search(given, 10, allowed)[1]) for name, given, allowed in asked]
+
+
+def measure_index(cache: Cache, questions: Questions, folder: Path, kind: str, target: float) -> None:
     """Build an index and compare its answers with those of exact search."""
-    dim = cache.info.encoder.dim
-    texts, images = space.texts(num, dim, rng), space.images(slice(0, num), dim, rng)
-    file, began = folder / "bench.index", dict[str, float]()
+    file, began = folder / f"{kind}.index", dict[str, float]()
 
     def note(progress: Progress) -> None:
         began.setdefault(progress.stage, time.perf_counter())
 
     info, build_s = write_index_file(
-        cache, file, space.texts(num, dim, rng), kind_of_queries="texts", target=target, on_progress=note
+        cache, file, questions.tuning, kind_of_queries="texts", kind=kind, target=target, on_progress=note
     )
     ended = [*list(began.values())[1:], time.perf_counter()]
     stages = ", ".join(f"{name} {end - start:.1f} s" for (name, start), end in zip(began.items(), ended, strict=True))
     size = file.stat().st_size / 1e9
-    print(f"index of {info.num_lists:,} lists: {len(cache) / build_s:,.0f} rows/s ({stages}), {size:.2f} GB")
+    print(f"{kind} of {info.num_lists:,} lists: {len(cache) / build_s:,.0f} rows/s ({stages}), {size:.2f} GB")
     print(f"  reads {info.num_probes} lists, depth {info.depth}; recall@10 in the file {info.recall:.3f}", flush=True)
     before = memory()[0]
     opened_s = seconds(lambda: IvfIndex(cache, file))
     index = IvfIndex(cache, file)
-    some = rng.random(len(cache)) < 0.2
-    for name, queries, allowed in (
-        ("texts", texts, None),
-        ("images", images, None),
-        ("texts, a fifth allowed", texts, some),
-    ):
-        right = ExactIndex(cache).search(queries, 10, allowed)[1]
-        for i in range(min(num, 200)):  # so that the pages are in memory
+    for name, queries, allowed, right in questions.all:
+        for i in range(min(len(queries), 200)):  # so that the pages are in memory
             index.search(queries[i : i + 1], 10, allowed)
         done = [both(partial(index.search, queries[i : i + 1], 10, allowed)) for i in range(len(queries))]
         p50, processor = (float(np.median([each[clock] for each in done])) * 1e3 for clock in (0, 1))
@@ -172,8 +176,17 @@ def measure_index(cache: Cache, space: Space, rng: np.random.Generator, folder: 
 @click.option("--rounds", default=15)
 @click.option("--folder", type=click.Path(path_type=Path), help="where the cache goes")
 @click.option("--parts", default="exact,index")
+@click.option("--kinds", default="ivf-int8,ivf-rabitq", help="of index")
 def main(
-    rows: int, dim: int, concepts: int, queries: int, target: float, rounds: int, folder: Path | None, parts: str
+    rows: int,
+    dim: int,
+    concepts: int,
+    queries: int,
+    target: float,
+    rounds: int,
+    folder: Path | None,
+    parts: str,
+    kinds: str,
 ) -> None:
     space, rng = Space(dim, concepts), np.random.default_rng(1)
     with tempfile.TemporaryDirectory(dir=folder) as work:
@@ -184,7 +197,9 @@ def main(
         if "exact" in parts:
             measure_exact(cache, space.texts(64 + rounds, dim, rng), rounds)
         if "index" in parts:
-            measure_index(cache, space, rng, Path(work), queries, target)
+            questions = Questions(cache, space, rng, queries)
+            for kind in kinds.split(","):
+                measure_index(cache, questions, Path(work), kind, target)
 
 
 if __name__ == "__main__":

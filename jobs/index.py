@@ -83,6 +83,7 @@ def build_index(settings: IndexSettings, on_progress: OnProgress = ignore_progre
         settings.output,
         queries,
         kind_of_queries=kind,
+        kind=None if settings.kind == "auto" else settings.kind,
         target=settings.recall,
         seed=settings.seed,
         on_progress=on_progress,

@@ -11,8 +11,9 @@ from ..cache.read.cache import Cache
 from ..cache.read.identity import embedding_identity
 from ..cache.storage.atomic import explain_os_error
 from ..cache.write.convert import require_nothing, whole_file
+from .codings import coding_of
 from .index_file import IndexInfo, load_faiss, seal_index
-from .ivf import KIND, Lists, write_lists
+from .ivf import Lists, write_lists
 from .nearest import Floats
 from .tune import tune
 
@@ -23,6 +24,7 @@ def write_index_file(
     queries: Floats,
     *,
     kind_of_queries: str,
+    kind: str | None = None,
     target: float = 0.95,
     seed: int = 0,
     on_progress: OnProgress = ignore_progress,
@@ -35,6 +37,7 @@ def write_index_file(
         queries: `[Q, D] float32` of unit norm, embeddings of at least 2 texts in random order: half of them choose, the
             others measure.
         kind_of_queries: what they are, for the file.
+        kind: of index, see `CODINGS`; by default that for so many rows.
         target: recall@10 to reach.
         seed: of the sample that the lists are made from.
         on_progress: called in stages `train`, `assign`, `write` and `measure`.
@@ -43,7 +46,7 @@ def write_index_file(
         What the file says about itself, and seconds that the lists took.
 
     Raises:
-        SearchError: no embedded image, or faiss is not installed.
+        SearchError: no such kind, no embedded image, or faiss is not installed.
         CacheError: damage, something at the output, or no room for it.
     """
     require_nothing(file)
@@ -51,14 +54,14 @@ def write_index_file(
     with explain_os_error(file, "make its folder writable or choose another name"), whole_file(file) as partial:
         identity = embedding_identity(cache)
         begun = time.perf_counter()
-        layout = write_lists(cache, partial, on_progress, seed)
+        layout = write_lists(cache, partial, on_progress, seed, kind and coding_of(kind))
         build_s = time.perf_counter() - begun
-        tuned = tune(cache, layout, Lists(partial, layout.mean, layout.steps), queries, target, on_progress)
+        tuned = tune(cache, layout, Lists(partial, layout.coding), queries, target, on_progress)
         num_rows = int((cache.status() == Status.EMBEDDED).sum())
 
         def info(checksums: list[int]) -> IndexInfo:
             return IndexInfo(
-                kind=KIND,
+                kind=layout.coding.kind,
                 cache=identity,
                 num_images=len(cache),
                 num_rows=num_rows,
@@ -73,7 +76,7 @@ def write_index_file(
                 checksums=checksums,
             )
 
-        return seal_index(partial, layout.mean, layout.steps, info), build_s
+        return seal_index(partial, layout.coding, info), build_s
 
 
 def unit(emb: Floats) -> Floats:

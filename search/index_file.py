@@ -1,9 +1,9 @@
-"""Index file: an inverted file (IVF) of int8 codes as faiss reads it, and behind it what clipglot knows about it.
+"""Index file: an inverted file (IVF) of coded rows as faiss reads it, and behind it what clipglot knows about it.
 
 ::
 
     faiss     header, centroids [L, D] float32, sizes of the L lists, and of each list its codes and rows
-    ours      mean [D] float32, steps [D] float32, `IndexInfo` as JSON
+    ours      the coding (`codings.py`), `IndexInfo` as JSON
     end       bytes of the faiss part and of the JSON, crc32c of the JSON, MAGIC
 
 faiss believes the bytes that it reads, so it gets none before they are known to be of this form: the header is compared
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ..cache.storage.regular import open_regular
 from ..cache.typed import require_types
+from .codings import CODINGS, Coding
 from .errors import SearchError
 
 FORMAT_VERSION = 1
@@ -35,10 +36,8 @@ END = struct.Struct("<QQI8s")
 PART_BYTES = 64 * 2**20  # that have one checksum
 READ_THREADS = 4
 MAX_JSON_BYTES = 16 * 2**20
-MAX_FEATURE = 2.0  # of a unit vector, with room
 MAX_DIM, MAX_LISTS = 2**16, 2**20
-CODE_OFFSET = 128  # faiss stores a whole number from -128 to 127 as a byte from 0 to 255
-_INNER_PRODUCT, _QT_8BIT_DIRECT_SIGNED = 0, 8  # of faiss, as it stores them
+_INNER_PRODUCT = 0  # of faiss, as it stores it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +77,13 @@ class IndexInfo:
     format_version: int = FORMAT_VERSION
 
 
-def faiss_header(dim: int, num_rows: int, num_lists: int) -> tuple[bytes, bytes]:
+def faiss_header(coding: type[Coding], dim: int, num_rows: int, num_lists: int) -> tuple[bytes, bytes]:
     """The bytes before the centroids, and those between them and the sizes of the lists.
 
-    Those of an `IndexIVFScalarQuantizer` with an `IndexFlatIP`, as faiss has stored them since version 1.5.
+    Those of an `IndexIVFScalarQuantizer` or `IndexIVFRaBitQ` with an `IndexFlatIP`, as faiss stores them.
 
     Args:
+        coding: of the rows.
         dim: D.
         num_rows: of all lists.
         num_lists: L.
@@ -93,29 +93,32 @@ def faiss_header(dim: int, num_rows: int, num_lists: int) -> tuple[bytes, bytes]
         return struct.pack("<iqqq?i", dim, num, 2**20, 2**20, True, _INNER_PRODUCT)
 
     probes, no_map = 1, struct.pack("<bQ", 0, 0)
-    quantizer = struct.pack("<iifQQQ", _QT_8BIT_DIRECT_SIGNED, 0, 0.0, dim, dim, 0)
-    before = b"IwSq" + index(num_rows) + struct.pack("<QQ", num_lists, probes)
+    before = coding.four_letters + index(num_rows) + struct.pack("<QQ", num_lists, probes)
     before += b"IxFI" + index(num_lists) + struct.pack("<Q", num_lists * dim)
-    behind = no_map + quantizer + struct.pack("<Q?", dim, False)
-    behind += b"ilar" + struct.pack("<QQ", num_lists, dim) + b"full" + struct.pack("<Q", num_lists)
+    behind = no_map + coding.faiss_fields(dim)
+    behind += b"ilar" + struct.pack("<QQ", num_lists, coding.code_bytes(dim)) + b"full" + struct.pack("<Q", num_lists)
     return before, behind
 
 
 class IndexWriter:
     """A new index file, whose lists are filled in any order. L lists, D features."""
 
-    def __init__(self, path: Path, centroids: NDArray[np.float32], sizes: NDArray[np.int64]) -> None:
+    def __init__(
+        self, path: Path, coding: type[Coding], centroids: NDArray[np.float32], sizes: NDArray[np.int64]
+    ) -> None:
         """Write all but the rows.
 
         Args:
             path: empty file.
-            centroids: `[L, D]`, in steps from the mean.
+            coding: of the rows.
+            centroids: `[L, D]`, in the space of the codes.
             sizes: `[L]`, rows of each list.
         """
-        self.dim = centroids.shape[1]
-        before, behind = faiss_header(self.dim, int(sizes.sum()), len(sizes))
+        dim = centroids.shape[1]
+        self._code_bytes = coding.code_bytes(dim)
+        before, behind = faiss_header(coding, dim, int(sizes.sum()), len(sizes))
         head = b"".join((before, centroids.astype("<f4").tobytes(), behind, sizes.astype("<u8").tobytes()))
-        row_bytes = self.dim + 8
+        row_bytes = self._code_bytes + 8
         self._starts = len(head) + np.concatenate([[0], np.cumsum(sizes)[:-1]]) * row_bytes
         self._sizes, self._filled = sizes, np.zeros(len(sizes), np.int64)
         self.faiss_bytes = len(head) + int(sizes.sum()) * row_bytes
@@ -125,24 +128,24 @@ class IndexWriter:
             self._map = mmap.mmap(file.fileno(), self.faiss_bytes)
         self._map[: len(head)] = head
 
-    def add(self, lists: NDArray[np.int64], codes: NDArray[np.int8], rows: NDArray[np.int64]) -> None:
+    def add(self, lists: NDArray[np.int64], codes: NDArray[np.uint8], rows: NDArray[np.int64]) -> None:
         """Add rows to their lists.
 
         Args:
             lists: `[n]`, of each row.
-            codes: `[n, D]`.
+            codes: `[n, code_bytes]`.
             rows: `[n]`, of the cache.
         """
-        order = np.argsort(lists, kind="stable")
-        stored = (codes[order].view(np.uint8) + np.uint8(CODE_OFFSET)).tobytes()  # wraps, as is meant
+        order, size = np.argsort(lists, kind="stable"), self._code_bytes
+        stored = codes[order].tobytes()
         named = rows[order].astype("<i8").tobytes()
         present, firsts = np.unique(lists[order], return_index=True)
         ends = [*firsts[1:].tolist(), len(rows)]
         for each, first, end in zip(present.tolist(), firsts.tolist(), ends, strict=True):
             start, done = int(self._starts[each]), int(self._filled[each])
-            at = start + done * self.dim
-            self._map[at : at + (end - first) * self.dim] = stored[first * self.dim : end * self.dim]
-            at = start + int(self._sizes[each]) * self.dim + done * 8
+            at = start + done * size
+            self._map[at : at + (end - first) * size] = stored[first * size : end * size]
+            at = start + int(self._sizes[each]) * size + done * 8
             self._map[at : at + (end - first) * 8] = named[first * 8 : end * 8]
             self._filled[each] += end - first
 
@@ -154,23 +157,17 @@ class IndexWriter:
         self._map.close()
 
 
-def seal_index(
-    path: Path,
-    mean: NDArray[np.float32],
-    steps: NDArray[np.float32],
-    info: Callable[[list[int]], IndexInfo],
-) -> IndexInfo:
+def seal_index(path: Path, coding: Coding, info: Callable[[list[int]], IndexInfo]) -> IndexInfo:
     """Write what lies behind the part of faiss.
 
     Args:
         path: that `IndexWriter` wrote.
-        mean: `[D]`.
-        steps: `[D]`.
+        coding: of the rows.
         info: takes the checksums.
     """
     faiss_bytes = path.stat().st_size
     with open(path, "ab") as file:
-        file.write(mean.astype("<f4").tobytes() + steps.astype("<f4").tobytes())
+        file.write(coding.content())
     with open(path, "rb") as read:
         sealed = info(list(_checksums(read.fileno(), path.stat().st_size)))
     text = json.dumps(asdict(sealed)).encode()
@@ -185,13 +182,11 @@ class OpenedFile:
 
     Attributes:
         info: what it says about itself.
-        mean: `[D] float32`.
-        steps: `[D] float32`.
+        coding: of its rows.
     """
 
     info: IndexInfo
-    mean: NDArray[np.float32]
-    steps: NDArray[np.float32]
+    coding: Coding
 
 
 def read_index_file(path: Path) -> OpenedFile:
@@ -241,13 +236,17 @@ def _checked(descriptor: int, size: int, faiss_bytes: int, json_bytes: int, json
         raise ValueError(f"format {version}, this clipglot reads format {FORMAT_VERSION}")
     info = IndexInfo(**fields)
     require_types(info)
+    coding = CODINGS.get(info.kind)
+    if coding is None:
+        raise ValueError(f"kind {info.kind!r}, this clipglot reads {', '.join(CODINGS)}")
     positive = (info.num_rows, info.dim, info.num_lists, info.num_probes, info.depth)
     if min(positive) < 1 or info.dim > MAX_DIM or info.num_lists > MAX_LISTS or info.num_rows > info.num_images:
         raise ValueError(f"sizes {positive} of {info.num_images:,} images")
-    before, behind = faiss_header(info.dim, info.num_rows, info.num_lists)
+    before, behind = faiss_header(coding, info.dim, info.num_rows, info.num_lists)
     sizes_at = len(before) + info.num_lists * info.dim * 4 + len(behind)
     rows_at = sizes_at + info.num_lists * 8
-    if rows_at + info.num_rows * (info.dim + 8) != faiss_bytes or json_start - faiss_bytes != info.dim * 8:
+    row_bytes, coding_bytes = coding.code_bytes(info.dim) + 8, coding.stored_bytes(info.dim)
+    if rows_at + info.num_rows * row_bytes != faiss_bytes or json_start - faiss_bytes != coding_bytes:
         raise ValueError("its size is not that of its rows")
     if os.pread(descriptor, len(before), 0) != before:
         raise ValueError("its header is not that of its sizes")
@@ -258,11 +257,7 @@ def _checked(descriptor: int, size: int, faiss_bytes: int, json_bytes: int, json
         raise ValueError("the sizes of its lists do not add up")
     if list(_checksums(descriptor, json_start)) != info.checksums:
         raise ValueError("its contents do not match their checksums")
-    floats = np.frombuffer(os.pread(descriptor, info.dim * 8, faiss_bytes), "<f4").astype(np.float32)
-    mean, steps = floats[: info.dim], floats[info.dim :]
-    if not (np.abs(mean) <= MAX_FEATURE).all() or not ((steps > 0) & (steps <= MAX_FEATURE)).all():
-        raise ValueError("its mean or steps are not those of unit vectors")
-    return OpenedFile(info, mean, steps)
+    return OpenedFile(info, coding.stored(os.pread(descriptor, coding_bytes, faiss_bytes), info.dim))
 
 
 def _checksums(descriptor: int, size: int) -> Iterator[int]:

@@ -1,4 +1,4 @@
-"""Inverted file (IVF) over the image embeddings of a cache: rows near one of L centroids in each list, coded in 8 bits.
+"""Inverted file (IVF) over the image embeddings of a cache: rows near one of L centroids in each list, in few bits.
 
 A search compares the query with the codes of a few lists and scores the best again with the cache's own rows. faiss
 reads the lists, memory-mapped. The centroids lie among images, and queries are texts from elsewhere in the space: how
@@ -16,14 +16,15 @@ from ..cache.format import Status
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.read.identity import embedding_identity
-from .codes import LARGEST, coded, products, steps_of, to_float32
+from .codes import products, to_float32
+from .codings import Coding, Int8Coding, RabitqCoding
 from .errors import SearchError
 from .exact import nearest_in_block
 from .index_file import IndexInfo, IndexWriter, load_faiss, open_faiss, read_index_file
 from .nearest import Floats, Nearest, best_first, exact_scores
 from .rows import Rows, resident_rows
 
-KIND = "ivf-int8"
+MANY_ROWS = 20_000_000  # above, codes of 8 bits are more than most memories hold beside the rows
 ROWS_PER_CENTROID = 40  # of the sample that k-means sees; faiss warns below 39
 ROUNDS = 10  # of k-means
 MAX_LISTS = 2**16
@@ -40,14 +41,12 @@ class Layout:
 
     Attributes:
         centroids: `[L, D] float32`.
-        mean: `[D] float32`, of the rows.
-        steps: `[D] float32`, of the codes.
+        coding: of the rows.
         lists: `[N] int32`, of each row; -1 of those that were not embedded.
     """
 
     centroids: Floats
-    mean: Floats
-    steps: Floats
+    coding: Coding
     lists: NDArray[np.int32]
 
 
@@ -60,7 +59,22 @@ def number_of_lists(num_rows: int) -> int:
     return min(MAX_LISTS, 1 << round(math.log2(max(1, num_rows)) / 2))
 
 
-def write_lists(cache: Cache, path: Path, on_progress: OnProgress = ignore_progress, seed: int = 0) -> Layout:
+def best_coding(num_rows: int) -> type[Coding]:
+    """Coding for so many rows: of 8 bits a feature as long as memory holds them.
+
+    >>> best_coding(1_000_000).kind, best_coding(30_000_000).kind
+    ('ivf-int8', 'ivf-rabitq')
+    """
+    return RabitqCoding if num_rows > MANY_ROWS else Int8Coding
+
+
+def write_lists(
+    cache: Cache,
+    path: Path,
+    on_progress: OnProgress = ignore_progress,
+    seed: int = 0,
+    coding: type[Coding] | None = None,
+) -> Layout:
     """Write the lists of a cache: k-means on a sample, then two passes over the rows.
 
     Memory is that of the sample, 12 bytes a row, and the page cache.
@@ -70,6 +84,7 @@ def write_lists(cache: Cache, path: Path, on_progress: OnProgress = ignore_progr
         path: empty file.
         on_progress: called in stages `train`, `assign` and `write`, the last two with rows.
         seed: of the sample.
+        coding: of the rows; by default `best_coding`.
 
     Raises:
         SearchError: nothing was embedded, or faiss is not installed.
@@ -85,7 +100,7 @@ def write_lists(cache: Cache, path: Path, on_progress: OnProgress = ignore_progr
     rng = np.random.default_rng(seed)
     drawn = rng.choice(embedded, min(len(embedded), ROWS_PER_CENTROID * num_lists), replace=False, shuffle=False)
     sample = to_float32(rows.take(np.sort(drawn)))
-    mean, steps = steps_of(sample)
+    learned = (coding or best_coding(len(embedded))).learned(sample, seed)
     kmeans = faiss.Clustering(cache.info.encoder.dim, num_lists)
     kmeans.niter, kmeans.seed, kmeans.min_points_per_centroid = ROUNDS, seed + 1, 1
     kmeans.max_points_per_centroid = 2 * ROWS_PER_CENTROID
@@ -107,29 +122,28 @@ def write_lists(cache: Cache, path: Path, on_progress: OnProgress = ignore_progr
         on_progress(Progress("assign", stop, num))
 
     sizes = np.bincount(lists[embedded], minlength=num_lists).astype(np.int64)
-    with IndexWriter(path, (centroids - mean) / steps, sizes) as writer:
+    encode = learned.encoder(faiss, centroids)
+    with IndexWriter(path, type(learned), learned.centroids(centroids), sizes) as writer:
         for start in range(0, num, step):
             stop = min(start + step, num)
             kept = np.flatnonzero(is_embedded[start:stop])
-            emb = rows.read(start, stop)
-            codes = np.empty((len(emb), emb.shape[1]), np.int8)
-            for first in range(0, len(emb), BLOCK_ROWS):
-                codes[first : first + BLOCK_ROWS] = coded(to_float32(emb[first : first + BLOCK_ROWS]), mean, steps)
-            writer.add(lists[start + kept].astype(np.int64), codes[kept], start + kept)
+            emb, own = rows.read(start, stop)[kept], lists[start + kept].astype(np.int64)
+            for first in range(0, len(kept), BLOCK_ROWS):
+                part = slice(first, first + BLOCK_ROWS)
+                writer.add(own[part], encode(to_float32(emb[part]), own[part]), start + kept[part])
             on_progress(Progress("write", stop, num))
-    return Layout(centroids, mean, steps, lists)
+    return Layout(centroids, learned, lists)
 
 
 class Lists:
     """The lists of an index, opened: candidates for a query from a few of them. Searches may run in several threads."""
 
-    def __init__(self, path: Path, mean: Floats, steps: Floats) -> None:
+    def __init__(self, path: Path, coding: Coding) -> None:
         """Map the lists.
 
         Args:
             path: what `write_lists` wrote, or an index file that was checked.
-            mean: `[D]`.
-            steps: `[D]`.
+            coding: of the rows.
 
         Raises:
             SearchError: faiss is absent or does not read it.
@@ -137,7 +151,7 @@ class Lists:
         self._faiss = load_faiss()
         self._index = open_faiss(path)
         self._index.parallel_mode = 1  # the lists of a query are divided among threads: most searches have one query
-        self._steps = steps
+        self._coding = coding
         self.num_lists: int = self._index.nlist
 
     def candidates(
@@ -151,13 +165,10 @@ class Lists:
             num_probes: lists to read.
             allowed: `[N] bool`.
         """
-        folded = queries * self._steps
-        scale = np.maximum(np.abs(folded).max(axis=1, keepdims=True) / LARGEST, np.finfo(np.float32).tiny)
         bits = None if allowed is None else np.packbits(allowed, bitorder="little")
         selector = None if bits is None else self._faiss.IDSelectorBitmap(bits)
-        parameters = self._faiss.IVFSearchParameters(nprobe=num_probes, sel=selector)
-        # The mean adds the same to every cosine of a query, and a factor changes no order.
-        found: NDArray[np.int64] = self._index.search(np.rint(folded / scale), num, params=parameters)[1]
+        parameters = self._coding.parameters(self._faiss, num_probes, selector)
+        found: NDArray[np.int64] = self._index.search(self._coding.queries(queries), num, params=parameters)[1]
         return found
 
 
@@ -189,7 +200,7 @@ class IvfIndex:
         self._file, self._cache = file, cache
         self._embedded = cache.status() == Status.EMBEDDED
         self.rows: Rows = resident_rows(cache, check=False)
-        self._lists = Lists(file, opened.mean, opened.steps)
+        self._lists = Lists(file, opened.coding)
 
     def search(
         self, queries: Floats, k: int, allowed: NDArray[np.bool_] | None = None

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ...cache.location import Location
 from ...distill.settings import require
@@ -20,6 +20,10 @@ class IndexSettings:
     ] = None
     queries: Annotated[Path | None, "file of queries to measure by instead of captions, one a line"] = None
     recall: Annotated[float, "share of the ten nearest images that a search should find"] = 0.95
+    kind: Annotated[
+        Literal["auto", "ivf-int8", "ivf-rabitq"],
+        "codes of 8 bits a feature, or of 1 bit (RaBitQ): a sixth of the bytes; auto: 1 bit above 20 million images",
+    ] = "auto"
     num_queries: Annotated[int, "texts to measure by, half of them to choose how much a search reads"] = 1000
     seed: Annotated[int, "seed of the sample and of the texts"] = 0
 

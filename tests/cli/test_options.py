@@ -30,7 +30,7 @@ CONTRACT = {
     "merge": "CACHES --output --prefix --json",
     "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --config --json",
     "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
-    "index": "CACHE --output --clip --queries --recall --num-queries --seed --config --json",
+    "index": "CACHE --output --clip --queries --recall --kind --num-queries --seed --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --views --tokenizer --vocab-size --context-length --workers --text --width --layers "
     "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --train-layers --freeze-embeddings "

@@ -24,6 +24,7 @@ from clipglot.jobs.index import IndexResult, build_index
 from clipglot.jobs.settings.convert import ConvertSettings
 from clipglot.jobs.settings.index import IndexSettings
 from clipglot.search import index_file, ivf
+from clipglot.search.codings import CODINGS, Coding, Int8Coding, RabitqCoding
 from clipglot.search.errors import SearchError
 from clipglot.search.exact import ExactIndex
 from clipglot.search.index_file import END, IndexInfo, seal_index
@@ -43,9 +44,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return write_random_cache(path, ([] for _ in range(3000)), DIM, draw_odd)
 
 
-@pytest.fixture(scope="module")
-def file(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_index(cache, tmp_path_factory.mktemp("index") / "c.index")
+@pytest.fixture(scope="module", params=CODINGS)
+def file(request: pytest.FixtureRequest, cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_index(cache, tmp_path_factory.mktemp("index") / "c.index", request.param)
 
 
 @pytest.fixture
@@ -58,9 +59,10 @@ def recall(found: Any, expected: Any) -> float:
     return float(np.mean([len(np.intersect1d(*rows)) / len(rows[1]) for rows in zip(found, expected, strict=True)]))
 
 
-def test_the_file_begins_as_faiss_itself_writes_it(cache: Cache, tmp_path: Path) -> None:
+@pytest.mark.parametrize("coding", CODINGS.values())
+def test_the_file_begins_as_faiss_itself_writes_it(coding: type[Coding], cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "lists").touch()
-    layout = write_lists(cache, tmp_path / "lists")
+    layout = write_lists(cache, tmp_path / "lists", coding=coding)
     index = faiss.read_index(str(tmp_path / "lists"))
     assert (index.ntotal, index.nlist) == (int((cache.status() == Status.EMBEDDED).sum()), len(layout.centroids))
     faiss.write_index(index, str(tmp_path / "again"))
@@ -164,7 +166,7 @@ def test_rows_that_the_cache_does_not_have_are_refused(cache: Cache, file: Path,
         forged[at : at + 8] = struct.pack("<q", 10**12)
     (tmp_path / "c.index").write_bytes(forged)
     fields = asdict(opened.info) | {"num_probes": opened.info.num_lists, "depth": 3000}
-    seal_index(tmp_path / "c.index", opened.mean, opened.steps, lambda sums: IndexInfo(**fields | {"checksums": sums}))
+    seal_index(tmp_path / "c.index", opened.coding, lambda sums: IndexInfo(**fields | {"checksums": sums}))
     with pytest.raises(SearchError, match="names row"):
         IvfIndex(cache, tmp_path / "c.index").search(unit_queries(np.random.default_rng(3), 1, DIM), 3)
 
@@ -176,10 +178,37 @@ def test_a_cache_without_an_embedded_image_has_no_index(cache: Cache, tmp_path: 
         write_lists(cache, tmp_path / "lists")
 
 
-def test_a_target_of_all_finds_nearly_all(cache: Cache, tmp_path: Path) -> None:
+def test_one_bit_a_feature_takes_the_codes_of_faiss_and_a_sixth_of_the_bytes(cache: Cache, tmp_path: Path) -> None:
+    for coding in CODINGS.values():
+        (tmp_path / coding.kind).touch()
+        layout = write_lists(cache, tmp_path / coding.kind, coding=coding)
+    turned = layout.coding.queries(cache.image_emb().astype(np.float32))
+    quantizer = faiss.IndexFlatIP(DIM)
+    quantizer.add(layout.coding.centroids(layout.centroids))
+    theirs = faiss.IndexIVFRaBitQ(quantizer, DIM, len(layout.centroids), faiss.METRIC_INNER_PRODUCT)
+    theirs.train(turned)
+    embedded = np.flatnonzero(layout.lists >= 0)
+    given = [
+        np.ascontiguousarray(each) for each in (turned[embedded], embedded, layout.lists[embedded].astype(np.int64))
+    ]
+    theirs.add_core(len(embedded), *map(faiss.swig_ptr, (given[0], given[1], given[2])))
+    ours = faiss.read_index(str(tmp_path / RabitqCoding.kind))
+    for each in range(len(layout.centroids)):
+        size = ours.invlists.list_size(each)
+        assert size == theirs.invlists.list_size(each)
+        stored = [faiss.rev_swig_ptr(index.invlists.get_codes(each), size * ours.code_size) for index in (ours, theirs)]
+        own, expected = (codes.reshape(size, -1) for codes in stored)
+        np.testing.assert_array_equal(own[:, :-8], expected[:, :-8])
+        factors = [np.ascontiguousarray(codes[:, -8:]).view(np.float32) for codes in (own, expected)]
+        np.testing.assert_allclose(*factors, rtol=1e-4, atol=1e-4)  # turned in other blocks, so rounded differently
+    assert RabitqCoding.code_bytes(512) + 8 < (Int8Coding.code_bytes(512) + 8) / 6
+
+
+@pytest.mark.parametrize("coding", CODINGS.values())
+def test_a_target_of_all_finds_nearly_all(coding: type[Coding], cache: Cache, tmp_path: Path) -> None:
     (tmp_path / "lists").touch()
-    layout = write_lists(cache, tmp_path / "lists")
-    lists = Lists(tmp_path / "lists", layout.mean, layout.steps)
+    layout = write_lists(cache, tmp_path / "lists", coding=coding)
+    lists = Lists(tmp_path / "lists", layout.coding)
     queries = unit_queries(np.random.default_rng(4), 100, DIM)
     low, high = (tune(cache, layout, lists, queries, target) for target in (0.6, 1.0))
     assert high.recall > 0.97
@@ -219,6 +248,7 @@ def test_the_command_line_prints_the_recall_and_that_few_images_need_no_index(
     plain = run("index", tiny_cache, "-o", tmp_path / "b.index", "--clip", merged, "--json")
     report = json.loads(plain.stdout)
     assert report["file"] == str(tmp_path / "b.index")
+    assert report["kind"] == "ivf-int8"
     assert {"num_rows", "kind", "num_lists", "num_probes", "depth", "recall", "num_bytes", "wall_s"} <= set(report)
     refused = run("index", tiny_cache, "-o", tmp_path / "b.index", "--clip", merged)
     assert (refused.exit_code, "exists" in refused.stderr) == (1, True)
@@ -268,14 +298,14 @@ def test_a_forged_size_is_refused_though_all_checksums_match(cache: Cache, file:
     opened = index_file.read_index_file(file)
     faiss_bytes, *_ = END.unpack(file.read_bytes()[-END.size :])
     body = file.read_bytes()[:faiss_bytes]
-    before, behind = index_file.faiss_header(DIM, opened.info.num_rows, opened.info.num_lists)
+    before, behind = index_file.faiss_header(type(opened.coding), DIM, opened.info.num_rows, opened.info.num_lists)
     sizes_at = len(before) + opened.info.num_lists * DIM * 4 + len(behind)
 
     def forged(at: int, value: bytes, **claims: int) -> Path:
         path = tmp_path / "forged.index"
         path.write_bytes(body[:at] + value + body[at + len(value) :])
         fields = asdict(opened.info)
-        seal_index(path, opened.mean, opened.steps, lambda sums: IndexInfo(**fields | claims | {"checksums": sums}))
+        seal_index(path, opened.coding, lambda sums: IndexInfo(**fields | claims | {"checksums": sums}))
         return path
 
     huge = struct.pack("<Q", 2**62)
