@@ -1,6 +1,6 @@
 """Search of large caches: exact search beside one reading of the rows, and an index: build, memory, recall and latency.
 
-    scripts/bench search [--rows 1000000] [--dim 512] [--folder /tmp] [--parts exact,index] [--kinds ivf-int8,ivf-rabitq]
+    scripts/bench search [--rows 1000000] [--dim 512] [--folder /tmp] [--parts exact,index] [--kinds ivf-int8]
 
 The cache is synthetic: images and texts lie around centres of their own (a modality gap), share 20,000 concepts in a
 space whose spectrum falls as that of real embeddings does, and each has a part of its own. No query is an image of it.
