@@ -24,6 +24,7 @@ from torch import Tensor
 from .errors import EncoderError
 from .image_tower import ImageTower, tower_of_clip
 from .loading.clips import TIMM_PREFIX, load_clip
+from .loading.hub import fetched_from_hub
 from .loading.language_models import first_line
 from .loading.untrusted import (
     CLIP_CONFIG,
@@ -34,7 +35,7 @@ from .loading.untrusted import (
     clip_config,
     clip_tokenizer,
 )
-from .loading.untrusted_files import fetched_from_hub, read_json, require_regular
+from .loading.untrusted_files import read_json, require_regular
 from .text_tower import TextTower, TextTowerConfig
 from .text_towers import TEXT_TOWERS
 from .tokenizer import TextTokenizer, open_clip_tokenizer, takes_captions

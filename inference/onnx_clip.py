@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ class OnnxClip:
         self._mean, self._std = (_three(self.preprocess, name, folder) for name in ("mean", "std"))
         self._tokenizer = _tokenizer(folder / TEXTUAL / "tokenizer.json", index["cleaning_normalizers"])
         self._tokenizer.enable_truncation(self.context_length)
-        self._text, self._image = (_session(folder / part / MODEL, threads) for part in (TEXTUAL, VISUAL))
+        files = [folder / part / MODEL for part in (TEXTUAL, VISUAL)]
+        with ThreadPoolExecutor(2) as loaders:  # onnxruntime optimizes a graph in one thread
+            self._text, self._image = loaders.map(lambda file: _session(file, threads), files)
         self._require_inputs(self._text, self._inputs)
         self._require_inputs(self._image, ["image"])
 

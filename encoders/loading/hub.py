@@ -1,14 +1,16 @@
 """Access to the model hub, with one refusal at once where it cannot be reached."""
 
 import logging
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     are_progress_bars_disabled,
@@ -16,7 +18,10 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
     enable_progress_bars,
 )
 
+from ..errors import EncoderError
+
 CONNECT_S = 5.0
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class HubUnreachableError(ConnectionError):
@@ -83,3 +88,33 @@ def _is_absence(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def fetched(source: str | Path, patterns: list[str]) -> Path:
+    """A folder, or the files of a hub repository that match the patterns, in the hub's cache.
+
+    Raises:
+        EncoderError: neither a folder nor a name that a repository could have.
+        Exception: of the hub, if it gives nothing.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise EncoderError(f"{source}: no such folder")
+    return fetched_from_hub(str(source), patterns)
+
+
+def fetched_from_hub(name: str, patterns: list[str]) -> Path:
+    """As `fetched`, for the names in a config, which lead to no folder: not even to one that lies where we run.
+
+    Raises:
+        EncoderError: no name that a repository could have, such as a path.
+        Exception: of the hub, if it gives nothing.
+    """
+    if not _HUB_NAME.fullmatch(name):
+        raise EncoderError(
+            f"open_clip_config.json names {name}, which is no repository of the hub: put the files of that language "
+            "model beside it"
+        )
+    with without_hub_bars(), hub_access():
+        return Path(snapshot_download(name, allow_patterns=patterns))

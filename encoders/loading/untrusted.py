@@ -24,8 +24,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..errors import EncoderError
-from .hub import hub_access
-from .untrusted_files import MAX_VOCABULARY, fetched, fetched_from_hub, read_json, require_regular
+from .hub import fetched, fetched_from_hub, hub_access
+from .untrusted_files import MAX_VOCABULARY, read_json, require_regular
 from .untrusted_regex import require_tame_expressions
 
 LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"

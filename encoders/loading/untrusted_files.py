@@ -1,19 +1,14 @@
 """Files of models that strangers made: only regular files of a sane size are opened, and JSON is read in one way."""
 
 import json
-import re
 import stat
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-
 from ..errors import EncoderError
-from .hub import hub_access, without_hub_bars
 
 MAX_JSON = 64 * 2**20
 MAX_VOCABULARY = 256 * 2**20  # the tokenizer.json of a vocabulary of 256,000 tokens has 34 MB
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def require_regular(file: Path, most: int | None = None) -> Path:
@@ -51,33 +46,3 @@ def read_json(file: Path, most: int = MAX_JSON) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EncoderError(f"{file}: holds a {type(value).__name__}, expected an object: fetch the model again")
     return value
-
-
-def fetched(source: str | Path, patterns: list[str]) -> Path:
-    """A folder, or the files of a hub repository that match the patterns, in the hub's cache.
-
-    Raises:
-        EncoderError: neither a folder nor a name that a repository could have.
-        Exception: of the hub, if it gives nothing.
-    """
-    if Path(source).is_dir():
-        return Path(source)
-    if not _HUB_NAME.fullmatch(str(source)):
-        raise EncoderError(f"{source}: no such folder")
-    return fetched_from_hub(str(source), patterns)
-
-
-def fetched_from_hub(name: str, patterns: list[str]) -> Path:
-    """As `fetched`, for the names in a config, which lead to no folder: not even to one that lies where we run.
-
-    Raises:
-        EncoderError: no name that a repository could have, such as a path.
-        Exception: of the hub, if it gives nothing.
-    """
-    if not _HUB_NAME.fullmatch(name):
-        raise EncoderError(
-            f"open_clip_config.json names {name}, which is no repository of the hub: put the files of that language "
-            "model beside it"
-        )
-    with without_hub_bars(), hub_access():
-        return Path(snapshot_download(name, allow_patterns=patterns))
