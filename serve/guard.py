@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse as StarletteJson
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -108,7 +108,9 @@ class Token:
             redirect.set_cookie(self._cookie, self._token, httponly=True, samesite="strict", path="/")
             answer = redirect
         else:
-            answer = _refused(401, "a token is needed: open the address that the server printed when it started")
+            message = "a token is needed: open the address that the server printed when it started"
+            # A person who opens the page without its token reads a sentence, not JSON.
+            answer = PlainTextResponse(f"clipglot: {message}", 401) if scope["path"] == "/" else _refused(401, message)
         await answer(scope, receive, send)
 
     def _is_known(self, headers: Headers) -> bool:

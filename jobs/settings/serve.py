@@ -33,6 +33,8 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         require(bool(self.caches), "no cache: pass at least one")
+        for cache in self.caches:
+            require(self.caches.count(cache) == 1, f"{cache} is given twice: each of its images would be shown twice")
         require(0 <= self.port < 65_536, f"--port {self.port}: must lie between 0 and 65535")
         require(0 < self.fold_above <= 1, f"--fold-above {self.fold_above}: must lie above 0 and be at most 1")
         require(self.thumbnail_megabytes >= 1, f"--thumbnail-megabytes {self.thumbnail_megabytes}: must be at least 1")

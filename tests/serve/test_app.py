@@ -403,7 +403,10 @@ def test_a_token_opens_the_server(merged: Path, tiny_cache: Path, tmp_path: Path
         assert client.get("/health").status_code == 200
         for url in ("/", "/search?q=x", "/image/0", "/info", "/static/app.js", "/openapi.json", "/?token=wrong",
                     "/search?q=x&token=s3cret-token"):  # fmt: skip
-            assert client.get(url).status_code == 401, url
+            refused = client.get(url)
+            assert refused.status_code == 401, url
+            is_page = url.partition("?")[0] == "/"
+            assert refused.headers["content-type"].startswith("text/plain" if is_page else "application/json"), url
         for header in (
             "Bearer wrong",
             "Basic s3cret-token",
