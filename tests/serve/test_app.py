@@ -462,6 +462,11 @@ def test_a_cache_that_is_replaced_while_it_is_opened_is_refused(
         serve(settings)
 
 
+def test_a_cache_that_is_given_twice_is_refused(merged: Path, tiny_cache: Path) -> None:
+    with pytest.raises(ValueError, match="given twice"):
+        ServeSettings(merged=merged, caches=(tiny_cache, tiny_cache))
+
+
 def test_queries_that_come_together_share_a_forward_pass(client: TestClient) -> None:
     engine = client.app.state.engine  # type: ignore[attr-defined]
     model, calls = engine.models[0], list[int]()
