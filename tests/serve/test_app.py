@@ -15,6 +15,7 @@ import clipglot
 import numpy as np
 import pytest
 from clipglot.cache.read.cache import Cache
+from clipglot.distill.errors import DistillError
 from clipglot.inference.thumbnails import ThumbnailReader
 from clipglot.inference.towers import load_towers
 from clipglot.jobs.serve import serve
@@ -463,7 +464,7 @@ def test_a_cache_that_is_replaced_while_it_is_opened_is_refused(
 
 
 def test_a_cache_that_is_given_twice_is_refused(merged: Path, tiny_cache: Path) -> None:
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(DistillError, match="given twice"):
         ServeSettings(merged=merged, caches=(tiny_cache, tiny_cache))
 
 
