@@ -267,10 +267,10 @@ export class Column {
     this.notice.hidden = true;
     const where = plural(num, "image");
     this.status.textContent = hits.length
-      ? `${number(hits.length)} of ${where} · ${tookMs < 10 ? tookMs.toFixed(1) : Math.round(tookMs)} ms`
+      ? `best ${number(hits.length)} of ${where} · ${tookMs < 10 ? tookMs.toFixed(1) : Math.round(tookMs)} ms`
       : "";
     if (!hits.length) this.page.tellNothing(this, num);
-    say(hits.length ? `${plural(hits.length, "image")} of ${number(num)}` : "No image found");
+    say(hits.length ? `The best ${number(hits.length)} of ${plural(num, "image")}` : "No image found");
     this.copy.hidden = !hits.length;
     this.head.hidden = this.isAlone && !hits.length;
     this.drawEnd(next);
