@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -90,6 +90,8 @@ status = SafeConsole(stderr=True, markup=False, emoji=False)
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # what stands at the path
 _NO_PART_OF_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+_FLAG = r"(?<![\w-])--?[a-z][a-z0-9-]*"
+_BARS = "▁▂▃▄▅▆▇█"
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 
 
@@ -173,6 +175,30 @@ def stage_bars(first: str) -> Iterator[OnProgress]:
         yield show
 
 
+def flags_in_colour(text: str) -> Text:
+    """A text whose flags stand out."""
+    shown = Text(visible_line(text))
+    shown.highlight_regex(_FLAG, "bold cyan")
+    return shown
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A curve above zero in one line of text; empty where the terminal has no such characters.
+
+    >>> sparkline([8.0, 6.0, 3.0, 1.0], 4)
+    '█▆▃▁'
+    """
+    if not status.encoding.startswith("utf"):
+        return ""
+    size = max(1.0, len(values) / width)
+    groups = [values[round(i * size) : round((i + 1) * size)] for i in range(round(len(values) / size))]
+    means = [sum(group) / len(group) for group in groups if group]
+    high = max(means)
+    # From zero, so that a loss that stays at chance looks flat.
+    levels = [math.ceil(len(_BARS) * mean / high) if mean > 0 else 1 for mean in means]
+    return "".join(_BARS[level - 1] for level in levels)
+
+
 class PlainProgress:
     """A line on standard error now and then, where no terminal shows a bar: at first, then about every minute."""
 
@@ -190,7 +216,12 @@ class PlainProgress:
 def facts(title: str, rows: dict[str, Any]) -> Table:
     """A two-column table of names and values."""
     result = Table(
-        title=visible_line(title), title_justify="left", title_style="", show_header=False, box=None, pad_edge=False
+        title=visible_line(title) or None,
+        title_justify="left",
+        title_style="",
+        show_header=False,
+        box=None,
+        pad_edge=False,
     )
     result.add_column(style="bold")
     result.add_column(overflow="fold")

@@ -6,15 +6,14 @@ import click
 
 from ..cache.errors import CacheError
 from ..cache.format import Status
-from ..cache.progress import Progress
 from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_by_size, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
 from .main import is_first_process
 from .options import SectionedCommand, require_kind, settings_options
-from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+from .render import friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+from .train_progress import TrainProgress
 
 if TYPE_CHECKING:
-    from ..distill.training.diagnosis import Finding
     from ..distill.training.train import TrainResult
 
 NO_RECIPE = "none"
@@ -83,7 +82,6 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
     \b
     clipglot train train.zarr -o run --val val.zarr --recipe few
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    plain = PlainProgress()
     with friendly_errors(), progress_bar() as progress:
         require_kind(settings.cache, "cache")
         if settings.val:
@@ -94,35 +92,19 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             raise click.ClickException(
                 f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"
             )
-        task = progress.add_task("load", note="", total=None)  # at once: the import takes seconds
+        shown = TrainProgress(settings, progress, silent=as_json)  # at once: the import takes seconds
         from ..jobs.train import train as run_training
 
-        latest = {"step": "", "validation": ""}
-        num_steps = 0
-
-        def show(at: Progress) -> None:
-            nonlocal num_steps
-            num_steps = at.total or 0
-            progress.update(task, description=at.stage, completed=at.done, total=at.total)
-
-        def show_metrics(line: dict[str, Any]) -> None:
-            kind = line["kind"]
-            if kind == "step":
-                latest[kind] = f"loss {line['loss']:.3f}, {line['pairs_per_s']:,.0f} pairs/s"
-            elif kind == "validation":
-                latest[kind] = f"R@10 {percent(line['r_at_10'])}"
-            else:
-                return
-            progress.update(task, note=", ".join(filter(None, latest.values())))
-            if is_first_process() and not as_json:  # a line has the figures of its own step alone
-                plain.show(f"step {line['step']:,} of {num_steps:,}: {latest[kind]}", at_once=kind == "validation")
-
-        def show_finding(finding: "Finding") -> None:
-            warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
-
         result = run_training(
-            settings, resume=resume, on_progress=show, on_metrics=show_metrics, on_finding=show_finding
+            settings,
+            resume=resume,
+            on_progress=shown.show,
+            on_metrics=shown.show_metrics,
+            on_finding=shown.show_finding,
+            on_outline=shown.show_outline,
+            on_epoch=shown.show_epoch,
         )
+    shown.end()
     if not is_first_process():
         return
     trace, traced = _trace(settings, result)
