@@ -146,7 +146,7 @@ def _kept(output: OutputCache) -> str:
         return "no image was embedded yet"
     if not output.cache.info.is_laid_out:
         return "what was embedded before is kept"
-    return f"{output.num_embedded():,} embeddings are kept, of {output.cache.info.num_images:,} images"
+    return f"{output.num_embedded():,} of {output.cache.info.num_images:,} images are embedded and kept"
 
 
 def _failures(info: CacheInfo) -> str:

@@ -14,8 +14,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskProgressColumn,
     TextColumn,
@@ -129,11 +129,30 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     click.echo(json_safe(json.dumps(value, ensure_ascii=False, indent=indent)))
 
 
-class _Count(MofNCompleteColumn):
+class Bars(Progress):
+    """Bars of the stages of a command, and a line below them.
+
+    Attributes:
+        footer: that line, if there is one.
+    """
+
+    footer: Text | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """As of `Progress`, then the footer."""
+        yield from super().get_renderables()
+        if self.footer is not None:
+            yield self.footer
+
+
+class _Count(ProgressColumn):
     """Done and total; nothing for a stage that counts nothing."""
 
     def render(self, task: Task) -> Text:
-        return super().render(task) if task.total or task.completed else Text()
+        if not (task.total or task.completed):
+            return Text()
+        total = "?" if task.total is None else f"{int(task.total):,}"
+        return Text(f"{int(task.completed):,}/{total}".rjust(2 * len(total) + 1), style="progress.download")
 
 
 class _TimeRemaining(TimeRemainingColumn):
@@ -144,8 +163,8 @@ class _TimeRemaining(TimeRemainingColumn):
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar on standard error, of the first process; silent where that is not a terminal."""
+def progress_bar() -> Iterator[Bars]:
+    """Bars on standard error, of the first process; silent where that is not a terminal."""
     columns = (
         TextColumn("{task.description:>8}", markup=False),
         BarColumn(),
@@ -154,7 +173,7 @@ def progress_bar() -> Iterator[Progress]:
         _TimeRemaining(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
+    with Bars(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
         yield progress
 
 

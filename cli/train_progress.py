@@ -3,13 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
-from rich.progress import Progress as Bars
 from rich.text import Text
 
 from ..cache.progress import Progress
 from ..distill.train_settings import TrainSettings
 from .main import is_first_process
-from .render import PlainProgress, facts, flags_in_colour, percent, sparkline, status, warn
+from .render import Bars, PlainProgress, facts, flags_in_colour, percent, sparkline, status, warn
 
 if TYPE_CHECKING:
     from ..distill.training.diagnosis import Finding
