@@ -155,4 +155,4 @@ def test_a_terminal_shows_the_speed_and_failures_below_a_bar_that_begins_where_t
     assert num_kept <= min(counts)
     assert min(counts) > 0
     assert re.search(r"100% \S+ [\d,]+ images/s", bars)
-    assert re.search(r"waits for (reading|decoding|the tower|writing); failed: \d damaged", bars)
+    assert re.search(r"waits for (reading|decoding|the tower|writing); failed: \d not a picture", bars)
