@@ -18,8 +18,8 @@ from ..jobs.output_cache import OutputCache
 from ..jobs.settings.cache import RENAMED, CacheSettings
 from .cache_progress import PassProgress
 from .describe import left_out_line
-from .main import is_first_process
-from .options import settings_options
+from .main import INTERRUPTED, is_first_process
+from .options import SectionedCommand, settings_options
 from .render import friendly_errors, json_option, print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -42,7 +42,21 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-@click.command()
+SECTIONS = {
+    "Records": "language language_field encoding where split limit",
+    "Images": "image_root max_pixels decoding",
+    "Augmented views": "views augment_scale augment_flip augment_jitter augment_grayscale augment_seed",
+    "Translations": "teacher_field images",
+    "Complete caches": "append retry",
+    "Speed and workers": "batch_size num_workers device precision chunk_rows shard",
+}
+
+
+@click.command(
+    cls=SectionedCommand,
+    start="source output model pretrained image_field text_field image_root",
+    sections=SECTIONS,
+)
 @settings_options(CacheSettings, "source", known=_known, renamed=RENAMED)
 @json_option
 def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
@@ -77,7 +91,7 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
         except KeyboardInterrupt:  # the bars are gone, so nothing draws over the message
             if is_first_process():
                 warn(f"stopped: {_kept(output)}; run the same command again to resume")
-            raise SystemExit(130) from None
+            raise SystemExit(INTERRUPTED) from None
     if not is_first_process():
         return
     if as_json:

@@ -12,6 +12,7 @@ import click
 from rich.table import Table
 
 from ..demo.settings import DemoSettings
+from .main import INTERRUPTED
 from .options import settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, say, stage_bars
 
@@ -48,7 +49,7 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
                 report = replace(report, report=_kept(report.report))
         except KeyboardInterrupt:
             click.echo("stopped: the demo cannot be resumed, run it again", err=True)
-            raise SystemExit(130) from None
+            raise SystemExit(INTERRUPTED) from None
         if as_json:
             paths = {"folder": str(report.folder), "report": report.report and str(report.report)}
             print_json(asdict(report) | paths | {"uncached_s": report.uncached_s})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..jobs.settings.evaluate import ProbeSettings, RetrievalSettings, SpeedSettings, ZeroShotSettings
+from .main import Group
 from .options import SectionedCommand, require_kind, settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, say, stage_bars, table
 
@@ -23,12 +24,12 @@ SECTIONS = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def evaluate() -> None:
     """Measure a merged CLIP, from caches alone."""
 
 
-@evaluate.command()
+@evaluate.command(short_help="Recall of images by captions, and of captions by images.")
 @settings_options(RetrievalSettings, "merged", "cache", has_config=False)
 @json_option
 def retrieval(settings: RetrievalSettings, as_json: bool) -> None:
@@ -102,7 +103,11 @@ def _print_queries(result: "QueriesResult") -> None:
         say(f"submission: {result.submission}")
 
 
-@evaluate.command(cls=SectionedCommand, sections=SECTIONS)
+@evaluate.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    short_help="Zero-shot accuracy with class names in any language.",
+)
 @settings_options(ZeroShotSettings, "merged", "cache", has_config=False)
 @json_option
 def zeroshot(settings: ZeroShotSettings, as_json: bool) -> None:
@@ -190,7 +195,7 @@ def _print_classes(result: "ZeroShotResult") -> None:
             say(f"and {left:,} more of {wrong:,} errors; --json has all")
 
 
-@evaluate.command()
+@evaluate.command(short_help="Accuracy of a linear classifier on the image embeddings.")
 @settings_options(ProbeSettings, "cache", has_config=False)
 @json_option
 def probe(settings: ProbeSettings, as_json: bool) -> None:
@@ -231,7 +236,7 @@ def probe(settings: ProbeSettings, as_json: bool) -> None:
             say(f"{point.shots:,} images a class: {point.num_short:,} classes have fewer, and give all but one")
 
 
-@evaluate.command()
+@evaluate.command(short_help="Texts and images a second, latency, size.")
 @settings_options(SpeedSettings, "merged", has_config=False)
 @json_option
 def speed(settings: SpeedSettings, as_json: bool) -> None:

@@ -5,11 +5,16 @@ from contextlib import ExitStack
 import click
 
 from ..jobs.settings.serve import ServeSettings
-from .options import require_kind, settings_options
+from .options import SectionedCommand, require_kind, settings_options
 from .render import friendly_errors, json_option, print_json, say, stage_bars, warn
 
+SECTIONS = {
+    "Who may ask": "host token allow_host",
+    "Images": "image_root fold_above thumbnail_folder thumbnail_megabytes",
+}
 
-@click.command()
+
+@click.command(cls=SectionedCommand, start="merged caches against index onnx port", sections=SECTIONS)
 @settings_options(ServeSettings, "merged", "caches")
 @json_option
 def serve(settings: ServeSettings, as_json: bool) -> None:

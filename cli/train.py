@@ -8,7 +8,7 @@ from ..cache.errors import CacheError
 from ..cache.format import Status
 from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_by_size, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
-from .main import is_first_process
+from .main import INTERRUPTED, is_first_process
 from .options import SectionedCommand, require_kind, settings_options
 from .render import friendly_errors, json_option, percent, print_json, progress_bar, say, warn
 from .train_progress import TrainProgress
@@ -58,7 +58,11 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
     return settings
 
 
-@click.command(cls=SectionedCommand, sections=SECTIONS)
+@click.command(
+    cls=SectionedCommand,
+    start="cache output val recipe text epochs batch_size lr resume",
+    sections=SECTIONS,
+)
 @settings_options(TrainSettings, "cache", known=_known)
 @click.option(
     "--recipe",
@@ -158,7 +162,7 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             say("recall is no better than guessing: change what the findings name and train again (docs/diagnosis.md)")
     if not result.complete:
         click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: continue with --resume", err=True)
-        raise SystemExit(130)
+        raise SystemExit(INTERRUPTED)
 
 
 def _trace(settings: TrainSettings, result: "TrainResult") -> tuple[str | None, str]:
