@@ -167,7 +167,7 @@ def _facts(settings: TrainSettings, outline: "RunOutline") -> dict[str, str]:
         recall = f"on {outline.num_measured:,} of the training images, ten times a run; --val measures held-out ones"
     steps = (
         f"{outline.num_steps:,} of {outline.batch_size:,} images "
-        f"({outline.epochs:,} epochs of {outline.steps_per_epoch:,} steps)"
+        f"({outline.epochs:,} {'epoch' if outline.epochs == 1 else 'epochs'} of {outline.steps_per_epoch:,})"
     )
     if outline.step:
         steps += f"; resumed at {outline.step:,}"

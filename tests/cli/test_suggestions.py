@@ -1,6 +1,7 @@
 """Help for mistyped commands, options and paths; completion by the shell; exit codes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from clipglot.cache.location import did_you_mean
-from clipglot.cli.main import COMMANDS
+from clipglot.cli.main import COMMANDS, INTERRUPTED
 from support.command_line import run, small
 from support.launcher import Process
 
@@ -134,3 +135,19 @@ def test_control_c_before_a_run_begins_exits_130_without_a_traceback(
     assert process.wait() == 130
     assert process.err().splitlines()[-1] == "stopped"
     assert "Traceback" not in process.err()
+
+
+def test_the_settings_file_of_the_docs_is_a_valid_one(tmp_path: Path) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "terminal.md").read_text(encoding="utf-8")
+    (toml,) = re.findall(r"^```toml\n(.*?)^```", docs, re.DOTALL | re.MULTILINE)
+    (tmp_path / "train.toml").write_text(toml)
+    refused = run("train", tmp_path / "no.zarr", "-o", tmp_path / "run", "--config", tmp_path / "train.toml")
+    assert refused.stderr.startswith(f"Error: {tmp_path / 'no.zarr'}: no such cache")  # and not bad usage
+
+
+def test_the_docs_have_every_exit_code_that_commands_use() -> None:
+    root = Path(__file__).parents[2]
+    source = "".join(file.read_text(encoding="utf-8") for file in (root / "cli").glob("*.py"))
+    used = {int(code) for code in re.findall(r"SystemExit\((\d+)\)", source)} | {0, 2, INTERRUPTED}
+    docs = (root / "docs" / "terminal.md").read_text(encoding="utf-8")
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", docs, re.MULTILINE)} == used
