@@ -96,7 +96,7 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             raise click.ClickException(
                 f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"
             )
-        shown = TrainProgress(settings, progress, silent=as_json)  # at once: the import takes seconds
+        shown = TrainProgress(progress, silent=as_json)  # at once: the import takes seconds
         from ..jobs.train import train as run_training
 
         result = run_training(

@@ -6,7 +6,6 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from ..cache.progress import Progress
-from ..distill.train_settings import TrainSettings
 from .main import is_first_process
 from .render import Bars, PlainProgress, facts, flags_in_colour, percent, sparkline, status, warn
 
@@ -23,15 +22,14 @@ COLUMNS = {"epoch": 9, "loss": 8, "of chance": 11, "R@1": 8, "R@5": 8, "R@10": 8
 class TrainProgress:
     """Shows a run as it goes: in a terminal a table above a bar, elsewhere a line an epoch and at most one a minute."""
 
-    def __init__(self, settings: TrainSettings, bars: Bars, *, silent: bool) -> None:
+    def __init__(self, bars: Bars, *, silent: bool) -> None:
         """Show at once that the run is being loaded, which takes seconds.
 
         Args:
-            settings: of the run.
             bars: shown only in a terminal.
             silent: whether only the bar and findings are shown.
         """
-        self._settings, self._bars, self._plain = settings, bars, PlainProgress()
+        self._bars, self._plain = bars, PlainProgress()
         self._silent = silent or not is_first_process()
         self._task, self._stage = bars.add_task("load", note="", total=None), "load"
         self._outline: RunOutline | None = None
@@ -51,7 +49,7 @@ class TrainProgress:
         self._outline, self._losses = outline, list(outline.past_losses)
         if self._silent:
             return
-        rows = _facts(self._settings, outline)
+        rows = outline.facts()
         if not status.is_terminal:
             for name, value in rows.items():
                 self._plain.show(f"{name}: {value}", at_once=True)
@@ -79,7 +77,7 @@ class TrainProgress:
 
     def show_epoch(self, summary: "EpochSummary") -> None:
         """Show an epoch in one row."""
-        if self._silent:
+        if self._silent or self._outline is None:
             return
         if status.is_terminal:
             self._print_headings()
@@ -88,15 +86,14 @@ class TrainProgress:
                 row.append("  best", style="bold green")
             status.print(row, soft_wrap=True)
         else:
-            self._plain.show(self._line(summary), at_once=True)
+            self._plain.show(summary.line(self._outline), at_once=True)
 
     def show_finding(self, finding: "Finding") -> None:
         """Show what the diagnosis found, and the setting to change."""
-        kind = finding.kind.replace("_", " ")
         if not status.is_terminal:
-            warn(f"{kind}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
+            warn(f"{finding.title}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
             return
-        status.print(Text.assemble((kind, "bold yellow"), (f": {finding.message}", "yellow")), soft_wrap=False)
+        status.print(Text.assemble((finding.title, "bold yellow"), (f": {finding.message}", "yellow")), soft_wrap=False)
         advice = flags_in_colour(finding.advice)
         status.print(Text.assemble(("→ ", "bold"), advice, (" (docs/diagnosis.md)", "dim")), soft_wrap=False)
 
@@ -118,11 +115,6 @@ class TrainProgress:
             status.print(Text("".join(f"{name:>{size}}" for name, size in COLUMNS.items()), style="bold"))
         self._has_headings = True
 
-    def _of_chance(self, loss: float) -> str:
-        assert self._outline is not None
-        chance = self._outline.chance_loss
-        return "" if not chance else f"{loss / chance:.0%}"
-
     def _row(self, summary: "EpochSummary") -> str:
         assert self._outline is not None
         recall, speed = summary.recall, summary.images_per_s
@@ -130,55 +122,9 @@ class TrainProgress:
         values = {
             "epoch": f"{summary.epoch}/{self._outline.epochs}",
             "loss": loss,
-            "of chance": "" if summary.loss is None else self._of_chance(summary.loss),
+            "of chance": self._outline.of_chance(summary.loss),
             **{f"R@{k}": percent(recall[f"r_at_{k}"]) if recall else "" for k in (1, 5, 10)},
             "median": f"{recall['median_rank']:,g}" if recall else "",
             "images/s": f"{speed:,.0f}" if speed else "",
         }
         return "".join(" " * (COLUMNS[name] - cell_len(value)) + value for name, value in values.items()).rstrip()
-
-    def _line(self, summary: "EpochSummary") -> str:
-        assert self._outline is not None
-        told = []
-        if summary.loss is not None:
-            of_chance = self._of_chance(summary.loss)
-            told.append(f"loss {summary.loss:.3f}" + (f" ({of_chance} of chance)" if of_chance else ""))
-        if recall := summary.recall:
-            told += [f"R@{k} {percent(recall[f'r_at_{k}'])}" for k in (1, 5, 10)]
-            told.append(f"median rank {recall['median_rank']:,g}")
-        if summary.images_per_s:
-            told.append(f"{summary.images_per_s:,.0f} images/s")
-        if summary.is_best:
-            told.append("best so far")
-        return f"epoch {summary.epoch} of {self._outline.epochs}: {', '.join(told)}"
-
-
-def _facts(settings: TrainSettings, outline: "RunOutline") -> dict[str, str]:
-    """What the run is, by name."""
-    if outline.num_trained == outline.num_parameters:
-        trained = f"{outline.num_parameters:,} parameters, all trained"
-    else:
-        share = percent(outline.num_trained / outline.num_parameters)
-        trained = f"{outline.num_trained:,} of {outline.num_parameters:,} parameters trained ({share})"
-    images = f"{outline.num_images:,} with {outline.num_captions:,} captions, {settings.cache}"
-    if outline.recall_of == "held-out":
-        recall = f"on {outline.num_measured:,} held-out images, {settings.val}, after every epoch"
-    else:
-        recall = f"on {outline.num_measured:,} of the training images, ten times a run; --val measures held-out ones"
-    steps = (
-        f"{outline.num_steps:,} of {outline.batch_size:,} images "
-        f"({outline.epochs:,} {'epoch' if outline.epochs == 1 else 'epochs'} of {outline.steps_per_epoch:,})"
-    )
-    if outline.step:
-        steps += f"; resumed at {outline.step:,}"
-    chance = outline.chance_loss
-    rows = {
-        "text tower": f"{outline.text_tower}; {trained}",
-        "image tower": f"{outline.image_tower} (cached, frozen)",
-        "images": images,
-        "recall": recall,
-        "steps": steps,
-        "chance loss": "" if chance is None else f"{chance:.2f}, the loss of a tower that guesses",
-        "device": f"{outline.device}, {outline.precision}",
-    }
-    return {name: value for name, value in rows.items() if value}

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ..data.statistics import CaptionStats
 from ..train_settings import TrainSettings
@@ -34,6 +34,21 @@ class EpochSummary:
     recall: dict[str, float] | None = None
     is_best: bool = False
 
+    def line(self, outline: "RunOutline") -> str:
+        """The epoch in one line of text."""
+        told = []
+        if self.loss is not None:
+            of_chance = outline.of_chance(self.loss)
+            told.append(f"loss {self.loss:.3f}" + (f" ({of_chance} of chance)" if of_chance else ""))
+        if self.recall:
+            told += [f"R@{k} {self.recall[f'r_at_{k}']:.1%}" for k in (1, 5, 10)]
+            told.append(f"median rank {self.recall['median_rank']:,g}")
+        if self.images_per_s:
+            told.append(f"{self.images_per_s:,.0f} images/s")
+        if self.is_best:
+            told.append("best so far")
+        return f"epoch {self.epoch} of {outline.epochs}: {', '.join(told)}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutline:
@@ -44,10 +59,11 @@ class RunOutline:
         num_trained: trained parameters of the tower.
         num_parameters: all parameters of the tower.
         image_tower: the one that made the embeddings.
+        cache: that it trains on.
+        val: cache of held-out pairs, if there is one.
         num_images: images with captions that the run trains on.
         num_captions: of these images.
-        recall_of: pairs that recall is measured on: held out, or a sample of the run's own.
-        num_measured: images among them.
+        num_measured: images that recall is measured on: those of `val`, or a sample of the run's own.
         batch_size: images of a step.
         epochs: of the whole run.
         steps_per_epoch: of each.
@@ -64,9 +80,10 @@ class RunOutline:
     num_trained: int
     num_parameters: int
     image_tower: str
+    cache: str
+    val: str | None
     num_images: int
     num_captions: int
-    recall_of: Literal["held-out", "training"]
     num_measured: int
     batch_size: int
     epochs: int
@@ -78,6 +95,33 @@ class RunOutline:
     step: int
     past: list[EpochSummary]
     past_losses: list[float]
+
+    def of_chance(self, loss: float | None) -> str:
+        """A loss as a share of the chance loss; empty where either is unknown."""
+        return "" if loss is None or not self.chance_loss else f"{loss / self.chance_loss:.0%}"
+
+    def facts(self) -> dict[str, str]:
+        """What the run is, by name."""
+        trained = f"{self.num_parameters:,} parameters, all trained"
+        if self.num_trained < self.num_parameters:
+            share = self.num_trained / self.num_parameters
+            trained = f"{self.num_trained:,} of {self.num_parameters:,} parameters trained ({share:.1%})"
+        if self.val is not None:
+            recall = f"on {self.num_measured:,} held-out images, {self.val}, after every epoch"
+        else:
+            recall = f"on {self.num_measured:,} of the training images, ten times a run; --val measures held-out ones"
+        resumed = f"; resumed at {self.step:,}" if self.step else ""
+        epochs = f"{self.epochs:,} {'epoch' if self.epochs == 1 else 'epochs'} of {self.steps_per_epoch:,}"
+        rows = {
+            "text tower": f"{self.text_tower}; {trained}",
+            "image tower": f"{self.image_tower} (cached, frozen)",
+            "images": f"{self.num_images:,} with {self.num_captions:,} captions, {self.cache}",
+            "recall": recall,
+            "steps": f"{self.num_steps:,} of {self.batch_size:,} images ({epochs}){resumed}",
+            "chance loss": f"{self.chance_loss:.2f}, the loss of a tower that guesses" if self.chance_loss else "",
+            "device": f"{self.device}, {self.precision}",
+        }
+        return {name: value for name, value in rows.items() if value}
 
 
 OnOutline = Callable[[RunOutline], None]
@@ -105,9 +149,10 @@ def outline_run(settings: TrainSettings, setup: Setup, step: int) -> RunOutline:
         num_trained=num_trained,
         num_parameters=num_parameters,
         image_tower=" ".join(filter(None, (encoder["model"], encoder["pretrained"]))),
+        cache=str(settings.cache),
+        val=None if settings.val is None else str(settings.val),
         num_images=captions.num_images,
         num_captions=setup.num_captions,
-        recall_of="held-out" if setup.val_data else "training",
         num_measured=0 if measured is None else len(measured.image_emb),
         batch_size=settings.batch_size,
         epochs=settings.epochs,

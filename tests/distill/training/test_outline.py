@@ -38,7 +38,7 @@ def test_without_validation_an_epoch_has_the_recall_of_the_runs_own_pairs(tiny_c
     assert len(samples) == 10
     assert all(epoch.recall["r_at_5"] == samples[epoch.step]["sample_r_at_5"] for epoch in epochs if epoch.recall)
     assert not any(epoch.is_best for epoch in epochs)
-    assert outlines[0].recall_of == "training"
+    assert outlines[0].val is None
 
 
 def test_a_resumed_run_is_outlined_with_the_epochs_before(tiny_cache: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_resumed_run_is_outlined_with_the_epochs_before(tiny_cache: Path, tmp_
     assert [epoch.epoch for epoch in epochs] == [1, 2, 3, 4]
     outline = outlines[0]
     assert (outline.batch_size, outline.steps_per_epoch, outline.num_steps, outline.epochs) == (8, 5, 20, 4)
-    assert (outline.num_images, outline.recall_of, outline.num_measured) == (40, "held-out", 40)
+    assert (outline.num_images, outline.val, outline.num_measured) == (40, str(tiny_cache), 40)
     assert (outline.device, outline.precision, outline.num_trained) == ("cpu", "fp32", outline.num_parameters)
     assert outline.chance_loss == pytest.approx(math.log(8), rel=0.1)
     assert outline.num_captions == RunFolder(tmp_path / "run").provenance()["num_captions"]
