@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .. import __version__
 from .terminal import guard_outputs
 
 # name: (module, attribute, description in `clipglot --help`)
@@ -99,7 +100,7 @@ def is_first_process() -> bool:
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="clipglot")
+@click.version_option(__version__, package_name="clipglot")
 def main() -> None:
     """Teach a frozen CLIP a new language or domain on one GPU.
 
