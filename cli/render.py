@@ -192,6 +192,7 @@ def stage_bars(first: str) -> Iterator[OnProgress]:
             bars.update(task, completed=done, total=progress.total)
 
         yield show
+        bars.update(task, total=done, visible=done > 0)
 
 
 def flags_in_colour(text: str) -> Text:
@@ -245,7 +246,7 @@ def facts(title: str, rows: dict[str, Any]) -> Table:
     result.add_column(style="bold")
     result.add_column(overflow="fold")
     for name, value in rows.items():
-        result.add_row(name, str(value))
+        result.add_row(name, value if isinstance(value, Text) else str(value))
     return result
 
 

@@ -1,4 +1,4 @@
-"""Settings of `clipglot demo`; by default two cores finish within three minutes."""
+"""Settings of `clipglot demo`; by default two cores finish within two minutes."""
 
 from dataclasses import dataclass
 from pathlib import Path
