@@ -31,7 +31,7 @@ def bench(settings: BenchSettings, as_json: bool) -> None:
 
             report = run_bench(settings, on_progress)
         except KeyboardInterrupt:
-            click.echo("stopped: a benchmark cannot be resumed, run it again", err=True)
+            click.echo("stopped: a benchmark cannot be resumed; run it again", err=True)
             raise SystemExit(INTERRUPTED) from None
     if as_json:
         print_json(asdict(report) | {"measures": [measure.to_json() for measure in report.measures]})

@@ -41,7 +41,7 @@ class PassProgress:
             return
         if stage == "wait":
             self.end()
-            warn(f"{self._settings.worker} waits until worker 0 has planned {self._settings.output}")
+            warn(f"{self._settings.worker} is waiting for worker 0 to plan {self._settings.output}")
             return
         unit = {"plan": "records", "teach": "captions", "embed": self._unit}[stage]
         if begins := stage != self._stage:

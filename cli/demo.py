@@ -52,7 +52,7 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
             if report.report and settings.output is None:
                 report = replace(report, report=_kept(report.report))
         except KeyboardInterrupt:
-            click.echo("stopped: the demo cannot be resumed, run it again", err=True)
+            click.echo("stopped: the demo cannot be resumed; run it again", err=True)
             raise SystemExit(INTERRUPTED) from None
         if as_json:
             paths = {"folder": str(report.folder), "report": report.report and str(report.report)}

@@ -161,7 +161,7 @@ def settings_options(
             for old, new in renamed.items()
         ]
         if has_config:
-            help_ = "TOML file with any of these settings; flags win"
+            help_ = "TOML file with any of these settings; flags override it"
             decorators.append(click.option("--config", type=ExistingFile(), help=help_))
         decorated: Command = command
         for decorator in reversed(decorators):

@@ -25,9 +25,9 @@ CSV_COLUMNS = ("image", "rank", "text", "probability", "cosine", "error")
 @click.option("--csv", "as_csv", is_flag=True, help=f"print CSV instead: {', '.join(CSV_COLUMNS)}")
 @json_option
 def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
-    """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
+    """Rank descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
 
-    Probabilities are relative to the descriptions given: together they make 100 %. An image that cannot be read is
+    Probabilities are relative to the given descriptions: they add up to 100 %. An image that cannot be read is
     listed with the reason.
 
     \b

@@ -40,7 +40,7 @@ def serve(settings: ServeSettings, as_json: bool) -> None:
         def tell(served: Served) -> None:
             bars.close()  # the bar would stand there as long as the server runs
             if served.is_public:
-                warn("other machines can reach this server: only who knows the token in its address is let in")
+                warn("other machines can reach this server; the token in its address lets them in")
             if as_json:
                 print_json({"url": served.url, "token": served.token, "num_images": served.num_images})
             else:

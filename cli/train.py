@@ -48,13 +48,13 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
     if recipe is None:
         if speaks and recipe_for(num_images, {}):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPES["few"] if name in given)
-            warn(f"no recipe, because {flags} is given; --recipe few has the other settings for {num_images:,} images")
+            warn(f"no recipe, because of {flags}; --recipe few adds its other settings for {num_images:,} images")
         return {}
     options["recipe"] = recipe
     settings = settings_by_size(num_images, given) or {}
     if speaks:
         values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
-        say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} leaves it out")
+        say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} turns it off")
     return settings
 
 
@@ -67,18 +67,18 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
 @click.option(
     "--recipe",
     type=click.Choice([*get_args(Recipe), NO_RECIPE]),
-    help="measured defaults: for few images, many images, a language model, or a language model with LoRA "
+    help="measured settings for few images, many images, a language model, or a language model with LoRA "
     f"(default: few up to {FEW_IMAGES:,} images if no setting of it is given; none: plain defaults)",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="continue from the newest checkpoint with the settings of the run; settings that would change its result are "
-    "refused",
+    help="continue from the newest checkpoint with the settings of the run; refuses settings that would change its "
+    "result",
 )
 @json_option
 def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bool) -> None:
-    """Train a text tower on the images and captions of CACHE; no image is opened.
+    """Train a text tower on the embeddings and captions in CACHE; no image is opened.
 
     Ctrl-C saves a checkpoint; clipglot train CACHE -o RUN --resume continues
     exactly where the run stopped.
@@ -91,7 +91,7 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
         if settings.val:
             require_kind(settings.val, "cache")
             if str(settings.val) == str(settings.cache) and is_first_process() and not as_json:
-                warn("--val is the cache that is trained on: its recall says nothing of new images")
+                warn("--val is the training cache: its recall says nothing about new images")
         if not resume and (settings.output / "run.json").exists():
             raise click.ClickException(
                 f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"

@@ -61,7 +61,7 @@ class NotebookProgress:
         self._stages: dict[str, tuple[int, int | None]] = {}
         self._lines: list[str] = []
         self._drawn_at = time.monotonic()
-        self._handle = display(self, display_id=True)
+        self._handle: Any = display(self, display_id=True)  # type: ignore[no-untyped-call]
 
     def show(self, stage: str, done: int, total: int | None) -> None:
         """Move the bar of a stage."""

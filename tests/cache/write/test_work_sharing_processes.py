@@ -32,7 +32,7 @@ BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "kills.py"
 def test_workers_share_a_pass_and_all_of_them_wait_for_the_plan(start_worker: Any, alone: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
     second = start_worker(cache, "1/2")
-    second.until(lambda: "worker 1 of 2 waits until worker 0 has planned" in second.err())
+    second.until(lambda: "worker 1 of 2 is waiting for worker 0 to plan" in second.err())
     assert not cache.exists()
     first = start_worker(cache, "0/2", SLOW.format(0.3))
     done = [worker.succeed() for worker in (first, second)]
