@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @settings_options(DuplicatesSettings, "cache")
 @json_option
 def duplicates(settings: DuplicatesSettings, as_json: bool) -> None:
-    """Find near-duplicate images in CACHE, or images of a second cache that CACHE also has.
+    """Find near-duplicate images in CACHE, or images of a second cache that are also in CACHE.
 
     Embeddings are compared; no image is opened. The cosine of two copies depends on the image tower: look at the
     pairs before you trust a threshold.

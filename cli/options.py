@@ -83,7 +83,7 @@ class Switch(click.Option):
         return record if self._is_on or record is None else (record[0].partition(" / ")[0], record[1])
 
 
-class LocationType(click.types.FuncParamType):
+class LocationType(click.types.FuncParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A path or a URL; a shell completes it as a path."""
 
     def __init__(self) -> None:
