@@ -147,7 +147,7 @@ def test_inspect_shows_the_heartbeats_and_that_one_look_cannot_tell_whether_work
     shown = CliRunner().invoke(main, ["inspect", str(unfinished)]).stdout
     for part in ("9 of 10 chunks", "1 of 3", "node7 (99)", "embed 7", "1,234", "decoding", "not watched yet"):
         assert part in shown
-    assert "whether they live cannot be told from one look: --watch" in shown
+    assert "pass --watch" in shown
     document = json.loads(CliRunner().invoke(main, ["inspect", str(unfinished), "--json"]).stdout)
     assert (document["chunks_done"], document["num_chunks"]) == (9, 10)
     (worker,) = document["workers"]
