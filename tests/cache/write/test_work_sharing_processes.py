@@ -198,7 +198,7 @@ def test_watching_may_begin_before_the_pass(alone: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pass_state, "sleep", lambda seconds: shutil.copytree(alone, cache))
     result = CliRunner().invoke(main, ["inspect", str(cache), "--watch", "--json"])
     assert (result.exit_code, json.loads(result.stdout)["state"]) == (0, "sealed")
-    assert f"waits until a `clipglot cache` command has begun {cache}" in result.stderr
+    assert f"waiting for a `clipglot cache` command to begin {cache}" in result.stderr
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
     refused = CliRunner().invoke(main, ["inspect", str(tmp_path / "folder"), "--watch"])
