@@ -21,6 +21,7 @@ Nothing heavy is imported until it is used.
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, filterwarnings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +70,7 @@ if TYPE_CHECKING:
     train_tokenizer: Callable[..., TokenizerReport]
     verify_cache: Callable[..., VerifyResult]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _INFERENCE = {
     "CLIP": "clip",
@@ -113,12 +114,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _INFERENCE:
-        value = getattr(import_module(f".inference.{_INFERENCE[name]}", __name__), name)
-    elif name in __all__:
-        value = import_module(".jobs.functions", __name__).command(name)
-    else:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with catch_warnings():
+        filterwarnings("ignore", "IProgress not found")  # of tqdm, in notebooks without widgets, which need none here
+        if name in _INFERENCE:
+            value = getattr(import_module(f".inference.{_INFERENCE[name]}", __name__), name)
+        else:
+            value = import_module(".jobs.functions", __name__).command(name)
     globals()[name] = value
     return value
 

@@ -8,6 +8,8 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,6 +17,27 @@ from .errors import CacheError
 from .store_errors import NOT_FOUND, explain_scheme_error, explain_store_error, scheme_of
 
 HTTP = ("http", "https")
+MAX_NAMES = 10_000  # of a folder that are compared with a mistyped one
+
+
+def did_you_mean(path: Path) -> str:
+    """Question after a path that does not exist: the existing path of the most similar name; empty without one.
+
+    Args:
+        path: that does not exist; of its folders one may be mistyped, too.
+    """
+    missing = next((part for part in (*reversed(path.parents), path) if not os.path.lexists(part)), None)
+    if missing is None:
+        return ""
+    try:
+        names = [entry.name for entry in islice(os.scandir(missing.parent), MAX_NAMES)]
+    except OSError:
+        return ""
+    for name in get_close_matches(missing.name, names, 3):
+        candidate = missing.with_name(name) / path.relative_to(missing)
+        if os.path.lexists(candidate):
+            return f" (did you mean {candidate}?)"
+    return ""
 
 
 class Url(str):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..jobs.settings.bench import BenchSettings
+from .main import INTERRUPTED
 from .options import require_kind, settings_options
 from .render import facts, friendly_errors, json_option, output, print_json, stage_bars, table
 
@@ -30,8 +31,8 @@ def bench(settings: BenchSettings, as_json: bool) -> None:
 
             report = run_bench(settings, on_progress)
         except KeyboardInterrupt:
-            click.echo("stopped: a benchmark cannot be resumed, run it again", err=True)
-            raise SystemExit(130) from None
+            click.echo("stopped: a benchmark cannot be resumed; run it again", err=True)
+            raise SystemExit(INTERRUPTED) from None
     if as_json:
         print_json(asdict(report) | {"measures": [measure.to_json() for measure in report.measures]})
     else:

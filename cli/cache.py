@@ -18,8 +18,8 @@ from ..jobs.output_cache import OutputCache
 from ..jobs.settings.cache import RENAMED, CacheSettings
 from .cache_progress import PassProgress
 from .describe import left_out_line
-from .main import is_first_process
-from .options import settings_options
+from .main import INTERRUPTED, is_first_process
+from .options import SectionedCommand, settings_options
 from .render import friendly_errors, json_option, print_json, progress_bar, say, warn
 
 if TYPE_CHECKING:
@@ -42,7 +42,21 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     return known
 
 
-@click.command()
+SECTIONS = {
+    "Records": "language language_field encoding where split limit",
+    "Images": "image_root max_pixels decoding",
+    "Augmented views": "views augment_scale augment_flip augment_jitter augment_grayscale augment_seed",
+    "Translations": "teacher_field images",
+    "Complete caches": "append retry",
+    "Speed and workers": "batch_size num_workers device precision chunk_rows shard",
+}
+
+
+@click.command(
+    cls=SectionedCommand,
+    start="source output model pretrained image_field text_field image_root",
+    sections=SECTIONS,
+)
 @settings_options(CacheSettings, "source", known=_known, renamed=RENAMED)
 @json_option
 def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
@@ -52,13 +66,13 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
     Arrow files, a dataset saved by Hugging Face datasets, a MUGE folder, images with texts beside them, class folders,
     or COCO's .json (docs/sources.md).
 
-    With --views K, K views of each image are stored: the plain one, and random crops for training to draw from. Run it
-    again with more views to add them; the cache stays usable meanwhile.
+    With --views K, each image is stored in K views: the plain one, and random crops for training to draw from. Run it
+    again with a larger K to add views; the cache stays usable meanwhile.
 
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
 
-    Processes started by torchrun, or jobs with a --shard I/N each, share the pass without talking to each other.
+    Processes started by torchrun, or jobs with a --shard I/N each, share the work and need no network between them.
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), interrupted_by_sigterm():
         try:
@@ -77,7 +91,7 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
         except KeyboardInterrupt:  # the bars are gone, so nothing draws over the message
             if is_first_process():
                 warn(f"stopped: {_kept(output)}; run the same command again to resume")
-            raise SystemExit(130) from None
+            raise SystemExit(INTERRUPTED) from None
     if not is_first_process():
         return
     if as_json:
@@ -117,21 +131,20 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
         )
     if result.most_at_once:
         say(
-            f"the device's memory held {result.most_at_once} of {settings.batch_size} images at once: "
-            "the tower got its batches in parts"
+            f"device memory held only {result.most_at_once} of {settings.batch_size} images at once: batches were split"
         )
     if report.num_died:
-        say(f"{report.num_died:,} decoding processes died and were replaced; images that end theirs are damaged")
+        say(f"{report.num_died:,} decoding processes died and were replaced; images that crash them count as damaged")
     if info.num_duplicates:
-        say(f"{info.num_duplicates:,} images have exactly the bytes of another one")
+        say(f"{info.num_duplicates:,} images are byte-for-byte copies of another one")
     # The rows that an earlier command left out were reported by that command, if it sealed the cache.
     reported = before.left_out if before and was_sealed else {}
     for flag, num in (Counter(info.left_out) - Counter(reported)).items():
         say(left_out_line(info, flag, num))
     if num_repeated := CacheContents(result.cache).num_repeated_views:
-        say(f"{num_repeated:,} further views repeat the plain one, because the image could not be read again")
+        say(f"{num_repeated:,} augmented views repeat the plain one, because the image could not be read again")
     if num_embedded < info.num_images:
-        say(f"{_failures(info)}; to list them: clipglot inspect {settings.output} --failures; --retry tries them again")
+        say(f"{_failures(info)}; list them: clipglot inspect {settings.output} --failures; try them again: --retry")
     if report.num_pictures and not was_sealed:
         is_held_out = any(
             HELD_OUT.search(str(name)) for name in (settings.split or "", Path(str(settings.output)).stem)
@@ -146,7 +159,7 @@ def _kept(output: OutputCache) -> str:
         return "no image was embedded yet"
     if not output.cache.info.is_laid_out:
         return "what was embedded before is kept"
-    return f"{output.num_embedded():,} embeddings are kept, of {output.cache.info.num_images:,} images"
+    return f"{output.num_embedded():,} of {output.cache.info.num_images:,} images are embedded and kept"
 
 
 def _failures(info: CacheInfo) -> str:

@@ -1,13 +1,15 @@
 """Progress of `clipglot cache`: a bar for each stage in a terminal, a line now and then elsewhere."""
 
-from rich.progress import Progress as Bars
+from datetime import timedelta
+
+from rich.text import Text
 
 from ..cache.progress import Progress
 from ..cache.write.report import PassReport
 from ..jobs.output_cache import OutputCache
 from ..jobs.settings.cache import CacheSettings
 from .main import is_first_process
-from .render import PlainProgress, warn
+from .render import Bars, PlainProgress, warn
 
 
 class PassProgress:
@@ -24,6 +26,7 @@ class PassProgress:
         """
         self._settings, self._output, self._bars, self._plain = settings, output, bars, PlainProgress()
         self._silent = silent or not is_first_process()
+        self._total: int | None = None
         self._stage: str | None = None
         self._is_loading = False
         self._task, self._done, self._so_far = bars.add_task("load", total=None, note=settings.model), 0, ""
@@ -38,7 +41,7 @@ class PassProgress:
             return
         if stage == "wait":
             self.end()
-            warn(f"{self._settings.worker} waits until worker 0 has planned {self._settings.output}")
+            warn(f"{self._settings.worker} is waiting for worker 0 to plan {self._settings.output}")
             return
         unit = {"plan": "records", "teach": "captions", "embed": self._unit}[stage]
         if begins := stage != self._stage:
@@ -46,16 +49,28 @@ class PassProgress:
             self._task = self._bars.add_task(stage, total=total, completed=done, note=unit)
             self._stage = stage
         self._bars.update(self._task, completed=done, total=total)
+        self._total = total
         self._done, self._so_far = done, f"{done:,}{'' if total is None else f' of {total:,}'} {unit}"
         if begins or stage != "embed":  # `show_report` says more of that stage
             self._speak(f"{stage}: {self._so_far}", at_once=begins)
 
     def show_report(self, report: PassReport) -> None:
         """Show the speed of stage `embed`, after its progress, and what it waits for."""
-        failed = "".join(f", {num:,} {reason}" for reason, num in report.failed.items())
-        note = f"waits for {report.bottleneck}{failed}"
-        self._bars.update(self._task, note=note)
-        self._speak(f"embed: {self._so_far}, {report.num_pictures / report.wall_s:,.0f}/s, {note}")
+        speed = f"{report.num_pictures / report.wall_s:,.0f}"
+        failed = ", ".join(f"{num:,} {reason}" for reason, num in report.failed.items())
+        self._bars.update(self._task, note=f"{speed} {self._unit}/s")
+        self._bars.footer = Text(f"{'':>9}waits for {report.bottleneck}", style="dim")
+        if failed:
+            self._bars.footer.append(f"; failed: {failed}", style="not dim yellow")
+        told = [f"{speed}/s", *self._remaining(report), f"waits for {report.bottleneck}", *filter(None, [failed])]
+        self._speak(f"embed: {self._so_far}, {', '.join(told)}")
+
+    def _remaining(self, report: PassReport) -> list[str]:
+        """Time that the stage will take at the speed so far; nothing where other workers decide."""
+        if self._total is None or not report.num_pictures or report.others_s:
+            return []
+        seconds = (self._total - self._done) / report.num_pictures * report.wall_s
+        return [f"{timedelta(seconds=round(seconds))} left"]
 
     def end(self) -> None:
         """End the present stage, whatever its total was; of a plan, say what was planned."""
@@ -63,6 +78,7 @@ class PassProgress:
             self._bars.update(self._task, visible=False)  # loading counts nothing
             return
         self._bars.update(self._task, total=self._done)
+        self._bars.footer = None
         if self._stage == "plan":
             planned = self._planned()
             self._bars.update(self._task, note=planned)

@@ -89,9 +89,9 @@ def import_(settings: ImportSettings, as_json: bool) -> None:
         f"{info.num_captions:,} captions"
     )
     if result.num_probes:
-        say(f"{result.num_probes} images embedded again: cosine {result.min_cosine:.4f} at least")
+        say(f"{result.num_probes} images embedded again as a check: lowest cosine {result.min_cosine:.4f}")
     else:
-        say("not checked whether this tower made them: pass --image-root to have a few images embedded again")
+        say("unchecked: pass --image-root to embed a few images again and compare, in case another tower made them")
 
 
 @click.command()

@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.table import Table
+from rich.panel import Panel
+from rich.text import Text
 
 from ..demo.settings import DemoSettings
+from .main import INTERRUPTED
 from .options import settings_options
-from .render import friendly_errors, json_option, output, percent, print_json, say, stage_bars
+from .render import facts, friendly_errors, json_option, output, percent, print_json, say, stage_bars, table
+from .terminal import visible_line
 
 if TYPE_CHECKING:
     from ..demo.run import DemoReport
 
+EIGHTHS = ("", *"▏▎▍▌▋▊▉")
+BAR = 20  # columns of an accuracy of 1
 NAMES = {"en": "English", "ru": "Russian", "zh": "Chinese", "ko": "Korean"}
 
 
@@ -25,7 +30,7 @@ NAMES = {"en": "English", "ru": "Russian", "zh": "Chinese", "ko": "Korean"}
 @settings_options(DemoSettings)
 @json_option
 def demo(settings: DemoSettings, as_json: bool) -> None:
-    """Run the whole workflow offline on drawn images; about two minutes on two cores.
+    """Run the whole workflow offline on drawn images, in less than two minutes on two cores.
 
     A small English CLIP comes with the package. Its image tower embeds the images once; a text tower learns another
     language from that cache alone; both are merged, and plain open_clip measures the result on combinations of colour
@@ -47,8 +52,8 @@ def demo(settings: DemoSettings, as_json: bool) -> None:
             if report.report and settings.output is None:
                 report = replace(report, report=_kept(report.report))
         except KeyboardInterrupt:
-            click.echo("stopped: the demo cannot be resumed, run it again", err=True)
-            raise SystemExit(130) from None
+            click.echo("stopped: the demo cannot be resumed; run it again", err=True)
+            raise SystemExit(INTERRUPTED) from None
         if as_json:
             paths = {"folder": str(report.folder), "report": report.report and str(report.report)}
             print_json(asdict(report) | paths | {"uncached_s": report.uncached_s})
@@ -70,41 +75,56 @@ def _serve(report: "DemoReport", settings: DemoSettings) -> None:
 
 
 def _print(report: "DemoReport", *, kept: bool, serves: bool) -> None:
-    table = Table("text tower", "prompts", "zero-shot accuracy", "R@1", "R@10", box=None, pad_edge=False)
+    """Print the scores as a bar chart, what the cache saved, and where to look next."""
+    scores = table("text tower", "prompts", "zero-shot accuracy", "R@1", "R@10", numbers=("R@1", "R@10"))
     for score in report.scores:
-        measures = (percent(score.accuracy), percent(score.r_at_1), percent(score.r_at_10))
-        table.add_row(score.tower, NAMES[score.prompts], *measures)
-    table.add_row("chance", "", *map(percent, report.chance.values()), style="dim")
-    output.print(table)
-    stages = Table("stage", "seconds", box=None, pad_edge=False)
-    for stage, seconds in report.stage_s.items():
-        stages.add_row(stage, f"{seconds:.1f}")
-    output.print()
-    output.print(stages)
+        measures = (_with_bar(score.accuracy), percent(score.r_at_1), percent(score.r_at_10))
+        style = "bold green" if score is report.scores[-1] else ""
+        scores.add_row(score.tower, NAMES[score.prompts], *measures, style=style)
+    chance = report.chance
+    scores.add_row("guessing", "", _with_bar(chance["accuracy"]), *map(percent, list(chance.values())[1:]), style="dim")
+    output.print(scores)
     cached_s = report.pass_s + report.train_s
     say("")
+    say(f"Seconds: {', '.join(f'{stage} {seconds:.1f}' for stage, seconds in report.stage_s.items())}")
     say(
-        f"The image tower saw {report.num_pictures:,} images once ({report.pass_s:.1f} s); "
-        f"training took {report.train_s:.1f} s for {report.epochs} epochs."
+        f"{report.num_pictures:,} images went through the image tower once ({report.pass_s:.1f} s); {report.epochs} "
+        f"epochs of training took {report.train_s:.1f} s."
     )
     say(
-        f"With the images through the tower in every epoch it would have taken {report.uncached_s:.0f} s "
-        f"instead of {cached_s:.0f} s: {report.uncached_s / cached_s:.1f} times as long."
+        f"Without the cache each epoch would need the image tower again: {report.uncached_s:.0f} s instead of "
+        f"{cached_s:.0f} s, {report.uncached_s / cached_s:.1f} times as long."
     )
-    if kept:
-        code = f'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{report.folder / "merged"}")'
-        say(f"The merged CLIP: {code}; model.eval()")
-    else:
-        what = "Only the report" if report.report else "Nothing"
-        say(f"{what} was kept; clipglot demo -o DIR keeps images, caches, the run and the merged CLIP.")
-    if kept and not serves:
-        say(f"Search the drawings: clipglot serve {report.folder / 'merged'} {report.folder / 'train.zarr'}")
-    elif not serves:
-        say("Search the drawings from a browser: clipglot demo --serve")
+    merged = report.folder / "merged"
+    rows: dict[str, str | Text] = {}
     if report.report:
-        say(f"The report, for a browser: {report.report}")
+        rows["report"] = Text(visible_line(str(report.report)), style=f"link {report.report.absolute().as_uri()}")
     else:
-        say("No report was written: it needs pip install 'clipglot[report]'")
+        rows["report"] = "not written: it needs pip install 'clipglot[report]'"
+    if not serves:
+        rows["search page"] = "clipglot demo --serve"
+        if kept:
+            rows["search page"] = f"clipglot serve {merged} {report.folder / 'train.zarr'}"
+    if kept:
+        rows["merged CLIP"] = f'open_clip.create_model_and_transforms("local-dir:{merged}")'
+    else:
+        rows["keep all of it"] = "clipglot demo -o DIR"
+    say("")
+    if not output.is_terminal:
+        for name, value in rows.items():
+            say(f"{name}: {value}")
+        return
+    shown = facts("", rows)
+    output.print(Panel(shown, title="Look at it", title_align="left", border_style="green", expand=False))
+
+
+def _with_bar(share: float) -> str:
+    """A share as a bar of a chart and in figures; in figures alone where there is no terminal to draw on."""
+    if not (output.is_terminal and output.encoding.startswith("utf")):
+        return percent(share)
+    eighths = round(share * BAR * 8)
+    bar = "█" * (eighths // 8) + EIGHTHS[eighths % 8]
+    return f"{bar:<{BAR}} {percent(share):>6}"
 
 
 def _kept(page: Path) -> Path:

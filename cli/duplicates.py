@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @settings_options(DuplicatesSettings, "cache")
 @json_option
 def duplicates(settings: DuplicatesSettings, as_json: bool) -> None:
-    """Find near-duplicate images in CACHE, or images of a second cache that CACHE also has.
+    """Find near-duplicate images in CACHE, or images of a second cache that are also in CACHE.
 
     Embeddings are compared; no image is opened. The cosine of two copies depends on the image tower: look at the
     pairs before you trust a threshold.
@@ -61,7 +61,7 @@ def _print(report: "DuplicatesReport", settings: DuplicatesSettings) -> None:
             f"{groups.num_pictures - groups.num_groups:,} could go"
         )
     elif not settings.against:
-        say("groups are formed only where all pairs are compared: --sample 0")
+        say("groups need all pairs to be compared: pass --sample 0")
     if report.pairs:
         pairs = table("cosine", "image", "its neighbour", numbers=("cosine",))
         for pair in report.pairs:
@@ -69,7 +69,7 @@ def _print(report: "DuplicatesReport", settings: DuplicatesSettings) -> None:
         output.print(pairs)
         if report.num_pairs > len(report.pairs):
             say(f"… and {report.num_pairs - len(report.pairs):,} more: --pairs -1 lists all")
-    repeated = f"are word for word in {settings.cache}, too" if settings.against else "occur more than once"
+    repeated = f"are also in {settings.cache}, word for word" if settings.against else "occur more than once"
     say(f"{report.num_repeated_captions:,} of {report.num_captions:,} captions {repeated}")
     if report.num_same_keys is not None:
         say(f"{report.num_same_keys:,} images have the same key in both caches")

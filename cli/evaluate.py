@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..jobs.settings.evaluate import ProbeSettings, RetrievalSettings, SpeedSettings, ZeroShotSettings
+from .main import Group
 from .options import SectionedCommand, require_kind, settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, say, stage_bars, table
 
@@ -23,12 +24,12 @@ SECTIONS = {
 }
 
 
-@click.group()
+@click.group(cls=Group)
 def evaluate() -> None:
     """Measure a merged CLIP, from caches alone."""
 
 
-@evaluate.command()
+@evaluate.command(short_help="Recall of images by captions, and of captions by images.")
 @settings_options(RetrievalSettings, "merged", "cache", has_config=False)
 @json_option
 def retrieval(settings: RetrievalSettings, as_json: bool) -> None:
@@ -97,12 +98,16 @@ def _print_queries(result: "QueriesResult") -> None:
     else:
         say(f"{result.num_queries:,} queries without item_ids: nothing to measure")
     if result.num_lost:
-        say(f"{result.num_lost:,} queries have no embedded image; in the mean recall they are misses")
+        say(f"{result.num_lost:,} queries have no embedded image; the mean recall counts them as misses")
     if result.submission:
         say(f"submission: {result.submission}")
 
 
-@evaluate.command(cls=SectionedCommand, sections=SECTIONS)
+@evaluate.command(
+    cls=SectionedCommand,
+    sections=SECTIONS,
+    short_help="Zero-shot accuracy with class names in any language.",
+)
 @settings_options(ZeroShotSettings, "merged", "cache", has_config=False)
 @json_option
 def zeroshot(settings: ZeroShotSettings, as_json: bool) -> None:
@@ -143,7 +148,7 @@ def _print_zeroshot(settings: ZeroShotSettings, result: "ZeroShotResult") -> Non
     output.print(rows)
     _print_against(result.against)
     if result.num_unlabelled:
-        say(f"{result.num_unlabelled:,} embedded images have no class and are left out")
+        say(f"left out: {result.num_unlabelled:,} embedded images without a class")
     if result.templates == ("{}",):
         say("prompts: the names alone (--templates ru, for example, averages several)")
     else:
@@ -151,7 +156,7 @@ def _print_zeroshot(settings: ZeroShotSettings, result: "ZeroShotResult") -> Non
     if result.against and not settings.against_classes:
         say(f"{result.against.name} read the same names; --against-classes FILE gives it others, e.g. English ones")
     if result.report.top1 < result.report.chance and settings.classes:
-        say("below chance: does each name in --classes stand with its label? Names without labels are in their order")
+        say("below chance: check that each name in --classes stands with its label; names alone go by order")
     if result.interpolated:
         between = table("share", "top-1", "mean per class", numbers=("share", "top-1", "mean per class"))
         for each in result.interpolated:
@@ -190,7 +195,7 @@ def _print_classes(result: "ZeroShotResult") -> None:
             say(f"and {left:,} more of {wrong:,} errors; --json has all")
 
 
-@evaluate.command()
+@evaluate.command(short_help="Accuracy of a linear classifier on the image embeddings.")
 @settings_options(ProbeSettings, "cache", has_config=False)
 @json_option
 def probe(settings: ProbeSettings, as_json: bool) -> None:
@@ -228,10 +233,10 @@ def probe(settings: ProbeSettings, as_json: bool) -> None:
     say(f"{report.num_test:,} test images of {report.num_classes:,} classes")
     for point in report.points:
         if point.num_short:
-            say(f"{point.shots:,} images a class: {point.num_short:,} classes have fewer, and give all but one")
+            say(f"{point.shots:,} images a class: {point.num_short:,} classes have fewer; of those all but one train")
 
 
-@evaluate.command()
+@evaluate.command(short_help="Texts and images a second, latency, size.")
 @settings_options(SpeedSettings, "merged", has_config=False)
 @json_option
 def speed(settings: SpeedSettings, as_json: bool) -> None:

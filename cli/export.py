@@ -5,11 +5,17 @@ from dataclasses import asdict
 import click
 
 from ..jobs.settings.export import ExportSettings
-from .options import require_kind, require_new, settings_options
+from .options import SectionedCommand, require_kind, require_new, settings_options
 from .render import friendly_errors, json_option, percent, print_json, say
 
+SECTIONS = {
+    "Weights": "step interpolate quantize",
+    "Image tower": "model pretrained",
+    "Model card and hub": "license language dataset push private",
+}
 
-@click.command()
+
+@click.command(cls=SectionedCommand, start="run output format", sections=SECTIONS)
 @settings_options(ExportSettings, "run")
 @json_option
 def export(settings: ExportSettings, as_json: bool) -> None:

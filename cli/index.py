@@ -41,6 +41,6 @@ def index(settings: IndexSettings, as_json: bool) -> None:
     }
     output.print(facts(str(result.file), rows))
     if result.recall < result.target:
-        say(f"recall is below --recall {result.target:g}: ask for more, or measure by more texts (--num-queries)")
+        say(f"recall is below --recall {result.target:g}: raise --recall, or measure with more texts (--num-queries)")
     if result.is_small:
         say(f"{result.num_rows:,} images need no index: below {SMALL_ROWS:,}, search without one is as fast and exact")

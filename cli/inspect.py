@@ -33,10 +33,10 @@ class _InspectCommand(click.Command):
 
 @click.command(cls=_InspectCommand)
 @settings_options(InspectSettings, "cache", has_config=False)
-@click.option("--watch", is_flag=True, help="show the progress of its workers until the pass is over")
+@click.option("--watch", is_flag=True, help="show the progress of the workers until the pass is over")
 @json_option
 def inspect(settings: InspectSettings, watch: bool, as_json: bool) -> None:
-    """Show what CACHE contains, what failed and why; while its pass is not over, its workers too."""
+    """Show what CACHE contains, what failed and why, and the workers of an unfinished pass."""
     with friendly_errors():
         if watch:  # perhaps before the pass has begun
             watch_until_sealed(settings.cache, as_json=as_json)

@@ -18,7 +18,7 @@ def watch_until_sealed(location: Location, *, as_json: bool) -> None:
     It may be begun before the pass has planned.
     """
     if not is_begun(location):
-        warn(f"waits until a `clipglot cache` command has begun {location}; Ctrl-C ends the waiting")
+        warn(f"waiting for a `clipglot cache` command to begin {location}; Ctrl-C stops")
         wait_until_begun(location)
     if as_json:
         for state in pass_states(location):
@@ -38,7 +38,7 @@ def pass_table(state: PassState) -> Group:
         Text(f"{state.chunks_done:,} of {state.num_chunks:,} chunks are stored ({state.state})")
     ]
     if state.state in NOT_LAID_OUT:
-        lines = [Text("being planned, or its plan was cut short: a plan gives no sign of life")]
+        lines = [Text("being planned, or planning was interrupted; planning sends no heartbeat")]
     if state.captions_left:
         lines.append(Text(f"{state.captions_left:,} chunks of captions are left for the teacher, which comes first"))
     if state.signs:
@@ -48,9 +48,9 @@ def pass_table(state: PassState) -> Group:
     if not state.signs:
         lines.append(Text("no worker is active: run its `clipglot cache` command again to go on"))
     elif not state.changed:
-        lines.append(Text("whether they live cannot be told from one look: --watch takes more"))
+        lines.append(Text("one look cannot tell whether they are alive: pass --watch"))
     else:
-        lines.append(Text("a worker that hangs in one batch still gives signs: its chunks done do not grow then"))
+        lines.append(Text("a worker that hangs in one batch still sends heartbeats, but finishes no more chunks"))
     return Group(*lines)
 
 

@@ -3,10 +3,12 @@
 import importlib
 import os
 import time
+from difflib import get_close_matches
 from typing import Any
 
 import click
 
+from .. import __version__
 from .terminal import guard_outputs
 
 # name: (module, attribute, description in `clipglot --help`)
@@ -30,15 +32,32 @@ COMMANDS = {
     "bench": ("bench", "bench", "Measure the training speed of this machine."),
     "demo": ("demo", "demo", "Run the whole workflow offline on drawn images."),
 }
+COMPLETION = "_CLIPGLOT_COMPLETE"  # set by a shell that asks how a line goes on
+INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell: 128 and the number of the signal
 FIRST_SPEAKS_S = 20.0  # enough for the first process to report an error that all processes have
 
 
-class LazyGroup(click.Group):
+class Group(click.Group):
+    """Command group that asks whether a similar command was meant."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As of `click.Group`, whose suggestions know no lazy commands."""
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            near = get_close_matches(args[0], self.list_commands(ctx), 3)
+            meant = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{meant}")
+        return super().resolve_command(ctx, args)
+
+
+class LazyGroup(Group):
     """Command group with lazy imports; of several processes only the first prints errors."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command. Every process but the first ends silently, with the same exit code."""
-        guard_outputs()
+        if COMPLETION not in os.environ:  # what click tells a shell are bytes, and names of commands and options
+            guard_outputs()
         if is_first_process():
             return super().main(*args, **kwargs)
         try:
@@ -47,6 +66,15 @@ class LazyGroup(click.Group):
             # The launcher ends all processes when one ends: wait until the first has printed the error.
             time.sleep(FIRST_SPEAKS_S)
             raise SystemExit(error.exit_code) from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; Ctrl-C, which commands with something to say answer themselves, has an exit code here."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if is_first_process():
+                click.echo("stopped", err=True)
+            raise SystemExit(INTERRUPTED) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the workflow, not of the alphabet."""
@@ -72,7 +100,7 @@ def is_first_process() -> bool:
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="clipglot")
+@click.version_option(__version__, package_name="clipglot")
 def main() -> None:
     """Teach a frozen CLIP a new language or domain on one GPU.
 

@@ -15,8 +15,9 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
+from click.shell_completion import CompletionItem
 
-from ..cache.location import Location, Url, to_location
+from ..cache.location import Location, Url, did_you_mean, to_location
 from ..distill.errors import DistillError
 from ..inference.folders import other_export
 from ..inference.onnx_layout import is_onnx
@@ -26,19 +27,26 @@ from .render import warn
 Command = Callable[..., Any]
 
 
+START = "Start with these"
+"""Heading of the options that most users need, before all sections of a long help."""
+
+
 class SectionedCommand(click.Command):
     """A command whose options have sections in its help, and their order; options of no section come last."""
 
-    def __init__(self, *arguments: Any, sections: Mapping[str, str], **attributes: Any) -> None:
+    def __init__(self, *arguments: Any, sections: Mapping[str, str], start: str = "", **attributes: Any) -> None:
         """As of `click.Command`.
 
         Args:
             arguments: as there.
             sections: names of options, separated by spaces, under the heading of each section.
+            start: names of options that come before all sections, instead of in theirs.
             attributes: as there.
         """
         super().__init__(*arguments, **attributes)
-        self._section = {name: heading for heading, names in sections.items() for name in names.split()}
+        first = dict.fromkeys(start.split(), START)
+        others = {name: heading for heading, names in sections.items() for name in names.split() if name not in first}
+        self._section = first | others
         listed = list(self._section)
         self.params.sort(key=lambda option: listed.index(option.name) if option.name in listed else len(listed))
 
@@ -50,8 +58,53 @@ class SectionedCommand(click.Command):
             if record and isinstance(parameter, click.Option):
                 blocks[self._section.get(parameter.name or "", "Others")].append(record)
         for heading, records in blocks.items():
-            with formatter.section(heading):
-                formatter.write_dl(records)
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+
+class Switch(click.Option):
+    """An option `--x/--no-x`, of whose flags the help shows only `--x` where off is the default."""
+
+    def __init__(self, *arguments: Any, is_on: bool, **attributes: Any) -> None:
+        """As of `click.Option`.
+
+        Args:
+            arguments: as there.
+            is_on: the default of the setting.
+            attributes: as there.
+        """
+        super().__init__(*arguments, **attributes)
+        self._is_on = is_on
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """As of `click.Option`."""
+        record = super().get_help_record(ctx)
+        return record if self._is_on or record is None else (record[0].partition(" / ")[0], record[1])
+
+
+class LocationType(click.types.FuncParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A path or a URL; a shell completes it as a path."""
+
+    def __init__(self) -> None:
+        super().__init__(to_location)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Leave it to the shell."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class ExistingFile(click.Path):
+    """A file that must exist; the message about one that does not names the most similar one."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check, as click does."""
+        if not Path(value).exists():
+            self.fail(f"{value}: no such file{did_you_mean(Path(value))}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class LocalPath(click.Path):
@@ -108,9 +161,8 @@ def settings_options(
             for old, new in renamed.items()
         ]
         if has_config:
-            toml = click.Path(exists=True, dir_okay=False, path_type=Path)
-            help_ = "TOML file with any of these settings; flags win"
-            decorators.append(click.option("--config", type=toml, help=help_))
+            help_ = "TOML file with any of these settings; flags override it"
+            decorators.append(click.option("--config", type=ExistingFile(), help=help_))
         decorated: Command = command
         for decorator in reversed(decorators):
             decorated = decorator(decorated)
@@ -140,11 +192,12 @@ def _parameter(field: Field[Any], hint: Any, positional: bool) -> Callable[[Comm
     elif field.default not in (None, ()) and "(default" not in help_:
         shown = ", ".join(field.default) if multiple else field.default
         if type_ is bool:
-            shown = flag if field.default else f"no-{flag}"
-        help_ += f"  [default: {shown}]"
+            shown = flag
+        if field.default is not False:
+            help_ += f"  [default: {shown}]"
     # No default here: what is not given must be told from what is given with the default's value.
     if type_ is bool:
-        return click.option(*flags, default=None, help=help_)
+        return click.option(*flags, cls=Switch, is_on=field.default is True, default=None, help=help_)
     return click.option(*flags, type=click_type, multiple=multiple, help=help_, metavar=_metavar(type_))
 
 
@@ -158,7 +211,7 @@ def _click_type(type_: Any) -> tuple[Any, bool]:
     if origin in (Union, types.UnionType):
         inner = [a for a in args if a is not type(None)]
         if Url in inner:
-            return to_location, False
+            return LocationType(), False
         return _click_type(str if str in inner else inner[0])  # a flag's text may be a number, too
     return (LocalPath(path_type=Path) if type_ is Path else type_), False
 
@@ -285,7 +338,10 @@ def require_kind(path: Location, expected: Kind) -> None:
 
         require_cache(path)
         return
-    raise click.ClickException(f"{path}: no {expected} here: make one with `{_KINDS[expected][2].format(path)}`")
+    nearest = "" if os.path.lexists(path) else did_you_mean(path)
+    raise click.ClickException(
+        f"{path}: no {expected} here{nearest}: make one with `{_KINDS[expected][2].format(path)}`"
+    )
 
 
 def require_new(output: Path | None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..cache.location import did_you_mean
 from ..jobs.settings.predict import PredictSettings
 from .options import require_kind, settings_options
 from .render import friendly_errors, json_option, output, percent, print_json, stage_bars, table, warn
@@ -24,9 +25,9 @@ CSV_COLUMNS = ("image", "rank", "text", "probability", "cosine", "error")
 @click.option("--csv", "as_csv", is_flag=True, help=f"print CSV instead: {', '.join(CSV_COLUMNS)}")
 @json_option
 def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
-    """Order descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
+    """Rank descriptions by how well they fit each of IMAGES, with the CLIP in MERGED.
 
-    Probabilities are relative to the descriptions given: together they make 100 %. An image that cannot be read is
+    Probabilities are relative to the given descriptions: they add up to 100 %. An image that cannot be read is
     listed with the reason.
 
     \b
@@ -41,7 +42,7 @@ def predict(settings: PredictSettings, as_csv: bool, as_json: bool) -> None:
         require_kind(settings.merged, "merged CLIP")
         for image in settings.images:
             if not os.path.lexists(image):
-                raise click.ClickException(f"{image}: no such file or folder: leave it out, or pass an image")
+                raise click.ClickException(f"{image}: no such file or folder{did_you_mean(image)}")
         from ..jobs.predict import predict as predict_texts
 
         predictions = predict_texts(settings, on_progress)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -14,8 +14,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     Task,
     TaskProgressColumn,
     TextColumn,
@@ -90,6 +90,8 @@ status = SafeConsole(stderr=True, markup=False, emoji=False)
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO}
 _REFUSALS |= {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}  # what stands at the path
 _NO_PART_OF_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+_FLAG = r"(?<![\w-])--?[a-z][a-z0-9-]*"
+_BARS = "▁▂▃▄▅▆▇█"
 json_option = click.option("--json", "as_json", is_flag=True, help="print one JSON document instead")
 
 
@@ -127,11 +129,30 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     click.echo(json_safe(json.dumps(value, ensure_ascii=False, indent=indent)))
 
 
-class _Count(MofNCompleteColumn):
+class Bars(Progress):
+    """Bars of the stages of a command, and a line below them.
+
+    Attributes:
+        footer: that line, if there is one.
+    """
+
+    footer: Text | None = None
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """As of `Progress`, then the footer."""
+        yield from super().get_renderables()
+        if self.footer is not None:
+            yield self.footer
+
+
+class _Count(ProgressColumn):
     """Done and total; nothing for a stage that counts nothing."""
 
     def render(self, task: Task) -> Text:
-        return super().render(task) if task.total or task.completed else Text()
+        if not (task.total or task.completed):
+            return Text()
+        total = "?" if task.total is None else f"{int(task.total):,}"
+        return Text(f"{int(task.completed):,}/{total}".rjust(2 * len(total) + 1), style="progress.download")
 
 
 class _TimeRemaining(TimeRemainingColumn):
@@ -142,8 +163,8 @@ class _TimeRemaining(TimeRemainingColumn):
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """A bar on standard error, of the first process; silent where that is not a terminal."""
+def progress_bar() -> Iterator[Bars]:
+    """Bars on standard error, of the first process; silent where that is not a terminal."""
     columns = (
         TextColumn("{task.description:>8}", markup=False),
         BarColumn(),
@@ -152,7 +173,7 @@ def progress_bar() -> Iterator[Progress]:
         _TimeRemaining(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
+    with Bars(*columns, console=status, disable=not (status.is_terminal and is_first_process())) as progress:
         yield progress
 
 
@@ -171,6 +192,31 @@ def stage_bars(first: str) -> Iterator[OnProgress]:
             bars.update(task, completed=done, total=progress.total)
 
         yield show
+        bars.update(task, total=done, visible=done > 0)
+
+
+def flags_in_colour(text: str) -> Text:
+    """A text whose flags stand out."""
+    shown = Text(visible_line(text))
+    shown.highlight_regex(_FLAG, "bold cyan")
+    return shown
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """A curve above zero in one line of text; empty where the terminal has no such characters.
+
+    >>> sparkline([8.0, 6.0, 3.0, 1.0], 4)
+    '█▆▃▁'
+    """
+    if not status.encoding.startswith("utf"):
+        return ""
+    size = max(1.0, len(values) / width)
+    groups = [values[round(i * size) : round((i + 1) * size)] for i in range(round(len(values) / size))]
+    means = [sum(group) / len(group) for group in groups if group]
+    high = max(means)
+    # From zero, so that a loss that stays at chance looks flat.
+    levels = [math.ceil(len(_BARS) * mean / high) if mean > 0 else 1 for mean in means]
+    return "".join(_BARS[level - 1] for level in levels)
 
 
 class PlainProgress:
@@ -190,12 +236,17 @@ class PlainProgress:
 def facts(title: str, rows: dict[str, Any]) -> Table:
     """A two-column table of names and values."""
     result = Table(
-        title=visible_line(title), title_justify="left", title_style="", show_header=False, box=None, pad_edge=False
+        title=visible_line(title) or None,
+        title_justify="left",
+        title_style="",
+        show_header=False,
+        box=None,
+        pad_edge=False,
     )
     result.add_column(style="bold")
     result.add_column(overflow="fold")
     for name, value in rows.items():
-        result.add_row(name, str(value))
+        result.add_row(name, value if isinstance(value, Text) else str(value))
     return result
 
 

@@ -4,13 +4,21 @@ from pathlib import Path
 
 import click
 
+from ..cache.location import did_you_mean
 from ..inference.onnx_layout import is_onnx
 from ..jobs.settings.report import ReportSettings
-from .options import require_kind, settings_options
+from .options import SectionedCommand, require_kind, settings_options
 from .render import friendly_errors, json_option, print_json, say, stage_bars
 
+SECTIONS = {
+    "Another CLIP": "against translations against_classes against_templates",
+    "Classes and prompts": "classes classes_language templates distractors labels label_field key_field",
+    "Measurements": "shots seeds speed",
+    "Images": "image_root thumbnails",
+}
 
-@click.command()
+
+@click.command(cls=SectionedCommand, start="runs output cache against classes templates", sections=SECTIONS)
 @settings_options(ReportSettings, "runs")
 @json_option
 def report(settings: ReportSettings, as_json: bool) -> None:
@@ -55,5 +63,7 @@ def _require_run(path: Path) -> None:
     if (path / "open_clip_config.json").is_file() or is_onnx(path):
         return
     if not path.exists():
-        raise click.ClickException(f"{path}: no such folder: pass the folder of a run or of a merged CLIP")
+        raise click.ClickException(
+            f"{path}: no such folder{did_you_mean(path)}: pass the folder of a run or of a merged CLIP"
+        )
     require_kind(path, "run")

@@ -43,14 +43,14 @@ class _SearchCommand(click.Command):
     default=None,
     help="show the images, too; default: where the terminal can (sixel, kitty) and textual-image is installed",
 )
-@click.option("--image-root", help="folder or URL that has the images now, for thumbnails", metavar="PATH|URL")
+@click.option("--image-root", help="folder or URL where the images are now, for thumbnails", metavar="PATH|URL")
 @json_option
 def search(settings: SearchSettings, thumbnails: bool | None, image_root: str | None, as_json: bool) -> None:
-    """Find the images of CACHE that fit each QUERY best, with the CLIP in MERGED.
+    """Find the images in CACHE that fit each QUERY best, with the CLIP in MERGED.
 
     Score is the cosine of the embeddings of query and image. A query adds and
     subtracts texts: + or - before a word begins one. Put -- before a query that
-    begins with -, and double quotes around a text whose signs are its own.
+    begins with -, and double quotes around a text that contains + or - itself.
 
     \b
     clipglot search merged train.zarr "рыжий кот" "a red bicycle"

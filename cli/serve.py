@@ -5,11 +5,16 @@ from contextlib import ExitStack
 import click
 
 from ..jobs.settings.serve import ServeSettings
-from .options import require_kind, settings_options
+from .options import SectionedCommand, require_kind, settings_options
 from .render import friendly_errors, json_option, print_json, say, stage_bars, warn
 
+SECTIONS = {
+    "Who may ask": "host token allow_host",
+    "Images": "image_root fold_above thumbnail_folder thumbnail_megabytes",
+}
 
-@click.command()
+
+@click.command(cls=SectionedCommand, start="merged caches against index onnx port", sections=SECTIONS)
 @settings_options(ServeSettings, "merged", "caches")
 @json_option
 def serve(settings: ServeSettings, as_json: bool) -> None:
@@ -35,7 +40,7 @@ def serve(settings: ServeSettings, as_json: bool) -> None:
         def tell(served: Served) -> None:
             bars.close()  # the bar would stand there as long as the server runs
             if served.is_public:
-                warn("other machines can reach this server: only who knows the token in its address is let in")
+                warn("other machines can reach this server; the token in its address lets them in")
             if as_json:
                 print_json({"url": served.url, "token": served.token, "num_images": served.num_images})
             else:

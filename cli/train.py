@@ -6,15 +6,14 @@ import click
 
 from ..cache.errors import CacheError
 from ..cache.format import Status
-from ..cache.progress import Progress
 from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_by_size, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
-from .main import is_first_process
+from .main import INTERRUPTED, is_first_process
 from .options import SectionedCommand, require_kind, settings_options
-from .render import PlainProgress, friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+from .render import friendly_errors, json_option, percent, print_json, progress_bar, say, warn
+from .train_progress import TrainProgress
 
 if TYPE_CHECKING:
-    from ..distill.training.diagnosis import Finding
     from ..distill.training.train import TrainResult
 
 NO_RECIPE = "none"
@@ -49,33 +48,37 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
     if recipe is None:
         if speaks and recipe_for(num_images, {}):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPES["few"] if name in given)
-            warn(f"no recipe, because {flags} is given; --recipe few has the other settings for {num_images:,} images")
+            warn(f"no recipe, because of {flags}; --recipe few adds its other settings for {num_images:,} images")
         return {}
     options["recipe"] = recipe
     settings = settings_by_size(num_images, given) or {}
     if speaks:
         values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
-        say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} leaves it out")
+        say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} turns it off")
     return settings
 
 
-@click.command(cls=SectionedCommand, sections=SECTIONS)
+@click.command(
+    cls=SectionedCommand,
+    start="cache output val recipe text epochs batch_size lr resume",
+    sections=SECTIONS,
+)
 @settings_options(TrainSettings, "cache", known=_known)
 @click.option(
     "--recipe",
     type=click.Choice([*get_args(Recipe), NO_RECIPE]),
-    help="measured defaults: for few images, many images, a language model, or a language model with LoRA "
+    help="measured settings for few images, many images, a language model, or a language model with LoRA "
     f"(default: few up to {FEW_IMAGES:,} images if no setting of it is given; none: plain defaults)",
 )
 @click.option(
     "--resume",
     is_flag=True,
-    help="continue from the newest checkpoint with the settings of the run; settings that would change its result are "
-    "refused",
+    help="continue from the newest checkpoint with the settings of the run; refuses settings that would change its "
+    "result",
 )
 @json_option
 def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bool) -> None:
-    """Train a text tower on the images and captions of CACHE; no image is opened.
+    """Train a text tower on the embeddings and captions in CACHE; no image is opened.
 
     Ctrl-C saves a checkpoint; clipglot train CACHE -o RUN --resume continues
     exactly where the run stopped.
@@ -83,46 +86,29 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
     \b
     clipglot train train.zarr -o run --val val.zarr --recipe few
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    plain = PlainProgress()
     with friendly_errors(), progress_bar() as progress:
         require_kind(settings.cache, "cache")
         if settings.val:
             require_kind(settings.val, "cache")
             if str(settings.val) == str(settings.cache) and is_first_process() and not as_json:
-                warn("--val is the cache that is trained on: its recall says nothing of new images")
+                warn("--val is the training cache: its recall says nothing about new images")
         if not resume and (settings.output / "run.json").exists():
             raise click.ClickException(
                 f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"
             )
-        task = progress.add_task("load", note="", total=None)  # at once: the import takes seconds
+        shown = TrainProgress(progress, silent=as_json)  # at once: the import takes seconds
         from ..jobs.train import train as run_training
 
-        latest = {"step": "", "validation": ""}
-        num_steps = 0
-
-        def show(at: Progress) -> None:
-            nonlocal num_steps
-            num_steps = at.total or 0
-            progress.update(task, description=at.stage, completed=at.done, total=at.total)
-
-        def show_metrics(line: dict[str, Any]) -> None:
-            kind = line["kind"]
-            if kind == "step":
-                latest[kind] = f"loss {line['loss']:.3f}, {line['pairs_per_s']:,.0f} pairs/s"
-            elif kind == "validation":
-                latest[kind] = f"R@10 {percent(line['r_at_10'])}"
-            else:
-                return
-            progress.update(task, note=", ".join(filter(None, latest.values())))
-            if is_first_process() and not as_json:  # a line has the figures of its own step alone
-                plain.show(f"step {line['step']:,} of {num_steps:,}: {latest[kind]}", at_once=kind == "validation")
-
-        def show_finding(finding: "Finding") -> None:
-            warn(f"{finding.kind.replace('_', ' ')}: {finding.message}: {finding.advice} (docs/diagnosis.md)")
-
         result = run_training(
-            settings, resume=resume, on_progress=show, on_metrics=show_metrics, on_finding=show_finding
+            settings,
+            resume=resume,
+            on_progress=shown.show,
+            on_metrics=shown.show_metrics,
+            on_finding=shown.show_finding,
+            on_outline=shown.show_outline,
+            on_epoch=shown.show_epoch,
         )
+    shown.end()
     if not is_first_process():
         return
     trace, traced = _trace(settings, result)
@@ -176,7 +162,7 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             say("recall is no better than guessing: change what the findings name and train again (docs/diagnosis.md)")
     if not result.complete:
         click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: continue with --resume", err=True)
-        raise SystemExit(130)
+        raise SystemExit(INTERRUPTED)
 
 
 def _trace(settings: TrainSettings, result: "TrainResult") -> tuple[str | None, str]:

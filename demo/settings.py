@@ -1,4 +1,4 @@
-"""Settings of `clipglot demo`; by default two cores finish within three minutes."""
+"""Settings of `clipglot demo`; by default two cores finish within two minutes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,10 @@ class DemoSettings:
     output: Annotated[Path | None, "folder to keep everything in (default: a temporary one, deleted at the end)"] = None
     language: Annotated[Literal["ru", "zh", "ko", "en"], "language that the text tower learns"] = "ru"
     pictures: Annotated[int, "images to train on"] = 8_000
-    epochs: Annotated[int, "number of times that every image is shown"] = 14
+    epochs: Annotated[int, "passes over the images"] = 14
     seed: Annotated[int, "seed of drawings, captions and training"] = 0
     serve: Annotated[bool, "search the drawings from a browser at the end"] = False
-    port: Annotated[int, "of that page; 0 takes any free one"] = 8000
+    port: Annotated[int, "port of that page; 0 takes any free one"] = 8000
 
     def __post_init__(self) -> None:
         require(self.pictures >= BATCH_SIZE, f"--pictures {self.pictures}: must be at least one batch of {BATCH_SIZE}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from .errors import DistillError
 
-Device = Annotated[str, "cpu, cuda, cuda:1, …; auto takes a GPU where there is one"]
+Device = Annotated[str, "cpu, cuda, cuda:1, …; auto uses a GPU if there is one"]
 
 
 def require(condition: bool, message: str) -> None:

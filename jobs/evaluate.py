@@ -230,7 +230,7 @@ def require_replaceable(file: Path) -> None:
         EvalError: it is one.
     """
     if file.exists() and not file.is_file():
-        raise EvalError(f"{file} is no file that can be replaced: name another, or a new one")
+        raise EvalError(f"{file} is no file that can be replaced: name another one")
 
 
 def load_other(name: str) -> Towers:

@@ -119,9 +119,9 @@ def export_run(settings: ExportSettings) -> ExportResult:
             f"{settings.run} is a merged CLIP: --step, --interpolate, --model and --pretrained are of runs, drop them"
         )
     if is_merged and "open_clip" in formats:
-        raise DistillError(f"{settings.run} is in open_clip's format already: pass --format transformers, for example")
+        raise DistillError(f"{settings.run} is already in open_clip's format: pass --format transformers, for example")
     if settings.quantize and "onnx" not in formats:
-        raise DistillError(f"--quantize {settings.quantize} is of --format onnx alone: pass both, or drop it")
+        raise DistillError(f"--quantize {settings.quantize} requires --format onnx: pass both, or drop it")
     run = None if is_merged else _load_run(settings)
     record = run.record if run else read_json(settings.run / CLIP_CONFIG).get("clipglot")
     public = replace(public, language=public.language or recorded_languages(record))

@@ -40,6 +40,8 @@ FUNCTIONS = {
     "evaluate_probe": ("evaluate.evaluate_probe", "settings.evaluate.ProbeSettings"),
     "evaluate_speed": ("evaluate.evaluate_speed", "settings.evaluate.SpeedSettings"),
 }
+# What gives the callbacks that tell more than bars do, given a function that shows a line.
+LINES = {"train": "train.told_by_lines"}
 
 
 def command(name: str) -> Callable[..., Any]:
@@ -65,8 +67,13 @@ def command(name: str) -> Callable[..., Any]:
         others = {key: value for key, value in others.items() if key in _parameters(run)}
         if not takes_progress or "on_progress" in others:
             return run(given, **others)
-        with stages(progress) as on_progress:
-            return run(given, **others, **({} if on_progress is None else {"on_progress": on_progress}))
+        with stages(progress) as shown:
+            if shown is None:
+                return run(given, **others)
+            told = {"on_progress": lambda at: shown.show(*at)}
+            if name in LINES:
+                told |= _attribute(LINES[name])(shown.print)
+            return run(given, **(told | others))
 
     call.__name__ = call.__qualname__ = name
     call.__signature__ = _signature(settings)  # type: ignore[attr-defined]

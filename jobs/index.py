@@ -152,5 +152,5 @@ def _lines(file: Path) -> list[str]:
         return read_regular(file).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{file} cannot be read as UTF-8 text ({error}): pass a file of queries, one a line"
+            f"{file} cannot be read as UTF-8 text ({error}): pass a file of queries, one per line"
         ) from error

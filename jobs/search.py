@@ -84,7 +84,7 @@ def _queries_of(file: Path) -> list[str]:
     """
     lines = [(number, line) for number, line in enumerate(split_lines(read_text(file)), 1) if line.strip()]
     if not lines:
-        raise InputError(f"{file} has no query: write one a line")
+        raise InputError(f"{file} has no query: write one per line")
     for number, line in lines:
         try:
             parse_query(line)

@@ -3,6 +3,7 @@
 The work is all of `distill.training`; here the command's function stands beside those of the other commands.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..distill.errors import DistillError
 from ..distill.recipes import RECIPES, Recipe, settings_by_size, settings_of
+from ..distill.training.outline import RunOutline
 from ..distill.training.run_folder import RunFolder
 from ..distill.training.train import TrainResult, train
 
-__all__ = ["TrainResult", "defaults", "settings_to_resume", "train"]
+__all__ = ["TrainResult", "defaults", "settings_to_resume", "told_by_lines", "train"]
 
 
 def defaults(given: dict[str, Any], *, recipe: str | None = None, resume: bool = False) -> dict[str, Any]:
@@ -37,6 +39,26 @@ def defaults(given: dict[str, Any], *, recipe: str | None = None, resume: bool =
         return {} if recipe == "none" else settings_of(known[recipe], given)
     num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
     return settings_by_size(num_images, given) or {}
+
+
+def told_by_lines(show: Callable[[str], None]) -> dict[str, Any]:
+    """Callbacks of `train` that tell in lines of text what the run is, each epoch and each finding.
+
+    Args:
+        show: shows a line.
+    """
+    outlines: list[RunOutline] = []
+
+    def show_outline(outline: RunOutline) -> None:
+        outlines.append(outline)
+        for name, value in outline.facts().items():
+            show(f"{name}: {value}")
+
+    return {
+        "on_outline": show_outline,
+        "on_epoch": lambda summary: show(summary.line(outlines[0])),
+        "on_finding": lambda finding: show(f"{finding.title}: {finding.message}: {finding.advice}"),
+    }
 
 
 def settings_to_resume(output: Path) -> dict[str, Any]:

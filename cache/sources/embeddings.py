@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import CacheError
 from ..format import ATTRIBUTE, IMPORTED, SourceInfo
-from ..location import is_hdf5
+from ..location import did_you_mean, is_hdf5
 from ..storage.atomic import sha256_file
 from .parquet import ParquetSource
 from .source import ROWS_AT_A_TIME, Source, SourceRow
@@ -134,7 +134,7 @@ def open_embeddings(
     """
     path = Path(info.path)
     if not path.exists():
-        raise CacheError(f"{path}: no such file or folder")
+        raise CacheError(f"{path}: no such file or folder{did_you_mean(path)}")
     if path.is_dir():
         if captions or dataset:
             raise CacheError(f"{path} is a folder: --captions and --dataset are for an .npy or .h5 file")
@@ -144,7 +144,7 @@ def open_embeddings(
         if captions is None:
             raise CacheError(f"{path}: pass --captions FILE, a table with the caption of each of its rows, in order")
         if not captions.is_file():
-            raise CacheError(f"{captions}: no such file")
+            raise CacheError(f"{captions}: no such file{did_you_mean(captions)}")
         parts = [_hdf5(path, captions, dataset) if is_hdf5(path) else _npy(path, captions)]
         image_field, text_fields, root = "image", ["text"], path.parent
     complete = replace(

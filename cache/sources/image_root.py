@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from ..errors import CacheError
 from ..format import RejectedImageError, Status
-from ..location import Location, entries
+from ..location import Location, did_you_mean, entries
 
 FOLDERS_TRIED = 100  # in search of the root that would fit
 MAX_FILE_BYTES = 2**30  # some decoders (WebP, AVIF) read the whole file before they look at its size
@@ -30,7 +30,10 @@ def require_root(root: Location) -> None:
     """
     if isinstance(root, Path):
         if not root.is_dir():
-            raise CacheError(f"{root}: no such folder: pass --image-root DIR, the folder that image paths start from")
+            raise CacheError(
+                f"{root}: no such folder{did_you_mean(root)}: pass --image-root DIR, the folder that image paths start "
+                "from"
+            )
     elif not root.is_web:
         root.refresh()
         if not root.exists():

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..errors import CacheError
 from ..format import SourceInfo
-from ..location import Location, Url, entries, to_location
+from ..location import Location, Url, did_you_mean, entries, to_location
 from .coco import CocoSource
 from .download import local_file
 from .image_folder import ImageFolderSource, holds_class_folders
@@ -104,8 +104,9 @@ def _recognise(path: str) -> type[Source]:
         return WebDatasetSource
     location = to_location(path)
     if not location.exists():
-        problem = "nothing there: check the URL" if isinstance(location, Url) else "no such file or folder"
-        raise CacheError(f"{location}: {problem}")
+        if isinstance(location, Url):
+            raise CacheError(f"{location}: nothing there: check the URL")
+        raise CacheError(f"{location}: no such file or folder{did_you_mean(location)}")
     for kind in KINDS:
         if kind.matches(location):
             return kind.source

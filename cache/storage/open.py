@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..errors import CacheError
-from ..location import Location, Url, is_hdf5
+from ..location import Location, Url, did_you_mean, is_hdf5
 from ..metadata import RESTORE
 from .hdf5 import Hdf5Store
 from .local import DurableLocalStore
@@ -48,7 +48,7 @@ def require_cache(path: Path) -> None:
     if not _is_hdf5_file(path):
         _require_cache_folder(path)
     elif not path.exists():
-        raise CacheError(f"{path}: no such cache: make one with `clipglot convert CACHE {path}`")
+        raise CacheError(f"{path}: no such cache{did_you_mean(path)}: make one with `clipglot convert CACHE {path}`")
 
 
 def _is_hdf5_file(path: Path) -> bool:
@@ -63,7 +63,9 @@ def _open_hdf5(path: Path, read_only: bool) -> Hdf5Store:
 
 def _require_cache_folder(path: Path) -> None:
     if not path.exists():
-        raise CacheError(f"{path}: no such cache: make one with `clipglot cache SOURCE -o {path} …`")
+        raise CacheError(
+            f"{path}: no such cache{did_you_mean(path)}: make one with `clipglot cache SOURCE -o {path} …`"
+        )
     if not path.is_dir():
         raise CacheError(f"{path} is a file, expected a cache")
     if not (path / "zarr.json").exists():

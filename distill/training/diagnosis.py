@@ -76,6 +76,11 @@ class Finding:
     figures: dict[str, float]
     step: int = 0
 
+    @property
+    def title(self) -> str:
+        """The kind in words, as docs/diagnosis.md lists it."""
+        return self.kind.replace("_", " ")
+
     def to_json(self) -> dict[str, Any]:
         """The finding as metrics.jsonl has it."""
         return {

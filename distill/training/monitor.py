@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from .. import distributed
 from ..data.pairs import ValidationData
 from .best import BestWeights
 from .diagnosis import Diagnosis, Finding
 from .loggers import MetricsLogger
+from .outline import EpochSummary, OnEpoch, recall_of
 from .run_folder import LineKind
 from .student import StepResult, Student
 from .throughput import Throughput
@@ -44,6 +47,7 @@ class Monitor:
         best: BestWeights | None = None,
         on_metrics: OnMetrics = lambda line: None,
         on_finding: OnFinding = lambda finding: None,
+        on_epoch: OnEpoch = lambda summary: None,
     ) -> None:
         """Begin, or go on after a resume.
 
@@ -60,18 +64,23 @@ class Monitor:
             best: takes in each validation.
             on_metrics: called with each line of metrics.
             on_finding: called with each finding, in the main process.
+            on_epoch: called with the summary of each epoch.
         """
         self.validation, self.diagnosis, self.best = validation, diagnosis, best
         self._student, self._logger, self._throughput = student, logger, throughput
         self._num_steps, self._log_every = num_steps, log_every
         self._val_data, self._sample = val_data, sample
-        self._on_metrics, self._on_finding = on_metrics, on_finding
+        self._on_metrics, self._on_finding, self._on_epoch = on_metrics, on_finding, on_epoch
+        self._loss_sum, self._num_losses = torch.zeros(()), 0  # of this epoch; read once, so that a GPU need not wait
+        self._recall: dict[str, float] | None = None
 
     def before_first_step(self, *, validates: bool) -> None:
         """Report findings about the captions; also validate, where a warm start lets the tower retrieve already."""
         self._report(self.diagnosis.check_captions())
         if validates:
             self._validate(0, 0)
+            if self._recall:
+                self._on_epoch(EpochSummary(epoch=0, step=0, loss=None, recall=self._recall, is_best=True))
 
     def after_step(self, step: int, epoch: int, *, lr: float, result: StepResult, ends_epoch: bool) -> None:
         """Log, validate and diagnose, whatever is due.
@@ -86,6 +95,7 @@ class Monitor:
         Raises:
             DistillError: the run has diverged.
         """
+        self._loss_sum, self._num_losses = self._loss_sum.to(result.loss.device) + result.loss, self._num_losses + 1
         if step % self._log_every == 0 or step == self._num_steps:
             self._student.require_finite(result, step)
             metrics: dict[str, Any] = {
@@ -111,6 +121,22 @@ class Monitor:
             renamed = {f"sample_{name}": value for name, value in measured.items()}
             self._write("sample", {"step": step, "epoch": epoch} | renamed)
             self._report(self.diagnosis.check_recall(measured, self._sample, step, held_out=False))
+        if ends_epoch:
+            self._end_epoch(step, epoch)
+
+    def _end_epoch(self, step: int, epoch: int) -> None:
+        loss = float(self._loss_sum.item()) / self._num_losses
+        recall, self._recall = self._recall, None
+        summary = EpochSummary(
+            epoch=epoch + 1,
+            step=step,
+            loss=loss,
+            images_per_s=self._throughput.measure_epoch(),
+            recall=recall,
+            is_best=self.best is not None and self.best.validation is self.validation is not None,
+        )
+        self._loss_sum, self._num_losses = torch.zeros(()), 0
+        self._on_epoch(summary)
 
     def _validate(self, step: int, epoch: int) -> None:
         if self._val_data is None:
@@ -126,6 +152,7 @@ class Monitor:
 
     def _write(self, kind: LineKind, metrics: dict[str, Any]) -> None:
         self._logger.write(kind, metrics)
+        self._recall = recall_of({"kind": kind} | metrics) or self._recall
         self._on_metrics({"kind": kind} | metrics)
 
     def _report(self, findings: list[Finding]) -> None:

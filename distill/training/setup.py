@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...cache.progress import OnProgress, ignore_progress
@@ -35,6 +36,7 @@ class Setup:
         val_content: name of their content (`content_id`); empty without.
         sample: else some of its own pairs.
         captions: figures of its captions.
+        num_captions: that it trains on.
         student: that learns.
         device: where it learns.
         description: provenance and precision, as run.json has them.
@@ -47,6 +49,7 @@ class Setup:
     val_content: str
     sample: ValidationData | None
     captions: CaptionStats
+    num_captions: int
     student: Student
     device: torch.device
     description: dict[str, Any]
@@ -123,6 +126,7 @@ def build_run(
         val_content=val_content,
         sample=None if val_cache else sample_pairs(cache, data),
         captions=count_captions(cache, data, tokenizer, context_length),
+        num_captions=int(np.count_nonzero(data.caption_image >= 0)),
         student=student,
         device=device,
         description=description,

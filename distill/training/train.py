@@ -22,6 +22,7 @@ from .diagnosis import Diagnosis, Finding
 from .final import Weights, write_final
 from .loggers import MetricsLogger
 from .monitor import Monitor, OnFinding, OnMetrics
+from .outline import OnEpoch, OnOutline, outline_run
 from .run_folder import RunFolder
 from .schedule import learning_rate
 from .setup import Setup, build_run
@@ -79,6 +80,8 @@ def train(
     on_progress: OnProgress = ignore_progress,
     on_metrics: OnMetrics = lambda line: None,
     on_finding: OnFinding = lambda finding: None,
+    on_outline: OnOutline = lambda outline: None,
+    on_epoch: OnEpoch = lambda summary: None,
 ) -> TrainResult:
     """Train a text tower on a sealed cache.
 
@@ -91,6 +94,8 @@ def train(
             steps.
         on_metrics: called with each line of metrics.jsonl but findings, once it is written.
         on_finding: called in the main process with each finding of the diagnosis.
+        on_outline: called once with what the run is, before its first step.
+        on_epoch: called with a summary of each epoch.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
@@ -114,7 +119,7 @@ def train(
             distributed.all_or_none(lambda: None)  # until tokenizer and tokens can be read
             setup = distributed.all_or_none(lambda: build_run(settings, device, resume=True, on_progress=on_progress))
         try:
-            return _run_steps(settings, setup, on_progress, on_metrics, on_finding)
+            return _run_steps(settings, setup, on_progress, on_metrics, on_finding, on_outline, on_epoch)
         except (CacheError, DistillError, OSError) as error:
             if distributed.is_main_process():
                 if isinstance(error, DivergedError):
@@ -129,6 +134,8 @@ def _run_steps(
     on_progress: OnProgress,
     on_metrics: OnMetrics,
     on_finding: OnFinding,
+    on_outline: OnOutline,
+    on_epoch: OnEpoch,
 ) -> TrainResult:
     """The loop, from the newest checkpoint to the last step or a signal."""
     run, loader, student = setup.run, setup.loader, setup.student
@@ -168,7 +175,8 @@ def _run_steps(
         closing(loader.batches(step, step if stops_early else num_steps)) as batches,
     ):
         throughput = Throughput(settings.batch_size)
-        monitor = _make_monitor(settings, setup, num_steps, logger, throughput, best, on_metrics, on_finding)
+        monitor = _make_monitor(settings, setup, num_steps, logger, throughput, best, on_metrics, on_finding, on_epoch)
+        on_outline(outline_run(settings, setup, step))
         on_progress(Progress("train", step, num_steps))  # before the first step, which may compile for a minute
         monitor.before_first_step(validates=settings.warm_start != "none" and not checkpoint)
         for batch in throughput.count(batches):
@@ -225,6 +233,7 @@ def _make_monitor(
     best: BestWeights | None,
     on_metrics: OnMetrics,
     on_finding: OnFinding,
+    on_epoch: OnEpoch,
 ) -> Monitor:
     diagnosis = Diagnosis(
         settings,
@@ -247,4 +256,5 @@ def _make_monitor(
         best=best,
         on_metrics=on_metrics,
         on_finding=on_finding,
+        on_epoch=on_epoch,
     )

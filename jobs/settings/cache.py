@@ -25,69 +25,72 @@ class CacheSettings:
     """`clipglot cache`: embed every image of a source once."""
 
     source: Annotated[Path | Url, "images and captions: .jsonl, .csv, .tsv, tars, or another kind (docs/sources.md)"]
-    output: Annotated[Path | Url, "where the cache goes: train.zarr, or s3://bucket/train.zarr"]
+    output: Annotated[Path | Url, "cache to write: train.zarr, or s3://bucket/train.zarr"]
     model: Annotated[str, "image tower: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME or timm/NAME"]
-    pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
+    pretrained: Annotated[str | None, "pretrained weights: a tag of that model, or a file"] = None
     image_root: Annotated[
         Path | Url | None, "folder or URL that image paths are relative to (default: the source's)"
     ] = None
-    image_field: Annotated[str | None, "column with the image, or its path (default: image)"] = None
+    image_field: Annotated[str | None, "column with the image or its path (default: image)"] = None
     text_field: Annotated[
-        tuple[str, ...], "column with its caption or captions; may be given more than once (default: text)"
+        tuple[str, ...], "column with the caption or captions; repeat for several (default: text)"
     ] = ()
     language: Annotated[
-        tuple[str, ...], "language of the captions, a BCP 47 tag such as zh; once, or once for each --text-field"
+        tuple[str, ...], "language of the captions, a BCP 47 tag such as zh; once for all, or once per --text-field"
     ] = ()
     language_field: Annotated[str | None, "column with the language tag of a row's captions, or of each caption"] = None
-    encoding: Annotated[str, "encoding of the source's texts, e.g. gb18030 or utf-16"] = "utf-8"
-    where: Annotated[str | None, "take only records that satisfy this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
+    encoding: Annotated[str, "text encoding of the source, e.g. gb18030 or utf-16"] = "utf-8"
+    where: Annotated[str | None, "use only records that satisfy this, e.g. \"similarity > 0.3 and lang == 'zh'\""] = (
         None
     )
     split: Annotated[
-        str | None, "take only this split of a source, e.g. train; of a table, the rows with this value in column split"
+        str | None, "use only this split, e.g. train; of a table, the rows with this value in the column split"
     ] = None
     teacher_field: Annotated[
         tuple[str, ...],
-        "column with translations of the captions into a language that the CLIP reads; may be given more than once",
+        "column with translations of the captions into a language that the CLIP reads; repeat for several",
     ] = ()
     images: Annotated[
-        bool, "embed images; without, the embedding of a translation (--teacher-field) takes the place of the image's"
+        bool, "embed images; with --no-images, translations (--teacher-field) are embedded in their place"
     ] = True
-    append: Annotated[bool, "add the images that a complete cache does not have, and embed only those"] = False
-    retry: Annotated[
-        bool, "try again to embed the images of a complete cache that failed, with all images of their chunks"
-    ] = False
-    limit: Annotated[int | None, "take only the first images"] = None
-    batch_size: Annotated[int, "images in one forward of the tower"] = 64
+    append: Annotated[bool, "add images to a complete cache: embed only those that it lacks"] = False
+    retry: Annotated[bool, "retry the failed images of a complete cache; their whole chunks are embedded again"] = False
+    limit: Annotated[int | None, "use only the first N images"] = None
+    batch_size: Annotated[int, "images per forward pass"] = 64
     num_workers: Annotated[
-        int | None, "processes that decode images (default: one a core, two a core for images at a URL)"
+        int | None, "processes that decode images (default: one per core, two per core for images at a URL)"
     ] = None
     chunk_rows: Annotated[
-        int | None, "rows of a stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
+        int | None, "rows per stored chunk, a multiple of --batch-size (default: about 16 MB, less in small caches)"
     ] = None
-    max_pixels: Annotated[int, "larger images are rejected"] = 100_000_000
+    max_pixels: Annotated[int, "reject images with more pixels than this"] = 100_000_000
     decoding: Annotated[
         Decoding,
-        "scaled decodes a large JPEG at a fraction of its size, at least twice what the tower needs: twice as fast",
+        "exact, or scaled: decode large JPEGs at reduced size, at least twice what the tower needs, in half the time",
     ] = "exact"
     views: Annotated[
-        int, "stored views of each image: the plain one, then augmented ones; run it again with more to add them"
+        int,
+        "views to store of each image: the plain one, then augmented ones; run again with a larger number to add some",
     ] = 1
     augment_scale: Annotated[
-        float, "smallest share of an image's area in an augmented view (random resized crop); 1 crops no further"
+        float, "smallest share of the image's area in an augmented view (random resized crop); 1 does not crop"
     ] = 0.5
     augment_flip: Annotated[
-        float, "probability that such a view is mirrored; captions that name left, right or lettering no longer fit it"
+        float,
+        "probability of mirroring an augmented view; captions that mention left, right or lettering no longer fit it",
     ] = 0.0
-    augment_jitter: Annotated[float, "largest change of its brightness, contrast and saturation, 0 to 1"] = 0.0
+    augment_jitter: Annotated[
+        float, "largest change of brightness, contrast and saturation in an augmented view, 0 to 1"
+    ] = 0.0
     augment_grayscale: Annotated[
-        float, "probability that it loses its colours; captions that name colours no longer fit it"
+        float, "probability of making an augmented view grey; captions that mention colours no longer fit it"
     ] = 0.0
     augment_seed: Annotated[int, "seed of the augmentations"] = 0
-    precision: Annotated[Literal["fp32", "bf16", "fp16"], "number format that the tower computes in"] = "fp32"
+    precision: Annotated[Literal["fp32", "bf16", "fp16"], "precision the tower computes in"] = "fp32"
     device: Device = "auto"
     shard: Annotated[
-        str | None, "part of the pass, I/N: this is worker I, from 0, of N (default: as torchrun started it, or alone)"
+        str | None,
+        "this worker's part of the pass: worker I of N, as I/N with I from 0 (default: from torchrun, or all of it)",
     ] = None
 
     def __post_init__(self) -> None:

@@ -12,9 +12,9 @@ class DuplicatesSettings:
     """`clipglot duplicates`: find near-duplicate images."""
 
     cache: Annotated[Location, "cache of images, e.g. for training"]
-    against: Annotated[Location | None, "a second cache, e.g. for validation: find its images that CACHE also has"] = (
-        None
-    )
+    against: Annotated[
+        Location | None, "a second cache, e.g. for validation: find its images that are also in CACHE"
+    ] = None
     threshold: Annotated[float, "cosine at or above which two images count as duplicates"] = 0.97
     sample: Annotated[
         int | None, "images compared with all others, 0 for all (default: all up to 10^10 pairs, else 10,000)"

@@ -67,19 +67,21 @@ class ZeroShotSettings:
     classes: Annotated[
         Path | None, "file of class names in your language; default: the names of the classes in the cache"
     ] = None
-    classes_language: Annotated[str | None, "of a JSON file of classes in several languages (Babel-ImageNet)"] = None
+    classes_language: Annotated[
+        str | None, "language to take from a JSON file of classes in several languages (Babel-ImageNet)"
+    ] = None
     templates: Annotated[
         tuple[str, ...], "en, ru, zh, ko, a file, or a prompt with {} in it; repeat it (default: the name alone)"
     ] = ()
-    labels: Annotated[Path | None, "table with the class of each image, where the captions are no classes"] = None
+    labels: Annotated[Path | None, "table with the class of each image, if the captions are not classes"] = None
     label_field: Annotated[str, "column of --labels with the class"] = "label"
     key_field: Annotated[str, "column of --labels with the image's key in the cache"] = "image"
-    distractors: Annotated[bool, "keep classes that no image has, as further choices"] = False
+    distractors: Annotated[bool, "also offer classes that no image has"] = False
     against: Annotated[str | None, "another CLIP with the same image tower: a folder, ORG/NAME, or NAME:PRETRAINED"] = (
         None
     )
     against_classes: Annotated[Path | None, "class names for the other CLIP, e.g. English ones"] = None
-    against_templates: Annotated[tuple[str, ...], "prompts for the other CLIP, as of --templates"] = ()
+    against_templates: Annotated[tuple[str, ...], "prompts for the other CLIP, as in --templates"] = ()
     interpolate: Annotated[
         str | None, "shares of the way from the text tower of --against (0) to this one (1), e.g. 0,0.25,0.5,0.75,1"
     ] = None
@@ -112,15 +114,15 @@ class ProbeSettings:
     cache: Annotated[Location, "cache of class folders, or of images whose only caption is their class"]
     test: Annotated[Location | None, "cache of test images; default: a part of CACHE is held out"] = None
     test_share: Annotated[float, "share of each class that is held out, without --test"] = 0.2
-    labels: Annotated[Path | None, "table with the class of each image, where the captions are no classes"] = None
+    labels: Annotated[Path | None, "table with the class of each image, if the captions are not classes"] = None
     label_field: Annotated[str, "column of --labels with the class"] = "label"
     key_field: Annotated[str, "column of --labels with the image's key in the cache"] = "image"
-    shots: Annotated[str, "training images a class, with commas between them"] = "1,2,4,8,16,all"
-    seeds: Annotated[int, "draws of the training images of each number of shots"] = 3
-    merged: Annotated[Path | None, "folder of a merged CLIP, whose zero-shot accuracy is shown beside"] = None
+    shots: Annotated[str, "training images per class, separated by commas"] = "1,2,4,8,16,all"
+    seeds: Annotated[int, "random draws of the training images for each number of shots"] = 3
+    merged: Annotated[Path | None, "folder of a merged CLIP, to compare with its zero-shot accuracy"] = None
     classes: Annotated[Path | None, "file of class names for the merged CLIP"] = None
-    templates: Annotated[tuple[str, ...], "prompts for the merged CLIP, as of `clipglot eval zeroshot`"] = ()
-    device: Annotated[str, "that fits: cpu, cuda, …"] = "cpu"
+    templates: Annotated[tuple[str, ...], "prompts for the merged CLIP, as in `clipglot eval zeroshot`"] = ()
+    device: Annotated[str, "device that fits the classifiers: cpu, cuda, …"] = "cpu"
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "seeds")
@@ -144,8 +146,8 @@ class SpeedSettings:
     cache: Annotated[Location | None, "cache whose captions are encoded; default: short prompts in four languages"] = (
         None
     )
-    batch_sizes: Annotated[str, "inputs at a time, with commas between them"] = "1,8,64"
-    device: Annotated[str | None, "that computes (default: the GPU if there is one)"] = None
+    batch_sizes: Annotated[str, "inputs at a time, separated by commas"] = "1,8,64"
+    device: Annotated[str | None, "cpu, cuda, … (default: the GPU if there is one)"] = None
 
     def __post_init__(self) -> None:
         _ = self.batches

@@ -21,15 +21,15 @@ class ExportSettings:
     ] = ("open_clip",)
     quantize: Annotated[
         Literal["int8-embeddings", "int8"] | None,
-        "make the text model of --format onnx smaller: its token embeddings, or all of it, which costs more",
+        "shrink the text model of --format onnx: its token embeddings, or all of it, at a higher loss of accuracy",
     ] = None
     step: Annotated[
         Literal["best", "last"] | None,
-        "weights of the best validation, or those after the last step (default: best, where the run had a --val)",
+        "weights of the best validation, or of the last step (default: best, if the run had a --val)",
     ] = None
     interpolate: Annotated[
         float | None,
-        "of a run with --text clip: share of the way from the weights that it began with (0) to the trained ones (1)",
+        "for a run with --text clip: share of the way from its initial weights (0) to the trained ones (1)",
     ] = None
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
@@ -46,7 +46,7 @@ class ExportSettings:
         "hub repository ORG/NAME to upload the export to, with the token of `hf auth login` or HF_TOKEN; other files "
         "of that repository are deleted",
     ] = None
-    private: Annotated[bool, "make that repository a private one"] = False
+    private: Annotated[bool, "make that repository private"] = False
 
     def __post_init__(self) -> None:
         require(

@@ -14,9 +14,9 @@ class ImportSettings:
     """`clipglot import`: make a cache from embeddings computed elsewhere."""
 
     source: Annotated[Path, "output folder of clip-retrieval, or an .npy or .h5 file of embeddings"]
-    output: Annotated[Path, "where the cache goes, e.g. train.zarr"]
+    output: Annotated[Path, "cache to write, e.g. train.zarr"]
     model: Annotated[str, "image tower that made them: an open_clip model, local-dir:PATH, hf-hub:ORG/NAME, timm/NAME"]
-    pretrained: Annotated[str | None, "its weights: a tag of the model, or a file"] = None
+    pretrained: Annotated[str | None, "pretrained weights: a tag of that model, or a file"] = None
     captions: Annotated[
         Path | None, "captions of the rows of an .npy or .h5 file, in order: .jsonl, .csv, .tsv or .parquet"
     ] = None
@@ -27,13 +27,13 @@ class ImportSettings:
     ] = None
     text_field: Annotated[
         tuple[str, ...],
-        "column with its caption or captions; may be given more than once (default: text; caption in such a folder)",
+        "column with the caption or captions; repeat for several (default: text; for clip-retrieval caption)",
     ] = ()
-    keys: Annotated[bool, "the captions have a column with image names; without, rows are named by their numbers"] = (
-        True
-    )
+    keys: Annotated[
+        bool, "the captions have a column with image names; with --no-keys, rows are named by their numbers"
+    ] = True
     precision: Annotated[
-        Literal["fp32", "bf16", "fp16"], "number format that they were computed in; later checks are as strict as that"
+        Literal["fp32", "bf16", "fp16"], "precision they were computed in, which later checks allow for"
     ] = "bf16"
 
     def __post_init__(self) -> None:

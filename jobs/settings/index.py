@@ -18,13 +18,13 @@ class IndexSettings:
         Path | None,
         "merged CLIP that embeds the captions by which recall is measured (default: the cache's own translations)",
     ] = None
-    queries: Annotated[Path | None, "file of queries to measure by instead of captions, one a line"] = None
+    queries: Annotated[Path | None, "file of queries to measure with instead of captions, one per line"] = None
     recall: Annotated[float, "share of the ten nearest images that a search should find"] = 0.95
     kind: Annotated[
         Literal["auto", "ivf-int8", "ivf-rabitq"],
         "codes of 8 bits a feature, or of 1 bit (RaBitQ): a sixth of the bytes; auto: 1 bit above 20 million images",
     ] = "auto"
-    num_queries: Annotated[int, "texts to measure by, half of them to choose how much a search reads"] = 1000
+    num_queries: Annotated[int, "texts to measure with; half of them tune how much a search reads"] = 1000
     seed: Annotated[int, "seed of the sample and of the texts"] = 0
 
     def __post_init__(self) -> None:

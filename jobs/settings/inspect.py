@@ -12,7 +12,7 @@ class InspectSettings:
     """`clipglot inspect`: what a cache contains."""
 
     cache: Annotated[Location, "cache to show"]
-    failures: Annotated[int, "failed images to list; all without a number, or with -1"] = 10
+    failures: Annotated[int, "failed images to list; without a number, or with -1, all"] = 10
     pairs: Annotated[int, "images to list with their first caption, spread evenly over the cache"] = 3
 
     def __post_init__(self) -> None:

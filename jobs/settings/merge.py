@@ -13,8 +13,8 @@ class MergeSettings:
     """`clipglot merge`: concatenate caches of one image tower."""
 
     caches: Annotated[tuple[Location, ...], "sealed caches, in the order of their rows"]
-    output: Annotated[Path, "where the new cache goes; must not exist"]
-    prefix: Annotated[bool, "put each cache's name before its keys; image files are not found then"] = False
+    output: Annotated[Path, "cache to write; must not exist"]
+    prefix: Annotated[bool, "prefix keys with the name of their cache; image files are no longer found then"] = False
 
     def __post_init__(self) -> None:
         require(len(self.caches) >= 2, "CACHES: give two or more")

@@ -11,6 +11,6 @@ class PredictSettings:
 
     merged: Annotated[Path, "folder of a merged CLIP"]
     images: Annotated[tuple[Path, ...], "image files, and folders of them"]
-    text: Annotated[tuple[str, ...], "a description to choose from; repeat it"] = ()
+    text: Annotated[tuple[str, ...], "a description to choose from; repeat for several"] = ()
     texts: Annotated[Path | None, "text file of descriptions, one per line"] = None
-    top: Annotated[int | None, "descriptions to show for each image, the best ones; default: all"] = None
+    top: Annotated[int | None, "number of best descriptions to show for each image (default: all)"] = None

@@ -28,23 +28,26 @@ class ReportSettings:
     classes: Annotated[
         Path | None, "file of class names in your language; default: the names of the classes in the cache"
     ] = None
-    classes_language: Annotated[str | None, "of a JSON file of classes in several languages (Babel-ImageNet)"] = None
+    classes_language: Annotated[
+        str | None, "language to take from a JSON file of classes in several languages (Babel-ImageNet)"
+    ] = None
     templates: Annotated[
         tuple[str, ...], "en, ru, zh, ko, a file, or a prompt with {} in it; repeat it (default: the name alone)"
     ] = ()
-    distractors: Annotated[bool, "keep classes that no image has, as further choices"] = False
+    distractors: Annotated[bool, "also offer classes that no image has"] = False
     against_classes: Annotated[Path | None, "class names for the other CLIP, e.g. English ones"] = None
-    against_templates: Annotated[tuple[str, ...], "prompts for the other CLIP, as of --templates"] = ()
-    labels: Annotated[Path | None, "table with the class of each image, where the captions are no classes"] = None
+    against_templates: Annotated[tuple[str, ...], "prompts for the other CLIP, as in --templates"] = ()
+    labels: Annotated[Path | None, "table with the class of each image, if the captions are not classes"] = None
     label_field: Annotated[str, "column of --labels with the class"] = "label"
     key_field: Annotated[str, "column of --labels with the image's key in the cache"] = "image"
     shots: Annotated[
-        str | None, "training images a class of linear probes on caches of classes, e.g. 1,2,4,8,16,all (default: none)"
+        str | None,
+        "training images per class of linear probes on caches of classes, e.g. 1,2,4,8,16,all (default: none)",
     ] = None
-    seeds: Annotated[int, "draws of the training images of each number of shots"] = 3
+    seeds: Annotated[int, "random draws of the training images for each number of shots"] = 3
     speed: Annotated[bool, "measure the speed of merged CLIPs, some twenty seconds each"] = False
     image_root: Annotated[
-        str | None, "folder or URL that has the images now, for thumbnails (default: where the caches read them)"
+        str | None, "folder or URL where the images are now, for thumbnails (default: where the caches read them)"
     ] = None
     thumbnails: Annotated[int, "images to show at most; 0 for none"] = 60
 

@@ -15,12 +15,12 @@ class SearchSettings:
     merged: Annotated[Path, "folder of a merged CLIP"]
     cache: Annotated[Location, "cache of images, made by the same image tower"]
     query: Annotated[tuple[str, ...], "texts to search for"] = ()
-    image: Annotated[tuple[Path, ...], "an image to search for; repeat it"] = ()
+    image: Annotated[tuple[Path, ...], "search by this image; repeat for several"] = ()
     queries: Annotated[Path | None, "text file of queries, one per line"] = None
     index: Annotated[Path | None, "index of the cache, from `clipglot index` (default: all embeddings)"] = None
-    top: Annotated[int, "images to show for each query, the best ones"] = 10
-    language: Annotated[str | None, "search only images with a caption in this language, by its tag"] = None
-    caption: Annotated[str | None, "search only images with a caption that holds this text, in any case"] = None
+    top: Annotated[int, "number of best images to show for each query"] = 10
+    language: Annotated[str | None, "search only images with a caption in the language of this tag"] = None
+    caption: Annotated[str | None, "search only images with a caption that contains this text, ignoring case"] = None
 
     def __post_init__(self) -> None:
         require(

@@ -16,20 +16,23 @@ class ServeSettings:
     merged: Annotated[Path, "folder of a merged CLIP, or of its export in ONNX"]
     caches: Annotated[tuple[Path | Url, ...], "caches that its image tower made"]
     against: Annotated[
-        tuple[Path, ...], "folder of another merged CLIP with the same image tower, shown beside; repeat it"
+        tuple[Path, ...],
+        "folder of another merged CLIP with the same image tower, shown side by side; repeat for several",
     ] = ()
-    index: Annotated[tuple[Path, ...], "index of one of the caches, from `clipglot index`; repeat it"] = ()
-    onnx: Annotated[bool, "without torch: MERGED is an export in ONNX, or has one in its folder onnx"] = False
-    host: Annotated[str, "address to listen at; others than this machine's own need a token"] = "127.0.0.1"
-    port: Annotated[int, "port to listen at; 0 takes any free one"] = 8000
-    token: Annotated[str | None, "that clients must know (default: none here, one made up with another --host)"] = None
-    allow_host: Annotated[tuple[str, ...], "a further name of this server, e.g. behind a proxy; repeat it"] = ()
-    image_root: Annotated[Path | Url | None, "folder or URL that has the images now, if they moved since caching"] = (
+    index: Annotated[tuple[Path, ...], "index of one of the caches, from `clipglot index`; repeat for several"] = ()
+    onnx: Annotated[bool, "run without torch: MERGED is an ONNX export, or has one in its folder onnx"] = False
+    host: Annotated[str, "address to listen on; any but this machine's own requires a token"] = "127.0.0.1"
+    port: Annotated[int, "port to listen on; 0 takes any free one"] = 8000
+    token: Annotated[
+        str | None, "token that clients must send (default: none on this machine, a random one with another --host)"
+    ] = None
+    allow_host: Annotated[tuple[str, ...], "another name of this server, e.g. behind a proxy; repeat for several"] = ()
+    image_root: Annotated[Path | Url | None, "folder or URL where the images are now, if they moved since caching"] = (
         None
     )
     fold_above: Annotated[float, "cosine from which two images are near-duplicates"] = 0.98
     thumbnail_folder: Annotated[Path | None, "folder for thumbnails (default: ~/.cache/clipglot/thumbnails)"] = None
-    thumbnail_megabytes: Annotated[int, "limit of that folder"] = 512
+    thumbnail_megabytes: Annotated[int, "size limit of that folder"] = 512
 
     def __post_init__(self) -> None:
         require(bool(self.caches), "no cache: pass at least one")

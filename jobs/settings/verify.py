@@ -13,13 +13,13 @@ class VerifySettings:
 
     cache: Annotated[Location, "cache to check"]
     sample: Annotated[
-        int | None, "images to embed again, 0 for none; it is an error if they cannot be (default: 16, where possible)"
+        int | None, "images to embed again, 0 for none; fails if they cannot be read (default: 16 if possible)"
     ] = None
     seed: Annotated[int, "seed of the sample"] = 0
     model: Annotated[str | None, "where the image tower is now, if it moved since caching"] = None
     pretrained: Annotated[str | None, "where its weights are now, if they moved since caching"] = None
-    image_root: Annotated[Location | None, "folder or URL of the images now, if they moved since caching"] = None
-    repair: Annotated[bool, "mark what is damaged, so that the next `clipglot cache` embeds it again"] = False
+    image_root: Annotated[Location | None, "folder or URL where the images are now, if they moved since caching"] = None
+    repair: Annotated[bool, "mark damaged chunks, so that the next `clipglot cache` embeds them again"] = False
     device: Device = "auto"
 
     def __post_init__(self) -> None:

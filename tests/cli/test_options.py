@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from clipglot import __version__
 from clipglot.cli.main import COMMANDS, main
+from clipglot.cli.options import START, SectionedCommand
 from clipglot.distill.train_settings import SECTIONS, TrainSettings
 from support.command_line import run, small
 
@@ -78,14 +79,19 @@ HIDDEN = {"cache": ["--worker", "--workers"]}  # old names that still work
 
 def test_commands_and_options_are_a_contract() -> None:
     names = {
-        path: " ".join(
+        path: [
             parameter.opts[-1] if isinstance(parameter, click.Option) else (parameter.name or "").upper()
             for parameter in command.params
             if not getattr(parameter, "hidden", False)
-        )
+        ]
         for path, command in TREE.items()
     }
-    assert names == CONTRACT
+    contract = {path: contracted.split() for path, contracted in CONTRACT.items()}
+    assert {path: sorted(of) for path, of in names.items()} == {path: sorted(of) for path, of in contract.items()}
+    in_order = [
+        {path: [name for name in of if name[0] != "-"] for path, of in each.items()} for each in (names, contract)
+    ]
+    assert in_order[0] == in_order[1]  # of arguments; options are where the help has them
     hidden = {
         path: [parameter.opts[0] for parameter in command.params if getattr(parameter, "hidden", False)]
         for path, command in TREE.items()
@@ -247,3 +253,17 @@ def test_every_training_setting_has_a_section_in_the_help() -> None:
     assert sorted(listed) == sorted(field.name for field in fields(TrainSettings))
     shown = CliRunner().invoke(main, ["train", "--help"]).output
     assert [line for line in shown.splitlines() if line.rstrip(":") in SECTIONS] == [f"{name}:" for name in SECTIONS]
+
+
+@pytest.mark.parametrize("path", [path for path, command in TREE.items() if len(command.params) > 15])
+def test_a_long_help_begins_with_what_most_need_and_has_sections(path: str) -> None:
+    command = TREE[path]
+    assert isinstance(command, SectionedCommand)
+    shown = run(*path.split(), "--help").output
+    headings = re.findall(r"^([A-Z][\w ]+):$", shown, re.MULTILINE)
+    assert len(headings) >= 4
+    assert (headings[0], headings[-1]) == (START, "Others")
+    flags = [option.opts[-1] for option in command.params if isinstance(option, click.Option) and not option.hidden]
+    assert all(len(re.findall(rf"^  (?:-\w, )?{flag}\b(?!-)", shown, re.MULTILINE)) == 1 for flag in flags)
+    others = shown.partition("Others:\n")[2]
+    assert set(re.findall(r"^  (--[\w-]+)", others, re.MULTILINE)) <= {"--config", "--json"}

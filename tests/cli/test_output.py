@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import pty
-import re
 import signal
 import subprocess
 import sys
@@ -220,15 +219,6 @@ def test_a_stage_without_a_total_shows_no_count(monkeypatch: pytest.MonkeyPatch)
     assert any("export" in line for line in lines)
     assert "0/?" not in shown.getvalue()
     assert "-:--:--" not in shown.getvalue()
-
-
-def test_without_a_terminal_training_prints_progress_lines(tiny_cache: Path, tmp_path: Path) -> None:
-    result = run(*small(tiny_cache, tmp_path / "run"), "--epochs", 2, "--log-every", 1, "--val", tiny_cache)
-    first, *validations = [line for line in result.stderr.splitlines() if line.startswith("step ")]
-    assert re.fullmatch(r"step 1 of 10: loss \d\.\d{3}, [\d,]+ pairs/s", first)
-    # A line has the figures of its own step alone: no loss of an earlier step beside a recall.
-    assert [re.sub(r"[\d.]+%$", "", line) for line in validations] == ["step 5 of 10: R@10 ", "step 10 of 10: R@10 "]
-    assert run(*small(tiny_cache, tmp_path / "json"), "--epochs", 1, "--json").stderr == ""
 
 
 def test_plain_progress_waits_a_minute_between_lines(

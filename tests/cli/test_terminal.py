@@ -187,7 +187,7 @@ def test_a_terminal_is_not_steered(
 def test_bars_are_drawn(start_command: Callable[..., Process], tiny_cache: Path) -> None:
     shown = run_on_terminal(start_command, "duplicates", tiny_cache, answers={})
     assert (shown.code, r"\x1b" in shown.written) == (0, False), shown.written  # rich's sequences are not written out
-    assert re.search("compare \u2501+ (\\d+)/\\1 100%", "\n".join(Screen.of(shown.written).text()))
+    assert re.search("compare \u2501+ ([\\d,]+)/\\1 100%", "\n".join(Screen.of(shown.written).text()))
 
 
 def test_a_traceback_shows_controls(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_class_folders_and_babel_imagenet(workplace: Path, tiny_clip: Path) -> N
     (workplace / "babel_imagenet.json").write_text(json.dumps(babel), encoding="utf-8")
     printed = run_blocks("Class folders", workplace, tiny_clip)
     assert "красный" in printed
-    assert "4 embedded images have no class" in printed
+    assert "4 embedded images without a class" in printed
     assert "zero-shot" in printed
 
 

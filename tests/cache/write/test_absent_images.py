@@ -150,7 +150,7 @@ def test_what_is_kept_is_counted_in_embeddings(
 
     monkeypatch.setattr("clipglot.jobs.cache.cache_images", stop)
     stopped = CliRunner().invoke(main, ["cache", str(table), "-o", str(tmp_path / "c.zarr")])
-    assert "stopped: 15 embeddings are kept, of 24 images" in stopped.stderr
+    assert "stopped: 15 of 24 images are embedded and kept" in stopped.stderr
 
 
 def test_the_root_that_would_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

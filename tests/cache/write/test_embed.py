@@ -110,12 +110,12 @@ def test_each_broken_image_costs_its_row_and_inspect_lists_its_reason(tiny_clip:
     assert made.exit_code == 0, made.output
     assert "10 of 24 embedded" in made.stdout
     why = "8 missing, 2 not a picture, 1 damaged, 1 outside root, 1 too large, 1 unreadable"
-    which = f"clipglot inspect {cache} --failures; --retry tries them again"
+    which = f"clipglot inspect {cache} --failures; try them again: --retry"
     next_ = f"next: clipglot train {cache} -o run"
-    assert made.stdout.splitlines()[-2:] == [f"14 of 24 failed: {why}; to list them: {which}", next_]
+    assert made.stdout.splitlines()[-2:] == [f"14 of 24 failed: {why}; list them: {which}", next_]
     again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     complete = f"{cache} is complete already: 10 images embedded"
-    failed = f"14 of 24 failed: {why}; to list them: {which}"
+    failed = f"14 of 24 failed: {why}; list them: {which}"
     assert [again.stdout.splitlines()[i] for i in (0, -1)] == [complete, failed]
     again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options, "--json"])
     assert json.loads(again.stdout)["bottleneck"] is None

@@ -152,7 +152,7 @@ def test_control_c_and_sigterm_end_the_pass_without_a_traceback_and_keep_its_wor
     assert "leaked" not in messages
     assert len(messages.splitlines()) <= 5, messages  # four of the stages, one of the end
     assert 5 <= num_done(cache) < NUM_CHUNKS
-    assert f"stopped: {num_done(cache) * 8} embeddings are kept" in messages
+    assert f"stopped: {num_done(cache) * 8} of " in messages
     make_cache(images, cache, **SETTINGS)
     assert files(cache) == files(undisturbed)
 

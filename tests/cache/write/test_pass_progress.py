@@ -19,6 +19,7 @@ from clipglot.cache.write import work_sharing
 from clipglot.cache.write.work_sharing import ALONE, Heartbeat, Worker, read_signs, sharing
 from clipglot.cli.main import main
 from clipglot.cli.render import PlainProgress
+from support.terminal import run_on_terminal
 from support.worker_scripts import SLOW
 
 
@@ -48,7 +49,7 @@ def test_without_a_terminal_a_line_a_minute_shows_the_speed_and_the_bottleneck(
     monkeypatch.setattr(PlainProgress.__init__, "__defaults__", (0.0,))
     lines = run_pass(manifest, tiny_clip, tmp_path / "c.zarr").stderr.splitlines()
     progress = [line for line in lines if line.startswith("embed: ")][1:]
-    pattern = r"embed: (\d+) of 40 images, [\d,]+/s, waits for (reading|decoding|the tower|writing)"
+    pattern = r"embed: (\d+) of 40 images, [\d,]+/s, \d:\d\d:\d\d left, waits for (reading|decoding|the tower|writing)"
     assert [re.fullmatch(pattern, line)[1] for line in progress] == ["8", "16", "24", "32", "40"]  # type: ignore[index]
 
 
@@ -89,7 +90,7 @@ def test_control_c_in_a_terminal_leaves_one_clean_line_below_the_bars(
     assert "plan" in click.unstyle(bars)
     assert " 0/40" in click.unstyle(bars)
     assert re.search(r"\n(\x1b\[[?\w]*)*$", bars)  # at the beginning of a line
-    kept = r"\d+ embeddings are kept, of 40 images; run the same command again to resume"
+    kept = r"\d+ of 40 images are embedded and kept; run the same command again to resume"
     assert re.fullmatch(kept + r"(\x1b\[0m)?\s*", line)  # nothing is drawn over it
 
 
@@ -130,3 +131,28 @@ def test_a_written_chunk_is_not_in_the_next_heartbeat_and_not_taken_again(tmp_pa
         (sign,) = read_signs(store).values()
         assert (sign.chunks, sign.chunks_done) == ([1], 1)
         assert next(chunks, None) is None
+
+
+def test_a_terminal_shows_the_speed_and_failures_below_a_bar_that_begins_where_the_pass_goes_on(
+    manifest: Path, tiny_clip: Path, start_command: Any, tmp_path: Path
+) -> None:
+    (manifest_copy := tmp_path / "pairs.jsonl").write_bytes(manifest.read_bytes())
+    command = ["cache", manifest_copy, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}"]
+    command += ["--batch-size", 8, "--num-workers", 1, "--device", "cpu", "--image-root", tmp_path]
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(sorted((manifest.parent / "images").iterdir())):
+        (tmp_path / "images" / image.name).write_bytes(image.read_bytes() if i not in (1, 30) else b"no image")
+    begun = start_command(*command, "--chunk-rows", 8, script=SLOW.format(0.2))
+    begun.until(lambda: any((tmp_path / "c.zarr").rglob("status/c/*")))
+    begun.signal_all(signal.SIGINT)
+    assert begun.wait() == 130
+    num_kept = int(re.search(r"(\d+) of 40 images are embedded", begun.err())[1])  # type: ignore[index]
+    resumed = run_on_terminal(start_command, *command, answers={}, script=SLOW.format(0.2))
+    assert resumed.code == 0, resumed.written
+    bars = click.unstyle(resumed.written)
+    counts = [int(count) for count in re.findall(r"embed \S+ +(\d+)/40", bars)]
+    assert counts[-1] == 40
+    assert num_kept <= min(counts)
+    assert min(counts) > 0
+    assert re.search(r"100% \S+ [\d,]+ images/s", bars)
+    assert re.search(r"waits for (reading|decoding|the tower|writing); failed: \d not a picture", bars)

@@ -158,7 +158,7 @@ def test_a_deleted_image_repeats_its_plain_view_and_a_restored_one_stays_out(
     options = [*model, "--views", "3", "--augment-scale", "0.4"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])
     assert "16 images in 3 views" in said.stdout
-    assert "4 further views repeat the plain one" in said.stdout
+    assert "4 augmented views repeat the plain one" in said.stdout
     assert "next: " not in said.stdout  # it was complete before
     options[options.index("3")] = "2"
     again = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(cache), *options])

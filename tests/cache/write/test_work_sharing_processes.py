@@ -32,7 +32,7 @@ BENCHMARK = Path(__file__).parents[3] / "benchmarks" / "kills.py"
 def test_workers_share_a_pass_and_all_of_them_wait_for_the_plan(start_worker: Any, alone: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"
     second = start_worker(cache, "1/2")
-    second.until(lambda: "worker 1 of 2 waits until worker 0 has planned" in second.err())
+    second.until(lambda: "worker 1 of 2 is waiting for worker 0 to plan" in second.err())
     assert not cache.exists()
     first = start_worker(cache, "0/2", SLOW.format(0.3))
     done = [worker.succeed() for worker in (first, second)]
@@ -147,7 +147,7 @@ def test_inspect_shows_the_heartbeats_and_that_one_look_cannot_tell_whether_work
     shown = CliRunner().invoke(main, ["inspect", str(unfinished)]).stdout
     for part in ("9 of 10 chunks", "1 of 3", "node7 (99)", "embed 7", "1,234", "decoding", "not watched yet"):
         assert part in shown
-    assert "whether they live cannot be told from one look: --watch" in shown
+    assert "pass --watch" in shown
     document = json.loads(CliRunner().invoke(main, ["inspect", str(unfinished), "--json"]).stdout)
     assert (document["chunks_done"], document["num_chunks"]) == (9, 10)
     (worker,) = document["workers"]
@@ -198,7 +198,7 @@ def test_watching_may_begin_before_the_pass(alone: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(pass_state, "sleep", lambda seconds: shutil.copytree(alone, cache))
     result = CliRunner().invoke(main, ["inspect", str(cache), "--watch", "--json"])
     assert (result.exit_code, json.loads(result.stdout)["state"]) == (0, "sealed")
-    assert f"waits until a `clipglot cache` command has begun {cache}" in result.stderr
+    assert f"waiting for a `clipglot cache` command to begin {cache}" in result.stderr
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").touch()
     refused = CliRunner().invoke(main, ["inspect", str(tmp_path / "folder"), "--watch"])
