@@ -105,10 +105,12 @@ class Int8Coding(Coding):
 
     @classmethod
     def learned(cls, sample: Floats, seed: int) -> Self:
+        """As `Coding.learned`."""
         return cls(*steps_of(sample))
 
     @classmethod
     def stored(cls, content: bytes, dim: int) -> Self:
+        """As `Coding.stored`."""
         floats = np.frombuffer(content, "<f4").astype(np.float32)
         mean, steps = floats[:dim], floats[dim:]
         if not (np.abs(mean) <= MAX_FEATURE).all() or not ((steps > 0) & (steps <= MAX_FEATURE)).all():
@@ -117,23 +119,30 @@ class Int8Coding(Coding):
 
     @staticmethod
     def stored_bytes(dim: int) -> int:
+        """As `Coding.stored_bytes`."""
         return 8 * dim
 
     @staticmethod
     def code_bytes(dim: int) -> int:
+        """As `Coding.code_bytes`."""
         return dim
 
     @staticmethod
     def faiss_fields(dim: int) -> bytes:
+        """As `Coding.faiss_fields`."""
         return struct.pack("<iifQQQQ?", _QT_8BIT_DIRECT_SIGNED, 0, 0.0, dim, dim, 0, dim, False)
 
     def content(self) -> bytes:
+        """As `Coding.content`."""
         return self.mean.astype("<f4").tobytes() + self.steps.astype("<f4").tobytes()
 
     def centroids(self, centroids: Floats) -> Floats:
+        """As `Coding.centroids`."""
         return (centroids - self.mean) / self.steps
 
     def encoder(self, faiss: Any, centroids: Floats) -> Encoder:
+        """As `Coding.encoder`."""
+
         def encode(emb: Floats, lists: NDArray[np.int64]) -> NDArray[np.uint8]:
             codes = coded(emb, self.mean, self.steps).astype(np.int8)
             return codes.view(np.uint8) + np.uint8(CODE_OFFSET)  # wraps, as is meant
@@ -141,11 +150,13 @@ class Int8Coding(Coding):
         return encode
 
     def queries(self, queries: Floats) -> Floats:
+        """As `Coding.queries`."""
         folded = queries * self.steps
         scale = np.maximum(np.abs(folded).max(axis=1, keepdims=True) / LARGEST, np.finfo(np.float32).tiny)
         return np.rint(folded / scale)
 
     def parameters(self, faiss: Any, num_probes: int, selector: Any) -> Any:
+        """As `Coding.parameters`."""
         return faiss.IVFSearchParameters(nprobe=num_probes, sel=selector)
 
 
@@ -169,11 +180,13 @@ class RabitqCoding(Coding):
 
     @classmethod
     def learned(cls, sample: Floats, seed: int) -> Self:
+        """As `Coding.learned`."""
         drawn = np.random.default_rng(seed).standard_normal((sample.shape[1], sample.shape[1]))
         return cls(np.linalg.qr(drawn)[0].astype(np.float32))
 
     @classmethod
     def stored(cls, content: bytes, dim: int) -> Self:
+        """As `Coding.stored`."""
         rotation = np.frombuffer(content, "<f4").astype(np.float32).reshape(dim, dim)
         if not (np.abs(rotation) <= MAX_FEATURE).all():
             raise ValueError("its rotation is none")
@@ -181,24 +194,30 @@ class RabitqCoding(Coding):
 
     @staticmethod
     def stored_bytes(dim: int) -> int:
+        """As `Coding.stored_bytes`."""
         return 4 * dim * dim
 
     @staticmethod
     def code_bytes(dim: int) -> int:
+        """As `Coding.code_bytes`."""
         return -(-dim // 8) + _FACTORS
 
     @staticmethod
     def faiss_fields(dim: int) -> bytes:
+        """As `Coding.faiss_fields`."""
         size = RabitqCoding.code_bytes(dim)
         return struct.pack("<QQiQ?B", dim, size, _INNER_PRODUCT, size, True, QUERY_BITS)
 
     def content(self) -> bytes:
+        """As `Coding.content`."""
         return self.rotation.astype("<f4").tobytes()
 
     def centroids(self, centroids: Floats) -> Floats:
+        """As `Coding.centroids`."""
         return np.ascontiguousarray(centroids @ self.rotation)
 
     def encoder(self, faiss: Any, centroids: Floats) -> Encoder:
+        """As `Coding.encoder`."""
         dim = centroids.shape[1]
         quantizer = faiss.IndexFlatIP(dim)
         quantizer.add(self.centroids(centroids))
@@ -214,9 +233,11 @@ class RabitqCoding(Coding):
         return encode
 
     def queries(self, queries: Floats) -> Floats:
+        """As `Coding.queries`."""
         return np.ascontiguousarray(queries @ self.rotation)
 
     def parameters(self, faiss: Any, num_probes: int, selector: Any) -> Any:
+        """As `Coding.parameters`."""
         return faiss.IVFRaBitQSearchParameters(nprobe=num_probes, sel=selector, qb=QUERY_BITS, centered=False)
 
 
