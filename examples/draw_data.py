@@ -47,7 +47,7 @@ def write_tsv(file: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) 
 
 def queries(folder: Path) -> None:
     """`train.tsv`, `val.tsv`: a query a line, with the picture that was clicked; class folders with Russian names."""
-    for part, num, seed in (("train", 1500, 1), ("val", 300, 2)):
+    for part, num, seed in (("train", 900, 1), ("val", 200, 2)):
         scenes = training_scenes(num, seed=seed)
         names = draw_all(folder / part, scenes)
         texts = captions(scenes, "ru", 4, seed=seed)
@@ -60,7 +60,7 @@ def queries(folder: Path) -> None:
 
 def write_classes(folder: Path) -> None:
     """Class folders by shape and by shape and colour, with the names of the classes in Russian and English."""
-    scenes, labels = classification_scenes(6, seed=3)
+    scenes, labels = classification_scenes(4, seed=3)
     for sets in ("shapes", "pairs"):
         for name in ("ru", "en"):
             (folder / f"{sets}.{name}.txt").write_text(
@@ -82,7 +82,7 @@ def class_names(sets: str, language: Language) -> list[tuple[str, str]]:
 
 def news(folder: Path) -> None:
     """`news.csv` with broken pictures, whose headlines slipped down by a row; `fixed.csv` has them in their places."""
-    scenes = training_scenes(1200, seed=4)
+    scenes = training_scenes(900, seed=4)
     names = draw_all(folder / "pictures", scenes)
     headlines = [several[0] for several in captions(scenes, "zh", 1, seed=4)]
     pictures = folder / "pictures"
@@ -100,7 +100,7 @@ def news(folder: Path) -> None:
 
 def videos(folder: Path) -> None:
     """`train.jsonl`, `val.jsonl`: a thumbnail a line, with titles in Korean."""
-    for part, num, seed in (("train", 500, 5), ("val", 200, 6)):
+    for part, num, seed in (("train", 300, 5), ("val", 100, 6)):
         scenes = training_scenes(num, seed=seed)
         names = draw_all(folder / part, scenes)
         texts = captions(scenes, "ko", 2, seed=seed)
@@ -112,7 +112,7 @@ def videos(folder: Path) -> None:
 def muge(folder: Path) -> None:
     """Base64 images, texts and queries of a training and a validation part."""
     folder.mkdir(parents=True, exist_ok=True)
-    for part, num, seed in (("train", 1500, 7), ("valid", 300, 8)):
+    for part, num, seed in (("train", 900, 7), ("valid", 200, 8)):
         scenes = training_scenes(num, seed=seed)
         texts = captions(scenes, "zh", 2, seed=seed)
         ids = range(1000, 1000 + num)
@@ -125,7 +125,7 @@ def muge(folder: Path) -> None:
             {"text_id": i, "text": text, "image_ids": found} for i, (text, found) in enumerate(rows)
         ])  # fmt: skip
         write_lines(folder / f"{part}_queries.jsonl", [
-            {"query_id": i, "query_text": text, "item_ids": found} for i, (text, found) in enumerate(rows[:300])
+            {"query_id": i, "query_text": text, "item_ids": found} for i, (text, found) in enumerate(rows[:200])
         ])  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def index(folder: Path) -> None:
 
     import clipglot
 
-    scenes = training_scenes(1500, seed=9)
+    scenes = training_scenes(900, seed=9)
     names = draw_all(folder / "images", scenes)
     clip = clipglot.load("demo/english_clip", device="cpu")
     emb = clip.encode_image([folder / "images" / name for name in names], progress=False).astype(np.float16)
@@ -151,10 +151,10 @@ def index(folder: Path) -> None:
         "caption": [several[0] for several in captions(scenes, "en", 1, seed=9)],
         "caption_zh": [s[0] if i % 2 == 0 else None for i, s in enumerate(captions(scenes, "zh", 1, seed=9))],
     }
-    for number, start in enumerate(range(0, len(names), 1000)):
+    for number, start in enumerate(range(0, len(names), 500)):
         for name in ("img_emb", "metadata"):
             (folder / "laion" / name).mkdir(parents=True, exist_ok=True)
-        part = slice(start, start + 1000)
+        part = slice(start, start + 500)
         np.save(folder / "laion" / "img_emb" / f"img_emb_{number}.npy", emb[part])
         file = folder / "laion" / "metadata" / f"metadata_{number}.parquet"
         pq.write_table(pa.table({name: column[part] for name, column in table.items()}), file)

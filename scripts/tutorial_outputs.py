@@ -1,4 +1,7 @@
-"""Run tutorials and write what their blocks print into the pages, below each block that is followed by a `text` block.
+"""Run tutorials and write what their blocks print into the pages, into the `text` block below each.
+
+Where the page shows some of the lines and `…` for others, these lines are written anew. Where it shows a line that is no
+longer printed, or none, all lines are written: shorten them by hand.
 
     python scripts/tutorial_outputs.py [--replace TEXT=OTHER] [--keep DIR] [PAGE …]
 
@@ -12,7 +15,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from support.tutorials import BLOCK, run_tutorial  # noqa: E402
+from support.tutorials import BLOCK, Ran, run_tutorial, without_numbers  # noqa: E402
+
+
+def written(ran: Ran) -> str:
+    """The new output of a block, shortened as the old one."""
+    printed = ran.printed.rstrip("\n").splitlines()
+    lines, at = [], 0
+    for line in (ran.shown or "").splitlines():
+        same = [i for i in range(at, len(printed)) if without_numbers(printed[i]) == without_numbers(line)]
+        if line == "…":
+            lines.append(line)
+        elif same:
+            lines.append(printed[same[0]])
+            at = same[0] + 1
+        else:
+            return "\n".join(printed)
+    return "\n".join(lines or printed)
 
 
 def main() -> None:
@@ -28,7 +47,7 @@ def main() -> None:
         text = page.read_text(encoding="utf-8")
         for block in ran:
             if block.shown is not None:
-                printed = block.printed.rstrip("\n")
+                printed = written(block)
                 for old, new in replaced.items():
                     printed = printed.replace(new, old)
                 at = text.index(f"\n{block.code}```\n") + len(block.code) + 1

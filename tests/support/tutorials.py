@@ -11,6 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 MARK = "=== end of block ==="
+HOME = "~/clipglot"  # shown for the folder
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def run_tutorial(page: Path, folder: Path, replaced: Mapping[str, str] | None = 
         ["bash", "-c", "\n".join(lines)], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, text=True
     )
     assert done.returncode == 0, done.stdout
-    printed = done.stdout.split(f"{MARK}\n")[:-1]
+    printed = done.stdout.replace(str(folder), HOME).split(f"{MARK}\n")[:-1]
     return [Ran(code, out, shown) for (_, code, shown), out in zip(blocks, printed, strict=True)]
 
 
