@@ -86,7 +86,7 @@ def news(folder: Path) -> None:
     names = draw_all(folder / "pictures", scenes)
     headlines = [several[0] for several in captions(scenes, "zh", 1, seed=4)]
     pictures = folder / "pictures"
-    for i in range(0, 30, 3):
+    for i in range(30, 60, 3):
         whole = (pictures / names[i]).read_bytes()
         (pictures / names[i]).write_bytes(whole[: len(whole) // 2])
         (pictures / names[i + 1]).write_text("<html><title>404 Not Found</title></html>")
@@ -94,7 +94,8 @@ def news(folder: Path) -> None:
     for file, shift in (("news.csv", 1), ("fixed.csv", 0)):
         moved = headlines[-shift:] + headlines[:-shift] if shift else headlines
         with open(folder / file, "w", encoding="utf-8-sig", newline="") as lines:
-            rows = [(f"pictures/{name}", text, "2026") for name, text in zip(names, moved, strict=True)]
+            years = ["2025"] * 750 + ["2026"] * 150
+            rows = [(f"pictures/{name}", *rest) for name, *rest in zip(names, moved, years, strict=True)]
             csv.writer(lines).writerows([("file", "headline", "year"), *rows])
 
 
