@@ -52,7 +52,9 @@ def queries(folder: Path) -> None:
         names = draw_all(folder / part, scenes)
         texts = captions(scenes, "ru", 4, seed=seed)
         rows = [
-            (f"{part}/{name}", query) for name, several in zip(names, texts, strict=True) for query in sorted(set(several))
+            (f"{part}/{name}", query)
+            for name, several in zip(names, texts, strict=True)
+            for query in sorted(set(several))
         ]
         write_tsv(folder / f"{part}.tsv", ("image", "query"), rows)
     write_classes(folder)
@@ -105,7 +107,9 @@ def videos(folder: Path) -> None:
         scenes = training_scenes(num, seed=seed)
         names = draw_all(folder / part, scenes)
         texts = captions(scenes, "ko", 2, seed=seed)
-        records = [{"thumbnail": f"{part}/{name}", "titles": several} for name, several in zip(names, texts, strict=True)]
+        records = [
+            {"thumbnail": f"{part}/{name}", "titles": several} for name, several in zip(names, texts, strict=True)
+        ]
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         (folder / f"{part}.jsonl").write_text("".join(lines), encoding="utf-8")
 
@@ -137,11 +141,10 @@ def write_lines(file: Path, records: Iterable[object]) -> None:
 
 def index(folder: Path) -> None:
     """`laion`, embeddings of `images` with metadata; every second row has a Chinese caption, too."""
+    import clipglot
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-
-    import clipglot
 
     scenes = training_scenes(900, seed=9)
     names = draw_all(folder / "images", scenes)

@@ -6,6 +6,7 @@ files become the path as code, since the project has no public address to link t
 
 import html
 import inspect
+import json
 import posixpath
 import re
 import shutil
@@ -26,6 +27,7 @@ OUTSIDE = {
     "contributing.md": "CONTRIBUTING.md",
     "security.md": "SECURITY.md",
     "changelog.md": "CHANGELOG.md",
+    "notebook.md": "examples/clip_in_python.ipynb",
     **{f"benchmarks/{file.name}": f"benchmarks/{file.name}" for file in sorted(ROOT.glob("benchmarks/*.md"))},
 }
 _PAGE_OF = {path: page for page, path in OUTSIDE.items()}
@@ -60,13 +62,18 @@ def link_package(folder: Path) -> None:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages from outside docs/."""
     for page, path in OUTSIDE.items():
-        files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
+        if path.endswith(".ipynb"):
+            files.append(File.generated(config, page, content=notebook_page(ROOT / path)))
+        else:
+            files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Write what is generated into its place, and rewrite links."""
     uri = page.file.src_uri
+    if uri == "benchmarks/README.md":
+        page.meta["hide"] = ["toc"]  # one table, which needs the width
     for marker, generate in GENERATED.items():
         if marker in markdown:
             markdown = markdown.replace(marker, generate())
@@ -238,6 +245,15 @@ def _table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "\n".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="reference"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>\n'
+
+
+def notebook_page(file: Path) -> str:
+    """Cells of a notebook, texts and code; its results are not kept in it."""
+    parts = []
+    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(parts)
 
 
 def decisions_list() -> str:

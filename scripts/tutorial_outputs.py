@@ -1,7 +1,7 @@
 """Run tutorials and write what their blocks print into the pages, into the `text` block below each.
 
-Where the page shows some of the lines and `…` for others, these lines are written anew. Where it shows a line that is no
-longer printed, or none, all lines are written: shorten them by hand.
+Where the page shows some of the lines and `…` for others, these lines are written anew. Where it shows none, or a line
+that is no longer printed, all lines are written: shorten them by hand.
 
     python scripts/tutorial_outputs.py [--replace TEXT=OTHER] [--keep DIR] [PAGE …]
 

@@ -67,7 +67,9 @@ def evaluation(folder: Path) -> None:
 
 def news(folder: Path) -> None:
     kinds = {
-        run: [line.get("finding") for line in map(json.loads, (folder / run / "metrics.jsonl").read_text().splitlines())]
+        run: [
+            line.get("finding") for line in map(json.loads, (folder / run / "metrics.jsonl").read_text().splitlines())
+        ]
         for run in ("run", "fixed-run")
     }
     assert "recall at chance" in kinds["run"] or "loss at chance" in kinds["run"]
@@ -112,7 +114,9 @@ def test_every_tutorial_has_its_check() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("page", "check"), zip(PAGES, CHECKS, strict=False), ids=lambda each: getattr(each, "stem", ""))
+@pytest.mark.parametrize(
+    ("page", "check"), zip(PAGES, CHECKS, strict=False), ids=lambda each: getattr(each, "stem", "")
+)
 def test_a_tutorial_runs_and_prints_what_it_shows(
     page: Path, check: Callable[[Path], None], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
