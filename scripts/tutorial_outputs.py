@@ -43,7 +43,7 @@ def main() -> None:
     replaced = dict(pair.split("=", 1) for pair in args.replace)
     for page in args.pages:
         with tempfile.TemporaryDirectory() as folder:
-            ran = run_tutorial(page, Path(folder), replaced)
+            ran = run_tutorial(page, Path(folder) / "clipglot", replaced)
         text = page.read_text(encoding="utf-8")
         for block in ran:
             if block.shown is not None:

@@ -51,15 +51,15 @@ def run_tutorial(page: Path, folder: Path, replaced: Mapping[str, str] | None = 
 
     Args:
         page: with the blocks.
-        folder: to run in.
+        folder: to run in, which is made.
         replaced: text of the blocks and what stands for it, such as the path of a model.
 
     Raises:
         AssertionError: a block failed; with what was printed.
     """
+    folder.mkdir()
     for name in ("demo", "examples"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(ROOT / name)
+        (folder / name).symlink_to(ROOT / name)
     blocks = blocks_of(page)
     lines = ["set -euo pipefail", "exec 2>&1"]
     for language, code, _ in blocks:
