@@ -53,16 +53,16 @@ def is_better_than_chance(folder: Path) -> None:
 
 def queries(folder: Path) -> None:
     is_better_than_chance(folder)
-    for name, least in (("shapes", 0.8), ("pairs", 0.5)):
-        found = json.loads((folder / f"{name}.json").read_text())
-        assert found["top1"] > least
-        assert found["against"]["report"]["top1"] > least
+    for name in ("shapes", "pairs"):
+        found = json.loads((folder / f"{name} фото {{}}.json").read_text())
+        assert found["top1"] > 0.7
+        assert found["against"]["report"]["top1"] > 0.7
 
 
 def evaluation(folder: Path) -> None:
     assert "<svg" in (folder / "shapes.html").read_text()
     probe = json.loads((folder / "shapes.probe.json").read_text())
-    assert [point["shots"] for point in probe["points"]] == [1, 2, 4]
+    assert [point["shots"] for point in probe["points"]] == [1, 2, 3]
 
 
 def news(folder: Path) -> None:
@@ -80,7 +80,7 @@ def news(folder: Path) -> None:
 def videos(folder: Path) -> None:
     assert "alignment" in (folder / "report.html").read_text()
     with served(PAGES[3], folder) as url:
-        hits = answer(f"{url}search?q={quote('빨간색 원')}&limit=5&fold=false")["hits"]
+        hits = answer(f"{url}search?q={quote('노란색 별')}&limit=5&fold=false")["hits"]
         assert len(hits) == 5
         with urlopen(f"{url}image/{hits[0]['row']}") as image:
             assert image.read(4) == b"RIFF"
@@ -95,13 +95,13 @@ def muge(folder: Path) -> None:
 
 def index(folder: Path) -> None:
     with served(PAGES[5], folder) as url:
-        hits = answer(f"{url}search?q={quote('红色的圆形')}&limit=5&fold=false")["hits"]
+        hits = answer(f"{url}search?q={quote('红色的正方形')}&limit=5&fold=false")["hits"]
         assert sum("红色" in caption["text"] for hit in hits for caption in hit["captions"]) >= 1
-        english = answer(f"{url}search?q={quote('a red circle')}&limit=5&fold=false&model=1")["hits"]
+        english = answer(f"{url}search?q={quote('a red square')}&limit=5&fold=false&model=1")["hits"]
         assert len(english) == 5
         with urlopen(f"{url}image/{hits[0]['row']}") as image:
             assert image.read(4) == b"RIFF"
-        example = [sys.executable, str(ROOT / "examples" / "search_client.py"), "红色的圆形", url.rstrip("/")]
+        example = [sys.executable, str(ROOT / "examples" / "search_client.py"), "红色的正方形", url.rstrip("/")]
         shown = subprocess.run(example, capture_output=True, text=True, check=True, env=os.environ).stdout.splitlines()
         assert shown[0].split()[0] == f"{hits[0]['score']:.3f}"
 
