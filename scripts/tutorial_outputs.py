@@ -47,14 +47,11 @@ def main() -> None:
         text = page.read_text(encoding="utf-8")
         for block in ran:
             if block.shown is not None:
-                printed = written(block)
-                for old, new in replaced.items():
-                    printed = printed.replace(new, old)
                 at = text.index(f"\n{block.code}```\n") + len(block.code) + 1
                 start = text.index("```text\n", at)
                 shown = BLOCK.match(text, start)
                 assert shown is not None
-                text = f"{text[:start]}```text\n{printed}\n```{text[shown.end() :]}"
+                text = f"{text[:start]}```text\n{written(block)}\n```{text[shown.end() :]}"
         page.write_text(text, encoding="utf-8")
         print(page)
 

@@ -74,8 +74,11 @@ def run_tutorial(page: Path, folder: Path, replaced: Mapping[str, str] | None = 
         ["bash", "-c", "\n".join(lines)], cwd=folder, env=environment(folder), stdout=subprocess.PIPE, text=True
     )
     assert done.returncode == 0, done.stdout
-    printed = done.stdout.replace(str(folder), HOME).split(f"{MARK}\n")[:-1]
-    return [Ran(code, out, shown) for (_, code, shown), out in zip(blocks, printed, strict=True)]
+    printed = done.stdout.replace(str(folder), HOME)
+    for old, new in (replaced or {}).items():
+        printed = printed.replace(new, old)
+    outputs = printed.split(f"{MARK}\n")[:-1]
+    return [Ran(code, out, shown) for (_, code, shown), out in zip(blocks, outputs, strict=True)]
 
 
 def without_numbers(line: str) -> str:
@@ -84,7 +87,10 @@ def without_numbers(line: str) -> str:
 
 
 def missing_lines(ran: Ran) -> list[str]:
-    """Lines of the shown output that the block did not print, numbers apart; `…` stands for any lines."""
+    """Lines of the shown output that the block did not print, numbers apart.
+
+    `…` stands for any lines. Indented lines, such as the images that a search found, may differ between machines.
+    """
     printed = {without_numbers(line) for line in ran.printed.splitlines()}
-    shown = (ran.shown or "").splitlines()
-    return [line for line in shown if line.strip() != "…" and without_numbers(line) not in printed]
+    shown = [line for line in (ran.shown or "").splitlines() if line != "…" and not line.startswith(" ")]
+    return [line for line in shown if without_numbers(line) not in printed]
