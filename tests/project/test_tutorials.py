@@ -22,8 +22,7 @@ LANGUAGE_MODEL = "intfloat/multilingual-e5-small"
 @contextmanager
 def served(page: Path, folder: Path) -> Iterator[str]:
     """The URL that the page's `clipglot serve` serves, at a free port; it ends by SIGTERM with exit code 0."""
-    (command,) = (code for _, code, _ in blocks_of(page) if "clipglot serve" in code)
-    (line,) = (line for line in command.splitlines() if "clipglot serve" in line)
+    (line,) = (code.rstrip() for _, code, _ in blocks_of(page) if "clipglot serve" in code)
     command = ["bash", "-c", f"exec {line} --port 0 --json"]
     with subprocess.Popen(command, cwd=folder, env=environment(folder), stdout=subprocess.PIPE, text=True) as run:
         try:

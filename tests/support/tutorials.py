@@ -68,6 +68,7 @@ def run_tutorial(page: Path, folder: Path, replaced: Mapping[str, str] | None = 
         if language == "python":
             code = f"python - <<'END'\n{code}END\n"
         if "clipglot serve" in code:
+            assert len(code.splitlines()) == 1, f"a block that serves must do nothing else: {code}"
             code = ":\n"
         lines.append(f"{code}echo '{MARK}'\n")
     done = subprocess.run(
