@@ -113,12 +113,8 @@ def test_every_tutorial_has_its_check() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("page", "check"), zip(PAGES, CHECKS, strict=False), ids=lambda each: getattr(each, "stem", "")
-)
-def test_a_tutorial_runs_and_prints_what_it_shows(
-    page: Path, check: Callable[[Path], None], tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+@pytest.mark.parametrize(("page", "check"), list(zip(PAGES, CHECKS, strict=False)), ids=[page.stem for page in PAGES])
+def test_a_tutorial_runs_and_prints_what_it_shows(page: Path, check: Callable[[Path], None], tmp_path: Path) -> None:
     replaced = {}
     if LANGUAGE_MODEL in page.read_text(encoding="utf-8"):
         from support.tiny_lms import save_tiny_lm
