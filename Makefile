@@ -25,5 +25,5 @@ $(VENV)/dev-ready: pyproject.toml
 	touch $@ $(VENV)/demo-ready
 
 clean:
-	rm -rf $(VENV) build dist clipglot.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) build dist site clipglot.egg-info .pytest_cache .mypy_cache .ruff_cache \
 		.hypothesis .benchmarks

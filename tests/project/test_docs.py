@@ -15,6 +15,7 @@ PAGES = sorted(
         ROOT / "SECURITY.md",
         ROOT / "CONTRIBUTING.md",
         ROOT / "CHANGELOG.md",
+        ROOT / "benchmarks" / "README.md",
         *(ROOT / "docs").rglob("*.md"),
     ]
 )
@@ -92,3 +93,10 @@ def test_the_map_names_files_of_every_folder() -> None:
     paths = set(named_paths((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")))
     folders = {file.parent.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("__init__.py")}
     assert [folder for folder in sorted(folders) if not any(Path(path).is_relative_to(folder) for path in paths)] == []
+
+
+def test_the_table_of_benchmarks_names_every_file() -> None:
+    table = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    files = {file.name for file in (ROOT / "benchmarks").glob("*_*.md")}
+    assert files
+    assert files - set(LINK.findall(table)) == set()
