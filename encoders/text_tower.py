@@ -160,6 +160,7 @@ class TextTower(nn.Module, ABC):
         has_own_tokenizer: whether `--text` names the tokenizer, too.
         config: its configuration.
         grad_checkpointing: compute the activations of blocks again in backward instead of keeping them.
+        frozen_sha256: digest of the tensors of a frozen model that the tower learns from and does not hold.
     """
 
     kind: ClassVar[str]
@@ -171,6 +172,7 @@ class TextTower(nn.Module, ABC):
     has_own_tokenizer: ClassVar[bool] = False
     config: TextTowerConfig
     grad_checkpointing: bool = False
+    frozen_sha256: str = ""
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
@@ -241,6 +243,11 @@ class TextTower(nn.Module, ABC):
             backend: as of `torch.compile`.
             mode: as of `torch.compile`.
         """
+
+    @property
+    def whole(self) -> "TextTower":
+        """The tower that is saved and exported: itself, unless this is a part that learns alone."""
+        return self
 
     @property
     @abstractmethod

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from tokenizers import normalizers
+
 from .errors import EncoderError
 from .loading.untrusted import lm_tokenizer
 from .loading.untrusted_files import read_json
@@ -13,9 +15,14 @@ from .loading.untrusted_regex import panics_named
 from .text_cleaning import clean
 from .tokenizer import CLEANING, FILES, TextTokenizer, spell_special_pieces
 
+_OWN_MARKS = ("▁", " ")  # that models of SentencePiece put before every text
+
 
 class LMTokenizer(TextTokenizer):
-    """Captions to the ids that a language model was trained on."""
+    """Captions to the ids that a language model was trained on.
+
+    A prompt is the first normalizer of the tokenizer itself, so that every library puts it before a caption.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -56,6 +63,41 @@ class LMTokenizer(TextTokenizer):
         return loaded
 
     @property
+    def prompt(self) -> str:
+        """Text that stands before each caption; empty without one."""
+        first = self._normalizers()[:1]
+        is_prompt = bool(first) and first[0]["type"] == "Prepend" and first[0]["prepend"] not in _OWN_MARKS
+        return str(first[0]["prepend"]) if is_prompt else ""
+
+    def with_prompt(self, prompt: str, name: str) -> Self:
+        """The tokenizer, with a prompt before each caption.
+
+        Args:
+            prompt: the text.
+            name: of the model, for the message.
+
+        Raises:
+            EncoderError: it has another one.
+        """
+        if self.prompt == prompt:
+            return self
+        if self.prompt:
+            raise EncoderError(
+                f"--text-prompt {prompt!r}: the tokenizer of {name} puts {self.prompt!r} before captions: drop "
+                "--text-prompt, or begin with the language model itself"
+            )
+        backend = self.backend
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(prompt), *own])
+        return self
+
+    def _normalizers(self) -> list[dict[str, Any]]:
+        """Normalizers of the tokenizer, as its JSON describes them."""
+        described = json.loads(self.backend.to_str())["normalizer"] or {}
+        parts: list[dict[str, Any]] = described.get("normalizers", [described] if described else [])
+        return parts
+
+    @property
     def backend(self) -> Any:
         """The tokenizer of the tokenizers library underneath, which neither cuts nor pads."""
         backend = self._tokenizer.backend_tokenizer
@@ -93,8 +135,9 @@ class LMTokenizer(TextTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         assert self.backend  # as it is saved
         self._tokenizer.save_pretrained(str(folder))
-        if json.loads(self.backend.to_str())["model"]["type"] == "Unigram":
-            # Classes such as T5Tokenizer build their own tokenizer around a vocabulary, without `spell_special_pieces`.
+        if self.prompt or json.loads(self.backend.to_str())["model"]["type"] == "Unigram":
+            # Classes such as T5Tokenizer build their own tokenizer around a vocabulary, without `spell_special_pieces`
+            # and without a prompt.
             config = folder / FILES[1]
             described = read_json(config) | {"tokenizer_class": "PreTrainedTokenizerFast"}
             config.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")

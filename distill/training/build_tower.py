@@ -9,9 +9,11 @@ import torch
 
 from ...cache.format import EncoderInfo
 from ...encoders.loading.untrusted import CLIP_CONFIG
+from ...encoders.text_lm import LMTower
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
+from ...encoders.tokenizer_lm import LMTokenizer
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -41,7 +43,10 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     folder = settings.tokenizer or (earlier.tokenizer if earlier else None)
     if folder is None and not kind.has_own_tokenizer:
         return train_bpe(captions(), settings.vocab_size)
-    return kind.tokenizer_type.load_for_new(folder or settings.text)
+    tokenizer = kind.tokenizer_type.load_for_new(folder or settings.text)
+    if settings.text_prompt and isinstance(tokenizer, LMTokenizer):
+        return tokenizer.with_prompt(settings.text_prompt, settings.text)
+    return tokenizer
 
 
 def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTokenizer) -> TextTower:
@@ -106,6 +111,8 @@ def _options_of(settings: TrainSettings, kind: type[TextTower]) -> Any:
         DistillError: one of another kind is given.
     """
     own = [field.name for field in fields(kind.options_type)]
+    if kind is not LMTower and (flag := settings.given("text_prompt", "text_features")):
+        raise DistillError(f"--{flag} belongs to a language model; --text {settings.text} is {kind.noun}: drop it")
     for other in TEXT_TOWERS.values():
         foreign = [field.name for field in fields(other.options_type) if field.name not in own]
         if flag := settings.given(*foreign):

@@ -116,7 +116,7 @@ class RunFolder:
             DistillError: the run's description is damaged.
         """
         hints = get_type_hints(TrainSettings)
-        begun = self._describe()["settings"] if self._description.exists() else {}
+        begun = _with_later_settings(self._describe()["settings"]) if self._description.exists() else {}
         return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
 
     def settings(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class RunFolder:
 
     def _require_same(self, settings: TrainSettings, description: dict[str, Any]) -> None:
         then, now = self._describe(), _to_json(settings)
-        begun = then["settings"] | {"computed in": then["computed_in"]}
+        begun = _with_later_settings(then["settings"]) | {"computed in": then["computed_in"]}
         now |= {"computed in": description["computed_in"]}
         for name in sorted((begun.keys() | now.keys()) - FREE_ON_RESUME):
             if begun.get(name) != now.get(name):
@@ -337,6 +337,12 @@ def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
         return line
     kinds: dict[str, LineKind] = {"finding": "finding", "r_at_1": "validation", "sample_r_at_1": "sample"}
     return {"kind": next((kind for key, kind in kinds.items() if key in line), "step")} | line
+
+
+def _with_later_settings(begun: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run, with those that came after it was begun as what it did without them."""
+    later = {"text_layers": "", "text_prompt": "", "text_features": "live" if begun.get("train_layers") == 0 else "auto"}
+    return later | begun
 
 
 def _from_json(hint: Any, value: Any) -> Any:
