@@ -94,6 +94,8 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
             raise click.ClickException(
                 f"{settings.output} holds a run already: pass --resume to go on, or choose another -o"
             )
+        if settings.live_because and is_first_process() and not as_json:
+            say(f"the frozen language model runs in every step, because of {settings.live_because}")
         task = progress.add_task("load", note="", total=None)  # at once: the import takes seconds
         from ..jobs.train import train as run_training
 

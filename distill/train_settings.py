@@ -26,7 +26,18 @@ SECTIONS = {
     "Logging": "log_every log_to profile checkpoint_every",
 }
 SCRATCH_ALONE = ("width", "layers", "heads")
-LM_ALONE = ("pooler", "head", "text_layers", "text_prompt", "text_features", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
+LM_ALONE = (
+    "pooler",
+    "head",
+    "text_layers",
+    "text_prompt",
+    "text_features",
+    "train_layers",
+    "freeze_embeddings",
+    "lora_rank",
+    "lm_lr",
+    "layer_decay",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -341,7 +341,11 @@ def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
 
 def _with_later_settings(begun: dict[str, Any]) -> dict[str, Any]:
     """Settings of a run, with those that came after it was begun as what it did without them."""
-    later = {"text_layers": "", "text_prompt": "", "text_features": "live" if begun.get("train_layers") == 0 else "auto"}
+    later = {
+        "text_layers": "",
+        "text_prompt": "",
+        "text_features": "live" if begun.get("train_layers") == 0 else "auto",
+    }
     return later | begun
 
 

@@ -227,10 +227,11 @@ def test_forged_features_are_refused(frozen: Any, cache: Cache, monkeypatch: pyt
     # Features that are whole and named rightly, but not of this model.
     rng = np.random.default_rng(0)
     monkeypatch.setattr(
-        text_features._Embedder, "__call__", lambda self, captions, on_done=None: rng.normal(size=(len(captions), 16)).astype(np.float16)
+        text_features._Embedder,
+        "__call__",
+        lambda self, captions, on_done=None: rng.normal(size=(len(captions), 16)).astype(np.float16),
     )
-    features = replace(frozen, output=frozen.output.with_name("forged"), epochs=1)
-    train(features)
+    train(replace(frozen, output=frozen.output.with_name("forged"), epochs=1, val=None))
     monkeypatch.undo()
     with pytest.raises(DamagedCacheError, match="cosine"):
         train(again)
