@@ -16,8 +16,8 @@ from .settings import Device, require, require_at_least_one
 SECTIONS = {
     "Data": "cache output val views tokenizer vocab_size context_length workers",
     "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
-    "Language model": "text_layers text_prompt text_features train_layers freeze_embeddings lora_rank lora_alpha lora_targets lm_lr "
-    "layer_decay",
+    "Language model": "text_layers text_prompt text_features train_layers freeze_embeddings lora_rank lora_alpha "
+    "lora_targets lm_lr layer_decay",
     "Optimization": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
     "cooldown weight_decay beta2 grad_clip ema patience seed",
     "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
@@ -244,8 +244,8 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     ] = "mean"
     head: Annotated[
         Literal["linear", "mlp", "glu", "deep"],
-        "projection of a language model's pooled state to the image embeddings: linear, MLP, gated MLP, or MLP of three "
-        "hidden layers with dropout; with --warm-start ridge others than linear correct the fitted one",
+        "projection of a language model's pooled state to the image embeddings: linear, MLP, gated MLP, or MLP of "
+        "three hidden layers with dropout; with --warm-start ridge others than linear correct the fitted one",
     ] = "linear"
     dropout: Annotated[
         float | None, "dropout probability (default: 0, or the language model's own; 0.2 in --head deep)"

@@ -390,8 +390,8 @@ class LMTower(TextTower):
         )
         set_dropout(model, spec.dropout)
         head_dropout = config.head_dropout if spec.dropout is None else _head_dropout(config.head, spec.dropout)
-        shape = {"context_length": context_length, "model": plain_values(model), "head_dropout": head_dropout}
-        tower = LMTower(replace(config, **shape))
+        shape: dict[str, Any] = {"context_length": context_length, "model": plain_values(model)}
+        tower = LMTower(replace(config, **shape, head_dropout=head_dropout))
         tower.load_state_dict(self.state_dict())
         return tower._prepared(spec, options, tokenizer)
 
@@ -482,7 +482,7 @@ class LMTower(TextTower):
         return pack_tokens(self.transformer.config, ids, lengths, few_shapes=self._few_shapes)
 
     def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
-        """Compile the training forward over rows; a model that takes no rows, or gives several layers, stays as it is."""
+        """Compile the training forward over rows; not of a model that takes no rows, nor with several layers."""
         if self.config.layers:
             return
         self.allow_shapes()
@@ -569,7 +569,7 @@ class LMTower(TextTower):
     @property
     def has_dropout(self) -> bool:
         """Whether training gives a caption other features each time."""
-        return self.config.head_dropout > 0 or self._is_trained and config_has_dropout(self.transformer.config)
+        return self.config.head_dropout > 0 or (self._is_trained and config_has_dropout(self.transformer.config))
 
     @property
     def _is_trained(self) -> bool:
@@ -592,7 +592,7 @@ class LMTower(TextTower):
             linear.weight.copy_(weights * (linear.weight.square().mean() / weights.square().mean()).sqrt())
 
     def head_alone(self) -> "LMHead | None":
-        """The head as a tower of its own, which learns from the features of a frozen model; None if it is not frozen."""
+        """The head as a tower that learns from the features of a frozen model; None if the model is not frozen."""
         return None if self._is_trained else LMHead(self)
 
     @property

@@ -25,8 +25,8 @@ from ..format import (
 )
 from ..progress import OnProgress, Progress, ignore_progress
 from ..storage.digests import digests_of, first_lines
-from ..storage.ragged_bytes import RaggedBytes
 from ..storage.feature_arrays import find_feature_faults
+from ..storage.ragged_bytes import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, parent_groups
 from .cache import Cache

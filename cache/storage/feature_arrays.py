@@ -1,6 +1,6 @@
-"""Features of a cache's captions on disk: groups `tokens/features-<key>`, chunk by chunk, so that a frozen model runs once.
+"""Features of a cache's captions on disk: groups `tokens/features-<key>`, so that a frozen model runs once.
 
-A group holds `pooled`, `[1, M, W] float16` in chunks `[1, R, W]`, and says in its attributes what made it. Like a chunk of
+A group holds `pooled`, `[1, M, W] float16` in chunks `[1, R, W]`, and says in its attributes what made it. As with
 embeddings, a chunk is whole or absent, so what a killed writer has finished is kept. The key is a sha256 over the same
 description, which the caller makes.
 """

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ...encoders.packing import Packed
 from .. import distributed
 from .image_embeddings import HostRows
-from .text_features import HostFeatures
 from .targets import Bank, Targets
+from .text_features import HostFeatures
 
 
 @dataclass(frozen=True, kw_only=True)

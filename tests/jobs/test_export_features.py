@@ -9,9 +9,9 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from click.testing import CliRunner
 from clipglot.cache.read.cache import Cache
 from clipglot.cli.main import main
-from clipglot.distill.data.tokens import open_tokens
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
@@ -21,7 +21,6 @@ from clipglot.encoders.tokenizer_lm import LMTokenizer
 from clipglot.exports.errors import ExportError
 from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.export import ExportSettings
-from click.testing import CliRunner
 from support.tiny_lms import CONTEXT, save_tiny_lm
 
 PROMPT = "query: "

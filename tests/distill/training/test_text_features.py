@@ -1,7 +1,9 @@
-"""Features of a frozen language model, computed once: equal to live ones, resumed after a kill, never those of another."""
+"""Features of a frozen language model, computed once: equal to live ones, resumed after a kill, no others."""
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,6 +191,41 @@ def test_a_killed_writer_loses_no_chunk(
     uninterrupted = features_of(Cache(straight), head, tmp_path, tokenizer)
     everything = np.arange(len(features))
     assert np.array_equal(features.take(everything), uninterrupted.take(everything))
+
+
+# Computes the first two chunks of four, says so, and hangs in the third.
+WRITER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from clipglot.cache.storage import feature_arrays
+feature_arrays.CHUNK_ROWS = 8
+def compute(rows):
+    if rows.start == 16 and sys.argv[2] == "hang":
+        print("half", flush=True)
+        time.sleep(60)
+    return np.arange(rows.start, rows.stop, dtype=np.float16)[:, None].repeat(3, axis=1)
+feature_arrays.write_features(Path(sys.argv[1]), {"made": "by a test"}, 30, 3, compute)
+"""
+
+
+def test_chunks_outlive_a_writer_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group, described = tmp_path / feature_arrays.group_name({"made": "by a test"}), {"made": "by a test"}
+    command = [sys.executable, "-c", WRITER, str(group)]
+    killed = subprocess.Popen([*command, "hang"], stdout=subprocess.PIPE, text=True)
+    assert killed.stdout is not None
+    assert killed.stdout.readline() == "half\n"
+    killed.kill()
+    killed.wait()
+    killed.stdout.close()
+    assert feature_arrays.num_written(group, described, 30, 3) == 16
+    with pytest.raises(DamagedCacheError, match="absent"):
+        feature_arrays.map_features(group, described, 30, 3)
+    subprocess.run([*command, "to the end"], check=True)
+    stored = feature_arrays.map_features(group, described, 30, 3).read()
+    assert np.array_equal(stored, np.arange(30, dtype=np.float16)[:, None].repeat(3, axis=1))
+    with pytest.raises(DamagedCacheError, match="30 captions, 3 features each, expected 31 captions"):
+        feature_arrays.map_features(group, described, 31, 3)
 
 
 def test_another_model_prompt_layer_or_caption_has_features_of_its_own(
