@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -124,27 +124,28 @@ class LMConfig(TextTowerConfig):
             folder: of the export, which holds the config.json of transformers.
 
         Raises:
-            EncoderError: that file is missing or damaged, or names a pooler that there is not.
+            EncoderError: that file is missing or damaged; or the config names a pooler or head that there is not.
         """
         text_cfg = model_cfg["text_cfg"]
         if "hf_model_name" not in text_cfg:
             return None
         model = read_config(folder)
         poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
-        named = text_cfg["hf_pooler_type"]
-        own = _POOLER.fullmatch(poolers.get(named, named))
-        if own is None:
-            raise EncoderError(f"{folder}: its text tower pools by {named!r}, which clipglot does not have")
-        head: Any = text_cfg["hf_proj_type"]
+        pooled, projected = str(text_cfg["hf_pooler_type"]), str(text_cfg["hf_proj_type"])
+        own = _POOLER.fullmatch(poolers.get(pooled, pooled))
+        head: Any = projected.removeprefix(_RESIDUAL)
+        if own is None or head not in get_args(Head):
+            what = f"hf_pooler_type {pooled!r} and hf_proj_type {projected!r}"
+            raise EncoderError(f"{folder}: clipglot has no text tower of {what}: export the run again")
         pooler: Any = own[1]
         return cls(
             embed_dim=model_cfg["embed_dim"],
             name=text_cfg["hf_model_name"],
             model=model,
             pooler=pooler,
-            head=head.removeprefix(_RESIDUAL),
+            head=head,
             layers=[int(number) for number in (own[2] or "").split(",") if number],
-            residual=head.startswith(_RESIDUAL),
+            residual=projected.startswith(_RESIDUAL),
             context_length=text_cfg["context_length"],
         )
 
@@ -243,7 +244,9 @@ class LMTower(TextTower):
         """Build the tower around a model, or around a new one with random weights."""
         super().__init__(config)
         model: Any = transformer if transformer is not None else _build(config.to_transformers())
-        if not all(1 <= number <= model.config.num_hidden_layers for number in config.layers):
+        if not set(config.layers) <= set(range(1, model.config.num_hidden_layers + 1)) or (
+            config.layers != sorted(set(config.layers))
+        ):
             raise ValueError(f"layers {config.layers} of {model.config.num_hidden_layers}")
         self.text = nn.ModuleDict({"transformer": model, "proj": _make_head(config, model.config.hidden_size)})
         if getattr(model.config, "use_cache", False):  # of keys and values, for a next token that nobody asks for

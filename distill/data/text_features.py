@@ -25,7 +25,7 @@ from ..errors import DistillError
 from .image_embeddings import EmbeddingSource, HostRows, OnDevice, OnHost, copy_to_device, fits_in_memory
 from .tokens import CAPTIONS_PER_BLOCK, TokenTable
 
-CAPTIONS_AT_A_TIME = 256
+CAPTIONS_AT_A_TIME = {"cpu": 256, "cuda": 2048}
 NUM_PROBES = 8  # captions that are computed again before stored features are trusted
 MIN_COSINE = 0.999  # of a probe; bfloat16 on one device and float32 on another stay above it
 
@@ -145,7 +145,8 @@ class _Embedder:
         # By length, so that a model that takes one length at a time meets few of them.
         lengths = self._tokens.gather(captions)[1]
         order, done = np.argsort(lengths, kind="stable"), 0
-        for positions in np.split(order, range(CAPTIONS_AT_A_TIME, len(order), CAPTIONS_AT_A_TIME)):
+        size = CAPTIONS_AT_A_TIME.get(self._device.type, 256)
+        for positions in np.split(order, range(size, len(order), size)):
             packed = tower.pack(*self._tokens.gather(captions[positions])).to(self._device)
             with self._autocast:
                 pooled = tower.pooled(packed).half()
