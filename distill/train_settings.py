@@ -16,8 +16,8 @@ from .settings import Device, require, require_at_least_one
 SECTIONS = {
     "Data": "cache output val views tokenizer vocab_size context_length workers",
     "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
-    "Language model": "text_layers text_prompt text_features train_layers freeze_embeddings lora_rank lora_alpha "
-    "lora_targets lm_lr layer_decay",
+    "Language model": "text_layers text_prompt prune_vocab vocab_text text_features train_layers freeze_embeddings "
+    "lora_rank lora_alpha lora_targets lm_lr layer_decay",
     "Optimization": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
     "cooldown weight_decay beta2 grad_clip ema patience seed",
     "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
@@ -31,6 +31,7 @@ LM_ALONE = (
     "head",
     "text_layers",
     "text_prompt",
+    "prune_vocab",
     "text_features",
     "train_layers",
     "freeze_embeddings",
@@ -257,6 +258,12 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     text_prompt: Annotated[
         str, "text before each caption, as the language model expects it, e.g. 'query: '; the tokenizer keeps it"
     ] = ""
+    prune_vocab: Annotated[
+        bool, "keep only the tokens of a language model that captions and --vocab-text use, and single characters"
+    ] = False
+    vocab_text: Annotated[
+        tuple[Path, ...], "text file whose tokens --prune-vocab keeps, e.g. of queries to come; repeat for several"
+    ] = ()
     text_features: Annotated[
         Literal["auto", "live"],
         "auto computes the features of captions once, before training, if a frozen language model gives the same ones "
@@ -337,6 +344,7 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
             all(number.isdecimal() for number in numbers) and sorted({int(n) for n in numbers}) == [*map(int, numbers)],
             f"--text-layers {self.text_layers}: must be ascending numbers of layers, e.g. 6,9,12",
         )
+        require(self.prune_vocab or not self.vocab_text, "--vocab-text goes with --prune-vocab: pass it, too")
         layers = self.train_layers
         require(layers is None or layers >= 0, f"--train-layers {layers}: must be a number of layers")
         require(self.lora_rank >= 0, f"--lora-rank {self.lora_rank}: must not be negative")

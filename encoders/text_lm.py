@@ -294,6 +294,8 @@ class LMTower(TextTower):
             may_shorten=spec.may_shorten,
             dropout=spec.dropout,
         )
+        if spec.kept_words:
+            tower.prune_words(spec.kept_words)
         return tower._prepared(spec, options, tokenizer)
 
     @classmethod
@@ -407,6 +409,35 @@ class LMTower(TextTower):
         else:
             self.freeze(train_layers=options.train_layers, word_embeddings=options.freeze_embeddings)
         return self
+
+    @torch.no_grad()
+    def prune_words(self, rows: Sequence[int]) -> None:
+        """Keep some of the word embeddings, and renumber what the config says of tokens.
+
+        Args:
+            rows: of the kept tokens, in the order of their new ids.
+
+        Raises:
+            EncoderError: the model has no such row; or padding would get another id, which counts positions in
+                some families.
+        """
+        words, config = self.transformer.get_input_embeddings(), self.transformer.config
+        if max(rows) >= self.num_rows:
+            raise EncoderError(
+                f"--prune-vocab: {self.config.name} has no word embedding for all tokens of its tokenizer"
+            )
+        new = {row: number for number, row in enumerate(rows)}
+        if config.pad_token_id is not None and new.get(config.pad_token_id) != config.pad_token_id:
+            raise EncoderError(
+                f"--prune-vocab: the padding of {self.config.name} has id {config.pad_token_id}, after tokens that "
+                "would go: drop --prune-vocab"
+            )
+        words.weight = nn.Parameter(words.weight[list(rows)].clone(), requires_grad=words.weight.requires_grad)
+        words.num_embeddings = config.vocab_size = len(rows)
+        for name, id_ in config.to_dict().items():
+            if name.endswith("_token_id") and isinstance(id_, int) and id_ in new:
+                setattr(config, name, new[id_])
+        self.config = replace(self.config, model=plain_values(config))
 
     def require_tokenizer(self, tokenizer: TextTokenizer, name: str) -> None:
         """Refuse a tokenizer whose ids have no word embedding, or whose padding open_clip would not see.

@@ -97,6 +97,7 @@ class TowerSpec:
         image_pretrained: its weights.
         dropout: share of the values that training sets to zero; None leaves it as the tower has it.
         warm_start: whether the tower will begin in closed form.
+        kept_words: rows of a language model's word embeddings that a pruned tokenizer keeps; empty for all.
     """
 
     text: str
@@ -108,6 +109,7 @@ class TowerSpec:
     image_pretrained: str | None = None
     dropout: float | None = None
     warm_start: bool = False
+    kept_words: Sequence[int] = ()
 
 
 def context_within(longest: int | None, context_length: int, name: str, *, may_shorten: bool) -> int:

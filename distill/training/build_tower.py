@@ -1,7 +1,7 @@
 """The tokenizer and the text tower that a run asks for."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
 from ...encoders.tokenizer_lm import LMTokenizer
+from ...inference.text_files import read_lines
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -44,8 +45,16 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     if folder is None and not kind.has_own_tokenizer:
         return train_bpe(captions(), settings.vocab_size)
     tokenizer = kind.tokenizer_type.load_for_new(folder or settings.text)
-    if settings.text_prompt and isinstance(tokenizer, LMTokenizer):
-        return tokenizer.with_prompt(settings.text_prompt, settings.text)
+    if isinstance(tokenizer, LMTokenizer):
+        if settings.text_prompt:
+            tokenizer = tokenizer.with_prompt(settings.text_prompt, settings.text)
+        if settings.prune_vocab:
+            if earlier:
+                raise DistillError(
+                    f"--prune-vocab: {settings.text} is a run, which keeps its tokens: drop it, or begin with the "
+                    "language model itself"
+                )
+            tokenizer = tokenizer.pruned([captions(), *(read_lines(file) for file in settings.vocab_text)])
     return tokenizer
 
 
@@ -75,6 +84,8 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTo
         dropout=settings.dropout,
         warm_start=settings.warm_start == "ridge",
     )
+    if settings.prune_vocab and isinstance(tokenizer, LMTokenizer) and not earlier:
+        spec = replace(spec, kept_words=LMTokenizer.load(settings.text).rows_of(tokenizer))
     options = _options_of(settings, kind)
     if earlier:
         old_tokenizer = kind.tokenizer_type.load(earlier.tokenizer)
@@ -111,7 +122,7 @@ def _options_of(settings: TrainSettings, kind: type[TextTower]) -> Any:
         DistillError: one of another kind is given.
     """
     own = [field.name for field in fields(kind.options_type)]
-    if kind is not LMTower and (flag := settings.given("text_prompt", "text_features")):
+    if kind is not LMTower and (flag := settings.given("text_prompt", "prune_vocab", "text_features")):
         raise DistillError(f"--{flag} belongs to a language model; --text {settings.text} is {kind.noun}: drop it")
     for other in TEXT_TOWERS.values():
         foreign = [field.name for field in fields(other.options_type) if field.name not in own]
