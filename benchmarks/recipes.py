@@ -110,7 +110,7 @@ def frozen(bench: Bench) -> None:
     train, val = flickr8k(bench, "zh")
     runs = {"scratch, few": bench.train("run_zh", train, "--recipe", "few")}
     for head in FROZEN_HEADS:
-        settings = ["--text", bench.lm, "--recipe", "frozen", "--text-layers", "6,9,12", "--text-prompt", "query: "]
+        settings = ["--text", bench.lm, "--recipe", "frozen", "--text-layers", "3,6,9,12", "--text-prompt", "query: "]
         runs[f"frozen, {head}"] = bench.train(f"run_frozen_{head}", train, *settings, "--head", head)
     print("\n| zh, text→image | seconds | R@1 | R@5 | R@10 |\n|---|---|---|---|---|")
     r_at_10 = {}
