@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from ...cache.format import EncoderInfo
+from ...cache.sources.text_files import decode_text
+from ...cache.storage.regular import read_regular
 from ...encoders.loading.untrusted import CLIP_CONFIG
 from ...encoders.text_lm import LMTower
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
 from ...encoders.tokenizer_lm import LMTokenizer
-from ...inference.text_files import read_lines
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -54,7 +55,7 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
                     f"--prune-vocab: {settings.text} is a run, which keeps its tokens: drop it, or begin with the "
                     "language model itself"
                 )
-            tokenizer = tokenizer.pruned([captions(), *(read_lines(file) for file in settings.vocab_text)])
+            tokenizer = tokenizer.pruned([captions(), *(_lines(file) for file in settings.vocab_text)])
     return tokenizer
 
 
@@ -129,6 +130,20 @@ def _options_of(settings: TrainSettings, kind: type[TextTower]) -> Any:
         if flag := settings.given(*foreign):
             raise DistillError(f"--{flag} belongs to {other.noun}; --text {settings.text} is {kind.noun}: drop it")
     return kind.options_type(**{name: getattr(settings, name) for name in own})
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines of a `--vocab-text`.
+
+    Raises:
+        DistillError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return decode_text(read_regular(file)).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(
+            f"--vocab-text {file}: no text file in UTF-8 ({error}): pass one with a text a line"
+        ) from error
 
 
 def _require_text_tower(text: str) -> None:

@@ -122,6 +122,8 @@ def test_a_pruned_run_resumes_and_exports(
         text_prompt="query: ",
         train_layers=0 if frozen else None,
     )
+    with pytest.raises(DistillError, match=r"--vocab-text .*queries\.gz"):
+        train(replace(given, vocab_text=(tmp_path / "queries.gz",)))
     train(given, on_progress=stop_at(3))
     queries.unlink()  # the run keeps its tokenizer
     again = RunFolder(given.output).settings_to_resume()
