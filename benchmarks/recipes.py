@@ -2,6 +2,7 @@
 
     scripts/bench recipes zh --data ../shared/data --work /tmp/recipes
     scripts/bench recipes en --data ../shared/data --work /tmp/recipes --lm path/to/minilm
+    scripts/bench recipes frozen …   Chinese: a head on the features of a frozen multilingual model, beside `few`
     scripts/bench recipes lora …     LoRA beside the whole language model
     scripts/bench recipes emoji …    emoji by their Russian short names
     scripts/bench recipes warm …     ridge warm starts beside none, on a tenth held out of the training images
@@ -25,6 +26,8 @@ from clipglot.cache.read.cache import Cache
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.evals.retrieval import Ranks
 
+FROZEN_HEADS = ("linear", "mlp", "glu", "deep")
+
 
 class Bench:
     """A working folder and the commands run in it."""
@@ -33,6 +36,7 @@ class Bench:
         self.data, self.work, self.lm = options.data, options.work, options.lm
         self.extra = shlex.split(options.train)
         self.commands: list[str] = []
+        self.seconds: dict[str, float] = {}  # of the runs that were trained now, by name
 
     def cache(self, name: str, source: Path, language: str, image_root: Path) -> Path:
         """The cache of a manifest, made now or earlier."""
@@ -46,7 +50,9 @@ class Bench:
         """A training run, made now or earlier."""
         run = self.work / name
         if not (run / "final").exists():
+            started = time.perf_counter()
             report = self._run("train", cache, "-o", run, *settings, *self.extra, "--json")
+            self.seconds[name] = time.perf_counter() - started
             run.with_suffix(".json").write_text(report, encoding="utf-8")
         return run
 
@@ -97,6 +103,25 @@ def en(bench: Bench) -> None:
     train, val = flickr8k(bench, "en")
     run = bench.train("run_lm", train, "--text", bench.lm, "--recipe", "lm")
     print_against_closed_form("en, language model", bench.ranks(run, val), train, val, spaced=True)
+
+
+def frozen(bench: Bench) -> None:
+    """Chinese, heads on features of a frozen language model of twelve layers that reads Chinese, beside scratch."""
+    train, val = flickr8k(bench, "zh")
+    runs = {"scratch, few": bench.train("run_zh", train, "--recipe", "few")}
+    for head in FROZEN_HEADS:
+        settings = ["--text", bench.lm, "--recipe", "frozen", "--text-layers", "3,6,9,12", "--text-prompt", "query: "]
+        runs[f"frozen, {head}"] = bench.train(f"run_frozen_{head}", train, *settings, "--head", head)
+    print("\n| zh, text→image | seconds | R@1 | R@5 | R@10 |\n|---|---|---|---|---|")
+    r_at_10 = {}
+    for name, run in runs.items():
+        ranks = bench.ranks(run, val)
+        r_at_10[name] = ranks.r_at_10
+        seconds = bench.seconds.get(run.name)
+        time_ = "earlier" if seconds is None else f"{seconds:.0f}"
+        print(f"| {name} | {time_} | {ranks.r_at_1:.1%} | {ranks.r_at_5:.1%} | {ranks.r_at_10:.1%} |")
+    for name in runs:
+        print(f"{name} / few at R@10: {r_at_10[name] / r_at_10['scratch, few']:.3f}")
 
 
 def lora(bench: Bench) -> None:
@@ -161,7 +186,7 @@ def write(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
     return path
 
 
-ROWS = {"zh": zh, "en": en, "lora": lora, "emoji": emoji, "warm": warm}
+ROWS = {"zh": zh, "en": en, "frozen": frozen, "lora": lora, "emoji": emoji, "warm": warm}
 
 
 def main() -> None:
@@ -170,10 +195,10 @@ def main() -> None:
     parser.add_argument("row", choices=ROWS)
     parser.add_argument("--data", type=Path, required=True, help="folder that holds flickr8k/, emoji/ and deit_tiny/")
     parser.add_argument("--work", type=Path, required=True, help="working folder")
-    parser.add_argument("--lm", type=Path, help="folder of the language model of rows en, lora and warm")
+    parser.add_argument("--lm", type=Path, help="folder of the language model of rows en, frozen, lora and warm")
     parser.add_argument("--train", default="", help="further settings of `clipglot train`")
     options = parser.parse_args()
-    if options.row in ("en", "lora", "warm") and not options.lm:
+    if options.row in ("en", "frozen", "lora", "warm") and not options.lm:
         parser.error(f"row {options.row} needs the folder of a language model: pass --lm")
     options.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(options)

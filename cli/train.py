@@ -67,7 +67,7 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
 @click.option(
     "--recipe",
     type=click.Choice([*get_args(Recipe), NO_RECIPE]),
-    help="measured settings for few images, many images, a language model, or a language model with LoRA "
+    help="measured defaults: for few images, many images, a language model, one with LoRA, or a frozen one "
     f"(default: few up to {FEW_IMAGES:,} images if no setting of it is given; none: plain defaults)",
 )
 @click.option(

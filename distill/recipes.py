@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .errors import DistillError
 
-Recipe = Literal["few", "many", "lm", "lora"]
+Recipe = Literal["few", "many", "lm", "lora", "frozen"]
 RECIPES: dict[Recipe, dict[str, Any]] = {
     # A scratch tower on a few thousand images: begun as a bag of tokens fitted in closed form, small, with dropout.
     "few": {
@@ -29,6 +29,8 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
     "lm": {"warm_start": "ridge", "batch_size": 128, "lr": 3e-4, "lm_lr": 5e-5, "epochs": 8},
     # A language model by LoRA, which forgets less.
     "lora": {"warm_start": "ridge", "lora_rank": 8, "batch_size": 128, "lr": 1e-3, "epochs": 8},
+    # A head on the features of a frozen language model, which are computed once.
+    "frozen": {"warm_start": "ridge", "train_layers": 0, "batch_size": 256, "lr": 1e-3, "epochs": 20},
 }
 
 
@@ -61,10 +63,12 @@ def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
         DistillError: a recipe for language models without one, or one for scratch towers with another tower.
     """
     text = given.get("text", "scratch")
-    if recipe in ("lm", "lora") and text in ("scratch", "clip"):
+    if recipe in ("lm", "lora", "frozen") and text in ("scratch", "clip"):
         raise DistillError(f"--recipe {recipe} is for language models: pass --text FOLDER")
     if recipe in ("few", "many") and text != "scratch":
-        raise DistillError(f"--recipe {recipe} is for --text scratch: pass --recipe lm or lora for a language model")
+        raise DistillError(
+            f"--recipe {recipe} is for --text scratch: pass --recipe lm, lora or frozen for a language model"
+        )
     return {name: value for name, value in RECIPES[recipe].items() if name not in given}
 
 

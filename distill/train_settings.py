@@ -16,7 +16,8 @@ from .settings import Device, require, require_at_least_one
 SECTIONS = {
     "Data": "cache output val views tokenizer vocab_size context_length workers",
     "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
-    "Language model": "train_layers freeze_embeddings lora_rank lora_alpha lora_targets lm_lr layer_decay",
+    "Language model": "text_layers text_prompt prune_vocab vocab_text text_features train_layers freeze_embeddings "
+    "lora_rank lora_alpha lora_targets lm_lr layer_decay",
     "Optimization": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
     "cooldown weight_decay beta2 grad_clip ema patience seed",
     "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
@@ -25,7 +26,19 @@ SECTIONS = {
     "Logging": "log_every log_to profile checkpoint_every",
 }
 SCRATCH_ALONE = ("width", "layers", "heads")
-LM_ALONE = ("pooler", "head", "train_layers", "freeze_embeddings", "lora_rank", "lm_lr", "layer_decay")
+LM_ALONE = (
+    "pooler",
+    "head",
+    "text_layers",
+    "text_prompt",
+    "prune_vocab",
+    "text_features",
+    "train_layers",
+    "freeze_embeddings",
+    "lora_rank",
+    "lm_lr",
+    "layer_decay",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +244,31 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
         "pooling of a language model's last hidden states: their mean, the first, or the last",
     ] = "mean"
     head: Annotated[
-        Literal["linear", "mlp"], "projection of a language model's pooled state to the image embeddings"
+        Literal["linear", "mlp", "glu", "deep"],
+        "projection of a language model's pooled state to the image embeddings: linear, MLP, gated MLP, or MLP of "
+        "three hidden layers with dropout; with --warm-start ridge others than linear correct the fitted one",
     ] = "linear"
-    dropout: Annotated[float | None, "dropout probability (default: 0, or the language model's own)"] = None
+    dropout: Annotated[
+        float | None, "dropout probability (default: 0, or the language model's own; 0.2 in --head deep)"
+    ] = None
     grad_checkpointing: Annotated[bool, "gradient checkpointing: saves memory by computing activations twice"] = False
+    text_layers: Annotated[
+        str, "layers of a language model whose pooled states are put side by side, e.g. 6,9,12 (default: the last)"
+    ] = ""
+    text_prompt: Annotated[
+        str, "text before each caption, as the language model expects it, e.g. 'query: '; the tokenizer keeps it"
+    ] = ""
+    prune_vocab: Annotated[
+        bool, "keep only the tokens of a language model that captions and --vocab-text use, and single characters"
+    ] = False
+    vocab_text: Annotated[
+        tuple[Path, ...], "text file whose tokens --prune-vocab keeps, e.g. of queries to come; repeat for several"
+    ] = ()
+    text_features: Annotated[
+        Literal["auto", "live"],
+        "auto computes the features of captions once, before training, if a frozen language model gives the same ones "
+        "in each step; live runs the model in each step",
+    ] = "auto"
     train_layers: Annotated[
         int | None, "number of last layers of a language model to train; 0 trains only the head (default: all)"
     ] = None
@@ -305,6 +339,12 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
             self.text == "scratch" or not given,
             f"--{given} belongs to a scratch tower, but the shape of {self.text} is fixed: drop it",
         )
+        numbers = self.text_layers.split(",") if self.text_layers else []
+        require(
+            all(number.isdecimal() for number in numbers) and sorted({int(n) for n in numbers}) == [*map(int, numbers)],
+            f"--text-layers {self.text_layers}: must be ascending numbers of layers, e.g. 6,9,12",
+        )
+        require(self.prune_vocab or not self.vocab_text, "--vocab-text goes with --prune-vocab: pass it, too")
         layers = self.train_layers
         require(layers is None or layers >= 0, f"--train-layers {layers}: must be a number of layers")
         require(self.lora_rank >= 0, f"--lora-rank {self.lora_rank}: must not be negative")
@@ -321,9 +361,9 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
             "--lora-rank freezes the whole language model: drop --train-layers and --freeze-embeddings",
         )
         require(
-            self.warm_start == "none" or (self.text != "clip" and self.head == "linear"),
-            f"--warm-start {self.warm_start} fits a scratch tower or the linear head of a language model: drop it, or "
-            f"--text {self.text} --head {self.head}",
+            self.warm_start == "none" or self.text != "clip",
+            f"--warm-start {self.warm_start} fits a scratch tower or the head of a language model: drop it, or "
+            f"--text {self.text}",
         )
         require(0 < self.lm_lr < math.inf, f"--lm-lr {self.lm_lr}: must be positive and finite")
         require(0 < self.layer_decay <= 1, f"--layer-decay {self.layer_decay}: must be a factor above 0 and at most 1")
@@ -332,6 +372,20 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
         """Flag, without dashes, of the first of these settings that is not at its default, or an empty string."""
         changed = (f.name for f in fields(self) if f.name in names and getattr(self, f.name) != f.default)
         return next(changed, "").replace("_", "-")
+
+    @property
+    def freezes_lm(self) -> bool:
+        """Whether all of a language model but its head is frozen."""
+        return self.train_layers == 0 and self.text not in ("scratch", "clip")
+
+    @property
+    def live_because(self) -> str:
+        """Setting for which a frozen language model runs in every step; empty if its features are computed once."""
+        if not self.freezes_lm:
+            return ""
+        if self.token_dropout:
+            return f"--token-dropout {self.token_dropout:g}"
+        return "--text-features live" if self.text_features == "live" else ""
 
     @property
     def resolved_lora_alpha(self) -> float:

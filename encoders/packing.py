@@ -117,6 +117,17 @@ class PackedCaptions(Packed):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PooledCaptions(Packed):
+    """Captions as the features that a frozen model gives them, computed before.
+
+    Attributes:
+        pooled: `[B, W] float32`, in the order given.
+    """
+
+    pooled: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PackedRows(Packed):
     """Captions in rows of one length.
 

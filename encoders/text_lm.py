@@ -1,16 +1,17 @@
 """A pretrained language model as a text tower: a transformers model, a pooler and a head, over captions unpadded.
 
 Laid out as open_clip's HFTextEncoder (`text.transformer.…`, `text.proj.…`), so that open_clip loads the exports of the
-families that it knows. B captions, W width of the model, D features.
+families that it knows. B captions, W width of the pooled layers together, D features.
 """
 
 import copy
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self, get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from .errors import EncoderError
+from .loading.clips import hash_tensors
 from .loading.language_models import (
+    DROPOUTS,
     config_has_dropout,
     first_line,
     plain_values,
@@ -29,16 +32,21 @@ from .loading.language_models import (
 )
 from .loading.untrusted import LM_CONFIG, read_config, to_config
 from .lora import add_lora, merge_lora
-from .packing import PackedCaptions, PackedRows, row_length
-from .text_lm_forward import Pooler, hidden_states, num_positions, pack_tokens, pool
+from .packing import PackedCaptions, PackedRows, PooledCaptions, row_length
+from .text_heads import DEEP_DROPOUT, OPEN_CLIP_HEADS, Head, ResidualHead, make_head
+from .text_lm_forward import Pooler, blocks_of, hidden_states_of, num_positions, pack_tokens, pool
 from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
 from .tokenizer import TextTokenizer
 from .tokenizer_lm import LMTokenizer
 
-Head = Literal["linear", "mlp"]
 # Families and poolers that open_clip's HFTextEncoder builds from a config (open_clip 3.3.0, hf_configs.py).
 OPEN_CLIP_FAMILIES = ("bert", "roberta", "xlm-roberta", "mt5", "m2m_100")
 OPEN_CLIP_POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
+# What an export says of poolers and heads that open_clip does not have, in the fields that it does have.
+_POOLER = re.compile(r"(mean|cls|eos)(?:\((\d{1,4}(?:,\d{1,4})*)\))?")
+_RESIDUAL = "residual-"
+# Values of a config that change no feature: dropout apart, these say how a model is stored or trained.
+_NO_FEATURE = {*DROPOUTS, "dtype", "torch_dtype", "transformers_version", "architectures", "use_cache"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +57,19 @@ class LMConfig(TextTowerConfig):
         name: hub repository that the model came from, or the last part of its folder's path.
         model: its transformers config, as plain values.
         pooler: how the tokens of a caption become one vector.
-        head: what brings that vector to D features; without bias, as open_clip's heads are.
+        head: what brings that vector to D features (`text_heads.py`).
+        layers: whose pooled states are put side by side, from 1; empty stands for the last one.
+        residual: whether the head corrects a linear one.
+        head_dropout: of heads other than open_clip's.
     """
 
     name: str
     model: dict[str, Any]
     pooler: Pooler
     head: Head
+    layers: list[int] = field(default_factory=list)
+    residual: bool = False
+    head_dropout: float = 0.0
 
     @property
     def family(self) -> str:
@@ -65,7 +79,24 @@ class LMConfig(TextTowerConfig):
     @property
     def loads_in_open_clip(self) -> bool:
         """Whether open_clip can build this tower."""
-        return self.family in OPEN_CLIP_FAMILIES and self.pooler in OPEN_CLIP_POOLERS
+        return self.family in OPEN_CLIP_FAMILIES and self.pooler in OPEN_CLIP_POOLERS and self._has_plain_head
+
+    @property
+    def _has_plain_head(self) -> bool:
+        """Whether open_clip has a head of this kind."""
+        return not self.layers and not self.residual and self.head in OPEN_CLIP_HEADS
+
+    @property
+    def pooled_layers(self) -> str:
+        """The pooler and its layers, in a few words."""
+        if not self.layers:
+            return f"{self.pooler} pooling"
+        return f"{self.pooler} pooling of layers {', '.join(map(str, self.layers))}"
+
+    @property
+    def head_form(self) -> str:
+        """The head, in a few words."""
+        return f"linear + {self.head}" if self.residual else self.head
 
     def to_open_clip(self) -> dict[str, Any]:
         """The `text_cfg` of open_clip; `hf_model_name` is where its loader asks transformers for the model's config."""
@@ -73,10 +104,16 @@ class LMConfig(TextTowerConfig):
             "hf_model_name": self.name,
             "hf_model_pretrained": False,  # the weights come with the rest
             "hf_tokenizer_name": self.name,
-            "hf_proj_type": self.head,
-            "hf_pooler_type": OPEN_CLIP_POOLERS.get(self.pooler, self.pooler),
+            "hf_proj_type": f"{_RESIDUAL}{self.head}" if self.residual else self.head,
+            "hf_pooler_type": self._pooler_type,
             "context_length": self.context_length,
         }
+
+    @property
+    def _pooler_type(self) -> str:
+        if self.layers:
+            return f"{self.pooler}({','.join(map(str, self.layers))})"
+        return OPEN_CLIP_POOLERS.get(self.pooler, self.pooler)
 
     @classmethod
     def from_export(cls, model_cfg: Mapping[str, Any], folder: Path) -> "LMConfig | None":
@@ -87,19 +124,28 @@ class LMConfig(TextTowerConfig):
             folder: of the export, which holds the config.json of transformers.
 
         Raises:
-            EncoderError: that file is missing or damaged.
+            EncoderError: that file is missing or damaged; or the config names a pooler or head that there is not.
         """
         text_cfg = model_cfg["text_cfg"]
         if "hf_model_name" not in text_cfg:
             return None
         model = read_config(folder)
         poolers: dict[str, Any] = {theirs: ours for ours, theirs in OPEN_CLIP_POOLERS.items()}
+        pooled, projected = str(text_cfg["hf_pooler_type"]), str(text_cfg["hf_proj_type"])
+        own = _POOLER.fullmatch(poolers.get(pooled, pooled))
+        head: Any = projected.removeprefix(_RESIDUAL)
+        if own is None or head not in get_args(Head):
+            what = f"hf_pooler_type {pooled!r} and hf_proj_type {projected!r}"
+            raise EncoderError(f"{folder}: clipglot has no text tower of {what}: export the run again")
+        pooler: Any = own[1]
         return cls(
             embed_dim=model_cfg["embed_dim"],
             name=text_cfg["hf_model_name"],
             model=model,
-            pooler=poolers.get(text_cfg["hf_pooler_type"], text_cfg["hf_pooler_type"]),
-            head=text_cfg["hf_proj_type"],
+            pooler=pooler,
+            head=head,
+            layers=[int(number) for number in (own[2] or "").split(",") if number],
+            residual=projected.startswith(_RESIDUAL),
             context_length=text_cfg["context_length"],
         )
 
@@ -111,7 +157,7 @@ class LMConfig(TextTowerConfig):
         """One line for the model card."""
         config = self.to_transformers()
         shape = f"{config.num_hidden_layers} layers, width {config.hidden_size}"
-        return f"{self.family} language model `{self.name}`, {shape}, {self.pooler} pooling, {self.head} head"
+        return f"{self.family} language model `{self.name}`, {shape}, {self.pooled_layers}, {self.head_form} head"
 
     def extra_files(self) -> dict[str, str]:
         """The config.json of transformers, where its loaders look for it."""
@@ -139,7 +185,8 @@ whose `config.json` holds it, and nothing is fetched:
 {code}
 
 `clipglot predict {folder} …` and `clipglot.encoders.merged_clip.load_merged` do so by themselves."""
-        return f"""open_clip has no text tower of this kind ({self.family}, {self.pooler} pooling). clipglot loads it:
+        kind = f"{self.family}, {self.pooled_layers}, {self.head_form} head"
+        return f"""open_clip has no text tower of this kind ({kind}). clipglot loads it:
 
 {code}"""
 
@@ -151,6 +198,7 @@ class LMOptions:
     Attributes:
         pooler: as of `LMConfig`.
         head: as of `LMConfig`.
+        text_layers: `layers` of `LMConfig`, separated by commas.
         train_layers: number of last blocks that are trained; None trains all, 0 the head alone.
         freeze_embeddings: whether the word embeddings are not trained.
         lora_rank: of low-rank changes that are trained in place of the matrices; 0 trains the matrices.
@@ -162,6 +210,7 @@ class LMOptions:
 
     pooler: Pooler = "mean"
     head: Head = "linear"
+    text_layers: str = ""
     train_layers: int | None = None
     freeze_embeddings: bool = False
     lora_rank: int = 0
@@ -169,6 +218,11 @@ class LMOptions:
     lora_targets: tuple[str, ...] = ()
     lm_lr: float = 1e-4
     layer_decay: float = 1.0
+
+    @property
+    def layers(self) -> list[int]:
+        """Numbers of the layers."""
+        return [int(number) for number in self.text_layers.split(",") if number]
 
 
 class LMTower(TextTower):
@@ -190,12 +244,11 @@ class LMTower(TextTower):
         """Build the tower around a model, or around a new one with random weights."""
         super().__init__(config)
         model: Any = transformer if transformer is not None else _build(config.to_transformers())
-        width, dim = model.config.hidden_size, config.embed_dim
-        proj: nn.Module = nn.Linear(width, dim, bias=False)
-        if config.head == "mlp":
-            hidden = (width + dim) // 2
-            proj = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, dim, bias=False))
-        self.text = nn.ModuleDict({"transformer": model, "proj": proj})
+        if not set(config.layers) <= set(range(1, model.config.num_hidden_layers + 1)) or (
+            config.layers != sorted(set(config.layers))
+        ):
+            raise ValueError(f"layers {config.layers} of {model.config.num_hidden_layers}")
+        self.text = nn.ModuleDict({"transformer": model, "proj": _make_head(config, model.config.hidden_size)})
         if getattr(model.config, "use_cache", False):  # of keys and values, for a next token that nobody asks for
             model.config.use_cache = False
         self._few_shapes = False
@@ -235,10 +288,14 @@ class LMTower(TextTower):
             spec.embed_dim,
             pooler=options.pooler,
             head=options.head,
+            layers=options.layers,
+            residual=spec.warm_start and options.head != "linear",
             context_length=spec.context_length,
             may_shorten=spec.may_shorten,
             dropout=spec.dropout,
         )
+        if spec.kept_words:
+            tower.prune_words(spec.kept_words)
         return tower._prepared(spec, options, tokenizer)
 
     @classmethod
@@ -249,6 +306,8 @@ class LMTower(TextTower):
         *,
         pooler: Pooler = "mean",
         head: Head = "linear",
+        layers: Sequence[int] = (),
+        residual: bool = False,
         context_length: int = 77,
         may_shorten: bool = False,
         dropout: float | None = None,
@@ -260,14 +319,19 @@ class LMTower(TextTower):
             embed_dim: D.
             pooler: as of `LMConfig`.
             head: as of `LMConfig`.
+            layers: as of `LMConfig`.
+            residual: as of `LMConfig`.
             context_length: most tokens of a caption.
             may_shorten: as of `TowerSpec`.
-            dropout: of the model; None leaves that of its config.
+            dropout: of the model and the head; None leaves that of its config, and gives the head its own.
 
         Raises:
             EncoderError: no model there, one that lacks weights or takes fewer tokens, or one that does not embed text.
         """
         model = read_pretrained(name, dropout)
+        num_layers = model.config.num_hidden_layers
+        if wrong := [number for number in layers if not 1 <= number <= num_layers]:
+            raise EncoderError(f"--text-layers {wrong[0]}: {name} has layers 1 to {num_layers}")
         context_length = context_within(num_positions(model.config), context_length, name, may_shorten=may_shorten)
         public_name = Path(name).name if Path(name).is_dir() else name  # exports do not tell where a folder lay
         try:
@@ -278,6 +342,9 @@ class LMTower(TextTower):
                 model=plain_values(model.config),
                 pooler=pooler,
                 head=head,
+                layers=list(layers),
+                residual=residual,
+                head_dropout=_head_dropout(head, dropout),
             )
             tower = cls(config, model)
             tower._embed_longest()
@@ -309,21 +376,27 @@ class LMTower(TextTower):
                 f"--text {spec.text} gives {config.embed_dim} features, {spec.image_model} has {spec.embed_dim}: "
                 "begin with the language model itself"
             )
-        for name in ("pooler", "head"):
-            own, other = getattr(config, name), getattr(options, name)
+        learned = {"pooler": config.pooler, "head": config.head, "text_layers": ",".join(map(str, config.layers))}
+        for name, own in learned.items():
+            other, flag = getattr(options, name), f"--{name.replace('_', '-')}"
             if other not in (own, getattr(LMOptions, name)):
                 raise EncoderError(
-                    f"--{name} {other}: the run {spec.text} learned with {own}, which stays: drop --{name}, or begin "
-                    "with the language model itself"
+                    f"{flag} {other}: the run {spec.text} learned with {own or 'the last layer'}, which stays: drop "
+                    f"{flag}, or begin with the language model itself"
                 )
-        if spec.warm_start and config.head != "linear":
-            raise EncoderError(f"--warm-start ridge fits a linear head, {spec.text} has another: drop --warm-start")
+        if spec.warm_start and config.head != "linear" and not config.residual:
+            raise EncoderError(
+                f"--warm-start ridge fits a linear head, {spec.text} has none: drop --warm-start, or begin with the "
+                "language model itself"
+            )
         model = config.to_transformers()
         context_length = context_within(
             num_positions(model), spec.context_length, spec.text, may_shorten=spec.may_shorten
         )
         set_dropout(model, spec.dropout)
-        tower = LMTower(replace(config, context_length=context_length, model=plain_values(model)))
+        head_dropout = config.head_dropout if spec.dropout is None else _head_dropout(config.head, spec.dropout)
+        shape: dict[str, Any] = {"context_length": context_length, "model": plain_values(model)}
+        tower = LMTower(replace(config, **shape, head_dropout=head_dropout))
         tower.load_state_dict(self.state_dict())
         return tower._prepared(spec, options, tokenizer)
 
@@ -336,6 +409,35 @@ class LMTower(TextTower):
         else:
             self.freeze(train_layers=options.train_layers, word_embeddings=options.freeze_embeddings)
         return self
+
+    @torch.no_grad()
+    def prune_words(self, rows: Sequence[int]) -> None:
+        """Keep some of the word embeddings, and renumber what the config says of tokens.
+
+        Args:
+            rows: of the kept tokens, in the order of their new ids.
+
+        Raises:
+            EncoderError: the model has no such row; or padding would get another id, which counts positions in
+                some families.
+        """
+        words, config = self.transformer.get_input_embeddings(), self.transformer.config
+        if max(rows) >= self.num_rows:
+            raise EncoderError(
+                f"--prune-vocab: {self.config.name} has no word embedding for all tokens of its tokenizer"
+            )
+        new = {row: number for number, row in enumerate(rows)}
+        if config.pad_token_id is not None and new.get(config.pad_token_id) != config.pad_token_id:
+            raise EncoderError(
+                f"--prune-vocab: the padding of {self.config.name} has id {config.pad_token_id}, after tokens that "
+                "would go: drop --prune-vocab"
+            )
+        words.weight = nn.Parameter(words.weight[list(rows)].clone(), requires_grad=words.weight.requires_grad)
+        words.num_embeddings = config.vocab_size = len(rows)
+        for name, id_ in config.to_dict().items():
+            if name.endswith("_token_id") and isinstance(id_, int) and id_ in new:
+                setattr(config, name, new[id_])
+        self.config = replace(self.config, model=plain_values(config))
 
     def require_tokenizer(self, tokenizer: TextTokenizer, name: str) -> None:
         """Refuse a tokenizer whose ids have no word embedding, or whose padding open_clip would not see.
@@ -407,16 +509,16 @@ class LMTower(TextTower):
     @property
     def layers(self) -> nn.ModuleList:
         """Its blocks, from the input up."""
-        number = self.transformer.config.num_hidden_layers
-        stacks = (m for m in self.transformer.modules() if isinstance(m, nn.ModuleList))
-        return next(stack for stack in stacks if len(stack) == number)
+        return blocks_of(self.transformer)
 
     def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
         """Captions as `forward` takes them, on the host; arguments as of `PackedCaptions.of`."""
         return pack_tokens(self.transformer.config, ids, lengths, few_shapes=self._few_shapes)
 
     def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
-        """Compile the training forward over rows; a model that takes no rows stays as it is."""
+        """Compile the training forward over rows; not of a model that takes no rows, nor with several layers."""
+        if self.config.layers:
+            return
         self.allow_shapes()
         self._few_shapes = True
         self._compiled = torch.compile(self._features, dynamic=False, backend=backend, mode=mode)
@@ -435,15 +537,19 @@ class LMTower(TextTower):
         features: Tensor = self(packed.to(self.device))
         return features
 
-    def forward(self, packed: PackedCaptions | PackedRows) -> Tensor:
+    def forward(self, packed: PackedCaptions | PackedRows | PooledCaptions) -> Tensor:
         """Raw features `[B, D]` of packed captions on this tower's device, in the order given."""
+        if isinstance(packed, PooledCaptions):
+            features: Tensor = self.text["proj"](packed.pooled)
+            return features
         if self._compiled and self.training and isinstance(packed, PackedRows):
             return self._compiled(packed)
         return self._features(packed)
 
     def pooled(self, packed: PackedCaptions | PackedRows) -> Tensor:
         """What the head is given, `[B, W]`."""
-        return pool(hidden_states(self.transformer, packed), packed, self.config.pooler)
+        states = hidden_states_of(self.transformer, packed, self.layers, self.config.layers)
+        return torch.cat([pool(each, packed, self.config.pooler) for each in states], dim=1)
 
     def _features(self, packed: PackedCaptions | PackedRows) -> Tensor:
         features: Tensor = self.text["proj"](self.pooled(packed))
@@ -497,7 +603,7 @@ class LMTower(TextTower):
     @property
     def has_dropout(self) -> bool:
         """Whether training gives a caption other features each time."""
-        return self._is_trained and config_has_dropout(self.transformer.config)
+        return self.config.head_dropout > 0 or (self._is_trained and config_has_dropout(self.transformer.config))
 
     @property
     def _is_trained(self) -> bool:
@@ -505,12 +611,28 @@ class LMTower(TextTower):
         return any(parameter.requires_grad for parameter in self.transformer.parameters())
 
     def warm_start(self, tokenizer: TextTokenizer, regressions: Regressions) -> None:
-        """Fit the linear head, and scale it to the size of a random one, for which learning rates are meant."""
-        proj = self.text["proj"]
-        assert isinstance(proj, nn.Linear), "other heads are refused"
+        """Fit the linear head, and scale it to the size of a random one, for which learning rates are meant.
+
+        A head that corrects a linear one begins with a correction of zero.
+        """
+        head = self.text["proj"]
+        linear = head
+        if isinstance(head, ResidualHead):
+            head.reset()
+            linear = head.linear
+        assert isinstance(linear, nn.Linear), "other heads are refused"
         weights = regressions.linear_head(self.pooled)
         with torch.no_grad():
-            proj.weight.copy_(weights * (proj.weight.square().mean() / weights.square().mean()).sqrt())
+            linear.weight.copy_(weights * (linear.weight.square().mean() / weights.square().mean()).sqrt())
+
+    def head_alone(self) -> "LMHead | None":
+        """The head as a tower that learns from the features of a frozen model; None if the model is not frozen."""
+        return None if self._is_trained else LMHead(self)
+
+    @property
+    def pooled_width(self) -> int:
+        """W."""
+        return int(self.transformer.config.hidden_size) * max(1, len(self.config.layers))
 
     def freeze(self, *, train_layers: int | None, word_embeddings: bool) -> None:
         """Keep parts of the model as they are.
@@ -553,6 +675,80 @@ class LMTower(TextTower):
         if not self._is_trained:
             self.transformer.eval()
         return self
+
+
+class LMHead(LMTower):
+    """The head of a frozen language model, learning from its features, which are computed once.
+
+    The model is no part of it: not of its parameters, its checkpoints or an average of its weights.
+
+    Attributes:
+        frozen_sha256: digest of the model's tensors.
+    """
+
+    frozen_sha256: str
+
+    def __init__(self, whole: LMTower) -> None:
+        """Take the head of a tower; both share its parameters."""
+        super(LMTower, self).__init__(whole.config)
+        self._unshared = _Unshared(whole)
+        self.text = nn.ModuleDict({"proj": whole.text["proj"]})
+        self.frozen_sha256 = hash_tensors(whole.transformer.state_dict())
+        self._few_shapes = False
+        self._grad_checkpointing = False
+        self._compiled = None
+
+    @property
+    def whole(self) -> LMTower:
+        """The tower that is saved and exported."""
+        return self._unshared.tower
+
+    @property
+    def transformer(self) -> Any:
+        """The language model."""
+        return self.whole.transformer
+
+    @property
+    def feature_identity(self) -> dict[str, Any]:
+        """All that decides the features of a caption's ids: the model, its tensors, layers and pooler."""
+        config = self.config
+        return {
+            "model": {name: value for name, value in config.model.items() if name not in _NO_FEATURE},
+            "weights_sha256": self.frozen_sha256,
+            "pooler": config.pooler,
+            "layers": config.layers,
+        }
+
+    def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
+        """Leave it as it is: a few matrix products gain nothing."""
+
+
+@dataclass(frozen=True)
+class _Unshared:
+    """A tower that a module refers to and does not own: copies of the module refer to the same one."""
+
+    tower: LMTower
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+def _head_dropout(head: Head, dropout: float | None) -> float:
+    """Dropout of a head, given that of the run."""
+    if head in OPEN_CLIP_HEADS:
+        return 0.0
+    return dropout if dropout is not None else DEEP_DROPOUT if head == "deep" else 0.0
+
+
+def _make_head(config: LMConfig, width: int) -> nn.Module:
+    """The head of a tower with random weights, given the width of its model."""
+    return make_head(
+        config.head,
+        width * max(1, len(config.layers)),
+        config.embed_dim,
+        dropout=config.head_dropout,
+        residual=config.residual,
+    )
 
 
 def _build(config: Any) -> Any:

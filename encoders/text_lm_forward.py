@@ -4,6 +4,8 @@ BERT and its kin add a mask of `[R, 1, L, L]` to their scores and take positions
 they are. Any other model runs once for each distinct length. B captions, S slots or tokens, W width, R rows of L slots.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +49,56 @@ def pack_tokens(
     length = row_length(int(lengths.max()))
     pad_id = config.pad_token_id or 0  # nothing attends to it
     return PackedRows.of(ids, lengths, None, pad_id=pad_id, row_length=length, few_shapes=few_shapes)
+
+
+def blocks_of(model: Any) -> nn.ModuleList:
+    """Blocks of a model, from the input up."""
+    number = model.config.num_hidden_layers
+    stacks = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return next(stack for stack in stacks if len(stack) == number)
+
+
+@contextmanager
+def recorded(blocks: nn.ModuleList, layers: Sequence[int]) -> Iterator[dict[int, list[Tensor]]]:
+    """Outputs of some blocks in the forwards of the code inside, by the number of the layer, a tensor a forward.
+
+    By hooks: the forwards of transformers give hidden states in other forms from family to family, and their encoders
+    alone give none.
+
+    Args:
+        blocks: of the model.
+        layers: numbers of layers, from 1.
+    """
+    outputs: dict[int, list[Tensor]] = {number: [] for number in layers}
+
+    def keep(number: int) -> Any:
+        return lambda _module, _args, output: outputs[number].append(output[0] if type(output) is tuple else output)
+
+    hooks = [blocks[number - 1].register_forward_hook(keep(number)) for number in layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hidden_states_of(
+    model: Any, packed: PackedRows | PackedCaptions, blocks: nn.ModuleList, layers: Sequence[int]
+) -> list[Tensor]:
+    """Hidden states `[S, W]` of several layers by one forward; those of the last layer are what `hidden_states` gives.
+
+    Args:
+        model: as of `hidden_states`.
+        packed: as there.
+        blocks: of the model.
+        layers: numbers of layers, from 1; empty stands for the last.
+    """
+    with recorded(blocks, [number for number in layers if number < len(blocks)]) as outputs:
+        last = hidden_states(model, packed)
+    return [
+        torch.cat([each.flatten(0, 1) for each in outputs[number]]) if number < len(blocks) else last
+        for number in layers or [len(blocks)]
+    ]
 
 
 def hidden_states(model: nn.Module, packed: PackedRows | PackedCaptions) -> Tensor:

@@ -97,6 +97,7 @@ class TowerSpec:
         image_pretrained: its weights.
         dropout: share of the values that training sets to zero; None leaves it as the tower has it.
         warm_start: whether the tower will begin in closed form.
+        kept_words: rows of a language model's word embeddings that a pruned tokenizer keeps; empty for all.
     """
 
     text: str
@@ -108,6 +109,7 @@ class TowerSpec:
     image_pretrained: str | None = None
     dropout: float | None = None
     warm_start: bool = False
+    kept_words: Sequence[int] = ()
 
 
 def context_within(longest: int | None, context_length: int, name: str, *, may_shorten: bool) -> int:
@@ -160,6 +162,7 @@ class TextTower(nn.Module, ABC):
         has_own_tokenizer: whether `--text` names the tokenizer, too.
         config: its configuration.
         grad_checkpointing: compute the activations of blocks again in backward instead of keeping them.
+        frozen_sha256: digest of the tensors of a frozen model that the tower learns from and does not hold.
     """
 
     kind: ClassVar[str]
@@ -171,6 +174,7 @@ class TextTower(nn.Module, ABC):
     has_own_tokenizer: ClassVar[bool] = False
     config: TextTowerConfig
     grad_checkpointing: bool = False
+    frozen_sha256: str = ""
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
@@ -241,6 +245,11 @@ class TextTower(nn.Module, ABC):
             backend: as of `torch.compile`.
             mode: as of `torch.compile`.
         """
+
+    @property
+    def whole(self) -> "TextTower":
+        """The tower that is saved and exported: itself, unless this is a part that learns alone."""
+        return self
 
     @property
     @abstractmethod

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
+
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
 
 from .errors import EncoderError
 from .loading.untrusted import lm_tokenizer
@@ -12,10 +15,19 @@ from .loading.untrusted_files import read_json
 from .loading.untrusted_regex import panics_named
 from .text_cleaning import clean
 from .tokenizer import CLEANING, FILES, TextTokenizer, spell_special_pieces
+from .tokenizer_prune import prune_vocabulary
+
+_OWN_MARKS = ("▁", " ")  # that models of SentencePiece put before every text
+
+_WHOLE = 10**6  # tokens: no text is cut
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of one class, of which transformers 4 knows the first
 
 
 class LMTokenizer(TextTokenizer):
-    """Captions to the ids that a language model was trained on."""
+    """Captions to the ids that a language model was trained on.
+
+    A prompt is the first normalizer of the tokenizer itself, so that every library puts it before a caption.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -56,6 +68,63 @@ class LMTokenizer(TextTokenizer):
         return loaded
 
     @property
+    def prompt(self) -> str:
+        """Text that stands before each caption; empty without one."""
+        first = self._normalizers()[:1]
+        is_prompt = bool(first) and first[0]["type"] == "Prepend" and first[0]["prepend"] not in _OWN_MARKS
+        return str(first[0]["prepend"]) if is_prompt else ""
+
+    def with_prompt(self, prompt: str, name: str) -> Self:
+        """The tokenizer, with a prompt before each caption.
+
+        Args:
+            prompt: the text.
+            name: of the model, for the message.
+
+        Raises:
+            EncoderError: it has another one.
+        """
+        if self.prompt == prompt:
+            return self
+        if self.prompt:
+            raise EncoderError(
+                f"--text-prompt {prompt!r}: the tokenizer of {name} puts {self.prompt!r} before captions: drop "
+                "--text-prompt, or begin with the language model itself"
+            )
+        backend = self.backend
+        own = [backend.normalizer] if backend.normalizer else []
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(prompt), *own])
+        return self
+
+    def pruned(self, texts: Iterable[Sequence[str]]) -> Self:
+        """A tokenizer with the tokens that some texts use and every single character; these texts keep their tokens.
+
+        Args:
+            texts: in blocks.
+
+        Raises:
+            EncoderError: a tokenizer that cannot be pruned.
+        """
+        used = {id_ for block in texts for ids in self.encode(block, _WHOLE) for id_ in ids}
+        backend = prune_vocabulary(self.backend, used)
+        named = {
+            role: str(token) for role, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
+        return type(self)(PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **named))
+
+    def rows_of(self, pruned: "LMTokenizer") -> list[int]:
+        """Ids that the tokens of a pruned tokenizer have in this one, in the order of their new ids."""
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        tokens = pruned.backend.get_vocab(with_added_tokens=True)
+        return [ids[token] for token in sorted(tokens, key=tokens.__getitem__)]
+
+    def _normalizers(self) -> list[dict[str, Any]]:
+        """Normalizers of the tokenizer, as its JSON describes them."""
+        described = json.loads(self.backend.to_str())["normalizer"] or {}
+        parts: list[dict[str, Any]] = described.get("normalizers", [described] if described else [])
+        return parts
+
+    @property
     def backend(self) -> Any:
         """The tokenizer of the tokenizers library underneath, which neither cuts nor pads."""
         backend = self._tokenizer.backend_tokenizer
@@ -93,8 +162,10 @@ class LMTokenizer(TextTokenizer):
         folder.mkdir(parents=True, exist_ok=True)
         assert self.backend  # as it is saved
         self._tokenizer.save_pretrained(str(folder))
-        if json.loads(self.backend.to_str())["model"]["type"] == "Unigram":
-            # Classes such as T5Tokenizer build their own tokenizer around a vocabulary, without `spell_special_pieces`.
+        plain = type(self._tokenizer).__name__ in _PLAIN
+        if plain or self.prompt or json.loads(self.backend.to_str())["model"]["type"] == "Unigram":
+            # Classes such as T5Tokenizer build their own tokenizer around a vocabulary, without `spell_special_pieces`
+            # and without a prompt.
             config = folder / FILES[1]
             described = read_json(config) | {"tokenizer_class": "PreTrainedTokenizerFast"}
             config.write_text(json.dumps(described, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..encoders.image_tower import ImageTower
 from ..encoders.text_lm import LMTower
+from ..encoders.text_lm_forward import blocks_of, recorded
 from ..encoders.text_scratch import ScratchTower
 from ..encoders.text_tower import TextTower
 from ..inference.onnx_layout import FEATURES
@@ -81,25 +82,26 @@ class _LanguageModel(nn.Module):
 
     def __init__(self, tower: LMTower) -> None:
         super().__init__()
-        self.transformer, self.proj, self.pooler = (
-            copy.deepcopy(tower.transformer),
-            tower.text["proj"],
-            tower.config.pooler,
-        )
+        self.transformer, self.proj = copy.deepcopy(tower.transformer), tower.text["proj"]
+        self.pooler, self.layers = tower.config.pooler, tower.config.layers
         # One plain form of attention and mask in every family.
         self.transformer.set_attn_implementation("eager")
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, S, W]
-        if self.pooler == "cls":
-            pooled = hidden[:, 0]
-        elif self.pooler == "eos":
-            pooled = _at(hidden, attention_mask.sum(-1) - 1)
-        else:
-            weights = attention_mask.to(hidden.dtype)[..., None]
-            pooled = (hidden * weights).sum(1) / weights.sum(1)
-        features: Tensor = self.proj(pooled)
+        blocks = blocks_of(self.transformer)
+        with recorded(blocks, [number for number in self.layers if number < len(blocks)]) as outputs:
+            last = self.transformer(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state  # [B, S, W]
+        states = [outputs[number][0] if number < len(blocks) else last for number in self.layers or [len(blocks)]]
+        features: Tensor = self.proj(torch.cat([self._pool(hidden, attention_mask) for hidden in states], dim=1))
         return features
+
+    def _pool(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.pooler == "cls":
+            return hidden[:, 0]
+        if self.pooler == "eos":
+            return _at(hidden, attention_mask.sum(-1) - 1)
+        weights = attention_mask.to(hidden.dtype)[..., None]
+        return (hidden * weights).sum(1) / weights.sum(1)
 
 
 class _Image(nn.Module):

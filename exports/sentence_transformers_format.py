@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..encoders.loading.language_models import quiet_transformers
 from ..encoders.merged_clip import MergedClip
+from ..encoders.text_heads import OPEN_CLIP_HEADS
 from ..encoders.text_lm import LMTower
 from .errors import ExportError
 from .formats import Written
@@ -119,6 +120,12 @@ def _write_text(folder: Path, clip: MergedClip, tower: LMTower) -> dict[str, str
     """Write the language model, its pooling and its head; gives the modules by folder."""
     from sentence_transformers.sentence_transformer.modules import Pooling
 
+    config = tower.config
+    if config.layers or config.residual or config.head not in OPEN_CLIP_HEADS:
+        raise ExportError(
+            f"sentence-transformers has no modules for {config.pooled_layers} and a {config.head_form} head: pass "
+            "--format onnx, or open_clip for a folder that clipglot.load reads"
+        )
     plain: Any = tower.plain()
     lm, head = plain.text["transformer"], plain.text["proj"]
     path = folder / "text_0_Transformer"

@@ -246,10 +246,10 @@ def _build(clip: MergedClip) -> Any:
         return _dual_encoder(clip, text) if isinstance(visual, TimmModel) else _clip(clip, text)
     assert isinstance(text, LMTower), "no other kind is exported"
     config = text.config
-    if config.family != "bert" or config.pooler != "cls" or config.head != "linear":
+    if config.family != "bert" or config.pooler != "cls" or config.head != "linear" or config.layers:
         raise ExportError(
-            f"transformers has no CLIP with a {config.family} language model, {config.pooler} pooling and a "
-            f"{config.head} head (only bert, cls and linear, in ChineseCLIPModel): {OTHERS}"
+            f"transformers has no CLIP with a {config.family} language model, {config.pooled_layers} and a "
+            f"{config.head_form} head (only bert, cls and linear, in ChineseCLIPModel): {OTHERS}"
         )
     if isinstance(visual, TimmModel):
         raise ExportError(

@@ -26,6 +26,7 @@ from ..encoders.loading.untrusted_files import read_json
 from ..encoders.merged_clip import load_merged, load_named, write_merged
 from ..encoders.text_tower import TextTower
 from ..encoders.tokenizer import TextTokenizer
+from ..encoders.tokenizer_lm import LMTokenizer
 from ..exports.errors import ExportError
 from ..exports.formats import FORMATS, write_format
 from .hub_upload import require_login, upload
@@ -235,6 +236,7 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
             "weights": weights,
             "validation": validation,
             **({"languages": languages} if languages else {}),
+            **({"text_prompt": tokenizer.prompt} if isinstance(tokenizer, LMTokenizer) and tokenizer.prompt else {}),
         }
         | ({} if settings.interpolate is None else {"interpolate": settings.interpolate}),
         which=which,

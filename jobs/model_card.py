@@ -82,6 +82,11 @@ def model_card(
         "text tower": text.describe(),
         **({"its weights": record["weights"]} if "weights" in record else {}),
         "vocabulary, context": f"{vocab_size:,} tokens, captions of at most {text.context_length} tokens",
+        **(
+            {"prompt": f"`{record['text_prompt']}`, which the tokenizer puts before each text"}
+            if record.get("text_prompt")
+            else {}
+        ),
         **({"trained on": _trained_on(record)} if "num_embedded" in record else {}),
         **_recall(record.get("validation")),
     }

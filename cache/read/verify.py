@@ -25,6 +25,7 @@ from ..format import (
 )
 from ..progress import OnProgress, Progress, ignore_progress
 from ..storage.digests import digests_of, first_lines
+from ..storage.feature_arrays import find_feature_faults
 from ..storage.ragged_bytes import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, parent_groups
@@ -66,7 +67,9 @@ def verify(cache: Cache, on_progress: OnProgress = ignore_progress) -> list[Faul
                 faults.append(Fault(f"{cache.arrays.chunk_key(chunk)}: {problem}", cache.arrays.remedy([chunk]), chunk))
             advance()
     if cache.arrays.is_folder:
-        faults += find_token_faults(cache.arrays.folder / TOKENS, cache.info.num_captions)
+        tokens = cache.arrays.folder / TOKENS
+        faults += find_token_faults(tokens, cache.info.num_captions)
+        faults += find_feature_faults(tokens, cache.info.num_captions)
     faults = faults or list(_check_counts(cache))
     return faults or list(_check_values(cache, advance))
 

@@ -14,6 +14,7 @@ from ...encoders.packing import Packed
 from .. import distributed
 from .image_embeddings import HostRows
 from .targets import Bank, Targets
+from .text_features import HostFeatures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class HostBatch:
     """Input of a step, on the host but for tables that the device holds for the whole run.
 
     Attributes:
-        packed: the captions of this process, in micro-batches; with two passes all of them twice.
+        packed: the captions of this process, or their features, in micro-batches; with two passes all of them twice.
         image_emb: embeddings of this process's images, or of all B where the device holds the table.
         is_share: whether `image_emb` are this process's images alone, to be gathered from all processes.
         own: the images of this process, as a slice of the batch.
@@ -69,7 +70,7 @@ class HostBatch:
         teacher_emb: the text teacher's embeddings of this process's captions, if the run has a teacher.
     """
 
-    packed: Sequence[Packed]
+    packed: Sequence[Packed | HostFeatures]
     image_emb: HostRows
     is_share: bool
     own: slice

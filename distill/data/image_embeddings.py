@@ -217,7 +217,7 @@ def open_images(
     views = _map_views(cache, num_views, on_progress)
     if place == "mapped":
         return OnHost([rows.take for rows in views], device)
-    return OnDevice(_copy_to_device(views, info.chunk_rows, device))
+    return OnDevice(copy_to_device(views, info.chunk_rows, device))
 
 
 def resolve_num_views(cache: Cache, views: str | int) -> int:
@@ -276,7 +276,7 @@ def _map_views(cache: Cache, num_views: int, on_progress: OnProgress) -> list[Mm
     return views
 
 
-def _copy_to_device(views: list[MmapRows], chunk_rows: int, device: torch.device) -> Tensor:
+def copy_to_device(views: list[MmapRows], chunk_rows: int, device: torch.device) -> Tensor:
     """All rows of some views, `[V, N, D]`; host memory holds a chunk at a time."""
     image_emb = torch.empty((len(views), *views[0].shape), dtype=torch.float16, device=device)
     for table, rows in zip(image_emb, views, strict=True):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...encoders.packing import Packed
 from ...encoders.text_tower import TextTower
 from .. import distributed
 from ..errors import DistillError
@@ -24,6 +25,7 @@ from .image_embeddings import OnDevice
 from .negative_sampler import NegativeSampler, SharedCaptions
 from .pairs import TrainData
 from .shuffle import Stream, random_keys
+from .text_features import HostFeatures
 from .token_dropout import drop_tokens
 from .tokens import RaggedIds
 
@@ -116,11 +118,10 @@ class BatchLoader:
         shown = np.concatenate([captions + i * len(data.tokens) for i in range(self._num_passes)])
         size = settings.micro_batch or len(shown)
         parts = [shown[i : i + size] for i in range(0, len(shown), size)]
-        packed = [self._tower.pack(*self._tokens_of(part, epoch, index)) for part in parts]
         on_device = isinstance(data.images, OnDevice)
         read = slice(None) if on_device else own  # of a table on the device only row numbers travel
         return HostBatch(
-            packed=[p.pin_memory() for p in packed] if self._device.type == "cuda" else packed,
+            packed=[self._packed(part, epoch, index) for part in parts],
             image_emb=data.images.read(batch.rows[read], batch.views[read]),
             is_share=not on_device,
             own=own,
@@ -138,6 +139,13 @@ class BatchLoader:
         draw = self.negatives.draw(epoch, index, batch, groups)
         emb = self._data.images.read(draw.rows) if self._all_emb is None else self._all_emb
         return HostBank(emb=emb, excluded=draw.excluded, masked=_of_captions(draw.masked, here))
+
+    def _packed(self, shown: NDArray[np.int64], epoch: int, index: int) -> Packed | HostFeatures:
+        """A micro-batch of captions as the tower takes it: their tokens, packed, or their features."""
+        if self._data.features is not None:
+            return self._data.features.read(shown % len(self._data.tokens))
+        packed = self._tower.pack(*self._tokens_of(shown, epoch, index))
+        return packed.pin_memory() if self._device.type == "cuda" else packed
 
     def _tokens_of(self, shown: NDArray[np.int64], epoch: int, index: int) -> RaggedIds:
         """Token ids of captions as batch `index` of an epoch shows them."""

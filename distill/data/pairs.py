@@ -16,6 +16,7 @@ from ...encoders.tokenizer import TextTokenizer
 from ...evals.retrieval import number_texts
 from ..errors import DistillError
 from .image_embeddings import EmbeddingSource
+from .text_features import TextFeatures
 from .tokens import TokenTable, group_equal_captions, open_tokens
 
 
@@ -29,6 +30,7 @@ class TrainData:
         caption_image: `[M]`, the row of each caption's image, -1 where it was not embedded.
         caption_group: `[M]`, equal for captions with the same tokens, and so the same embedding.
         text_targets: source of a text teacher's embeddings `[M, D] float16`, if the run has a teacher.
+        features: of all captions, where a head learns from those of a frozen language model.
     """
 
     images: EmbeddingSource
@@ -36,6 +38,7 @@ class TrainData:
     caption_image: NDArray[np.int64]
     caption_group: NDArray[np.int64]
     text_targets: EmbeddingSource | None = None
+    features: TextFeatures | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,7 @@ class ValidationData:
         image_index: `[m]`, index in `image_emb` of each caption's image.
         groups: `[m]`, equal for captions with the same tokens.
         text_ids: `[m]`, equal for captions that share their right images in retrieval.
+        features: of all captions of the cache, as of `TrainData`.
     """
 
     image_emb: NDArray[np.float32]
@@ -57,6 +61,7 @@ class ValidationData:
     image_index: NDArray[np.int64]
     groups: NDArray[np.int64]
     text_ids: NDArray[np.int64]
+    features: TextFeatures | None = None
 
     @property
     def num_right(self) -> NDArray[np.int64]:

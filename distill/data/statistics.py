@@ -134,4 +134,5 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
         image_index=np.arange(len(taken)),
         groups=data.caption_group[taken],
         text_ids=data.caption_group[taken],  # equal tokens, as in the loss: texts would have to be read
+        features=data.features,
     )

@@ -1,17 +1,21 @@
 """The tokenizer and the text tower that a run asks for."""
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...cache.format import EncoderInfo
+from ...cache.sources.text_files import decode_text
+from ...cache.storage.regular import read_regular
 from ...encoders.loading.untrusted import CLIP_CONFIG
+from ...encoders.text_lm import LMTower
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
+from ...encoders.tokenizer_lm import LMTokenizer
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -41,7 +45,18 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
     folder = settings.tokenizer or (earlier.tokenizer if earlier else None)
     if folder is None and not kind.has_own_tokenizer:
         return train_bpe(captions(), settings.vocab_size)
-    return kind.tokenizer_type.load_for_new(folder or settings.text)
+    tokenizer = kind.tokenizer_type.load_for_new(folder or settings.text)
+    if isinstance(tokenizer, LMTokenizer):
+        if settings.text_prompt:
+            tokenizer = tokenizer.with_prompt(settings.text_prompt, settings.text)
+        if settings.prune_vocab:
+            if earlier:
+                raise DistillError(
+                    f"--prune-vocab: {settings.text} is a run, which keeps its tokens: drop it, or begin with the "
+                    "language model itself"
+                )
+            tokenizer = tokenizer.pruned([captions(), *(_lines(file) for file in settings.vocab_text)])
+    return tokenizer
 
 
 def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTokenizer) -> TextTower:
@@ -70,6 +85,8 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTo
         dropout=settings.dropout,
         warm_start=settings.warm_start == "ridge",
     )
+    if settings.prune_vocab and isinstance(tokenizer, LMTokenizer) and not earlier:
+        spec = replace(spec, kept_words=LMTokenizer.load(settings.text).rows_of(tokenizer))
     options = _options_of(settings, kind)
     if earlier:
         old_tokenizer = kind.tokenizer_type.load(earlier.tokenizer)
@@ -106,11 +123,27 @@ def _options_of(settings: TrainSettings, kind: type[TextTower]) -> Any:
         DistillError: one of another kind is given.
     """
     own = [field.name for field in fields(kind.options_type)]
+    if kind is not LMTower and (flag := settings.given("text_prompt", "prune_vocab", "text_features")):
+        raise DistillError(f"--{flag} belongs to a language model; --text {settings.text} is {kind.noun}: drop it")
     for other in TEXT_TOWERS.values():
         foreign = [field.name for field in fields(other.options_type) if field.name not in own]
         if flag := settings.given(*foreign):
             raise DistillError(f"--{flag} belongs to {other.noun}; --text {settings.text} is {kind.noun}: drop it")
     return kind.options_type(**{name: getattr(settings, name) for name in own})
+
+
+def _lines(file: Path) -> list[str]:
+    """Lines of a `--vocab-text`.
+
+    Raises:
+        DistillError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return decode_text(read_regular(file)).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(
+            f"--vocab-text {file}: no text file in UTF-8 ({error}): pass one with a text a line"
+        ) from error
 
 
 def _require_text_tower(text: str) -> None:

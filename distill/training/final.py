@@ -44,7 +44,7 @@ class Weights:
 
     Attributes:
         step: steps done.
-        tensors: of the plain tower, by name.
+        tensors: of the plain tower, by name; of the part that learns, where a frozen model is none of it.
         logit_scale: factor on its cosines.
         logit_bias: added to them after a sigmoid loss.
     """
@@ -111,7 +111,8 @@ def write_final(folder: Path, tower: TextTower, weights: Weights) -> None:
     if folder.exists():
         return
     with atomic_directory(folder) as partial:
-        atomic_write(partial / "text.safetensors", save(weights.tensors))
+        frozen = {} if tower.whole is tower else tower.whole.tensors()
+        atomic_write(partial / "text.safetensors", save(frozen | weights.tensors))
         config = {tower.kind: tower.config.to_plain()}
         scores = {"logit_scale": weights.logit_scale, "logit_bias": weights.logit_bias}
         write_json(partial / "config.json", config | scores | {"step": weights.step})

@@ -58,6 +58,7 @@ class RunOutline:
         text_tower: in words.
         num_trained: trained parameters of the tower.
         num_parameters: all parameters of the tower.
+        language_model: whether it is frozen, and what that means for a step; empty if it learns or there is none.
         image_tower: the one that made the embeddings.
         cache: that it trains on.
         val: cache of held-out pairs, if there is one.
@@ -79,6 +80,7 @@ class RunOutline:
     text_tower: str
     num_trained: int
     num_parameters: int
+    language_model: str
     image_tower: str
     cache: str
     val: str | None
@@ -114,6 +116,7 @@ class RunOutline:
         epochs = f"{self.epochs:,} {'epoch' if self.epochs == 1 else 'epochs'} of {self.steps_per_epoch:,}"
         rows = {
             "text tower": f"{self.text_tower}; {trained}",
+            "language model": self.language_model,
             "image tower": f"{self.image_tower} (cached, frozen)",
             "images": f"{self.num_images:,} with {self.num_captions:,} captions, {self.cache}",
             "recall": recall,
@@ -148,6 +151,7 @@ def outline_run(settings: TrainSettings, setup: Setup, step: int) -> RunOutline:
         text_tower=student.tower.config.describe(),
         num_trained=num_trained,
         num_parameters=num_parameters,
+        language_model=_frozen(settings),
         image_tower=" ".join(filter(None, (encoder["model"], encoder["pretrained"]))),
         cache=str(settings.cache),
         val=None if settings.val is None else str(settings.val),
@@ -165,6 +169,14 @@ def outline_run(settings: TrainSettings, setup: Setup, step: int) -> RunOutline:
         past=list(summarize_epochs(metrics, loader.steps_per_epoch)),
         past_losses=[line["loss"] for line in metrics if line["kind"] == "step" and line["loss"] is not None],
     )
+
+
+def _frozen(settings: TrainSettings) -> str:
+    if not settings.freezes_lm:
+        return ""
+    if settings.live_because:
+        return f"frozen, and run in every step because of {settings.live_because}"
+    return "frozen; its features are computed once, and a step trains the head alone"
 
 
 def summarize_epochs(metrics: Iterable[dict[str, Any]], steps_per_epoch: int) -> Iterable[EpochSummary]:

@@ -49,6 +49,7 @@ FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", 
 # These are resolved into `computed_in`, or change memory and speed alone.
 FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
 FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
+FREE_ON_RESUME |= {"vocab_text"}  # files move; the pruned tokenizer is kept in the run
 FREE_ON_RESUME |= {"views"}  # the provenance has the number that the run began with
 
 
@@ -116,7 +117,7 @@ class RunFolder:
             DistillError: the run's description is damaged.
         """
         hints = get_type_hints(TrainSettings)
-        begun = self._describe()["settings"] if self._description.exists() else {}
+        begun = _with_later_settings(self._describe()["settings"]) if self._description.exists() else {}
         return {name: _from_json(hints[name], value) for name, value in begun.items() if name in hints}
 
     def settings(self) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class RunFolder:
 
     def _require_same(self, settings: TrainSettings, description: dict[str, Any]) -> None:
         then, now = self._describe(), _to_json(settings)
-        begun = then["settings"] | {"computed in": then["computed_in"]}
+        begun = _with_later_settings(then["settings"]) | {"computed in": then["computed_in"]}
         now |= {"computed in": description["computed_in"]}
         for name in sorted((begun.keys() | now.keys()) - FREE_ON_RESUME):
             if begun.get(name) != now.get(name):
@@ -339,12 +340,21 @@ def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
     return {"kind": next((kind for key, kind in kinds.items() if key in line), "step")} | line
 
 
+def _with_later_settings(begun: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run, with those that came after it was begun as what it did without them."""
+    later: dict[str, Any] = {"text_layers": "", "text_prompt": "", "prune_vocab": False, "vocab_text": []}
+    later["text_features"] = "live" if begun.get("train_layers") == 0 else "auto"
+    return later | begun
+
+
 def _from_json(hint: Any, value: Any) -> Any:
     """Value of a setting, given its type and its form in run.json."""
     kinds = get_args(hint) or (hint,)
     if isinstance(value, str) and (Url in kinds or Path in kinds):
         return to_location(value) if Url in kinds else Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    if isinstance(value, list):
+        return tuple(map(Path, value)) if Path in kinds else tuple(value)
+    return value
 
 
 def _to_json(settings: TrainSettings) -> dict[str, Any]:
@@ -355,4 +365,6 @@ def _to_json(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _setting_to_json(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_setting_to_json(each) for each in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,6 +1,7 @@
 """Set-up of a run before its first step: cache, tokenizer, tower and loader that fit each other, or a refusal."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,14 @@ import torch
 
 from ...cache.progress import OnProgress, ignore_progress
 from ...cache.read.cache import Cache
+from ...encoders.text_lm import LMHead, LMTower
+from ...encoders.text_tower import TextTower
 from ...encoders.tokenizer import TextTokenizer
 from ..data.image_embeddings import open_images, resolve_chunk_shuffle, resolve_num_views
 from ..data.loader import BatchLoader
 from ..data.pairs import ValidationData, load_train_data, load_validation_data
 from ..data.statistics import CaptionStats, count_captions, sample_pairs
+from ..data.text_features import open_features
 from ..data.text_targets import open_text_targets
 from ..device import resolve_precision
 from ..provenance import content_id, require_same_encoder, run_provenance
@@ -90,7 +94,7 @@ def build_run(
     }
     run.require_ready(settings, description, resume=resume)
     tokenizer = open_tokenizer(settings, run.tokenizer, cache.captions)
-    tower = build_tower(settings, cache.info.encoder, tokenizer)
+    tower = _learning_part(build_tower(settings, cache.info.encoder, tokenizer), settings)
     context_length = tower.config.context_length  # of a tower with few positions, shorter than the default
     data = load_train_data(
         cache,
@@ -102,6 +106,15 @@ def build_run(
         workers=settings.workers,
         on_progress=on_progress,
     )
+    features = partial(
+        open_features,
+        fingerprint=tokenizer.fingerprint(context_length),
+        precision=precision,
+        device=device,
+        on_progress=on_progress,
+    )
+    if isinstance(tower, LMHead):
+        data = replace(data, features=features(cache, data.tokens, tower, fallback=run.tokens / content_id(cache)))
     tower.to(device)
     if settings.warm_start == "ridge" and not run.has_checkpoint():
         warm_start(tower, tokenizer, cache, data, settings, on_progress)
@@ -118,6 +131,9 @@ def build_run(
             workers=settings.workers,
             on_progress=on_progress,
         )
+        if isinstance(tower, LMHead):
+            of_val = features(val_cache, val_data.tokens, tower, fallback=run.tokens / val_content)
+            val_data = replace(val_data, features=of_val)
     return Setup(
         run=run,
         tokenizer=tokenizer,
@@ -131,3 +147,10 @@ def build_run(
         device=device,
         description=description,
     )
+
+
+def _learning_part(tower: TextTower, settings: TrainSettings) -> TextTower:
+    """The part of a tower that learns: the head alone where the features of a frozen model are computed once."""
+    if not settings.freezes_lm or settings.live_because or not isinstance(tower, LMTower):
+        return tower
+    return tower.head_alone() or tower

@@ -98,7 +98,7 @@ class Student:
     @property
     def num_parameters(self) -> tuple[int, int]:
         """Numbers of the tower's trained parameters and of all its parameters."""
-        parameters = list(self.tower.parameters())
+        parameters = list(self.tower.whole.parameters())
         return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
     @property
@@ -206,11 +206,21 @@ class Student:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "num_skipped": self.num_skipped,
+            "frozen_sha256": self.tower.frozen_sha256,
         }
         return state | ({"average": self._average.state_dict()} if self._average is not None else {})
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore a state that `state` returned."""
+        """Restore a state that `state` returned.
+
+        Raises:
+            DistillError: the frozen model that the tower learned from is another one now.
+        """
+        if state.get("frozen_sha256", "") != self.tower.frozen_sha256:
+            raise DistillError(
+                f"the language model {self.tower.config.describe()} has other weights than when the run was begun: put "
+                "them back, or choose another -o"
+            )
         self.tower.load_state_dict(state["tower"])
         self.loss.load_state_dict(state["loss"])
         self.optimizer.load_state_dict(state["optimizer"])

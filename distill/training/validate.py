@@ -9,24 +9,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...encoders.text_tower import TextTower
 from ...evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
 from ...evals.retrieval import retrieve
 from .. import distributed
 from ..data.pairs import ValidationData
-from ..data.tokens import TokenTable
 
 CAPTIONS_PER_FORWARD = 1024
 
 
 @torch.inference_mode()
-def embed_captions(tower: TextTower, tokens: TokenTable, captions: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Text embeddings `[m, D] float32`, unit norm, of captions `[m]` of a table."""
+def embed_captions(tower: TextTower, data: ValidationData, captions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Text embeddings `[m, D] float32`, unit norm, of captions `[m]`."""
+
+    def features(some: NDArray[np.int64]) -> Tensor:
+        if data.features is None:
+            return tower.encode(data.tokens.take(some))
+        raw: Tensor = tower(data.features.read(some).to(tower.device))
+        return raw
+
     blocks = [
-        F.normalize(tower.encode(tokens.take(captions[start : start + CAPTIONS_PER_FORWARD])).float(), dim=-1)
-        .cpu()
-        .numpy()
+        F.normalize(features(captions[start : start + CAPTIONS_PER_FORWARD]).float(), dim=-1).cpu().numpy()
         for start in range(0, len(captions), CAPTIONS_PER_FORWARD)
     ]
     result: NDArray[np.float32] = np.concatenate([np.zeros((0, tower.config.embed_dim), np.float32), *blocks])
@@ -40,7 +45,7 @@ def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
     """
     tower.eval()
     shares = np.array_split(data.captions, distributed.num_processes())
-    own = embed_captions(tower, data.tokens, shares[distributed.rank()])
+    own = embed_captions(tower, data, shares[distributed.rank()])
     tower.train()
     text_emb = np.concatenate(distributed.gather_objects(own))
     ranks = retrieve(text_emb, data.image_emb, data.image_index, data.text_ids).text_to_image.summary()

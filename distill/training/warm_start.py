@@ -128,6 +128,8 @@ class CacheRegressions:
     @torch.inference_mode()
     def _embed(self, captions: NDArray[np.int64], pooled: Callable[[Any], Tensor]) -> Tensor:
         """Input of the head for captions, `[len(captions), W] float32` on the CPU."""
+        if self._data.features is not None:
+            return torch.from_numpy(self._data.features.take(captions).astype(np.float32))
         tower = self._tower
         was_training, blocks = tower.training, []
         tower.eval()

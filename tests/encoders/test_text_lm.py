@@ -35,18 +35,24 @@ POOLERS = {"mean": "mean_pooler", "cls": "cls_last_hidden_state_pooler"}
 class TestLMTower(TextTowerContract):
     @pytest.fixture(
         params=[
-            ("bert", "mean", "linear"),
-            ("xlm-roberta", "cls", "mlp"),
-            ("mt5", "mean", "linear"),
-            ("m2m_100", "cls", "linear"),
-            ("distilbert", "mean", "linear"),
-            ("gpt2", "eos", "linear"),
+            ("bert", "mean", "linear", ()),
+            ("xlm-roberta", "cls", "mlp", ()),
+            ("mt5", "mean", "linear", ()),
+            ("m2m_100", "cls", "linear", ()),
+            ("distilbert", "mean", "linear", ()),
+            ("gpt2", "eos", "linear", ()),
+            ("bert", "mean", "glu", (1, 3)),
+            ("mt5", "cls", "deep", (2, 3)),
+            ("gpt2", "eos", "linear + mlp", (1,)),
+            ("roberta", "mean", "linear + deep", ()),
         ],
-        ids="-".join,
+        ids=lambda how: "-".join(map(str, how)),
     )
     def tower(self, request: pytest.FixtureRequest, lms: dict[str, Path]) -> LMTower:
-        family, pooler, head = request.param
-        return LMTower.from_pretrained(str(lms[family]), 16, pooler=pooler, head=head, context_length=CONTEXT)
+        family, pooler, form, layers = request.param
+        *linear, head = form.split(" + ")
+        how = {"pooler": pooler, "head": head, "layers": layers, "residual": bool(linear)}
+        return LMTower.from_pretrained(str(lms[family]), 16, **how, context_length=CONTEXT)
 
     @pytest.fixture
     def tokenizer(self, lms: dict[str, Path]) -> LMTokenizer:

@@ -248,8 +248,20 @@ def test_lora_alpha_must_be_positive_and_finite(lm_settings: Any) -> None:
             replace(lm_settings, lora_rank=2, lora_alpha=alpha)
 
 
-def test_a_warm_start_requires_a_linear_head(lm_settings: Any) -> None:
-    with pytest.raises(
-        DistillError, match=r"--warm-start ridge fits a scratch tower or the linear head of a language model"
-    ):
-        replace(lm_settings, warm_start="ridge", head="mlp")
+@pytest.mark.parametrize("head", ["mlp", "glu", "deep"])
+def test_a_head_that_corrects_the_fitted_one_begins_as_it(head: Any, lm_settings: Any, tiny_cache: Path) -> None:
+    first = {}
+    for form in ("linear", head):
+        given = replace(lm_settings, output=lm_settings.output / form, val=tiny_cache, warm_start="ridge", head=form)
+        train(replace(given, train_layers=0, epochs=6))
+        first[form] = next(line for line in RunFolder(given.output).metrics() if "r_at_1" in line)
+    assert first[head]["step"] == 0
+    for name in ("r_at_1", "r_at_5", "r_at_10", "median_rank", "alignment"):
+        assert first[head][name] == pytest.approx(first["linear"][name], rel=1e-5), name
+    tower = load_final(RunFolder(lm_settings.output / head)).tower
+    assert isinstance(tower, LMTower)
+    assert tower.config.head_form == f"linear + {head}"
+    correction = [p for n, p in tower.named_parameters() if n.startswith("text.proj.correction.")]
+    assert all(parameter.abs().max() > 0 for parameter in correction)  # it has learned
+    following = replace(lm_settings, output=lm_settings.output / "next", text=str(lm_settings.output / head))
+    train(replace(following, warm_start="ridge", val=tiny_cache, epochs=1))  # fits the linear part again
