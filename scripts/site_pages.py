@@ -127,7 +127,7 @@ def commands() -> Iterator[tuple[str, click.Command, click.Context]]:
     from clipglot.cli.main import main
 
     def walk(name: str, command: click.Command, parent: click.Context | None) -> Iterator[Any]:
-        context = click.Context(command, info_name=name, parent=parent)
+        context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
         yield context.command_path, command, context
         if isinstance(command, click.Group):
             for child in command.list_commands(context):

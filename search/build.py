@@ -54,7 +54,7 @@ def write_index_file(
     with explain_os_error(file, "make its folder writable or choose another name"), whole_file(file) as partial:
         identity = embedding_identity(cache)
         begun = time.perf_counter()
-        layout = write_lists(cache, partial, on_progress, seed, kind and coding_of(kind))
+        layout = write_lists(cache, partial, on_progress, seed, coding_of(kind) if kind else None)
         build_s = time.perf_counter() - begun
         tuned = tune(cache, layout, Lists(partial, layout.coding), queries, target, on_progress)
         num_rows = int((cache.status() == Status.EMBEDDED).sum())

@@ -153,7 +153,8 @@ class Int8Coding(Coding):
         """As `Coding.queries`."""
         folded = queries * self.steps
         scale = np.maximum(np.abs(folded).max(axis=1, keepdims=True) / LARGEST, np.finfo(np.float32).tiny)
-        return np.rint(folded / scale)
+        result: Floats = np.rint(folded / scale)
+        return result
 
     def parameters(self, faiss: Any, num_probes: int, selector: Any) -> Any:
         """As `Coding.parameters`."""

@@ -67,7 +67,7 @@ CONTRACT = {
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
     yield " ".join(path) or "clipglot", command
     if isinstance(command, click.Group):
-        context = click.Context(command)
+        context = click.Context(command, **main.context_settings)
         for name in command.list_commands(context):
             child = command.get_command(context, name)
             assert child is not None

@@ -63,7 +63,7 @@ def python_files() -> set[str]:
 
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
-    return {*flags_of(main, click.Context(main)), *FOREIGN_FLAGS}
+    return {*flags_of(main, click.Context(main, **main.context_settings)), *FOREIGN_FLAGS}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
