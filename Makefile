@@ -17,7 +17,7 @@ bench: $(VENV)/dev-ready
 	scripts/bench
 
 $(VENV)/demo-ready: pyproject.toml
-	scripts/install ".[report]"
+	scripts/install ".[report,serve]"
 	touch $@
 
 $(VENV)/dev-ready: pyproject.toml

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..jobs.cache import CacheResult
 
 # Names of splits and caches that are measured on, not trained on.
-HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|eval|held.?out)(?![a-z])", re.IGNORECASE)
+HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|dev|test|eval|held.?out|unseen)(?![a-z])", re.IGNORECASE)
 
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

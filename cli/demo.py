@@ -100,7 +100,7 @@ def _print(report: "DemoReport", *, kept: bool, serves: bool) -> None:
     if report.report:
         rows["report"] = Text(visible_line(str(report.report)), style=f"link {report.report.absolute().as_uri()}")
     else:
-        rows["report"] = "not written: it needs pip install 'clipglot[report]'"
+        rows["report"] = "not written: it needs pip install '.[report]' in a clone of clipglot"
     if not serves:
         rows["search page"] = "clipglot demo --serve"
         if kept:

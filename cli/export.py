@@ -56,7 +56,10 @@ def export(settings: ExportSettings, as_json: bool) -> None:
         if result.num_probes:
             probes = f"{result.num_probes} cached images embedded again, worst cosine {result.min_cosine:.6f}"
         else:
-            probes = f"no cached image could be embedded again: {result.why_no_probes}"
+            probes = (
+                "unchecked whether it made the embeddings, because no image could be embedded again: "
+                f"{result.why_no_probes}"
+            )
         say(f"image tower: matches its hash; {probes}")
     for number, each in enumerate(result.formats):
         if number:

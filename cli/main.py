@@ -102,7 +102,7 @@ def is_first_process() -> bool:
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="clipglot")
 def main() -> None:
-    """Teach a frozen CLIP a new language or domain on one GPU.
+    """Teach a frozen CLIP a new language or domain, with one GPU or none.
 
     images + captions → cache → train → export → one CLIP that open_clip loads
     """

@@ -58,7 +58,7 @@ def find_graphics() -> Graphics | str:
     if not all(stream and stream.isatty() for stream in (sys.__stdin__, sys.__stdout__, sys.stdout)):
         return "standard input and output are no terminal"
     if find_spec("textual_image") is None:
-        return "textual-image is not installed: pip install 'clipglot[terminal]'"
+        return "textual-image is not installed: pip install '.[terminal]' in a clone of clipglot"
     if os.environ.get("TERM", "dumb") in ("dumb", "unknown", "linux"):
         return "this terminal shows none"
     return _ask() or "this terminal shows none: it takes neither sixel images nor those of kitty"

@@ -48,7 +48,10 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
     if recipe is None:
         if speaks and recipe_for(num_images, {}):
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPES["few"] if name in given)
-            warn(f"no recipe, because of {flags}; --recipe few adds its other settings for {num_images:,} images")
+            warn(
+                f"no recipe, because of {flags}: the plain settings train a larger tower, which takes several times as "
+                f"long; for {num_images:,} images, --recipe few adds its other settings"
+            )
         return {}
     options["recipe"] = recipe
     settings = settings_by_size(num_images, given) or {}
@@ -161,7 +164,10 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
         else:
             say("recall is no better than guessing: change what the findings name and train again (docs/diagnosis.md)")
     if not result.complete:
-        click.echo(f"stopped and saved at step {result.step} of {result.num_steps}: continue with --resume", err=True)
+        click.echo(
+            f"stopped and saved at step {result.step} of {result.num_steps}: to go on, the same command with --resume",
+            err=True,
+        )
         raise SystemExit(INTERRUPTED)
 
 

@@ -61,7 +61,7 @@ class DemoReport:
         pass_s: seconds of one pass of the training images through the image tower, decoding included.
         train_s: seconds of training on the cache.
         folder: with the images, the caches, the run and the merged CLIP.
-        report: page of the results in it; None where `clipglot[report]` is not installed.
+        report: page of the results in it; None where the extra `report` is not installed.
     """
 
     scores: list[Score]

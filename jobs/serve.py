@@ -136,7 +136,7 @@ def _explain_absent() -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "anyio", "h11"):
             raise
-        raise SearchError(f"{error.name} is not installed: pip install 'clipglot[serve]'") from error
+        raise SearchError(f"{error.name} is not installed: pip install '.[serve]' in a clone of clipglot") from error
 
 
 def _model(folder: Path, *, onnx: bool) -> Towers:

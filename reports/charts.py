@@ -124,7 +124,8 @@ def require_matplotlib() -> None:
         del jinja2
     except ImportError as error:
         raise EvalError(
-            f"a report needs matplotlib and Jinja2 ({error.name} is not installed): pip install 'clipglot[report]'"
+            f"a report needs matplotlib and Jinja2 ({error.name} is not installed): "
+            "pip install '.[report]' in a clone of clipglot"
         ) from error
 
 

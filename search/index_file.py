@@ -280,7 +280,7 @@ def load_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise SearchError(f"an index needs faiss ({error}): pip install 'clipglot[search]'") from error
+        raise SearchError(f"an index needs faiss ({error}): pip install '.[search]' in a clone of clipglot") from error
     return faiss
 
 
@@ -296,5 +296,5 @@ def open_faiss(path: Path) -> Any:
     except (RuntimeError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise SearchError(
-            f"{path}: this faiss does not read it ({reason}): pip install -U 'clipglot[search]'"
+            f"{path}: this faiss does not read it ({reason}): pip install -U '.[search]' in a clone of clipglot"
         ) from error

@@ -67,7 +67,7 @@ def _require_cache_folder(path: Path) -> None:
             f"{path}: no such cache{did_you_mean(path)}: make one with `clipglot cache SOURCE -o {path} …`"
         )
     if not path.is_dir():
-        raise CacheError(f"{path} is a file, expected a cache")
+        raise CacheError(f"{path} is a file, expected a cache: make one with `clipglot cache {path} -o CACHE …`")
     if not (path / "zarr.json").exists():
         if (path / "run.json").exists():
             raise CacheError(f"{path} holds a run, expected a cache")

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def load_clip(model: str, pretrained: str | None) -> tuple[Any, dict[str, Any]]:
             "pass the folder or repository of an open_clip model"
         ) from error
     if config is None:
+        names = get_close_matches(model, open_clip.list_models(), 1)
+        near = f" (did you mean {names[0]}?)" if names else ""
         raise EncoderError(
-            f"--model {model}: not an open_clip model; see open_clip.list_models(), or use timm/NAME, local-dir:PATH"
+            f"--model {model}: not an open_clip model{near}; see open_clip.list_models(), or use timm/NAME, "
+            "local-dir:PATH"
         )
     if not has_schema and not pretrained:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"

@@ -114,7 +114,7 @@ def test_without_the_library_there_are_no_images_and_asked_for_them_the_reason(s
     quiet = shown("sixel", script=absent)
     assert (quiet.code, Screen.of(quiet.written).images, "textual" in quiet.written) == (0, [], False)
     told = shown("sixel", "--thumbnails", script=absent)
-    assert (told.code, "clipglot[terminal]" in told.written) == (0, True)
+    assert (told.code, "[terminal]" in told.written) == (0, True)
     assert "takes neither sixel" in shown("tmux", "--thumbnails").written
 
 

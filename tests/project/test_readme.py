@@ -38,7 +38,8 @@ def test_the_readmes_python_runs(
     (tmp_path / "merged").symlink_to(merged)
     (tmp_path / "train.zarr").symlink_to(tiny_cache)
     draw_images(tmp_path, 1)
-    shutil.copy(tmp_path / "images" / "0000.png", tmp_path / "cat.jpg")
+    (tmp_path / "try" / "train" / "images").mkdir(parents=True)
+    shutil.copy(tmp_path / "images" / "0000.png", tmp_path / "try" / "train" / "images" / "00000.png")
     assert blocks("python")
     for code in blocks("python"):
         exec(code, {})
