@@ -348,8 +348,13 @@ def test_a_head_learns_on_a_gpu(frozen: Any, cache: Cache) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({}, True), ({"train_layers": 0}, False), ({"train_layers": 0, "text_features": "live"}, False)]
-    + [({"lora_rank": 2}, False), ({"train_layers": 1}, True)],
+    [
+        ({}, True),
+        ({"train_layers": 0}, False),
+        ({"train_layers": 0, "text_features": "live"}, False),
+        ({"lora_rank": 2}, False),
+        ({"train_layers": 1}, True),
+    ],
     ids=["whole", "stored", "live", "lora", "last layer"],
 )
 def test_advice_names_the_rate_of_a_model_that_is_trained(
