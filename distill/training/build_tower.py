@@ -93,6 +93,13 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTo
         tower = load_final(earlier).tower.continued(spec, options, old_tokenizer, tokenizer)
     else:
         tower = kind.create(spec, options, tokenizer)
+    if isinstance(tokenizer, LMTokenizer) and tokenizer.prompt:
+        longest = tower.config.context_length
+        if len(tokenizer.encode(["a"], longest + 1)[0]) > longest:
+            raise DistillError(
+                f"--text-prompt {tokenizer.prompt!r:.80} leaves no room for captions in {longest} tokens: shorten it, "
+                "or raise --context-length"
+            )
     if settings.simcse and not tower.has_dropout and not settings.token_dropout:
         raise DistillError(
             f"--simcse {settings.simcse}: both passes of a caption would be the same, as what is trained of "

@@ -1,6 +1,7 @@
 """Features of a frozen language model, computed once: equal to live ones, resumed after a kill, no others."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -378,3 +379,55 @@ def test_a_run_says_how_much_of_the_whole_tower_it_trains(frozen: Any, changes: 
     assert [result.num_trained, result.num_parameters] == sizes
     assert f"{sizes[0]:,} of {sizes[1]:,} parameters trained" in outlines[0].facts()["text tower"]
     assert result.text_features == ("live" if "text_features" in changes else "stored")
+
+
+@pytest.mark.parametrize("what", ["pipe", "file", "views"])
+def test_what_is_no_group_of_features_is_named(what: str, frozen: Any, cache: Cache) -> None:
+    train(replace(frozen, epochs=1))
+    (group,) = groups(cache)
+    if what == "views":
+        described = group / "pooled" / "zarr.json"
+        stored = json.loads(described.read_text())
+        stored["chunk_grid"]["configuration"]["chunk_shape"][0] = 5
+        described.write_text(json.dumps(stored))
+    else:
+        shutil.rmtree(group)
+        os.mkfifo(group) if what == "pipe" else group.write_text("")
+    with pytest.raises(DamagedCacheError, match=rf"{group.name}.* delete .*{group.name}"):
+        train(replace(frozen, output=frozen.output.with_name("again")))
+    (fault,) = verify(cache)
+    assert group.name in fault.message
+
+
+def test_writers_on_a_filesystem_without_locks_leave_each_other_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipglot.cache.storage.atomic.lock", lambda *_: False)
+    monkeypatch.setattr(feature_arrays, "CHUNK_ROWS", 8)
+    described = {"made": "by a test"}
+    group = tmp_path / feature_arrays.group_name(described)
+    nested: list[Path] = []
+
+    def compute(rows: slice) -> Any:
+        if not nested:
+            nested.append(group / "pooled" / f".0.{'0' * 32}.partial")
+            nested[0].write_bytes(b"of another writer")
+            feature_arrays.write_features(group, described, 30, 3, compute)  # as another process would meanwhile
+        return np.arange(rows.start, rows.stop, dtype=np.float16)[:, None].repeat(3, axis=1)
+
+    feature_arrays.write_features(group, described, 30, 3, compute)
+    assert nested[0].exists()
+    stored = feature_arrays.map_features(group, described, 30, 3).read()
+    assert np.array_equal(stored, np.arange(30, dtype=np.float16)[:, None].repeat(3, axis=1))
+
+
+@pytest.mark.parametrize("prompt", [" ", "▁", "\n", "query\udcff: "])
+def test_a_prompt_that_is_no_text_is_refused(prompt: str, frozen: Any) -> None:
+    with pytest.raises(DistillError, match="--text-prompt"):
+        replace(frozen, text_prompt=prompt)
+
+
+def test_a_prompt_that_fills_the_context_is_refused(frozen: Any) -> None:
+    with pytest.raises(DistillError, match=r"--text-prompt .* leaves no room"):
+        train(replace(frozen, text_prompt="query " * 50))
+    assert not frozen.output.exists()
