@@ -1,5 +1,6 @@
 """The tokenizer and the text tower that a run asks for."""
 
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -8,14 +9,14 @@ from typing import Any
 import torch
 
 from ...cache.format import EncoderInfo
+from ...cache.sources.text_files import decode_text
+from ...cache.storage.regular import read_regular
 from ...encoders.loading.untrusted import CLIP_CONFIG
 from ...encoders.text_lm import LMTower
 from ...encoders.text_tower import TextTower, TowerSpec
 from ...encoders.text_towers import TEXT_TOWERS, tower_named
 from ...encoders.tokenizer import TextTokenizer, train_bpe
 from ...encoders.tokenizer_lm import LMTokenizer
-from ...inference.errors import InputError
-from ...inference.text_files import read_lines
 from ..errors import DistillError
 from ..train_settings import TrainSettings
 from .final import final_kind, load_final
@@ -140,15 +141,17 @@ def _options_of(settings: TrainSettings, kind: type[TextTower]) -> Any:
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines of a `--vocab-text`.
+    """Lines of a `--vocab-text`, by line ends alone, as other files of texts.
 
     Raises:
         DistillError: it cannot be read, or is not UTF-8.
     """
     try:
-        return read_lines(file)
-    except InputError as error:
-        raise DistillError(f"--vocab-text {error}") from error
+        return re.split(r"\r\n|\n|\r", decode_text(read_regular(file)))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DistillError(
+            f"--vocab-text {file}: no text file in UTF-8 ({error}): pass one with a text a line"
+        ) from error
 
 
 def _require_text_tower(text: str) -> None:
