@@ -129,6 +129,7 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
                 "trace": trace,
                 "num_trained": result.num_trained,
                 "num_parameters": result.num_parameters,
+                "text_features": result.text_features,
                 "validation": result.validation,
                 "best": result.best,
                 "stopped_early": result.stopped_early,

@@ -344,6 +344,11 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
             all(number.isdecimal() for number in numbers) and sorted({int(n) for n in numbers}) == [*map(int, numbers)],
             f"--text-layers {self.text_layers}: must be ascending numbers of layers, e.g. 6,9,12",
         )
+        prompt = self.text_prompt
+        require(
+            not prompt or (bool(prompt.strip(" ▁\t\n")) and _is_unicode(prompt)),
+            f"--text-prompt {prompt!r}: must be text in UTF-8, e.g. 'query: '",
+        )
         require(self.prune_vocab or not self.vocab_text, "--vocab-text goes with --prune-vocab: pass it, too")
         layers = self.train_layers
         require(layers is None or layers >= 0, f"--train-layers {layers}: must be a number of layers")
@@ -391,6 +396,11 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     def resolved_lora_alpha(self) -> float:
         """Scale of LoRA's updates times the rank."""
         return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no surrogates, which stand for bytes that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _require_fraction(settings: object, name: str) -> None:

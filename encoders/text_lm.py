@@ -601,6 +601,11 @@ class LMTower(TextTower):
         return factors
 
     @property
+    def trains_language_model(self) -> bool:
+        """Whether anything of the model but low-rank changes is trained."""
+        return any(p.requires_grad and "lora_" not in name for name, p in self.transformer.named_parameters())
+
+    @property
     def has_dropout(self) -> bool:
         """Whether training gives a caption other features each time."""
         return self.config.head_dropout > 0 or (self._is_trained and config_has_dropout(self.transformer.config))
@@ -623,7 +628,8 @@ class LMTower(TextTower):
         assert isinstance(linear, nn.Linear), "other heads are refused"
         weights = regressions.linear_head(self.pooled)
         with torch.no_grad():
-            linear.weight.copy_(weights * (linear.weight.square().mean() / weights.square().mean()).sqrt())
+            size = linear.weight.square().mean().to(weights.device)
+            linear.weight.copy_(weights * (size / weights.square().mean()).sqrt())
 
     def head_alone(self) -> "LMHead | None":
         """The head as a tower that learns from the features of a frozen model; None if the model is not frozen."""
@@ -718,6 +724,10 @@ class LMHead(LMTower):
             "pooler": config.pooler,
             "layers": config.layers,
         }
+
+    def learning_rate_factors(self, *, pretrained: float, layer_decay: float) -> dict[str, float]:
+        """1 for each parameter; the model, which may be on another device than the head, is not asked."""
+        return {name: 1.0 for name, _ in self.named_parameters()}
 
     def compile_rows(self, backend: str | Callable[..., Any] = "inductor", mode: str | None = None) -> None:
         """Leave it as it is: a few matrix products gain nothing."""

@@ -252,6 +252,11 @@ class TextTower(nn.Module, ABC):
         return self
 
     @property
+    def trains_language_model(self) -> bool:
+        """Whether parameters of a pretrained language model itself are trained, by a learning rate of their own."""
+        return False
+
+    @property
     @abstractmethod
     def has_dropout(self) -> bool:
         """Whether training gives a caption other features each time."""

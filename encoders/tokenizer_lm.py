@@ -20,6 +20,7 @@ from .tokenizer_prune import prune_vocabulary
 _OWN_MARKS = ("▁", " ")  # that models of SentencePiece put before every text
 
 _WHOLE = 10**6  # tokens: no text is cut
+_CHECKED = 10_000  # texts of a block whose tokens must be the same after pruning
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of one class, of which transformers 4 knows the first
 
 
@@ -103,14 +104,22 @@ class LMTokenizer(TextTokenizer):
             texts: in blocks.
 
         Raises:
-            EncoderError: a tokenizer that cannot be pruned.
+            EncoderError: a tokenizer that cannot be pruned, or one that would give these texts other tokens.
         """
-        used = {id_ for block in texts for ids in self.encode(block, _WHOLE) for id_ in ids}
+        used, some = set[int](), list[str]()
+        for block in texts:
+            used.update(id_ for ids in self.encode(block, _WHOLE) for id_ in ids)
+            some += block[:: -(-len(block) // _CHECKED) or 1]
         backend = prune_vocabulary(self.backend, used)
         named = {
             role: str(token) for role, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)
         }
-        return type(self)(PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **named))
+        pruned = type(self)(PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **named))
+        rows = self.rows_of(pruned)
+        for text, old, new in zip(some, self.encode(some, _WHOLE), pruned.encode(some, _WHOLE), strict=True):
+            if old != [rows[id_] for id_ in new]:
+                raise EncoderError(f"--prune-vocab: {text!r:.80} would have other tokens without the rest: drop it")
+        return pruned
 
     def rows_of(self, pruned: "LMTokenizer") -> list[int]:
         """Ids that the tokens of a pruned tokenizer have in this one, in the order of their new ids."""

@@ -6,7 +6,7 @@ and no merge of other texts was among them.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -39,8 +39,10 @@ def prune_vocabulary(tokenizer: Tokenizer, used: Iterable[int]) -> Tokenizer:
         # An unknown character costs a constant more than the rarest piece; ids below the specials' must not move.
         kept |= {piece for piece, _ in model["vocab"][: (model["unk_id"] or 0) + 1]}
         kept.add(min(model["vocab"], key=lambda scored: scored[1])[0])
+    prefix = model.get("continuing_subword_prefix") or ""
+    kept |= set(_special(state["post_processor"]))
     if model["type"] == "BPE":
-        kept |= _parts(kept, model["merges"])
+        kept |= _parts(kept, model["merges"], prefix)
     names = sorted(kept, key=ids.__getitem__)
     new = {piece: id_ for id_, piece in enumerate(names)}
     if model["type"] == "Unigram":
@@ -50,7 +52,7 @@ def prune_vocabulary(tokenizer: Tokenizer, used: Iterable[int]) -> Tokenizer:
     else:
         model["vocab"] = {piece: new[piece] for piece in names if piece in model["vocab"]}
     if model["type"] == "BPE":
-        model["merges"] = [pair for pair in model["merges"] if {*_pair(pair), "".join(_pair(pair))} <= kept]
+        model["merges"] = [pair for pair in model["merges"] if {*_pair(pair), _merged(pair, prefix)} <= kept]
     for token in state["added_tokens"]:
         token["id"] = new[token["content"]]
     _renumber(state["post_processor"], new)
@@ -73,17 +75,36 @@ def _pair(merge: Any) -> Sequence[str]:
     return merge.split(" ") if isinstance(merge, str) else merge
 
 
-def _parts(pieces: set[str], merges: list[Any]) -> set[str]:
+def _merged(merge: Any, prefix: str) -> str:
+    """What a merge makes; the prefix of pieces that go on a word stands once, ahead."""
+    first, second = _pair(merge)
+    return first + second.removeprefix(prefix)
+
+
+def _parts(pieces: set[str], merges: list[Any], prefix: str) -> set[str]:
     """Pieces that others are merged from, by any merge, down to the smallest."""
     made: dict[str, list[Sequence[str]]] = {}
     for merge in merges:
-        made.setdefault("".join(_pair(merge)), []).append(_pair(merge))
+        made.setdefault(_merged(merge, prefix), []).append(_pair(merge))
     parts, waiting = set[str](), list(pieces)
     while waiting:
         for pair in made.get(waiting.pop(), []):
             waiting += [part for part in pair if part not in parts]
             parts |= set(pair)
     return parts
+
+
+def _special(described: Any) -> Iterator[str]:
+    """Tokens that a post-processor names, at any depth."""
+    if isinstance(described, dict):
+        if "ids" in described and "tokens" in described:
+            yield from described["tokens"]
+        yield from (described[name][0] for name in ("sep", "cls") if isinstance(described.get(name), list))
+        for part in described.values():
+            yield from _special(part)
+    elif isinstance(described, list):
+        for part in described:
+            yield from _special(part)
 
 
 def _renumber(described: Any, new: dict[str, int]) -> None:

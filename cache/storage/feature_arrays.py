@@ -22,6 +22,7 @@ from .atomic import atomic_directory, explain_os_error, lock_folder, sweep_parti
 from .encoding import UNREADABLE_METADATA, create_array, open_array
 from .local import DurableLocalStore
 from .mmap import MmapRows
+from .token_arrays import ALREADY_EXISTS
 
 POOLED = "pooled"
 FEATURE_GROUP = re.compile("features-[0-9a-f]{64}")
@@ -54,17 +55,27 @@ def write_features(group: Path, description: dict[str, Any], num_captions: int, 
             with lock_folder(group.parent, wait=True) as is_locked:
                 zarr.open_group(DurableLocalStore(group.parent), mode="a", zarr_format=3)
                 if not group.exists():
-                    with atomic_directory(group, alone=is_locked) as partial:
-                        root = zarr.create_group(DurableLocalStore(partial), zarr_format=3)
-                        root.attrs[ATTRIBUTE] = description
-                        rows = max(1, min(CHUNK_ROWS, num_captions))
-                        create_array(root, POOLED, (1, num_captions, width), (1, rows, width), "float16")
-        with lock_folder(group, wait=True):
-            sweep_partial(group)
+                    _create(group, description, num_captions, width, alone=is_locked)
+        with lock_folder(group, wait=True) as is_locked:
+            if is_locked:  # else another process may be writing there
+                sweep_partial(group)
             array = _open(group, description, num_captions, width, writes=True)
             for chunk in _absent(array, group):
                 rows_of = slice(chunk * array.chunks[1], min((chunk + 1) * array.chunks[1], num_captions))
                 array[0, rows_of] = compute(rows_of)
+
+
+def _create(group: Path, description: dict[str, Any], num_captions: int, width: int, *, alone: bool) -> None:
+    """Write a group without chunks."""
+    try:
+        with atomic_directory(group, alone=alone) as partial:
+            root = zarr.create_group(DurableLocalStore(partial), zarr_format=3)
+            root.attrs[ATTRIBUTE] = description
+            rows = max(1, min(CHUNK_ROWS, num_captions))
+            create_array(root, POOLED, (1, num_captions, width), (1, rows, width), "float16")
+    except OSError as error:
+        if error.errno not in ALREADY_EXISTS:  # without locks, another process may have been first
+            raise
 
 
 def num_written(group: Path, description: dict[str, Any], num_captions: int, width: int) -> int:
@@ -113,7 +124,12 @@ def _open(
     try:
         root = zarr.open_group(DurableLocalStore(group, read_only=not writes), mode="r+" if writes else "r")
         array, stored = open_array(root, POOLED), root.attrs.asdict().get(ATTRIBUTE)
-        if array.dtype != np.float16 or array.ndim != 3 or array.shape[0] != 1 or array.chunks[2] != array.shape[2]:
+        if (
+            array.dtype != np.float16
+            or array.ndim != 3
+            or array.shape[0] != 1
+            or array.chunks[::2] != (1, array.shape[2])
+        ):
             raise ValueError(f"{POOLED} is {array.dtype}, {array.shape} in chunks {array.chunks}")
     except UNREADABLE_METADATA as error:
         raise DamagedCacheError(Fault(f"{group} is no whole group of features ({error})", remedy)) from error

@@ -101,7 +101,11 @@ def open_features(
     group = next((folder / name for folder in (*in_cache, fallback) if (folder / name).exists()), None)
     if group is None:
         group = next(filter(token_arrays.can_write, in_cache), fallback) / name
-    elif not token_arrays.can_write(group) and feature_arrays.num_written(group, description, *size) < len(tokens):
+    elif (
+        group.is_dir()
+        and not token_arrays.can_write(group)
+        and feature_arrays.num_written(group, description, *size) < len(tokens)
+    ):
         group = fallback / name
     done = num_stored = feature_arrays.num_written(group, description, *size)
     embed = _Embedder(head, tokens, precision, device)

@@ -1,5 +1,6 @@
 """The tokenizer and the text tower that a run asks for."""
 
+import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -93,6 +94,13 @@ def build_tower(settings: TrainSettings, encoder: EncoderInfo, tokenizer: TextTo
         tower = load_final(earlier).tower.continued(spec, options, old_tokenizer, tokenizer)
     else:
         tower = kind.create(spec, options, tokenizer)
+    if isinstance(tokenizer, LMTokenizer) and tokenizer.prompt:
+        longest = tower.config.context_length
+        if len(tokenizer.encode(["a"], longest + 1)[0]) > longest:
+            raise DistillError(
+                f"--text-prompt {tokenizer.prompt!r:.80} leaves no room for captions in {longest} tokens: shorten it, "
+                "or raise --context-length"
+            )
     if settings.simcse and not tower.has_dropout and not settings.token_dropout:
         raise DistillError(
             f"--simcse {settings.simcse}: both passes of a caption would be the same, as what is trained of "
@@ -133,13 +141,13 @@ def _options_of(settings: TrainSettings, kind: type[TextTower]) -> Any:
 
 
 def _lines(file: Path) -> list[str]:
-    """Lines of a `--vocab-text`.
+    """Lines of a `--vocab-text`, by line ends alone, as other files of texts.
 
     Raises:
         DistillError: it cannot be read, or is not UTF-8.
     """
     try:
-        return decode_text(read_regular(file)).splitlines()
+        return re.split(r"\r\n|\n|\r", decode_text(read_regular(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise DistillError(
             f"--vocab-text {file}: no text file in UTF-8 ({error}): pass one with a text a line"

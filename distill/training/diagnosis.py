@@ -218,7 +218,7 @@ def advise(
         num_steps: of the run.
         settings: batch size and schedule.
         captions: of the run.
-        lm_lr: the learning rate of a language model's own parameters, if the tower is one.
+        lm_lr: the learning rate of a language model's own parameters, if any of them is trained.
     """
     if captions.common > MAX_COMMON:
         return "captions that many images share cannot tell them apart: leave them out"
@@ -264,7 +264,7 @@ class Diagnosis:
             num_steps: of the whole run.
             captions: that it trains on.
             context_length: at which captions are cut.
-            lm_lr: the learning rate of a language model's own parameters, if the tower is one.
+            lm_lr: the learning rate of a language model's own parameters, if any of them is trained.
             past: lines of metrics.jsonl from before the resume.
         """
         self._settings, self._num_steps, self._captions = settings, num_steps, captions

@@ -7,7 +7,7 @@ the current step.
 import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ...cache.errors import CacheError
 from ...cache.progress import OnProgress, Progress, ignore_progress
@@ -44,6 +44,8 @@ class TrainResult:
         num_steps: of the whole run.
         num_trained: trained parameters of the tower.
         num_parameters: all parameters of the tower.
+        text_features: whether a frozen language model's features were "stored" before the first step, or each step ran
+            the model "live"; None without a frozen language model.
         vocab_size: tokens of its tokenizer.
         context_length: most tokens of a caption.
         validation: the last one, if any.
@@ -59,6 +61,7 @@ class TrainResult:
     num_steps: int
     num_trained: int
     num_parameters: int
+    text_features: Literal["stored", "live"] | None
     vocab_size: int
     context_length: int
     validation: dict[str, Any] | None
@@ -214,6 +217,7 @@ def _run_steps(
         num_steps=num_steps,
         num_trained=num_trained,
         num_parameters=num_parameters,
+        text_features=None if not settings.freezes_lm else "live" if settings.live_because else "stored",
         vocab_size=setup.tokenizer.vocab_size,
         context_length=student.tower.config.context_length,
         validation=monitor.validation,
@@ -240,7 +244,7 @@ def _make_monitor(
         num_steps,
         setup.captions,
         context_length=setup.student.tower.config.context_length,
-        lm_lr=None if settings.text in ("scratch", "clip") else settings.lm_lr,
+        lm_lr=settings.lm_lr if setup.student.tower.trains_language_model else None,
         past=setup.run.metrics(),
     )
     return Monitor(

@@ -85,6 +85,42 @@ def test_kept_texts_have_the_same_tokens(kind: str, tmp_path: Path) -> None:
     assert LMTokenizer.load(tmp_path).encode(MANY, 20) == pruned.encode(MANY, 20)
 
 
+def special_in_pairs(tokenizer: Tokenizer) -> None:
+    """Name a token in the post-processor that no added token and no single text has."""
+    id_ = tokenizer.token_to_id("circle") or tokenizer.token_to_id("re")
+    assert id_ is not None
+    name = tokenizer.id_to_token(id_)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<pad> $A", pair=f"$A {name} $B:1", special_tokens=[("<pad>", 0), (name, id_)]
+    )
+
+
+@pytest.mark.parametrize("affixes", [{"continuing_subword_prefix": "##"}, {"end_of_word_suffix": "</w>"}, {}], ids=str)
+def test_merges_of_every_form_stay(affixes: dict[str, str]) -> None:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", **affixes))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<pad>", "<unk>"], show_progress=False, **affixes)
+    tokenizer.train_from_iterator(MANY, trainer)
+    special_in_pairs(tokenizer)
+    whole = LMTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>"))
+    pruned = whole.pruned([KEPT, []])
+    assert pruned.vocab_size < 0.9 * whole.vocab_size
+    rows = np.array(whole.rows_of(pruned))
+    for ours, theirs in zip(pruned.encode(KEPT, 10**4), whole.encode(KEPT, 10**4), strict=True):
+        assert rows[ours].tolist() == theirs
+
+
+def test_pruning_that_would_change_a_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tokenizer_of("BPE")
+
+    def careless(tokenizer: Tokenizer, used: Any) -> Tokenizer:
+        return prune_vocabulary(tokenizer, [])
+
+    monkeypatch.setattr("clipglot.encoders.tokenizer_lm.prune_vocabulary", careless)
+    with pytest.raises(EncoderError, match=r"--prune-vocab: .* other tokens"):
+        whole.pruned([KEPT])
+
+
 def test_a_word_model_is_refused() -> None:
     with pytest.raises(EncoderError, match="WordLevel"):
         prune_vocabulary(Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), [0])
@@ -113,7 +149,7 @@ def test_a_pruned_run_resumes_and_exports(
 ) -> None:
     make_cache(manifest, tmp_path / "cache.zarr")
     queries = tmp_path / "queries.txt"
-    queries.write_text("зелёный шум\nyellow noise\n", encoding="utf-8")
+    queries.write_text("\ufeffзелёный шум\r\n\nyellow\u2028noise\0\n", encoding="utf-8")
     given = replace(
         lm_settings,
         cache=tmp_path / "cache.zarr",
@@ -124,6 +160,10 @@ def test_a_pruned_run_resumes_and_exports(
     )
     with pytest.raises(DistillError, match=r"--vocab-text .*queries\.gz"):
         train(replace(given, vocab_text=(tmp_path / "queries.gz",)))
+    (tmp_path / "queries.gz").write_bytes(b"\x1f\x8b\xff\xfe")
+    for wrong in (tmp_path / "queries.gz", tmp_path):
+        with pytest.raises(DistillError, match=r"--vocab-text .*(UTF-8|text file)"):
+            train(replace(given, vocab_text=(wrong,)))
     train(given, on_progress=stop_at(3))
     queries.unlink()  # the run keeps its tokenizer
     again = RunFolder(given.output).settings_to_resume()

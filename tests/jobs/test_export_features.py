@@ -1,5 +1,6 @@
 """Exports of runs on features of a frozen language model: every head, layers and the prompt, loaded elsewhere."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,4 +148,8 @@ def test_the_command_says_why_a_frozen_model_runs_in_every_step(
     for number, more in enumerate(([], ["--token-dropout", "0.1"])):
         result = CliRunner().invoke(main, [*given, "-o", str(tmp_path / f"run{number}"), *more])
         assert result.exit_code == 0, result.output
-        assert ("in every step, because of --token-dropout 0.1" in result.output) == bool(more)
+        assert ("in every step because of --token-dropout 0.1" in result.output) == bool(more)
+        again = CliRunner().invoke(
+            main, ["train", given[1], "-o", str(tmp_path / f"run{number}"), "--resume", "--json"]
+        )
+        assert json.loads(again.stdout)["text_features"] == ("live" if more else "stored")

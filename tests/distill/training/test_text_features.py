@@ -1,6 +1,7 @@
 """Features of a frozen language model, computed once: equal to live ones, resumed after a kill, no others."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from clipglot.distill.data.text_features import TextFeatures, open_features
 from clipglot.distill.data.tokens import open_tokens
 from clipglot.distill.errors import DistillError
 from clipglot.distill.training.final import load_final
+from clipglot.distill.training.outline import RunOutline
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from clipglot.encoders.text_lm import LMHead, LMTower
@@ -325,3 +327,107 @@ def test_a_frozen_run_of_an_earlier_version_goes_on_live(frozen: Any, cache: Cac
     assert again["text_features"] == "live"
     assert train(replace(frozen, **{k: again[k] for k in ("text_features",)}), resume=True).complete
     assert groups(cache) == []
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_head_on_another_device_than_its_model_has_one_learning_rate(family: str, lms: dict[str, Path]) -> None:
+    head = head_of(lms[family], head="glu").to("meta")  # as on a GPU, while the model is on the CPU
+    factors = head.learning_rate_factors(pretrained=0.1, layer_decay=0.9)
+    assert factors == {name: 1.0 for name, _ in head.named_parameters()}
+    assert len(factors) > 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_head_learns_on_a_gpu(frozen: Any, cache: Cache) -> None:
+    result = train(replace(frozen, device="cuda", warm_start="ridge", head="glu", ema=0.9))
+    assert result.complete
+    losses = [line["loss"] for line in RunFolder(frozen.output).metrics() if line["kind"] == "step"]
+    assert losses[-1] < losses[0]
+    assert len(groups(cache)) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({}, True),
+        ({"train_layers": 0}, False),
+        ({"train_layers": 0, "text_features": "live"}, False),
+        ({"lora_rank": 2}, False),
+        ({"train_layers": 1}, True),
+    ],
+    ids=["whole", "stored", "live", "lora", "last layer"],
+)
+def test_advice_names_the_rate_of_a_model_that_is_trained(
+    changes: dict[str, Any], named: bool, lm_settings: Any
+) -> None:
+    given = replace(lm_settings, lr=1e-9, lm_lr=1e-9, epochs=20, **changes)
+    (finding,) = (finding for finding in train(given).findings if finding.kind == "loss_at_chance")
+    assert "--lr (now 1e-09" in finding.advice
+    assert ("--lm-lr" in finding.advice) == named
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"text_features": "live"}, {"head": "deep", "warm_start": "ridge", "ema": 0.9}]
+)
+def test_a_run_says_how_much_of_the_whole_tower_it_trains(frozen: Any, changes: dict[str, Any]) -> None:
+    outlines = list[RunOutline]()
+    result = train(replace(frozen, epochs=1, **changes), on_outline=outlines.append)
+    tower = load_final(result.run).tower
+    assert isinstance(tower, LMTower)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (tower.text["proj"], tower)]
+    assert [result.num_trained, result.num_parameters] == sizes
+    assert f"{sizes[0]:,} of {sizes[1]:,} parameters trained" in outlines[0].facts()["text tower"]
+    assert result.text_features == ("live" if "text_features" in changes else "stored")
+
+
+@pytest.mark.parametrize("what", ["pipe", "file", "views"])
+def test_what_is_no_group_of_features_is_named(what: str, frozen: Any, cache: Cache) -> None:
+    train(replace(frozen, epochs=1))
+    (group,) = groups(cache)
+    if what == "views":
+        described = group / "pooled" / "zarr.json"
+        stored = json.loads(described.read_text())
+        stored["chunk_grid"]["configuration"]["chunk_shape"][0] = 5
+        described.write_text(json.dumps(stored))
+    else:
+        shutil.rmtree(group)
+        os.mkfifo(group) if what == "pipe" else group.write_text("")
+    with pytest.raises(DamagedCacheError, match=rf"{group.name}.* delete .*{group.name}"):
+        train(replace(frozen, output=frozen.output.with_name("again")))
+    (fault,) = verify(cache)
+    assert group.name in fault.message
+
+
+def test_writers_on_a_filesystem_without_locks_leave_each_other_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipglot.cache.storage.atomic.lock", lambda *_: False)
+    monkeypatch.setattr(feature_arrays, "CHUNK_ROWS", 8)
+    described = {"made": "by a test"}
+    group = tmp_path / feature_arrays.group_name(described)
+    nested: list[Path] = []
+
+    def compute(rows: slice) -> Any:
+        if not nested:
+            nested.append(group / "pooled" / f".0.{'0' * 32}.partial")
+            nested[0].write_bytes(b"of another writer")
+            feature_arrays.write_features(group, described, 30, 3, compute)  # as another process would meanwhile
+        return np.arange(rows.start, rows.stop, dtype=np.float16)[:, None].repeat(3, axis=1)
+
+    feature_arrays.write_features(group, described, 30, 3, compute)
+    assert nested[0].exists()
+    stored = feature_arrays.map_features(group, described, 30, 3).read()
+    assert np.array_equal(stored, np.arange(30, dtype=np.float16)[:, None].repeat(3, axis=1))
+
+
+@pytest.mark.parametrize("prompt", [" ", "▁", "\n", "query\udcff: "])
+def test_a_prompt_that_is_no_text_is_refused(prompt: str, frozen: Any) -> None:
+    with pytest.raises(DistillError, match="--text-prompt"):
+        replace(frozen, text_prompt=prompt)
+
+
+def test_a_prompt_that_fills_the_context_is_refused(frozen: Any) -> None:
+    with pytest.raises(DistillError, match=r"--text-prompt .* leaves no room"):
+        train(replace(frozen, text_prompt="query " * 50))
+    assert not frozen.output.exists()
