@@ -308,10 +308,11 @@ def _caches(settings: ReportSettings, opened: Sequence[_Opened], notes: list[str
     if settings.cache:
         return [Cache(path) for path in settings.cache]
     found: dict[str, Cache] = {}
+    without_run: list[str] = []
     without_val: list[str] = []
     for each in opened:
         if each.run is None:
-            notes.append(f"{each.subject.name} was measured on no cache: pass --cache CACHE")
+            without_run.append(each.subject.name)
             continue
         if each.tower is None:
             notes.append(f"{each.subject.name} has not finished, so its tower is not measured on a cache")
@@ -326,6 +327,8 @@ def _caches(settings: ReportSettings, opened: Sequence[_Opened], notes: list[str
             notes.append(f"The validation cache of {each.subject.name} is not there ({error}): pass --cache CACHE")
     measured = "so it is measured on those of the others" if found else "and no --cache was passed"
     notes += [f"{name} was trained without --val, {measured}" for name in without_val]
+    if not found:
+        notes += [f"{name} was measured on no cache: pass --cache CACHE" for name in without_run]
     return list(found.values())
 
 

@@ -111,10 +111,14 @@ def report_verdict(subjects: Sequence[Subject], caches: Sequence[CacheFigures]) 
         if len(towers) < 2:
             continue
         best = max(towers, key=main_figure)
-        what = "recognises most images" if best.zero_shot else "finds most images"
+        what = "recognises the most images" if best.zero_shot else "finds the most images"
         told = f"{best.name} {what} of {cache.name}: {percent(main_figure(best))}"
         first = towers[0]
         if best is first:
+            others = [tower.name for tower in towers[1:] if main_figure(tower) == main_figure(best)]
+            if others:
+                names = " and ".join([best.name, *others])
+                return f"{names} do equally well on {cache.name}: {percent(main_figure(best))}."
             second = max(towers[1:], key=main_figure)
             told += f", ahead of {second.name} with {percent(main_figure(second))}"
             pair, sign = second, -1

@@ -108,11 +108,15 @@ def test_a_run_gets_its_verdict_and_a_page(run: RunFigures, said: str) -> None:
 @pytest.mark.parametrize(
     ("cache", "said"),
     [
-        (cache_of(0.3, 0.5), "t1 finds most images of c: 50.0 %, t0 30.0 %; the difference is significant."),
-        (cache_of(0.3, 0.5, low=-0.1), "t1 finds most images of c: 50.0 %, t0 30.0 %; the two cannot be told apart."),
+        (cache_of(0.3, 0.5), "t1 finds the most images of c: 50.0 %, t0 30.0 %; the difference is significant."),
+        (
+            cache_of(0.3, 0.5, low=-0.1),
+            "t1 finds the most images of c: 50.0 %, t0 30.0 %; the two cannot be told apart.",
+        ),
+        (cache_of(0.5, 0.5, low=-0.1), "t0 and t1 do equally well on c: 50.0 %."),
         (
             cache_of(0.5, 0.3, low=-0.3, high=-0.1),
-            "t0 finds most images of c: 50.0 %, ahead of t1 with 30.0 %; the two cannot be told apart.",
+            "t0 finds the most images of c: 50.0 %, ahead of t1 with 30.0 %; the two cannot be told apart.",
         ),
     ],
 )
