@@ -170,7 +170,8 @@ def test_searches_are_measured(
         runpy.run_path(str(BENCHMARKS / "search.py"), run_name="__main__")
     printed = capsys.readouterr().out
     assert printed.count("ratio") == 4
-    assert re.findall(r"texts: recall@10 (\S+),", printed) == ["1.000"] * 2  # of both kinds: so few rows are compared one by one
+    # Of both kinds: so few rows are compared one by one.
+    assert re.findall(r"texts: recall@10 (\S+),", printed) == ["1.000"] * 2
     assert list(tmp_path.iterdir()) == []
 
 
