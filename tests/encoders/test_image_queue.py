@@ -101,7 +101,7 @@ def test_the_command_says_what_memory_held_and_how_far_half_precision_is_off(
     options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "1", "--precision", "bf16"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(tmp_path / "cache.zarr"), *options])
     assert said.exit_code == 0, said.output
-    assert said.stdout.count("memory held 2 of 8 images at once") == 1
+    assert said.stdout.count("memory held only 2 of 8 images at once") == 1
     assert "bf16 against fp32 on the first 8 images: cosine distance" in said.stdout
     assert "read " in said.stdout
     found, expected = Cache(tmp_path / "cache.zarr").image_emb(), Cache(tiny_cache).image_emb()

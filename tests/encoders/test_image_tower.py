@@ -169,7 +169,7 @@ def test_float32_on_a_gpu_is_the_cpus(tiny_clip: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
     [
-        ("ViT-B-33", None, "not an open_clip model; see open_clip.list_models"),
+        ("ViT-B-33", None, r"not an open_clip model \(did you mean ViT-B-32\?\); see open_clip.list_models"),
         ("ViT-B-32", None, r"needs weights: pass --pretrained FILE or a tag \(openai, "),
         ("ViT-B-32", "no/such.pt", "no such file, and no tag of ViT-B-32; its tags are: openai, "),
         ("ViT-B-32", ".", "no such file, and no tag"),
