@@ -18,7 +18,7 @@ Encoder = Callable[[Floats, NDArray[np.int64]], NDArray[np.uint8]]
 CODE_OFFSET = 128  # faiss stores a whole number from -128 to 127 as a byte from 0 to 255
 MAX_FEATURE = 2.0  # of a unit vector, with room
 QUERY_BITS = 4  # of a query's feature that is compared with one bit: 8 find as many and take a fifth longer
-_INNER_PRODUCT, _QT_8BIT_DIRECT_SIGNED = 0, 8  # of faiss, as it stores them
+INNER_PRODUCT, _QT_8BIT_DIRECT_SIGNED = 0, 8  # of faiss, as it stores them
 _FACTORS = 8  # bytes: two factors of a row, float32
 
 
@@ -207,7 +207,7 @@ class RabitqCoding(Coding):
     def faiss_fields(dim: int) -> bytes:
         """As `Coding.faiss_fields`."""
         size = RabitqCoding.code_bytes(dim)
-        return struct.pack("<QQiQ?B", dim, size, _INNER_PRODUCT, size, True, QUERY_BITS)
+        return struct.pack("<QQiQ?B", dim, size, INNER_PRODUCT, size, True, QUERY_BITS)
 
     def content(self) -> bytes:
         """As `Coding.content`."""

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ..cache.storage.regular import open_regular
 from ..cache.typed import require_types
-from .codings import CODINGS, Coding
+from .codings import CODINGS, INNER_PRODUCT, Coding
 from .errors import SearchError
 
 FORMAT_VERSION = 1
@@ -37,7 +37,6 @@ PART_BYTES = 64 * 2**20  # that have one checksum
 READ_THREADS = 4
 MAX_JSON_BYTES = 16 * 2**20
 MAX_DIM, MAX_LISTS = 2**16, 2**20
-_INNER_PRODUCT = 0  # of faiss, as it stores it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ def faiss_header(coding: type[Coding], dim: int, num_rows: int, num_lists: int) 
     """
 
     def index(num: int) -> bytes:
-        return struct.pack("<iqqq?i", dim, num, 2**20, 2**20, True, _INNER_PRODUCT)
+        return struct.pack("<iqqq?i", dim, num, 2**20, 2**20, True, INNER_PRODUCT)
 
     probes, no_map = 1, struct.pack("<bQ", 0, 0)
     before = coding.four_letters + index(num_rows) + struct.pack("<QQ", num_lists, probes)
