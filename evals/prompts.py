@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..cache.sources.text_files import split_lines
 from ..inference.prompts import PLAIN, TEMPLATES, has_place
-from ..inference.text_files import read_text, split_lines
+from ..inference.text_files import read_text
 from .errors import EvalError
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
+from ..cache.sources.text_files import split_lines
 from ..cache.storage.atomic import atomic_write, explain_os_error
 from ..inference.clip import search_exactly
-from ..inference.text_files import read_text, split_lines
+from ..inference.text_files import read_text
 from .captions import embedded_images
 from .errors import EvalError
 from .prompts import parse_json

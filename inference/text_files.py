@@ -1,13 +1,11 @@
 """Text files of users: descriptions, queries, class names, templates."""
 
-import re
 from pathlib import Path
 
-from ..cache.sources.text_files import decode_text
+from ..cache.sources.text_files import decode_text, split_lines
 from .errors import InputError
 
 MAX_BYTES = 256 * 2**20  # of one file; Babel-ImageNet's classes have 9 MB
-_LINE_END = re.compile(r"\r\n|\n|\r")  # not as of splitlines, for which U+2028 and others inside a text end a line
 
 
 def read_text(file: Path, wanted: str = "a text file") -> str:
@@ -30,16 +28,6 @@ def read_text(file: Path, wanted: str = "a text file") -> str:
         raise InputError(f"{file}: {error.strerror}: pass {wanted}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{file} is not UTF-8: save it as UTF-8") from error
-
-
-def split_lines(text: str) -> list[str]:
-    r"""Lines of a text, blank ones too, without the empty one after the last line end.
-
-    >>> split_lines("a\u2028b\r\n\nc\n"), split_lines("")
-    (['a\u2028b', '', 'c'], [])
-    """
-    lines = _LINE_END.split(text)
-    return lines if lines[-1] else lines[:-1]
 
 
 def read_lines(file: Path) -> list[str]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 from ..cache.format import RejectedImageError
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
+from ..cache.sources.text_files import split_lines
 from ..cache.write.image_decode import ResizeCrop
 from ..inference.errors import InputError
 from ..inference.images import to_pixels
 from ..inference.query import embed_queries, parse_query
-from ..inference.text_files import read_text, split_lines
+from ..inference.text_files import read_text
 from ..inference.towers import Towers, load_towers, require_same_tower
 from ..search.filters import caption_mask
 from ..search.hits import CaptionedHit, captioned_hits

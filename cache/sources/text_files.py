@@ -16,11 +16,22 @@ UTF_8 = "utf-8"
 GZIP_SIGNATURE = b"\x1f\x8b"
 SAMPLE_BYTES = 2**16  # of a file, by which its encoding is guessed
 SHOWN = 20  # characters of a guess, by which the user can judge it
+_LINE_END = re.compile(r"\r\n|\n|\r")  # not as of splitlines, for which U+2028 and others inside a text end a line
 _MARK = "\ufeff"
 _MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16"}
 _MARKS |= {codecs.BOM_UTF16_BE: "utf-16"}
 _GBK_PAIR = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
 _COMMON_PAIR = re.compile(rb"[\xb0-\xd7][\xa1-\xfe]")  # the 3,755 most frequent Chinese characters
+
+
+def split_lines(text: str) -> list[str]:
+    r"""Lines of a text, blank ones too, without the empty one after the last line end.
+
+    >>> split_lines("a\u2028b\r\n\nc\n"), split_lines("")
+    (['a\u2028b', '', 'c'], [])
+    """
+    lines = _LINE_END.split(text)
+    return lines if lines[-1] else lines[:-1]
 
 
 def decode_text(content: bytes, encoding: str = UTF_8) -> str:

@@ -1,6 +1,5 @@
 """The tokenizer and the text tower that a run asks for."""
 
-import re
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from ...cache.format import EncoderInfo
-from ...cache.sources.text_files import decode_text
+from ...cache.sources.text_files import decode_text, split_lines
 from ...cache.storage.regular import read_regular
 from ...encoders.loading.untrusted import CLIP_CONFIG
 from ...encoders.text_lm import LMTower
@@ -147,7 +146,7 @@ def _lines(file: Path) -> list[str]:
         DistillError: it cannot be read, or is not UTF-8.
     """
     try:
-        return re.split(r"\r\n|\n|\r", decode_text(read_regular(file)))
+        return split_lines(decode_text(read_regular(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise DistillError(
             f"--vocab-text {file}: no text file in UTF-8 ({error}): pass one with a text a line"

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from clipglot.cache.sources.text_files import split_lines
 from clipglot.inference.errors import InputError
-from clipglot.inference.text_files import read_lines, read_text, split_lines
+from clipglot.inference.text_files import read_lines, read_text
 from hypothesis import given
 from hypothesis import strategies as st
 
