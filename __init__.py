@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .inference.opened_cache import OpenedCache, open_cache
     from .jobs.bench import BenchReport
     from .jobs.cache import CacheResult
+    from .jobs.captions import CaptionsResult
     from .jobs.convert import ConvertResult
     from .jobs.evaluate import QueriesResult, RetrievalResult, ZeroShotResult
     from .jobs.export import ExportResult
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from .jobs.tokenizer import TokenizerReport
     from .jobs.verify import VerifyResult
 
+    add_captions: Callable[..., CaptionsResult]
     bench: Callable[..., BenchReport]
     build_index: Callable[..., IndexResult]
     cache_images: Callable[..., CacheResult]
@@ -87,6 +89,7 @@ __all__ = [
     "Hit",
     "Hits",
     "OpenedCache",
+    "add_captions",
     "bench",
     "build_index",
     "cache_images",

@@ -20,6 +20,10 @@ HASH = "images/hash"  # absent in older caches, and in caches that no pass over 
 KEY, TEXT, CAPTION_IMAGE = "images/key", "captions/text", "captions/image"
 LOCATOR, FILE, LANGUAGE = "images/locator", "source/file", "captions/language"  # if the source has them
 TOKENS = "tokens"
+CAPTION_SETS = "caption_sets"  # group with a group for each further set of captions, see `CaptionSetInfo`
+SETS_ATTRIBUTE = f"{ATTRIBUTE}_caption_sets"  # attribute that names them; apart, for versions that know no sets
+SETS_CHECKSUM = f"{SETS_ATTRIBUTE}_crc32c"
+OWN_CAPTIONS = "source"  # name of the captions that the cache was made with, among those of its sets
 IMPORTED = "embeddings"  # kind of source: embeddings made by other programs, see `clipglot import`
 STAGED = "append"  # group with the rows of a source that is being appended, see `append.py`
 TEACHER_TEXT, TEACHER_EMB, TEACHER_STATUS = "teacher/text", "teacher/emb", "teacher/status"
@@ -35,6 +39,7 @@ MIN_CHUNKS = 16  # also of a small cache, so that a killed pass keeps most of it
 MAX_DECODE_S = 120  # of processor time for an image, in proportion more where more than MAX_PIXELS are allowed
 MAX_PIXELS = 100_000_000  # default limit for an image; 300 MB as RGB
 LANGUAGE_TAG = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")  # the form of BCP 47; registered or not
+SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # of a caption set; no part of a path
 State = Literal["planning", "planned", "appending", "sealed"]
 NOT_LAID_OUT = ("planning", "appending")
 Decoding = Literal[
@@ -294,6 +299,71 @@ class CacheInfo:
         return info
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptionSetInfo:
+    """A further set of captions of a cache's images, in a group of its own below `caption_sets`.
+
+    Attributes:
+        name: by which users ask for it.
+        group: name of its group: the set's name and eight random hex digits, since a new set takes the place of an old one.
+        sources: tables that it was read from, in order.
+        num_captions: m.
+        languages: tags that the codes of its captions stand for; "" for none.
+        sha256: digest of its captions, their images and languages (`captions_sha256`).
+        num_unmatched: records of the tables whose key no image of the cache has.
+        dropped_captions: captions of the tables that are left out, by reason.
+    """
+
+    name: str
+    group: str
+    sources: list[SourceInfo]
+    num_captions: int
+    languages: list[str]
+    sha256: str
+    num_unmatched: int = 0
+    dropped_captions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """The group in the cache."""
+        return f"{CAPTION_SETS}/{self.group}"
+
+    @property
+    def array_names(self) -> list[str]:
+        """Names of its arrays."""
+        return [f"{self.path}/{name}" for name in ("text/bytes", "text/offsets", "image", "language")]
+
+    def to_plain(self) -> dict[str, Any]:
+        """The JSON object that is stored."""
+        return asdict(self) | {"sources": [source.to_plain() for source in self.sources]}
+
+    @classmethod
+    def of_plain(cls, stored: Any) -> "CaptionSetInfo":
+        """Read the JSON object back.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no description of a set.
+        """
+        fields = dict(stored)
+        info = cls(sources=[SourceInfo(**source) for source in fields.pop("sources")], **fields)
+        for part in (info, *info.sources):
+            require_types(part)
+        if not is_set_name(info.name) or not re.fullmatch(re.escape(info.name) + "-[0-9a-f]{8}", info.group):
+            raise ValueError(f"set {info.name!r:.80} in group {info.group!r:.80}")
+        if not info.num_captions > 0 or not 0 < len(info.languages) <= 2**16:
+            raise ValueError(f"set {info.name} of {info.num_captions} captions in {len(info.languages)} languages")
+        return info
+
+
+def is_set_name(name: str) -> bool:
+    """Whether a caption set may have a name.
+
+    >>> [name for name in ("ru", "pt-BR.v2", "../ru", "source", "", "-x") if is_set_name(name)]
+    ['ru', 'pt-BR.v2']
+    """
+    return SET_NAME.fullmatch(name) is not None and name != OWN_CAPTIONS
+
+
 Layout = tuple[str, tuple[int | None, ...], tuple[int | None, ...]]
 """Type, shape and chunk shape of an array; None for a size that may be any."""
 
@@ -318,6 +388,18 @@ def layouts(info: CacheInfo) -> dict[str, Layout]:
         LANGUAGE: ("uint16", (M,), (None,)),
         TEACHER_EMB: ("float16", (1, M, D), (1, None, D)),
         TEACHER_STATUS: ("uint8", (M,), (None,)),
+    }
+
+
+def set_layouts(info: CaptionSetInfo) -> dict[str, Layout]:
+    """Layout of each array of a caption set, by name."""
+    text_bytes, offsets, image, language = info.array_names
+    m = info.num_captions
+    return {
+        text_bytes: ("uint8", (None,), (None,)),
+        offsets: ("int64", (m + 1,), (None,)),
+        image: ("int64", (m,), (None,)),
+        language: ("uint16", (m,), (None,)),
     }
 
 

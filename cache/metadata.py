@@ -4,14 +4,14 @@ Both go into one write of zarr.json, so a reader always finds a matching pair, e
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import google_crc32c
 import zarr
 
-from .errors import CacheError
-from .format import ATTRIBUTE, CHECKSUM, CacheInfo
+from .errors import CacheError, DamagedCacheError, Fault
+from .format import ATTRIBUTE, CHECKSUM, SETS_ATTRIBUTE, SETS_CHECKSUM, CacheInfo, CaptionSetInfo
 
 RESTORE = "put back what it held, or delete the cache and make it again"
 
@@ -56,3 +56,43 @@ def read_metadata(attributes: Mapping[str, Any], where: str, restore: str = REST
                 f"({CHECKSUM!r}); the file was damaged, or edited by hand: {restore}"
             )
     return CacheInfo.from_attributes(attributes, where)
+
+
+def sets_attributes(sets: Sequence[CaptionSetInfo]) -> dict[str, Any]:
+    """The attributes that name the caption sets of a cache, and their checksum; none without a set."""
+    stored = [info.to_plain() for info in sets]
+    return {SETS_ATTRIBUTE: stored, SETS_CHECKSUM: checksum_of(stored)} if sets else {}
+
+
+def write_caption_sets(root: zarr.Group, sets: Sequence[CaptionSetInfo]) -> None:
+    """Replace what a group that is open for writing says of its caption sets, in one write.
+
+    This write decides which sets there are: before it a new set is not read, after it an old one.
+    """
+    root.update_attributes({SETS_ATTRIBUTE: [], SETS_CHECKSUM: checksum_of([])} | sets_attributes(sets))
+
+
+def read_caption_sets(attributes: Mapping[str, Any], where: str) -> list[CaptionSetInfo]:
+    """The caption sets that attributes name, after a check against their checksum; none in older caches.
+
+    Args:
+        attributes: of the root group.
+        where: the path or URL of the cache, for messages.
+
+    Raises:
+        DamagedCacheError: they were damaged, or edited by hand.
+    """
+    stored = attributes.get(SETS_ATTRIBUTE)
+    if stored is None and SETS_CHECKSUM not in attributes:
+        return []
+    try:
+        actual, expected = checksum_of(stored), attributes.get(SETS_CHECKSUM)
+        if actual != expected:
+            raise ValueError(f"crc32c {actual}, expected {expected}")
+        sets = [CaptionSetInfo.of_plain(each) for each in stored]
+        if len({info.name for info in sets}) < len(sets) or len({info.group for info in sets}) < len(sets):
+            raise ValueError("two sets of one name")
+    except (KeyError, TypeError, ValueError) as error:
+        message = f"{where} has damaged metadata of caption sets: zarr.json, {SETS_ATTRIBUTE!r}: {error}"
+        raise DamagedCacheError(Fault(message, RESTORE)) from error
+    return sets

@@ -10,12 +10,18 @@ def cache_facts(report: InspectReport) -> dict[str, str]:
     contents = report.contents
     cache, info, encoder = contents.cache, contents.cache.info, contents.cache.info.encoder
     dropped = "".join(f", {num:,} dropped ({reason})" for reason, num in info.dropped_captions.items())
+    sets = {
+        f"caption set {each.name}": f"{each.num_captions:,} captions ({told_languages(languages)}) from "
+        + "; ".join(f"{source.path} (sha256 {source.sha256[:12]}…)" for source in each.sources)
+        for each, languages in contents.caption_sets
+    }
     facts = {
         "state": info.state if info.state == "sealed" else f"{info.state}: not complete, run it again to resume",
         "images": f"{info.num_images:,}",
         "captions": f"{info.num_captions:,}{dropped}",
         "without captions": f"{report.num_uncaptioned:,} images",
-        "languages": ", ".join(f"{tag or 'untold'} {num:,}" for tag, num in contents.num_by_language.items()),
+        "languages": told_languages(contents.num_by_language),
+        **sets,
         "embeddings": f"{info.num_views} × {info.num_images:,} × {encoder.dim} float16, {cache.num_chunks:,} "
         f"chunk{'s'[: cache.num_chunks != 1]} of {info.chunk_rows:,} rows",
         "views": _views(contents),
@@ -34,6 +40,11 @@ def cache_facts(report: InspectReport) -> dict[str, str]:
     left_out |= {"passed over": ", ".join(passed_over)} if passed_over else {}
     made_with = ", ".join(f"{name} {version}" for name, version in info.libraries.items())
     return facts | _sources(info) | left_out | {"made with": made_with}
+
+
+def told_languages(num_by_language: dict[str, int]) -> str:
+    """Captions of each language in words."""
+    return ", ".join(f"{tag or 'untold'} {num:,}" for tag, num in num_by_language.items())
 
 
 def left_out_line(info: CacheInfo, reason: str, num: int) -> str:

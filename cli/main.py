@@ -14,6 +14,7 @@ from .terminal import guard_outputs
 # name: (module, attribute, description in `clipglot --help`)
 COMMANDS = {
     "cache": ("cache", "cache", "Embed every image of a source once."),
+    "captions": ("captions", "captions", "Give a cache captions in a further language."),
     "inspect": ("inspect", "inspect", "Show contents and failed images of a cache."),
     "convert": ("convert", "convert", "Copy a cache to HDF5, or back to Zarr."),
     "import": ("convert", "import_", "Make a cache from existing embeddings."),

@@ -4,6 +4,7 @@
 command                   function
 ========================  ========================================================================
 `clipglot cache`          `jobs.cache.cache_images(CacheSettings)`
+`clipglot captions`       `jobs.captions.add_captions(CaptionsSettings)`
 `clipglot import`         `jobs.import_embeddings.import_embeddings(ImportSettings)`
 `clipglot merge`          `jobs.merge.merge_caches(MergeSettings)`
 `clipglot convert`        `jobs.convert.convert_cache(ConvertSettings)`

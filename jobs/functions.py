@@ -19,6 +19,7 @@ from ..inference.progress import stages
 # Function: function of the job, dataclass of its settings, and what gives defaults that depend on what is given.
 FUNCTIONS = {
     "cache_images": ("cache.cache_images", "settings.cache.CacheSettings"),
+    "add_captions": ("captions.add_captions", "settings.captions.CaptionsSettings"),
     "import_embeddings": ("import_embeddings.import_embeddings", "settings.import_embeddings.ImportSettings"),
     "merge_caches": ("merge.merge_caches", "settings.merge.MergeSettings"),
     "convert_cache": ("convert.convert_cache", "settings.convert.ConvertSettings"),

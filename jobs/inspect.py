@@ -5,11 +5,13 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from ..cache.format import Status
+from ..cache.format import CaptionSetInfo, Status
 from ..cache.read.cache import Cache, Failure
+from ..cache.read.caption_sets import CaptionSet
 from ..cache.read.preview import CaptionedImage, sample_captioned_images
 from ..cache.write.text_targets import TextTargetStatus
 from ..cache.write.views import count_repeats, num_begun
+from .captions import set_to_json
 from .pass_state import PassState, pass_state
 from .settings.inspect import InspectSettings
 
@@ -34,6 +36,12 @@ class CacheContents:
     def num_by_language(self) -> dict[str, int]:
         """Captions of each language, where the source tells it."""
         return self.cache.count_languages()
+
+    @cached_property
+    def caption_sets(self) -> list[tuple[CaptionSetInfo, dict[str, int]]]:
+        """Further sets of captions, each with its captions of each language."""
+        sets = self.cache.arrays.caption_sets()
+        return [(info, CaptionSet(self.cache.arrays, info).count_languages()) for info in sets]
 
     @cached_property
     def num_views_begun(self) -> int:
@@ -63,6 +71,7 @@ class CacheContents:
             "dropped_captions": info.dropped_captions,
             "left_out": info.left_out,
             "languages": self.num_by_language,
+            "caption_sets": [set_to_json(info, languages) for info, languages in self.caption_sets],
             "num_views": info.num_views,
             "num_duplicates": info.num_duplicates,
             "augmentation": asdict(info.augmentation) if info.augmentation else None,

@@ -15,9 +15,22 @@ import zarr
 from numpy.typing import NDArray
 
 from ..errors import AbsentObjectError, CacheError, ChunkId, DamagedCacheError, Fault
-from ..format import EMB, EMBEDDED_ARRAYS, KEY, NORM, STAGED, TEXT, TEXT_TARGET_ARRAYS, CacheInfo, layouts
+from ..format import (
+    CAPTION_SETS,
+    EMB,
+    EMBEDDED_ARRAYS,
+    KEY,
+    NORM,
+    STAGED,
+    TEXT,
+    TEXT_TARGET_ARRAYS,
+    CacheInfo,
+    CaptionSetInfo,
+    layouts,
+    set_layouts,
+)
 from ..location import Location, Url, to_location
-from ..metadata import RESTORE, read_metadata, write_metadata
+from ..metadata import RESTORE, read_caption_sets, read_metadata, write_caption_sets, write_metadata
 from ..storage.atomic import PARTIAL
 from ..storage.encoding import (
     CRC_BYTES,
@@ -96,6 +109,18 @@ class CheckedArrays:
         write_metadata(self.root, info)
         self._take_info(info)
 
+    def caption_sets(self) -> list[CaptionSetInfo]:
+        """The further sets of captions, in the order in which they were added.
+
+        Raises:
+            DamagedCacheError: what the cache says of them was damaged.
+        """
+        return read_caption_sets(dict(self.root.attrs), str(self.path))
+
+    def write_caption_sets(self, sets: Sequence[CaptionSetInfo]) -> None:
+        """Replace what the cache says of its caption sets. It must be open for writing."""
+        write_caption_sets(self.root, sets)
+
     def _take_info(self, info: CacheInfo) -> None:
         """Go by new metadata: they also say which chunks an object store may lack."""
         self.info = info
@@ -168,7 +193,8 @@ class CheckedArrays:
         with self._explain_metadata(name):
             array = open_array(self.root, name)
             if self.info.is_laid_out:
-                _require_layout(array, self.info)
+                in_set = name.startswith(f"{CAPTION_SETS}/")
+                _require_layout(array, self.info, self.caption_sets() if in_set else ())
             return array
 
     def require_group(self, name: str) -> None:
@@ -203,11 +229,12 @@ class CheckedArrays:
         """
         groups: list[str] = []
         arrays: list[str] = []
+        sets = {info.group for info in self.caption_sets()}
 
         def visit(folder: str, names: list[str]) -> None:
             for name in sorted(names):
                 path = f"{folder}/{name}".lstrip("/")
-                is_leftover = path == STAGED or name.endswith(PARTIAL)
+                is_leftover = path == STAGED or name.endswith(PARTIAL) or (folder == CAPTION_SETS and name not in sets)
                 children = [] if is_leftover or name == ZARR_JSON else self._store.names(path)
                 if ZARR_JSON not in children:
                     continue
@@ -429,13 +456,16 @@ def parent_groups(names: Iterable[str]) -> list[str]:
     )
 
 
-def _require_layout(array: zarr.Array[Any], info: CacheInfo) -> None:
+def _require_layout(array: zarr.Array[Any], info: CacheInfo, sets: Sequence[CaptionSetInfo]) -> None:
     """Raise unless an array has the type, shape and chunks that the metadata ask for.
 
     Raises:
         WrongLayoutError: it has others.
     """
-    if array.path not in (expected := layouts(info)):
+    expected = layouts(info)
+    for each in sets:
+        expected |= set_layouts(each)
+    if array.path not in expected:
         return
     dtype, shape, chunks = expected[array.path]
     if array.dtype != dtype:

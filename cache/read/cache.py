@@ -1,7 +1,8 @@
 """A cache that exists: its metadata, embeddings, captions and keys. `cache/write` makes and extends caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ..format import (
     LOCATOR,
     NORM,
     OPTIONAL_ARRAYS,
+    OWN_CAPTIONS,
     PLANNED_ARRAYS,
     STATUS,
     TEACHER_ARRAYS,
@@ -24,7 +26,9 @@ from ..format import (
     TEACHER_STATUS,
     TEACHER_TEXT,
     TEXT,
+    TOKENS,
     CacheInfo,
+    CaptionSetInfo,
     Status,
 )
 from ..location import Location
@@ -280,6 +284,36 @@ class Cache:
 
     # Captions
 
+    @property
+    def caption_names(self) -> tuple[str, ...]:
+        """Names of the sets that the captions come from; `source` is what the cache was made with."""
+        return (OWN_CAPTIONS,)
+
+    @property
+    def chosen_sets(self) -> list[CaptionSetInfo]:
+        """The further sets that the captions come from, in the order of `caption_names`."""
+        return []
+
+    def with_captions(self, names: Sequence[str]) -> "Cache":
+        """The same images with the captions of some sets, all together.
+
+        Args:
+            names: of caption sets (`clipglot captions`), and `source` for the captions that the cache was made with.
+                None stands for `source` alone.
+
+        Raises:
+            CacheError: the cache has no such set; the message names those that it has.
+        """
+        from .caption_sets import ChosenCaptions  # a kind of cache, which needs this module
+
+        chosen = tuple(dict.fromkeys(names)) or (OWN_CAPTIONS,)
+        return self if chosen == (OWN_CAPTIONS,) else ChosenCaptions(self.arrays, chosen)
+
+    @property
+    def tokens_folder(self) -> Path | None:
+        """Folder for tokens of the captions; None unless the cache is a local folder."""
+        return self.arrays.folder / TOKENS if self.arrays.is_folder else None
+
     def captions(self, start: int = 0, stop: int | None = None) -> list[str]:
         """Captions `start` to `stop`, in the order of `caption_image`."""
         return self._read_texts(TEXT, start, stop)
@@ -304,15 +338,20 @@ class Cache:
             raise self._damaged(f"{CAPTION_IMAGE}: not ascending rows of {len(self):,} images")
         return rows
 
+    @property
+    def has_languages(self) -> bool:
+        """Whether captions have language tags."""
+        return self.arrays.has(LANGUAGE)
+
     def languages(self, start: int = 0, stop: int | None = None) -> list[str] | None:
         """The language tags of captions `start` to `stop`, "" for a caption without one; None without any tags."""
-        if not self.arrays.has(LANGUAGE):
+        if not self.has_languages:
             return None
         return [self.info.languages[code] for code in self.language_codes(start, stop).tolist()]
 
     def count_languages(self) -> dict[str, int]:
         """The number of captions of each language tag, most frequent first; empty without any tags."""
-        if not self.arrays.has(LANGUAGE):
+        if not self.has_languages:
             return {}
         counts = np.bincount(self.language_codes(), minlength=len(self.info.languages)).tolist()
         return {tag: num for num, tag in sorted(zip(counts, self.info.languages, strict=True), reverse=True) if num}

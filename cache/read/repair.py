@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from ..errors import ChunkId
 from ..format import (
+    CAPTION_SETS,
     EMB,
     EMBEDDED_ARRAYS,
     HASH,
@@ -30,6 +31,9 @@ def repair_instructions(chunks: Sequence[ChunkId], info: CacheInfo) -> str:
     if chunks and all(is_in_tokens(name) for name, _ in chunks):
         groups = {"/".join(name.split("/")[:2]) for name, _ in chunks}
         return f"delete {' '.join(sorted(groups))}: training writes it again"
+    if chunks and all(name.startswith(f"{CAPTION_SETS}/") for name, _ in chunks):
+        sets = sorted({name.split("/")[1].rpartition("-")[0] for name, _ in chunks})
+        return " and ".join(f"run `clipglot captions CACHE FILE --name {name} --replace`" for name in sets)
     maker = maker_of(info)
     if maker is None:
         return "repair what it was made from, and make it again"

@@ -1,6 +1,8 @@
 """Verification of a cache: metadata, chunks against their checksums, counts, then the decoded values."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from ..format import (
     FILE,
     KEY,
     NORM,
+    OWN_CAPTIONS,
     STATUS,
     TEACHER_EMB,
     TEACHER_STATUS,
@@ -30,6 +33,7 @@ from ..storage.ragged_bytes import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, parent_groups
 from .cache import Cache
+from .caption_sets import TOKENS_OF_SETS, CaptionSet, captions_sha256
 
 ROWS_AT_A_TIME = 2**20
 NORM_TOLERANCE = 2e-3  # of a unit vector in float16, each of whose values is rounded to 11 bits
@@ -67,11 +71,11 @@ def verify(cache: Cache, on_progress: OnProgress = ignore_progress) -> list[Faul
                 faults.append(Fault(f"{cache.arrays.chunk_key(chunk)}: {problem}", cache.arrays.remedy([chunk]), chunk))
             advance()
     if cache.arrays.is_folder:
-        tokens = cache.arrays.folder / TOKENS
-        faults += find_token_faults(tokens, cache.info.num_captions)
-        faults += find_feature_faults(tokens, cache.info.num_captions)
+        for tokens, num_captions in _token_folders(cache):
+            faults += find_token_faults(tokens, num_captions)
+            faults += find_feature_faults(tokens, num_captions)
     faults = faults or list(_check_counts(cache))
-    return faults or list(_check_values(cache, advance))
+    return faults or [*_check_values(cache, advance), *_check_sets(cache)]
 
 
 # Metadata
@@ -88,7 +92,12 @@ def _open_arrays(cache: Cache) -> tuple[dict[str, zarr.Array[Any]], list[Fault]]
         if cache.arrays.is_folder
         else [f"{TOKENS}/{key}/{name}" for key in token_groups for name in ("ids", "offsets")]
     )
-    names = [*cache.array_names, *token_arrays]
+    try:
+        in_sets = [name for info in cache.arrays.caption_sets() for name in info.array_names]
+    except DamagedCacheError as error:
+        faults.append(error.fault)
+        in_sets = []
+    names = [*cache.array_names, *in_sets, *token_arrays]
     for name in parent_groups([*names, f"{TOKENS}/"] if token_groups else names):
         try:
             cache.arrays.require_group(name)
@@ -207,6 +216,38 @@ def _check_caption_image(cache: Cache) -> Iterator[Fault]:
             yield Fault(f"{CAPTION_IMAGE}: not ascending rows of {len(cache)} images", cache.arrays.remedy())
             return
         last = int(block[-1])
+
+
+def _check_sets(cache: Cache) -> Iterator[Fault]:
+    """Check further caption sets: texts, images, languages, and all of it against the digest that is kept."""
+    for info in cache.arrays.caption_sets():
+        name, remedy = f"{info.path}/text", cache.arrays.remedy([(f"{info.path}/image", (0,))])
+        faults = [replace(fault, remedy=remedy) for fault in _check_ragged(cache, name)]
+        try:
+            captions = CaptionSet(cache.arrays, info)
+            images, codes = captions.caption_image(), captions.language_codes()
+        except DamagedCacheError as error:
+            faults.append(error.fault)
+        yield from faults
+        texts = (part for _, part in _text_parts(cache, name))
+        if not faults and captions_sha256(texts, images, codes, info.languages) != info.sha256:
+            yield Fault(
+                f"{info.path}: not the captions that the metadata of set {info.name} have the sha256 of", remedy
+            )
+
+
+def _token_folders(cache: Cache) -> Iterator[tuple[Path, int]]:
+    """Folders of tokens, each with the number of captions that they are of: the cache's own, and those of sets."""
+    tokens, own = cache.arrays.folder / TOKENS, cache.info.num_captions
+    yield tokens, own
+    try:
+        sets = {info.group.rpartition("-")[2]: info.num_captions for info in cache.arrays.caption_sets()}
+    except DamagedCacheError:  # a fault that is found elsewhere
+        return
+    num_of = {OWN_CAPTIONS: own} | sets
+    for name in sorted(cache.arrays.stored_names(TOKENS)):
+        if TOKENS_OF_SETS.fullmatch(name) and num_of.keys() >= set(name.split("+")):
+            yield tokens / name, sum(num_of[part] for part in name.split("+"))
 
 
 def _check_images(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:

@@ -17,6 +17,31 @@ def digests_of(keys: RaggedBytes) -> Digests:
     return np.frombuffer(raw, np.uint64).reshape(-1, 2)
 
 
+class DigestIndex:
+    """Digests `[N, 2]` in order, to find the row of each of others.
+
+    >>> DigestIndex(np.array([[7, 0], [5, 1], [5, 0]], np.uint64)).rows_of(np.array([[5, 0], [5, 2]], np.uint64))
+    array([ 2, -1])
+    """
+
+    def __init__(self, digests: Digests) -> None:
+        self._order = np.lexsort((digests[:, 1], digests[:, 0]))
+        self._sorted = digests[self._order]
+
+    def rows_of(self, digests: Digests) -> NDArray[np.int64]:
+        """The row of each digest, -1 for one that is not there."""
+        known, rows = self._sorted, np.full(len(digests), -1)
+        at = np.searchsorted(known[:, 0], digests[:, 0])
+        while True:  # once, unless two digests have the same first half
+            candidate = known[np.minimum(at, len(known) - 1)] if len(known) else np.zeros_like(digests)
+            same = (at < len(known)) & (candidate[:, 0] == digests[:, 0])
+            if not (same & (rows < 0)).any():
+                return rows
+            found = same & (candidate[:, 1] == digests[:, 1])
+            rows[found] = self._order[at[found]]
+            at += 1
+
+
 def first_lines(digests: Digests) -> NDArray[np.int64]:
     """Index of the first line with the same digest, for each line, `[L]`.
 

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from ..errors import CacheError
 from ..format import (
@@ -32,7 +31,7 @@ from ..format import (
 )
 from ..read.cache import Cache
 from ..sources.source import RowBatch
-from ..storage.digests import Digests, digests_of
+from ..storage.digests import DigestIndex, digests_of
 from ..storage.encoding import create_array
 from ..storage.local import ZARR_JSON
 from ..storage.open import CacheStore
@@ -79,12 +78,11 @@ def plan_append(
     limit = None if source.limit is None else N + source.limit
     writer, done = RowWriter(staged, has_text_targets=False, limit=limit), 0
     old_digests = [digests_of(batch.keys) for batch in _copy_old_rows(cache, writer)]
-    known = np.concatenate(old_digests)
-    known = known[np.lexsort((known[:, 1], known[:, 0]))]
+    known = DigestIndex(np.concatenate(old_digests))
     old_files = cache.files()
     for batch in batches:
         done += len(batch)
-        is_new = ~_contains(known, digests_of(batch.keys))
+        is_new = known.rows_of(digests_of(batch.keys)) < 0
         left_out[KNOWN] += int(np.count_nonzero(~is_new))
         new = batch if is_new.all() else batch.take(is_new)
         if new.locators is not None:
@@ -189,18 +187,6 @@ def _copy_old_rows(cache: Cache, writer: RowWriter) -> Iterator[RowBatch]:
         )
         writer.append(batch)
         yield batch
-
-
-def _contains(known: Digests, digests: Digests) -> NDArray[np.bool_]:
-    """Whether the known digests, which are sorted, contain each of some digests."""
-    at, contained = np.searchsorted(known[:, 0], digests[:, 0]), np.zeros(len(digests), bool)
-    while True:  # once, unless two digests have the same first half
-        candidate = known[np.minimum(at, len(known) - 1)]
-        same = (at < len(known)) & (candidate[:, 0] == digests[:, 0])
-        if not (same & ~contained).any():
-            return contained
-        contained |= same & (candidate[:, 1] == digests[:, 1])
-        at += 1
 
 
 def _stage_embedded(cache: Cache, staged: zarr.Group, num: int, chunk_rows: int) -> None:

@@ -125,20 +125,20 @@ class RowWriter:
             rows: `[L]`, the row of each line's image.
         """
         lines = np.flatnonzero(is_first)
-        _reorder_texts(self._root, KEY, lines)
+        reorder_texts(self._root, KEY, lines)
         if self._locators:
-            _reorder(self._root, LOCATOR, lines)
+            reorder(self._root, LOCATOR, lines)
         image_index = rows[np.asarray(open_array(self._root, CAPTION_IMAGE)[:])]
         order = np.argsort(image_index, kind="stable")
-        _rewrite(self._root, CAPTION_IMAGE, image_index[order])
+        rewrite(self._root, CAPTION_IMAGE, image_index[order])
         if (np.diff(order) < 0).any():
             for name in (TEXT, TEACHER_TEXT) if self._translations else (TEXT,):
-                _reorder_texts(self._root, name, order)
+                reorder_texts(self._root, name, order)
             if self._languages:
-                _reorder(self._root, LANGUAGE, order)
+                reorder(self._root, LANGUAGE, order)
 
 
-def _reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
+def reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
     """Rewrite texts in another order; only one piece and one block are in memory at a time."""
     moved = f"{name}-moved"
     writer = RaggedWriter(root, moved)
@@ -153,11 +153,13 @@ def _reorder_texts(root: zarr.Group, name: str, order: NDArray[np.int64]) -> Non
     del root[moved]
 
 
-def _reorder(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
-    _rewrite(root, name, np.asarray(open_array(root, name)[:])[order])
+def reorder(root: zarr.Group, name: str, order: NDArray[np.int64]) -> None:
+    """Rewrite an array in another order of its rows."""
+    rewrite(root, name, np.asarray(open_array(root, name)[:])[order])
 
 
-def _rewrite(root: zarr.Group, name: str, values: NDArray[np.generic]) -> None:
+def rewrite(root: zarr.Group, name: str, values: NDArray[np.generic]) -> None:
+    """Replace an array by one of these values."""
     del root[name]
     width = values.shape[1] if values.ndim > 1 else None
     writer = StreamedArray(root, name, str(values.dtype), width=width)
