@@ -305,7 +305,7 @@ class CaptionSetInfo:
 
     Attributes:
         name: by which users ask for it.
-        group: name of its group: the set's name and eight random hex digits, since a new set takes the place of an old one.
+        group: name of its group: the set's name and eight random hex digits, so that no two sets ever share one.
         sources: tables that it was read from, in order.
         num_captions: m.
         languages: tags that the codes of its captions stand for; "" for none.

@@ -45,7 +45,7 @@ def captions(settings: CaptionsSettings, as_json: bool) -> None:
         named = ", ".join(map(repr, added.unmatched))
         more = ", …" if added.num_unmatched > len(added.unmatched) else ""
         warn(
-            f"{added.num_unmatched:,} of {added.num_rows:,} records have the key of no image of the cache, and are left "
-            f"out: {named}{more}: if they should match, write keys as `clipglot inspect` shows them"
+            f"{added.num_unmatched:,} of {added.num_rows:,} records have the key of no image of the cache and are "
+            f"left out: {named}{more}: if they should match, write keys as `clipglot inspect` shows them"
         )
     say(f"next: clipglot train {settings.cache} --captions {info.name} -o RUN")

@@ -1,5 +1,6 @@
 """Progress of `clipglot train`: what the run is, a row an epoch above the bar, findings, and the curve of the loss."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
@@ -7,12 +8,13 @@ from rich.text import Text
 
 from ..cache.progress import Progress
 from .main import is_first_process
-from .render import Bars, PlainProgress, facts, flags_in_colour, percent, sparkline, status, warn
+from .render import Bars, PlainProgress, facts, flags_in_colour, percent, shortened, sparkline, status, warn
 
 if TYPE_CHECKING:
     from ..distill.training.diagnosis import Finding
     from ..distill.training.outline import EpochSummary, RunOutline
 
+MAX_LANGUAGES = 8  # whose recall is shown after each epoch
 MAX_PAST = 5  # epochs before a resume that are shown
 CURVE = 48  # columns of the curve of the loss
 # Columns of a row: heading and width.
@@ -85,6 +87,11 @@ class TrainProgress:
             if summary.is_best:
                 row.append("  best", style="bold green")
             status.print(row, soft_wrap=True)
+            for name, recall in [*summary.languages.items()][:MAX_LANGUAGES]:
+                status.print(Text(self._line({"epoch": name, **_recall(recall)}), style="dim"), soft_wrap=True)
+            if len(summary.languages) > MAX_LANGUAGES:
+                num = len(summary.languages) - MAX_LANGUAGES
+                status.print(Text(f"{'…':>9}  {num:,} more languages in metrics.jsonl", style="dim"))
         else:
             self._plain.show(summary.line(self._outline), at_once=True)
 
@@ -123,8 +130,17 @@ class TrainProgress:
             "epoch": f"{summary.epoch}/{self._outline.epochs}",
             "loss": loss,
             "of chance": self._outline.of_chance(summary.loss),
-            **{f"R@{k}": percent(recall[f"r_at_{k}"]) if recall else "" for k in (1, 5, 10)},
-            "median": f"{recall['median_rank']:,g}" if recall else "",
+            **(_recall(recall) if recall else {}),
             "images/s": f"{speed:,.0f}" if speed else "",
         }
-        return "".join(" " * (COLUMNS[name] - cell_len(value)) + value for name, value in values.items()).rstrip()
+        return self._line(values)
+
+    def _line(self, values: Mapping[str, str]) -> str:
+        """Values in their columns."""
+        shown = {name: shortened(values.get(name, ""), size - 1) for name, size in COLUMNS.items()}
+        return "".join(" " * (COLUMNS[name] - cell_len(value)) + value for name, value in shown.items()).rstrip()
+
+
+def _recall(recall: Mapping[str, float]) -> dict[str, str]:
+    """Values of the columns of recall."""
+    return {f"R@{k}": percent(recall[f"r_at_{k}"]) for k in (1, 5, 10)} | {"median": f"{recall['median_rank']:,g}"}

@@ -44,7 +44,14 @@ def run_provenance(cache: Cache, num_views: int = 1) -> dict[str, Any]:
         "num_views": num_views,
         "augmentation": asdict(info.augmentation) if info.augmentation and num_views > 1 else None,
         **({"teacher_sha256": info.teacher_sha256} if info.teacher_sha256 else {}),
+        **({"captions": _captions(cache)} if cache.chosen_sets else {}),
     }
+
+
+def _captions(cache: Cache) -> list[dict[str, str]]:
+    """The sets that captions come from, each with the digest of its content but the cache's own."""
+    digests = {info.name: info.sha256 for info in cache.chosen_sets}
+    return [{"name": name} | ({"sha256": digests[name]} if name in digests else {}) for name in cache.caption_names]
 
 
 def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def content_of(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def content_id(cache: Cache) -> str:
-    """Short name of a cache's content, wherever it lies; further views do not change it, because captions stay."""
+    """Short name of a cache's content, its chosen captions among it, wherever it lies; whatever its number of views."""
     content = json.dumps(content_of(run_provenance(cache)), sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..cache.format import OWN_CAPTIONS
 from ..cache.location import Location
 from .settings import Device, require, require_at_least_one
 
 # Sections of `--help`; their order is also that of the settings in run.json.
 SECTIONS = {
-    "Data": "cache output val views tokenizer vocab_size context_length workers",
+    "Data": "cache output val captions val_captions language language_temperature views tokenizer vocab_size "
+    "context_length workers",
     "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
     "Language model": "text_layers text_prompt prune_vocab vocab_text text_features train_layers freeze_embeddings "
     "lora_rank lora_alpha lora_targets lm_lr layer_decay",
@@ -62,6 +64,67 @@ class EmbeddingSettings:
             f"--views {self.views}: must be a number from 1 on, or all",
         )
         require(self.buffer_gb > 0, f"--buffer-gb {self.buffer_gb}: must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSettings:
+    """Captions that a run is trained and measured on, and how often those of each language."""
+
+    captions: Annotated[
+        tuple[str, ...],
+        "captions to train on: a set of the cache (`clipglot captions`), or source for those that it was made with; "
+        "repeat for several (default: source)",
+    ] = ()
+    val_captions: Annotated[
+        tuple[str, ...], "captions of --val to measure on (default: those of --captions that it has)"
+    ] = ()
+    language: Annotated[
+        tuple[str, ...],
+        "language to train on and how often, e.g. ru=1 or en=0.3, relative to the others of an image; repeat for "
+        "several, others are left out (default: all captions alike)",
+    ] = ()
+    language_temperature: Annotated[
+        float | None,
+        "weights of all languages by number of captions: n to the power of this, from 0 (all equal) to 1",
+    ] = None
+
+    def __post_init__(self) -> None:
+        for name, chosen in (("captions", self.captions), ("val-captions", self.val_captions)):
+            require(len(set(chosen)) == len(chosen), f"--{name} {' '.join(chosen)}: names a set twice")
+        weights = self.language_weights
+        require(len(weights) == len(self.language), f"--language {' '.join(self.language)}: names a language twice")
+        for name, weight in weights.items():
+            require(
+                bool(name) and 0 <= weight < math.inf,
+                f"--language {name}: expected a language and a weight of 0 or more, e.g. ru=1",
+            )
+        require(not weights or max(weights.values()) > 0, "--language: all weights are 0, so nothing would be trained")
+        temperature = self.language_temperature
+        require(
+            temperature is None or 0 <= temperature <= 1,
+            f"--language-temperature {temperature}: must lie between 0 and 1",
+        )
+        require(
+            temperature is None or not self.language,
+            "--language and --language-temperature exclude each other: pass one",
+        )
+
+    @property
+    def language_weights(self) -> dict[str, float]:
+        """Weight of each language of `--language`; one without a number weighs 1, NaN stands for no number."""
+        weights = {}
+        for text in self.language:
+            name, _, number = text.partition("=")
+            try:
+                weights[name.strip()] = float(number) if "=" in text else 1.0
+            except ValueError:
+                weights[name.strip()] = math.nan
+        return weights
+
+    @property
+    def has_further_captions(self) -> bool:
+        """Whether others than the cache's own captions are trained on."""
+        return self.captions not in ((), (OWN_CAPTIONS,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +281,7 @@ class LearningSettings(BatchSettings, ScheduleSettings, LossSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(LearningSettings, EmbeddingSettings):
+class TrainSettings(LearningSettings, EmbeddingSettings, LanguageSettings):
     """`clipglot train`: train a text tower on cached image embeddings."""
 
     cache: Annotated[Location, "cache to train from: a local path, or a URL such as s3://bucket/train.zarr"]
@@ -313,8 +376,14 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
     def __post_init__(self) -> None:
         LearningSettings.__post_init__(self)
         EmbeddingSettings.__post_init__(self)
+        LanguageSettings.__post_init__(self)
         names = ("vocab_size", "width", "layers", "heads", "log_every", "checkpoint_every", "workers", "patience")
         require_at_least_one(self, *names)
+        require(not self.val_captions or self.val is not None, "--val-captions are of --val: pass it, too")
+        require(
+            not (self.teacher_weight and self.has_further_captions),
+            "--teacher-weight: translations belong to the captions that the cache was made with: drop --captions",
+        )
         require(self.patience is None or self.val is not None, f"--patience {self.patience}: pass --val, too")
         require(self.context_length >= 3, f"--context-length {self.context_length}: BOS, EOS and text need 3")
         require(self.width % self.heads == 0, f"--width {self.width} is not a multiple of --heads {self.heads}")

@@ -1,6 +1,7 @@
 """Batch sampler: images, captions and views of each step, fixed by (seed, epoch, batch) alone.
 
-So a run resumes exactly at any step. No order is kept: the sampler takes 20 bytes an image, for any number of epochs.
+So a run resumes exactly at any step. No order is kept: the sampler takes 20 bytes an image, for any number of epochs,
+and 12 a caption where captions have weights.
 
 N images, n of them usable, M captions, B images of a batch.
 """
@@ -14,7 +15,16 @@ from numpy.typing import NDArray
 
 from ...encoders.packing import concatenated_ranges
 from ..errors import DistillError
-from .shuffle import Chunk, ChunkShuffle, ChunkShuffledOrder, Permutation, Stream, random_below, random_keys
+from .shuffle import (
+    Chunk,
+    ChunkShuffle,
+    ChunkShuffledOrder,
+    Permutation,
+    Stream,
+    random_below,
+    random_keys,
+    random_numbers,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +71,34 @@ class BatchSampler:
         num_views: int = 1,
         captions_per_image: int = 1,
         chunk_shuffle: ChunkShuffle | None = None,
+        caption_weight: NDArray[np.float32] | None = None,
     ) -> None:
         """Sample captions, given the row of each caption's image.
 
         Args:
-            caption_image: `[M]`, ascending; -1 for captions of images that must not be used.
+            caption_image: `[M]`, ascending; -1 for captions that must not be used: without weights for all captions of
+                an image or none, with weights for any.
             batch_size: B.
             seed: of the run.
             num_views: of an image, to choose from.
             captions_per_image: most captions of an image in a batch; images with fewer repeat none.
             chunk_shuffle: where rows cannot be read one by one; by default all rows are shuffled. All images of a
                 chunk then have the same view in an epoch, so that views cost no further reads.
+            caption_weight: `[M]`, how often a caption is drawn, relative to others of its image; None for all alike.
 
         Raises:
             DistillError: fewer images with captions than a batch takes.
         """
+        self._kept = self._weight = None  # captions that may be drawn, and their weights
+        if caption_weight is not None:
+            self._kept = np.flatnonzero(caption_image >= 0)
+            caption_image, self._weight = caption_image[self._kept], caption_weight[self._kept]
         begins, ends = (
             np.flatnonzero(np.diff(caption_image, prepend=-2)),
             np.flatnonzero(np.diff(caption_image, append=-2)),
         )
         usable = caption_image[begins] >= 0
-        # For each image that has captions: its first caption, and the number of them.
+        # For each image that has captions: its first caption, and the number of them; with weights, among those kept.
         self._first = begins[usable]
         self._count = (ends[usable] - self._first + 1).astype(np.uint32)
         self.rows = caption_image[self._first]
@@ -106,6 +123,8 @@ class BatchSampler:
         (key,) = random_keys(1, self._seed, epoch, Stream.CAPTIONS)
         rows, first, count = self.rows[chosen], self._first[chosen], self._count[chosen].astype(np.int64)
         views = self._views(epoch, rows // self._chunk_shuffle.chunk_rows if self._chunk_shuffle else rows)
+        if self._weight is not None:
+            return self._drawn(rows, first, count, views, key)
         offset = random_below(count, chosen, key)
         if self._captions_per_image == 1:
             return BatchIndices(rows, first + offset, views)
@@ -114,6 +133,30 @@ class BatchSampler:
         # From a random caption on, and from the first again: each is shown as often as its neighbours.
         nth = concatenated_ranges(offset, num_taken) % count[image]
         return BatchIndices(rows, first[image] + nth, views, image)
+
+    def _drawn(
+        self,
+        rows: NDArray[np.int64],
+        first: NDArray[np.int64],
+        count: NDArray[np.int64],
+        views: NDArray[np.int64],
+        key: np.uint64,
+    ) -> BatchIndices:
+        """A batch whose captions are drawn by weight, without repeats.
+
+        Each caption gets an exponential number of rate its weight, and those with the smallest are drawn (Efraimidis
+        and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003).
+        """
+        assert self._kept is not None
+        assert self._weight is not None
+        places, image = concatenated_ranges(first, count), np.repeat(np.arange(len(rows)), count)
+        waiting = -np.log(random_numbers(places, key)) / self._weight[places]
+        order = np.lexsort((waiting, image))
+        drawn = order[concatenated_ranges(0, count) < self._captions_per_image]
+        captions = self._kept[places[drawn]]
+        if self._captions_per_image == 1:
+            return BatchIndices(rows, captions, views)
+        return BatchIndices(rows, captions, views, image[drawn])
 
     def chunks_near(self, epoch: int, index: int, *, is_last: bool) -> list[Chunk]:
         """Chunks of the cache, with their views, that a batch reads, and those of the next pool.

@@ -71,6 +71,7 @@ class BatchLoader:
             num_views=data.images.num_views,
             captions_per_image=settings.captions_per_picture,
             chunk_shuffle=data.images.chunk_shuffle,
+            caption_weight=data.caption_weight,
         )
         self._own = distributed.own_slice(settings.batch_size)
         self._shared = SharedCaptions(data.caption_group, data.caption_image)

@@ -48,6 +48,11 @@ def random_below(bounds: NDArray[np.integer[Any]], values: NDArray[np.int64], ke
     return (high * bounds.astype(np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
+def random_numbers(values: NDArray[np.int64], key: np.uint64) -> NDArray[np.float64]:
+    """A random number between 0 and 1, neither of them, for each value; equal for equal value and key."""
+    return ((splitmix64(values.astype(np.uint64), key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
 class Permutation:
     """Random order of 0 … n-1 that needs no memory: any part of it is computed from its key alone.
 

@@ -80,8 +80,15 @@ def count_captions(cache: Cache, data: TrainData, tokenizer: TextTokenizer, cont
         most_common_share=float(counts.max() / num_images),
         cut=cut,
         longer=longer,
-        badly_split=poor_coverage(tokenizer.backend, cache.captions(0, MAX_SAMPLE)),
+        badly_split=poor_coverage(tokenizer.backend, _first_captions(cache, usable)),
     )
+
+
+def _first_captions(cache: Cache, usable: NDArray[np.int64]) -> list[str]:
+    """The first of the captions that are trained on."""
+    some = usable[:MAX_SAMPLE]
+    texts = cache.captions(int(some[0]), int(some[-1]) + 1)
+    return [texts[place] for place in (some - some[0]).tolist()]
 
 
 def _count_images(groups: NDArray[np.int64], rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -96,7 +103,8 @@ def _cut(cache: Cache, data: TrainData, tokenizer: TextTokenizer, context_length
     full = []  # captions of the greatest length, whole or cut
     for start in range(0, len(data.tokens), CAPTIONS_PER_BLOCK):
         captions = np.arange(start, min(start + CAPTIONS_PER_BLOCK, len(data.tokens)) + 1)
-        full.append(start + np.flatnonzero(np.diff(data.tokens.offsets.take(captions)) >= context_length))
+        is_full = np.diff(data.tokens.offsets.take(captions)) >= context_length
+        full.append(start + np.flatnonzero(is_full & (data.caption_image[captions[:-1]] >= 0)))
     long = np.concatenate([np.zeros(0, np.int64), *full])
     if not len(long):
         return 0.0, context_length
@@ -105,7 +113,7 @@ def _cut(cache: Cache, data: TrainData, tokenizer: TextTokenizer, context_length
     near = long[(long >= first) & (long < first + CAPTIONS_PER_BLOCK)][:MAX_SAMPLE]
     texts = cache.captions(first, int(near[-1]) + 1)
     lengths = np.sort([len(ids) for ids in tokenizer.encode([texts[i - first] for i in near], 10**6)])
-    share = len(long) / len(data.tokens)
+    share = len(long) / np.count_nonzero(data.caption_image >= 0)
     must_fit = 1 - min(1.0, (1 - WHOLE_SHARE) / share)  # share of the long captions
     longer = int(lengths[min(len(lengths) - 1, int(must_fit * len(lengths)))])
     return float(share * (lengths > context_length).mean()), longer
@@ -121,8 +129,8 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
     Raises:
         CacheError: embeddings are damaged.
     """
-    first = np.flatnonzero(np.diff(data.caption_image, prepend=-2) != 0)
-    captions = first[data.caption_image[first] >= 0]  # the first of each image
+    usable = np.flatnonzero(data.caption_image >= 0)
+    captions = usable[np.diff(data.caption_image[usable], prepend=-1) != 0]  # the first of each image
     chunk = data.caption_image[captions] // cache.info.chunk_rows
     chunks = np.unique(chunk)
     near = captions[np.isin(chunk, chunks[:: -(-len(chunks) // SAMPLED_CHUNKS)])]

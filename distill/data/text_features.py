@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 
 from ...cache.errors import DamagedCacheError, Fault
-from ...cache.format import TOKENS
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
 from ...cache.storage import feature_arrays, token_arrays
@@ -97,7 +96,7 @@ def open_features(
         "precision": precision,
     }
     name, size = feature_arrays.group_name(description), (len(tokens), head.whole.pooled_width)
-    in_cache = [cache.arrays.folder / TOKENS] if cache.arrays.is_folder else []
+    in_cache = [cache.tokens_folder] if cache.tokens_folder else []
     group = next((folder / name for folder in (*in_cache, fallback) if (folder / name).exists()), None)
     if group is None:
         group = next(filter(token_arrays.can_write, in_cache), fallback) / name

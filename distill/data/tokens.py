@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cache.format import TOKENS
 from ...cache.location import Location
 from ...cache.processes import worker_pool
 from ...cache.progress import OnProgress, Progress, ignore_progress
@@ -87,7 +86,7 @@ def open_tokens(
         DistillError: a tokenizing process died.
     """
     key = tokenizer.fingerprint(context_length)
-    in_cache = [cache.arrays.folder / TOKENS] if cache.arrays.is_folder else []
+    in_cache = [cache.tokens_folder] if cache.tokens_folder else []
     group = next((folder / key for folder in (*in_cache, fallback) if (folder / key).exists()), None)
     is_stored = group is not None
     if group is None:
@@ -177,7 +176,7 @@ def _encode_range(cache: Cache, tokenizer: TextTokenizer, context_length: int, b
 def _in_processes(
     cache: Cache, tokenizer: TextTokenizer, context_length: int, ranges: Sequence[tuple[int, int]], workers: int
 ) -> Iterator[RaggedIds]:
-    pool = worker_pool(workers, __name__, _start_worker, cache.path, tokenizer, context_length)
+    pool = worker_pool(workers, __name__, _start_worker, cache.path, cache.caption_names, tokenizer, context_length)
     in_flight = deque[Future[RaggedIds]]()
     try:
         for block in ranges:
@@ -197,9 +196,9 @@ def _in_processes(
 _worker: tuple[Cache, TextTokenizer, int] | None = None
 
 
-def _start_worker(cache: Location, tokenizer: TextTokenizer, context_length: int) -> None:
+def _start_worker(cache: Location, captions: tuple[str, ...], tokenizer: TextTokenizer, context_length: int) -> None:
     global _worker
-    _worker = Cache(cache), tokenizer, context_length
+    _worker = Cache(cache).with_captions(captions), tokenizer, context_length
 
 
 def _encode_in_worker(block: tuple[int, int]) -> RaggedIds:

@@ -22,13 +22,19 @@ from .final import final_kind, load_final
 from .run_folder import RunFolder
 
 
-def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], list[str]]) -> TextTokenizer:
+def open_tokenizer(
+    settings: TrainSettings,
+    kept: Path,
+    captions: Callable[[], list[str]],
+    balanced: Callable[[], list[str]] | None = None,
+) -> TextTokenizer:
     """The tokenizer of a run: its own, that of its text tower, the one given, or one trained on the captions.
 
     Args:
         settings: of the run.
         kept: folder of the tokenizer that the run keeps, if it was begun before.
         captions: gives those of the cache.
+        balanced: gives a sample that is balanced over languages, for a BPE to be trained on; by default all captions.
 
     Raises:
         EncoderError: no tokenizer there.
@@ -44,7 +50,7 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
         return kind.tokenizer_type.load(kept)
     folder = settings.tokenizer or (earlier.tokenizer if earlier else None)
     if folder is None and not kind.has_own_tokenizer:
-        return train_bpe(captions(), settings.vocab_size)
+        return train_bpe((balanced or captions)(), settings.vocab_size)
     tokenizer = kind.tokenizer_type.load_for_new(folder or settings.text)
     if isinstance(tokenizer, LMTokenizer):
         if settings.text_prompt:

@@ -55,7 +55,7 @@ class MetricsLogger:
             return
         self._run.append_metrics(kind, metrics)
         group = "validation" if kind == "validation" else "train"
-        scalars = {f"{group}/{name}": value for name, value in metrics.items() if name not in ("step", "epoch")}
+        scalars = {f"{group}/{name}": value for name, value in _scalars(metrics).items()}
         if self._tensorboard:
             for name, value in scalars.items():
                 self._tensorboard.add_scalar(name, value, metrics["step"])
@@ -80,6 +80,13 @@ class MetricsLogger:
             self._tensorboard.close()
         if self._wandb:
             self._wandb.finish(exit_code=int(kind is not None))
+
+
+def _scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a line, those of a language under its name: `r_at_1/ru`."""
+    by_language = metrics.get("languages", {})
+    plain = {name: value for name, value in metrics.items() if name not in ("step", "epoch", "languages")}
+    return plain | {f"{name}/{tag}": value for tag, of in by_language.items() for name, value in of.items()}
 
 
 def require_loggers(log_to: Collection[str]) -> None:

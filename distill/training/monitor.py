@@ -80,7 +80,9 @@ class Monitor:
         if validates:
             self._validate(0, 0)
             if self._recall:
-                self._on_epoch(EpochSummary(epoch=0, step=0, loss=None, recall=self._recall, is_best=True))
+                languages = (self.validation or {}).get("languages", {})
+                first = EpochSummary(epoch=0, step=0, loss=None, recall=self._recall, is_best=True, languages=languages)
+                self._on_epoch(first)
 
     def after_step(self, step: int, epoch: int, *, lr: float, result: StepResult, ends_epoch: bool) -> None:
         """Log, validate and diagnose, whatever is due.
@@ -133,6 +135,7 @@ class Monitor:
             loss=loss,
             images_per_s=self._throughput.measure_epoch(),
             recall=recall,
+            languages=(self.validation or {}).get("languages", {}) if recall else {},
             is_best=self.best is not None and self.best.validation is self.validation is not None,
         )
         self._loss_sum, self._num_losses = torch.zeros(()), 0

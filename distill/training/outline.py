@@ -3,8 +3,8 @@
 `metrics.jsonl` has more, for programs.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..data.statistics import CaptionStats
@@ -25,6 +25,7 @@ class EpochSummary:
         images_per_s: images trained on in a second, without validations; None for an epoch before a resume.
         recall: `r_at_1`, `r_at_5`, `r_at_10` and `median_rank`; None where nothing was measured.
         is_best: whether no earlier validation had a better mean of R@1, R@5 and R@10.
+        languages: recalls and median rank of each language, where several were measured.
     """
 
     epoch: int
@@ -33,6 +34,7 @@ class EpochSummary:
     images_per_s: float | None = None
     recall: dict[str, float] | None = None
     is_best: bool = False
+    languages: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
     def line(self, outline: "RunOutline") -> str:
         """The epoch in one line of text."""
@@ -47,7 +49,12 @@ class EpochSummary:
             told.append(f"{self.images_per_s:,.0f} images/s")
         if self.is_best:
             told.append("best so far")
-        return f"epoch {self.epoch} of {outline.epochs}: {', '.join(told)}"
+        by_language = "; ".join(
+            f"{name}: R@1 {of['r_at_1']:.1%}, R@10 {of['r_at_10']:.1%}" for name, of in self.languages.items()
+        )
+        return f"epoch {self.epoch} of {outline.epochs}: {', '.join(told)}" + (
+            f" ({by_language})" if by_language else ""
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +69,8 @@ class RunOutline:
         image_tower: the one that made the embeddings.
         cache: that it trains on.
         val: cache of held-out pairs, if there is one.
+        captions: sets and languages of captions, where any were chosen; else empty.
+        val_captions: likewise of the held-out pairs.
         num_images: images with captions that the run trains on.
         num_captions: of these images.
         num_measured: images that recall is measured on: those of `val`, or a sample of the run's own.
@@ -84,6 +93,8 @@ class RunOutline:
     image_tower: str
     cache: str
     val: str | None
+    captions: str
+    val_captions: str
     num_images: int
     num_captions: int
     num_measured: int
@@ -109,7 +120,8 @@ class RunOutline:
             share = self.num_trained / self.num_parameters
             trained = f"{self.num_trained:,} of {self.num_parameters:,} parameters trained ({share:.1%})"
         if self.val is not None:
-            recall = f"on {self.num_measured:,} held-out images, {self.val}, after every epoch"
+            captions = f" with captions {self.val_captions}" if self.val_captions else ""
+            recall = f"on {self.num_measured:,} held-out images, {self.val}{captions}, after every epoch"
         else:
             recall = f"on {self.num_measured:,} of the training images, ten times a run; --val measures held-out ones"
         resumed = f"; resumed at {self.step:,}" if self.step else ""
@@ -119,6 +131,7 @@ class RunOutline:
             "language model": self.language_model,
             "image tower": f"{self.image_tower} (cached, frozen)",
             "images": f"{self.num_images:,} with {self.num_captions:,} captions, {self.cache}",
+            "captions": self.captions,
             "recall": recall,
             "steps": f"{self.num_steps:,} of {self.batch_size:,} images ({epochs}){resumed}",
             "chance loss": f"{self.chance_loss:.2f}, the loss of a tower that guesses" if self.chance_loss else "",
@@ -155,6 +168,8 @@ def outline_run(settings: TrainSettings, setup: Setup, step: int) -> RunOutline:
         image_tower=" ".join(filter(None, (encoder["model"], encoder["pretrained"]))),
         cache=str(settings.cache),
         val=None if settings.val is None else str(settings.val),
+        captions=f"{', '.join(setup.caption_names)}: {setup.mix.describe()}" if setup.mix else "",
+        val_captions=", ".join(setup.val_caption_names) if setup.mix or settings.val_captions else "",
         num_images=captions.num_images,
         num_captions=setup.num_captions,
         num_measured=0 if measured is None else len(measured.image_emb),
@@ -205,6 +220,7 @@ def summarize_epochs(metrics: Iterable[dict[str, Any]], steps_per_epoch: int) ->
             loss=sum(losses) / len(losses) if losses else None,
             recall=recall,
             is_best=is_best,
+            languages=next((line["languages"] for line in reversed(lines) if "languages" in line), {}),
         )
 
 

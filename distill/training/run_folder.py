@@ -50,6 +50,7 @@ FREE_ON_RESUME = {"cache", "val", "tokenizer", "output", "log_every", "log_to", 
 FREE_ON_RESUME |= {"device", "precision", "tf32", "compile", "embeddings", "buffer_gb", "workers"}
 FREE_ON_RESUME |= {"micro_batch", "grad_checkpointing"}
 FREE_ON_RESUME |= {"vocab_text"}  # files move; the pruned tokenizer is kept in the run
+FREE_ON_RESUME |= {"val_captions"}  # as --val
 FREE_ON_RESUME |= {"views"}  # the provenance has the number that the run began with
 
 
@@ -156,6 +157,12 @@ class RunFolder:
                 f"{self.path} was begun on {num_then} stored views an image, now there are {num_now}: pass "
                 f"--views {num_then}"
             )
+        for was in then["provenance"].get("captions", []):
+            if was not in description["provenance"].get("captions", []):
+                raise DistillError(
+                    f"{self.path} was begun on a caption set {was['name']} that had other captions than that of "
+                    f"{settings.cache} has now: put them back with `clipglot captions`, or choose another -o"
+                )
         if content_of(then["provenance"]) != content_of(description["provenance"]):
             raise DistillError(
                 f"{self.path} was begun on another cache than {settings.cache} is now: choose another -o"
@@ -343,6 +350,7 @@ def _with_kind(line: dict[str, Any]) -> dict[str, Any]:
 def _with_later_settings(begun: dict[str, Any]) -> dict[str, Any]:
     """Settings of a run, with those that came after it was begun as what it did without them."""
     later: dict[str, Any] = {"text_layers": "", "text_prompt": "", "prune_vocab": False, "vocab_text": []}
+    later |= {"captions": [], "val_captions": [], "language": [], "language_temperature": None}
     later["text_features"] = "live" if begun.get("train_layers") == 0 else "auto"
     return later | begun
 

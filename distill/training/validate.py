@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...encoders.text_tower import TextTower
 from ...evals.embedding_stats import alignment, anisotropy, effective_rank, uniformity
-from ...evals.retrieval import retrieve
+from ...evals.retrieval import Places, retrieve
 from .. import distributed
 from ..data.pairs import ValidationData
 
@@ -41,21 +41,26 @@ def embed_captions(tower: TextTower, data: ValidationData, captions: NDArray[np.
 def validate(tower: TextTower, data: ValidationData) -> dict[str, Any]:
     """Text-to-image recall over all embedded images (`evals/retrieval.py`), and figures of the captions' embeddings.
 
-    Each process embeds its share of the captions, and every process returns the result of all.
+    Recalls count all captions; `languages` has those of each language, where there are several. Each process embeds its
+    share of the captions, and every process returns the result of all.
     """
     tower.eval()
     shares = np.array_split(data.captions, distributed.num_processes())
     own = embed_captions(tower, data, shares[distributed.rank()])
     tower.train()
     text_emb = np.concatenate(distributed.gather_objects(own))
-    ranks = retrieve(text_emb, data.image_emb, data.image_index, data.text_ids).text_to_image.summary()
+    places = retrieve(text_emb, data.image_emb, data.image_index, data.text_ids).text_to_image
+    by_language = {name: _recall(places.take(own)) for name, own in data.by_language.items()}
     return {
-        "r_at_1": ranks.r_at_1,
-        "r_at_5": ranks.r_at_5,
-        "r_at_10": ranks.r_at_10,
-        "median_rank": ranks.median_rank,
+        **_recall(places),
         "alignment": alignment(text_emb, data.image_emb[data.image_index]),
         "uniformity": uniformity(text_emb),
         "anisotropy": anisotropy(text_emb, data.groups),
         "effective_rank": effective_rank(text_emb),
+        **({"languages": by_language} if by_language else {}),
     }
+
+
+def _recall(places: Places) -> dict[str, float]:
+    ranks = places.summary()
+    return {name: getattr(ranks, name) for name in ("r_at_1", "r_at_5", "r_at_10", "median_rank")}
