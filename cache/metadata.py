@@ -89,7 +89,7 @@ def read_caption_sets(attributes: Mapping[str, Any], where: str) -> list[Caption
         actual, expected = checksum_of(stored), attributes.get(SETS_CHECKSUM)
         if actual != expected:
             raise ValueError(f"crc32c {actual}, expected {expected}")
-        sets = [CaptionSetInfo.of_plain(each) for each in stored]
+        sets = [CaptionSetInfo.of_plain(each) for each in stored or ()]
         if len({info.name for info in sets}) < len(sets) or len({info.group for info in sets}) < len(sets):
             raise ValueError("two sets of one name")
     except (KeyError, TypeError, ValueError) as error:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from ..cache.errors import CacheError
 from ..cache.format import CaptionSetInfo
+from ..cache.location import Url
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.read.caption_sets import CaptionSet
@@ -13,7 +14,7 @@ from ..cache.sources.kinds import open_source
 from ..cache.sources.parquet import ArrowSource, ParquetSource
 from ..cache.sources.source import Source
 from ..cache.sources.table import TableSource
-from ..cache.storage.open import store_at
+from ..cache.storage.atomic import lock_folder
 from ..cache.write.caption_sets import AddedCaptions, add_set, drop_set
 from .settings.captions import CaptionsSettings
 
@@ -74,9 +75,14 @@ def add_captions(settings: CaptionsSettings, on_progress: OnProgress = ignore_pr
         CacheError: no cache, one that is not complete or is written by another command; a set of that name, or none; a
             table that cannot be read, or of whose keys the cache has none.
     """
-    Cache(settings.cache).require_sealed()  # before a lock creates a folder
+    if isinstance(settings.cache, Url):
+        raise CacheError(
+            f"{settings.cache}: a store has no locks, and two commands could undo each other: run this on a copy of "
+            "the cache on a local disk, and upload that"
+        )
+    Cache(settings.cache, read_only=False).require_sealed()  # before a lock creates a folder
     source = None if settings.drop else _open_table(settings)
-    with store_at(settings.cache, read_only=False).lock():
+    with lock_folder(settings.cache):
         cache = Cache(settings.cache, read_only=False).require_sealed()
         name = settings.set_name
         if source is None:

@@ -182,7 +182,7 @@ def evaluate_retrieval(
     """
     if settings.queries:
         return _evaluate_queries(settings, settings.queries, on_progress)
-    clip, cache = load_towers(settings.merged), Cache(settings.cache)
+    clip, cache = load_towers(settings.merged), Cache(settings.cache).with_captions(settings.captions)
     require_tower_of(clip, cache)
     captions = cached_captions(cache)
     emb = encode(clip, captions.texts, on_progress)

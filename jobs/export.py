@@ -14,9 +14,11 @@ from ..cache.format import EncoderInfo
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
 from ..cache.storage.atomic import atomic_directory, explain_os_error
+from ..cache.typed import has_type
 from ..cache.write.image_decode import ResizeCrop
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, public_provenance, require_same_encoder
+from ..distill.train_settings import LanguageSettings
 from ..distill.training.final import Which, final_step, load_final
 from ..distill.training.run_folder import RunFolder
 from ..encoders.image_tower import ImageTower, load_image_tower
@@ -209,7 +211,7 @@ def _load_run(settings: ExportSettings) -> _LoadedRun:
     provenance = run.provenance()
     which: Which = settings.step or ("best" if run.best.exists() else "last")
     cache, why_none = _cache_of(provenance)
-    languages = _languages(cache, provenance)
+    languages = _languages(cache, provenance, run.settings())
     text_tower, logit_scale, logit_bias = load_final(run, which)
     step = final_step(run, which)
     validation = run.last_validation() if which == "last" else run.validation_at(step)
@@ -304,11 +306,16 @@ def _cache_of(provenance: dict[str, Any]) -> tuple[Cache | None, str | None]:
     return cache, None
 
 
-def _languages(cache: Cache | None, provenance: dict[str, Any]) -> list[str]:
-    """Language tags of the captions, the most frequent first; those that the source declares where no cache is left."""
+def _languages(cache: Cache | None, provenance: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    """Languages that a run was trained on, the most frequent first; those that its source declares without a cache."""
     declared: list[str] = provenance["source"].get("languages") or []
+    given = settings.get("language")
+    weights = LanguageSettings(language=tuple(given)).language_weights if has_type(given, list[str]) else {}
     try:
-        return declared if cache is None else list(cache.count_languages())
+        if cache is None:
+            return declared
+        chosen = cache.with_captions([of["name"] for of in provenance.get("captions", ())])
+        return [tag for tag in chosen.count_languages() if not weights or weights.get(tag)]
     except (CacheError, OSError):
         return declared
 

@@ -25,8 +25,8 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.storage import MemoryStore
 
 from ..errors import AbsentObjectError, CacheError
-from ..format import ATTRIBUTE, CHECKSUM
-from ..metadata import with_checksum
+from ..format import ATTRIBUTE, CHECKSUM, SETS_ATTRIBUTE, SETS_CHECKSUM
+from ..metadata import checksum_of, with_checksum
 from .encoding import CRC_BYTES, WrongLayoutError, create_array, require_bounded, slice_bytes
 from .regular import MAX_METADATA_BYTES, open_regular
 
@@ -238,27 +238,40 @@ def _zarr_documents(file: h5py.File, groups: Iterable[str], datasets: Mapping[st
     Raises:
         ValueError: the metadata are absent, or do not match their checksum.
     """
-    for name in (ATTRIBUTE, CHECKSUM):
-        if name not in file.attrs:
-            raise ValueError(f"no clipglot cache: attribute {name!r} is absent")
-    attribute = file.attrs.get_id(ATTRIBUTE)
-    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_METADATA_BYTES:
-        raise ValueError(f"attribute {ATTRIBUTE!r} is no text of at most {MAX_METADATA_BYTES:,} bytes")
-    text = bytes(file.attrs[ATTRIBUTE])
-    checksum = file.attrs.get_id(CHECKSUM)
-    if (
-        checksum.shape != ()
-        or checksum.dtype.kind not in "ui"
-        or google_crc32c.value(text) != int(file.attrs[CHECKSUM])
-    ):
-        raise ValueError(f"attribute {ATTRIBUTE!r} does not match its checksum")
+    attributes = with_checksum(_read_json(file, ATTRIBUTE, CHECKSUM))
+    if SETS_ATTRIBUTE in file.attrs or SETS_CHECKSUM in file.attrs:
+        sets = _read_json(file, SETS_ATTRIBUTE, SETS_CHECKSUM)
+        attributes |= {SETS_ATTRIBUTE: sets, SETS_CHECKSUM: checksum_of(sets)}
     documents: dict[str, Buffer] = {}
-    root = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=with_checksum(json.loads(text)))
+    root = zarr.create_group(MemoryStore(documents), zarr_format=3, attributes=attributes)
     for name in groups:
         root.create_group(name)
     for name, (shape, chunks) in datasets.items():
         create_array(root, name, shape, chunks, file[name].dtype.name)
     return {key: value.to_bytes() for key, value in documents.items()}
+
+
+def _read_json(file: h5py.File, name: str, checksum_name: str) -> Any:
+    """JSON of an attribute, after a check against its checksum, which is another attribute.
+
+    Raises:
+        ValueError: either is absent, or they do not match.
+    """
+    for each in (name, checksum_name):
+        if each not in file.attrs:
+            raise ValueError(f"no clipglot cache: attribute {each!r} is absent")
+    attribute = file.attrs.get_id(name)
+    if attribute.dtype.kind != "S" or attribute.shape != () or attribute.dtype.itemsize > MAX_METADATA_BYTES:
+        raise ValueError(f"attribute {name!r} is no text of at most {MAX_METADATA_BYTES:,} bytes")
+    text = bytes(file.attrs[name])
+    checksum = file.attrs.get_id(checksum_name)
+    if (
+        checksum.shape != ()
+        or checksum.dtype.kind not in "ui"
+        or google_crc32c.value(text) != int(file.attrs[checksum_name])
+    ):
+        raise ValueError(f"attribute {name!r} does not match its checksum")
+    return json.loads(text)
 
 
 def _key(name: str, index: tuple[int, ...]) -> str:
@@ -288,22 +301,24 @@ def region(shape: tuple[int, ...], chunks: tuple[int, ...], index: tuple[int, ..
 
 
 @contextmanager
-def new_file(path: Path, metadata: Any) -> Iterator["Hdf5Writer"]:
+def new_file(path: Path, attributes: Mapping[str, Any]) -> Iterator["Hdf5Writer"]:
     """Create an HDF5 file, or replace one.
 
     Args:
         path: path of the file.
-        metadata: value of the attribute that the root group of a Zarr cache has.
+        attributes: of the root group of a Zarr cache: metadata, and caption sets if there are some.
 
     Raises:
         OSError: the file could not be written.
     """
-    text = json.dumps(metadata, ensure_ascii=False).encode()
     with _DeferredErrorFile(path, "w+") as disk:
         with h5py.File(disk, "w", libver=LIBVER) as file:
-            file.attrs.create(ATTRIBUTE, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
-            # HDF5 itself has no checksum for attributes above 64 KB.
-            file.attrs[CHECKSUM] = np.uint32(google_crc32c.value(text))
+            for name, checksum in ((ATTRIBUTE, CHECKSUM), (SETS_ATTRIBUTE, SETS_CHECKSUM)):
+                if name in attributes:
+                    text = json.dumps(attributes[name], ensure_ascii=False).encode()
+                    file.attrs.create(name, np.bytes_(text), dtype=h5py.string_dtype("utf-8", len(text)))
+                    # HDF5 itself has no checksum for attributes above 64 KB.
+                    file.attrs[checksum] = np.uint32(google_crc32c.value(text))
             yield Hdf5Writer(file, disk)
         disk.raise_failure()
 

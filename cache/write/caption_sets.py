@@ -201,6 +201,32 @@ def drop_set(cache: Cache, name: str) -> CaptionSetInfo:
     return dropped
 
 
+def merge_sets(caches: Sequence[Cache], merged: Cache) -> None:
+    """Give a cache merged of several their caption sets: those of one name are one set.
+
+    Args:
+        caches: whose rows it has, in order.
+        merged: sealed, open for writing.
+    """
+    by_cache = [{info.name: info for info in cache.arrays.caption_sets()} for cache in caches]
+    names, sets = dict.fromkeys(name for known in by_cache for name in known), list[CaptionSetInfo]()
+    for name in names:
+        writer, before = SetWriter(merged, name), 0
+        parts = [known[name] for known in by_cache if name in known]
+        for cache, known in zip(caches, by_cache, strict=True):
+            if name in known:
+                _copy(cache, known[name], writer, before)
+            before += len(cache)
+        dropped = Counter[str]()
+        for part in parts:
+            dropped.update(part.dropped_captions)
+        sources = [source for part in parts for source in part.sources]
+        num_unmatched = sum(part.num_unmatched for part in parts)
+        sets.append(writer.close(sources, num_unmatched=num_unmatched, dropped=dropped)[0])
+    if sets:
+        merged.arrays.write_caption_sets(sets)
+
+
 def delete_leftovers(cache: Cache) -> None:
     """Delete groups that are no set, as killed commands leave them, and tokens of sets that are gone."""
     store = cache.arrays.store
@@ -251,14 +277,14 @@ def _keys(cache: Cache, on_keys: Callable[[int], None]) -> Iterator[RaggedBytes]
         on_keys(min(start + COPIED_ROWS, len(cache)))
 
 
-def _copy(cache: Cache, old: CaptionSetInfo, writer: SetWriter) -> None:
-    """Write the captions of a set to another."""
+def _copy(cache: Cache, old: CaptionSetInfo, writer: SetWriter, rows_before: int = 0) -> None:
+    """Write the captions of a set to another, whose cache has so many rows before those of this one."""
     captions = CaptionSet(cache.arrays, old)
     images = captions.caption_image()
     for start in range(0, len(captions), COPIED_ROWS):
         stop = min(start + COPIED_ROWS, len(captions))
         tags = [old.languages[code] for code in captions.language_codes(start, stop).tolist()]
-        writer.append(captions.read_texts(start, stop), images[start:stop], tags)
+        writer.append(captions.read_texts(start, stop), rows_before + images[start:stop], tags)
 
 
 def _no_captions(

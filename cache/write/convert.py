@@ -6,7 +6,7 @@ Chunks are checked against their checksums as they are read, and the output appe
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ import zarr
 from ..errors import CacheError
 from ..format import ATTRIBUTE, EMB, NORM
 from ..location import is_hdf5
-from ..metadata import with_checksum
+from ..metadata import sets_attributes, with_checksum
 from ..read.cache import Cache
 from ..storage.atomic import atomic_directory, explain_os_error, partial_of, sync_to_disk
 from ..storage.encoding import create_array
@@ -66,7 +66,8 @@ def convert(
     groups, names = cache.arrays.nodes()
     grids = {name: grid(_shape(cache, name), cache.arrays.array(name).chunks) for name in names}
     done, num_bytes, total = 0, 0, sum(int(np.prod(size)) for size in grids.values())
-    with new_store(output, cache.arrays.root.attrs[ATTRIBUTE], groups) as create:
+    attributes = with_checksum(cache.arrays.root.attrs[ATTRIBUTE]) | sets_attributes(cache.arrays.caption_sets())
+    with new_store(output, attributes, groups) as create:
         for name in names:
             array, shape = cache.arrays.array(name), _shape(cache, name)
             copy = create(name, shape, array.chunks, array.dtype.name)
@@ -79,12 +80,12 @@ def convert(
 
 
 @contextmanager
-def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[CreateArray]:
+def new_store(output: Path, attributes: Mapping[str, Any], groups: list[str]) -> Iterator[CreateArray]:
     """Yield a function that creates arrays in a new store; the store appears at `output` only when the block succeeds.
 
     Args:
         output: an HDF5 file or a Zarr folder, by its name.
-        metadata: for the attribute of the root group.
+        attributes: of the root group.
         groups: to create, parents first.
 
     Raises:
@@ -93,13 +94,13 @@ def new_store(output: Path, metadata: Any, groups: list[str]) -> Iterator[Create
     require_nothing(output)
     with explain_os_error(output, "make its folder writable or choose another name"):
         if is_hdf5(output):
-            with whole_file(output) as path, new_file(path, metadata) as file:
+            with whole_file(output) as path, new_file(path, attributes) as file:
                 for name in groups:
                     file.create_group(name)
                 yield file.create_array
         else:
             with atomic_directory(output) as folder, (store := DurableLocalStore(folder)).written_by_block():
-                root = zarr.create_group(store, zarr_format=3, attributes=with_checksum(metadata))
+                root = zarr.create_group(store, zarr_format=3, attributes=dict(attributes))
                 for name in groups:
                     root.create_group(name)
                 yield partial(create_array, root)

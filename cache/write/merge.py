@@ -34,6 +34,7 @@ from ..storage.digests import digests_of, first_lines
 from ..storage.encoding import open_array
 from ..storage.local import DurableLocalStore
 from ..storage.ragged_bytes import RaggedBytes
+from .caption_sets import merge_sets
 from .convert import require_nothing
 from .plan import plan_cache
 from .seal import seal
@@ -48,7 +49,7 @@ def concatenate_caches(
     prefixes: Sequence[str] | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Cache:
-    """Write one cache with the rows of all; their tokens are left out, training writes them again.
+    """Write one cache with the rows and caption sets of all; tokens are left out, training writes them again.
 
     Args:
         caches: two or more, sealed, of one tower.
@@ -83,6 +84,7 @@ def concatenate_caches(
             _copy_rows(caches, merged, on_progress)
             seal(merged)
             merged.arrays.write_info(_merged_info(caches, merged.info))
+            merge_sets(caches, merged)
     return Cache(output)
 
 

@@ -317,6 +317,10 @@ def require_keys(provenance: Any) -> None:
     texts = (provenance["cache"], provenance["source"]["path"], provenance["source"]["sha256"])
     if not all(isinstance(text, str) for text in texts):
         raise TypeError(f"cache and source are {texts}")
+    if not has_type(sets := provenance.get("captions", []), list[dict[str, str]]) or any(
+        "name" not in of for of in sets
+    ):
+        raise TypeError(f"captions is {sets!r:.100}")
     for name in ("num_pictures", "num_captions"):
         if type(provenance[name]) is not int:
             raise TypeError(f"{name} is {provenance[name]!r}")

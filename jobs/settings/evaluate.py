@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ...cache.format import OWN_CAPTIONS
 from ...cache.location import Location
 from ...distill.settings import require, require_at_least_one
 
@@ -40,6 +41,11 @@ class RetrievalSettings:
 
     merged: Annotated[Path, "folder of a merged CLIP"]
     cache: Annotated[Location, "cache of images and captions, made by the same image tower"]
+    captions: Annotated[
+        tuple[str, ...],
+        "captions to measure with: a set of the cache (`clipglot captions`), or source for those that it was made "
+        "with; repeat for several (default: source)",
+    ] = ()
     queries: Annotated[
         Path | None,
         "MUGE's queries instead of captions: JSON lines with query_id, query_text and item_ids, the keys of the images",
@@ -55,6 +61,11 @@ class RetrievalSettings:
     def __post_init__(self) -> None:
         require(self.submission is None or self.queries is not None, "--submission needs --queries FILE")
         require(not self.translations or self.against is not None, "--translations is of --against: pass both")
+        require(not (self.captions and self.queries), "--captions and --queries exclude each other: pass one")
+        require(
+            not (self.translations and self.captions not in ((), (OWN_CAPTIONS,))),
+            "--translations are of the captions that the cache was made with: drop --captions",
+        )
         require(self.queries is None or self.against is None, "--queries and --against exclude each other: pass one")
 
 
