@@ -307,7 +307,7 @@ class Cache:
         from .caption_sets import ChosenCaptions  # a kind of cache, which needs this module
 
         chosen = tuple(dict.fromkeys(names)) or (OWN_CAPTIONS,)
-        return self if chosen == (OWN_CAPTIONS,) else ChosenCaptions(self.arrays, chosen)
+        return self if chosen == (OWN_CAPTIONS,) else ChosenCaptions(self, chosen)
 
     @property
     def tokens_folder(self) -> Path | None:

@@ -77,16 +77,21 @@ class ChosenCaptions(Cache):
     Every caption has a language here: one without a tag has the name of its set, so that weights by language reach it.
     """
 
-    def __init__(self, arrays: CheckedArrays, names: Sequence[str]) -> None:
-        """Choose sets; prefer `Cache.with_captions`.
+    def __init__(self, own: Cache, names: Sequence[str]) -> None:
+        """Choose captions; prefer `Cache.with_captions`.
+
+        Args:
+            own: the cache with its own captions.
+            names: of sets, or `source`.
 
         Raises:
             CacheError: there is no such set.
         """
-        self.arrays = arrays
+        self._own, self.arrays = own, own.arrays
         self._names = tuple(sorted(names, key=lambda name: (name != OWN_CAPTIONS, name)))
         if len(names) > MOST_CHOSEN:
             raise CacheError(f"{len(names)} caption sets: at most {MOST_CHOSEN} are taken at once")
+        arrays = self.arrays
         known = {info.name: info for info in arrays.caption_sets()}
         for name in names:
             if name not in known and name != OWN_CAPTIONS:
@@ -95,7 +100,6 @@ class ChosenCaptions(Cache):
                     f"{arrays.path} has no captions {name!r}: it has {listed}; `clipglot captions {arrays.path} "
                     f"FILE --name {name}` adds some"
                 )
-        own = Cache(arrays.path)
         self._parts = [own if name == OWN_CAPTIONS else CaptionSet(arrays, known[name]) for name in self._names]
         self._sets = [known[name] for name in self._names if name != OWN_CAPTIONS]
         # For each part, the language here of each of its codes.
@@ -104,7 +108,8 @@ class ChosenCaptions(Cache):
             for name, part in zip(self._names, self._parts, strict=True)
         ]
         self._tags = list(dict.fromkeys(tag for part in tags for tag in part))
-        self._code_of = [np.array([self._tags.index(tag) for tag in part], np.uint16) for part in tags]
+        code = {tag: i for i, tag in enumerate(self._tags)}
+        self._code_of = [np.array([code[tag] for tag in part], np.uint16) for part in tags]
 
     @property
     def caption_names(self) -> tuple[str, ...]:
@@ -140,7 +145,7 @@ class ChosenCaptions(Cache):
 
     def with_captions(self, names: Sequence[str]) -> Cache:
         """The same images with the captions of other sets."""
-        return Cache(self.path).with_captions(names)
+        return self._own.with_captions(names)
 
     @cached_property
     def _merged(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:

@@ -24,6 +24,8 @@ CONTRACT = {
     "--encoding --where --split --teacher-field --images --append --retry --limit --batch-size --num-workers "
     "--chunk-rows --max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
     "--augment-seed --precision --device --shard --config --json",
+    "captions": "CACHE FILE --name --language --language-field --text-field --image-field --where --split --encoding "
+    "--replace --add --drop --json",
     "inspect": "CACHE --failures --pairs --watch --json",
     "convert": "CACHE OUT --json",
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
@@ -33,7 +35,7 @@ CONTRACT = {
     "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
     "index": "CACHE --output --clip --queries --recall --kind --num-queries --seed --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
-    "train": "CACHE --output --val --views --tokenizer --vocab-size --context-length --workers --text --width --layers "
+    "train": "CACHE --output --val --captions --val-captions --language --language-temperature --views --tokenizer --vocab-size --context-length --workers --text --width --layers "
     "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --text-layers --text-prompt "
     "--prune-vocab --vocab-text --text-features --train-layers --freeze-embeddings --lora-rank --lora-alpha "
     "--lora-targets --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch --captions-per-picture "
@@ -47,7 +49,7 @@ CONTRACT = {
     "search": "MERGED CACHE QUERY --image --queries --index --top --language --caption --thumbnails --image-root "
     "--json",
     "eval": "",
-    "eval retrieval": "MERGED CACHE --queries --submission --against --translations --json",
+    "eval retrieval": "MERGED CACHE --captions --queries --submission --against --translations --json",
     "eval zeroshot": "MERGED CACHE --classes --classes-language --templates --distractors --labels --label-field "
     "--key-field --against --against-classes --against-templates --interpolate --json",
     "eval probe": "CACHE --test --test-share --labels --label-field --key-field --shots --seeds --merged --classes "
