@@ -35,7 +35,8 @@ CONTRACT = {
     "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
     "index": "CACHE --output --clip --queries --recall --kind --num-queries --seed --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
-    "train": "CACHE --output --val --captions --val-captions --language --language-temperature --views --tokenizer --vocab-size --context-length --workers --text --width --layers "
+    "train": "CACHE --output --val --captions --val-captions --language --language-temperature "
+    "--views --tokenizer --vocab-size --context-length --workers --text --width --layers "
     "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --text-layers --text-prompt "
     "--prune-vocab --vocab-text --text-features --train-layers --freeze-embeddings --lora-rank --lora-alpha "
     "--lora-targets --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch --captions-per-picture "

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,15 @@ import numpy as np
 import pytest
 import torch
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.verify import verify
+from clipglot.distill.data import tokens
 from clipglot.distill.errors import DistillError
+from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.setup import build_run
 from clipglot.distill.training.train import train
+from clipglot.encoders.tokenizer import train_bpe
 from clipglot.evals.retrieval import number_texts, retrieve
 from clipglot.jobs.captions import add_captions
 from clipglot.jobs.settings.captions import CaptionsSettings
@@ -158,6 +164,57 @@ def test_tokens_of_sets_lie_apart_and_go_with_them(cache: Path, tmp_path: Path) 
         assert all(torch.equal(before[each], after[each]) for each in before)
     add_captions(CaptionsSettings(cache=cache, name="en", drop=True))
     assert files(cache / "tokens") == held
+
+
+def test_features_of_sets_lie_apart_and_equal_those_computed_live(
+    cache: Path, lms: dict[str, Path], tmp_path: Path
+) -> None:
+    given = {"text": str(lms["bert"]), "train_layers": 0, "captions": ("source", "en"), "epochs": 2, "batch_size": 8}
+    runs = {
+        how: TrainSettings(cache=cache, output=tmp_path / how, val=cache, text_features=how, device="cpu", **given)
+        for how in ("auto", "live")
+    }
+    for each in runs.values():
+        train(each)
+    (folder,) = [path for path in (cache / "tokens").iterdir() if path.name.startswith("source+")]
+    assert len(list(folder.glob("features-*"))) == 1
+    assert not list((cache / "tokens").glob("features-*"))
+    stored, live = ([line for line in logged(tmp_path / how) if "loss" in line] for how in ("auto", "live"))
+    for one, other in zip(stored, live, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+    assert verify(Cache(cache)) == []
+    file = next(folder.glob("features-*/pooled/c/0/0/0"))
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
+    (fault,) = verify(Cache(cache))
+    assert str(file.relative_to(cache)) in fault.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [[], ["--captions-per-picture", "3", "--embeddings", "chunks"]], ids=str)
+def test_two_processes_draw_the_languages_of_one(cache: Path, tmp_path: Path, how: list[str]) -> None:
+    flags = [word for name in ("captions", "language") for value in BOTH[name] for word in (f"--{name}", value)]
+    command = ["-m", "clipglot", *small(cache, tmp_path / "both"), *flags, *how, "--epochs", "2", "--log-every", "1"]
+    command += ["--val", str(cache), "--recipe", "none"]
+    launched = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*launched, *map(str, command)], check=True, capture_output=True, timeout=120)
+    assert run(*[tmp_path / "alone" if word == tmp_path / "both" else word for word in command[2:]]).exit_code == 0
+    for one, other in zip(logged(tmp_path / "both"), logged(tmp_path / "alone"), strict=True):
+        if one["kind"] == "step":
+            assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+        elif one["kind"] == "validation":
+            assert set(one["languages"]) == set(other["languages"]) == {"source", "en", "de"}
+
+
+def test_many_captions_are_tokenized_in_processes_as_in_one(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = train_bpe(Cache(cache).captions(), 300)
+    chosen = Cache(cache).with_captions(("source", "en"))
+    expected = tokenizer.encode(chosen.captions(), 16)
+    monkeypatch.setattr(tokens, "MANY_CAPTIONS", 1)
+    monkeypatch.setattr(tokens, "CAPTIONS_PER_BLOCK", 50)
+    table = tokens.open_tokens(chosen, tokenizer, 16, tmp_path / "beside", workers=2)
+    assert [ids.tolist() for ids in table.take(np.arange(len(table)))] == [list(ids) for ids in expected]
 
 
 def test_a_changed_set_is_refused_on_resume_and_an_equal_one_is_not(cache: Path, tmp_path: Path) -> None:
