@@ -92,7 +92,7 @@ def add_captions(settings: CaptionsSettings, on_progress: OnProgress = ignore_pr
             cache,
             name,
             source.batches(),
-            source.info,
+            replace(source.info, image_root=""),  # where no image is read from
             replaces=settings.replace,
             extends=settings.add,
             on_keys=lambda done: on_progress(Progress("keys", done, len(cache))),
@@ -119,5 +119,5 @@ def _open_table(settings: CaptionsSettings) -> Source:
             f"{settings.file} is no table of captions: pass a CSV, TSV, JSON lines, JSON, COCO, Parquet or Arrow file "
             "with a column of the images' keys"
         )
-    source.info = replace(source.info, image_root="", sha256=source.sha256())
+    source.info = replace(source.info, sha256=source.sha256())
     return source

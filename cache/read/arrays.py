@@ -106,6 +106,8 @@ class CheckedArrays:
 
     def write_info(self, info: CacheInfo) -> None:
         """Replace the metadata, on disk and here. The cache must be open for writing."""
+        if self.is_folder:  # caption sets may have been added since it was opened: their attribute must stay
+            self.root = zarr.open_group(self._store, mode="r+", zarr_format=3)
         write_metadata(self.root, info)
         self._take_info(info)
 

@@ -25,6 +25,7 @@ from ..storage.ragged_bytes import RaggedBytes
 from .row_writer import reorder, reorder_texts, rewrite
 
 COPIED_ROWS = 2**16  # keys or captions of the cache that are in memory at once
+MOST_LANGUAGES = 2**16 - 1  # of a set, whose codes are uint16
 NUM_NAMED = 5  # keys without an image, for messages
 
 
@@ -75,9 +76,12 @@ class SetWriter:
             languages: `[m]`, tags; None for captions without.
         """
         tags = [""] * len(texts) if languages is None else languages
+        codes = [self._codes.setdefault(tag, len(self._codes)) for tag in tags]
+        if len(self._codes) > MOST_LANGUAGES:
+            raise CacheError(f"caption set {self._name}: more than {MOST_LANGUAGES:,} language tags")
         self._texts.append(texts)
         self._images.append(images)
-        self._languages.append(np.array([self._codes.setdefault(tag, len(self._codes)) for tag in tags], np.uint16))
+        self._languages.append(np.array(codes, np.uint16))
         self._num += len(texts)
 
     def close(
@@ -228,8 +232,9 @@ def merge_sets(caches: Sequence[Cache], merged: Cache) -> None:
 
 
 def delete_leftovers(cache: Cache) -> None:
-    """Delete groups that are no set, as killed commands leave them, and tokens of sets that are gone."""
+    """Delete what killed commands left: groups that are no set, partial files; and tokens of sets that are gone."""
     store = cache.arrays.store
+    store.sweep(keep=TOKENS)
     groups = {info.group for info in cache.arrays.caption_sets()}
     for name in store.names(CAPTION_SETS):
         if name != ZARR_JSON and name not in groups:

@@ -1,5 +1,6 @@
 """Caption sets: further captions of a sealed cache, matched by key, while every byte of its images stays."""
 
+import gzip
 import json
 import shutil
 import signal
@@ -17,11 +18,13 @@ from clipglot.cache.format import CHECKSUM, SETS_ATTRIBUTE, SETS_CHECKSUM, Cache
 from clipglot.cache.metadata import checksum_of
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.verify import verify
+from clipglot.cache.storage.atomic import lock_folder
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.captions import CaptionsResult, add_captions
 from clipglot.jobs.settings.captions import CaptionsSettings
 from support.cache_bytes import files
 from support.caption_tables import ENGLISH, english, german, key, write_table
+from support.command_line import run
 
 Make = Callable[..., Any]
 
@@ -389,3 +392,50 @@ def test_a_cache_that_is_not_complete_or_at_a_url_is_refused(
     delete_chunks(cache, 1)
     with pytest.raises(CacheError, match="not complete"):
         add(cache, table)
+
+
+def test_another_column_of_a_parquet_file_with_images_is_matched_by_row(
+    manifest: Path, make_cache: Make, tmp_path: Path
+) -> None:
+    files_ = sorted((manifest.parent / "images").glob("*.png"))[:9]
+    records = [
+        {"image": {"bytes": file.read_bytes(), "path": file.name}, "text": f"picture {i}", "ru": f"картинка {i}"}
+        for i, file in enumerate(files_)
+    ]
+    pq.write_table(pa.Table.from_pylist(records), tmp_path / "data.parquet")
+    make_cache(tmp_path / "data.parquet", tmp_path / "c.zarr")
+    add(tmp_path / "c.zarr", tmp_path / "data.parquet", text_field=("ru",), language=("ru",))
+    assert pairs(tmp_path / "c.zarr", "ru") == [(i, f"картинка {i}") for i in range(9)]
+    with gzip.open(tmp_path / "few.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(json.dumps({"image": "data.parquet#4", "text": "four"}))
+    add(tmp_path / "c.zarr", tmp_path / "few.jsonl.gz")
+    assert pairs(tmp_path / "c.zarr", "few") == [(4, "four")]
+
+
+def test_the_command_tells_what_it_did(cache: Path, tmp_path: Path) -> None:
+    table = write_table(tmp_path / "en.csv", [(key(0), "a text"), ("nowhere.png", "another"), (key(1), " ")])
+    added = run("captions", cache, table, "--language", "en")
+    assert added.exit_code == 0
+    assert "caption set en: 1 captions (en 1) of 1 images" in added.output
+    assert "1 of 3 records" in added.output
+    assert "'nowhere.png'" in added.output
+    assert "1 captions were left out (empty)" in added.output
+    shown = run("inspect", cache)
+    assert "caption set en" in shown.output
+    told = json.loads(run("inspect", cache, "--json").output)["caption_sets"]
+    assert [(each["name"], each["num_captions"], each["languages"]) for each in told] == [("en", 1, {"en": 1})]
+    replaced = json.loads(run("captions", cache, table, "--name", "en", "--replace", "--json").output)
+    assert replaced["action"] == "replaced"
+    assert (replaced["num_unmatched"], replaced["unmatched"]) == (1, ["nowhere.png"])
+    assert run("captions", cache, table, "--name", "en").exit_code == 1
+    assert run("captions", cache).exit_code == 2
+    assert json.loads(run("captions", cache, "--name", "en", "--drop", "--json").output)["action"] == "dropped"
+
+
+def test_a_pass_that_is_running_keeps_the_command_out(cache: Path, tmp_path: Path) -> None:
+    with lock_folder(cache, shared=True), pytest.raises(CacheError, match="another clipglot command"):
+        add(cache, english(tmp_path / "en.csv", range(3)))
+    opened = Cache(cache, read_only=False)
+    add(cache, english(tmp_path / "en.csv", range(3)))
+    opened.arrays.write_info(opened.info)  # by a command that opened the cache before
+    assert len(pairs(cache, "en")) == 6
