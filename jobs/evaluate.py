@@ -12,6 +12,7 @@ from ..cache.errors import CacheError
 from ..cache.format import SourceInfo
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
+from ..cache.read.caption_sets import with_captions
 from ..cache.sources.kinds import open_source
 from ..evals.bootstrap import Difference, difference
 from ..evals.captions import (
@@ -182,7 +183,7 @@ def evaluate_retrieval(
     """
     if settings.queries:
         return _evaluate_queries(settings, settings.queries, on_progress)
-    clip, cache = load_towers(settings.merged), Cache(settings.cache).with_captions(settings.captions)
+    clip, cache = load_towers(settings.merged), with_captions(Cache(settings.cache), settings.captions)
     require_tower_of(clip, cache)
     captions = cached_captions(cache)
     emb = encode(clip, captions.texts, on_progress)

@@ -13,6 +13,7 @@ from ..cache.errors import CacheError
 from ..cache.format import EncoderInfo
 from ..cache.location import to_location
 from ..cache.read.cache import Cache
+from ..cache.read.caption_sets import with_captions
 from ..cache.storage.atomic import atomic_directory, explain_os_error
 from ..cache.typed import has_type
 from ..cache.write.image_decode import ResizeCrop
@@ -309,12 +310,12 @@ def _cache_of(provenance: dict[str, Any]) -> tuple[Cache | None, str | None]:
 def _languages(cache: Cache | None, provenance: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     """Languages that a run was trained on, the most frequent first; those that its source declares without a cache."""
     declared: list[str] = provenance["source"].get("languages") or []
-    given = settings.get("language")
+    given: Any = settings.get("language")
     weights = LanguageSettings(language=tuple(given)).language_weights if has_type(given, list[str]) else {}
     try:
         if cache is None:
             return declared
-        chosen = cache.with_captions([of["name"] for of in provenance.get("captions", ())])
+        chosen = with_captions(cache, [of["name"] for of in provenance.get("captions", ())])
         return [tag for tag in chosen.count_languages() if not weights or weights.get(tag)]
     except (CacheError, OSError):
         return declared

@@ -1,6 +1,6 @@
 """A cache that exists: its metadata, embeddings, captions and keys. `cache/write` makes and extends caches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -293,21 +293,6 @@ class Cache:
     def chosen_sets(self) -> list[CaptionSetInfo]:
         """The further sets that the captions come from, in the order of `caption_names`."""
         return []
-
-    def with_captions(self, names: Sequence[str]) -> "Cache":
-        """The same images with the captions of some sets, all together.
-
-        Args:
-            names: of caption sets (`clipglot captions`), and `source` for the captions that the cache was made with.
-                None stands for `source` alone.
-
-        Raises:
-            CacheError: the cache has no such set; the message names those that it has.
-        """
-        from .caption_sets import ChosenCaptions  # a kind of cache, which needs this module
-
-        chosen = tuple(dict.fromkeys(names)) or (OWN_CAPTIONS,)
-        return self if chosen == (OWN_CAPTIONS,) else ChosenCaptions(self, chosen)
 
     @property
     def tokens_folder(self) -> Path | None:

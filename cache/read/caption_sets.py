@@ -78,7 +78,7 @@ class ChosenCaptions(Cache):
     """
 
     def __init__(self, own: Cache, names: Sequence[str]) -> None:
-        """Choose captions; prefer `Cache.with_captions`.
+        """Choose captions; prefer `with_captions`.
 
         Args:
             own: the cache with its own captions.
@@ -87,7 +87,7 @@ class ChosenCaptions(Cache):
         Raises:
             CacheError: there is no such set.
         """
-        self._own, self.arrays = own, own.arrays
+        self.arrays = own.arrays
         self._names = tuple(sorted(names, key=lambda name: (name != OWN_CAPTIONS, name)))
         if len(names) > MOST_CHOSEN:
             raise CacheError(f"{len(names)} caption sets: at most {MOST_CHOSEN} are taken at once")
@@ -143,10 +143,6 @@ class ChosenCaptions(Cache):
         folder = super().tokens_folder
         return folder and folder / tokens_name([info.group for info in self._sets], OWN_CAPTIONS in self._names)
 
-    def with_captions(self, names: Sequence[str]) -> Cache:
-        """The same images with the captions of other sets."""
-        return self._own.with_captions(names)
-
     @cached_property
     def _merged(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
         """Image of each caption `[M]`, and for each part the places of its captions among all, ascending."""
@@ -197,6 +193,21 @@ class ChosenCaptions(Cache):
     def _ranges(self, start: int, stop: int) -> list[tuple[NDArray[np.int64], int, int]]:
         """For each part its places, and which of its captions lie from `start` to `stop`: neighbours, as it ascends."""
         return [(places, *np.searchsorted(places, [start, stop]).tolist()) for places in self._merged[1]]
+
+
+def with_captions(cache: Cache, names: Sequence[str]) -> Cache:
+    """The images of a cache with the captions of some sets, all together.
+
+    Args:
+        cache: with its own captions.
+        names: of caption sets (`clipglot captions`), and `source` for the captions that the cache was made with. No
+            names stand for `source` alone.
+
+    Raises:
+        CacheError: the cache has no such set; the message names those that it has.
+    """
+    chosen = tuple(dict.fromkeys(names)) or (OWN_CAPTIONS,)
+    return cache if chosen == (OWN_CAPTIONS,) else ChosenCaptions(cache, chosen)
 
 
 def tokens_name(groups: Iterable[str], has_own: bool) -> str:

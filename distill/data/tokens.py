@@ -20,6 +20,7 @@ from ...cache.location import Location
 from ...cache.processes import worker_pool
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
+from ...cache.read.caption_sets import with_captions
 from ...cache.storage import token_arrays
 from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import concatenated_ranges
@@ -198,7 +199,7 @@ _worker: tuple[Cache, TextTokenizer, int] | None = None
 
 def _start_worker(cache: Location, captions: tuple[str, ...], tokenizer: TextTokenizer, context_length: int) -> None:
     global _worker
-    _worker = Cache(cache).with_captions(captions), tokenizer, context_length
+    _worker = with_captions(Cache(cache), captions), tokenizer, context_length
 
 
 def _encode_in_worker(block: tuple[int, int]) -> RaggedIds:

@@ -12,6 +12,7 @@ from ...cache.format import OWN_CAPTIONS
 from ...cache.location import Location
 from ...cache.progress import OnProgress, ignore_progress
 from ...cache.read.cache import Cache
+from ...cache.read.caption_sets import with_captions
 from ...encoders.text_lm import LMHead, LMTower
 from ...encoders.text_tower import TextTower
 from ...encoders.tokenizer import TextTokenizer
@@ -89,7 +90,7 @@ def build_run(
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     require_loggers(settings.log_to)
-    run, cache = RunFolder(settings.output), Cache(settings.cache).require_sealed().with_captions(settings.captions)
+    run, cache = RunFolder(settings.output), with_captions(Cache(settings.cache).require_sealed(), settings.captions)
     val_cache = _open_val(settings.val, settings.val_captions, cache) if settings.val else None
     if val_cache:
         require_same_encoder(cache.info.encoder, val_cache.info.encoder, f"the encoder of {settings.val}")
@@ -186,7 +187,7 @@ def _open_val(path: Location, names: Sequence[str], cache: Cache) -> Cache:
             f"--val {path} has no captions {' or '.join(cache.caption_names)}: add them with `clipglot captions {path} "
             f"FILE --name {cache.caption_names[0]}`, or pass --val-captions, of {', '.join(sorted(known))}"
         )
-    return val.with_captions(chosen)
+    return with_captions(val, chosen)
 
 
 def _learning_part(tower: TextTower, settings: TrainSettings) -> TextTower:

@@ -17,6 +17,7 @@ from clipglot.cache.errors import CacheError
 from clipglot.cache.format import CHECKSUM, SETS_ATTRIBUTE, SETS_CHECKSUM, CacheInfo
 from clipglot.cache.metadata import checksum_of
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.caption_sets import with_captions
 from clipglot.cache.read.verify import verify
 from clipglot.cache.storage.atomic import lock_folder
 from clipglot.distill.errors import DistillError
@@ -40,14 +41,14 @@ def add(cache: Path, file: Path | None = None, **settings: Any) -> CaptionsResul
 
 
 def read_all(cache: Path, name: str) -> None:
-    opened = Cache(cache).with_captions([name])
+    opened = with_captions(Cache(cache), [name])
     opened.caption_image()
     opened.captions()
     opened.languages()
 
 
 def pairs(cache: Path, *names: str) -> list[tuple[int, str]]:
-    opened = Cache(cache).with_captions(names)
+    opened = with_captions(Cache(cache), names)
     return list(zip(opened.caption_image().tolist(), opened.captions(), strict=True))
 
 
@@ -79,7 +80,7 @@ def test_chosen_captions_are_those_of_all_sets_by_image_whatever_the_order_of_na
     own = pairs(cache)
     add(cache, english(tmp_path / "en.csv", range(0, 40, 2)), language=("en",))
     add(cache, german(tmp_path / "de.tsv", range(0, 40, 3)), name="german")
-    opened = Cache(cache).with_captions(["german", "source", "en"])
+    opened = with_captions(Cache(cache), ["german", "source", "en"])
     assert opened.caption_names == ("source", "en", "german")
     rows, texts, tags = opened.caption_image(), opened.captions(), opened.languages()
     assert tags is not None
@@ -93,9 +94,9 @@ def test_chosen_captions_are_those_of_all_sets_by_image_whatever_the_order_of_na
         assert opened.captions(start, stop) == texts[start:stop]
         assert opened.languages(start, stop) == tags[start:stop]
     assert opened.captions_by_image(slice(4, 6), rows)[0] == [text for row, text in found if row == 4]
-    assert Cache(cache).with_captions([]).captions() == Cache(cache).captions()
+    assert with_captions(Cache(cache), []).captions() == Cache(cache).captions()
     with pytest.raises(CacheError, match=r"no captions 'fr'.*source, en, german"):
-        Cache(cache).with_captions(["fr"])
+        with_captions(Cache(cache), ["fr"])
 
 
 def test_a_name_is_taken_until_it_is_replaced_added_to_or_dropped(cache: Path, tmp_path: Path) -> None:
@@ -165,7 +166,7 @@ def test_every_kind_of_table_gives_the_same_captions(cache: Path, tmp_path: Path
     fields = {"image_field": "name", "text_field": ("caption",), "language_field": "lang"}
     for suffix in ("jsonl", "json", "parquet"):
         add(cache, tmp_path / f"a.{suffix}", name=suffix, **fields)
-        assert Cache(cache).with_captions([suffix]).languages() == ["en", "de"] * 3
+        assert with_captions(Cache(cache), [suffix]).languages() == ["en", "de"] * 3
     add(cache, tmp_path / "coco.json")
     expected = [(i, text) for i in (3, 7, 39) for text in (f"{ENGLISH[i % 4]} {i}", "two\nlines")]
     assert [pairs(cache, name) for name in ("jsonl", "json", "parquet", "coco")] == [expected] * 4
@@ -186,7 +187,7 @@ def test_a_name_is_no_path(name: str, cache: Path) -> None:
     with pytest.raises(DistillError, match="--name"):
         CaptionsSettings(cache=cache, file=Path("en.csv"), name=name)
     with pytest.raises(CacheError, match="no captions"):
-        Cache(cache).with_captions([name, "x"])
+        with_captions(Cache(cache), [name, "x"])
 
 
 def test_the_name_is_by_default_the_language_or_that_of_the_file(cache: Path) -> None:
@@ -317,7 +318,7 @@ def test_edited_metadata_of_sets_are_refused(
     assert verify(Cache(cache))
     if not is_signed:
         with pytest.raises(CacheError, match="damaged metadata of caption sets"):
-            Cache(cache).with_captions(["en"])
+            with_captions(Cache(cache), ["en"])
 
 
 def test_sets_of_wrong_rows_or_codes_are_refused(cache: Path, tmp_path: Path) -> None:
@@ -328,7 +329,7 @@ def test_sets_of_wrong_rows_or_codes_are_refused(cache: Path, tmp_path: Path) ->
         array: Any = root[f"{path}/{name}"]
         held = (cache / path / name / "c/0").read_bytes()
         array[3] = value
-        opened = Cache(cache).with_captions(["en"])
+        opened = with_captions(Cache(cache), ["en"])
         with pytest.raises(CacheError, match=f"{path}/{name}"):
             opened.caption_image() if name == "image" else opened.language_codes()
         assert verify(Cache(cache))

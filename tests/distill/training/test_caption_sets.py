@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from clipglot.cache.read.cache import Cache
+from clipglot.cache.read.caption_sets import with_captions
 from clipglot.cache.read.verify import verify
 from clipglot.distill.data import tokens
 from clipglot.distill.errors import DistillError
@@ -52,7 +53,7 @@ def weights(run: Path) -> dict[str, Any]:
 def texts_of_steps(given: Any, num_steps: int) -> list[list[str]]:
     """The captions of the first steps, as the run has them."""
     setup = build_run(given, CPU)
-    cache = Cache(given.cache).with_captions(given.captions)
+    cache = with_captions(Cache(given.cache), given.captions)
     texts, per_epoch = cache.captions(), setup.loader.steps_per_epoch
     batches = [setup.loader.sampler.batch(*divmod(step, per_epoch)) for step in range(num_steps)]
     setup.loader.close()
@@ -83,7 +84,7 @@ def test_a_run_on_several_languages_resumes_exactly_and_measures_each(cache: Pat
     assert lines == [line for line in logged(tmp_path / "stopped") if line["kind"] == "validation"]
     # Each language's recall is that of its captions over all images; the plain keys are of all captions.
     final = load_final(RunFolder(tmp_path / "whole"))
-    chosen = Cache(cache).with_captions(whole.captions)
+    chosen = with_captions(Cache(cache), whole.captions)
     tokenizer = final.tower.tokenizer_type.load(RunFolder(tmp_path / "whole").tokenizer)
     texts, tags = chosen.captions(), np.array(chosen.languages())
     with torch.inference_mode():
@@ -126,7 +127,7 @@ def test_captions_of_an_image_in_other_languages_and_equal_captions_are_no_negat
         cache, tmp_path / "run", captions=names, language_temperature=0.5, captions_per_picture=captions_per_picture
     )
     setup = build_run(given, CPU)
-    chosen = Cache(cache).with_captions(names)
+    chosen = with_captions(Cache(cache), names)
     texts, rows = chosen.captions(), chosen.caption_image()
     carries = [{texts[i] for i in np.flatnonzero(rows == row)} for row in range(40)]
     num_masked = 0
@@ -209,7 +210,7 @@ def test_many_captions_are_tokenized_in_processes_as_in_one(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer = train_bpe(Cache(cache).captions(), 300)
-    chosen = Cache(cache).with_captions(("source", "en"))
+    chosen = with_captions(Cache(cache), ("source", "en"))
     expected = tokenizer.encode(chosen.captions(), 16)
     monkeypatch.setattr(tokens, "MANY_CAPTIONS", 1)
     monkeypatch.setattr(tokens, "CAPTIONS_PER_BLOCK", 50)
