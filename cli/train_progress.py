@@ -88,7 +88,8 @@ class TrainProgress:
                 row.append("  best", style="bold green")
             status.print(row, soft_wrap=True)
             for name, recall in [*summary.languages.items()][:MAX_LANGUAGES]:
-                status.print(Text(self._line({"epoch": name, **_recall(recall)}), style="dim"), soft_wrap=True)
+                values = {"epoch": shortened(name, COLUMNS["epoch"] - 1), **_recall(recall)}
+                status.print(Text(_line(values), style="dim"), soft_wrap=True)
             if len(summary.languages) > MAX_LANGUAGES:
                 num = len(summary.languages) - MAX_LANGUAGES
                 status.print(Text(f"{'…':>9}  {num:,} more languages in metrics.jsonl", style="dim"))
@@ -133,12 +134,13 @@ class TrainProgress:
             **(_recall(recall) if recall else {}),
             "images/s": f"{speed:,.0f}" if speed else "",
         }
-        return self._line(values)
+        return _line(values)
 
-    def _line(self, values: Mapping[str, str]) -> str:
-        """Values in their columns."""
-        shown = {name: shortened(values.get(name, ""), size - 1) for name, size in COLUMNS.items()}
-        return "".join(" " * (COLUMNS[name] - cell_len(value)) + value for name, value in shown.items()).rstrip()
+
+def _line(values: Mapping[str, str]) -> str:
+    """Values in their columns."""
+    shown = {name: values.get(name, "") for name in COLUMNS}
+    return "".join(" " * (COLUMNS[name] - cell_len(value)) + value for name, value in shown.items()).rstrip()
 
 
 def _recall(recall: Mapping[str, float]) -> dict[str, str]:

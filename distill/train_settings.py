@@ -28,6 +28,7 @@ SECTIONS = {
     "Logging": "log_every log_to profile checkpoint_every",
 }
 SCRATCH_ALONE = ("width", "layers", "heads")
+SMALLEST_SHARE = 1e-6  # of the largest weight of a language, that one above 0 may have
 LM_ALONE = (
     "pooler",
     "head",
@@ -98,7 +99,13 @@ class LanguageSettings:
                 bool(name) and 0 <= weight < math.inf,
                 f"--language {name}: expected a language and a weight of 0 or more, e.g. ru=1",
             )
-        require(not weights or max(weights.values()) > 0, "--language: all weights are 0, so nothing would be trained")
+        most = max(weights.values(), default=1.0)
+        require(most > 0, "--language: all weights are 0, so nothing would be trained")
+        least = min((weight for weight in weights.values() if weight), default=most)
+        require(
+            least >= SMALLEST_SHARE * most,
+            f"--language: weight {least:g} beside {most:g} would never be drawn: pass 0 to leave the language out",
+        )
         temperature = self.language_temperature
         require(
             temperature is None or 0 <= temperature <= 1,

@@ -340,6 +340,10 @@ def _checked_line(parsed: Any) -> dict[str, Any]:
     for name, hint in NEEDED[line["kind"]].items():
         if not has_type(line[name], hint):
             raise TypeError(f"{name} is {line[name]!r:.40}")
+    by_language = line.get("languages", {})  # of a validation
+    needed = NEEDED["validation"].keys()
+    if not has_type(by_language, dict[str, dict[str, float]]) or any(needed - of.keys() for of in by_language.values()):
+        raise TypeError(f"languages is {by_language!r:.40}")
     return line
 
 

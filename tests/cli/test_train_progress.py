@@ -3,13 +3,16 @@
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from clipglot.cli.render import sparkline
 from clipglot.distill.training.train import train
+from support.caption_tables import english
 from support.command_line import run, small
 from support.launcher import Process
 from support.runs import settings, stop_at
@@ -26,7 +29,7 @@ def in_a_terminal(start_command: Callable[..., Process], *arguments: object, pla
     return (click.unstyle(text) if plain else text).splitlines()
 
 
-def validations(folder: Path) -> list[dict[str, float]]:
+def validations(folder: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "validation"]
 
@@ -108,3 +111,25 @@ def test_a_flat_curve_looks_flat() -> None:
     assert len(falling) == 40
     assert list(falling) == sorted(falling, reverse=True)
     assert sparkline([1.0, 0.0, 0.5], 10) == "█▁▄"
+
+
+def test_a_terminal_gets_a_row_for_each_language(
+    start_command: Callable[..., Process], tiny_cache: Path, tmp_path: Path
+) -> None:
+    cache = shutil.copytree(tiny_cache, tmp_path / "c.zarr", ignore=shutil.ignore_patterns("tokens"))
+    added = run("captions", cache, english(tmp_path / "en.csv", range(40)), "--language", "en-Latn-GB")
+    assert added.exit_code == 0, added.output
+    chosen = ["--captions", "source", "--captions", "en-Latn-GB", "--language", "source", "--language", "en-Latn-GB=2"]
+    shown = in_a_terminal(
+        start_command, *small(cache, tmp_path / "run"), *chosen, "--epochs", 2, "--recipe", "none", "--val", cache
+    )
+    assert max(map(len, shown)) <= 80
+    assert "en-Latn-GB with weight 1 (80), source with weight 0.5 (79)" in " ".join(" ".join(shown).split())
+    rows = [row for line in shown if (row := re.fullmatch(r" +(en-La\S*|source) +([\d.]+)% .* ([\d.,]+) *", line))]
+    expected = [
+        (name, f"{100 * of['r_at_1']:.1f}", f"{of['median_rank']:,g}")
+        for validation in validations(tmp_path / "run")
+        for name, of in validation["languages"].items()
+    ]
+    assert [(row[2], row[3]) for row in rows] == [told[1:] for told in expected]
+    assert [row[1][:5] for row in rows] == [told[0][:5] for told in expected] == ["en-La", "sourc"] * 2

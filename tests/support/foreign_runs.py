@@ -43,6 +43,14 @@ def _described(**fields: Any) -> Change:
     return change
 
 
+def _of_provenance(**fields: Any) -> Change:
+    def change(run: Path) -> None:
+        described = json.loads((run / "run.json").read_text())
+        _described(provenance=described["provenance"] | fields)(run)
+
+    return change
+
+
 def _zip_bomb(path: Path) -> None:
     """A checkpoint whose tensor inflates a thousand times."""
     import torch
@@ -75,9 +83,13 @@ CHANGES: dict[str, Change] = {
     "unknown kind": _line({"kind": ["step"], "step": 3}),
     "recall that is none": _line(VALIDATION | {"r_at_10": "best"}),
     "recall that is not a number": _line(json.dumps(VALIDATION).replace("0.2", "NaN").encode()),
+    "languages of a list": _line(VALIDATION | {"languages": ["ru"]}),
+    "languages without recalls": _line(VALIDATION | {"languages": {"ru": {"r_at_1": 0.1}}}),
     "finding without figures": _line({"kind": "finding", "step": 1, "finding": "x", "message": 3}),
     "provenance of a list": _described(provenance=[]),
     "provenance without a tower": _described(provenance={"cache": "x"}),
+    "caption sets without a name": _of_provenance(captions=[{"sha256": "0"}]),
+    "caption sets of texts": _of_provenance(captions=["ru"]),
     "settings of a list": _described(settings=[1]),
     "zip bomb": _instead("checkpoints/*.pt", _zip_bomb),
     "text for a checkpoint": _instead("checkpoints/*.pt", lambda path: path.write_text("hello")),

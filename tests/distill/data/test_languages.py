@@ -132,6 +132,7 @@ def test_the_sample_for_a_tokenizer_has_each_language_by_its_weight() -> None:
         ({"language": ("=1",)}, "--language"),
         ({"language": ("ru", "ru=2")}, "twice"),
         ({"language": ("ru=0", "en=0")}, "all weights are 0"),
+        ({"language": ("ru=1", "en=1e-9")}, "never be drawn"),
         ({"language": ("ru",), "language_temperature": 0.5}, "exclude each other"),
         ({"language_temperature": 1.5}, "between 0 and 1"),
         ({"captions": ("ru", "ru")}, "twice"),

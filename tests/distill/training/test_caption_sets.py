@@ -240,6 +240,8 @@ def test_a_changed_set_is_refused_on_resume_and_an_equal_one_is_not(cache: Path,
 def test_the_held_out_captions_are_those_of_the_run_that_there_are(
     cache: Path, tiny_cache: Path, tmp_path: Path
 ) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     result = run(
         *small(cache, tmp_path / "a"),
         "--captions",
@@ -257,9 +259,12 @@ def test_the_held_out_captions_are_those_of_the_run_that_there_are(
     assert "captions: source, en: en (80), source" in result.output.replace("\n", " ")
     with pytest.raises(DistillError, match=r"--val .* has no captions en.*clipglot captions"):
         train(settings(cache, tmp_path / "b", captions=("en",), val=tiny_cache))
-    train(settings(cache, tmp_path / "c", captions=("en",), val=cache, val_captions=("source", "de"), epochs=1))
+    given = {"captions": ("en",), "val": cache, "val_captions": ("source", "de"), "log_to": ("tensorboard",)}
+    train(settings(cache, tmp_path / "c", **given, epochs=1))
     (line,) = [line for line in logged(tmp_path / "c") if line["kind"] == "validation"]
     assert set(line["languages"]) == {"source", "de"}
+    (event,) = EventAccumulator(str(tmp_path / "c/tensorboard")).Reload().Scalars("validation/r_at_10/de")
+    assert event.value == pytest.approx(line["languages"]["de"]["r_at_10"])
     with pytest.raises(DistillError, match="--val-captions"):
         settings(cache, tmp_path / "d", val_captions=("en",))
     with pytest.raises(DistillError, match="--teacher-weight"):
