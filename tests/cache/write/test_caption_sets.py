@@ -440,3 +440,22 @@ def test_a_pass_that_is_running_keeps_the_command_out(cache: Path, tmp_path: Pat
     add(cache, english(tmp_path / "en.csv", range(3)))
     opened.arrays.write_info(opened.info)  # by a command that opened the cache before
     assert len(pairs(cache, "en")) == 6
+
+
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+
+
+@pytest.mark.skipif(not (SHARED_DATA / "flickr8k").is_dir(), reason="needs ../shared/data")
+def test_real_captions_added_later_are_those_cached_at_once(make_cache: Make, tmp_path: Path) -> None:
+    """Chinese and English captions of photographs, of which some have one less."""
+    table = SHARED_DATA / "flickr8k" / "val.jsonl"
+    settings = {"limit": 60, "image_root": table.parent}
+    make_cache(table, tmp_path / "both.zarr", text_field=("zh", "en"), language=("zh", "en"), **settings)
+    make_cache(table, tmp_path / "c.zarr", text_field=("zh",), language=("zh",), **settings)
+    result = add(tmp_path / "c.zarr", table, text_field=("en",), language=("en",))
+    assert result.added is not None
+    assert result.added.num_unmatched == 940
+    both, chosen = Cache(tmp_path / "both.zarr"), with_captions(Cache(tmp_path / "c.zarr"), ["source", "en"])
+    assert chosen.captions() == both.captions()
+    assert chosen.languages() == both.languages()
+    assert chosen.caption_image().tolist() == both.caption_image().tolist()
