@@ -6,8 +6,8 @@ A set has the layout of the cache's own captions in a group of its own. m captio
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,8 +20,7 @@ from ..storage.ragged_bytes import RaggedBytes
 from .arrays import CheckedArrays
 from .cache import Cache
 
-MOST_CHOSEN = 25  # sets at once; the name of the folder of their tokens has nine characters a set
-TOKENS_OF_SETS = re.compile(rf"({OWN_CAPTIONS}\+)?[0-9a-f]{{8}}(\+[0-9a-f]{{8}})*")  # see `tokens_name`
+TOKENS_OF_SET = re.compile("[0-9a-f]{8}")  # name of the folder for tokens of a set: the digits of its group
 
 
 class CaptionSet:
@@ -87,10 +86,8 @@ class ChosenCaptions(Cache):
         Raises:
             CacheError: there is no such set.
         """
-        self.arrays = own.arrays
+        self._own, self.arrays = own, own.arrays
         self._names = tuple(sorted(names, key=lambda name: (name != OWN_CAPTIONS, name)))
-        if len(names) > MOST_CHOSEN:
-            raise CacheError(f"{len(names)} caption sets: at most {MOST_CHOSEN} are taken at once")
         arrays = self.arrays
         known = {info.name: info for info in arrays.caption_sets()}
         for name in names:
@@ -139,9 +136,23 @@ class ChosenCaptions(Cache):
 
     @property
     def tokens_folder(self) -> Path | None:
-        """A folder of these sets' own, below that of the cache's own captions."""
+        """A folder of the set's own, below that of the cache's own captions; of one set alone, see `parts`."""
+        assert len(self._names) == 1, "tokens are stored set by set"
         folder = super().tokens_folder
-        return folder and folder / tokens_name([info.group for info in self._sets], OWN_CAPTIONS in self._names)
+        return folder and folder / token_folder(self._sets[0])
+
+    @property
+    def parts(self) -> list[Cache]:
+        """The cache with the captions of each set alone."""
+        return [with_captions(self._own, [name]) for name in self._names]
+
+    def origin(self) -> "CaptionOrigin":
+        """Where each caption comes from, as a number of `parts`."""
+        places = self._merged[1]
+        part, place = np.empty(self.info.num_captions, np.uint16), np.empty(self.info.num_captions, np.int64)
+        for number, own in enumerate(places):
+            part[own], place[own] = number, np.arange(len(own))
+        return CaptionOrigin(part, place)
 
     @cached_property
     def _merged(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
@@ -210,13 +221,37 @@ def with_captions(cache: Cache, names: Sequence[str]) -> Cache:
     return cache if chosen == (OWN_CAPTIONS,) else ChosenCaptions(cache, chosen)
 
 
-def tokens_name(groups: Iterable[str], has_own: bool) -> str:
-    """Name of the folder for the tokens of some sets' captions together, by their groups in order.
+@dataclass(frozen=True, slots=True)
+class CaptionOrigin:
+    """Where each of M captions of several sets comes from.
 
-    >>> tokens_name(["ru-0123abcd"], True)
-    'source+0123abcd'
+    Attributes:
+        part: `[M]`, number of its set among those chosen.
+        place: `[M]`, its number in the set.
     """
-    return "+".join([OWN_CAPTIONS] * has_own + [group.rpartition("-")[2] for group in groups])
+
+    part: NDArray[np.uint16]
+    place: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def split(self, captions: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each set that some captions come from: its number, their positions among the captions, their places.
+
+        >>> origin = CaptionOrigin(np.array([0, 1, 0], np.uint16), np.array([0, 0, 1]))
+        >>> [(part, at.tolist(), place.tolist()) for part, at, place in origin.split(np.array([2, 1, 0]))]
+        [(0, [0, 2], [1, 0]), (1, [1], [0])]
+        """
+        parts = self.part[captions]
+        for part in np.unique(parts).tolist():
+            at = np.flatnonzero(parts == part)
+            yield part, at, self.place[captions[at]]
+
+
+def token_folder(info: CaptionSetInfo) -> str:
+    """Name of the folder for the tokens of a set, in that of the cache's own: another content has another."""
+    return info.group.rpartition("-")[2]
 
 
 def captions_sha256(

@@ -1,6 +1,7 @@
 """Verification of a cache: metadata, chunks against their checksums, counts, then the decoded values."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from ..format import (
     FILE,
     KEY,
     NORM,
-    OWN_CAPTIONS,
     STATUS,
     TEACHER_EMB,
     TEACHER_STATUS,
@@ -33,7 +33,7 @@ from ..storage.ragged_bytes import RaggedBytes
 from ..storage.token_arrays import TOKEN_GROUP, find_token_faults
 from .arrays import chunk_indices, parent_groups
 from .cache import Cache
-from .caption_sets import TOKENS_OF_SETS, CaptionSet, captions_sha256
+from .caption_sets import CaptionSet, captions_sha256, token_folder
 
 ROWS_AT_A_TIME = 2**20
 NORM_TOLERANCE = 2e-3  # of a unit vector in float16, each of whose values is rounded to 11 bits
@@ -238,16 +238,10 @@ def _check_sets(cache: Cache) -> Iterator[Fault]:
 
 def _token_folders(cache: Cache) -> Iterator[tuple[Path, int]]:
     """Folders of tokens, each with the number of captions that they are of: the cache's own, and those of sets."""
-    tokens, own = cache.arrays.folder / TOKENS, cache.info.num_captions
-    yield tokens, own
-    try:
-        sets = {info.group.rpartition("-")[2]: info.num_captions for info in cache.arrays.caption_sets()}
-    except DamagedCacheError:  # a fault that is found elsewhere
-        return
-    num_of = {OWN_CAPTIONS: own} | sets
-    for name in sorted(cache.arrays.stored_names(TOKENS)):
-        if TOKENS_OF_SETS.fullmatch(name) and num_of.keys() >= set(name.split("+")):
-            yield tokens / name, sum(num_of[part] for part in name.split("+"))
+    tokens = cache.arrays.folder / TOKENS
+    yield tokens, cache.info.num_captions
+    with suppress(DamagedCacheError):  # a fault that is found elsewhere
+        yield from ((tokens / token_folder(info), info.num_captions) for info in cache.arrays.caption_sets())
 
 
 def _check_images(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:

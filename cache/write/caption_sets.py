@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import CacheError
-from ..format import CAPTION_SETS, KEY, OWN_CAPTIONS, TOKENS, CaptionSetInfo, SourceInfo
+from ..format import CAPTION_SETS, KEY, TOKENS, CaptionSetInfo, SourceInfo
 from ..read.cache import Cache
-from ..read.caption_sets import TOKENS_OF_SETS, CaptionSet, captions_sha256
+from ..read.caption_sets import TOKENS_OF_SET, CaptionSet, captions_sha256, token_folder
 from ..sources.source import RowBatch
 from ..storage.digests import DigestIndex, digests_of
 from ..storage.encoding import open_array
@@ -235,13 +235,14 @@ def delete_leftovers(cache: Cache) -> None:
     """Delete what killed commands left: groups that are no set, partial files; and tokens of sets that are gone."""
     store = cache.arrays.store
     store.sweep(keep=TOKENS)
-    groups = {info.group for info in cache.arrays.caption_sets()}
+    sets = cache.arrays.caption_sets()
+    groups = {info.group for info in sets}
     for name in store.names(CAPTION_SETS):
         if name != ZARR_JSON and name not in groups:
             store.delete_below(f"{CAPTION_SETS}/{name}")
-    ids = {OWN_CAPTIONS, *(group.rpartition("-")[2] for group in groups)}
+    kept = {token_folder(info) for info in sets}
     for name in store.names(TOKENS):
-        if TOKENS_OF_SETS.fullmatch(name) and not ids.issuperset(name.split("+")):
+        if TOKENS_OF_SET.fullmatch(name) and name not in kept:
             store.delete_below(f"{TOKENS}/{name}")
 
 

@@ -19,7 +19,7 @@ from ..errors import DistillError
 from .image_embeddings import EmbeddingSource
 from .languages import LanguageMix, caption_languages
 from .text_features import TextFeatures
-from .tokens import TokenTable, group_equal_captions, open_tokens
+from .tokens import Tokens, group_equal_captions, open_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class TrainData:
     """
 
     images: EmbeddingSource
-    tokens: TokenTable
+    tokens: Tokens
     caption_image: NDArray[np.int64]
     caption_group: NDArray[np.int64]
     text_targets: EmbeddingSource | None = None
@@ -62,7 +62,7 @@ class ValidationData:
     """
 
     image_emb: NDArray[np.float32]
-    tokens: TokenTable
+    tokens: Tokens
     captions: NDArray[np.int64]
     image_index: NDArray[np.int64]
     groups: NDArray[np.int64]

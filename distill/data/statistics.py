@@ -102,9 +102,9 @@ def _cut(cache: Cache, data: TrainData, tokenizer: TextTokenizer, context_length
     """Share of the captions that are cut, and the context length that would hold nearly all; from a sample."""
     full = []  # captions of the greatest length, whole or cut
     for start in range(0, len(data.tokens), CAPTIONS_PER_BLOCK):
-        captions = np.arange(start, min(start + CAPTIONS_PER_BLOCK, len(data.tokens)) + 1)
-        is_full = np.diff(data.tokens.offsets.take(captions)) >= context_length
-        full.append(start + np.flatnonzero(is_full & (data.caption_image[captions[:-1]] >= 0)))
+        captions = np.arange(start, min(start + CAPTIONS_PER_BLOCK, len(data.tokens)))
+        is_full = data.tokens.lengths(captions) >= context_length
+        full.append(start + np.flatnonzero(is_full & (data.caption_image[captions] >= 0)))
     long = np.concatenate([np.zeros(0, np.int64), *full])
     if not len(long):
         return 0.0, context_length

@@ -4,7 +4,7 @@ M captions, W features of each, b captions of a read.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...cache.errors import DamagedCacheError, Fault
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
+from ...cache.read.caption_sets import CaptionOrigin, ChosenCaptions
 from ...cache.storage import feature_arrays, token_arrays
 from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import PooledCaptions
@@ -22,7 +23,7 @@ from ...encoders.text_lm import LMHead
 from ..device import Precision, autocast
 from ..errors import DistillError
 from .image_embeddings import EmbeddingSource, HostRows, OnDevice, OnHost, copy_to_device, fits_in_memory
-from .tokens import CAPTIONS_PER_BLOCK, TokenTable
+from .tokens import CAPTIONS_PER_BLOCK, Tokens, TokenTable
 
 CAPTIONS_AT_A_TIME = {"cpu": 256, "cuda": 2048}
 NUM_PROBES = 8  # captions that are computed again before stored features are trusted
@@ -43,28 +44,47 @@ class HostFeatures:
 class TextFeatures:
     """Features of all captions of a cache, on the device where they fit, else mapped from disk."""
 
-    def __init__(self, stored: MmapRows, device: torch.device) -> None:
-        """Take mapped features `[M, W] float16`."""
-        self._stored = stored
-        self._source: EmbeddingSource = OnHost([stored.take], device)
-        if fits_in_memory(2 * len(stored) * stored.shape[1], device):
-            self._source = OnDevice(copy_to_device([stored], feature_arrays.CHUNK_ROWS, device))
+    def __init__(self, stored: Sequence[MmapRows], device: torch.device, origin: CaptionOrigin | None = None) -> None:
+        """Take mapped features.
+
+        Args:
+            stored: `[m, W] float16` of each set of captions.
+            device: where they are needed.
+            origin: of each caption, where there are several sets.
+        """
+        self._stored, self._origin = stored, origin
+        self._source: EmbeddingSource | None = None
+        num, width = sum(map(len, stored)), stored[0].shape[1]
+        if fits_in_memory(2 * num * width, device):
+            tables = [copy_to_device([rows], feature_arrays.CHUNK_ROWS, device) for rows in stored]
+            self._source = OnDevice(tables[0] if len(tables) == 1 else torch.cat(tables, 1))
+        self._from_host = OnHost([self.take], device)
+        self._starts = np.cumsum([0, *map(len, stored)])
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return int(self._starts[-1])
 
     def read(self, captions: NDArray[np.int64]) -> HostFeatures:
         """Features of some captions, `[b, W]`, as far as the host can read them ahead of the step."""
+        if self._source is None:
+            return HostFeatures(self._from_host.read(captions))
+        if self._origin is not None:
+            captions = self._starts[self._origin.part[captions]] + self._origin.place[captions]
         return HostFeatures(self._source.read(captions))
 
     def take(self, captions: NDArray[np.int64]) -> NDArray[np.float16]:
         """Features of some captions, `[b, W]`, on the host."""
-        return self._stored.take(captions)
+        if self._origin is None:
+            return self._stored[0].take(captions)
+        features = np.empty((len(captions), self._stored[0].shape[1]), np.float16)
+        for part, at, places in self._origin.split(captions):
+            features[at] = self._stored[part].take(places)
+        return features
 
 
 def open_features(
     cache: Cache,
-    tokens: TokenTable,
+    tokens: Tokens,
     head: LMHead,
     fingerprint: str,
     precision: Precision,
@@ -76,7 +96,7 @@ def open_features(
     """Features of all captions of a cache; those that are not stored yet are computed now.
 
     Args:
-        cache: that holds the captions; the features are stored beside its tokens.
+        cache: that holds the captions; the features of each set are stored beside its tokens.
         tokens: of its captions.
         head: whose frozen model gives the features.
         fingerprint: of tokenizer and context length.
@@ -89,6 +109,28 @@ def open_features(
         CacheError: features are damaged or not those of this model, or there is no room to write.
         DistillError: the model gives features that float16 cannot hold.
     """
+    given = (head, fingerprint, precision, device)
+    if isinstance(tokens, TokenTable):
+        return TextFeatures([_open_stored(cache, tokens, *given, fallback, on_progress)], device)
+    assert isinstance(cache, ChosenCaptions), "of whose sets the tokens are"
+    stored = [
+        _open_stored(part, table, *given, fallback / part.caption_names[0], on_progress)
+        for part, table in zip(cache.parts, tokens.tables, strict=True)
+    ]
+    return TextFeatures(stored, device, tokens.origin)
+
+
+def _open_stored(
+    cache: Cache,
+    tokens: TokenTable,
+    head: LMHead,
+    fingerprint: str,
+    precision: Precision,
+    device: torch.device,
+    fallback: Path,
+    on_progress: OnProgress,
+) -> MmapRows:
+    """Features of the captions of one set, mapped."""
     description = {
         **head.feature_identity,
         "tokenizer": fingerprint,
@@ -123,7 +165,7 @@ def open_features(
         probes = np.unique(np.linspace(0, len(tokens) - 1, NUM_PROBES).astype(np.int64))
         _require_close(stored.take(probes), embed(probes), group)
     embed.leave_device()
-    return TextFeatures(stored, device)
+    return stored
 
 
 class _Embedder:

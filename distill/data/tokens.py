@@ -20,7 +20,7 @@ from ...cache.location import Location
 from ...cache.processes import worker_pool
 from ...cache.progress import OnProgress, Progress, ignore_progress
 from ...cache.read.cache import Cache
-from ...cache.read.caption_sets import with_captions
+from ...cache.read.caption_sets import CaptionOrigin, ChosenCaptions, with_captions
 from ...cache.storage import token_arrays
 from ...cache.storage.mmap import MmapRows
 from ...encoders.packing import concatenated_ranges
@@ -45,6 +45,11 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def lengths(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of ids of some captions."""
+        lengths: NDArray[np.int64] = self.offsets.take(captions + 1) - self.offsets.take(captions)
+        return lengths
+
     def gather(self, captions: NDArray[np.int64]) -> RaggedIds:
         """Ids of some captions joined, and their lengths.
 
@@ -53,14 +58,50 @@ class TokenTable:
         >>> ids.tolist(), lengths.tolist()
         ([1, 2, 1, 7, 2], [2, 3])
         """
-        starts = self.offsets.take(captions)
-        lengths = self.offsets.take(captions + 1) - starts
+        starts, lengths = self.offsets.take(captions), self.lengths(captions)
         return self.ids.take(concatenated_ranges(starts, lengths)).astype(np.int64), lengths
 
     def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Ids of some captions, one unpadded array each."""
-        ids, lengths = self.gather(captions)
-        return [ids[a:b] for a, b in pairwise([0, *np.cumsum(lengths).tolist()])]
+        return _split(*self.gather(captions))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedTokens:
+    """Ids of captions of several sets, each with a table of its own."""
+
+    tables: Sequence[TokenTable]
+    origin: CaptionOrigin
+
+    def __len__(self) -> int:
+        return len(self.origin)
+
+    def lengths(self, captions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Numbers of ids of some captions."""
+        lengths = np.empty(len(captions), np.int64)
+        for part, at, places in self.origin.split(captions):
+            lengths[at] = self.tables[part].lengths(places)
+        return lengths
+
+    def gather(self, captions: NDArray[np.int64]) -> RaggedIds:
+        """Ids of some captions joined, and their lengths."""
+        lengths = self.lengths(captions)
+        starts, ids = np.cumsum(lengths) - lengths, np.empty(int(lengths.sum()), np.int64)
+        for part, at, places in self.origin.split(captions):
+            ids[concatenated_ranges(starts[at], lengths[at])] = self.tables[part].gather(places)[0]
+        return ids, lengths
+
+    def take(self, captions: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Ids of some captions, one unpadded array each."""
+        return _split(*self.gather(captions))
+
+
+Tokens = TokenTable | JoinedTokens
+"""Ids of M captions, of one set or of several."""
+
+
+def _split(ids: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    return [ids[a:b] for a, b in pairwise([0, *np.cumsum(lengths).tolist()])]
 
 
 def open_tokens(
@@ -71,11 +112,11 @@ def open_tokens(
     *,
     workers: int | None = None,
     on_progress: OnProgress = ignore_progress,
-) -> TokenTable:
+) -> Tokens:
     """Ids of all captions of a cache; tokenized now if they are not stored yet.
 
     Args:
-        cache: that holds the captions; the ids are stored in it.
+        cache: that holds the captions; the ids are stored in it, for each set of captions apart.
         tokenizer: that makes the ids.
         context_length: most ids of a caption.
         fallback: folder for the ids of this cache alone, if the cache cannot be written or is not a local folder.
@@ -86,6 +127,24 @@ def open_tokens(
         CacheError: damaged captions or tokens, or no room to write.
         DistillError: a tokenizing process died.
     """
+    if isinstance(cache, ChosenCaptions) and len(cache.parts) > 1:
+        tables = [
+            _open_table(part, tokenizer, context_length, fallback / part.caption_names[0], workers, on_progress)
+            for part in cache.parts
+        ]
+        return JoinedTokens(tables, cache.origin())
+    return _open_table(cache, tokenizer, context_length, fallback, workers, on_progress)
+
+
+def _open_table(
+    cache: Cache,
+    tokenizer: TextTokenizer,
+    context_length: int,
+    fallback: Path,
+    workers: int | None,
+    on_progress: OnProgress,
+) -> TokenTable:
+    """Ids of the captions of one set."""
     key = tokenizer.fingerprint(context_length)
     in_cache = [cache.tokens_folder] if cache.tokens_folder else []
     group = next((folder / key for folder in (*in_cache, fallback) if (folder / key).exists()), None)
@@ -109,7 +168,7 @@ def tokenize(tokenizer: TextTokenizer, captions: Sequence[str], context_length: 
     return TokenTable(ids, np.concatenate([[0], np.cumsum(lengths)]))
 
 
-def group_equal_captions(tokens: TokenTable) -> NDArray[np.int64]:
+def group_equal_captions(tokens: Tokens) -> NDArray[np.int64]:
     """Groups of captions with the same ids, `[M]`: for each caption the first equal one.
 
     Equal captions of different images are no negatives of one another. Captions are compared by two 64-bit multilinear
