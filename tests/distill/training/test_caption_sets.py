@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.caption_sets import with_captions
 from clipglot.cache.read.verify import verify
-from clipglot.distill.data import tokens
+from clipglot.distill.data import text_features, tokens
 from clipglot.distill.errors import DistillError
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.final import load_final
@@ -168,7 +169,7 @@ def test_tokens_of_sets_lie_apart_and_go_with_them(cache: Path, tmp_path: Path) 
 
 
 def test_features_of_sets_lie_apart_and_equal_those_computed_live(
-    cache: Path, lms: dict[str, Path], tmp_path: Path
+    cache: Path, lms: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = {"text": str(lms["bert"]), "train_layers": 0, "captions": ("source", "en"), "epochs": 2, "batch_size": 8}
     runs = {
@@ -183,6 +184,10 @@ def test_features_of_sets_lie_apart_and_equal_those_computed_live(
     stored, live = ([line for line in logged(tmp_path / how) if "loss" in line] for how in ("auto", "live"))
     for one, other in zip(stored, live, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=2e-3)
+    monkeypatch.setattr(text_features, "fits_in_memory", lambda num_bytes, device: False)  # mapped, and stored before
+    train(replace(runs["auto"], output=tmp_path / "mapped"))
+    mapped = [line["loss"] for line in logged(tmp_path / "mapped") if "loss" in line]
+    assert mapped == [line["loss"] for line in stored]
     assert verify(Cache(cache)) == []
     file = next(folder.glob("features-*/pooled/c/0/0/0"))
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
