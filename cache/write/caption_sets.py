@@ -232,18 +232,21 @@ def merge_sets(caches: Sequence[Cache], merged: Cache) -> None:
 
 
 def delete_leftovers(cache: Cache) -> None:
-    """Delete what killed commands left: groups that are no set, partial files; and tokens of sets that are gone."""
+    """Delete what killed commands left: groups that are no set, partial files; and tokens of sets that are gone.
+
+    Links stay: in a stranger's cache they may lead anywhere.
+    """
     store = cache.arrays.store
     store.sweep(keep=TOKENS)
     sets = cache.arrays.caption_sets()
     groups = {info.group for info in sets}
-    for name in store.names(CAPTION_SETS):
-        if name != ZARR_JSON and name not in groups:
-            store.delete_below(f"{CAPTION_SETS}/{name}")
     kept = {token_folder(info) for info in sets}
-    for name in store.names(TOKENS):
-        if TOKENS_OF_SET.fullmatch(name) and name not in kept:
-            store.delete_below(f"{TOKENS}/{name}")
+    left = [f"{CAPTION_SETS}/{name}" for name in store.names(CAPTION_SETS) if name not in (ZARR_JSON, *groups)]
+    left += [f"{TOKENS}/{name}" for name in store.names(TOKENS) if TOKENS_OF_SET.fullmatch(name) and name not in kept]
+    for path in left:
+        folder = cache.arrays.folder / path
+        if not folder.is_symlink() and not folder.parent.is_symlink():
+            store.delete_below(path)
 
 
 def _require_allowed(

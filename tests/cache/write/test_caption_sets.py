@@ -5,6 +5,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -459,3 +460,20 @@ def test_real_captions_added_later_are_those_cached_at_once(make_cache: Make, tm
     assert chosen.captions() == both.captions()
     assert chosen.languages() == both.languages()
     assert chosen.caption_image().tolist() == both.caption_image().tolist()
+
+
+def test_links_of_a_strangers_cache_are_not_followed_when_leftovers_are_deleted(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine/0123abcd").mkdir(parents=True)
+    (tmp_path / "mine/0123abcd/letter.txt").write_text("dear")
+    add(cache, english(tmp_path / "en.csv", range(3)))
+    (cache / "caption_sets/letters").symlink_to(tmp_path / "mine")
+    (cache / "tokens").mkdir()
+    (cache / "tokens/0123abcd").symlink_to(tmp_path / "mine/0123abcd")
+    add(cache, name="en", drop=True)
+    shutil.rmtree(cache / "tokens")
+    (cache / "tokens").symlink_to(tmp_path / "mine")
+    shutil.rmtree(cache / "caption_sets")
+    (cache / "caption_sets").symlink_to(tmp_path / "mine")
+    with suppress(CacheError):
+        add(cache, tmp_path / "en.csv")
+    assert (tmp_path / "mine/0123abcd/letter.txt").read_text() == "dear"
