@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clipglot.cache.location import to_location
 from clipglot.cache.read.cache import Cache
 from clipglot.cache.read.caption_sets import with_captions
 from clipglot.cache.read.verify import verify
+from clipglot.cache.write.convert import convert
 from clipglot.distill.data import text_features, tokens
 from clipglot.distill.errors import DistillError
 from clipglot.distill.train_settings import TrainSettings
@@ -30,6 +32,7 @@ from support.caption_tables import ENGLISH, english, german, key, write_table
 from support.command_line import run, small
 from support.run_logs import logged
 from support.runs import settings, stop_at
+from support.s3_server import Bucket
 
 CPU = torch.device("cpu")
 BOTH = {"captions": ("source", "en", "de"), "language": ("source=1", "en=0.5", "de=2")}
@@ -221,6 +224,18 @@ def test_many_captions_are_tokenized_in_processes_as_in_one(
     monkeypatch.setattr(tokens, "CAPTIONS_PER_BLOCK", 50)
     table = tokens.open_tokens(chosen, tokenizer, 16, tmp_path / "beside", workers=2)
     assert [ids.tolist() for ids in table.take(np.arange(len(table)))] == [list(ids) for ids in expected]
+
+
+def test_a_run_from_a_store_or_hdf5_equals_that_from_a_folder(cache: Path, bucket: Bucket, tmp_path: Path) -> None:
+    convert(Cache(cache), tmp_path / "c.h5")
+    copies = {"folder": cache, "h5": tmp_path / "c.h5", "url": to_location(bucket.upload(cache, "sets.zarr"))}
+    for name, copy in copies.items():
+        train(settings(copy, tmp_path / name, val=copy, epochs=2, embeddings="device", **BOTH))
+    expected = weights(tmp_path / "folder")
+    for name in ("h5", "url"):
+        assert logged(tmp_path / name) == logged(tmp_path / "folder")
+        assert all(torch.equal(tensor, expected[each]) for each, tensor in weights(tmp_path / name).items())
+    assert verify(Cache(copies["url"])) == []
 
 
 def test_a_changed_set_is_refused_on_resume_and_an_equal_one_is_not(cache: Path, tmp_path: Path) -> None:
