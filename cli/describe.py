@@ -57,7 +57,7 @@ def left_out_line(info: CacheInfo, reason: str, num: int) -> str:
 def because(info: CacheInfo, flag: str) -> str:
     """The reason why a flag left records out, in brackets after their number."""
     if flag == KNOWN:
-        return " (the cache has their images already; their captions were not added)"
+        return " (the cache has their images already; their captions were not added: `clipglot captions` adds captions)"
     asked = {(source.where if flag == "--where" else source.split) for source in info.sources} - {None}
     return f" (asked for: {'; '.join(sorted(map(str, asked)))})"
 

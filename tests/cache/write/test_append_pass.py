@@ -243,7 +243,7 @@ def test_the_command_counts_images_that_the_cache_has_already(
     given = ["cache", manifests["more"], "-o", old, "--append", "--batch-size", 8, "--num-workers", 1]
     made = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
     assert made.exit_code == 0, made.output
-    left_out = "(the cache has their images already; their captions were not added)"
+    left_out = "(the cache has their images already; their captions were not added: `clipglot captions` adds captions)"
     assert f"5 rows were left out by --append {left_out}\n" in made.stdout
     assert "next: " not in made.stdout
     again = CliRunner().invoke(main, [str(argument) for argument in [*given, "--model", f"local-dir:{tiny_clip}"]])
