@@ -139,6 +139,7 @@ class AttentionLoRA(nn.Module):
         """Add the updates to the matrices."""
         width = attn.embed_dim
         for name, update in self.updates.items():
+            assert isinstance(update, LowRank)
             if name == "out":
                 attn.out_proj.weight += update.matrix
             else:

@@ -402,6 +402,8 @@ class NewTokens(nn.Module):
     Changes and no rows: weight decay then draws a row to where it began, as it does with LoRA. V tokens, W width.
     """
 
+    row: Tensor
+
     def __init__(self, kept: Collection[int], vocab_size: int, width: int) -> None:
         """Begin with no change.
 
