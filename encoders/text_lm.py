@@ -275,7 +275,7 @@ class LMTower(TextTower):
             tokenizer: of the model.
 
         Raises:
-            EncoderError: as `from_pretrained`; or tokenizer, frozen layers or LoRA do not fit the model.
+            EncoderError: as `from_pretrained`; or tokenizer, pooler, frozen layers or LoRA do not fit the model.
         """
         tower = cls.from_pretrained(
             spec.text,
@@ -288,6 +288,11 @@ class LMTower(TextTower):
             may_shorten=spec.may_shorten,
             dropout=spec.dropout,
         )
+        if options.pooler == "cls" and tower._sees_one_token():
+            raise EncoderError(
+                f"--pooler cls: a token of {spec.text} sees only those before it, so the first one is the same, "
+                "whatever follows: pass --pooler eos or mean"
+            )
         if spec.kept_words:
             tower.prune_words(spec.kept_words)
         return tower._prepared(spec, options, tokenizer)
@@ -463,8 +468,19 @@ class LMTower(TextTower):
 
     def _embed_tokens(self, number: int) -> None:
         """Embed a caption of so many tokens, none of them padding."""
-        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
-        self.encode([[other_than_pad % self.num_rows] * number])
+        self.encode([[self._no_padding(1)] * number])
+
+    def _no_padding(self, number: int) -> int:
+        """Id of a token that is not padding, another one for each number from 1."""
+        return ((self.transformer.config.pad_token_id or 0) + number) % self.num_rows
+
+    @torch.inference_mode()
+    def _sees_one_token(self) -> bool:
+        """Whether features are the same, whatever follows the first token: of a causal model that pools it."""
+        first, second, third = (self._no_padding(number) for number in range(1, 4))
+        features = self.eval().encode([[first, second], [first, third]])
+        self.train()
+        return torch.allclose(features[0], features[1], rtol=1e-5, atol=1e-7)
 
     @property
     def transformer(self) -> Any:
