@@ -106,19 +106,22 @@ def test_the_first_token_of_a_causal_model_is_not_pooled(decoder_settings: Any) 
     assert not decoder_settings.output.exists()
 
 
+@pytest.mark.slow
 def test_features_computed_once_train_as_live_ones(decoder_settings: Any, tiny_cache: Path, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr", ignore=shutil.ignore_patterns("tokens")))
     given = replace(decoder_settings, cache=cache, train_layers=0, lr=1e-2)
     assert train(given).text_features == "stored"
     live = replace(given, text_features="live", output=tmp_path / "live")
     assert train(live).text_features == "live"
-    before, expected = weights(live.output), weights(given.output)
-    assert before.keys() == expected.keys()
-    for name, tensor in expected.items():
-        tolerance = 2e-3 if name.startswith("text.proj") else 0.0  # stored as float16
-        torch.testing.assert_close(before[name], tensor, rtol=tolerance, atol=tolerance)
+    lines = [[line for line in RunFolder(run).metrics() if "loss" in line] for run in (given.output, live.output)]
+    assert [line["loss"] for line in lines[0]] == pytest.approx([line["loss"] for line in lines[1]], rel=2e-3)
+    ours, theirs = weights(given.output), weights(live.output)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("text.transformer"))
+    difference = (ours["text.proj.weight"] - theirs["text.proj.weight"]).square().mean().sqrt()
+    assert 0 < difference < 2e-3  # stored as float16
 
 
+@pytest.mark.slow
 def test_an_export_gives_the_trained_features_or_says_why_not(decoder_settings: Any, tmp_path: Path) -> None:
     train(replace(decoder_settings, lora_rank=2, lr=1e-2))
     result = export_run(ExportSettings(run=decoder_settings.output, output=tmp_path / "merged"))
@@ -132,12 +135,18 @@ def test_an_export_gives_the_trained_features_or_says_why_not(decoder_settings: 
         expected = trained.encode(tokenizer.encode(CAPTIONS, CONTEXT)).numpy()
     merged = load_merged(result.folder)
     np.testing.assert_allclose(merged.encode_texts(CAPTIONS, raw=True), expected, rtol=1e-5, atol=1e-6)
-    for name in ("sentence-transformers", "onnx"):
-        folder = tmp_path / name
+    folders = {name: tmp_path / name for name in ("sentence-transformers", "onnx", "transformers")}
+    for folder in folders.values():
         folder.mkdir()
-        assert write_format(name, folder, merged).text_difference < 1e-5  # by its own tokenizer
-    with pytest.raises(ExportError, match="transformers"):
-        write_format("transformers", folder, merged)
+    refused = {"transformers": "transformers"}
+    if merged.text_tower.config.family == "qwen2":
+        refused["sentence-transformers"] = "replaces the normalizer of every qwen2 tokenizer.*--format onnx"
+    for name, folder in folders.items():
+        if name in refused:
+            with pytest.raises(ExportError, match=refused[name]):
+                write_format(name, folder, merged)
+        else:
+            assert write_format(name, folder, merged).text_difference < 1e-5  # by its own tokenizer
 
 
 def test_resume_and_a_following_run_keep_the_end_of_captions(decoder_settings: Any, tmp_path: Path) -> None:
@@ -182,6 +191,14 @@ class TestEnd:
         assert loaded.fingerprint(CONTEXT) == ended.fingerprint(CONTEXT)
         theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
         assert theirs(CAPTIONS[:5])["input_ids"] == ended.encode(CAPTIONS[:5], 100)
+
+    def test_a_prompt_is_kept_beside_the_config_of_a_model(self, folder: Path) -> None:
+        """Of Qwen2, for which transformers 5 replaces the normalizer that holds the prompt."""
+        prompted = LMTokenizer.load_for_new(folder).with_end().with_prompt("query: ", "lm")
+        prompted.save(folder)
+        loaded = LMTokenizer.load(folder)
+        assert loaded.prompt == "query: "
+        assert loaded.encode(CAPTIONS, CONTEXT) == prompted.encode(CAPTIONS, CONTEXT)
 
     def test_a_prompt_and_pruning_keep_it(self, folder: Path) -> None:
         ended = LMTokenizer.load_for_new(folder).with_end().with_prompt("query: ", "lm")
