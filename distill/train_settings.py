@@ -368,7 +368,7 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
             "--lora-alpha and --lora-targets describe LoRA: pass --lora-rank, too",
         )
         require(
-            self.lora_rank == 0 or 0 < self.resolved_lora_alpha < math.inf,
+            self.lora_alpha is None or 0 < self.lora_alpha < math.inf,
             f"--lora-alpha {self.lora_alpha}: must be positive and finite",
         )
         require(
@@ -401,11 +401,6 @@ class TrainSettings(LearningSettings, EmbeddingSettings):
         if self.token_dropout:
             return f"--token-dropout {self.token_dropout:g}"
         return "--text-features live" if self.text_features == "live" else ""
-
-    @property
-    def resolved_lora_alpha(self) -> float:
-        """Scale of LoRA's updates times the rank."""
-        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
 def _is_unicode(text: str) -> bool:

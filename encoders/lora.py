@@ -125,10 +125,13 @@ class AttentionLoRA(nn.Module):
         super().__init__()
         self.updates = nn.ModuleDict({name: LowRank(width, rank=rank, alpha=alpha) for name in targets})
 
-    def qkv(self, x: Tensor) -> Tensor:
+    def qkv(self, x: Tensor) -> Tensor | float:
         """What the updates add to queries, keys and values, `[T, 3 W]`."""
-        parts = [self.updates[name](x) if name in self.updates else torch.zeros_like(x) for name in ("q", "k", "v")]
-        return torch.cat(parts, dim=-1)
+        updated = {name: self.updates[name](x) for name in ("q", "k", "v") if name in self.updates}
+        if not updated:
+            return 0.0
+        none = torch.zeros_like(next(iter(updated.values())))  # in the precision of autocast, as the others
+        return torch.cat([updated.get(name, none) for name in ("q", "k", "v")], dim=-1)
 
     def out(self, x: Tensor) -> Tensor | float:
         """What the update adds to the output, `[T, W]`."""

@@ -47,7 +47,7 @@ class TestLoRA(TextTowerContract):
     def attention(self, request: pytest.FixtureRequest) -> Attention:
         return request.param
 
-    @pytest.fixture(params=[(), ("v", "q")], ids=["all", "v and q"])
+    @pytest.fixture(params=[(), ("v", "q"), ("out",)], ids=["all", "v and q", "out"])
     def options(self, request: pytest.FixtureRequest) -> ScratchOptions:
         return ScratchOptions(lora_rank=2, lora_targets=request.param)
 
