@@ -47,6 +47,8 @@ def open_tokenizer(settings: TrainSettings, kept: Path, captions: Callable[[], l
         return train_bpe(captions(), settings.vocab_size)
     tokenizer = kind.tokenizer_type.load_for_new(folder or settings.text)
     if isinstance(tokenizer, LMTokenizer):
+        if settings.pooler == "eos" and not earlier:
+            tokenizer = tokenizer.with_end()
         if settings.text_prompt:
             tokenizer = tokenizer.with_prompt(settings.text_prompt, settings.text)
         if settings.prune_vocab:

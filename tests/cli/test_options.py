@@ -34,9 +34,9 @@ CONTRACT = {
     "index": "CACHE --output --clip --queries --recall --kind --num-queries --seed --config --json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --views --tokenizer --vocab-size --context-length --workers --text --width --layers "
-    "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --text-layers --text-prompt "
-    "--prune-vocab --vocab-text --text-features --train-layers --freeze-embeddings --lora-rank --lora-alpha "
-    "--lora-targets --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch --captions-per-picture "
+    "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --lora-rank --lora-alpha "
+    "--lora-targets --text-layers --text-prompt --prune-vocab --vocab-text --text-features --train-layers "
+    "--freeze-embeddings --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch --captions-per-picture "
     "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --ema --patience "
     "--seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
     "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "
