@@ -78,8 +78,8 @@ def _chosen(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     "--recipe",
     type=click.Choice([AUTO, *get_args(Recipe), NONE]),
     default=AUTO,
-    help="measured defaults: for few images, many images, a language model, one with LoRA, or a frozen one; auto, the "
-    f"default, is few up to {FEW_IMAGES:,} images, or frozen for a language model on the CPU, and says why; a setting "
+    help="measured defaults: for few images, many images, a language model, LoRA (with --text clip, too), or a frozen "
+    f"language model; auto, the default, is few up to {FEW_IMAGES:,} images, or frozen for a language model on the CPU, and says why; a setting "
     "of it that you give turns it off; none: plain defaults",
 )
 @click.option(

@@ -31,7 +31,7 @@ RECIPES: dict[Recipe, dict[str, Any]] = {
     "many": {"layers": 12, "batch_size": 4_096, "lr": 5e-4, "weight_decay": 0.2, "vocab_size": 32_768},
     # A language model, trained whole; its head fitted in closed form.
     "lm": {"warm_start": "ridge", "batch_size": 128, "lr": 3e-4, "lm_lr": 5e-5, "epochs": 8},
-    # A language model by LoRA, which forgets less.
+    # A language model, or the CLIP's own text tower, by LoRA, which forgets less.
     "lora": {"warm_start": "ridge", "lora_rank": 8, "batch_size": 128, "lr": 1e-3, "epochs": 8},
     # A head on the features of a frozen language model, which are computed once.
     "frozen": {"warm_start": "ridge", "train_layers": 0, "batch_size": 256, "lr": 1e-3, "epochs": 20},
@@ -96,13 +96,17 @@ def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
         DistillError: a recipe for language models without one, or one for scratch towers with another tower.
     """
     text = given.get("text", "scratch")
-    if recipe in FOR_LANGUAGE_MODELS and text in ("scratch", "clip"):
+    has_learned = text == "clip" and recipe == "lora"
+    if recipe in FOR_LANGUAGE_MODELS and text in ("scratch", "clip") and not has_learned:
         raise DistillError(f"--recipe {recipe} is for language models: pass --text FOLDER")
     if recipe in ("few", "many") and text != "scratch":
         raise DistillError(
             f"--recipe {recipe} is for --text scratch: pass --recipe lm, lora or frozen for a language model"
         )
-    return {name: value for name, value in RECIPES[recipe].items() if name not in given}
+    settings = {name: value for name, value in RECIPES[recipe].items() if name not in given}
+    if has_learned:  # a warm start would overwrite it
+        settings.pop("warm_start", None)
+    return settings
 
 
 def chosen_settings(num_images: int, given: dict[str, Any], *, on_gpu: bool) -> dict[str, Any]:

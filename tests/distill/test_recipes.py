@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from clipglot.distill.recipes import FEW_IMAGES, choose_recipe, chosen_settings, kept_away_by
+from clipglot.distill.recipes import FEW_IMAGES, RECIPES, choose_recipe, chosen_settings, kept_away_by, settings_of
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_a_setting_of_the_recipe_keeps_it_away() -> None:
         assert kept_away_by("frozen", {"text": "model", name: 1}) == [name]
         assert chosen_settings(1000, {"text": "model", name: 1}, on_gpu=False) == {}
     assert chosen_settings(10, {}, on_gpu=False)["batch_size"] == 10
+
+
+def test_lora_of_the_clips_own_tower_has_no_warm_start() -> None:
+    assert settings_of("lora", {"text": "model"})["warm_start"] == "ridge"
+    assert settings_of("lora", {"text": "clip"}).keys() == RECIPES["lora"].keys() - {"warm_start"}
