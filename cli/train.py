@@ -79,8 +79,8 @@ def _chosen(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     type=click.Choice([AUTO, *get_args(Recipe), NONE]),
     default=AUTO,
     help="measured defaults: for few images, many images, a language model, LoRA (with --text clip, too), or a frozen "
-    f"language model; auto, the default, is few up to {FEW_IMAGES:,} images, or frozen for a language model on the CPU, and says why; a setting "
-    "of it that you give turns it off; none: plain defaults",
+    f"language model; auto, the default, is few up to {FEW_IMAGES:,} images, or frozen for a language model on the "
+    "CPU, and says why; a setting of it that you give turns it off; none: plain defaults",
 )
 @click.option(
     "--resume",
