@@ -23,23 +23,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import torch
 import torch.nn.functional as F
 from clipglot.cache.format import EMB
 from clipglot.distill.data.image_embeddings import OnDevice, OnHost
 from clipglot.distill.data.pairs import TrainData
+from clipglot.distill.data.targets import Targets
 from clipglot.distill.data.tokens import TokenTable, group_equal_captions
-from clipglot.distill.device import resolve_device
+from clipglot.distill.device import autocast, resolve_device
+from clipglot.distill.losses.infonce import InfoNCE
 from clipglot.distill.train_settings import TrainSettings
+from clipglot.encoders.image_queue import ImageQueue
+from clipglot.encoders.image_tower import tower_of_clip
+from clipglot.encoders.loading.language_models import plain_values
+from clipglot.encoders.text_lm import LMConfig, LMTower
 from clipglot.encoders.text_scratch import Attention, ScratchConfig
 from clipglot.jobs.bench import machine
 from clipglot.jobs.bench_data import query_tokens, write_random_cache
-from clipglot.jobs.bench_steps import Steps, in_turns, matmul_flops_s
+from clipglot.jobs.bench_steps import Steps, in_turns, matmul_flops_s, synchronize
 from clipglot.jobs.settings.bench import BenchSettings
 from torch import Tensor
+from transformers import BertConfig
 
 JOB_PAIRS = 3_700_000 * 30
 STATED_FLOPS_S = 989e12  # dense bf16 of an H100 or H200, by its data sheet
+READY = 4  # batches of pixels in memory, which take turns
 LEAST_S = 15  # a stage is not started with less time left
 BLOCK = 2**18  # embeddings generated at a time
 
@@ -55,6 +64,14 @@ class Sizes:
         bank: number of further negatives.
         piece: captions per forward padded to 77; the activations of a whole batch would not fit.
         mapped: embeddings of the cache that is read from mapped files.
+        image_model: open_clip's name of the image tower of the pass, with random weights.
+        image_batch: images of one of its batches.
+        image_batches: of a round.
+        lm_width: of the frozen language model, a BERT with random weights.
+        lm_layers: likewise.
+        lm_batch: captions of one of its batches.
+        lm_batches: of a round.
+        head_batch: batch size of the steps of its head.
     """
 
     images: int = 3_700_000
@@ -70,10 +87,21 @@ class Sizes:
     bank: int = 131_072
     piece: int = 1024
     mapped: int = 400_000
+    image_model: str = "ViT-B-32"
+    image_batch: int = 512
+    image_batches: int = 20
+    lm_width: int = 384
+    lm_layers: int = 12
+    lm_batch: int = 2048
+    lm_batches: int = 20
+    head_batch: int = 32_768
 
 
 SMALL = {"images": 500, "dim": 16, "width": 16, "layers": 2, "heads": 2, "vocab_size": 100, "rounds": 1}
-TINY = Sizes(**SMALL, batches=(16, 32), round_steps=(2, 1), bank_batch=8, bank=64, piece=8, mapped=200)
+SMALL_IMAGES = {"image_model": "ViT-S-32-alt", "image_batch": 2, "image_batches": 1}
+SMALL_LM = {"lm_width": 24, "lm_layers": 2, "lm_batch": 16, "lm_batches": 2, "head_batch": 32}
+SMALL_STEPS = {"batches": (16, 32), "round_steps": (2, 1), "bank_batch": 8, "bank": 64, "piece": 8, "mapped": 200}
+TINY = Sizes(**SMALL, **SMALL_IMAGES, **SMALL_LM, **SMALL_STEPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +236,80 @@ class Job:
             medians, _ = self.measure(batch, data=data)
         return [self.row(f"step, mapped, B={batch:,}", batch, medians["whole"], f"step, B={batch:,}", shares(medians))]
 
+    def image_pass(self) -> list[Row]:
+        """The frozen image tower over batches that lie ready in memory: what a pass reaches if decoding keeps up."""
+        sizes = self.sizes
+        clip = open_clip.create_model(sizes.image_model, pretrained=None)
+        config = open_clip.get_model_config(sizes.image_model)
+        tower = replace(tower_of_clip(clip, config, model=sizes.image_model), precision="bf16").placed(self.device)
+        queue, (height, width) = ImageQueue(tower), tower.preprocess["size"]
+        ready = queue.staging((READY, sizes.image_batch, height, width, 3))
+        ready[:] = np.random.default_rng(0).integers(0, 256, ready.shape, np.uint8)
+
+        def a_round() -> float:
+            started, waiting = time.perf_counter(), list[Callable[[], Any]]()
+            for i in range(sizes.image_batches):
+                waiting.append(queue.submit(ready[i % READY], sizes.image_batch))
+                if len(waiting) > queue.in_flight:
+                    waiting.pop(0)()
+            for features in waiting:
+                features()
+            return (time.perf_counter() - started) / sizes.image_batches
+
+        seconds = statistics.median(in_turns({"s": a_round}, sizes.rounds, warm_up=1)["s"])
+        note = f"images/s, bf16; the job's images in {sizes.images * seconds / sizes.image_batch / 60:.1f} minutes"
+        return [self.row(f"pass, {sizes.image_model}, B={sizes.image_batch:,}", sizes.image_batch, seconds, note=note)]
+
+    def frozen_lm(self) -> list[Row]:
+        """Features of a frozen language model, and steps of a head on such features."""
+        sizes = self.sizes
+        shape = {"hidden_size": sizes.lm_width, "intermediate_size": 4 * sizes.lm_width}
+        bert = BertConfig(
+            vocab_size=sizes.vocab_size, num_hidden_layers=sizes.lm_layers, num_attention_heads=12, **shape
+        )
+        ids = {"name": "random", "model": plain_values(bert), "embed_dim": sizes.dim, "context_length": 77}
+        tower = LMTower(LMConfig(pooler="mean", head="linear", **ids)).to(self.device).eval()
+        captions = np.arange(sizes.lm_batch * sizes.lm_batches) % sizes.images
+        batches = [tower.pack(*self.tokens.gather(part)) for part in np.split(captions, sizes.lm_batches)]
+
+        @torch.inference_mode()
+        def features() -> float:
+            synchronize(self.device)
+            started = time.perf_counter()
+            for batch in batches:
+                with autocast("bf16", self.device):
+                    tower.pooled(batch.to(self.device)).half().cpu()
+            return (time.perf_counter() - started) / sizes.lm_batches
+
+        seconds = statistics.median(in_turns({"s": features}, sizes.rounds, warm_up=1)["s"])
+        job = f"the job's captions in {sizes.images * seconds / sizes.lm_batch / 60:.1f} minutes"
+        name = f"features of a frozen BERT, {sizes.lm_layers} layers, width {sizes.lm_width}"
+        rows = [self.row(name, sizes.lm_batch, seconds, note=f"once; {job}")]
+        step_s = self._head_step()
+        note = f"an epoch of the job in {sizes.images * step_s / sizes.head_batch:.2f} s, loading left out"
+        return [*rows, self.row(f"head step on features, B={sizes.head_batch:,}", sizes.head_batch, step_s, note=note)]
+
+    def _head_step(self) -> float:
+        """Seconds of a step of a linear head: forward, loss in blocks, backward, AdamW."""
+        sizes, device = self.sizes, self.device
+        head = torch.nn.Linear(sizes.lm_width, sizes.dim, bias=False).to(device)
+        loss = InfoNCE(temperature=0.07, max_logit_scale=100.0, compiled=device.type == "cuda").to(device)
+        optimizer = torch.optim.AdamW([*head.parameters(), *loss.parameters()], lr=1e-3)
+        features = torch.randn(sizes.head_batch, sizes.lm_width, device=device)
+        image_emb = F.normalize(torch.randn(sizes.head_batch, sizes.dim, device=device), dim=1)
+        targets = Targets(image_emb=image_emb, own=slice(0, sizes.head_batch))
+
+        def step() -> float:
+            synchronize(device)
+            started = time.perf_counter()
+            optimizer.zero_grad()
+            loss(F.normalize(head(features), dim=1), targets).backward()
+            optimizer.step()
+            synchronize(device)
+            return time.perf_counter() - started
+
+        return statistics.median(in_turns({"s": step}, 5 * sizes.rounds, warm_up=2)["s"])
+
     def row(self, what: str, batch: int, seconds: float, to: str = "", note: str = "") -> Row:
         """A line, with its ratio to an earlier one if that was measured."""
         speed = self.pairs_per_s[what] = batch / seconds
@@ -225,6 +327,8 @@ def stages(job: Job) -> list[tuple[str, Callable[[], list[Row]]]]:
     """The measurements, the most important first."""
     return [
         *((f"train, B={batch:,}", lambda batch=batch: job.train(batch)) for batch in job.sizes.batches),
+        ("image pass", job.image_pass),
+        ("frozen language model", job.frozen_lm),
         ("padded to 77", lambda: job.padded(compiled=False)),
         ("eager", lambda: job.form("auto", compiled=False)),
         ("varlen", lambda: job.form("varlen", compiled=False)),

@@ -47,3 +47,5 @@ def serve(settings: ServeSettings, as_json: bool) -> None:
                 say(f"{served.num_images:,} images at {served.url} (Ctrl-C ends)")
 
         run(settings, on_progress, tell)
+    if not as_json:
+        say("stopped")

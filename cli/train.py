@@ -6,7 +6,7 @@ import click
 
 from ..cache.errors import CacheError
 from ..cache.format import Status
-from ..distill.recipes import FEW_IMAGES, RECIPES, Recipe, recipe_for, settings_by_size, settings_of
+from ..distill.recipes import AUTO, FEW_IMAGES, NONE, Recipe, choose_recipe, chosen_settings, kept_away_by, settings_of
 from ..distill.train_settings import SECTIONS, TrainSettings
 from .main import INTERRUPTED, is_first_process
 from .options import SectionedCommand, require_kind, settings_options
@@ -16,15 +16,14 @@ from .train_progress import TrainProgress
 if TYPE_CHECKING:
     from ..distill.training.train import TrainResult
 
-NO_RECIPE = "none"
-
 
 def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     """Defaults before flags and file: with --resume the settings of the run, otherwise those of the recipe."""
     if not options["resume"]:
-        if options["recipe"] is None:
-            return _settings_by_size(merged, options)
-        return {} if options["recipe"] == NO_RECIPE else settings_of(options["recipe"], merged)
+        if options["recipe"] == AUTO:
+            options["recipe"] = None
+            return _chosen(merged, options)
+        return {} if options["recipe"] == NONE else settings_of(options["recipe"], merged)
     if "output" not in merged:
         return {}
     from ..jobs.train import settings_to_resume
@@ -33,9 +32,9 @@ def _known(merged: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         return settings_to_resume(merged["output"])
 
 
-def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the recipe for the number of images, which is reported; none where a setting of it is given."""
-    if not {"cache", "output"} <= given.keys() or given.get("text", "scratch") != "scratch":
+def _chosen(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the recipe that the run takes by itself, which is reported with the reason."""
+    if not {"cache", "output"} <= given.keys():
         return {}
     from ..cache.read.cache import Cache
 
@@ -43,21 +42,29 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
         num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
     except (CacheError, OSError):  # the command reports it, after bad usage
         return {}
+    text, on_gpu = str(given.get("text", "scratch")), False
+    if text not in ("scratch", "clip"):  # which do not ask, and torch takes seconds to import
+        from ..distill.device import uses_gpu
+
+        on_gpu = uses_gpu(given.get("device", "auto"))
     speaks = is_first_process() and not options["as_json"]
-    recipe = recipe_for(num_images, given)
-    if recipe is None:
-        if speaks and recipe_for(num_images, {}):
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in RECIPES["few"] if name in given)
-            warn(
-                f"no recipe, because of {flags}: the plain settings train a larger tower, which takes several times as "
-                f"long; for {num_images:,} images, --recipe few adds its other settings"
-            )
+    choice = choose_recipe(num_images, text, on_gpu=on_gpu)
+    if choice is None:
         return {}
-    options["recipe"] = recipe
-    settings = settings_by_size(num_images, given) or {}
+    by_hand = kept_away_by(choice.recipe, given)
+    if by_hand:
+        if speaks:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in by_hand)
+            plain = "plain settings train a larger tower, which takes several times as long; " * (
+                choice.recipe == "few"
+            )
+            warn(f"no recipe, because of {flags}: {plain}--recipe {choice.recipe} adds its other settings")
+        return {}
+    options["recipe"] = choice.recipe
+    settings = chosen_settings(num_images, given, on_gpu=on_gpu)
     if speaks:
         values = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in settings.items())
-        say(f"--recipe {recipe} for {num_images:,} images ({values}); --recipe {NO_RECIPE} turns it off")
+        say(f"--recipe {choice.recipe} for {choice.reason} ({values}); --recipe {NONE} turns it off")
     return settings
 
 
@@ -69,9 +76,11 @@ def _settings_by_size(given: dict[str, Any], options: dict[str, Any]) -> dict[st
 @settings_options(TrainSettings, "cache", known=_known)
 @click.option(
     "--recipe",
-    type=click.Choice([*get_args(Recipe), NO_RECIPE]),
-    help="measured defaults: for few images, many images, a language model, one with LoRA, or a frozen one "
-    f"(default: few up to {FEW_IMAGES:,} images if no setting of it is given; none: plain defaults)",
+    type=click.Choice([AUTO, *get_args(Recipe), NONE]),
+    default=AUTO,
+    help="measured defaults: for few images, many images, a language model, LoRA (with --text clip, too), or a frozen "
+    f"language model; auto, the default, is few up to {FEW_IMAGES:,} images, or frozen for a language model on the "
+    "CPU, and says why; a setting of it that you give turns it off; none: plain defaults",
 )
 @click.option(
     "--resume",
@@ -119,7 +128,7 @@ def train(settings: TrainSettings, recipe: str | None, resume: bool, as_json: bo
         print_json(
             {
                 "run": str(settings.output),
-                "recipe": None if recipe == NO_RECIPE else recipe,
+                "recipe": None if recipe in (AUTO, NONE) else recipe,
                 "complete": result.complete,
                 "began_at": result.began_at,
                 "step": result.step,

@@ -36,6 +36,11 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def uses_gpu(device: str) -> bool:
+    """Whether a run on the device that `--device` names, which need not exist, trains on a GPU."""
+    return torch.cuda.is_available() if device == "auto" else device != "cpu"
+
+
 def resolve_precision(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> Precision:
     """Precision that `--precision` names; `auto` is bf16 on a GPU and fp32 elsewhere."""
     if precision == "auto":

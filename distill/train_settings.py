@@ -17,9 +17,10 @@ from .settings import Device, require, require_at_least_one
 SECTIONS = {
     "Data": "cache output val captions val_captions language language_temperature views tokenizer vocab_size "
     "context_length workers",
-    "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing",
+    "Text tower": "text width layers heads pooler head dropout token_dropout grad_checkpointing lora_rank lora_alpha "
+    "lora_targets",
     "Language model": "text_layers text_prompt prune_vocab vocab_text text_features train_layers freeze_embeddings "
-    "lora_rank lora_alpha lora_targets lm_lr layer_decay",
+    "lm_lr layer_decay",
     "Optimization": "warm_start epochs batch_size micro_batch captions_per_picture equal_captions lr schedule warmup "
     "cooldown weight_decay beta2 grad_clip ema patience seed",
     "Loss": "loss label_smoothing similarity alignment uniformity simcse teacher_weight teacher_temperature negatives "
@@ -38,7 +39,6 @@ LM_ALONE = (
     "text_features",
     "train_layers",
     "freeze_embeddings",
-    "lora_rank",
     "lm_lr",
     "layer_decay",
 )
@@ -322,6 +322,16 @@ class TrainSettings(LearningSettings, EmbeddingSettings, LanguageSettings):
         float | None, "dropout probability (default: 0, or the language model's own; 0.2 in --head deep)"
     ] = None
     grad_checkpointing: Annotated[bool, "gradient checkpointing: saves memory by computing activations twice"] = False
+    lora_rank: Annotated[
+        int,
+        "rank of LoRA on the matrices of a language model, or of the attention of the CLIP's text tower or an earlier "
+        "run's, which is then frozen but for new tokens; 0 trains the matrices themselves",
+    ] = 0
+    lora_alpha: Annotated[float | None, "scale of LoRA's updates, times the rank (default: twice the rank)"] = None
+    lora_targets: Annotated[
+        tuple[str, ...],
+        "linear layers with LoRA, e.g. query; of a CLIP q, k, v or out; repeat for several (default: all)",
+    ] = ()
     text_layers: Annotated[
         str, "layers of a language model whose pooled states are put side by side, e.g. 6,9,12 (default: the last)"
     ] = ""
@@ -343,11 +353,6 @@ class TrainSettings(LearningSettings, EmbeddingSettings, LanguageSettings):
         int | None, "number of last layers of a language model to train; 0 trains only the head (default: all)"
     ] = None
     freeze_embeddings: Annotated[bool, "freeze the word embeddings of a language model"] = False
-    lora_rank: Annotated[int, "rank of LoRA on a language model's matrices; 0 trains the matrices themselves"] = 0
-    lora_alpha: Annotated[float | None, "scale of LoRA's updates, times the rank (default: twice the rank)"] = None
-    lora_targets: Annotated[
-        tuple[str, ...], "linear layers with LoRA, e.g. query; repeat for several (default: all)"
-    ] = ()
     lm_lr: Annotated[float, "peak learning rate of a language model's own parameters"] = 1e-4
     layer_decay: Annotated[float, "factor on --lm-lr per layer of distance from the head"] = 1.0
     warm_start: Annotated[
@@ -410,6 +415,11 @@ class TrainSettings(LearningSettings, EmbeddingSettings, LanguageSettings):
         if self.text in ("scratch", "clip"):
             given = self.given(*LM_ALONE)
             require(not given, f"--{given} belongs to a language model: pass its --text, too")
+        require(
+            self.text != "scratch" or not self.lora_rank,
+            f"--lora-rank {self.lora_rank}: a scratch tower begins with random weights, which LoRA would freeze: drop "
+            "it, or pass --text clip or a language model",
+        )
         given = self.given(*SCRATCH_ALONE)
         require(
             self.text == "scratch" or not given,
@@ -434,7 +444,7 @@ class TrainSettings(LearningSettings, EmbeddingSettings, LanguageSettings):
             "--lora-alpha and --lora-targets describe LoRA: pass --lora-rank, too",
         )
         require(
-            self.lora_rank == 0 or 0 < self.resolved_lora_alpha < math.inf,
+            self.lora_alpha is None or 0 < self.lora_alpha < math.inf,
             f"--lora-alpha {self.lora_alpha}: must be positive and finite",
         )
         require(
@@ -467,11 +477,6 @@ class TrainSettings(LearningSettings, EmbeddingSettings, LanguageSettings):
         if self.token_dropout:
             return f"--token-dropout {self.token_dropout:g}"
         return "--text-features live" if self.text_features == "live" else ""
-
-    @property
-    def resolved_lora_alpha(self) -> float:
-        """Scale of LoRA's updates times the rank."""
-        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
 
 
 def _is_unicode(text: str) -> bool:

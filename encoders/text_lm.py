@@ -31,7 +31,7 @@ from .loading.language_models import (
     without_pooler,
 )
 from .loading.untrusted import LM_CONFIG, read_config, to_config
-from .lora import add_lora, merge_lora
+from .lora import LoRAOptions, add_lora, merge_lora
 from .packing import PackedCaptions, PackedRows, PooledCaptions, row_length
 from .text_heads import DEEP_DROPOUT, OPEN_CLIP_HEADS, Head, ResidualHead, make_head
 from .text_lm_forward import Pooler, blocks_of, hidden_states_of, num_positions, pack_tokens, pool
@@ -192,7 +192,7 @@ whose `config.json` holds it, and nothing is fetched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LMOptions:
+class LMOptions(LoRAOptions):
     """Settings of `clipglot train` for language models alone.
 
     Attributes:
@@ -201,9 +201,6 @@ class LMOptions:
         text_layers: `layers` of `LMConfig`, separated by commas.
         train_layers: number of last blocks that are trained; None trains all, 0 the head alone.
         freeze_embeddings: whether the word embeddings are not trained.
-        lora_rank: of low-rank changes that are trained in place of the matrices; 0 trains the matrices.
-        lora_alpha: scale of these changes times the rank; None is twice the rank.
-        lora_targets: names of the linear layers that are changed; empty means all.
         lm_lr: peak learning rate of the model's own parameters.
         layer_decay: factor on that rate for each layer further from the head.
     """
@@ -213,9 +210,6 @@ class LMOptions:
     text_layers: str = ""
     train_layers: int | None = None
     freeze_embeddings: bool = False
-    lora_rank: int = 0
-    lora_alpha: float | None = None
-    lora_targets: tuple[str, ...] = ()
     lm_lr: float = 1e-4
     layer_decay: float = 1.0
 
@@ -281,7 +275,7 @@ class LMTower(TextTower):
             tokenizer: of the model.
 
         Raises:
-            EncoderError: as `from_pretrained`; or tokenizer, frozen layers or LoRA do not fit the model.
+            EncoderError: as `from_pretrained`; or tokenizer, pooler, frozen layers or LoRA do not fit the model.
         """
         tower = cls.from_pretrained(
             spec.text,
@@ -294,6 +288,11 @@ class LMTower(TextTower):
             may_shorten=spec.may_shorten,
             dropout=spec.dropout,
         )
+        if options.pooler == "cls" and tower._sees_one_token():
+            raise EncoderError(
+                f"--pooler cls: a token of {spec.text} sees only those before it, so the first one is the same, "
+                "whatever follows: pass --pooler eos or mean"
+            )
         if spec.kept_words:
             tower.prune_words(spec.kept_words)
         return tower._prepared(spec, options, tokenizer)
@@ -404,8 +403,8 @@ class LMTower(TextTower):
         """The tower, its parts frozen and adapted as asked."""
         self.require_tokenizer(tokenizer, spec.text)
         if options.lora_rank:
-            alpha = 2.0 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
-            self.add_lora(rank=options.lora_rank, alpha=alpha, targets=options.lora_targets, dropout=0.0)
+            alpha, targets = options.resolved_alpha, options.lora_targets
+            self.add_lora(rank=options.lora_rank, alpha=alpha, targets=targets, dropout=0.0)
         else:
             self.freeze(train_layers=options.train_layers, word_embeddings=options.freeze_embeddings)
         return self
@@ -469,8 +468,19 @@ class LMTower(TextTower):
 
     def _embed_tokens(self, number: int) -> None:
         """Embed a caption of so many tokens, none of them padding."""
-        other_than_pad = (self.transformer.config.pad_token_id or 0) + 1
-        self.encode([[other_than_pad % self.num_rows] * number])
+        self.encode([[self._no_padding(1)] * number])
+
+    def _no_padding(self, number: int) -> int:
+        """Id of a token that is not padding, another one for each number from 1."""
+        return ((self.transformer.config.pad_token_id or 0) + number) % self.num_rows
+
+    @torch.inference_mode()
+    def _sees_one_token(self) -> bool:
+        """Whether features are the same, whatever follows the first token: of a causal model that pools it."""
+        first, second, third = (self._no_padding(number) for number in range(1, 4))
+        features = self.eval().encode([[first, second], [first, third]])
+        self.train()
+        return torch.allclose(features[0], features[1], rtol=1e-5, atol=1e-7)
 
     @property
     def transformer(self) -> Any:

@@ -5,7 +5,8 @@ at EOS never looks at what follows, so the features are the same (`tests/encoder
 The tower begins with random weights, as a bag of tokens, or with the weights of a CLIP or of an earlier run.
 """
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,10 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .attention import Attend, by_length, in_rows, varlen
 from .errors import EncoderError
+from .lora import LoRAOptions, add_attention_lora, merge_attention_lora
 from .packing import PackedCaptions, PackedRows, row_length
 from .text_bag_init import init_from_bag
 from .text_tower import Regressions, TextTower, TextTowerConfig, TowerSpec, context_within
-from .text_transfer import causal_text_of, load_clip_text, transfer_rows
+from .text_transfer import causal_text_of, kept_rows, load_clip_text, transfer_rows
 from .tokenizer import CaptionTokenizer, TextTokenizer, open_clip_tokenizer
 
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
@@ -57,8 +59,8 @@ class ScratchConfig(TextTowerConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScratchOptions:
-    """Settings of `clipglot train` for a tower with random weights: its shape."""
+class ScratchOptions(LoRAOptions):
+    """Settings of `clipglot train` for this tower: its shape, if it has random weights; LoRA, if it has others."""
 
     width: int = 512
     layers: int = 6
@@ -129,7 +131,9 @@ class ScratchTower(TextTower):
             pad_id=tokenizer.pad_id,
             eos_id=tokenizer.eos_id,
             quick_gelu=spec.quick_gelu,
-            **asdict(options),
+            width=options.width,
+            layers=options.layers,
+            heads=options.heads,
         )
         return cls(config)._with_dropout(spec)
 
@@ -215,12 +219,13 @@ class ScratchTower(TextTower):
 
         Args:
             spec: what the new run asks for.
-            options: not used: the shape stays.
+            options: LoRA; the shape stays.
             old_tokenizer: that this tower was trained with.
             tokenizer: of the new run.
 
         Raises:
-            EncoderError: a context length above this tower's, or a warm start, which would overwrite the weights.
+            EncoderError: a context length above this tower's, a warm start, which would overwrite the weights, or a
+                target of LoRA that there is not.
         """
         assert isinstance(old_tokenizer, CaptionTokenizer)
         assert isinstance(tokenizer, CaptionTokenizer)
@@ -230,6 +235,10 @@ class ScratchTower(TextTower):
             self.config.context_length, spec.context_length, "the tower to begin with", may_shorten=spec.may_shorten
         )
         tower = self.with_vocabulary(old_tokenizer, tokenizer, context_length=context_length, embed_dim=spec.embed_dim)
+        if options.lora_rank:
+            tower.add_lora(options, kept=kept_rows(old_tokenizer, tokenizer))
+            # With another number of features the projection is new.
+            tower.text.text_projection.requires_grad_(spec.embed_dim != self.config.embed_dim)
         return tower._with_dropout(spec)
 
     def _with_dropout(self, spec: TowerSpec) -> "ScratchTower":
@@ -294,6 +303,39 @@ class ScratchTower(TextTower):
         tower.text.load_state_dict(tower.text.state_dict() | tensors)
         return tower
 
+    def add_lora(self, options: LoRAOptions, *, kept: Collection[int]) -> None:
+        """Freeze the tower, and learn low-rank updates of its attention and the embeddings of new tokens.
+
+        Args:
+            options: with a rank.
+            kept: ids of the tokens whose embeddings stay as they are.
+
+        Raises:
+            EncoderError: there is no such target.
+        """
+        self.text.requires_grad_(False)
+        add_attention_lora(self._attentions, options)
+        if len(kept) < self.config.vocab_size:
+            self.text.new_tokens = NewTokens(kept, self.config.vocab_size, self.config.width)
+
+    @property
+    def _attentions(self) -> list[nn.MultiheadAttention]:
+        return [block.attn for block in self.text.transformer.resblocks]
+
+    def plain(self) -> "ScratchTower":
+        """The tower with what was learned by LoRA added to its weights; itself if there is none."""
+        if not any("lora_" in name for name, _ in self.named_parameters()):
+            return self
+        tower = copy.copy(self)
+        tower._modules = dict(self._modules)
+        tower.text = copy.deepcopy(self.text)
+        merge_attention_lora(tower._attentions)
+        if new := getattr(tower.text, "new_tokens", None):
+            new.add_to(tower.text.token_embedding)
+            del tower.text.new_tokens
+        tower.requires_grad_(True)
+        return tower
+
     def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
         """Captions as `forward` takes them, on the host; arguments and errors as of `PackedCaptions.of`."""
         config, on_cuda = self.config, self.text.positional_embedding.is_cuda
@@ -338,6 +380,8 @@ class ScratchTower(TextTower):
         text = self.text
         # Not by indexing: on the CPU its gradient is added up by several threads in no fixed order.
         x = text.token_embedding(ids) + F.embedding(positions, text.positional_embedding)  # [S, W]
+        if new := getattr(text, "new_tokens", None):
+            x = x + new(ids)
         dropout = self.dropout if self.training else 0.0
         x = _dropped(x, dropout if self.drop_embeddings else 0.0)
         *blocks, last_block = text.transformer.resblocks
@@ -352,13 +396,52 @@ class ScratchTower(TextTower):
         return features
 
 
+class NewTokens(nn.Module):
+    """Learned changes of the embeddings of some tokens, while those of all others are frozen; zero at first.
+
+    Changes and no rows: weight decay then draws a row to where it began, as it does with LoRA. V tokens, W width.
+    """
+
+    row: Tensor
+
+    def __init__(self, kept: Collection[int], vocab_size: int, width: int) -> None:
+        """Begin with no change.
+
+        Args:
+            kept: ids of the frozen tokens.
+            vocab_size: V.
+            width: W.
+        """
+        super().__init__()
+        is_new = torch.ones(vocab_size, dtype=torch.bool)
+        is_new[list(kept)] = False
+        # Row 0 stands for all frozen tokens and stays zero.
+        self.register_buffer("row", is_new.cumsum(0) * is_new, persistent=False)  # [V]
+        self.weight = nn.Parameter(torch.zeros(int(is_new.sum()) + 1, width))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Changes `[T, W]` of the embeddings of tokens `[T]`."""
+        return F.embedding(self.row[ids], self.weight, padding_idx=0)
+
+    @torch.no_grad()
+    def add_to(self, embedding: nn.Embedding) -> None:
+        """Add the changes to the embeddings of all tokens."""
+        embedding.weight += self.weight[self.row]
+
+
 def _block(block: Any, x: Tensor, attend: Attend, dropout: float, last: Tensor | None = None) -> Tensor:
     """A residual block over tokens `[S, W]`, or over the last token of each caption `[B, W]`."""
     attn = block.attn
-    qkv = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    lora = getattr(attn, "lora", None)
+    normed = block.ln_1(x)
+    qkv = F.linear(normed, attn.in_proj_weight, attn.in_proj_bias)
+    if lora is not None:
+        qkv = qkv + lora.qkv(normed)
     q, k, v = qkv.chunk(3, dim=-1)
     attended = attend(q, k, v, last)
     added = F.linear(attended, attn.out_proj.weight, attn.out_proj.bias)
+    if lora is not None:
+        added = added + lora.out(attended)
     x = (x if last is None else x[last]) + _dropped(added, dropout)
     return x + _dropped(block.mlp(block.ln_2(x)), dropout)
 

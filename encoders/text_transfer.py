@@ -74,6 +74,21 @@ def causal_text_of(clip: Any) -> Any:
     return text if plain and pooled_by in ("argmax", "eos") else None
 
 
+def kept_rows(old: CaptionTokenizer, new: CaptionTokenizer) -> dict[int, int]:
+    """Ids of the tokens whose embeddings a new vocabulary keeps, with their ids in the old one.
+
+    Args:
+        old: tokenizer of the old vocabulary.
+        new: tokenizer of the new one.
+    """
+    known, tokens = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in (old, new))
+    kept = {new.pad_id: old.pad_id, new.bos_id: old.bos_id, new.eos_id: old.eos_id}
+    if known.items() <= tokens.items():
+        # Only of an extended vocabulary: elsewhere "cat" may be a word or the beginning of one.
+        kept |= {id_: id_ for id_ in known.values()}
+    return kept
+
+
 def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenizer) -> Tensor:
     """Token embeddings `[V, W]` of a new vocabulary, made of those of an old one.
 
@@ -86,15 +101,11 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
         new: tokenizer of the new one.
     """
     spelling, splitting = new.backend, old.backend
-    known, tokens = (backend.get_vocab(with_added_tokens=True) for backend in (splitting, spelling))
-    kept = {new.pad_id: old.pad_id, new.bos_id: old.bos_id, new.eos_id: old.eos_id}
-    if known.items() <= tokens.items():
-        # Only of an extended vocabulary: elsewhere "cat" may be a word or the beginning of one.
-        kept |= {id_: id_ for id_ in known.values()}
+    kept = kept_rows(old, new)
     added = [id_ for id_ in range(new.vocab_size) if id_ not in kept]
     texts = [spelling.decode([id_]) for id_ in added]
     spelled = splitting.encode_batch(texts, add_special_tokens=False)
-    byte_ids = _byte_ids(known)
+    byte_ids = _byte_ids(splitting.get_vocab(with_added_tokens=True))
     rows = embedding.mean(0).repeat(new.vocab_size, 1)
     rows[list(kept)] = embedding[list(kept.values())]
     filled: list[int] = []

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from .errors import EncoderError
@@ -19,6 +19,8 @@ from .tokenizer_prune import prune_vocabulary
 
 _OWN_MARKS = ("▁", " ")  # that models of SentencePiece put before every text
 
+_TEMPLATE = """{"type": "TemplateProcessing", "single": [{"Sequence": {"id": "A", "type_id": 0}}], "pair":
+[{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {}}"""
 _WHOLE = 10**6  # tokens: no text is cut
 _CHECKED = 10_000  # texts of a block whose tokens must be the same after pruning
 _PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # names of one class, of which transformers 4 knows the first
@@ -97,6 +99,36 @@ class LMTokenizer(TextTokenizer):
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(prompt), *own])
         return self
 
+    def with_end(self) -> Self:
+        """The tokenizer, with the end-of-text token after each caption, for a tower that pools the last token.
+
+        Itself, if a special token ends its captions already, or it knows no end of a text. Language models that embed
+        texts were trained with one, but their tokenizers do not always say so in a form that transformers heeds.
+        """
+        backend, end = self.backend, self._tokenizer.eos_token
+        if end is None or backend.encode("a").special_tokens_mask[-1]:
+            return self
+        state = json.loads(backend.to_str())
+        own = state["post_processor"]
+        steps = [] if own is None else own["processors"] if own["type"] == "Sequence" else [own]
+        # One template says all that stands around a caption: a second one would take a begin for the caption.
+        template = next((step for step in steps if step["type"] == "TemplateProcessing"), None)
+        if template is None:
+            template = json.loads(_TEMPLATE)
+            steps.append(template)
+        template["single"].append({"SpecialToken": {"id": end, "type_id": 0}})
+        template["pair"].append({"SpecialToken": {"id": end, "type_id": 1}})
+        template["special_tokens"][end] = {"id": end, "ids": [self._tokenizer.eos_token_id], "tokens": [end]}
+        state["post_processor"] = {"type": "Sequence", "processors": steps}
+        return self._around(Tokenizer.from_str(json.dumps(state)))
+
+    def _around(self, backend: Any) -> Self:
+        """A tokenizer of the plain class, which takes a backend as it is, with the same special tokens."""
+        named = {
+            role: str(token) for role, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)
+        }
+        return type(self)(PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **named))
+
     def pruned(self, texts: Iterable[Sequence[str]]) -> Self:
         """A tokenizer with the tokens that some texts use and every single character; these texts keep their tokens.
 
@@ -110,11 +142,7 @@ class LMTokenizer(TextTokenizer):
         for block in texts:
             used.update(id_ for ids in self.encode(block, _WHOLE) for id_ in ids)
             some += block[:: -(-len(block) // _CHECKED) or 1]
-        backend = prune_vocabulary(self.backend, used)
-        named = {
-            role: str(token) for role, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)
-        }
-        pruned = type(self)(PreTrainedTokenizerFast(tokenizer_object=backend, split_special_tokens=True, **named))
+        pruned = self._around(prune_vocabulary(self.backend, used))
         rows = self.rows_of(pruned)
         for text, old, new in zip(some, self.encode(some, _WHOLE), pruned.encode(some, _WHOLE), strict=True):
             if old != [rows[id_] for id_ in new]:

@@ -12,12 +12,14 @@ from typing import Any
 import torch
 import transformers
 from open_clip.timm_model import TimmModel
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from ..encoders.loading.language_models import quiet_transformers
 from ..encoders.merged_clip import MergedClip
 from ..encoders.text_heads import OPEN_CLIP_HEADS
 from ..encoders.text_lm import LMTower
+from ..encoders.tokenizer import FILES
 from .errors import ExportError
 from .formats import Written
 from .hf_tokenizer import write_tokenizer
@@ -133,6 +135,7 @@ def _write_text(folder: Path, clip: MergedClip, tower: LMTower) -> dict[str, str
     with quiet_transformers():
         _whole(lm).save_pretrained(str(path))
     write_tokenizer(path, clip.tokenizer, clip.context_length)
+    _require_loaded_as_written(path, config.family)
     _write_transformer(
         path, {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
     )
@@ -143,6 +146,23 @@ def _write_text(folder: Path, clip: MergedClip, tower: LMTower) -> dict[str, str
         activation = nn.Identity() if number == len(layers) - 1 else nn.GELU()
         modules |= _write_dense(folder / f"text_{number + 2}_Dense", layer.weight, activation)
     return modules
+
+
+def _require_loaded_as_written(folder: Path, family: str) -> None:
+    """Refuse a family whose tokenizers transformers loads with a normalizer of its own, whatever the file says.
+
+    Raises:
+        ExportError: says so.
+    """
+    written = Tokenizer.from_file(str(folder / FILES[0]))
+    with quiet_transformers():
+        loaded = transformers.AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    if json.loads(loaded.to_str())["normalizer"] != json.loads(written.to_str())["normalizer"]:
+        raise ExportError(
+            f"transformers {transformers.__version__}, which sentence-transformers loads with, replaces the normalizer "
+            f"of every {family} tokenizer, so that texts would not be cleaned as in training: pass --format onnx, or "
+            "open_clip for a folder that clipglot.load reads"
+        )
 
 
 def _whole(lm: Any) -> Any:

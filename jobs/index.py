@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
+from ..cache.sources.text_files import decode_text, split_lines
 from ..cache.storage.regular import read_regular
 from ..cache.write.convert import require_nothing
 from ..inference.errors import InputError
@@ -149,7 +150,7 @@ def _lines(file: Path) -> list[str]:
         InputError: it cannot be read as UTF-8.
     """
     try:
-        return read_regular(file).decode("utf-8-sig").splitlines()
+        return split_lines(decode_text(read_regular(file)))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{file} cannot be read as UTF-8 text ({error}): pass a file of queries, one per line"

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..cache.format import Status
 from ..cache.read.cache import Cache
+from ..distill.device import uses_gpu
 from ..distill.errors import DistillError
-from ..distill.recipes import RECIPES, Recipe, settings_by_size, settings_of
+from ..distill.recipes import AUTO, RECIPES, Recipe, chosen_settings, settings_of
 from ..distill.training.outline import RunOutline
 from ..distill.training.run_folder import RunFolder
 from ..distill.training.train import TrainResult, train
@@ -23,7 +24,7 @@ def defaults(given: dict[str, Any], *, recipe: str | None = None, resume: bool =
 
     Args:
         given: settings from the user, with `cache` and `output`.
-        recipe: its name, or "none"; None chooses by the number of images.
+        recipe: its name, or "none"; None and "auto" choose by tower, number of images and device.
         resume: take the settings that the run was begun with.
 
     Raises:
@@ -32,13 +33,13 @@ def defaults(given: dict[str, Any], *, recipe: str | None = None, resume: bool =
     """
     if resume:
         return settings_to_resume(given["output"])
-    if recipe is not None:
+    if recipe not in (None, AUTO):
         known: dict[str, Recipe] = {name: name for name in RECIPES}
         if recipe != "none" and recipe not in known:
-            raise DistillError(f"recipe {recipe!r}: known are {', '.join(known)} and none")
+            raise DistillError(f"recipe {recipe!r}: known are {AUTO}, {', '.join(known)} and none")
         return {} if recipe == "none" else settings_of(known[recipe], given)
     num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
-    return settings_by_size(num_images, given) or {}
+    return chosen_settings(num_images, given, on_gpu=uses_gpu(given.get("device", "auto")))
 
 
 def told_by_lines(show: Callable[[str], None]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def open_tokenizer(
         return train_bpe((balanced or captions)(), settings.vocab_size)
     tokenizer = kind.tokenizer_type.load_for_new(folder or settings.text)
     if isinstance(tokenizer, LMTokenizer):
+        if settings.pooler == "eos" and not earlier:
+            tokenizer = tokenizer.with_end()
         if settings.text_prompt:
             tokenizer = tokenizer.with_prompt(settings.text_prompt, settings.text)
         if settings.prune_vocab:

@@ -308,7 +308,9 @@ def _write_tokenizer(source: str | Path, safe: Path) -> None:
     if (folder / SPECIAL_TOKENS).exists():
         tokens = read_json(folder / SPECIAL_TOKENS)
         _write(safe / SPECIAL_TOKENS, {k: v for k, v in tokens.items() if _is_token(k, v) or k in _OF_A_TOKENIZER})
-    if (folder / LM_CONFIG).exists():
+    # A tokenizer of the plain class is what its file says. Given the config of a Qwen2 model, transformers 5 takes the
+    # class of the family nevertheless, whose normalizer then replaces that of the file, a prompt included.
+    if (folder / LM_CONFIG).exists() and described.get("tokenizer_class") not in _PLAIN_TOKENIZERS:
         values = read_json(folder / LM_CONFIG)
         if values.get("model_type") in CONFIG_MAPPING or not described.get("tokenizer_class"):
             config = config_values(values, str(folder / LM_CONFIG))

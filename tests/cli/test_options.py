@@ -37,9 +37,9 @@ CONTRACT = {
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --captions --val-captions --language --language-temperature "
     "--views --tokenizer --vocab-size --context-length --workers --text --width --layers "
-    "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --text-layers --text-prompt "
-    "--prune-vocab --vocab-text --text-features --train-layers --freeze-embeddings --lora-rank --lora-alpha "
-    "--lora-targets --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch --captions-per-picture "
+    "--heads --pooler --head --dropout --token-dropout --grad-checkpointing --lora-rank --lora-alpha "
+    "--lora-targets --text-layers --text-prompt --prune-vocab --vocab-text --text-features --train-layers "
+    "--freeze-embeddings --lm-lr --layer-decay --warm-start --epochs --batch-size --micro-batch --captions-per-picture "
     "--equal-captions --lr --schedule --warmup --cooldown --weight-decay --beta2 --grad-clip --ema --patience "
     "--seed --loss --label-smoothing --similarity --alignment --uniformity --simcse --teacher-weight "
     "--teacher-temperature --negatives --temperature --max-logit-scale --device --precision --tf32 --compile "

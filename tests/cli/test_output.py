@@ -22,6 +22,7 @@ from rich.console import Console
 from support.command_line import run, small
 from support.drawings import draw_images
 from support.launcher import Process
+from support.tiny_lms import save_tiny_lm
 
 
 @pytest.mark.parametrize(
@@ -294,6 +295,37 @@ def test_few_images_take_their_recipe_unless_a_setting_of_it_is_given(
         assert refused.exit_code == 1
         assert "--batch-size 512 exceeds the 260" in refused.stderr
         assert "--recipe" not in refused.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "recipe"),
+    [((), "frozen"), (("--recipe", "auto"), "frozen"), (("--recipe", "none"), None), (("--lm-lr", "1e-5"), None)],
+)
+def test_a_language_model_on_the_cpu_is_frozen_unless_a_setting_says_how_it_is_trained(
+    more: tuple[str, ...], recipe: str | None, make_cache: Callable[..., Any], tmp_path: Path
+) -> None:
+    cache = tmp_path / "c.zarr"
+    make_cache(draw_images(tmp_path, 40), cache, batch_size=8)
+    said = run(
+        "train",
+        cache,
+        "-o",
+        tmp_path / "run",
+        "--text",
+        save_tiny_lm(tmp_path / "lm"),
+        "--device",
+        "cpu",
+        "--context-length",
+        16,
+        *more,
+    )
+    assert ("--recipe frozen for a language model on the CPU" in said.stdout) == (recipe is not None)
+    assert ("no recipe, because of --lm-lr" in said.stderr) == ("--lm-lr" in more)
+    begun = tmp_path / "run" / "run.json"
+    if recipe:
+        assert json.loads(begun.read_text())["settings"]["train_layers"] == 0
+    else:  # the plain batch is larger than this cache
+        assert "--batch-size 512 exceeds" in said.stderr
 
 
 def test_interrupted_training_exits_130_and_says_how_to_go_on(

@@ -60,7 +60,7 @@ def test_training_takes_recipes_and_resumes_as_the_command_does(tiny_cache: Path
     assert (kept["dropout"], kept["epochs"]) == (RECIPES["few"]["dropout"], 1)
     again = clipglot.train(tiny_cache, output=tmp_path / "few", resume=True, progress=False)
     assert again.step == again.num_steps == 5
-    with pytest.raises(DistillError, match="known are few, many"):
+    with pytest.raises(DistillError, match="known are auto, few, many"):
         clipglot.train(tiny_cache, output=tmp_path / "x", recipe="fast")
 
 

@@ -28,3 +28,15 @@ def save_tiny_clip(folder: Path, seed: int, config: dict[str, Any] = TINY_CONFIG
     }
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
     return folder
+
+
+def save_full_clip(folder: Path, **text: Any) -> str:
+    """Name of a tiny CLIP with the vocabulary of open_clip's own tokenizer.
+
+    Args:
+        folder: to write it to.
+        text: of its text tower, on top.
+    """
+    text_cfg = TINY_CONFIG["text_cfg"] | {"vocab_size": 49408, "context_length": 12} | text
+    folder.mkdir()
+    return f"local-dir:{save_tiny_clip(folder, 0, TINY_CONFIG | {'text_cfg': text_cfg})}"

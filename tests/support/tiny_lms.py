@@ -48,6 +48,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"n_embd": 16, "n_layer": 3, "n_head": 2, "n_positions": 40, "bos_token_id": 1, "eos_token_id": 2},
     ),
 }
+SMALL_DECODER: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+}
+# Decoders: causal, without a token that begins or ends a text.
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": FAMILIES["gpt2"],
+    "llama": ("Llama", SMALL_DECODER),
+    "mistral": ("Mistral", SMALL_DECODER | {"sliding_window": 8}),
+    "qwen2": ("Qwen2", SMALL_DECODER),
+    "qwen3": ("Qwen3", SMALL_DECODER | {"head_dim": 8}),
+    "gemma3_text": ("Gemma3Text", SMALL_DECODER | {"head_dim": 8, "sliding_window": 8}),
+}
 # Families whose blocks share a table of relative positions, which the model keeps after them.
 RELATIVE: dict[str, tuple[str, dict[str, Any]]] = {
     "deberta-v2": (
@@ -65,8 +83,14 @@ T5_KIN: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
-    """Write model and tokenizer; dropout stays as the family has it."""
+def save_tiny_lm(folder: Path, family: str = "bert", *, as_decoder: bool = False) -> Path:
+    """Write model and tokenizer; dropout stays as the family has it.
+
+    Args:
+        folder: to write to.
+        family: key of one of the tables above.
+        as_decoder: whether the tokenizer is that of a decoder, which adds no special tokens and pads on the left.
+    """
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -75,9 +99,10 @@ def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
         vocab_size=300, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<cls> $A <sep>", special_tokens=[("<cls>", 1), ("<sep>", 2)]
-    )
+    if not as_decoder:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<cls> $A <sep>", special_tokens=[("<cls>", 1), ("<sep>", 2)]
+        )
     names = {
         "pad_token": "<pad>",
         "cls_token": "<cls>",
@@ -85,8 +110,11 @@ def save_tiny_lm(folder: Path, family: str = "bert") -> Path:
         "eos_token": "<sep>",
         "unk_token": "<unk>",
     }
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(str(folder))
-    name, shape = (FAMILIES | RELATIVE | T5_KIN)[family]
+    side = "left" if as_decoder else "right"
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, padding_side=side, **names).save_pretrained(
+        str(folder)
+    )
+    name, shape = (FAMILIES | RELATIVE | T5_KIN | DECODERS)[family]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(vocab_size=tokenizer.get_vocab_size(), **shape)
     getattr(transformers, f"{name}Model")(config).save_pretrained(str(folder))

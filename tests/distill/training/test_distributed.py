@@ -1,6 +1,7 @@
 """Distributed training: several processes equal one."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from clipglot.distill.training.run_folder import RunFolder
 from clipglot.distill.training.train import train
 from support.run_logs import logged
 from support.runs import settings, stop_at
+from support.tiny_lms import save_tiny_lm
 
 SHAPE = ["--width", "32", "--layers", "1", "--heads", "2", "--vocab-size", "300", "--context-length", "16"]
 PACE = ["--epochs", "4", "--batch-size", "8", "--log-every", "1", "--checkpoint-every", "7", "--device", "cpu"]
@@ -40,6 +42,10 @@ def run_in(num_processes: int, cache: Path, run: Path, *more: str) -> subprocess
 
 def assert_equal_but_for_rounding(ours: Path, theirs: Path) -> None:
     for one, other in zip(logged(ours), logged(theirs), strict=True):
+        if one["kind"] == "finding":
+            assert (one["finding"], one["step"]) == (other["finding"], other["step"])
+            assert one["figures"] == pytest.approx(other["figures"], rel=2e-3)
+            continue
         assert one.pop("kind") == other.pop("kind")
         assert one == pytest.approx(other, rel=2e-3)
     expected = load_final(RunFolder(theirs)).tower.state_dict()
@@ -82,6 +88,26 @@ def test_every_loss_is_equal_in_two_processes(tiny_cache: Path, tmp_path: Path, 
     flags = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     run_in(2, tiny_cache, tmp_path / "both", *flags)
     assert_equal_but_for_rounding(tmp_path / "both", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_a_head_on_stored_features_is_equal_in_several_processes(
+    num_processes: int, tiny_cache: Path, tmp_path: Path
+) -> None:
+    lm = str(save_tiny_lm(tmp_path / "lm"))
+    shape = {"width": 512, "layers": 6, "heads": 8}  # the defaults: a language model has its own
+    train(
+        settings(tiny_cache, tmp_path / "alone", text=lm, train_layers=0, vocab_size=32_768, context_length=40, **shape)
+    )
+    ignore = shutil.ignore_patterns("tokens")
+    cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr", ignore=ignore))
+    command = [*launcher(num_processes), "-m", "clipglot", "train", str(cache), "-o", str(tmp_path / "run"), *PACE]
+    command += ["--text", lm, "--train-layers", "0", "--context-length", "40", "--json"]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout)
+    assert told["text_features"] == "stored"
+    assert len(list((cache / "tokens").glob("features-*"))) == 1
+    assert_equal_but_for_rounding(tmp_path / "run", tmp_path / "alone")
 
 
 @pytest.mark.slow
