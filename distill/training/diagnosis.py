@@ -187,8 +187,8 @@ def check_captions(captions: CaptionStats, context_length: int) -> Iterator[Find
         yield Finding(
             kind="cut_captions",
             message=f"{captions.cut:.0%} of the captions are cut at --context-length {context_length}",
-            advice=f"--context-length {captions.longer} would keep 99 % of them whole; a tokenizer made from the captions "
-            "shortens them with a larger --vocab-size",
+            advice=f"--context-length {captions.longer} would keep 99 % of them whole; a tokenizer made from the "
+            "captions shortens them with a larger --vocab-size",
             figures={"cut": captions.cut, "longer": captions.longer},
         )
     if captions.badly_split:
