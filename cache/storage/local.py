@@ -28,6 +28,7 @@ from .encoding import ChunkLimits, slice_bytes
 from .regular import read_regular
 
 ZARR_JSON = "zarr.json"  # of the root group: a folder with this file is a cache
+SHARDS = "workers"  # locks of shards; before version 0.3 also what each worker said of itself
 MAX_TRIES = 5  # to write a file whose folder other processes delete
 
 
@@ -196,6 +197,13 @@ class DurableLocalStore(LocalStore):
     def lock(self, *, shared: bool = False) -> AbstractContextManager[bool]:
         """Lock the folder for one writer or for several that share it; see `lock_folder`."""
         return lock_folder(self.root, shared=shared)
+
+    def lock_shard(self, shard: str) -> AbstractContextManager[bool]:
+        """Lock one shard of a pass, so that no two processes embed the same chunks; see `lock_folder`."""
+        refusal = (
+            f"{self.root}: another clipglot command is at {shard}: give each its own --shard I/N, or wait for that one"
+        )
+        return lock_folder(self.root / SHARDS / shard.replace("/", " of "), refusal=refusal)
 
     async def _open(self, *, mode: Any = None) -> None:
         if not self.read_only:

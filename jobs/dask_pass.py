@@ -1,0 +1,459 @@
+"""The caching pass on a Dask cluster; the only module that imports `distributed`.
+
+The driver (`Workers`) submits one task a missing chunk. A worker loads the towers at its first task and keeps them,
+with its decoding processes, for the next (`PassPlugin`). Only paths, chunk numbers and counts travel through Dask:
+images and embeddings go between workers and the store. The store alone says what is done, so the driver may be started
+again.
+"""
+
+import logging
+import multiprocessing
+import os
+import platform
+import socket
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any, Literal
+
+import torch
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, Security, SpecCluster, get_worker
+from distributed.diagnostics.plugin import WorkerPlugin
+
+from .. import __version__
+from ..cache.errors import CacheError
+from ..cache.format import EncoderInfo, SourceInfo
+from ..cache.location import Location
+from ..cache.read.cache import Cache
+from ..cache.write.embed import OnReport, decoder_of, embed_chunks, stop_if_all_absent
+from ..cache.write.image_reader import reader_of
+from ..cache.write.report import PassReport
+from ..cache.write.seal import seal
+from ..cache.write.text_only import embed_text_chunk
+from ..cache.write.text_targets import captions_of, embed_text_target_chunk, missing_text_target_chunks
+from ..cache.write.views import MissingViews, missing_views
+from ..distill.cpu import num_usable_cores
+from ..distill.device import resolve_device
+from ..distill.errors import DistillError
+from ..distill.provenance import encoder_info, require_same_encoder
+from ..encoders.errors import EncoderError
+from ..encoders.image_queue import Deviation, ImageQueue
+from ..encoders.image_tower import load_image_tower
+from ..encoders.text_teacher import TextTeacher, load_with_teacher
+from .cache_job import CacheJob
+from .settings.cache import CacheSettings
+
+LOCAL = "local"
+LOOPBACK = "127.0.0.1"
+GPU = "GPU"  # the resource by which workers say that they have one; dask-cuda's documentation has this name
+TASKS_PER_WORKER = 2  # submitted: one that runs, and one that waits for it
+CONNECT_S = 20.0
+POLL_S = 1.0
+SILENT_S = 30.0  # without a worker, until the user is told
+Kind = Literal["teach", "embed", "texts"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassOrder:
+    """What a worker must know of a pass.
+
+    Attributes:
+        version: of clipglot, the driver's.
+        output: the cache.
+        encoder: image tower, by the names and paths under which the driver has loaded it.
+        sources: of the cache, by the paths under which the driver finds them.
+        num_views: that the cache shall have.
+        images: whether images are embedded, rather than translations.
+        teacher_sha256: of the text tower, if there is one.
+        device: of the towers.
+        num_decoders: decoding processes of a worker; None for `decoders_per_core`.
+        decoders_per_core: of the cores that a worker has.
+    """
+
+    version: str
+    output: Location
+    encoder: EncoderInfo
+    sources: tuple[SourceInfo, ...]
+    num_views: int
+    images: bool
+    teacher_sha256: str | None
+    device: str
+    num_decoders: int | None
+    decoders_per_core: int
+
+
+class PassPlugin(WorkerPlugin):
+    """What a worker keeps from one chunk of a pass to the next."""
+
+    def __init__(self, order: PassOrder) -> None:
+        self.order = order
+
+    def setup(self, worker: Any) -> None:
+        """Prepare for the first task, which loads the towers: that takes longer than a worker may be silent."""
+        self._lock = threading.Lock()
+        self._embedder: _Embedder | None = None
+
+    def teardown(self, worker: Any) -> None:
+        """Free the towers and end the decoding processes, once the chunk that is under way is written."""
+        threading.Thread(target=self._close, name="close pass").start()
+
+    def embed(self, kind: Kind, chunk: int, views: tuple[int, ...], num_cores: int) -> dict[str, Any]:
+        """Embed and write a chunk, one at a time; after an error, everything is opened anew."""
+        with self._lock:
+            try:
+                if self._embedder is None:
+                    self._embedder = _Embedder(self.order, num_cores)
+                return self._embedder.embed(kind, chunk, views)
+            except BaseException:
+                self._drop()
+                raise
+
+    def _close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._embedder is not None:
+            self._embedder.close()
+        self._embedder = None
+
+
+class _Embedder:
+    """The towers, the cache and the decoding processes of a worker."""
+
+    def __init__(self, order: PassOrder, num_cores: int) -> None:
+        if order.version != __version__:
+            raise CacheError(f"has clipglot {__version__}, the command has {order.version}: install the same version")
+        self._order, self._num_cores, self._opened = order, num_cores, ExitStack()
+        torch.set_num_threads(num_cores)  # Dask sets one, whatever cores a worker has
+        self._cache = Cache(order.output, read_only=False)
+        self._device = resolve_device(order.device)
+        tower, self._teacher = self._load()
+        self._queue = ImageQueue(tower)
+        if not order.images:
+            return
+        missing = missing_views(self._cache, order.num_views)
+        reader = reader_of(self._cache, sources=order.sources, rows=[self._cache.pending_rows(c) for c in missing])
+        num_decoders = order.num_decoders or num_cores * order.decoders_per_core
+        self._decoder = self._opened.enter_context(decoder_of(self._cache, reader, num_decoders, order.num_views))
+
+    def _load(self) -> Any:
+        order, device = self._order, self._device
+        model, pretrained = order.encoder.model, order.encoder.pretrained
+        precision: Any = order.encoder.precision
+        teacher: TextTeacher | None = None
+        if order.teacher_sha256:
+            tower, teacher = load_with_teacher(model, pretrained, device=device, precision=precision)
+            tower = tower.placed(device) if order.images else tower
+            if teacher.weights_sha256 != order.teacher_sha256:
+                raise CacheError(f"has another text tower for {model}: give it the weights of the command")
+        else:
+            tower = load_image_tower(model, pretrained, device=device, precision=precision)
+        require_same_encoder(self._cache.info.encoder, encoder_info(tower), "the tower that it loads")
+        return tower, teacher
+
+    def embed(self, kind: Kind, chunk: int, views: tuple[int, ...]) -> dict[str, Any]:
+        """Embed and write a chunk; returns counts, and what the user is told of this worker."""
+        torch.set_num_threads(self._num_cores)  # a setting of the thread, and Dask may take another one
+        if kind == "embed":
+            report = embed_chunks(self._cache, self._queue, self._decoder, {chunk: views})
+        elif kind == "texts":
+            report = embed_text_chunk(self._cache, self._teacher.encode, chunk)
+        else:
+            report = PassReport(num_pictures=embed_text_target_chunk(self._cache, self._teacher.encode, chunk))
+        deviation = self._queue.deviation
+        return {
+            "report": asdict(report),
+            "max_images": self._queue.max_images,
+            "deviation": asdict(deviation) if deviation else None,
+            "hardware": self._hardware(),
+        }
+
+    def _hardware(self) -> str:
+        """What the bytes of an embedding depend on, beside the tower."""
+        if self._device.type == "cuda":
+            return f"{torch.cuda.get_device_name(self._device)}, torch {torch.__version__}"
+        return f"{platform.machine()} with {self._num_cores} threads, torch {torch.__version__}"
+
+    def close(self) -> None:
+        """End the decoding processes."""
+        self._opened.close()
+
+
+def embed_chunk(plugin: str, kind: Kind, chunk: int, views: list[int], num_on_machine: int) -> dict[str, Any]:
+    """Task of a worker: embed and write a chunk.
+
+    Args:
+        plugin: name of the pass's `PassPlugin`.
+        kind: of the chunk.
+        chunk: its number.
+        views: to make.
+        num_on_machine: workers on one machine, which share its cores, unless this one says that it has several threads.
+
+    Raises:
+        CacheError: the message names the worker.
+    """
+    worker = get_worker()
+    # A nanny makes its worker a daemon, which may have no children. The decoding processes end with the worker.
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    num_threads = worker.state.nthreads
+    num_cores = num_threads if num_threads > 1 else max(1, num_usable_cores() // num_on_machine)
+    own: PassPlugin = worker.plugins[plugin]
+    try:
+        return own.embed(kind, chunk, tuple(views), num_cores)
+    except (CacheError, DistillError, EncoderError) as error:
+        raise CacheError(f"Dask worker {worker.name} on {socket.gethostname()}: {error}") from None
+
+
+class Workers:
+    """The workers of a cluster, which embed what is missing of a prepared cache.
+
+    Attributes:
+        max_images: images that fitted at once into the memory of the worker with the least; None if every batch fitted.
+        deviation: of features in half precision, on the first batch of the worker with the largest.
+    """
+
+    def __init__(
+        self, client: Client, plugin: str, job: CacheJob, num_views: int, on_note: Callable[[str], None]
+    ) -> None:
+        self._client, self._plugin, self._job, self._on_note = client, plugin, job, on_note
+        self._cache, self._num_views = job.output.require(), num_views
+        self._address = client.scheduler.address
+        self._hardware: set[str] = set()
+        self.max_images: int | None = None
+        self.deviation: Deviation | None = None
+
+    def embed_text_targets(self, on_progress: Callable[[int, int], None]) -> None:
+        """Embed the translations of the missing chunks of captions, if the cache has text targets.
+
+        Raises:
+            CacheError: as `text_targets.embed_text_targets`, or as `embed_missing`.
+        """
+        if not self._cache.info.source.has_teacher:
+            return
+        missing = missing_text_target_chunks(self._cache)
+        done, total = 0, sum(len(captions_of(self._cache, chunk)) for chunk in missing)
+        for part in self._run("teach", dict.fromkeys(missing, ())):
+            done += part.num_pictures
+            on_progress(done, total)
+
+    def embed_missing(self, on_progress: OnReport) -> PassReport:
+        """Embed the missing chunks, then seal the cache.
+
+        Raises:
+            CacheError: as `embed.embed_missing`; the scheduler is lost; a chunk ends one worker after another.
+        """
+        cache, started, report = self._cache, time.perf_counter(), PassReport()
+        missing = missing_views(cache, self._num_views)
+        kind: Kind = "embed" if cache.info.source.images else "texts"
+        with stop_if_all_absent(cache, self._reader, missing, on_progress) as checked:
+            for part in self._run(kind, missing):
+                report = replace(report + part, wall_s=time.perf_counter() - started)
+                checked(report.num_pictures, report)
+        cache.arrays.refresh()
+        seal(cache, self._num_views, changed=bool(missing))
+        return replace(report, wall_s=time.perf_counter() - started)
+
+    def _reader(self) -> Any:
+        return reader_of(self._cache, sources=self._job.sources_of(self._cache.info))
+
+    def _run(self, kind: Kind, chunks: MissingViews) -> Iterator[PassReport]:
+        """Have chunks embedded; yield what each has taken, and now and then how long no worker was there."""
+        waiting, running, finished = iter(chunks.items()), dict[Future, int](), SimpleQueue[Future]()
+        family = f"clipglot-{kind}-{uuid.uuid4().hex}"
+        absence = _Absence(self._address, self._on_note)
+        try:
+            while True:
+                workers = self._workers()
+                resources = {GPU: 1} if workers and all(w["resources"].get(GPU) for w in workers) else None
+                on_machine = max(Counter(worker["host"] for worker in workers).values(), default=1)
+                while len(running) < TASKS_PER_WORKER * max(1, len(workers)):
+                    if (following := next(waiting, None)) is None:
+                        break
+                    chunk, views = following
+                    task = (self._plugin, kind, chunk, list(views), on_machine)
+                    future = self._client.submit(
+                        embed_chunk, *task, key=(family, chunk), pure=False, resources=resources
+                    )
+                    running[future] = chunk
+                    future.add_done_callback(finished.put)
+                if not running:
+                    return
+                with suppress(Empty):
+                    future = finished.get(timeout=POLL_S)
+                    yield self._taken(future, running.pop(future))
+                if idle_s := absence.seconds(present=bool(workers)):
+                    yield PassReport(others_s=idle_s)
+        finally:
+            with suppress(OSError, TimeoutError, CancelledError):
+                self._client.cancel(list(running))
+
+    def _workers(self) -> list[Mapping[str, Any]]:
+        """The workers at present.
+
+        Raises:
+            CacheError: the scheduler does not answer any more.
+        """
+        if self._client.status != "running":
+            raise self._lost()
+        return list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+
+    def _lost(self) -> CacheError:
+        return CacheError(
+            f"the Dask scheduler at {self._address} is gone; the chunks that were written are kept: start it again, "
+            "then the same command"
+        )
+
+    def _taken(self, future: Future, chunk: int) -> PassReport:
+        """What a chunk has taken.
+
+        Raises:
+            CacheError: it failed, or the scheduler is lost.
+        """
+        try:
+            result = future.result()
+        except CancelledError:
+            raise self._lost() from None
+        except KilledWorker as error:
+            raise CacheError(
+                f"chunk {chunk} ended one Dask worker after another, the last one {error.last_worker.address}, perhaps "
+                "for lack of memory: see the workers' logs, then run the same command again"
+            ) from None
+        except ModuleNotFoundError as error:
+            raise DistillError(f"a Dask worker lacks {error.name}: install the same clipglot there as here") from None
+        self._hear_of(result["hardware"])
+        if result["max_images"]:
+            self.max_images = min(self.max_images or result["max_images"], result["max_images"])
+        if result["deviation"]:
+            found = Deviation(**result["deviation"])
+            self.deviation = max(self.deviation or found, found, key=lambda deviation: deviation.worst)
+        return PassReport(**result["report"])
+
+    def _hear_of(self, hardware: str) -> None:
+        """Say once that workers differ, because towers round differently."""
+        self._hardware.add(hardware)
+        if len(self._hardware) == 2:
+            kinds = " and ".join(sorted(self._hardware))
+            self._on_note(f"workers differ ({kinds}): the last bits of a chunk depend on who made it")
+
+
+class _Absence:
+    """How long a cluster has been without workers; the user is told after a while."""
+
+    def __init__(self, address: str, on_note: Callable[[str], None]) -> None:
+        self._address, self._on_note = address, on_note
+        self._since: float | None = None
+        self._looked_at, self._is_told = time.monotonic(), False
+
+    def seconds(self, *, present: bool) -> float:
+        """Seconds without a worker since the last call."""
+        now, before = time.monotonic(), self._looked_at
+        self._looked_at = now
+        if present:
+            self._since, self._is_told = None, False
+            return 0.0
+        self._since = self._since or before
+        if not self._is_told and now - self._since > SILENT_S:
+            self._is_told = True
+            self._on_note(f"no worker at {self._address} for {SILENT_S:.0f} s: the pass goes on when one joins")
+        return now - before
+
+
+@contextmanager
+def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) -> Iterator[Workers]:
+    """The workers of the cluster that `--scheduler` names, ready for the pass.
+
+    Raises:
+        DistillError: no scheduler is there.
+    """
+    settings, cache = job.settings, job.output.require()
+    order = PassOrder(
+        version=__version__,
+        output=settings.output.absolute(),
+        encoder=job.encoder,
+        sources=tuple(job.sources_of(cache.info)),
+        num_views=num_views,
+        images=settings.images,
+        teacher_sha256=job.teacher_sha256,
+        device=settings.device,
+        num_decoders=settings.num_workers,
+        decoders_per_core=settings.decoders_per_core,
+    )
+    plugin = f"clipglot {order.output}"  # so that the pass of a driver that died is replaced
+    with _quiet(), _connected(settings) as client:
+        if client.dashboard_link and (settings.scheduler != LOCAL or find_spec("bokeh")):
+            on_note(f"Dask's dashboard: {client.dashboard_link}")
+        client.register_plugin(PassPlugin(order), name=plugin)
+        try:
+            yield Workers(client, plugin, job, num_views, on_note)
+        finally:
+            with suppress(OSError, TimeoutError, CancelledError):
+                client.unregister_worker_plugin(plugin)
+
+
+@contextmanager
+def _connected(settings: CacheSettings) -> Iterator[Client]:
+    """A client of the scheduler, which is started if it is to be local."""
+    named = f"{settings.scheduler}"
+    options: dict[str, Any] = {"timeout": CONNECT_S, "set_as_default": False, "name": "clipglot"}
+    with ExitStack() as opened:
+        try:
+            if named == LOCAL:
+                client = Client(opened.enter_context(_local_cluster(settings)), **options)
+            elif Path(named).is_file():
+                client = Client(scheduler_file=named, **options)
+            else:
+                client = Client(named, **options)
+        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+            raise DistillError(
+                f"--scheduler {named}: no Dask scheduler answers ({error}): pass its address, e.g. tcp://node1:8786, "
+                "the file that it was started with (--scheduler-file), or local"
+            ) from error
+        opened.enter_context(client)
+        yield client
+
+
+def _local_cluster(settings: CacheSettings) -> SpecCluster:
+    """A scheduler in this process and one worker process a GPU, which only this user's programs can reach."""
+    gpus = _gpus() if settings.device != "cpu" else []
+    secret = Security.temporary()
+    common = {"host": LOOPBACK, "protocol": "tls://", "security": secret}
+    common |= {"dashboard_address": f"{LOOPBACK}:0"}
+    scheduler = {"cls": Scheduler, "options": common | {"port": 0, "dashboard": find_spec("bokeh") is not None}}
+    workers = {}
+    for i in range(settings.num_local or max(1, len(gpus))):
+        options = common | {"nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+        if gpus:
+            options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}}
+        workers[i] = {"cls": Nanny, "options": options}
+    return SpecCluster(
+        workers=workers, scheduler=scheduler, security=secret, silence_logs=logging.CRITICAL, name="clipglot"
+    )
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[: torch.cuda.device_count()] if named else list(map(str, range(torch.cuda.device_count())))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask's own messages from the terminal: what matters is said by errors and notes."""
+    loggers = [logging.getLogger(name) for name in ("distributed", "distributed.client", "tornado", "asyncio")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
