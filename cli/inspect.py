@@ -64,22 +64,22 @@ def inspect(settings: InspectSettings, watch: bool, as_json: bool) -> None:
 
 def _watch(location: Location, *, as_json: bool) -> None:
     """Show how a pass gets on until it is over, perhaps before it has begun: a bar, lines, or JSON documents."""
-    plain, is_told = PlainProgress(), False
+    plain, last = PlainProgress(), ""
     with progress_bar() as bars:
         task = bars.add_task("chunks", total=None, note="")
         for state in watch_pass(location):
             if state is None:
-                if not is_told:
-                    warn(f"waiting for a `clipglot cache` command to begin {location}; Ctrl-C stops")
-                is_told = True
-            elif as_json:
+                if not last:
+                    warn(last := f"waiting for a `clipglot cache` command to begin {location}; Ctrl-C stops")
+                continue
+            last = _progress(state)
+            if as_json:
                 print_json(state.to_json(), indent=None)
             else:
-                total = state.num_chunks or None
-                bars.update(task, completed=state.chunks_done, total=total, note=state.state)
-                plain.show(_progress(state), at_once=state.is_over)
+                bars.update(task, completed=state.chunks_done, total=state.num_chunks or None, note=state.state)
+                plain.show(last)
     if not as_json:
-        say(_progress(state))
+        say(last)
 
 
 def _progress(state: PassState) -> str:

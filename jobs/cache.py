@@ -170,8 +170,8 @@ def _embed(
             workers.embed_text_targets(taught)
             begin()
             return workers.embed_missing(embedded), workers
-    is_locked = not shard.is_whole and num_missing(cache, num_views) > 0
-    with store_at(settings.output, read_only=False).lock_shard(f"{shard}") if is_locked else nullcontext():
+    is_lone = shard.is_whole or not num_missing(cache, num_views)
+    with nullcontext() if is_lone else cache.arrays.store.lock_shard(shard.index, shard.num):
         if teacher and settings.images:  # first, so that a sealed cache has all text targets
             embed_text_targets(cache, teacher.encode, shard, taught)
         begin()

@@ -90,7 +90,7 @@ class PassOrder:
     decoders_per_core: int
 
 
-class PassPlugin(WorkerPlugin):
+class PassPlugin(WorkerPlugin):  # type: ignore[misc]  # Dask has no types
     """What a worker keeps from one chunk of a pass to the next."""
 
     def __init__(self, order: PassOrder) -> None:

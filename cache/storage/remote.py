@@ -198,7 +198,7 @@ class RemoteStore(FsspecStore):
         """Lock nothing, and yield False: a store has no locks, and writers of one cache write the same bytes."""
         return nullcontext(False)
 
-    def lock_shard(self, shard: str) -> AbstractContextManager[bool]:
+    def lock_shard(self, index: int, num: int) -> AbstractContextManager[bool]:
         """Lock nothing, as `lock`: of two processes with one shard, both write the same bytes."""
         return nullcontext(False)
 
