@@ -166,9 +166,10 @@ def _embed(
     if settings.scheduler and num_missing(cache, num_views):
         from . import dask_pass  # imports distributed, which a pass without it must not
 
+        if not cache.info.source.has_teacher:
+            begin()  # a cluster takes its time to start
         with dask_pass.workers_of(job, num_views, on_note) as workers:
             workers.embed_text_targets(taught)
-            begin()
             return workers.embed_missing(embedded), workers
     is_lone = shard.is_whole or not num_missing(cache, num_views)
     with nullcontext() if is_lone else cache.arrays.store.lock_shard(shard.index, shard.num):

@@ -56,6 +56,7 @@ LOOPBACK = "127.0.0.1"
 GPU = "GPU"  # the resource by which workers say that they have one; dask-cuda's documentation has this name
 TASKS_PER_WORKER = 2  # submitted: one that runs, and one that waits for it
 CONNECT_S = 20.0
+CLOSE_S = 5.0
 POLL_S = 1.0
 SILENT_S = 30.0  # without a worker, until the user is told
 Kind = Literal["teach", "embed", "texts"]
@@ -293,7 +294,7 @@ class Workers:
                 if idle_s := absence.seconds(present=bool(workers)):
                     yield PassReport(others_s=idle_s)
         finally:
-            with suppress(OSError, TimeoutError, CancelledError):
+            if self._client.status == "running":
                 self._client.cancel(list(running))
 
     def _workers(self) -> list[Mapping[str, Any]]:
@@ -395,7 +396,7 @@ def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) ->
         try:
             yield Workers(client, plugin, job, num_views, on_note)
         finally:
-            with suppress(OSError, TimeoutError, CancelledError):
+            if client.status == "running":
                 client.unregister_worker_plugin(plugin)
 
 
@@ -417,8 +418,10 @@ def _connected(settings: CacheSettings) -> Iterator[Client]:
                 f"--scheduler {named}: no Dask scheduler answers ({error}): pass its address, e.g. tcp://node1:8786, "
                 "the file that it was started with (--scheduler-file), or local"
             ) from error
-        opened.enter_context(client)
-        yield client
+        try:
+            yield client
+        finally:
+            client.close(timeout=CLOSE_S)  # by default it waits long for a lost scheduler
 
 
 def _local_cluster(settings: CacheSettings) -> SpecCluster:

@@ -28,7 +28,7 @@ from .encoding import ChunkLimits, slice_bytes
 from .regular import read_regular
 
 ZARR_JSON = "zarr.json"  # of the root group: a folder with this file is a cache
-SHARDS = "workers"  # locks of shards; before version 0.3 also what each worker said of itself
+SHARDS = "workers"  # locks of shards; earlier versions kept heartbeats there
 
 
 class DurableLocalStore(LocalStore):

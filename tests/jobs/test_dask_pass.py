@@ -33,6 +33,11 @@ DEADLY = """
 from clipglot.encoders.image_tower import ImageTower
 ImageTower.forward = lambda tower, x: os._exit(9)
 """
+# It says that it is another machine.
+OTHER_HARDWARE = """
+from clipglot.jobs.dask_pass import _Embedder
+_Embedder._hardware = lambda embedder: "another machine"
+"""
 IMPATIENT = "import clipglot.jobs.dask_pass as dask_pass\ndask_pass.SILENT_S = 0.5\n"
 # Says in a file when it begins and ends a batch, so that two at a time would show.
 COUNTED = """
@@ -99,8 +104,9 @@ def test_a_worker_is_killed_and_another_joins(cluster: DaskCluster, alone: Path,
     driver = cluster.drive(cache)
     driver.until(lambda: num_stored(cache) >= 3)
     kill(workers[0])
-    cluster.worker("c")
+    cluster.worker("c", OTHER_HARDWARE)
     assert "80 of 80 embedded" in driver.succeed()
+    assert re.search("^workers differ .*another machine.*depend on who made it$", driver.err(), re.MULTILINE)
     assert files(cache) == files(alone)
 
 
@@ -181,6 +187,18 @@ def test_an_error_of_a_worker_is_the_commands_own(cluster: DaskCluster, alone: P
 
 
 @pytest.mark.slow
+def test_a_pass_that_finds_no_image_stops_early(cluster: DaskCluster, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    table = tmp_path / "images" / "absent.jsonl"
+    table.write_text("".join(f'{{"image": "{i}.png", "text": "image {i}"}}\n' for i in range(3000)))
+    cluster.command[1] = table
+    cluster.worker("a")
+    driver = cluster.drive(tmp_path / "cache.zarr", "--chunk-rows", 200)
+    assert driver.wait() == 1
+    assert "none of the first 1,000 images is there, nor are others all over the source" in driver.err()
+
+
+@pytest.mark.slow
 def test_a_chunk_that_ends_one_worker_after_another_is_given_up(
     cluster: DaskCluster, alone: Path, tmp_path: Path
 ) -> None:
@@ -254,19 +272,19 @@ def test_a_local_cluster_listens_on_loopback_alone_and_ends_with_its_driver(
     start_command: Any, cluster: DaskCluster, alone: Path, tmp_path: Path
 ) -> None:
     cache, addresses = tmp_path / "cache.zarr", set[str]()
-    local = [*cluster.command, "-o", cache, "--scheduler", "local", "--num-local", 2]
+    local = [*cluster.command, "-o", cache, "--scheduler", "local", "--num-local"]
 
     def stored_a_chunk() -> bool:
         addresses.update(listening_addresses(driver.pid))
         return num_stored(cache) >= 1
 
-    driver = start_command(*local)
+    driver = start_command(*local, 2)
     driver.until(stored_a_chunk)
     kill_one(driver)
     assert len(addresses) >= 3  # of the scheduler and two workers
     assert {address.partition(":")[0] for address in addresses} == {"0100007F"}
     until_ended(driver)
-    driver = start_command(*local)
+    driver = start_command(*local, 1)
     assert "80 of 80 embedded" in driver.succeed()
     assert [line for line in driver.err().splitlines() if "dashboard" not in line] == [
         line for line in driver.err().splitlines() if re.match("load|embed", line)
