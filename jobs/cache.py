@@ -26,9 +26,9 @@ from ..distill.device import resolve_device
 from ..distill.errors import DistillError, LoneError
 from ..distill.provenance import encoder_info
 from ..encoders.image_queue import Deviation, ImageQueue
-from ..encoders.image_tower import ImageTower, load_image_tower
-from ..encoders.text_teacher import TextTeacher, load_with_teacher
-from .cache_job import CacheJob
+from ..encoders.image_tower import ImageTower
+from ..encoders.text_teacher import TextTeacher
+from .cache_job import CacheJob, load_towers
 from .cache_plan import prepare_cache, prepare_cache_or_wait
 from .output_cache import OutputCache
 from .settings.cache import CacheSettings
@@ -95,7 +95,8 @@ def cache_images(
         if source.kind not in SOURCES:
             raise DistillError("--scheduler: its workers do not have a source of your own: cache it in one process")
     on_progress(Progress("load", 0))
-    tower, teacher = _load_towers(settings)
+    # Where others embed, only the identity of the towers is needed.
+    tower, teacher = load_towers(settings, "cpu" if settings.scheduler else resolve_device(settings.device))
     shard, store = settings.own_shard, store_at(settings.output, read_only=False)
     job = CacheJob(
         settings=settings,
@@ -104,7 +105,7 @@ def cache_images(
         teacher_sha256=teacher.weights_sha256 if teacher else None,
         output=output or OutputCache(settings.output),
     )
-    before = job.output.info
+    before, chunks_left = job.output.info, 0
     if shard.is_whole:
         with store.lock():
             resumed = prepare_cache(job, on_progress)
@@ -116,16 +117,16 @@ def cache_images(
         try:
             with store.lock(shared=True):
                 report, queue = _embed(job, tower, teacher, on_progress, on_report, on_note)
-                report = _report_for_all(job, report)
+                report = replace(report, others_s=_wait_for_ranks(job))
+                chunks_left = seal_if_whole(job.output.require(), settings.views, shard, changed=False)
         except CacheError as error:  # of this shard alone: the others go on
             raise LoneError(f"{shard}: {error}") from error
-    cache = job.output.require()
     return CacheResult(
-        cache=cache,
+        cache=job.output.require(),
         before=before,
         report=report,
         resumed=resumed,
-        chunks_left=0 if shard.is_whole else num_missing(cache, settings.views),
+        chunks_left=chunks_left,
         most_at_once=queue.max_images if queue else None,
         deviation=queue.deviation if queue else None,
     )
@@ -171,8 +172,8 @@ def _embed(
         with dask_pass.workers_of(job, num_views, on_note) as workers:
             workers.embed_text_targets(taught)
             return workers.embed_missing(embedded), workers
-    is_lone = shard.is_whole or not num_missing(cache, num_views)
-    with nullcontext() if is_lone else cache.arrays.store.lock_shard(shard.index, shard.num):
+    needs_lock = not shard.is_whole and num_missing(cache, num_views, [shard])
+    with cache.arrays.store.lock_shard(shard.index, shard.num) if needs_lock else nullcontext():
         if teacher and settings.images:  # first, so that a sealed cache has all text targets
             embed_text_targets(cache, teacher.encode, shard, taught)
         begin()
@@ -191,20 +192,19 @@ def _embed(
         return report, queue
 
 
-def _report_for_all(job: CacheJob, report: PassReport) -> PassReport:
-    """As the first process of `torchrun`, which speaks for all, wait until the others have done their shards.
+def _wait_for_ranks(job: CacheJob) -> float:
+    """As the first process of `torchrun`, which reports for all, wait until the others have done their shards.
 
     If one of them fails, torchrun ends this one.
+
+    Returns:
+        The seconds.
     """
-    settings, cache = job.settings, job.output.require()
-    first, *others = settings.launched_shards
-    if settings.own_shard != first or not others:
-        return report
-    started = time.monotonic()
-    while any(chunk in shard for chunk in missing_views(cache, settings.views) for shard in others):
-        time.sleep(POLL_S)
-    seal_if_whole(cache, settings.views, first, changed=True)
-    return replace(report, others_s=time.monotonic() - started)
+    started, (first, *others) = time.monotonic(), job.settings.launched_shards
+    if job.settings.own_shard == first:
+        while others and num_missing(job.output.require(), job.settings.views, others):
+            time.sleep(POLL_S)
+    return time.monotonic() - started
 
 
 def _num_rows(cache: Cache, shard: Shard) -> int:
@@ -212,19 +212,6 @@ def _num_rows(cache: Cache, shard: Shard) -> int:
     first = cache.info.appended[-1].first_row if cache.info.appended else 0
     chunks = [cache.chunk_slice(chunk) for chunk in range(cache.num_chunks) if chunk in shard]
     return sum(max(0, rows.stop - max(rows.start, first)) for rows in chunks)
-
-
-def _load_towers(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
-    """Load the image tower, and the text tower if there are text targets.
-
-    Where others embed, or without images, only the identity of the image tower is needed, so it stays off the device.
-    """
-    device = "cpu" if settings.scheduler else resolve_device(settings.device)
-    model, pretrained = settings.model, settings.pretrained
-    if not settings.teacher_field:
-        return load_image_tower(model, pretrained, device=device, precision=settings.precision), None
-    tower, teacher = load_with_teacher(model, pretrained, device=device, precision=settings.precision)
-    return tower.placed(device) if settings.images else tower, teacher
 
 
 def _require_dask() -> None:

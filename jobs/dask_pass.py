@@ -30,9 +30,9 @@ from distributed.diagnostics.plugin import WorkerPlugin
 
 from .. import __version__
 from ..cache.errors import CacheError
-from ..cache.format import EncoderInfo, SourceInfo
-from ..cache.location import Location
+from ..cache.format import SourceInfo
 from ..cache.read.cache import Cache
+from ..cache.write.decode_pool import BlockReader
 from ..cache.write.embed import OnReport, decoder_of, embed_chunks, stop_if_all_absent
 from ..cache.write.image_reader import reader_of
 from ..cache.write.report import PassReport
@@ -46,19 +46,16 @@ from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info, require_same_encoder
 from ..encoders.errors import EncoderError
 from ..encoders.image_queue import Deviation, ImageQueue
-from ..encoders.image_tower import load_image_tower
-from ..encoders.text_teacher import TextTeacher, load_with_teacher
-from .cache_job import CacheJob
+from .cache_job import CacheJob, load_towers
 from .settings.cache import CacheSettings
 
 LOCAL = "local"
 LOOPBACK = "127.0.0.1"
-GPU = "GPU"  # the resource by which workers say that they have one; dask-cuda's documentation has this name
+GPU = "GPU"  # the resource by which workers say that they have one
 TASKS_PER_WORKER = 2  # submitted: one that runs, and one that waits for it
-CONNECT_S = 20.0
-CLOSE_S = 5.0
-POLL_S = 1.0
+CONNECT_S, CLOSE_S, POLL_S = 20.0, 5.0, 1.0
 SILENT_S = 30.0  # without a worker, until the user is told
+LOST = (OSError, TimeoutError, CancelledError)  # what a client raises when its scheduler is gone
 Kind = Literal["teach", "embed", "texts"]
 
 
@@ -68,27 +65,17 @@ class PassOrder:
 
     Attributes:
         version: of clipglot, the driver's.
-        output: the cache.
-        encoder: image tower, by the names and paths under which the driver has loaded it.
+        settings: of the pass; paths are absolute.
         sources: of the cache, by the paths under which the driver finds them.
         num_views: that the cache shall have.
-        images: whether images are embedded, rather than translations.
         teacher_sha256: of the text tower, if there is one.
-        device: of the towers.
-        num_decoders: decoding processes of a worker; None for `decoders_per_core`.
-        decoders_per_core: of the cores that a worker has.
     """
 
     version: str
-    output: Location
-    encoder: EncoderInfo
+    settings: CacheSettings
     sources: tuple[SourceInfo, ...]
     num_views: int
-    images: bool
     teacher_sha256: str | None
-    device: str
-    num_decoders: int | None
-    decoders_per_core: int
 
 
 class PassPlugin(WorkerPlugin):  # type: ignore[misc]  # Dask has no types
@@ -106,13 +93,12 @@ class PassPlugin(WorkerPlugin):  # type: ignore[misc]  # Dask has no types
         """Free the towers and end the decoding processes, once the chunk that is under way is written."""
         threading.Thread(target=self._close, name="close pass").start()
 
-    def embed(self, kind: Kind, chunk: int, views: tuple[int, ...], num_cores: int) -> dict[str, Any]:
+    def embed(self, kind: Kind, chunk: int, views: list[int], num_cores: int) -> dict[str, Any]:
         """Embed and write a chunk, one at a time; after an error, everything is opened anew."""
         with self._lock:
             try:
-                if self._embedder is None:
-                    self._embedder = _Embedder(self.order, num_cores)
-                return self._embedder.embed(kind, chunk, views)
+                self._embedder = self._embedder or _Embedder(self.order, num_cores)
+                return self._embedder.embed(kind, chunk, tuple(views))
             except BaseException:
                 self._drop()
                 raise
@@ -122,8 +108,8 @@ class PassPlugin(WorkerPlugin):  # type: ignore[misc]  # Dask has no types
             self._drop()
 
     def _drop(self) -> None:
-        if self._embedder is not None:
-            self._embedder.close()
+        if self._embedder:
+            self._embedder.opened.close()
         self._embedder = None
 
 
@@ -133,33 +119,20 @@ class _Embedder:
     def __init__(self, order: PassOrder, num_cores: int) -> None:
         if order.version != __version__:
             raise CacheError(f"has clipglot {__version__}, the command has {order.version}: install the same version")
-        self._order, self._num_cores, self._opened = order, num_cores, ExitStack()
+        settings, self._num_cores, self.opened = order.settings, num_cores, ExitStack()
         torch.set_num_threads(num_cores)  # Dask sets one, whatever cores a worker has
-        self._cache = Cache(order.output, read_only=False)
-        self._device = resolve_device(order.device)
-        tower, self._teacher = self._load()
+        self._device = resolve_device(settings.device)
+        tower, self._teacher = load_towers(settings, self._device)
+        self._cache = cache = Cache(settings.output, read_only=False)
+        require_same_encoder(cache.info.encoder, encoder_info(tower), "the tower that it loads")
+        if self._teacher and self._teacher.weights_sha256 != order.teacher_sha256:
+            raise CacheError(f"has another text tower of {settings.model}: give it the weights that the command has")
         self._queue = ImageQueue(tower)
-        if not order.images:
-            return
-        missing = missing_views(self._cache, order.num_views)
-        reader = reader_of(self._cache, sources=order.sources, rows=[self._cache.pending_rows(c) for c in missing])
-        num_decoders = order.num_decoders or num_cores * order.decoders_per_core
-        self._decoder = self._opened.enter_context(decoder_of(self._cache, reader, num_decoders, order.num_views))
-
-    def _load(self) -> Any:
-        order, device = self._order, self._device
-        model, pretrained = order.encoder.model, order.encoder.pretrained
-        precision: Any = order.encoder.precision
-        teacher: TextTeacher | None = None
-        if order.teacher_sha256:
-            tower, teacher = load_with_teacher(model, pretrained, device=device, precision=precision)
-            tower = tower.placed(device) if order.images else tower
-            if teacher.weights_sha256 != order.teacher_sha256:
-                raise CacheError(f"has another text tower for {model}: give it the weights of the command")
-        else:
-            tower = load_image_tower(model, pretrained, device=device, precision=precision)
-        require_same_encoder(self._cache.info.encoder, encoder_info(tower), "the tower that it loads")
-        return tower, teacher
+        if settings.images:
+            rows = [cache.pending_rows(chunk) for chunk in missing_views(cache, order.num_views)]
+            reader = reader_of(cache, sources=order.sources, rows=rows)
+            num_decoders = settings.num_workers or num_cores * settings.decoders_per_core
+            self._decoder = self.opened.enter_context(decoder_of(cache, reader, num_decoders, order.num_views))
 
     def embed(self, kind: Kind, chunk: int, views: tuple[int, ...]) -> dict[str, Any]:
         """Embed and write a chunk; returns counts, and what the user is told of this worker."""
@@ -170,23 +143,15 @@ class _Embedder:
             report = embed_text_chunk(self._cache, self._teacher.encode, chunk)
         else:
             report = PassReport(num_pictures=embed_text_target_chunk(self._cache, self._teacher.encode, chunk))
-        deviation = self._queue.deviation
-        return {
-            "report": asdict(report),
-            "max_images": self._queue.max_images,
-            "deviation": asdict(deviation) if deviation else None,
-            "hardware": self._hardware(),
-        }
+        deviation = self._queue.deviation and asdict(self._queue.deviation)
+        told = {"max_images": self._queue.max_images, "deviation": deviation, "hardware": self._hardware()}
+        return {"report": asdict(report)} | told
 
     def _hardware(self) -> str:
-        """What the bytes of an embedding depend on, beside the tower."""
+        """What the last bits of an embedding depend on."""
         if self._device.type == "cuda":
             return f"{torch.cuda.get_device_name(self._device)}, torch {torch.__version__}"
         return f"{platform.machine()} with {self._num_cores} threads, torch {torch.__version__}"
-
-    def close(self) -> None:
-        """End the decoding processes."""
-        self._opened.close()
 
 
 def embed_chunk(plugin: str, kind: Kind, chunk: int, views: list[int], num_on_machine: int) -> dict[str, Any]:
@@ -197,7 +162,7 @@ def embed_chunk(plugin: str, kind: Kind, chunk: int, views: list[int], num_on_ma
         kind: of the chunk.
         chunk: its number.
         views: to make.
-        num_on_machine: workers on one machine, which share its cores, unless this one says that it has several threads.
+        num_on_machine: workers of a machine. They share its cores, unless Dask gave this one several threads.
 
     Raises:
         CacheError: the message names the worker.
@@ -207,11 +172,11 @@ def embed_chunk(plugin: str, kind: Kind, chunk: int, views: list[int], num_on_ma
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
     num_threads = worker.state.nthreads
     num_cores = num_threads if num_threads > 1 else max(1, num_usable_cores() // num_on_machine)
-    own: PassPlugin = worker.plugins[plugin]
     try:
-        return own.embed(kind, chunk, tuple(views), num_cores)
+        result: dict[str, Any] = worker.plugins[plugin].embed(kind, chunk, views, num_cores)
     except (CacheError, DistillError, EncoderError) as error:
         raise CacheError(f"Dask worker {worker.name} on {socket.gethostname()}: {error}") from None
+    return result
 
 
 class Workers:
@@ -225,8 +190,11 @@ class Workers:
     def __init__(
         self, client: Client, plugin: str, job: CacheJob, num_views: int, on_note: Callable[[str], None]
     ) -> None:
-        self._client, self._plugin, self._job, self._on_note = client, plugin, job, on_note
+        self._client, self._plugin, self._on_note = client, plugin, on_note
         self._cache, self._num_views = job.output.require(), num_views
+        self._reader: Callable[[], BlockReader] = lambda: reader_of(
+            self._cache, sources=job.sources_of(self._cache.info)
+        )
         self._address = client.scheduler.address
         self._hardware: set[str] = set()
         self.max_images: int | None = None
@@ -238,10 +206,9 @@ class Workers:
         Raises:
             CacheError: as `text_targets.embed_text_targets`, or as `embed_missing`.
         """
-        if not self._cache.info.source.has_teacher:
-            return
-        missing = missing_text_target_chunks(self._cache)
-        done, total = 0, sum(len(captions_of(self._cache, chunk)) for chunk in missing)
+        cache = self._cache
+        missing = missing_text_target_chunks(cache) if cache.info.source.has_teacher else []
+        done, total = 0, sum(len(captions_of(cache, chunk)) for chunk in missing)
         for part in self._run("teach", dict.fromkeys(missing, ())):
             done += part.num_pictures
             on_progress(done, total)
@@ -263,39 +230,39 @@ class Workers:
         seal(cache, self._num_views, changed=bool(missing))
         return replace(report, wall_s=time.perf_counter() - started)
 
-    def _reader(self) -> Any:
-        return reader_of(self._cache, sources=self._job.sources_of(self._cache.info))
-
     def _run(self, kind: Kind, chunks: MissingViews) -> Iterator[PassReport]:
         """Have chunks embedded; yield what each has taken, and now and then how long no worker was there."""
         waiting, running, finished = iter(chunks.items()), dict[Future, int](), SimpleQueue[Future]()
-        family = f"clipglot-{kind}-{uuid.uuid4().hex}"
-        absence = _Absence(self._address, self._on_note)
+        family, here_at, looked_at, is_told = f"clipglot-{kind}-{uuid.uuid4().hex}", time.monotonic(), 0.0, False
         try:
             while True:
-                workers = self._workers()
+                workers, before, looked_at = self._workers(), looked_at or time.monotonic(), time.monotonic()
                 resources = {GPU: 1} if workers and all(w["resources"].get(GPU) for w in workers) else None
-                on_machine = max(Counter(worker["host"] for worker in workers).values(), default=1)
+                num_on_machine = max(Counter(worker["host"] for worker in workers).values(), default=1)
                 while len(running) < TASKS_PER_WORKER * max(1, len(workers)):
                     if (following := next(waiting, None)) is None:
                         break
                     chunk, views = following
-                    task = (self._plugin, kind, chunk, list(views), on_machine)
-                    future = self._client.submit(
-                        embed_chunk, *task, key=(family, chunk), pure=False, resources=resources
-                    )
-                    running[future] = chunk
+                    task = (self._plugin, kind, chunk, list(views), num_on_machine)
+                    how: dict[str, Any] = {"key": (family, chunk), "pure": False, "resources": resources}
+                    running[future := self._client.submit(embed_chunk, *task, **how)] = chunk
                     future.add_done_callback(finished.put)
                 if not running:
                     return
+                if workers:
+                    here_at, is_told = looked_at, False
+                else:
+                    yield PassReport(others_s=looked_at - before)
+                    if not is_told and looked_at - here_at > SILENT_S:
+                        is_told = True
+                        self._on_note(f"no worker at {self._address} for {SILENT_S:.0f} s: waiting for one to join")
                 with suppress(Empty):
                     future = finished.get(timeout=POLL_S)
                     yield self._taken(future, running.pop(future))
-                if idle_s := absence.seconds(present=bool(workers)):
-                    yield PassReport(others_s=idle_s)
         finally:
-            if self._client.status == "running":
-                self._client.cancel(list(running))
+            with suppress(*LOST):
+                if self._client.status == "running":
+                    self._client.cancel(list(running))
 
     def _workers(self) -> list[Mapping[str, Any]]:
         """The workers at present.
@@ -330,42 +297,17 @@ class Workers:
             ) from None
         except ModuleNotFoundError as error:
             raise DistillError(f"a Dask worker lacks {error.name}: install the same clipglot there as here") from None
-        self._hear_of(result["hardware"])
+        if result["hardware"] not in self._hardware:
+            self._hardware.add(result["hardware"])
+            if len(self._hardware) == 2:  # towers round differently
+                kinds = " and ".join(sorted(self._hardware))
+                self._on_note(f"workers differ ({kinds}): the last bits of a chunk depend on who made it")
         if result["max_images"]:
             self.max_images = min(self.max_images or result["max_images"], result["max_images"])
         if result["deviation"]:
             found = Deviation(**result["deviation"])
             self.deviation = max(self.deviation or found, found, key=lambda deviation: deviation.worst)
         return PassReport(**result["report"])
-
-    def _hear_of(self, hardware: str) -> None:
-        """Say once that workers differ, because towers round differently."""
-        self._hardware.add(hardware)
-        if len(self._hardware) == 2:
-            kinds = " and ".join(sorted(self._hardware))
-            self._on_note(f"workers differ ({kinds}): the last bits of a chunk depend on who made it")
-
-
-class _Absence:
-    """How long a cluster has been without workers; the user is told after a while."""
-
-    def __init__(self, address: str, on_note: Callable[[str], None]) -> None:
-        self._address, self._on_note = address, on_note
-        self._since: float | None = None
-        self._looked_at, self._is_told = time.monotonic(), False
-
-    def seconds(self, *, present: bool) -> float:
-        """Seconds without a worker since the last call."""
-        now, before = time.monotonic(), self._looked_at
-        self._looked_at = now
-        if present:
-            self._since, self._is_told = None, False
-            return 0.0
-        self._since = self._since or before
-        if not self._is_told and now - self._since > SILENT_S:
-            self._is_told = True
-            self._on_note(f"no worker at {self._address} for {SILENT_S:.0f} s: the pass goes on when one joins")
-        return now - before
 
 
 @contextmanager
@@ -375,29 +317,26 @@ def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) ->
     Raises:
         DistillError: no scheduler is there.
     """
-    settings, cache = job.settings, job.output.require()
+    encoder, settings = job.encoder, job.settings
+    found = {"output": settings.output.absolute(), "model": encoder.model, "pretrained": encoder.pretrained}
     order = PassOrder(
         version=__version__,
-        output=settings.output.absolute(),
-        encoder=job.encoder,
-        sources=tuple(job.sources_of(cache.info)),
+        settings=replace(settings, **found),
+        sources=tuple(job.sources_of(job.output.require().info)),
         num_views=num_views,
-        images=settings.images,
         teacher_sha256=job.teacher_sha256,
-        device=settings.device,
-        num_decoders=settings.num_workers,
-        decoders_per_core=settings.decoders_per_core,
     )
-    plugin = f"clipglot {order.output}"  # so that the pass of a driver that died is replaced
+    plugin = f"clipglot {order.settings.output}"  # so that the pass of a driver that died is replaced
     with _quiet(), _connected(settings) as client:
-        if client.dashboard_link and (settings.scheduler != LOCAL or find_spec("bokeh")):
+        if settings.scheduler != LOCAL or find_spec("bokeh"):
             on_note(f"Dask's dashboard: {client.dashboard_link}")
         client.register_plugin(PassPlugin(order), name=plugin)
         try:
             yield Workers(client, plugin, job, num_views, on_note)
         finally:
-            if client.status == "running":
-                client.unregister_worker_plugin(plugin)
+            with suppress(*LOST):
+                if client.status == "running":
+                    client.unregister_worker_plugin(plugin)
 
 
 @contextmanager
@@ -413,7 +352,7 @@ def _connected(settings: CacheSettings) -> Iterator[Client]:
                 client = Client(scheduler_file=named, **options)
             else:
                 client = Client(named, **options)
-        except (OSError, TimeoutError, ValueError, RuntimeError) as error:
+        except (*LOST, ValueError, RuntimeError) as error:
             raise DistillError(
                 f"--scheduler {named}: no Dask scheduler answers ({error}): pass its address, e.g. tcp://node1:8786, "
                 "the file that it was started with (--scheduler-file), or local"
@@ -426,26 +365,22 @@ def _connected(settings: CacheSettings) -> Iterator[Client]:
 
 def _local_cluster(settings: CacheSettings) -> SpecCluster:
     """A scheduler in this process and one worker process a GPU, which only this user's programs can reach."""
-    gpus = _gpus() if settings.device != "cpu" else []
-    secret = Security.temporary()
-    common = {"host": LOOPBACK, "protocol": "tls://", "security": secret}
-    common |= {"dashboard_address": f"{LOOPBACK}:0"}
-    scheduler = {"cls": Scheduler, "options": common | {"port": 0, "dashboard": find_spec("bokeh") is not None}}
+    gpus, secret = _gpus() if settings.device != "cpu" else [], Security.temporary()
+    common = {"host": LOOPBACK, "protocol": "tls://", "security": secret, "dashboard_address": f"{LOOPBACK}:0"}
     workers = {}
     for i in range(settings.num_local or max(1, len(gpus))):
         options = common | {"nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
         if gpus:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}}
         workers[i] = {"cls": Nanny, "options": options}
-    return SpecCluster(
-        workers=workers, scheduler=scheduler, security=secret, silence_logs=logging.CRITICAL, name="clipglot"
-    )
+    scheduler = {"cls": Scheduler, "options": common | {"port": 0, "dashboard": find_spec("bokeh") is not None}}
+    return SpecCluster(workers=workers, scheduler=scheduler, security=secret, silence_logs=logging.CRITICAL)
 
 
 def _gpus() -> list[str]:
     """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return named.split(",")[: torch.cuda.device_count()] if named else list(map(str, range(torch.cuda.device_count())))
+    num, named = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return named.split(",")[:num] if named else list(map(str, range(num)))
 
 
 @contextmanager

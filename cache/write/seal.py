@@ -1,5 +1,6 @@
 """Sealing: the last step of a pass counts images by status and exact duplicates, and marks the cache complete."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -10,28 +11,34 @@ from ..format import HASH, NORM, STATUS, TOKENS, Status
 from ..read.cache import Cache
 from ..storage.local import SHARDS
 from .absent_images import ABSENT, tried
-from .shard import Shard
+from .shard import WHOLE, Shard
 from .text_targets import missing_text_target_chunks
 from .views import missing_views
 
 HASHES_PER_ROUND = 2**22  # of 16 bytes, sorted in memory at once; more are counted in several rounds
 
 
-def num_missing(cache: Cache, num_views: int = 1) -> int:
-    """Number of chunks of images and of text targets that are still to be made."""
-    taught = missing_text_target_chunks(cache) if cache.info.source.has_teacher else []
-    return len(missing_views(cache, max(num_views, cache.info.num_views))) + len(taught)
+def num_missing(cache: Cache, num_views: int = 1, shards: Collection[Shard] = (WHOLE,)) -> int:
+    """Number of chunks of images and of text targets in some shards that are still to be made."""
+    images = missing_views(cache, max(num_views, cache.info.num_views))
+    captions = missing_text_target_chunks(cache) if cache.info.source.has_teacher else []
+    return sum(chunk in shard for chunk in (*images, *captions) for shard in shards)
 
 
-def seal_if_whole(cache: Cache, num_views: int, shard: Shard, *, changed: bool) -> None:
+def seal_if_whole(cache: Cache, num_views: int, shard: Shard, *, changed: bool) -> int:
     """Seal a cache, unless other shards have still to make some of its chunks: the last of them seals.
+
+    Returns:
+        The number of these chunks.
 
     Raises:
         CacheError: as `seal`.
     """
     cache.arrays.refresh()  # another shard may have sealed it
-    if shard.is_whole or not num_missing(cache, num_views):
+    num_left = 0 if shard.is_whole else num_missing(cache, num_views)
+    if not num_left:
         seal(cache, num_views, changed=changed, sweep=shard.is_whole)
+    return num_left
 
 
 def seal(cache: Cache, num_views: int = 1, *, changed: bool = True, sweep: bool = True) -> None:

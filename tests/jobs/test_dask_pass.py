@@ -16,7 +16,6 @@ from clipglot.jobs.settings.cache import CacheSettings
 from support.cache_bytes import delete_chunks, files
 from support.command_line import run
 from support.dask_cluster import DaskCluster
-from support.drawings import draw_images
 from support.launcher import Process
 from support.metadata_edits import edit
 from support.processes import listening_addresses, session
@@ -53,24 +52,10 @@ ImageTower.forward = counted
 """
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 80 images: 10 chunks of 8."""
-    return draw_images(tmp_path_factory.mktemp("images"), 80)
-
-
-@pytest.fixture(scope="module")
-def alone(images: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache that one process makes of them. Read only."""
-    cache = tmp_path_factory.mktemp("alone") / "cache.zarr"
-    make_cache(images, cache, chunk_rows=8)
-    return cache
-
-
 @pytest.fixture
-def cluster(start_command: Any, images: Path, tiny_clip: Path, tmp_path: Path) -> DaskCluster:
-    """A scheduler without workers, for passes over `images`."""
-    command = ["cache", images, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+def cluster(start_command: Any, many_images: Path, tiny_clip: Path, tmp_path: Path) -> DaskCluster:
+    """A scheduler without workers, for passes over `many_images`."""
+    command = ["cache", many_images, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
     return DaskCluster(start_command, tmp_path, [*command, "--batch-size", 8, "--chunk-rows", 8, "--num-workers", 1])
 
 
@@ -98,29 +83,23 @@ def test_two_workers_make_the_bytes_of_one_process(cluster: DaskCluster, alone: 
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed_and_another_joins(cluster: DaskCluster, alone: Path, tmp_path: Path) -> None:
+def test_a_worker_is_killed_and_another_joins_and_the_driver_is_killed_and_started_again(
+    cluster: DaskCluster, alone: Path, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache.zarr"
     workers = [cluster.worker(name, SLOW.format(0.5)) for name in ("a", "b")]
     driver = cluster.drive(cache)
-    driver.until(lambda: num_stored(cache) >= 3)
+    driver.until(lambda: num_stored(cache) >= 2)
     kill(workers[0])
-    cluster.worker("c", OTHER_HARDWARE)
-    assert "80 of 80 embedded" in driver.succeed()
-    assert re.search("^workers differ .*another machine.*depend on who made it$", driver.err(), re.MULTILINE)
-    assert files(cache) == files(alone)
-
-
-@pytest.mark.slow
-def test_the_driver_is_killed_and_started_again(cluster: DaskCluster, alone: Path, tmp_path: Path) -> None:
-    cache = tmp_path / "cache.zarr"
-    for name in ("a", "b"):
-        cluster.worker(name, SLOW.format(0.3))
-    driver = cluster.drive(cache)
-    driver.until(lambda: num_stored(cache) >= 3)
+    cluster.worker("c", SLOW.format(0.5) + OTHER_HARDWARE)
+    driver.until(lambda: num_stored(cache) >= 6)
     kill(driver)
     again = cluster.drive(cache)
     done = int(re.search(r"cache\.zarr: (\d+) images in", again.succeed())[1])  # type: ignore[index]
-    assert 0 < done < 80
+    assert 0 < done <= 32
+    assert re.search(
+        "workers differ .*another machine.*depend on who made it$", driver.err() + again.err(), re.MULTILINE
+    )
     assert files(cache) == files(alone)
 
 
@@ -166,24 +145,6 @@ def test_a_worker_with_other_weights_is_refused(cluster: DaskCluster, tmp_path: 
     assert "Dask worker impostor on " in line
     assert "weights_sha256 is " in line
     assert num_stored(tmp_path / "cache.zarr") == 0
-
-
-@pytest.mark.slow
-def test_an_error_of_a_worker_is_the_commands_own(cluster: DaskCluster, alone: Path, tmp_path: Path) -> None:
-    cache = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
-    edit(cache, state="planned")
-    delete_chunks(cache, 3, 4)
-    keys = cache / "images/key/bytes/c/0"
-    whole = keys.read_bytes()
-    keys.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
-    cluster.worker("a")
-    driver = cluster.drive(cache)
-    assert driver.wait() == 1
-    assert "damaged chunk images/key/bytes/c/0" in driver.err()
-    assert "Traceback" not in driver.err()
-    keys.write_bytes(whole)
-    cluster.drive(cache).succeed()
-    assert files(cache) == files(alone)
 
 
 @pytest.mark.slow
@@ -237,34 +198,25 @@ def test_a_worker_of_several_threads_makes_one_chunk_at_a_time(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--no-images",)])
-def test_translations_are_embedded_on_the_cluster(
-    more: tuple[str, ...],
+@pytest.mark.parametrize(
+    "more", [{"teacher_field": ("en",)}, {"teacher_field": ("en",), "images": False}, {"views": 2}], ids=str
+)
+def test_translations_and_views_are_made_on_the_cluster(
+    more: dict[str, Any],
     cluster: DaskCluster,
     translated_manifests: dict[str, Path],
     make_cache: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    from support.translated_scenes import MODEL
+    from support.translated_scenes import MODEL  # imports torch
 
-    source = translated_manifests["train"]
-    make_cache(source, tmp_path / "alone.zarr", model=MODEL, batch_size=64, teacher_field=("en",), images=not more)
+    source = translated_manifests["val"]
+    make_cache(source, tmp_path / "alone.zarr", model=MODEL, batch_size=64, **more)
     cluster.worker("a")
     cluster.command = ["cache", source, "--model", MODEL, "--device", "cpu", "--batch-size", 64, "--num-workers", 1]
-    cluster.drive(tmp_path / "cache.zarr", "--teacher-field", "en", *more).succeed()
+    flags = {"teacher_field": ["--teacher-field", "en"], "images": ["--no-images"], "views": ["--views", 2]}
+    cluster.drive(tmp_path / "cache.zarr", *(part for name in more for part in flags[name])).succeed()
     assert files(tmp_path / "cache.zarr") == files(tmp_path / "alone.zarr")
-
-
-@pytest.mark.slow
-def test_views_are_added_on_the_cluster(
-    cluster: DaskCluster, images: Path, alone: Path, make_cache: Callable[..., Any], tmp_path: Path
-) -> None:
-    for name in ("near.zarr", "far.zarr"):
-        shutil.copytree(alone, tmp_path / name)
-    make_cache(images, tmp_path / "near.zarr", chunk_rows=8, views=2)
-    cluster.worker("a")
-    cluster.drive(tmp_path / "far.zarr", "--views", 2).succeed()
-    assert files(tmp_path / "far.zarr") == files(tmp_path / "near.zarr")
 
 
 @pytest.mark.slow
@@ -306,17 +258,17 @@ def until_ended(process: Process) -> None:
     assert left == {}
 
 
-def test_without_a_scheduler_there_is_one_error(images: Path, tiny_clip: Path, tmp_path: Path) -> None:
-    command = ["cache", images, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}", "--batch-size", 8]
+def test_without_a_scheduler_there_is_one_error(many_images: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    command = ["cache", many_images, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}", "--batch-size", 8]
     refused = run(*command, "--scheduler", "nonsense://host")
     assert (refused.exit_code, "--scheduler nonsense://host: no Dask scheduler answers" in refused.stderr) == (1, True)
 
 
 def test_a_plain_pass_imports_nothing_of_dask(
-    images: Path, tiny_clip: Path, start_command: Any, tmp_path: Path
+    many_images: Path, tiny_clip: Path, start_command: Any, tmp_path: Path
 ) -> None:
     show = "import atexit\natexit.register(lambda: print({'dask', 'distributed'} & set(sys.modules)))\n"
-    command = ["cache", images, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}", "--limit", 8]
+    command = ["cache", many_images, "-o", tmp_path / "c.zarr", "--model", f"local-dir:{tiny_clip}", "--limit", 8]
     assert start_command(*command, "--device", "cpu", "--num-workers", 1, script=show).succeed().endswith("set()\n")
 
 
