@@ -296,7 +296,7 @@ class Workers:
                 "for lack of memory: see the workers' logs, then run the same command again"
             ) from None
         except ModuleNotFoundError as error:
-            raise DistillError(f"a Dask worker lacks {error.name}: install the same clipglot there as here") from None
+            raise _lacking(error) from None
         if result["hardware"] not in self._hardware:
             self._hardware.add(result["hardware"])
             if len(self._hardware) == 2:  # towers round differently
@@ -330,13 +330,20 @@ def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) ->
     with _quiet(), _connected(settings) as client:
         if settings.scheduler != LOCAL or find_spec("bokeh"):
             on_note(f"Dask's dashboard: {client.dashboard_link}")
-        client.register_plugin(PassPlugin(order), name=plugin)
+        try:
+            client.register_plugin(PassPlugin(order), name=plugin)
+        except ModuleNotFoundError as error:
+            raise _lacking(error) from None
         try:
             yield Workers(client, plugin, job, num_views, on_note)
         finally:
             with suppress(*LOST):
                 if client.status == "running":
                     client.unregister_worker_plugin(plugin)
+
+
+def _lacking(error: ModuleNotFoundError) -> DistillError:
+    return DistillError(f"the Dask cluster lacks {error.name}: its scheduler and workers need the command's packages")
 
 
 @contextmanager

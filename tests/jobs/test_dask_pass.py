@@ -137,13 +137,23 @@ def test_a_stopped_driver_keeps_what_is_written(number: int, cluster: DaskCluste
 
 
 @pytest.mark.slow
-def test_a_worker_with_other_weights_is_refused(cluster: DaskCluster, tmp_path: Path) -> None:
-    cluster.worker("impostor", OTHER_WEIGHTS)
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (OTHER_WEIGHTS, "Error: Dask worker impostor on .*: weights_sha256 is "),
+        ("import clipglot\nclipglot.__version__ = '0.0'\n", "Error: Dask worker impostor on .* has clipglot 0.0"),
+        ("sys.modules['clipglot'] = None\n", "Error: the Dask cluster lacks clipglot"),
+    ],
+    ids=["weights", "version", "nothing"],
+)
+def test_a_worker_with_other_weights_or_another_clipglot_is_refused(
+    script: str, message: str, cluster: DaskCluster, tmp_path: Path
+) -> None:
+    cluster.worker("impostor", script)
     driver = cluster.drive(tmp_path / "cache.zarr")
     assert driver.wait() == 1
-    (line,) = [line for line in driver.err().splitlines() if "Error" in line]
-    assert "Dask worker impostor on " in line
-    assert "weights_sha256 is " in line
+    assert re.search(f"^{message}", driver.err(), re.MULTILINE)
+    assert "Traceback" not in driver.err()
     assert num_stored(tmp_path / "cache.zarr") == 0
 
 
