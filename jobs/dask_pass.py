@@ -51,6 +51,8 @@ from .settings.cache import CacheSettings
 
 LOCAL = "local"
 LOOPBACK = "127.0.0.1"
+# On Ctrl-C and SIGTERM, which a whole group of processes gets, the driver stops its workers.
+DEAF = "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]"
 GPU = "GPU"  # the resource by which workers say that they have one
 TASKS_PER_WORKER = 2  # submitted: one that runs, and one that waits for it
 CONNECT_S, CLOSE_S, POLL_S = 20.0, 5.0, 1.0
@@ -376,7 +378,8 @@ def _local_cluster(settings: CacheSettings) -> SpecCluster:
     common = {"host": LOOPBACK, "protocol": "tls://", "security": secret, "dashboard_address": f"{LOOPBACK}:0"}
     workers = {}
     for i in range(settings.num_local or max(1, len(gpus))):
-        options = common | {"nthreads": 1, "memory_limit": 0, "dashboard": False, "silence_logs": logging.CRITICAL}
+        options = common | {"nthreads": 1, "memory_limit": 0, "dashboard": False, "preload": [DEAF]}
+        options["silence_logs"] = logging.CRITICAL
         if gpus:
             options |= {"resources": {GPU: 1}, "env": {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]}}
         workers[i] = {"cls": Nanny, "options": options}
