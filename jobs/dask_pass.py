@@ -334,8 +334,8 @@ def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) ->
             on_note(f"Dask's dashboard: {client.dashboard_link}")
         try:
             client.register_plugin(PassPlugin(order), name=plugin)
-        except ModuleNotFoundError as error:
-            raise _lacking(error) from None
+        except Exception as error:  # of a worker, of which Dask keeps the text alone
+            raise _lacking(error) from error
         try:
             yield Workers(client, plugin, job, num_views, on_note)
         finally:
@@ -344,8 +344,9 @@ def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) ->
                     client.unregister_worker_plugin(plugin)
 
 
-def _lacking(error: ModuleNotFoundError) -> DistillError:
-    return DistillError(f"the Dask cluster lacks {error.name}: its scheduler and workers need the command's packages")
+def _lacking(error: Exception) -> DistillError:
+    remedy = "give its scheduler and workers the packages that the command has"
+    return DistillError(f"the Dask cluster cannot take part ({error}): {remedy}")
 
 
 @contextmanager
