@@ -20,6 +20,7 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Literal
@@ -233,31 +234,37 @@ class Workers:
         return replace(report, wall_s=time.perf_counter() - started)
 
     def _run(self, kind: Kind, chunks: MissingViews) -> Iterator[PassReport]:
-        """Have chunks embedded; yield what each has taken, and now and then how long no worker was there."""
+        """Have chunks embedded; yield what each has taken, and now and then how long no worker was there.
+
+        Raises:
+            CacheError: a chunk failed, or the scheduler does not answer any more.
+        """
         waiting, running, finished = iter(chunks.items()), dict[Future, int](), SimpleQueue[Future]()
-        family, here_at, looked_at, is_told = f"clipglot-{kind}-{uuid.uuid4().hex}", time.monotonic(), 0.0, False
+        family, began = f"clipglot-{kind}-{uuid.uuid4().hex}", time.monotonic()
+        workers, looked_at, here_at, is_told = list[Mapping[str, Any]](), began - POLL_S, began, False
         try:
             while True:
-                workers, before, looked_at = self._workers(), looked_at or time.monotonic(), time.monotonic()
+                if self._client.status != "running":
+                    raise self._lost()
+                if (now := time.monotonic()) - looked_at >= POLL_S:
+                    workers = list(self._client.scheduler_info(n_workers=-1)["workers"].values())
+                    if workers:
+                        here_at, is_told = now, False
+                    else:
+                        yield PassReport(others_s=now - max(looked_at, began))
+                    if now - here_at > SILENT_S and not is_told:
+                        is_told = True
+                        self._on_note(f"no worker at {self._address} for {SILENT_S:.0f} s: waiting for one to join")
+                    looked_at = now
                 resources = {GPU: 1} if workers and all(w["resources"].get(GPU) for w in workers) else None
                 num_on_machine = max(Counter(worker["host"] for worker in workers).values(), default=1)
-                while len(running) < TASKS_PER_WORKER * max(1, len(workers)):
-                    if (following := next(waiting, None)) is None:
-                        break
-                    chunk, views = following
+                for chunk, views in islice(waiting, max(0, TASKS_PER_WORKER * max(1, len(workers)) - len(running))):
                     task = (self._plugin, kind, chunk, list(views), num_on_machine)
                     how: dict[str, Any] = {"key": (family, chunk), "pure": False, "resources": resources}
                     running[future := self._client.submit(embed_chunk, *task, **how)] = chunk
                     future.add_done_callback(finished.put)
                 if not running:
                     return
-                if workers:
-                    here_at, is_told = looked_at, False
-                else:
-                    yield PassReport(others_s=looked_at - before)
-                    if not is_told and looked_at - here_at > SILENT_S:
-                        is_told = True
-                        self._on_note(f"no worker at {self._address} for {SILENT_S:.0f} s: waiting for one to join")
                 with suppress(Empty):
                     future = finished.get(timeout=POLL_S)
                     yield self._taken(future, running.pop(future))
@@ -265,16 +272,6 @@ class Workers:
             with suppress(*LOST):
                 if self._client.status == "running":
                     self._client.cancel(list(running))
-
-    def _workers(self) -> list[Mapping[str, Any]]:
-        """The workers at present.
-
-        Raises:
-            CacheError: the scheduler does not answer any more.
-        """
-        if self._client.status != "running":
-            raise self._lost()
-        return list(self._client.scheduler_info(n_workers=-1)["workers"].values())
 
     def _lost(self) -> CacheError:
         return CacheError(
@@ -320,15 +317,15 @@ def workers_of(job: CacheJob, num_views: int, on_note: Callable[[str], None]) ->
         DistillError: no scheduler is there.
     """
     encoder, settings = job.encoder, job.settings
-    found = {"output": settings.output.absolute(), "model": encoder.model, "pretrained": encoder.pretrained}
+    output = settings.output.absolute()
     order = PassOrder(
         version=__version__,
-        settings=replace(settings, **found),
+        settings=replace(settings, output=output, model=encoder.model, pretrained=encoder.pretrained),
         sources=tuple(job.sources_of(job.output.require().info)),
         num_views=num_views,
         teacher_sha256=job.teacher_sha256,
     )
-    plugin = f"clipglot {order.settings.output}"  # so that the pass of a driver that died is replaced
+    plugin = f"clipglot {output}"  # so that the pass of a driver that died is replaced
     with _quiet(), _connected(settings) as client:
         if settings.scheduler != LOCAL or find_spec("bokeh"):
             on_note(f"Dask's dashboard: {client.dashboard_link}")
