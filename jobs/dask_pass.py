@@ -125,10 +125,11 @@ class _Embedder:
         settings, self._num_cores, self.opened = order.settings, num_cores, ExitStack()
         torch.set_num_threads(num_cores)  # Dask sets one, whatever cores a worker has
         self._device = resolve_device(settings.device)
-        tower, self._teacher = load_towers(settings, self._device)
+        tower, teacher = load_towers(settings, self._device)
+        self._encode_texts: Any = teacher.encode if teacher else None
         self._cache = cache = Cache(settings.output, read_only=False)
         require_same_encoder(cache.info.encoder, encoder_info(tower), "the tower that it loads")
-        if self._teacher and self._teacher.weights_sha256 != order.teacher_sha256:
+        if teacher and teacher.weights_sha256 != order.teacher_sha256:
             raise CacheError(f"has another text tower of {settings.model}: give it the weights that the command has")
         self._queue = ImageQueue(tower)
         if settings.images:
@@ -143,9 +144,9 @@ class _Embedder:
         if kind == "embed":
             report = embed_chunks(self._cache, self._queue, self._decoder, {chunk: views})
         elif kind == "texts":
-            report = embed_text_chunk(self._cache, self._teacher.encode, chunk)
+            report = embed_text_chunk(self._cache, self._encode_texts, chunk)
         else:
-            report = PassReport(num_pictures=embed_text_target_chunk(self._cache, self._teacher.encode, chunk))
+            report = PassReport(num_pictures=embed_text_target_chunk(self._cache, self._encode_texts, chunk))
         deviation = self._queue.deviation and asdict(self._queue.deviation)
         told = {"max_images": self._queue.max_images, "deviation": deviation, "hardware": self._hardware()}
         return {"report": asdict(report)} | told
