@@ -1,9 +1,10 @@
-"""Crash test of a shared caching pass: workers are killed at random moments, the cache must stay byte-identical.
+"""Crash test of a shared caching pass: processes are killed at random moments, the cache must stay byte-identical.
 
-Several workers share one pass over small images. At random moments a random worker is killed (SIGKILL) and restarted,
-until `--kills` is reached; then the pass may finish. All files must equal those of an undisturbed pass by one worker.
+Several shards make one pass over small images, or with `--dask` the workers of a Dask cluster and their driver. At
+random moments one of these processes is killed (SIGKILL) and restarted, until `--kills` is reached; then the pass may
+finish. All files must equal those of an undisturbed pass in one process.
 
-    scripts/bench kills [--kills 200] [--workers 2] [--pictures 6400] [--at s3://bucket/killed.zarr]
+    scripts/bench kills [--dask] [--kills 200] [--workers 2] [--pictures 6400] [--at s3://bucket/killed.zarr]
 """
 
 import argparse
@@ -13,6 +14,10 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import fsspec
@@ -45,31 +50,49 @@ def draw(folder: Path, num: int) -> Path:
     return manifest
 
 
-def start(source: Path, output: Location, worker: str | None, slowed_s: float, messages: Path) -> int:
-    """Fork a worker from this process, which has already imported torch; returns its process id."""
+def start(run: Callable[[], None], messages: Path) -> int:
+    """Fork a process from this one, which has already imported torch; returns its process id."""
     pid = os.fork()
     if pid:
         return pid
     os.setsid()
     for descriptor in (1, 2):
         os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
-    forward = ImageTower.forward
-
-    def slowly(tower: ImageTower, x: "torch.Tensor") -> "torch.Tensor":
-        time.sleep(slowed_s)
-        return forward(tower, x)
-
-    ImageTower.forward = slowly
     code = 1
     try:
-        model = f"local-dir:{ENGLISH_CLIP}"
-        sizes = {"batch_size": CHUNK, "chunk_rows": CHUNK, "num_workers": 1, "device": "cpu"}
-        cache_images(CacheSettings(source=source, output=output, model=model, shard=worker, **sizes))
+        run()
         code = 0
     finally:
         if code:
             sys.excepthook(*sys.exc_info())
         os._exit(code)
+
+
+def cache(source: Path, output: Location, slowed_s: float = 0.0, **more: str) -> None:
+    """Run a pass."""
+    slow_down(slowed_s)
+    model = f"local-dir:{ENGLISH_CLIP}"
+    sizes = {"batch_size": CHUNK, "chunk_rows": CHUNK, "num_workers": 1, "device": "cpu"}
+    cache_images(CacheSettings(source=source, output=output, model=model, **sizes, **more))
+
+
+def slow_down(seconds: float) -> None:
+    """Have each batch take longer."""
+    forward = ImageTower.forward
+
+    def slowly(tower: ImageTower, x: "torch.Tensor") -> "torch.Tensor":
+        time.sleep(seconds)
+        return forward(tower, x)
+
+    ImageTower.forward = slowly
+
+
+def dask(kind: str, file: Path, slowed_s: float, *more: str) -> None:
+    """Run a scheduler, which writes its address to a file, or a worker of it."""
+    slow_down(slowed_s)
+    os.environ["DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES"] = "1000"
+    options = ["--scheduler-file", str(file), "--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
+    import_module(f"distributed.cli.dask_{kind}").main([*options, "--no-dashboard", *more])
 
 
 def contents(location: Location) -> dict[str, bytes]:
@@ -81,6 +104,7 @@ def contents(location: Location) -> dict[str, bytes]:
 def main() -> None:
     """Run both passes and compare their files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dask", action="store_true", help="workers of a Dask cluster, and their driver, not shards")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--pictures", dest="images", type=int, default=6400)
@@ -95,13 +119,23 @@ def main() -> None:
         (root / "images").mkdir()
         source = draw(root / "images", args.images)
         alone, killed, messages = root / "alone.zarr", args.at or root / "killed.zarr", root / "messages"
-        _, code = os.waitpid(start(source, alone, None, 0.0, messages), 0)
+        _, code = os.waitpid(start(partial(cache, source, alone), messages), 0)
         if code:
             raise SystemExit(messages.read_text())
-        started, num_kills = time.perf_counter(), 0
-        names = [f"{i}/{args.workers}" for i in range(args.workers)]
-        running = {start(source, killed, name, args.slowed, messages): name for name in names}
-        while running:
+        started, num_kills, scheduler = time.perf_counter(), 0, 0
+        numbers, file = range(args.workers), root / "scheduler.json"
+        if args.dask:
+            scheduler = start(partial(dask, "scheduler", file, 0.0, "--port", "0"), messages)
+            while not file.exists():
+                time.sleep(0.1)
+            one_thread = ("--nthreads", "1", "--no-nanny", "--local-directory", folder)
+            processes = {f"worker {i}": partial(dask, "worker", file, args.slowed, *one_thread) for i in numbers}
+            processes["driver"] = partial(cache, source, killed, scheduler=str(file))
+        else:
+            shards = [f"{i}/{args.workers}" for i in numbers]
+            processes = {shard: partial(cache, source, killed, args.slowed, shard=shard) for shard in shards}
+        running = {start(run, messages): name for name, run in processes.items()}
+        while any(not name.startswith("worker") for name in running.values()):
             if num_kills < args.kills:
                 time.sleep(moments.uniform(0, 2 * args.between))
                 victim = moments.choice(sorted(running))
@@ -110,14 +144,17 @@ def main() -> None:
             name = running.pop(pid)
             if status == signal.SIGKILL:
                 num_kills += 1
-                running[start(source, killed, name, args.slowed, messages)] = name
+                running[start(processes[name], messages)] = name
             elif status:
-                raise SystemExit(f"worker {name} ended with status {status}:\n{messages.read_text()}")
+                raise SystemExit(f"{name} ended with status {status}:\n{messages.read_text()}")
+        for pid in [*running, *[scheduler] * args.dask]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         wall_s = time.perf_counter() - started
         faults = [*map(str, verify(Cache(killed)))]
         ours, theirs = contents(killed), contents(alone)
         different = sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
-    print("| workers | chunks | SIGKILLs | wall s | files | different files | faults |")
+    print("| processes | chunks | SIGKILLs | wall s | files | different files | faults |")
     print("|---|---|---|---|---|---|---|")
     chunks = -(-args.images // CHUNK)
     print(

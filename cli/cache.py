@@ -48,7 +48,8 @@ SECTIONS = {
     "Augmented views": "views augment_scale augment_flip augment_jitter augment_grayscale augment_seed",
     "Translations": "teacher_field images",
     "Complete caches": "append retry",
-    "Speed and workers": "batch_size num_workers device precision chunk_rows shard",
+    "Speed": "batch_size num_workers device precision chunk_rows",
+    "Many GPUs and machines": "scheduler num_local shard",
 }
 
 
@@ -72,7 +73,8 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
     \b
     clipglot cache train.jsonl -o train.zarr --model ViT-B-32 --pretrained openai
 
-    Processes started by torchrun, or jobs with a --shard I/N each, share the work and need no network between them.
+    Many machines share the work: as workers of a Dask cluster (--scheduler), as jobs with a --shard I/N each, or as
+    processes of torchrun (docs/many-machines.md).
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
     with friendly_errors(), interrupted_by_sigterm():
         try:
@@ -102,6 +104,7 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
             | asdict(report)
             | {"bottleneck": bottleneck}
             | {"most_at_once": result.most_at_once, "deviation": result.deviation and asdict(result.deviation)}
+            | {"chunks_left": result.chunks_left}
             | CacheContents(result.cache).to_json()
         )
     else:
@@ -113,13 +116,19 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
     report, before, info = result.report, result.before, result.cache.info
     was_sealed = before is not None and before.state == "sealed"
     num_embedded, in_views = info.counts.get("embedded", 0), f" in {info.num_views} views" * (info.num_views > 1)
+    by = "" if settings.own_shard.is_whole else f"{settings.own_shard} did "
+    did = f"{settings.output}: {by}{report.num_pictures:,} images{in_views} in {report.wall_s:.1f} s"
     if report.num_pictures:
-        by = "" if settings.worker.is_alone else f"{settings.worker} did "
+        did += f" ({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck})"
+    if result.chunks_left:
+        say(did)
         say(
-            f"{settings.output}: {by}{report.num_pictures:,} images{in_views} in {report.wall_s:.1f} s "
-            f"({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck}), "
-            f"{num_embedded:,} of {info.num_images:,} embedded"
+            f"{result.chunks_left:,} of {result.cache.num_chunks:,} chunks are left to other shards; the last of them, "
+            "or this command without --shard, completes the cache"
         )
+        return
+    if report.num_pictures:
+        say(f"{did}, {num_embedded:,} of {info.num_images:,} embedded")
     else:
         say(f"{settings.output} is complete already: {num_embedded:,} images embedded{in_views}")
     if report.num_pictures and settings.images:

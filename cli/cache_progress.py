@@ -41,7 +41,7 @@ class PassProgress:
             return
         if stage == "wait":
             self.end()
-            warn(f"{self._settings.worker} is waiting for worker 0 to plan {self._settings.output}")
+            warn(f"{self._settings.own_shard} is waiting for shard 0 to plan {self._settings.output}")
             return
         unit = {"plan": "records", "teach": "captions", "embed": self._unit}[stage]
         if begins := stage != self._stage:
@@ -66,8 +66,8 @@ class PassProgress:
         self._speak(f"embed: {self._so_far}, {', '.join(told)}")
 
     def _remaining(self, report: PassReport) -> list[str]:
-        """Time that the stage will take at the speed so far; nothing where other workers decide."""
-        if self._total is None or not report.num_pictures or report.others_s:
+        """Time that the stage will take at the speed so far."""
+        if self._total is None or not report.num_pictures:
             return []
         seconds = (self._total - self._done) / report.num_pictures * report.wall_s
         return [f"{timedelta(seconds=round(seconds))} left"]

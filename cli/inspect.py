@@ -6,14 +6,27 @@ from collections.abc import Sequence
 import click
 from rich.cells import cell_len
 
-from ..cache.format import EXPLANATION, Status
+from ..cache.format import EXPLANATION, NOT_LAID_OUT, Status
+from ..cache.location import Location
 from ..cache.read.preview import CaptionedImage
-from ..jobs.inspect import InspectReport, inspect_cache
+from ..jobs.inspect import InspectReport, PassState, inspect_cache, watch_pass
 from ..jobs.settings.inspect import InspectSettings
 from .describe import cache_facts
-from .inspect_watch import pass_table, watch_until_sealed
 from .options import require_kind, settings_options
-from .render import Table, facts, friendly_errors, json_option, output, print_json, say, shortened, table
+from .render import (
+    PlainProgress,
+    Table,
+    facts,
+    friendly_errors,
+    json_option,
+    output,
+    print_json,
+    progress_bar,
+    say,
+    shortened,
+    table,
+    warn,
+)
 
 
 class _InspectCommand(click.Command):
@@ -33,13 +46,13 @@ class _InspectCommand(click.Command):
 
 @click.command(cls=_InspectCommand)
 @settings_options(InspectSettings, "cache", has_config=False)
-@click.option("--watch", is_flag=True, help="show the progress of the workers until the pass is over")
+@click.option("--watch", is_flag=True, help="show how many chunks are stored until the pass is over")
 @json_option
 def inspect(settings: InspectSettings, watch: bool, as_json: bool) -> None:
-    """Show what CACHE contains, what failed and why, and the workers of an unfinished pass."""
+    """Show what CACHE contains, what failed and why, and how far an unfinished pass is."""
     with friendly_errors():
         if watch:  # perhaps before the pass has begun
-            watch_until_sealed(settings.cache, as_json=as_json)
+            _watch(settings.cache, as_json=as_json)
             return
         require_kind(settings.cache, "cache")
         report = inspect_cache(settings)
@@ -47,6 +60,36 @@ def inspect(settings: InspectSettings, watch: bool, as_json: bool) -> None:
             print_json(report.to_json())
         else:
             _print(report, str(settings.cache))
+
+
+def _watch(location: Location, *, as_json: bool) -> None:
+    """Show how a pass gets on until it is over, perhaps before it has begun: a bar, lines, or JSON documents."""
+    plain, last = PlainProgress(), ""
+    with progress_bar() as bars:
+        task = bars.add_task("chunks", total=None, note="")
+        for state in watch_pass(location):
+            if state is None:
+                if not last:
+                    warn(last := f"waiting for a `clipglot cache` command to begin {location}; Ctrl-C stops")
+                continue
+            last = _progress(state)
+            if as_json:
+                print_json(state.to_json(), indent=None)
+            else:
+                bars.update(task, completed=state.chunks_done, total=state.num_chunks or None, note=state.state)
+                plain.show(last)
+    if not as_json:
+        say(last)
+
+
+def _progress(state: PassState) -> str:
+    """How far a pass is, in a line."""
+    if state.state in NOT_LAID_OUT:
+        return "being planned, or planning was interrupted"
+    line = f"{state.chunks_done:,} of {state.num_chunks:,} chunks are stored ({state.state})"
+    if state.captions_left:
+        line += f"; {state.captions_left:,} chunks of captions are left for the teacher, which comes first"
+    return line
 
 
 def _print(report: InspectReport, title: str) -> None:
@@ -64,7 +107,7 @@ def _print(report: InspectReport, title: str) -> None:
     output.print(shares)
     if not report.pass_state.is_over:
         output.print()
-        output.print(pass_table(report.pass_state))
+        say(_progress(report.pass_state))
     if report.failures:
         failed = table("row", "status", "image", numbers=("row",))
         for failure in report.failures:

@@ -1,43 +1,55 @@
 """`clipglot cache`: load the towers, plan, embed and seal; run it again to resume."""
 
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from ..cache.errors import CacheError
 from ..cache.format import CacheInfo
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
-from ..cache.sources.kinds import open_source
+from ..cache.sources.kinds import SOURCES, open_source
 from ..cache.sources.source import Source
 from ..cache.storage.open import store_at
 from ..cache.write.embed import embed_missing
 from ..cache.write.image_reader import reader_of
 from ..cache.write.report import PassReport
+from ..cache.write.seal import num_missing, seal_if_whole
+from ..cache.write.shard import Shard
 from ..cache.write.text_only import embed_missing_texts
 from ..cache.write.text_targets import embed_text_targets
 from ..cache.write.views import missing_views
-from ..cache.write.work_sharing import Worker
 from ..distill.device import resolve_device
-from ..distill.errors import LoneError
+from ..distill.errors import DistillError, LoneError
 from ..distill.provenance import encoder_info
 from ..encoders.image_queue import Deviation, ImageQueue
-from ..encoders.image_tower import ImageTower, load_image_tower
-from ..encoders.text_teacher import TextTeacher, load_with_teacher
-from .cache_job import CacheJob
+from ..encoders.image_tower import ImageTower
+from ..encoders.text_teacher import TextTeacher
+from .cache_job import CacheJob, load_towers
 from .cache_plan import prepare_cache, prepare_cache_or_wait
 from .output_cache import OutputCache
 from .settings.cache import CacheSettings
 
+if TYPE_CHECKING:
+    from .dask_pass import Workers
+
+
+POLL_S = 1.0  # between two looks whether the other processes of torchrun have ended
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheResult:
-    """A sealed cache and what this pass did for it.
+    """A cache and what this pass did for it.
 
     Attributes:
-        cache: sealed.
+        cache: sealed, unless other shards have still to make some of its chunks.
         before: the metadata that the cache had before; None if there was none.
         report: counts and seconds of this pass.
         resumed: whether the cache was planned before.
+        chunks_left: that other shards have to make.
         most_at_once: images that fitted into the device's memory, where a batch did not.
         deviation: of features in half precision, on the first batch.
     """
@@ -46,6 +58,7 @@ class CacheResult:
     before: CacheInfo | None
     report: PassReport
     resumed: bool
+    chunks_left: int = 0
     most_at_once: int | None = None
     deviation: Deviation | None = None
 
@@ -61,25 +74,30 @@ def cache_images(
 ) -> CacheResult:
     """Embed every image of a source, finish an interrupted pass, or add views or another source.
 
-    Alone, or as one of several workers that share the pass.
+    In this process, or on a Dask cluster; all of it, or one shard.
 
     Args:
         settings: the same settings resume; a cache of another tower or source is refused.
-        on_progress: called with the stages `load`, `wait` (for the first worker), `plan` (records), `teach` (captions)
+        on_progress: called with the stages `load`, `wait` (for the first shard), `plan` (records), `teach` (captions)
             and `embed` (images).
         source: a source of your own (docs/sources.md); by default that of `settings.source`.
         output: the cache at `settings.output`, if the caller has opened it.
         on_report: called with the report of the pass so far, each time after stage `embed` has made progress.
-        on_note: called once rows are planned, with what the user should know of how the source was read.
+        on_note: called with what the user should know of how the source was read, and of the cluster.
 
     Raises:
         CacheError, EncoderError, DistillError: each message says what to do.
     """
     source = source or open_source(settings.source_info)
     source.info = replace(source.info, sha256=source.sha256())
+    if settings.scheduler:
+        _require_dask()
+        if source.kind not in SOURCES:
+            raise DistillError("--scheduler: its workers do not have a source of your own: cache it in one process")
     on_progress(Progress("load", 0))
-    tower, teacher = _load_towers(settings)
-    worker, store = settings.worker, store_at(settings.output, read_only=False)
+    # Where others embed, only the identity of the towers is needed.
+    tower, teacher = load_towers(settings, "cpu" if settings.scheduler else resolve_device(settings.device))
+    shard, store = settings.own_shard, store_at(settings.output, read_only=False)
     job = CacheJob(
         settings=settings,
         source=source,
@@ -87,25 +105,28 @@ def cache_images(
         teacher_sha256=teacher.weights_sha256 if teacher else None,
         output=output or OutputCache(settings.output),
     )
-    before = job.output.info
-    if worker.is_alone:
+    before, chunks_left = job.output.info, 0
+    if shard.is_whole:
         with store.lock():
             resumed = prepare_cache(job, on_progress)
             _tell(source, on_note)
-            report, queue = _embed(job, tower, teacher, on_progress, on_report)
+            report, queue = _embed(job, tower, teacher, on_progress, on_report, on_note)
     else:
-        resumed = prepare_cache_or_wait(job, worker, store, on_progress)
+        resumed = prepare_cache_or_wait(job, shard, store, on_progress)
         _tell(source, on_note)
         try:
             with store.lock(shared=True):
-                report, queue = _embed(job, tower, teacher, on_progress, on_report)
-        except CacheError as error:  # of this worker alone: the others go on
-            raise LoneError(f"{worker}: {error}") from error
+                report, queue = _embed(job, tower, teacher, on_progress, on_report, on_note)
+                report = replace(report, others_s=_wait_for_ranks(job))
+                chunks_left = seal_if_whole(job.output.require(), settings.views, shard, changed=False)
+        except CacheError as error:  # of this shard alone: the others go on
+            raise LoneError(f"{shard}: {error}") from error
     return CacheResult(
         cache=job.output.require(),
         before=before,
         report=report,
         resumed=resumed,
+        chunks_left=chunks_left,
         most_at_once=queue.max_images if queue else None,
         deviation=queue.deviation if queue else None,
     )
@@ -123,54 +144,81 @@ def _embed(
     teacher: TextTeacher | None,
     on_progress: OnProgress,
     on_report: Callable[[PassReport], None],
-) -> tuple[PassReport, ImageQueue | None]:
-    """Embed a worker's part of a prepared cache; return its report, and the queue of images if there are images."""
-    settings, worker, cache = job.settings, job.settings.worker, job.output.require()
-    if teacher and settings.images:  # first, so that a sealed cache has all text targets
-        embed_text_targets(
-            cache, teacher.encode, worker, lambda done, total: on_progress(Progress("teach", done, total))
-        )
+    on_note: Callable[[str], None],
+) -> "tuple[PassReport, ImageQueue | Workers | None]":
+    """Embed a shard of a prepared cache; return its report, and what moved images to a device if there are images."""
+    settings, shard, cache = job.settings, job.settings.own_shard, job.output.require()
     num_views = max(settings.views, cache.info.num_views)
-    missing = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views)}
-    total = sum(len(rows) for chunk, rows in missing.items() if chunk % worker.num == worker.index)
-    before = max(0, _num_rows(cache, worker) - total)  # done by earlier passes
-    if missing:
-        on_progress(Progress("embed", before, before + total))  # the first batch takes its time
+    missing = {chunk: cache.pending_rows(chunk) for chunk in missing_views(cache, num_views) if chunk in shard}
+    total = sum(map(len, missing.values()))
+    before = max(0, _num_rows(cache, shard) - total)  # done by earlier passes
+
+    def taught(done: int, num_captions: int) -> None:
+        on_progress(Progress("teach", done, num_captions))
+
+    def begin() -> None:
+        if missing:
+            on_progress(Progress("embed", before, before + total))  # the first batch takes its time
 
     def embedded(done: int, report: PassReport) -> None:
-        # A worker may take over chunks of others, and others may take over some of its own.
-        on_progress(Progress("embed", before + done, before + max(done, total)))
+        on_progress(Progress("embed", before + done, before + total))
         on_report(report)
 
-    if teacher and not settings.images:
-        return embed_missing_texts(cache, teacher.encode, worker, embedded), None
-    queue = ImageQueue(tower)
-    report = embed_missing(
-        cache,
-        queue,
-        reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=missing.values()),
-        num_workers=settings.resolved_num_workers,
-        num_views=num_views,
-        worker=worker,
-        on_progress=embedded,
-    )
-    return report, queue
+    if settings.scheduler and num_missing(cache, num_views):
+        from . import dask_pass  # imports distributed, which a pass without it must not
+
+        if not cache.info.source.has_teacher:
+            begin()  # a cluster takes its time to start
+        with dask_pass.workers_of(job, num_views, on_note) as workers:
+            workers.embed_text_targets(taught)
+            return workers.embed_missing(embedded), workers
+    needs_lock = not shard.is_whole and num_missing(cache, num_views, [shard])
+    with cache.arrays.store.lock_shard(shard.index, shard.num) if needs_lock else nullcontext():
+        if teacher and settings.images:  # first, so that a sealed cache has all text targets
+            embed_text_targets(cache, teacher.encode, shard, taught)
+        begin()
+        if teacher and not settings.images:
+            return embed_missing_texts(cache, teacher.encode, shard, embedded), None
+        queue = ImageQueue(tower)
+        report = embed_missing(
+            cache,
+            queue,
+            reader=reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=missing.values()),
+            num_workers=settings.resolved_num_workers,
+            num_views=num_views,
+            shard=shard,
+            on_progress=embedded,
+        )
+        return report, queue
 
 
-def _num_rows(cache: Cache, worker: Worker) -> int:
-    """Number of images in a worker's chunks, of the source that was added last."""
+def _wait_for_ranks(job: CacheJob) -> float:
+    """As the first process of `torchrun`, which reports for all, wait until the others have done their shards.
+
+    If one of them fails, torchrun ends this one.
+
+    Returns:
+        The seconds.
+    """
+    started, (first, *others) = time.monotonic(), job.settings.launched_shards
+    if job.settings.own_shard == first:
+        while others and num_missing(job.output.require(), job.settings.views, others):
+            time.sleep(POLL_S)
+    return time.monotonic() - started
+
+
+def _num_rows(cache: Cache, shard: Shard) -> int:
+    """Number of images in a shard's chunks, of the source that was added last."""
     first = cache.info.appended[-1].first_row if cache.info.appended else 0
-    chunks = map(cache.chunk_slice, range(worker.index, cache.num_chunks, worker.num))
+    chunks = [cache.chunk_slice(chunk) for chunk in range(cache.num_chunks) if chunk in shard]
     return sum(max(0, rows.stop - max(rows.start, first)) for rows in chunks)
 
 
-def _load_towers(settings: CacheSettings) -> tuple[ImageTower, TextTeacher | None]:
-    """Load the image tower, and the text tower if there are text targets.
+def _require_dask() -> None:
+    """Refuse a pass on a cluster where Dask is not installed, before towers are loaded.
 
-    Without images only the identity of the image tower is needed, so it stays off the device.
+    Raises:
+        DistillError: it is not.
     """
-    device, model, pretrained = resolve_device(settings.device), settings.model, settings.pretrained
-    if not settings.teacher_field:
-        return load_image_tower(model, pretrained, device=device, precision=settings.precision), None
-    tower, teacher = load_with_teacher(model, pretrained, device=device, precision=settings.precision)
-    return tower.placed(device) if settings.images else tower, teacher
+    if find_spec("distributed") is None:
+        raise DistillError("--scheduler needs Dask: pip install '.[dask]' in a clone of clipglot")

@@ -1,7 +1,9 @@
-"""The job of `clipglot cache`, and checks that an existing cache has the same tower, source and settings."""
+"""The job of `clipglot cache`, its towers, and checks that an existing cache has the same ones and settings."""
 
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from ..cache.format import CacheInfo, EncoderInfo, SourceInfo
 from ..cache.location import to_location
@@ -11,6 +13,8 @@ from ..cache.sources.source import Source
 from ..cache.write.views import has_further_views, num_begun
 from ..distill.errors import DistillError
 from ..distill.provenance import require_same_encoder
+from ..encoders.image_tower import ImageTower, load_image_tower
+from ..encoders.text_teacher import TextTeacher, load_with_teacher
 from .output_cache import OutputCache
 from .settings.cache import CacheSettings
 
@@ -65,6 +69,18 @@ class CacheJob:
             else replace(self.source.info, first_row=known.first_row)
             for known in info.sources
         ]
+
+
+def load_towers(settings: CacheSettings, device: str | torch.device) -> tuple[ImageTower, TextTeacher | None]:
+    """Load the image tower, and the text tower if there are text targets.
+
+    Without images only the identity of the image tower is needed, so it stays off the device.
+    """
+    model, pretrained = settings.model, settings.pretrained
+    if not settings.teacher_field:
+        return load_image_tower(model, pretrained, device=device, precision=settings.precision), None
+    tower, teacher = load_with_teacher(model, pretrained, device=device, precision=settings.precision)
+    return tower.placed(device) if settings.images else tower, teacher
 
 
 def appended_index(info: CacheInfo, source: SourceInfo) -> int | None:

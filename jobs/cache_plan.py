@@ -1,6 +1,6 @@
 """Preparation of a pass: a cache is planned, or checked to have the same settings, with room for what is added.
 
-Of several workers the first one does this; the others wait until it is done.
+Of several shards the first one does this; the others wait until it is done.
 """
 
 import time
@@ -15,9 +15,9 @@ from ..cache.write.absent_images import found_again
 from ..cache.write.append import finish_append, plan_append
 from ..cache.write.image_reader import reader_of
 from ..cache.write.plan import plan_cache
+from ..cache.write.shard import Shard
 from ..cache.write.text_only import rows_of_texts
 from ..cache.write.views import make_room, num_begun
-from ..cache.write.work_sharing import Worker
 from ..distill.errors import DistillError
 from .cache_job import CacheJob, appended_index, require_appendable, require_same_plan, require_same_text_targets
 from .installed import installed_version
@@ -70,17 +70,17 @@ def prepare_cache(job: CacheJob, on_progress: OnProgress) -> bool:
     return resumed
 
 
-def prepare_cache_or_wait(job: CacheJob, worker: Worker, store: CacheStore, on_progress: OnProgress) -> bool:
-    """Prepare the cache as the first of several workers, or wait for the first worker to do so.
+def prepare_cache_or_wait(job: CacheJob, shard: Shard, store: CacheStore, on_progress: OnProgress) -> bool:
+    """Prepare the cache as the first of several shards, or wait for the first one to do so.
 
     Returns:
         Whether the cache was planned before.
 
     Raises:
-        CacheError, DistillError: as `prepare_cache`; or the first worker does not plan in time.
+        CacheError, DistillError: as `prepare_cache`; or the first shard does not plan in time.
     """
-    if not worker.index:
-        # Active workers hold a shared lock on the folder; before the cache is planned there can be none.
+    if not shard.index:
+        # Active shards hold a shared lock on the folder; before the cache is planned there can be none.
         job.output.refresh()
         with store.lock(shared=_is_planned(job)):
             return prepare_cache(job, on_progress)
@@ -91,7 +91,7 @@ def prepare_cache_or_wait(job: CacheJob, worker: Worker, store: CacheStore, on_p
         resumed = False
         if time.monotonic() - waiting_from > MAX_WAIT_S:
             raise DistillError(
-                f"{job.settings.output}: {worker} waited {MAX_WAIT_S / 3600:.0f} hours for worker 0 to plan it: "
+                f"{job.settings.output}: {shard} waited {MAX_WAIT_S / 3600:.0f} hours for shard 0 to plan it: "
                 "start that one, or see how it ended, and run this command again"
             )
         time.sleep(POLL_S)
@@ -108,7 +108,7 @@ def _is_planned(job: CacheJob) -> bool:
 
 
 def _is_prepared(job: CacheJob) -> bool:
-    """Whether the first worker has prepared the cache by now."""
+    """Whether the first shard has prepared the cache by now."""
     cache = job.output.refresh()
     if job.settings.append:
         require_appendable(job)
@@ -151,7 +151,7 @@ def _plan(job: CacheJob, on_progress: OnProgress) -> None:
 def _append(job: CacheJob, on_progress: OnProgress) -> bool:
     """Plan an appended source of a sealed cache unless it was planned before; return whether it was.
 
-    A source that brings no new image is recorded as well, because other workers may wait for it.
+    A source that brings no new image is recorded as well, because other shards may wait for it.
     """
     require_appendable(job)
     settings, source, cache = job.settings, job.source, job.output.require()
@@ -180,7 +180,7 @@ def _append(job: CacheJob, on_progress: OnProgress) -> bool:
 
 def _try_absent_again(job: CacheJob, cache: Cache, rows: range) -> None:
     """Have the images of a source tried again that were absent below its old root and are there below the new one."""
-    if not job.settings.images or not job.settings.worker.is_alone:  # others may be at work on these chunks
+    if not job.settings.images or not job.settings.own_shard.is_whole:  # others may be at work on these chunks
         return
     reader = reader_of(cache, job.kinds, sources=job.sources_of(cache.info), rows=[rows])
     cache.arrays.invalidate([(STATUS, (chunk,)) for chunk in found_again(cache, reader, rows)])

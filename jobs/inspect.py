@@ -1,19 +1,27 @@
 """`clipglot inspect`: what a cache contains, what failed, and how far its pass is."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
+from time import sleep
 from typing import Any
 
 from ..cache.format import CaptionSetInfo, Status
+from ..cache.location import Location, is_hdf5
 from ..cache.read.cache import Cache, Failure
 from ..cache.read.caption_sets import CaptionSet
 from ..cache.read.preview import CaptionedImage, sample_captioned_images
-from ..cache.write.text_targets import TextTargetStatus
-from ..cache.write.views import count_repeats, num_begun
+from ..cache.storage.atomic import PARTIAL
+from ..cache.storage.local import ZARR_JSON
+from ..cache.storage.open import store_at
+from ..cache.write.text_targets import TextTargetStatus, missing_text_target_chunks
+from ..cache.write.views import count_repeats, num_begun, num_chunks_done
 from .captions import set_to_json
-from .pass_state import PassState, pass_state
 from .settings.inspect import InspectSettings
+
+POLL_S = 3.0  # between two looks at a pass
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,49 @@ class CacheContents:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassState:
+    """How far a pass is, as the store says.
+
+    Attributes:
+        state: of the cache.
+        chunks_done: stored, in all views that are begun.
+        num_chunks: of all.
+        captions_left: chunks of captions that a teacher has still to embed.
+    """
+
+    state: str
+    chunks_done: int
+    num_chunks: int
+    captions_left: int
+
+    @classmethod
+    def of(cls, cache: Cache) -> "PassState":
+        """The state of a cache that was just opened."""
+        is_laid_out = cache.info.is_laid_out
+        has_teacher = cache.info.source.has_teacher and is_laid_out
+        return cls(
+            state=cache.info.state,
+            chunks_done=num_chunks_done(cache),
+            num_chunks=cache.num_chunks if is_laid_out else 0,
+            captions_left=len(missing_text_target_chunks(cache)) if has_teacher else 0,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state == "sealed" and self.chunks_done == self.num_chunks
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "state": self.state,
+            "chunks_done": self.chunks_done,
+            "num_chunks": self.num_chunks,
+            "caption_chunks_left": self.captions_left,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class InspectReport:
     """A cache as it is now.
 
@@ -129,8 +180,32 @@ def inspect_cache(settings: InspectSettings) -> InspectReport:
     pairs, num_uncaptioned = sample_captioned_images(cache, settings.pairs)
     return InspectReport(
         contents=CacheContents(cache),
-        pass_state=pass_state(cache),
+        pass_state=PassState.of(cache),
         num_uncaptioned=num_uncaptioned,
         pairs=pairs,
         failures=failures,
     )
+
+
+def watch_pass(location: Location) -> Iterator[PassState | None]:
+    """The states of a pass, every few seconds, until it is over; None while no `clipglot cache` command has begun it.
+
+    Raises:
+        CacheError: no cache there, or a store that refuses.
+    """
+    while not _is_begun(location):
+        yield None
+        sleep(POLL_S)
+    while True:
+        yield (state := PassState.of(Cache(location)))
+        if state.is_over:
+            return
+        sleep(POLL_S)
+
+
+def _is_begun(location: Location) -> bool:
+    """Whether a cache stands there, though its plan may not be whole. A pass makes no file, so a file is a cache."""
+    if isinstance(location, Path) and is_hdf5(location):
+        return True
+    names = store_at(location, read_only=True).names("")
+    return ZARR_JSON in names or not all(name.endswith(PARTIAL) for name in names)  # anything else there is refused

@@ -103,6 +103,20 @@ def make_cache(tiny_clip: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of 80 images: 10 chunks of 8."""
+    return draw_images(tmp_path_factory.mktemp("many"), 80)
+
+
+@pytest.fixture(scope="session")
+def alone(many_images: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache that one process makes of them. Read only."""
+    cache = tmp_path_factory.mktemp("alone") / "cache.zarr"
+    make_cache(many_images, cache, chunk_rows=8)
+    return cache
+
+
+@pytest.fixture(scope="session")
 def tiny_cache(manifest: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sealed cache of `manifest`. Read only."""
     path = tmp_path_factory.mktemp("caches") / "tiny.zarr"

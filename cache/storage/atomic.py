@@ -142,7 +142,9 @@ def _try_lock(path: Path) -> Iterator[bool | None]:
 
 
 @contextmanager
-def lock_folder(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[bool]:
+def lock_folder(
+    folder: Path, *, wait: bool = False, shared: bool = False, refusal: str | None = None
+) -> Iterator[bool]:
     """Lock a folder for one writer, or for several that share it; yield False on a filesystem without locks.
 
     The folder is created, and deleted again if it is empty at the end. The lock is the kernel's, on the folder itself,
@@ -153,6 +155,7 @@ def lock_folder(folder: Path, *, wait: bool = False, shared: bool = False) -> It
         wait: for the process that has locked it, rather than raise.
         shared: with other processes that pass `shared`. The last to leave deletes partial files of killed processes;
             a process that arrives then waits.
+        refusal: what the error says if another process has locked it.
 
     Raises:
         CacheError: another process has locked it, it is not a folder, or it cannot be created.
@@ -160,7 +163,7 @@ def lock_folder(folder: Path, *, wait: bool = False, shared: bool = False) -> It
     require_folder_or_absent(folder)
     existed = folder.exists()
     with explain_os_error(folder):
-        descriptor, is_locked = _open_locked(folder, wait, shared)
+        descriptor, is_locked = _open_locked(folder, wait, shared, refusal)
     try:
         yield is_locked
         if shared and is_locked:
@@ -175,12 +178,15 @@ def lock_folder(folder: Path, *, wait: bool = False, shared: bool = False) -> It
         os.close(descriptor)
 
 
-def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
+def _open_locked(folder: Path, wait: bool, shared: bool, refusal: str | None) -> tuple[int, bool]:
     operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
     deadline = monotonic() + (SWEEPING_S if shared else 0)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:  # another process has just deleted the empty folder, or the one above
+            continue
         try:
             is_locked = lock(descriptor, operation)
         except BlockingIOError:
@@ -189,7 +195,7 @@ def _open_locked(folder: Path, wait: bool, shared: bool) -> tuple[int, bool]:
                 sleep(POLL_S)
                 continue
             raise CacheError(
-                f"{folder}: another clipglot command is writing it: wait for it to end, or choose another -o"
+                refusal or f"{folder}: another clipglot command is writing it: wait for it to end, or choose another -o"
             ) from None
         except OSError:
             os.close(descriptor)

@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -28,7 +28,7 @@ from .encoding import ChunkLimits, slice_bytes
 from .regular import read_regular
 
 ZARR_JSON = "zarr.json"  # of the root group: a folder with this file is a cache
-MAX_TRIES = 5  # to write a file whose folder other processes delete
+SHARDS = "workers"  # locks of shards; earlier versions kept heartbeats there
 
 
 class DurableLocalStore(LocalStore):
@@ -135,14 +135,11 @@ class DurableLocalStore(LocalStore):
             return None
 
     def write(self, key: str, data: bytes) -> None:
-        """Write a small file atomically, even while other processes delete its folder."""
+        """Write a small file atomically."""
         path = self.root / key
         with explain_os_error(path):
-            for _ in range(MAX_TRIES):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):
-                    return atomic_write(path, data)
-            raise FileNotFoundError(errno.ENOENT, "its folder is deleted again and again")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, data)
 
     def keys_below(self, folder: str) -> list[str]:
         """Keys of all files below a folder, relative to the store, without partial files of killed writers."""
@@ -196,6 +193,14 @@ class DurableLocalStore(LocalStore):
     def lock(self, *, shared: bool = False) -> AbstractContextManager[bool]:
         """Lock the folder for one writer or for several that share it; see `lock_folder`."""
         return lock_folder(self.root, shared=shared)
+
+    def lock_shard(self, index: int, num: int) -> AbstractContextManager[bool]:
+        """Lock a shard of a pass, so that no two processes embed the same chunks; see `lock_folder`."""
+        refusal = (
+            f"{self.root}: another clipglot command is at shard {index}/{num}: give each its own --shard I/N, or wait "
+            "for that one"
+        )
+        return lock_folder(self.root / SHARDS / f"{index}-of-{num}", refusal=refusal)
 
     async def _open(self, *, mode: Any = None) -> None:
         if not self.read_only:

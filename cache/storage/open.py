@@ -11,7 +11,7 @@ from .remote import RemoteStore
 
 CacheStore = DurableLocalStore | RemoteStore
 """A store that a cache can be written to. It has zarr's own interface, and the methods names, read, write, keys_below,
-delete_below, delete_file, empty, sweep and lock."""
+delete_below, delete_file, empty, sweep, lock and lock_shard."""
 
 
 def store_at(location: Location, *, read_only: bool) -> CacheStore:

@@ -198,6 +198,10 @@ class RemoteStore(FsspecStore):
         """Lock nothing, and yield False: a store has no locks, and writers of one cache write the same bytes."""
         return nullcontext(False)
 
+    def lock_shard(self, index: int, num: int) -> AbstractContextManager[bool]:
+        """Lock nothing, as `lock`: of two processes with one shard, both write the same bytes."""
+        return nullcontext(False)
+
     async def _keys_below(self, folder: str) -> list[str]:
         self.fs.invalidate_cache()
         with explain_store_error(self.url, folder):

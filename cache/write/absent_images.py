@@ -1,6 +1,6 @@
 """Absent images: a wrong image root stops a pass early, and a new one has the missing images tried again."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,14 @@ class AllAbsentError(CacheError):
     """A pass that has found none of its images."""
 
 
-def require_some_image(cache: Cache, reader: BlockReader, chunks: Collection[int], report: PassReport) -> None:
+def require_some_image(
+    cache: Cache, reader: Callable[[], BlockReader], chunks: Collection[int], report: PassReport
+) -> None:
     """Stop a pass whose images are all absent, and so are others all over its chunks.
 
     Args:
         cache: of the pass.
-        reader: of its images.
+        reader: opens its images.
         chunks: that the pass is to make.
         report: of the pass so far.
 
@@ -43,7 +45,8 @@ def require_some_image(cache: Cache, reader: BlockReader, chunks: Collection[int
         rows[i][place - starts[i]]
         for i, place in zip(np.searchsorted(starts, places, "right") - 1, places, strict=True)
     ]
-    if any(_is_there(cache, reader, row) for row in sample):
+    images = reader()
+    if any(_is_there(cache, images, row) for row in sample):
         return
     raise AllAbsentError(
         f"{cache.path}: none of the first {report.num_pictures:,} images is there, nor are others all over the source"

@@ -1,7 +1,7 @@
 """Writing of chunks, in a thread of its own so that the tower does not wait for the disk."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -47,15 +47,9 @@ class ChunkWriter:
         wait_s: seconds the caller waited for it.
     """
 
-    def __init__(self, cache: Cache, on_written: Callable[[int], None], thread: ThreadPoolExecutor) -> None:
-        """Keep what writing needs.
-
-        Args:
-            cache: open for writing.
-            on_written: called in the thread with the index of each chunk that is on disk.
-            thread: a pool of one.
-        """
-        self._cache, self._on_written, self._thread = cache, on_written, thread
+    def __init__(self, cache: Cache, thread: ThreadPoolExecutor) -> None:
+        """Write to a cache that is open for writing, in a pool of one thread."""
+        self._cache, self._thread = cache, thread
         self._writing: Future[None] | None = None
         self.write_s = self.wait_s = 0.0
 
@@ -68,7 +62,6 @@ class ChunkWriter:
         started = time.perf_counter()
         write_chunk(self._cache, chunk)
         self.write_s += time.perf_counter() - started
-        self._on_written(chunk.index)
 
     def raise_early(self) -> None:
         """Raise the error of a write that failed, rather than after another chunk has been embedded."""
@@ -91,9 +84,9 @@ class ChunkWriter:
 
 
 @contextmanager
-def chunk_writer(cache: Cache, on_written: Callable[[int], None]) -> Iterator[ChunkWriter]:
+def chunk_writer(cache: Cache) -> Iterator[ChunkWriter]:
     """A `ChunkWriter` whose chunks are on disk at the end of the block, also after an error or Ctrl-C."""
     with ThreadPoolExecutor(1, thread_name_prefix="chunk-writer") as thread:
-        writer = ChunkWriter(cache, on_written, thread)
+        writer = ChunkWriter(cache, thread)
         yield writer
         writer.join()

@@ -1,7 +1,8 @@
 """Report of a pass: counts of images, and seconds by stage."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class PassReport:
         read_s: seconds spent reading images, summed over the decoding processes.
         decode_s: seconds spent decoding them, summed over the decoding processes.
         wait_s: seconds the pass waited for decoded images.
-        others_s: seconds it waited for other workers, which had all remaining chunks.
+        others_s: seconds it waited for other processes: for a worker to come, or for the ranks of `torchrun`.
         transfer_s: seconds in which pixels moved to the device and were normalized.
         forward_s: seconds in which the tower computed.
         tower_s: seconds the pass waited for the tower.
@@ -44,6 +45,16 @@ class PassReport:
     tower_s: float = 0.0
     write_s: float = 0.0
     write_wait_s: float = 0.0
+
+    def __add__(self, other: "PassReport") -> "PassReport":
+        """What two parts of a pass have done together.
+
+        >>> (PassReport(num_pictures=2, failed={"missing": 1}) + PassReport(failed={"missing": 2}, tower_s=1.5)).failed
+        {'missing': 3}
+        """
+        numbers = [each.name for each in fields(self) if each.name != "failed"]
+        sums = {name: getattr(self, name) + getattr(other, name) for name in numbers}
+        return PassReport(failed=dict(Counter(self.failed) + Counter(other.failed)), **sums)
 
     @property
     def bottleneck(self) -> str:

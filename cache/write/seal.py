@@ -1,5 +1,6 @@
 """Sealing: the last step of a pass counts images by status and exact duplicates, and marks the cache complete."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -8,34 +9,58 @@ from numpy.typing import NDArray
 from ..errors import CacheError
 from ..format import HASH, NORM, STATUS, TOKENS, Status
 from ..read.cache import Cache
+from ..storage.local import SHARDS
 from .absent_images import ABSENT, tried
+from .shard import WHOLE, Shard
+from .text_targets import missing_text_target_chunks
 from .views import missing_views
-from .work_sharing import ALONE, WORKERS, Worker
 
 HASHES_PER_ROUND = 2**22  # of 16 bytes, sorted in memory at once; more are counted in several rounds
 
 
-def seal(cache: Cache, num_views: int = 1, worker: Worker = ALONE, *, changed: bool = True) -> None:
+def num_missing(cache: Cache, num_views: int = 1, shards: Collection[Shard] = (WHOLE,)) -> int:
+    """Number of chunks of images and of text targets in some shards that are still to be made."""
+    images = missing_views(cache, max(num_views, cache.info.num_views))
+    captions = missing_text_target_chunks(cache) if cache.info.source.has_teacher else []
+    return sum(chunk in shard for chunk in (*images, *captions) for shard in shards)
+
+
+def seal_if_whole(cache: Cache, num_views: int, shard: Shard, *, changed: bool) -> int:
+    """Seal a cache, unless other shards have still to make some of its chunks: the last of them seals.
+
+    Returns:
+        The number of these chunks.
+
+    Raises:
+        CacheError: as `seal`.
+    """
+    cache.arrays.refresh()  # another shard may have sealed it
+    num_left = 0 if shard.is_whole else num_missing(cache, num_views)
+    if not num_left:
+        seal(cache, num_views, changed=changed, sweep=shard.is_whole)
+    return num_left
+
+
+def seal(cache: Cache, num_views: int = 1, *, changed: bool = True, sweep: bool = True) -> None:
     """Count images by status and mark the cache complete.
 
-    Several workers may seal at once: they write the same.
+    Several processes may seal at once: they write the same.
 
     Args:
         cache: without missing chunks.
         num_views: views that it shall have; never fewer than it has.
-        worker: that seals.
         changed: whether chunks were missing, so that the counts may differ.
+        sweep: partial files of killed processes; shards sweep when the last of them leaves.
 
     Raises:
         CacheError: not one image could be embedded, or not one for a further view; the next pass tries again.
     """
-    cache.arrays.refresh()  # another worker may have been first
     num_views = max(num_views, cache.info.num_views)
     if missing_views(cache, num_views):
         raise CacheError(f"{cache.path}: chunks vanished while it was sealed: run the same command again")
-    if worker.is_alone:  # workers that share a pass sweep when the last of them leaves
+    if sweep:
         cache.arrays.store.sweep(keep=TOKENS)  # while views are added, runs may be writing there
-    cache.arrays.store.delete_below(WORKERS)
+    cache.arrays.store.delete_below(SHARDS)
     if not changed and cache.info.state == "sealed" and cache.info.num_views == num_views:
         return
     counts = {status.label: count for status, count in cache.count_status().items()}

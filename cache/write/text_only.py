@@ -6,6 +6,7 @@ section 3); the cache format, its batches and the losses stay the same.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,9 +17,9 @@ from ..sources.captions import align
 from ..sources.source import SourceRow
 from .chunk_writer import write_plain_view
 from .report import PassReport
-from .seal import seal
+from .seal import seal_if_whole
+from .shard import WHOLE, Shard
 from .text_targets import EncodeTexts, TextTargetStatus, embed_texts
-from .work_sharing import ALONE, Worker, sharing
 
 
 def rows_of_texts(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
@@ -38,53 +39,45 @@ def rows_of_texts(rows: Iterable[SourceRow]) -> Iterator[SourceRow]:
 def embed_missing_texts(
     cache: Cache,
     encode: EncodeTexts,
-    worker: Worker = ALONE,
+    shard: Shard = WHOLE,
     on_progress: Callable[[int, PassReport], None] = lambda done, report: None,
 ) -> PassReport:
-    """Embed the missing chunks of translations, then seal the cache; several workers share the chunks.
+    """Embed the missing chunks of a shard, then seal the cache if no other chunk is missing.
 
     Args:
         cache: planned from `rows_of_texts`, open for writing.
         encode: the text teacher.
-        worker: this worker of the pass.
-        on_progress: called with the number of texts embedded in this pass, after each chunk and about every second
-            while waiting for other workers.
+        shard: chunks to embed.
+        on_progress: called with the number of texts embedded in this pass, after each chunk.
 
     Raises:
         CacheError: the text teacher has another output width than planned, or the disk is full.
     """
-    started = time.perf_counter()
-    num_texts, num_embedded, tower_s, others_s = 0, 0, 0.0, 0.0
+    started, report = time.perf_counter(), PassReport()
+    missing = [chunk for chunk in cache.missing_chunks() if chunk in shard]
+    for chunk in missing:
+        report = replace(report + embed_text_chunk(cache, encode, chunk), wall_s=time.perf_counter() - started)
+        on_progress(report.num_pictures, report)
+    seal_if_whole(cache, 1, shard, changed=bool(missing))
+    return replace(report, wall_s=time.perf_counter() - started)
 
-    def report() -> PassReport:
-        return PassReport(
-            num_pictures=num_texts,
-            num_embedded=num_embedded,
-            wall_s=time.perf_counter() - started,
-            tower_s=tower_s,
-            others_s=others_s,
-        )
 
-    def wait_for_others(waited_s: float) -> None:
-        nonlocal others_s
-        others_s += waited_s
-        on_progress(num_texts, report())
+def embed_text_chunk(cache: Cache, encode: EncodeTexts, chunk: int) -> PassReport:
+    """Embed and write a chunk of translations.
 
-    missing = cache.missing_chunks()
-    with sharing(cache.arrays.store, worker, "embed") as share:
-        while share.has_more(lambda: dict.fromkeys(cache.missing_chunks()), wait_for_others):
-            for chunk, _ in share.chunks(lambda: dict.fromkeys(cache.missing_chunks())):
-                rows = cache.chunk_slice(chunk)
-                texts, tower_from = cache.keys(rows.start, rows.stop), time.perf_counter()
-                emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
-                tower_s += time.perf_counter() - tower_from
-                embedded = outcome == TextTargetStatus.EMBEDDED
-                status = np.where(embedded, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
-                write_plain_view(cache, rows, emb, embedded.astype(np.float32), status)
-                num_texts += len(texts)
-                num_embedded += int(np.count_nonzero(embedded))
-                so_far = report()
-                share.note(num_texts, so_far.wall_s, so_far.bottleneck)
-                on_progress(num_texts, so_far)
-    seal(cache, worker=worker, changed=bool(missing))
-    return report()
+    Raises:
+        CacheError: as `embed_missing_texts`.
+    """
+    rows, started = cache.chunk_slice(chunk), time.perf_counter()
+    texts = cache.keys(rows.start, rows.stop)
+    emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+    tower_s = time.perf_counter() - started
+    embedded = outcome == TextTargetStatus.EMBEDDED
+    status = np.where(embedded, Status.EMBEDDED, Status.NOT_FINITE).astype(np.uint8)
+    write_plain_view(cache, rows, emb, embedded.astype(np.float32), status)
+    return PassReport(
+        num_pictures=len(texts),
+        num_embedded=int(np.count_nonzero(embedded)),
+        wall_s=time.perf_counter() - started,
+        tower_s=tower_s,
+    )

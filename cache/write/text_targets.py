@@ -5,7 +5,6 @@ that of the image, in the same space (Carlsson et al. 2022, "Cross-lingual and m
 captions, D features, R captions per chunk.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
@@ -18,7 +17,7 @@ from ..format import TEACHER_EMB, TEACHER_STATUS, TEACHER_TEXT, CacheInfo, plan_
 from ..read.cache import Cache
 from ..sources.captions import SEPARATOR
 from ..storage.encoding import create_array
-from .work_sharing import ALONE, Worker, sharing
+from .shard import WHOLE, Shard
 
 EncodeTexts = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts to embeddings `[B, D] float32`, unit norm."""
@@ -50,41 +49,46 @@ def missing_text_target_chunks(cache: Cache) -> list[int]:
 def embed_text_targets(
     cache: Cache,
     encode: EncodeTexts,
-    worker: Worker = ALONE,
+    shard: Shard = WHOLE,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Embed the translations of the missing chunks; several workers share the chunks.
+    """Embed the translations of the missing chunks of a shard.
 
     Args:
         cache: planned with `--teacher-field`, open for writing.
         encode: the text teacher.
-        worker: this worker of the pass.
+        shard: chunks to embed.
         on_progress: called with the number of captions done in this pass, and the total.
 
     Raises:
         CacheError: the text teacher has another output width than planned, or the disk is full.
     """
+    missing = [chunk for chunk in missing_text_target_chunks(cache) if chunk in shard]
+    done, total = 0, sum(len(captions_of(cache, chunk)) for chunk in missing)
+    for chunk in missing:
+        done += embed_text_target_chunk(cache, encode, chunk)
+        on_progress(done, total)
+
+
+def captions_of(cache: Cache, chunk: int) -> range:
+    """The captions of a chunk of text targets."""
     status = cache.arrays.array(TEACHER_STATUS)
-    rows, num_captions = status.chunks[0], status.shape[0]
-    done, total = 0, sum(min(rows, num_captions - chunk * rows) for chunk in missing_text_target_chunks(cache))
-    if not total:
-        return
-    started = time.perf_counter()
-    with sharing(cache.arrays.store, worker, "teach") as share:
-        while share.has_more(lambda: dict.fromkeys(missing_text_target_chunks(cache))):
-            for chunk, _ in share.chunks(lambda: dict.fromkeys(missing_text_target_chunks(cache))):
-                captions = slice(chunk * rows, min((chunk + 1) * rows, num_captions))
-                texts = [
-                    text.decode()
-                    for text in cache.arrays.read_ragged(TEACHER_TEXT, captions.start, captions.stop).split()
-                ]
-                emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
-                with zarr.config.set({"array.write_empty_chunks": True}):
-                    cache.arrays.reopen(TEACHER_EMB)[0, captions] = emb
-                    cache.arrays.reopen(TEACHER_STATUS)[captions] = outcome
-                done += len(texts)
-                share.note(done, time.perf_counter() - started, "the tower")
-                on_progress(done, total)
+    return range(status.shape[0])[chunk * status.chunks[0] : (chunk + 1) * status.chunks[0]]
+
+
+def embed_text_target_chunk(cache: Cache, encode: EncodeTexts, chunk: int) -> int:
+    """Embed and write a chunk of translations; returns their number.
+
+    Raises:
+        CacheError: as `embed_text_targets`.
+    """
+    captions = captions_of(cache, chunk)
+    texts = [text.decode() for text in cache.arrays.read_ragged(TEACHER_TEXT, captions.start, captions.stop).split()]
+    emb, outcome = embed_texts(texts, encode, cache.info.batch_size, cache.info.encoder.dim)
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        cache.arrays.reopen(TEACHER_EMB)[0, captions.start : captions.stop] = emb
+        cache.arrays.reopen(TEACHER_STATUS)[captions.start : captions.stop] = outcome
+    return len(texts)
 
 
 def embed_texts(

@@ -11,7 +11,7 @@ from ...cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
 from ...cache.location import Url, is_hdf5
 from ...cache.sources.text_files import is_text_encoding
 from ...cache.sources.where import WhereFilter
-from ...cache.write.work_sharing import Worker
+from ...cache.write.shard import Shard
 from ...distill.cpu import num_usable_cores
 from ...distill.errors import DistillError
 from ...distill.settings import Device, require, require_at_least_one
@@ -89,17 +89,29 @@ class CacheSettings:
     precision: Annotated[Literal["fp32", "bf16", "fp16"], "precision the tower computes in"] = "fp32"
     device: Device = "auto"
     shard: Annotated[
-        str | None,
-        "this worker's part of the pass: worker I of N, as I/N with I from 0 (default: from torchrun, or all of it)",
+        str | None, "embed only this share of the chunks, I/N with I from 0 (default: from torchrun, or all of them)"
     ] = None
+    scheduler: Annotated[
+        str | None, "embed on a Dask cluster: the address of its scheduler, e.g. tcp://node1:8786, or local"
+    ] = None
+    num_local: Annotated[int | None, "workers of --scheduler local (default: one per GPU)"] = None
 
     def __post_init__(self) -> None:
         require(
             self.shard is None or _parse_shard(self.shard) is not None,
             f"--shard {self.shard}: expected I/N with I from 0 to N - 1, e.g. 0/4",
         )
-        require_at_least_one(self, "limit", "batch_size", "num_workers", "chunk_rows", "max_pixels", "views")
+        require_at_least_one(
+            self, "limit", "batch_size", "num_workers", "chunk_rows", "max_pixels", "views", "num_local"
+        )
         _launcher_rank()
+        require(
+            self.scheduler is None or self.own_shard.is_whole,
+            "--scheduler divides the work itself: leave out --shard, and do not start it by torchrun",
+        )
+        require(
+            self.num_local is None or self.scheduler == "local", "--num-local is for --scheduler local: pass that, too"
+        )
         zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
         require(
             isinstance(self.output, Url) or not is_hdf5(self.output),
@@ -110,7 +122,7 @@ class CacheSettings:
             self.chunk_rows is None or self.chunk_rows % self.batch_size == 0,
             f"--chunk-rows {self.chunk_rows} must be a multiple of --batch-size {self.batch_size}",
         )
-        require(not self.retry or self.worker.is_alone, "--retry is for one process alone: leave out --shard")
+        require(not self.retry or self.own_shard.is_whole, "--retry is for one process alone: leave out --shard")
         require(not (self.retry and self.append), "--retry and --append exclude each other: run one after the other")
         require(
             not (self.append and self.teacher_field),
@@ -181,22 +193,27 @@ class CacheSettings:
         )
 
     @property
-    def resolved_num_workers(self) -> int:
-        """The number of decoding processes.
-
-        Processes that read over a network wait half of the time, so there are two a core. The processes that `torchrun`
-        started on one machine share its cores.
-        """
-        remote = isinstance(self.image_root or self.source, Url)
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return self.num_workers or max(1, num_usable_cores() * (2 if remote else 1) // local_processes)
+    def decoders_per_core(self) -> int:
+        """Decoding processes per core: those that read over a network wait half of the time."""
+        return 2 if isinstance(self.image_root or self.source, Url) else 1
 
     @property
-    def worker(self) -> Worker:
-        """Worker of the pass that this process is. Each job of an array may be several processes of `torchrun`."""
+    def resolved_num_workers(self) -> int:
+        """The number of decoding processes. The processes that `torchrun` started on one machine share its cores."""
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self.num_workers or max(1, num_usable_cores() * self.decoders_per_core // local_processes)
+
+    @property
+    def launched_shards(self) -> list[Shard]:
+        """The shards of all processes that `torchrun` started with this one; each job of an array may start some."""
         index, num = (_parse_shard(self.shard) if self.shard else None) or (0, 1)
-        rank, world = _launcher_rank()
-        return Worker(index * world + rank, num * world)
+        _, world = _launcher_rank()
+        return [Shard(index * world + rank, num * world) for rank in range(world)]
+
+    @property
+    def own_shard(self) -> Shard:
+        """The chunks that this process embeds."""
+        return self.launched_shards[_launcher_rank()[0]]
 
 
 def _parse_shard(shard: str) -> tuple[int, int] | None:

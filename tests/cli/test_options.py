@@ -23,7 +23,7 @@ CONTRACT = {
     "cache": "SOURCE --output --model --pretrained --image-root --image-field --text-field --language --language-field "
     "--encoding --where --split --teacher-field --images --append --retry --limit --batch-size --num-workers "
     "--chunk-rows --max-pixels --decoding --views --augment-scale --augment-flip --augment-jitter --augment-grayscale "
-    "--augment-seed --precision --device --shard --config --json",
+    "--augment-seed --precision --device --scheduler --num-local --shard --config --json",
     "captions": "CACHE FILE --name --language --language-field --text-field --image-field --where --split --encoding "
     "--replace --add --drop --json",
     "inspect": "CACHE --failures --pairs --watch --json",

@@ -97,7 +97,7 @@ def test_the_command_says_what_memory_held_and_how_far_half_precision_is_off(
         tower = load_image_tower(model, pretrained, **options)
         return replace(tower, visual=SmallMemory(tower.visual, 3))
 
-    monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", small)
+    monkeypatch.setattr("clipglot.jobs.cache_job.load_image_tower", small)
     options = ["--model", f"local-dir:{tiny_clip}", "--batch-size", "8", "--num-workers", "1", "--precision", "bf16"]
     said = CliRunner().invoke(main, ["cache", str(manifest), "-o", str(tmp_path / "cache.zarr"), *options])
     assert said.exit_code == 0, said.output

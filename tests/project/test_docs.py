@@ -27,6 +27,7 @@ FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Of click, torchrun, open_clip_train, scripts/check, SLURM, aws, tar; of CLIP_benchmark up to their underscore.
 FOREIGN_FLAGS = {"--help", "--nproc-per-node", "--lock-image", "--fix", "--array", "--gpus", "--cpus-per-task"}
+FOREIGN_FLAGS |= {"--scheduler-file", "--nthreads", "--resources"}  # of Dask
 FOREIGN_FLAGS |= {"--requeue", "--recursive", "--sort", "--task", "--annotation", "--recall", "--no"}
 
 

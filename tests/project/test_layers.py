@@ -94,6 +94,13 @@ def test_a_package_does_not_import_heavy_libraries_of_others(package: str) -> No
     assert not {imported.split(".")[0] for name in modules for imported in imports(name)} & MUST_NOT_IMPORT[package]
 
 
+def test_one_module_imports_dask() -> None:
+    dask = {"dask", "distributed"}
+    assert [name for name in MODULES if {imported.split(".")[0] for imported in imports(name)} & dask] == [
+        "jobs.dask_pass"
+    ]
+
+
 def test_decoding_workers_load_pillow_and_numpy_alone_and_pyarrow_for_its_files() -> None:
     modules = ["cache.write.decode_pool", *(f"cache.sources.{name}" for name in ("image_files", "tar_reader", "muge"))]
     modules.append("cache.sources.source")  # a source of one's own

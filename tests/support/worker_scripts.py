@@ -1,4 +1,4 @@
-"""Scripts that change a worker before its pass begins."""
+"""Scripts that change a process before its pass begins."""
 
 SLOW = """
 from clipglot.encoders.image_tower import ImageTower
@@ -6,13 +6,6 @@ forward = ImageTower.forward
 ImageTower.forward = lambda tower, x: time.sleep({}) or forward(tower, x)
 """
 """Each batch takes so many seconds longer."""
-
-IMPATIENT = """
-import clipglot.cache.write.work_sharing as sharing
-sharing.BEAT_S = 0.2
-sharing.Liveness.__init__.__defaults__ = (2.0, *sharing.Liveness.__init__.__defaults__[1:])
-"""
-"""Heartbeats are five a second, and a worker counts as dead after two seconds without one."""
 
 GATED = """
 from pathlib import Path

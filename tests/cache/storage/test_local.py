@@ -9,7 +9,6 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from clipglot.cache.errors import CacheError
@@ -137,27 +136,11 @@ def test_two_writers_of_one_directory_do_not_delete_each_others_files(tmp_path: 
     assert list(tmp_path.iterdir()) == [tmp_path / "merged"]
 
 
-def test_a_local_store_retries_when_the_folder_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A heartbeat is written while another process deletes the folder `workers`."""
-    store, whole = store_at(tmp_path / "c.zarr", read_only=False), Path.mkdir
-    taken: list[Path] = []
-
-    def mkdir(path: Path, *args: Any, **kwargs: Any) -> None:
-        whole(path, *args, **kwargs)
-        if path.name == "workers" and not taken:
-            taken.append(path)
-            path.rmdir()
-
-    monkeypatch.setattr(Path, "mkdir", mkdir)
-    store.write("workers/0.json", b"{}")
-    assert (len(taken), store.read("workers/0.json")) == (1, b"{}")
-
-
 def test_a_read_only_folder_raises_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, target: Path) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(CacheError, match=r"0\.json: cannot be written \(Read-only file system\): make it writable or"):
-        store_at(tmp_path, read_only=False).write("workers/0.json", b"{}")
-    assert list((tmp_path / "workers").iterdir()) == []
+        store_at(tmp_path, read_only=False).write("appended/0.json", b"{}")
+    assert list((tmp_path / "appended").iterdir()) == []

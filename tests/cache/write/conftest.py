@@ -6,23 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.drawings import draw_images
 from support.embedding_files import read_given, write_jsonl
 from support.launcher import Process
-
-
-@pytest.fixture(scope="session")
-def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of 80 images: 10 chunks of 8."""
-    return draw_images(tmp_path_factory.mktemp("many"), 80)
-
-
-@pytest.fixture(scope="session")
-def alone(many_images: Path, make_cache: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache that one worker makes of them. Read only."""
-    cache = tmp_path_factory.mktemp("alone") / "cache.zarr"
-    make_cache(many_images, cache, chunk_rows=8)
-    return cache
 
 
 @pytest.fixture

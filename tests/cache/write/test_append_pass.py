@@ -1,4 +1,4 @@
-"""The pass over appended rows: local and at URLs, by several workers, after losses; what else has to wait for it."""
+"""The pass over appended rows: local and at URLs, in shards, after losses; what else has to wait for it."""
 
 import shutil
 from collections.abc import Callable
@@ -101,7 +101,7 @@ def test_at_a_url_a_cache_has_the_bytes_of_a_local_one(
 
 
 @pytest.mark.slow
-def test_workers_share_an_append_once_the_first_has_planned_it(
+def test_shards_divide_an_append_once_the_first_has_planned_it(
     start_worker: Any, many_images: Path, alone: Path, make_cache: Make, tmp_path: Path
 ) -> None:
     path, lone, part = tmp_path / "cache.zarr", tmp_path / "lone.zarr", many_images.with_name("part.jsonl")
@@ -113,7 +113,7 @@ def test_workers_share_an_append_once_the_first_has_planned_it(
     shutil.copytree(path, lone)
     make_cache(many_images, lone, chunk_rows=8, append=True)
     second = start_worker(path, "1/2", "", "--append")
-    second.until(lambda: "worker 1 of 2 is waiting for worker 0 to plan" in second.err())
+    second.until(lambda: "shard 1/2 is waiting for shard 0 to plan" in second.err())
     first = start_worker(path, "0/2", SLOW.format(0.6), "--append")
     done = [worker.succeed() for worker in (first, second)]
     assert all(int(line.split(" did ")[1].split()[0]) for line in done)
@@ -122,10 +122,10 @@ def test_workers_share_an_append_once_the_first_has_planned_it(
 
 
 @pytest.mark.slow
-def test_workers_do_not_wait_for_a_source_without_new_images(start_worker: Any, alone: Path, tmp_path: Path) -> None:
+def test_shards_do_not_wait_for_a_source_without_new_images(start_worker: Any, alone: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(alone, tmp_path / "cache.zarr"))
     second = start_worker(path, "1/2", "", "--append")
-    second.until(lambda: "is waiting for worker 0" in second.err())
+    second.until(lambda: "is waiting for shard 0" in second.err())
     for worker in (start_worker(path, "0/2", "", "--append"), second):
         assert "is complete already: 80" in worker.succeed()
     assert files(path) | {"zarr.json": b""} == files(alone) | {"zarr.json": b""}

@@ -130,7 +130,7 @@ def test_control_c_before_the_first_image_says_what_is_kept(
 
     cache = Path(shutil.copytree(tiny_cache, tmp_path / "cache.zarr"))
     delete_chunks(cache, 1)
-    monkeypatch.setattr("clipglot.jobs.cache.load_image_tower", interrupted)
+    monkeypatch.setattr("clipglot.jobs.cache.load_towers", interrupted)
     for output, kept in ((cache, "32 of 40 images are embedded and kept"), (tmp_path / "new.zarr", "no image was")):
         command = ["cache", str(manifest), "-o", str(output), "--model", f"local-dir:{tiny_clip}"]
         result = CliRunner().invoke(main, command)

@@ -21,6 +21,7 @@ from clipglot.demo.run import ENGLISH_CLIP
 from support.cache_bytes import files
 from support.drawings import draw_images
 from support.launcher import Process
+from support.processes import all_processes, session
 
 SETTINGS: dict[str, Any] = {"batch_size": 8, "chunk_rows": 8, "num_workers": 2, "device": "cpu"}
 NUM_CHUNKS = 20
@@ -87,27 +88,9 @@ def shared_memory(pids: Iterable[int]) -> Counter[str]:
     return counts
 
 
-def all_processes() -> list[int]:
-    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-
-
 def num_done(cache: Path, array: str = "images/status/c") -> int:
     folder = cache / array
     return sum(file.name.isdigit() for file in folder.iterdir()) if folder.is_dir() else 0
-
-
-def session(leader: int) -> dict[int, str]:
-    """The living processes of a session: id and command line."""
-    commands = {}
-    for pid in all_processes():
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            command = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-        except OSError:  # it ended meanwhile
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            commands[pid] = command
-    return commands
 
 
 # The chunks that are done when each kill comes. The fast run kills once, at a moment of its own for each test.

@@ -40,20 +40,18 @@ def two_sources(folder: Path, make_cache: Make) -> tuple[Path, Path, Path]:
 
 
 @pytest.mark.slow
-def test_each_worker_reads_below_its_own_root(
-    start_worker: Any, many_images: Path, alone: Path, tmp_path: Path
-) -> None:
+def test_each_shard_reads_below_its_own_root(start_worker: Any, many_images: Path, alone: Path, tmp_path: Path) -> None:
     cache, there, here = tmp_path / "cache.zarr", tmp_path / "there", tmp_path / "here"
     for root in (there, here):
         shutil.copytree(many_images.parent, root)
     first = start_worker(cache, "0/2", SLOW.format(0.5), "--image-root", there)
-    first.until((cache / "workers" / "0.json").exists)
+    first.until((cache / "workers" / "0-of-2").exists)
     shutil.rmtree(there)
     there.mkdir()  # as a disk that is mounted on the other machine alone
-    assert "worker 1 of 2 did" in start_worker(cache, "1/2", "", "--image-root", here).succeed()
+    assert "shard 1/2 did" in start_worker(cache, "1/2", "", "--image-root", here).succeed()
     assert first.wait() in (0, 1)
     status = Cache(cache).status()
-    assert (status[8:16] == Status.EMBEDDED).all()  # the chunk of which worker 1 is the owner
+    assert (status[8:16] == Status.EMBEDDED).all()  # the chunk of shard 1
 
 
 def test_a_source_whose_images_are_not_read_may_be_absent(make_cache: Make, tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
-"""Progress of `clipglot cache`: with and without a terminal, and while it waits for other workers."""
+"""Progress of `clipglot cache`: with and without a terminal."""
 
-import json
 import os
 import pty
 import re
 import signal
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,6 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from clipglot.cache.read.cache import Cache
-from clipglot.cache.storage.open import store_at
-from clipglot.cache.write import work_sharing
-from clipglot.cache.write.work_sharing import ALONE, Heartbeat, Worker, read_signs, sharing
 from clipglot.cli.main import main
 from clipglot.cli.render import PlainProgress
 from support.terminal import run_on_terminal
@@ -92,45 +87,6 @@ def test_control_c_in_a_terminal_leaves_one_clean_line_below_the_bars(
     assert re.search(r"\n(\x1b\[[?\w]*)*$", bars)  # at the beginning of a line
     kept = r"\d+ of 40 images are embedded and kept; run the same command again to resume"
     assert re.fullmatch(kept + r"(\x1b\[0m)?\s*", line)  # nothing is drawn over it
-
-
-def test_waiting_for_other_workers_is_counted_and_in_the_heartbeat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other worker has chunk 1, and writes it after three checks."""
-    store, now, left = store_at(tmp_path, read_only=False), [100.0], {1: None}
-    bottlenecks = list[str]()
-    other = Heartbeat(worker=1, of=2, host="far", pid=7, stage="embed", chunks=[1])
-    store.write("workers/1.json", json.dumps(asdict(other)).encode())
-
-    def sleep(seconds: float) -> None:
-        now[0] += 5
-        share.beat()
-        bottlenecks.append(read_signs(store)["0.json"].bottleneck)
-        if len(bottlenecks) == 3:
-            left.clear()
-
-    monkeypatch.setattr(work_sharing, "monotonic", lambda: now[0])
-    monkeypatch.setattr(work_sharing, "sleep", sleep)
-    waited: list[float] = []
-    with sharing(store, Worker(0, 2), "embed") as share:
-        share.note(8, 1.0, "decoding")
-        assert not share.has_more(lambda: left, waited.append)
-        share.beat()
-        assert read_signs(store)["0.json"].bottleneck == "decoding"
-    assert (waited, bottlenecks) == ([5.0] * 3, ["other workers"] * 3)
-
-
-def test_a_written_chunk_is_not_in_the_next_heartbeat_and_not_taken_again(tmp_path: Path) -> None:
-    store = store_at(tmp_path, read_only=False)
-    with sharing(store, ALONE, "embed") as share:
-        chunks = share.chunks(lambda: {0: None, 1: None})  # asked before chunk 0 was written
-        assert next(chunks) == (0, None)
-        share.wrote(0)
-        assert next(chunks) == (1, None)
-        (sign,) = read_signs(store).values()
-        assert (sign.chunks, sign.chunks_done) == ([1], 1)
-        assert next(chunks, None) is None
 
 
 def test_a_terminal_shows_the_speed_and_failures_below_a_bar_that_begins_where_the_pass_goes_on(
