@@ -31,6 +31,9 @@ from .tokenizer import CaptionTokenizer, TextTokenizer, open_clip_tokenizer
 Attention = Literal["auto", "lengths", "rows", "flex", "varlen"]
 
 
+NUM_SPECIAL = 3  # tokens that every vocabulary keeps: padding, begin and end
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScratchConfig(TextTowerConfig):
     """Configuration of a scratch text tower; see `to_open_clip` for the names that open_clip gives its parts."""
@@ -235,8 +238,11 @@ class ScratchTower(TextTower):
             self.config.context_length, spec.context_length, "the tower to begin with", may_shorten=spec.may_shorten
         )
         tower = self.with_vocabulary(old_tokenizer, tokenizer, context_length=context_length, embed_dim=spec.embed_dim)
+        kept = kept_rows(old_tokenizer, tokenizer)
+        if len(kept) < tokenizer.vocab_size:
+            tower.vocabulary = _fate_of_tokens(len(kept), tokenizer.vocab_size)
         if options.lora_rank:
-            tower.add_lora(options, kept=kept_rows(old_tokenizer, tokenizer))
+            tower.add_lora(options, kept=kept)
             # With another number of features the projection is new.
             tower.text.text_projection.requires_grad_(spec.embed_dim != self.config.embed_dim)
         return tower._with_dropout(spec)
@@ -319,6 +325,15 @@ class ScratchTower(TextTower):
             self.text.new_tokens = NewTokens(kept, self.config.vocab_size, self.config.width)
 
     @property
+    def num_parameters(self) -> tuple[int, int]:
+        """As of every tower; changes of embeddings are no parameters besides these."""
+        num_trained, num_all = super().num_parameters
+        new = getattr(self.text, "new_tokens", None)
+        return (
+            (num_trained, num_all) if new is None else (num_trained - self.config.width, num_all - new.weight.numel())
+        )
+
+    @property
     def _attentions(self) -> list[nn.MultiheadAttention]:
         return [block.attn for block in self.text.transformer.resblocks]
 
@@ -394,6 +409,16 @@ class ScratchTower(TextTower):
         x = _block(last_block, x, attend, dropout, last)  # [B, W]
         features: Tensor = text.ln_final(x) @ text.text_projection
         return features
+
+
+def _fate_of_tokens(num_kept: int, vocab_size: int) -> str:
+    """What becomes of a tower's tokens under another tokenizer."""
+    if num_kept > NUM_SPECIAL:
+        return f"{num_kept:,} tokens keep their embeddings, {vocab_size - num_kept:,} are new"
+    return (
+        f"{vocab_size:,} new tokens, which begin at the mean of the old ones that spell them; what the tower read may "
+        "be lost. To keep it, extend its own tokenizer (`clipglot tokenizer CACHE --extend FOLDER`)"
+    )
 
 
 class NewTokens(nn.Module):

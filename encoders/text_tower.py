@@ -163,6 +163,7 @@ class TextTower(nn.Module, ABC):
         config: its configuration.
         grad_checkpointing: compute the activations of blocks again in backward instead of keeping them.
         frozen_sha256: digest of the tensors of a frozen model that the tower learns from and does not hold.
+        vocabulary: what became of the tokens of the tower that this one goes on from, in a few words.
     """
 
     kind: ClassVar[str]
@@ -175,6 +176,7 @@ class TextTower(nn.Module, ABC):
     config: TextTowerConfig
     grad_checkpointing: bool = False
     frozen_sha256: str = ""
+    vocabulary: str = ""
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
@@ -245,6 +247,12 @@ class TextTower(nn.Module, ABC):
             backend: as of `torch.compile`.
             mode: as of `torch.compile`.
         """
+
+    @property
+    def num_parameters(self) -> tuple[int, int]:
+        """Numbers of the parameters that are trained and of all; of a head alone, the frozen model's among them."""
+        parameters = list(self.whole.parameters())
+        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
 
     @property
     def whole(self) -> "TextTower":

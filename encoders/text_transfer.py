@@ -12,6 +12,7 @@ import open_clip
 import torch
 from open_clip.tokenizer import bytes_to_unicode
 from open_clip.transformer import TextTransformer
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 """Bytes by the characters that byte-level vocabularies write for them."""
 FALLBACK = re.compile("<0x([0-9A-F]{2})>")  # a byte in vocabularies with byte fallback
 END_OF_WORD = "</w>"  # of the tokens of CLIP
+SPACE = "\u0120"  # as byte-level vocabularies write it, before the first token of a word
 NO_CHARACTER = "\ufffd"  # what bytes that are no character decode to
 
 
@@ -103,7 +105,7 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
     spelling, splitting = new.backend, old.backend
     kept = kept_rows(old, new)
     added = [id_ for id_ in range(new.vocab_size) if id_ not in kept]
-    texts = [spelling.decode([id_]) for id_ in added]
+    texts = [_text_of(id_, spelling, splitting) for id_ in added]
     spelled = splitting.encode_batch(texts, add_special_tokens=False)
     byte_ids = _byte_ids(splitting.get_vocab(with_added_tokens=True))
     rows = embedding.mean(0).repeat(new.vocab_size, 1)
@@ -122,6 +124,17 @@ def transfer_rows(embedding: Tensor, old: CaptionTokenizer, new: CaptionTokenize
     if filled:
         rows[filled] = F.embedding_bag(torch.tensor(parts), embedding, torch.tensor(starts), mode="mean")
     return rows
+
+
+def _text_of(id_: int, spelling: Tokenizer, splitting: Tokenizer) -> str:
+    """Text of a token, as the old tokenizer should split it.
+
+    A token that ends a word is most often all of it. Where the old vocabulary writes the space before a word into its
+    first token, only a text with that space is split as the word is in a sentence.
+    """
+    text: str = spelling.decode([id_])
+    ends_word = (spelling.id_to_token(id_) or "").endswith(END_OF_WORD)
+    return f" {text.strip()}" if ends_word and splitting.token_to_id(SPACE) is not None else text
 
 
 def _byte_ids(vocabulary: Mapping[str, int]) -> dict[int, int]:

@@ -65,6 +65,7 @@ class RunOutline:
         text_tower: in words.
         num_trained: trained parameters of the tower.
         num_parameters: all parameters of the tower.
+        vocabulary: what became of the tokens of the tower that training goes on from, in a few words.
         language_model: whether it is frozen, and what that means for a step; empty if it learns or there is none.
         image_tower: the one that made the embeddings.
         cache: that it trains on.
@@ -89,6 +90,7 @@ class RunOutline:
     text_tower: str
     num_trained: int
     num_parameters: int
+    vocabulary: str
     language_model: str
     image_tower: str
     cache: str
@@ -128,6 +130,7 @@ class RunOutline:
         epochs = f"{self.epochs:,} {'epoch' if self.epochs == 1 else 'epochs'} of {self.steps_per_epoch:,}"
         rows = {
             "text tower": f"{self.text_tower}; {trained}",
+            "vocabulary": self.vocabulary,
             "language model": self.language_model,
             "image tower": f"{self.image_tower} (cached, frozen)",
             "images": f"{self.num_images:,} with {self.num_captions:,} captions, {self.cache}",
@@ -164,6 +167,7 @@ def outline_run(settings: TrainSettings, setup: Setup, step: int) -> RunOutline:
         text_tower=student.tower.config.describe(),
         num_trained=num_trained,
         num_parameters=num_parameters,
+        vocabulary=student.tower.vocabulary,
         language_model=_frozen(settings),
         image_tower=" ".join(filter(None, (encoder["model"], encoder["pretrained"]))),
         cache=str(settings.cache),

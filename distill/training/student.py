@@ -98,8 +98,7 @@ class Student:
     @property
     def num_parameters(self) -> tuple[int, int]:
         """Numbers of the tower's trained parameters and of all its parameters."""
-        parameters = list(self.tower.whole.parameters())
-        return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+        return self.tower.num_parameters
 
     @property
     def logit_scale(self) -> float:

@@ -60,7 +60,7 @@ class RetrievalSettings:
 
     def __post_init__(self) -> None:
         require(self.submission is None or self.queries is not None, "--submission needs --queries FILE")
-        require(not self.translations or self.against is not None, "--translations is of --against: pass both")
+        require(not self.translations or self.against is not None, "--translations needs --against FOLDER")
         require(not (self.captions and self.queries), "--captions and --queries exclude each other: pass one")
         require(
             not (self.translations and self.captions not in ((), (OWN_CAPTIONS,))),
@@ -100,7 +100,7 @@ class ZeroShotSettings:
     def __post_init__(self) -> None:
         for name in ("against_classes", "against_templates", "interpolate"):
             flag = f"--{name.replace('_', '-')}"
-            require(not getattr(self, name) or self.against is not None, f"{flag} is of --against: pass both")
+            require(not getattr(self, name) or self.against is not None, f"{flag} needs --against FOLDER")
         require(not self.distractors or self.classes is not None, "--distractors is of --classes: pass both")
         _ = self.shares
 

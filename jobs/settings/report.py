@@ -57,7 +57,7 @@ class ReportSettings:
         require_at_least_one(self, "seeds")
         for name in ("against_classes", "against_templates", "translations"):
             flag = f"--{name.replace('_', '-')}"
-            require(not getattr(self, name) or self.against is not None, f"{flag} is of --against: pass both")
+            require(not getattr(self, name) or self.against is not None, f"{flag} needs --against FOLDER")
         parts = [part.strip() for part in (self.shots or ALL).split(",")]
         require(
             all(part == ALL or (is_count(part)) for part in parts),

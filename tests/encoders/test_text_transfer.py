@@ -82,6 +82,17 @@ def test_a_new_vocabulary_takes_rows_by_what_they_spell(clip_name: str) -> None:
     )
 
 
+def test_a_whole_word_takes_the_rows_of_the_word_in_a_sentence() -> None:
+    """A vocabulary that marks ends of words meets one that writes the space before a word."""
+    old, new = tokenizer_of("bpe", ENGLISH), open_clip_tokenizer()
+    rows = torch.randn(old.vocab_size, 4)
+    grown = transfer_rows(rows, old, new)
+    for word in ("circle", "triangle"):
+        (expected,) = old.encode([f"a {word}"], 12)[0][2:-1]
+        (id_,) = new.encode([word], 12)[0][1:-1]
+        assert torch.equal(grown[id_], rows[expected])
+
+
 GPT2_BYTES = [*range(33, 127), *range(161, 173), *range(174, 256)]  # written as the characters of these numbers
 
 

@@ -285,10 +285,10 @@ def test_speed_and_size_are_measured(merged: Path, tiny_cache: Path, monkeypatch
         (["probe", "CACHE", "--shots", "9" * 5000], "--shots 999"),
         (["probe", "CACHE", "--classes", "x"], "need --merged"),
         (["speed", "MERGED", "--batch-sizes", "1,,2"], "--batch-sizes 1,,2"),
-        (["zeroshot", "MERGED", "CACHE", "--interpolate", "0.5"], "--interpolate is of --against"),
+        (["zeroshot", "MERGED", "CACHE", "--interpolate", "0.5"], "--interpolate needs --against"),
         (["zeroshot", "MERGED", "CACHE", "--against", "x", "--interpolate", "2"], "--interpolate 2"),
         (["retrieval", "MERGED", "CACHE", "--submission", "x"], "--submission needs --queries"),
-        (["retrieval", "MERGED", "CACHE", "--translations"], "--translations is of --against"),
+        (["retrieval", "MERGED", "CACHE", "--translations"], "--translations needs --against"),
     ],
 )
 def test_flags_that_do_not_fit_are_bad_usage(command: list[str], flag: str, merged: Path, class_cache: Path) -> None:
