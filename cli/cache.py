@@ -116,8 +116,9 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
     report, before, info = result.report, result.before, result.cache.info
     was_sealed = before is not None and before.state == "sealed"
     num_embedded, in_views = info.counts.get("embedded", 0), f" in {info.num_views} views" * (info.num_views > 1)
+    unit = "images" if settings.images else "texts"
     by = "" if settings.own_shard.is_whole else f"{settings.own_shard} did "
-    did = f"{settings.output}: {by}{report.num_pictures:,} images{in_views} in {report.wall_s:.1f} s"
+    did = f"{settings.output}: {by}{report.num_pictures:,} {unit}{in_views} in {report.wall_s:.1f} s"
     if report.num_pictures:
         did += f" ({report.num_pictures / report.wall_s:,.0f}/s; it waited for {report.bottleneck})"
     if result.chunks_left:
@@ -130,7 +131,7 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
     if report.num_pictures:
         say(f"{did}, {num_embedded:,} of {info.num_images:,} embedded")
     else:
-        say(f"{settings.output} is complete already: {num_embedded:,} images embedded{in_views}")
+        say(f"{settings.output} is complete already: {num_embedded:,} {unit} embedded{in_views}")
     if report.num_pictures and settings.images:
         say(f"seconds by stage, which overlap: {_stages(report)}")
     if deviation := result.deviation:
