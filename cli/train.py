@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ..cache.errors import CacheError
-from ..cache.format import Status
-from ..distill.recipes import AUTO, FEW_IMAGES, NONE, Recipe, choose_recipe, chosen_settings, kept_away_by, settings_of
+from ..distill.recipes import (
+    AUTO,
+    FEW_IMAGES,
+    NONE,
+    Recipe,
+    choose_recipe,
+    chosen_settings,
+    count_images,
+    kept_away_by,
+    settings_of,
+)
 from ..distill.train_settings import SECTIONS, TrainSettings
 from .main import INTERRUPTED, is_first_process
 from .options import SectionedCommand, require_kind, settings_options
@@ -39,7 +48,7 @@ def _chosen(given: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     from ..cache.read.cache import Cache
 
     try:
-        num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
+        num_images = count_images(Cache(given["cache"]).require_sealed(), given.get("captions", ()))
     except (CacheError, OSError):  # the command reports it, after bad usage
         return {}
     text, on_gpu = str(given.get("text", "scratch")), False

@@ -3,12 +3,16 @@
 The study is benchmarks/recipes_cpu_2026-11.md; it also says what could not be measured.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ..cache.format import Status
 from .errors import DistillError
+
+if TYPE_CHECKING:
+    from ..cache.read.cache import Cache
 
 Recipe = Literal["few", "many", "lm", "lora", "frozen"]
 AUTO, NONE = "auto", "none"  # what else `--recipe` takes
@@ -56,7 +60,7 @@ def choose_recipe(num_images: int, text: str, *, on_gpu: bool) -> Choice | None:
     """Recipe for a tower, a number of images and a device; None where nothing was measured.
 
     Args:
-        num_images: embedded images of the cache.
+        num_images: as of `count_images`.
         text: what `--text` says.
         on_gpu: whether the run trains on a GPU.
 
@@ -73,6 +77,22 @@ def choose_recipe(num_images: int, text: str, *, on_gpu: bool) -> Choice | None:
     if not on_gpu:
         return Choice("frozen", "a language model on the CPU, whose features are computed once")
     return Choice("lora" if num_images <= FEW_IMAGES else "lm", f"a language model on a GPU and {images}")
+
+
+def count_images(cache: "Cache", captions: Sequence[str]) -> int:
+    """Embedded images of a cache; with names of caption sets, those that have a caption in one of them.
+
+    Raises:
+        CacheError: there is no such set, or the cache is damaged.
+    """
+    if not captions:
+        return cache.info.counts.get(Status.EMBEDDED.label, 0)
+    import numpy as np
+
+    from ..cache.read.caption_sets import with_captions
+
+    rows = np.unique(with_captions(cache, captions).caption_image())
+    return int((cache.status()[rows] == Status.EMBEDDED).sum())
 
 
 def kept_away_by(recipe: Recipe, given: Mapping[str, Any]) -> list[str]:
@@ -96,7 +116,7 @@ def settings_of(recipe: Recipe, given: dict[str, Any]) -> dict[str, Any]:
         DistillError: a recipe for language models without one, or one for scratch towers with another tower.
     """
     text = given.get("text", "scratch")
-    has_learned = text == "clip" and recipe == "lora"
+    has_learned = recipe == "lora" and (text == "clip" or Path(text, RUN).is_file())
     if recipe in FOR_LANGUAGE_MODELS and text in ("scratch", "clip") and not has_learned:
         raise DistillError(f"--recipe {recipe} is for language models: pass --text FOLDER")
     if recipe in ("few", "many") and text != "scratch":

@@ -106,7 +106,8 @@ class LMTokenizer(TextTokenizer):
         texts were trained with one, but their tokenizers do not always say so in a form that transformers heeds.
         """
         backend, end = self.backend, self._tokenizer.eos_token
-        if end is None or backend.encode("a").special_tokens_mask[-1]:
+        mask = backend.encode("a").special_tokens_mask  # empty if it knows no "a", nor an unknown token
+        if end is None or (mask and mask[-1]):
             return self
         state = json.loads(backend.to_str())
         own = state["post_processor"]

@@ -95,6 +95,7 @@ def add_captions(settings: CaptionsSettings, on_progress: OnProgress = ignore_pr
             replace(source.info, image_root=""),  # where no image is read from
             replaces=settings.replace,
             extends=settings.add,
+            require_same_images=lambda: _require_own_table(cache, source),
             on_keys=lambda done: on_progress(Progress("keys", done, len(cache))),
             on_rows=lambda done: on_progress(Progress("captions", done)),
         )
@@ -105,6 +106,22 @@ def add_captions(settings: CaptionsSettings, on_progress: OnProgress = ignore_pr
             added=added,
             notes=source.notes,
         )
+
+
+def _require_own_table(cache: Cache, table: Source) -> None:
+    """Refuse a table with images inside that is not one of those that the cache was made of.
+
+    Raises:
+        CacheError: says how captions of another table are matched.
+    """
+    for own in cache.info.sources:
+        if own.kind == table.info.kind and open_source(replace(own, path=table.info.path)).sha256() == own.sha256:
+            return
+    raise CacheError(
+        f"{table.info.path} has images inside, and {cache.path} was not made of it, so row numbers would match images "
+        "with captions of others: pass the file or folder that the cache was made of, or write the cache's keys "
+        "(`clipglot inspect`) in a column and name it with --image-field"
+    )
 
 
 def _open_table(settings: CaptionsSettings) -> Source:

@@ -15,9 +15,9 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
@@ -33,6 +33,7 @@ from .. import __version__
 from ..cache.errors import CacheError
 from ..cache.format import SourceInfo
 from ..cache.read.cache import Cache
+from ..cache.write.absent_images import AllAbsentError, is_all_absent, sees_some_image
 from ..cache.write.decode_pool import BlockReader
 from ..cache.write.embed import OnReport, decoder_of, embed_chunks, stop_if_all_absent
 from ..cache.write.image_reader import reader_of
@@ -180,7 +181,7 @@ def embed_chunk(plugin: str, kind: Kind, chunk: int, views: list[int], num_on_ma
         result: dict[str, Any] = worker.plugins[plugin].embed(kind, chunk, views, num_cores)
     except (CacheError, DistillError, EncoderError) as error:
         raise CacheError(f"Dask worker {worker.name} on {socket.gethostname()}: {error}") from None
-    return result
+    return result | {"worker": f"{worker.name} on {socket.gethostname()}"}
 
 
 class Workers:
@@ -227,14 +228,20 @@ class Workers:
         missing = missing_views(cache, self._num_views)
         kind: Kind = "embed" if cache.info.source.images else "texts"
         with stop_if_all_absent(cache, self._reader, missing, on_progress) as checked:
-            for part in self._run(kind, missing):
-                report = replace(report + part, wall_s=time.perf_counter() - started)
-                checked(report.num_pictures, report)
+            try:
+                with closing(self._run(kind, missing)) as parts:
+                    for part in parts:
+                        report = replace(report + part, wall_s=time.perf_counter() - started)
+                        checked(report.num_pictures, report)
+            except AllAbsentError:  # what is still under way would be written after the others were forgotten
+                with suppress(*LOST):
+                    self._client.run(_finish_chunk, self._plugin)
+                raise
         cache.arrays.refresh()
         seal(cache, self._num_views, changed=bool(missing))
         return replace(report, wall_s=time.perf_counter() - started)
 
-    def _run(self, kind: Kind, chunks: MissingViews) -> Iterator[PassReport]:
+    def _run(self, kind: Kind, chunks: MissingViews) -> Generator[PassReport, None, None]:
         """Have chunks embedded; yield what each has taken, and now and then how long no worker was there.
 
         Raises:
@@ -285,6 +292,7 @@ class Workers:
 
         Raises:
             CacheError: it failed, or the scheduler is lost.
+            AllAbsentError: the worker found no image where others are found; as of `embed_missing`.
         """
         try:
             result = future.result()
@@ -307,7 +315,20 @@ class Workers:
         if result["deviation"]:
             found = Deviation(**result["deviation"])
             self.deviation = max(self.deviation or found, found, key=lambda deviation: deviation.worst)
-        return PassReport(**result["report"])
+        report = PassReport(**result["report"])
+        if is_all_absent(report) and sees_some_image(self._cache, self._reader(), self._cache.pending_rows(chunk)):
+            raise AllAbsentError(
+                f"Dask worker {result['worker']}: no image of chunk {chunk} is there, but this command sees some: "
+                "give all workers the images under the same paths, then run it again"
+            )
+        return report
+
+
+def _finish_chunk(plugin: str, dask_worker: Any) -> None:
+    """Return when a worker is done with the chunk that it is at."""
+    if plugin in dask_worker.plugins:
+        with dask_worker.plugins[plugin]._lock:
+            pass
 
 
 @contextmanager

@@ -314,11 +314,16 @@ def _languages(cache: Cache | None, provenance: dict[str, Any], settings: dict[s
     weights = LanguageSettings(language=tuple(given)).language_weights if has_type(given, list[str]) else {}
     try:
         if cache is None:
-            return declared
-        chosen = with_captions(cache, [of["name"] for of in provenance.get("captions", ())])
-        return [tag for tag in chosen.count_languages() if not weights or weights.get(tag)]
+            return [] if provenance.get("captions") else declared
+        trained_on = provenance.get("captions", ())
+        chosen = with_captions(cache, [of["name"] for of in trained_on])
+        if not {of["sha256"] for of in trained_on if "sha256" in of} <= {info.sha256 for info in chosen.chosen_sets}:
+            return []  # sets of these names have other captions by now
+        # A caption without a tag counts as of its set, whose name is no language.
+        tagged = {tag for part in (cache.info, *chosen.chosen_sets) for tag in part.languages}
+        return [tag for tag in chosen.count_languages() if tag in tagged and (not weights or weights.get(tag))]
     except (CacheError, OSError):
-        return declared
+        return declared if not provenance.get("captions") else []
 
 
 def _probe(cache: Cache, tower: ImageTower) -> tuple[int, float | None, str | None]:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..cache.format import Status
 from ..cache.read.cache import Cache
 from ..distill.device import uses_gpu
 from ..distill.errors import DistillError
-from ..distill.recipes import AUTO, RECIPES, Recipe, chosen_settings, settings_of
+from ..distill.recipes import AUTO, RECIPES, Recipe, chosen_settings, count_images, settings_of
 from ..distill.training.outline import RunOutline
 from ..distill.training.run_folder import RunFolder
 from ..distill.training.train import TrainResult, train
@@ -38,7 +37,7 @@ def defaults(given: dict[str, Any], *, recipe: str | None = None, resume: bool =
         if recipe != "none" and recipe not in known:
             raise DistillError(f"recipe {recipe!r}: known are {AUTO}, {', '.join(known)} and none")
         return {} if recipe == "none" else settings_of(known[recipe], given)
-    num_images = Cache(given["cache"]).require_sealed().info.counts.get(Status.EMBEDDED.label, 0)
+    num_images = count_images(Cache(given["cache"]).require_sealed(), given.get("captions", ()))
     return chosen_settings(num_images, given, on_gpu=uses_gpu(given.get("device", "auto")))
 
 

@@ -148,14 +148,21 @@ class DurableLocalStore(LocalStore):
 
     def delete_below(self, folder: str) -> None:
         """Delete a folder, if it exists. Files that other processes add meanwhile stay."""
-        if not (self.root / folder).is_dir():
+        top = self.root / folder
+        if not top.is_dir():
             return  # on a read-only disk, an attempt would be an error
-        with explain_os_error(self.root / folder):
-            for path, folders, files in os.walk(self.root / folder, topdown=False):
+        with explain_os_error(top):
+            if top.is_symlink() or top.resolve() != self.root.resolve() / folder:
+                return  # what a link leads to is not the cache's
+            for path, folders, files in os.walk(top, topdown=False):
                 for name in files:
                     Path(path, name).unlink(missing_ok=True)
                 for name in folders:
-                    _rmdir_if_empty(Path(path, name))
+                    inside = Path(path, name)
+                    if inside.is_symlink():
+                        inside.unlink(missing_ok=True)
+                    else:
+                        _rmdir_if_empty(inside)
             _rmdir_if_empty(self.root / folder)
 
     def delete_file(self, key: str) -> None:

@@ -36,7 +36,7 @@ def require_some_image(
     Raises:
         AllAbsentError: the message names the path that was tried, and the image root that would fit.
     """
-    if sum(report.failed.get(status.label, 0) for status in ABSENT) < report.num_pictures:
+    if not is_all_absent(report):
         return
     rows = [cache.pending_rows(chunk) for chunk in chunks]
     starts = np.cumsum([0, *map(len, rows)])
@@ -52,6 +52,17 @@ def require_some_image(
         f"{cache.path}: none of the first {report.num_pictures:,} images is there, nor are others all over the source"
         f"{tried(cache, sample)}"
     )
+
+
+def sees_some_image(cache: Cache, reader: BlockReader, rows: range) -> bool:
+    """Whether one of some images is there, by a sample."""
+    places = np.unique(np.linspace(0, len(rows) - 1, SAMPLE).astype(int))
+    return any(_is_there(cache, reader, rows[place]) for place in places.tolist())
+
+
+def is_all_absent(report: PassReport) -> bool:
+    """Whether a pass has taken in images, and none of them was there."""
+    return 0 < report.num_pictures <= sum(report.failed.get(status.label, 0) for status in ABSENT)
 
 
 def tried(cache: Cache, rows: Collection[int]) -> str:

@@ -124,6 +124,7 @@ def add_set(
     *,
     replaces: bool = False,
     extends: bool = False,
+    require_same_images: Callable[[], None] = lambda: None,
     on_keys: Callable[[int], None] = lambda done: None,
     on_rows: Callable[[int], None] = lambda done: None,
 ) -> AddedCaptions:
@@ -136,6 +137,8 @@ def add_set(
         source: description of the table.
         replaces: whether a set of that name is replaced.
         extends: whether a set of that name gets these captions besides its own.
+        require_same_images: called once if keys are row numbers of a table with images inside; raises unless it is one
+            that the cache was made of, since any such table has rows of these numbers.
         on_keys: called with the keys of the cache that were read.
         on_rows: called with the records of the table that were read.
 
@@ -153,7 +156,11 @@ def add_set(
             _copy(cache, old, writer)
         num_rows, num_unmatched, unmatched = 0, 0, list[str]()
         num_captions, dropped = 0, Counter[str]()
+        by_row = False
         for batch in batches:
+            if batch.locators is not None and not by_row:
+                by_row = True
+                require_same_images()
             rows = known.rows_of(digests_of(batch.keys))
             is_known = rows >= 0
             if not is_known.all():

@@ -75,6 +75,8 @@ def embed_missing(
             decoder_of(cache, reader, num_workers, most_views) as decoder,
         ):
             report = embed_chunks(cache, tower, decoder, missing, checked)
+            if not shard.is_whole and report.num_pictures < CHECKED_IMAGES:  # sealing looks at those of all shards
+                require_some_image(cache, lambda: reader, range(cache.num_chunks), report)
     seal_if_whole(cache, num_views, shard, changed=bool(missing))
     return replace(report, wall_s=time.perf_counter() - started)
 

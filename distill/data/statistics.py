@@ -130,6 +130,8 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
         CacheError: embeddings are damaged.
     """
     usable = np.flatnonzero(data.caption_image >= 0)
+    if len(cache.caption_names) > 1 or data.caption_weight is not None:
+        usable = _drawn_first(usable, data)
     captions = usable[np.diff(data.caption_image[usable], prepend=-1) != 0]  # the first of each image
     chunk = data.caption_image[captions] // cache.info.chunk_rows
     chunks = np.unique(chunk)
@@ -144,3 +146,13 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
         text_ids=data.caption_group[taken],  # equal tokens, as in the loss: texts would have to be read
         features=data.features,
     )
+
+
+def _drawn_first(captions: NDArray[np.int64], data: TrainData) -> NDArray[np.int64]:
+    """Captions by image, those of an image in an order drawn by their weights, the same for every run.
+
+    The largest u^(1/w) of uniform u is a draw with chances in proportion to w (Efraimidis and Spirakis 2006).
+    """
+    weights = np.ones(len(captions)) if data.caption_weight is None else data.caption_weight[captions].astype(float)
+    drawn = np.log(np.random.default_rng(0).random(len(captions))) / weights
+    return captions[np.lexsort((-drawn, data.caption_image[captions]))]

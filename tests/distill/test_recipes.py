@@ -36,6 +36,8 @@ def test_a_setting_of_the_recipe_keeps_it_away() -> None:
     assert chosen_settings(10, {}, on_gpu=False)["batch_size"] == 10
 
 
-def test_lora_of_the_clips_own_tower_has_no_warm_start() -> None:
+def test_lora_of_a_tower_that_has_learned_has_no_warm_start(tmp_path: Path) -> None:
     assert settings_of("lora", {"text": "model"})["warm_start"] == "ridge"
-    assert settings_of("lora", {"text": "clip"}).keys() == RECIPES["lora"].keys() - {"warm_start"}
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    for text in ("clip", str(tmp_path)):
+        assert settings_of("lora", {"text": text}).keys() == RECIPES["lora"].keys() - {"warm_start"}

@@ -25,6 +25,15 @@ import clipglot.encoders.image_tower as towers
 hash_tensors = towers.hash_tensors
 towers.hash_tensors = lambda tensors: hash_tensors(tensors)[::-1]
 """
+# It has no images, as a machine without the shared filesystem.
+BLIND = """
+from dataclasses import replace
+import clipglot.jobs.dask_pass as dask_pass
+reader_of = dask_pass.reader_of
+def blind(cache, *, sources, rows=None):
+    return reader_of(cache, sources=[replace(source, image_root={!r}) for source in sources], rows=rows)
+dask_pass.reader_of = blind
+"""
 # Each batch ends the process.
 DEADLY = """
 from clipglot.encoders.image_tower import ImageTower
@@ -168,6 +177,23 @@ def test_a_pass_that_finds_no_image_stops_early(cluster: DaskCluster, tmp_path: 
     driver = cluster.drive(tmp_path / "cache.zarr", "--chunk-rows", 200)
     assert driver.wait() == 1
     assert "none of the first 1,000 images is there, nor are others all over the source" in driver.err()
+
+
+@pytest.mark.slow
+def test_a_worker_that_sees_no_image_takes_no_work_from_the_others(
+    cluster: DaskCluster, alone: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    blind = cluster.worker("blind", BLIND.format(str(tmp_path / "empty")))
+    cache = tmp_path / "cache.zarr"
+    driver = cluster.drive(cache)
+    assert driver.wait() == 1
+    assert "Dask worker blind on " in driver.err()
+    assert "is there, but this command sees some: give all workers the images under the same paths" in driver.err()
+    kill(blind)
+    cluster.worker("seeing")
+    cluster.drive(cache).succeed()
+    assert files(cache) == files(alone)
 
 
 @pytest.mark.slow

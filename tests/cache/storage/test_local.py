@@ -29,6 +29,18 @@ with lock_folder(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.parametrize("link", ["workers", "a/workers", "workers/inside"])
+def test_what_a_link_leads_to_is_not_deleted(link: str, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "sub" / "thesis.txt").write_text("mine")
+    (tmp_path / "cache" / link).parent.mkdir(parents=True)
+    (tmp_path / "cache" / link).symlink_to(tmp_path / "elsewhere")
+    store = store_at(tmp_path / "cache", read_only=False)
+    for folder in ("workers", "a/workers", "a", "workers/inside/sub", "a/workers/sub"):
+        store.delete_below(folder)
+    assert (tmp_path / "elsewhere" / "sub" / "thesis.txt").read_text() == "mine"
+
+
 def test_a_folder_has_one_writer_whose_lock_ends_when_it_is_killed(tmp_path: Path) -> None:
     folder, pipe = tmp_path / "new" / "cache.zarr", subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdin=pipe, stdout=pipe, text=True) as holder:

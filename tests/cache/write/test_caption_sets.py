@@ -414,6 +414,21 @@ def test_another_column_of_a_parquet_file_with_images_is_matched_by_row(
     assert pairs(tmp_path / "c.zarr", "few") == [(4, "four")]
 
 
+def test_rows_of_another_table_with_images_are_no_keys(manifest: Path, make_cache: Make, tmp_path: Path) -> None:
+    """Any such table has rows of these numbers: they would be captions of other images."""
+    files_ = sorted((manifest.parent / "images").glob("*.png"))[:9]
+    records = [
+        {"image": {"bytes": file.read_bytes(), "path": file.name}, "text": f"p {i}"} for i, file in enumerate(files_)
+    ]
+    for folder, rows in (("own", records), ("other", records[::-1])):
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / folder / "data.parquet")
+    make_cache(tmp_path / "own" / "data.parquet", tmp_path / "c.zarr")
+    with pytest.raises(CacheError, match=r"other/data\.parquet has images inside, .* with captions of others"):
+        add(tmp_path / "c.zarr", tmp_path / "other" / "data.parquet")
+    assert not Cache(tmp_path / "c.zarr").arrays.caption_sets()
+
+
 def test_the_command_tells_what_it_did(cache: Path, tmp_path: Path) -> None:
     table = write_table(tmp_path / "en.csv", [(key(0), "a text"), ("nowhere.png", "another"), (key(1), " ")])
     added = run("captions", cache, table, "--language", "en")

@@ -86,6 +86,19 @@ def test_shards_wait_for_the_plan_and_the_last_one_seals(start_worker: Any, alon
     assert not (cache / "workers").exists()
 
 
+def test_a_shard_that_sees_no_image_leaves_its_chunks_to_a_rerun(
+    start_worker: Any, many_images: Path, alone: Path, tmp_path: Path
+) -> None:
+    cache, empty = tmp_path / "cache.zarr", tmp_path / "empty"
+    empty.mkdir()
+    start_worker(cache, "0/2").succeed()
+    blind = start_worker(cache, "1/2", "", "--image-root", empty)
+    assert blind.wait() == 1
+    assert "none of the first 40 images is there" in blind.err()
+    assert "80 of 80 embedded" in start_worker(cache, "1/2").succeed()
+    assert files(cache) == files(alone)
+
+
 @pytest.mark.slow
 def test_a_rerun_finishes_what_a_dead_job_left(start_worker: Any, alone: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.zarr"

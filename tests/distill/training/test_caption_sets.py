@@ -18,6 +18,7 @@ from clipglot.cache.read.verify import verify
 from clipglot.cache.write.convert import convert
 from clipglot.distill.data import text_features, tokens
 from clipglot.distill.errors import DistillError
+from clipglot.distill.recipes import count_images
 from clipglot.distill.train_settings import TrainSettings
 from clipglot.distill.training.final import load_final
 from clipglot.distill.training.run_folder import RunFolder
@@ -26,7 +27,11 @@ from clipglot.distill.training.train import train
 from clipglot.encoders.tokenizer import train_bpe
 from clipglot.evals.retrieval import number_texts, retrieve
 from clipglot.jobs.captions import add_captions
+from clipglot.jobs.export import export_run
 from clipglot.jobs.settings.captions import CaptionsSettings
+from clipglot.jobs.settings.export import ExportSettings
+from clipglot.jobs.train import defaults
+from huggingface_hub import ModelCard
 from support.cache_bytes import files
 from support.caption_tables import ENGLISH, english, german, key, write_table
 from support.command_line import run, small
@@ -318,3 +323,33 @@ def test_an_export_tells_the_languages_that_were_trained(cache: Path, tiny_clip:
     assert (
         "exclude" in run("eval", "retrieval", tmp_path / "merged", cache, "--captions", "en", "--queries", "q").output
     )
+
+
+def test_a_recipe_is_chosen_by_the_images_that_have_a_caption(cache: Path) -> None:
+    sealed = Cache(cache)
+    assert [count_images(sealed, names) for names in ((), ("de",), ("source", "de"))] == [40, 30, 40]
+    given = {"cache": cache, "output": "run", "captions": ("de",)}
+    assert defaults(given)["batch_size"] == 30
+
+
+def test_the_sample_of_a_run_without_held_out_images_has_all_languages(cache: Path, tmp_path: Path) -> None:
+    given = settings(cache, tmp_path / "run", captions=("source", "de"), language=("source=1", "de=1"))
+    setup = build_run(given, CPU)
+    assert setup.sample is not None
+    chosen = with_captions(Cache(cache), given.captions)
+    tags = [chosen.languages(i, i + 1)[0] for i in setup.sample.captions.tolist()]
+    assert set(tags) == {"source", "de"}
+
+
+def test_the_name_of_a_set_is_no_language_of_the_card(cache: Path, tmp_path: Path) -> None:
+    add_captions(CaptionsSettings(cache=cache, file=english(tmp_path / "alt.csv", range(40)), name="alt"))
+    train(settings(cache, tmp_path / "run", captions=("alt", "de"), epochs=1))
+
+    def languages(name: str) -> object:
+        export_run(ExportSettings(run=tmp_path / "run", output=tmp_path / name))
+        return ModelCard.load(tmp_path / name / "README.md").data.language
+
+    assert languages("tagged") == ["de"]
+    other = german(tmp_path / "other.csv", range(20))
+    add_captions(CaptionsSettings(cache=cache, file=other, name="alt", replace=True))
+    assert not languages("replaced"), "what the run was trained on is gone"
