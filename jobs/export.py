@@ -320,7 +320,7 @@ def _languages(cache: Cache | None, provenance: dict[str, Any], settings: dict[s
         if not {of["sha256"] for of in trained_on if "sha256" in of} <= {info.sha256 for info in chosen.chosen_sets}:
             return []  # sets of these names have other captions by now
         # A caption without a tag counts as of its set, whose name is no language.
-        tagged = {tag for part in (cache.info, *chosen.chosen_sets) for tag in part.languages}
+        tagged = {*cache.info.languages, *(tag for info in chosen.chosen_sets for tag in info.languages)}
         return [tag for tag in chosen.count_languages() if tag in tagged and (not weights or weights.get(tag))]
     except (CacheError, OSError):
         return declared if not provenance.get("captions") else []
