@@ -4,6 +4,10 @@ Each function takes the layout of a batch, which all layers share, and returns t
 captions, S tokens or slots, W width, H heads, R rows of L slots.
 """
 
+# Annotations of functions that are made while torch compiles are evaluated there, and Dynamo of torch 2.9 knows no
+# `Tensor | None`.
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from typing import Any

@@ -85,7 +85,7 @@ def test_transparency_shows_white(form: str) -> None:
     blue = palette.getpixel((29, 19))
     grey = drawing("L")
     cutout = drawing("RGBA")
-    cutout.putdata([(r, g, b, 255 if r else 0) for r, g, b, _ in cutout.get_flattened_data()])
+    cutout.putdata([(r, g, b, 255 if r else 0) for r, g, b, _ in np.asarray(cutout).reshape(-1, 4).tolist()])
     file = {
         "palette index": lambda: stored(palette, "PNG", transparency=blue),
         "palette alpha": lambda: stored(palette, "PNG", transparency=bytes([255, 0] if blue else [0, 255])),
