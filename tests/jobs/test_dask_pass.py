@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,10 +276,16 @@ def test_a_local_cluster_listens_on_loopback_alone_and_leaves_nothing_behind(
     assert driver.wait() == 130
     assert "run the same command again to resume" in driver.err().splitlines()[-1]
     assert "Traceback" not in driver.err()
+    until = time.monotonic() + 30
+    while session(driver.pid) and time.monotonic() < until:  # a resource tracker ends when all its users have
+        time.sleep(0.1)
     assert session(driver.pid) == {}
     driver = start_command(*local, 1)
     assert "80 of 80 embedded" in driver.succeed()
     assert all(re.match("load|embed|Dask's dashboard", line) for line in driver.err().splitlines())
+    until = time.monotonic() + 30
+    while session(driver.pid) and time.monotonic() < until:  # a resource tracker ends when all its users have
+        time.sleep(0.1)
     assert session(driver.pid) == {}
     assert files(cache) == files(alone)
 
