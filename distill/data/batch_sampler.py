@@ -21,9 +21,9 @@ from .shuffle import (
     ChunkShuffledOrder,
     Permutation,
     Stream,
+    drawn_order,
     random_below,
     random_keys,
-    random_numbers,
 )
 
 
@@ -142,16 +142,11 @@ class BatchSampler:
         views: NDArray[np.int64],
         key: np.uint64,
     ) -> BatchIndices:
-        """A batch whose captions are drawn by weight, without repeats.
-
-        Each caption gets an exponential number of rate its weight, and those with the smallest are drawn (Efraimidis
-        and Spirakis 2006, doi:10.1016/j.ipl.2005.11.003).
-        """
+        """A batch whose captions are drawn by weight, without repeats."""
         assert self._kept is not None
         assert self._weight is not None
         places, image = concatenated_ranges(first, count), np.repeat(np.arange(len(rows)), count)
-        waiting = -np.log(random_numbers(places, key)) / self._weight[places]
-        order = np.lexsort((waiting, image))
+        order = drawn_order(places, image, self._weight[places], key)
         drawn = order[concatenated_ranges(0, count) < self._captions_per_image]
         captions = self._kept[places[drawn]]
         if self._captions_per_image == 1:

@@ -53,6 +53,23 @@ def random_numbers(values: NDArray[np.int64], key: np.uint64) -> NDArray[np.floa
     return ((splitmix64(values.astype(np.uint64), key) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
+def drawn_order(
+    values: NDArray[np.int64], groups: NDArray[np.int64], weights: NDArray[np.floating[Any]], key: np.uint64
+) -> NDArray[np.int64]:
+    """Order by group, and within one as drawn by weight, without repeats.
+
+    Each value gets an exponential number of rate its weight, and those with the smallest come first (Efraimidis and
+    Spirakis 2006, doi:10.1016/j.ipl.2005.11.003).
+
+    Args:
+        values: `[n]`, which the draw depends on.
+        groups: `[n]`, of each value.
+        weights: `[n]`, above 0.
+        key: of the draw.
+    """
+    return np.lexsort((-np.log(random_numbers(values, key)) / weights, groups))
+
+
 class Permutation:
     """Random order of 0 … n-1 that needs no memory: any part of it is computed from its key alone.
 

@@ -13,6 +13,7 @@ from ...cache.read.cache import Cache
 from ...encoders.tokenizer import TextTokenizer
 from ...encoders.tokenizer_coverage import poor_coverage
 from .pairs import TrainData, ValidationData
+from .shuffle import drawn_order
 from .tokens import CAPTIONS_PER_BLOCK
 
 COMMON_SHARE, COMMON_COUNT = 0.01, 20  # a caption is common if more images have it than either says
@@ -149,10 +150,6 @@ def sample_pairs(cache: Cache, data: TrainData) -> ValidationData:
 
 
 def _drawn_first(captions: NDArray[np.int64], data: TrainData) -> NDArray[np.int64]:
-    """Captions by image, those of an image in an order drawn by their weights, the same for every run.
-
-    The largest u^(1/w) of uniform u is a draw with chances in proportion to w (Efraimidis and Spirakis 2006).
-    """
-    weights = np.ones(len(captions)) if data.caption_weight is None else data.caption_weight[captions].astype(float)
-    drawn = np.log(np.random.default_rng(0).random(len(captions))) / weights
-    return captions[np.lexsort((-drawn, data.caption_image[captions]))]
+    """Captions by image, those of an image in an order drawn by their weights, the same for every run."""
+    weights = np.ones(len(captions)) if data.caption_weight is None else data.caption_weight[captions]
+    return captions[drawn_order(captions, data.caption_image[captions], weights, np.uint64(0))]
