@@ -4,7 +4,6 @@ Laid out as open_clip's HFTextEncoder (`text.transformer.…`, `text.proj.…`),
 families that it knows. B captions, W width of the pooled layers together, D features.
 """
 
-import copy
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -675,15 +674,9 @@ class LMTower(TextTower):
         """Freeze the model and learn low-rank changes of its blocks' matrices; see `lora.add_lora`."""
         add_lora(self.transformer, self.layers, rank=rank, alpha=alpha, targets=targets, dropout=dropout)
 
-    def plain(self) -> "LMTower":
-        """The tower with what was learned by LoRA added to the matrices; itself if there is none."""
-        if not any("lora_" in name for name, _ in self.named_parameters()):
-            return self
-        tower = copy.copy(self)
-        tower._modules = dict(self._modules)
-        tower.text = copy.deepcopy(self.text)
-        merge_lora(tower.transformer)
-        return tower
+    def _merge_lora(self) -> None:
+        """As of every tower that has it."""
+        merge_lora(self.transformer)
 
     def train(self, mode: bool = True) -> "LMTower":
         """Set the mode, as of every module; a model that is not trained has no dropout in either."""

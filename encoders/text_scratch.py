@@ -5,7 +5,6 @@ at EOS never looks at what follows, so the features are the same (`tests/encoder
 The tower begins with random weights, as a bag of tokens, or with the weights of a CLIP or of an earlier run.
 """
 
-import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -337,19 +336,13 @@ class ScratchTower(TextTower):
     def _attentions(self) -> list[nn.MultiheadAttention]:
         return [block.attn for block in self.text.transformer.resblocks]
 
-    def plain(self) -> "ScratchTower":
-        """The tower with what was learned by LoRA added to its weights; itself if there is none."""
-        if not any("lora_" in name for name, _ in self.named_parameters()):
-            return self
-        tower = copy.copy(self)
-        tower._modules = dict(self._modules)
-        tower.text = copy.deepcopy(self.text)
-        merge_attention_lora(tower._attentions)
-        if new := getattr(tower.text, "new_tokens", None):
-            new.add_to(tower.text.token_embedding)
-            del tower.text.new_tokens
-        tower.requires_grad_(True)
-        return tower
+    def _merge_lora(self) -> None:
+        """As of every tower that has it; changes of token embeddings are added, too."""
+        merge_attention_lora(self._attentions)
+        if new := getattr(self.text, "new_tokens", None):
+            new.add_to(self.text.token_embedding)
+            del self.text.new_tokens
+        self.requires_grad_(True)
 
     def pack(self, ids: NDArray[Any], lengths: NDArray[np.int64]) -> PackedCaptions | PackedRows:
         """Captions as `forward` takes them, on the host; arguments and errors as of `PackedCaptions.of`."""

@@ -1,5 +1,6 @@
 """Base class of text towers: unpadded captions in, raw features out, and all that differs from kind to kind."""
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -282,9 +283,19 @@ class TextTower(nn.Module, ABC):
         """
         return {name: 1.0 for name, parameter in self.named_parameters() if parameter.requires_grad}
 
-    def plain(self) -> "TextTower":
-        """The tower as it is saved and exported: itself, unless something was added to it for training."""
-        return self
+    def plain(self) -> Self:
+        """The tower as it is saved and exported: what LoRA has learned is added to its weights; itself without any."""
+        if not any("lora_" in name for name, _ in self.named_parameters()):
+            return self
+        tower = copy.copy(self)
+        tower._modules = dict(self._modules)
+        tower.text = copy.deepcopy(self.text)
+        tower._merge_lora()
+        return tower
+
+    def _merge_lora(self) -> None:
+        """Add what LoRA has learned to the weights, in place; of towers that can have it."""
+        raise NotImplementedError
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of the plain tower by name, on the CPU, as safetensors stores them."""

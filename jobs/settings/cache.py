@@ -6,15 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ...cache.errors import CacheError
-from ...cache.format import Augmentation, Decoding, SourceInfo, is_language_tag
+from ...cache.format import Augmentation, Decoding, SourceInfo
 from ...cache.location import Url, is_hdf5
-from ...cache.sources.text_files import is_text_encoding
-from ...cache.sources.where import WhereFilter
 from ...cache.write.shard import Shard
 from ...distill.cpu import num_usable_cores
-from ...distill.errors import DistillError
 from ...distill.settings import Device, require, require_at_least_one
+from .text_fields import require_readable_captions
 
 RENAMED = {"worker": "shard", "workers": "num_workers"}
 """Old names of settings and their new ones; flags and TOML files may still use the old ones."""
@@ -128,22 +125,13 @@ class CacheSettings:
             not (self.append and self.teacher_field),
             "--append and --teacher-field exclude each other: cache all sources at once",
         )
-        bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
-        require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
-        require(not (self.language and self.language_field), "--language and --language-field exclude each other")
-        require(
-            len(self.language) in (0, 1, max(1, len(self.text_field))),
-            f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
+        require_readable_captions(
+            language=self.language,
+            language_field=self.language_field,
+            text_field=self.text_field,
+            encoding=self.encoding,
+            where=self.where,
         )
-        require(
-            is_text_encoding(self.encoding),
-            f"--encoding {self.encoding}: no encoding of texts, expected e.g. gb18030, utf-16 or cp1252",
-        )
-        if self.where is not None:
-            try:
-                WhereFilter(self.where)
-            except CacheError as error:
-                raise DistillError(str(error)) from error
         require(
             self.images or (bool(self.teacher_field) and self.views == 1),
             "--no-images needs the translations of a --teacher-field, and has no --views",

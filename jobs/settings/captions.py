@@ -4,13 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from ...cache.errors import CacheError
-from ...cache.format import OWN_CAPTIONS, SourceInfo, is_language_tag, is_set_name
+from ...cache.format import OWN_CAPTIONS, SourceInfo, is_set_name
 from ...cache.location import Location, Url
-from ...cache.sources.text_files import is_text_encoding
-from ...cache.sources.where import WhereFilter
-from ...distill.errors import DistillError
 from ...distill.settings import require
+from .text_fields import require_readable_captions
 
 SUFFIXES = (".gz", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".pq", ".arrow", ".feather", ".ipc")
 
@@ -60,22 +57,13 @@ class CaptionsSettings:
             f"--name {self.set_name!r}: pass a --name of at most 64 letters from a to z, digits, dots, hyphens and "
             f"underscores, not {OWN_CAPTIONS!r}, which is the captions that the cache was made with",
         )
-        bad_tags = [tag for tag in self.language if not is_language_tag(tag)]
-        require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as ru or pt-BR")
-        require(not (self.language and self.language_field), "--language and --language-field exclude each other")
-        require(
-            len(self.language) in (0, 1, max(1, len(self.text_field))),
-            f"--language is given {len(self.language)} times: give it once, or once for each --text-field",
+        require_readable_captions(
+            language=self.language,
+            language_field=self.language_field,
+            text_field=self.text_field,
+            encoding=self.encoding,
+            where=self.where,
         )
-        require(
-            is_text_encoding(self.encoding),
-            f"--encoding {self.encoding}: no encoding of texts, expected e.g. gb18030, utf-16 or cp1252",
-        )
-        if self.where is not None:
-            try:
-                WhereFilter(self.where)
-            except CacheError as error:
-                raise DistillError(str(error)) from error
 
     @property
     def set_name(self) -> str:
