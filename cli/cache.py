@@ -92,7 +92,7 @@ def cache(settings: CacheSettings, output: OutputCache, as_json: bool) -> None:
                 shown.end()
         except KeyboardInterrupt:  # the bars are gone, so nothing draws over the message
             if is_first_process():
-                warn(f"stopped: {_kept(output)}; run the same command again to resume")
+                warn(f"stopped: {_kept(output)}")
             raise SystemExit(INTERRUPTED) from None
     if not is_first_process():
         return
@@ -164,12 +164,16 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
 
 
 def _kept(output: OutputCache) -> str:
-    """What is kept of an interrupted pass."""
+    """What is kept of an interrupted pass, and how it goes on."""
     if output.cache is None:
-        return "no image was embedded yet"
-    if not output.cache.info.is_laid_out:
-        return "what was embedded before is kept"
-    return f"{output.num_embedded():,} of {output.cache.info.num_images:,} images are embedded and kept"
+        return "no image was embedded yet; run the same command again"
+    info = output.cache.info
+    kept = (
+        f"{output.num_embedded():,} of {info.num_images:,} images are embedded and kept"
+        if info.is_laid_out
+        else ("what was embedded before is kept")
+    )
+    return f"{kept}; run the same command again to resume"
 
 
 def _failures(info: CacheInfo) -> str:

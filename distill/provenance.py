@@ -10,16 +10,15 @@ from ..cache.format import EncoderInfo, Status
 from ..cache.read.cache import Cache
 from ..encoders.image_tower import ImageTower
 from ..encoders.loading.clips import weights_file
+from ..encoders.loading.untrusted import LOCAL_PREFIX
 from .errors import DistillError
-
-LOCAL = "local-dir:"
 
 
 def encoder_info(tower: ImageTower) -> EncoderInfo:
     """Record of a tower that a cache keeps; paths are absolute, so that it holds in every working directory."""
     model, file = tower.model, weights_file(tower.model, tower.pretrained)
-    if model.startswith(LOCAL):
-        model = f"{LOCAL}{Path(model.removeprefix(LOCAL)).absolute()}"
+    if model.startswith(LOCAL_PREFIX):
+        model = f"{LOCAL_PREFIX}{Path(model.removeprefix(LOCAL_PREFIX)).absolute()}"
     return EncoderInfo(
         model=model,
         pretrained=str(file.absolute()) if file else tower.pretrained,
@@ -81,8 +80,9 @@ def public_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     Paths are told by their form, not by looking at the disk: files move.
     """
     encoder = dict(provenance["encoder"])
-    if encoder["model"].startswith(LOCAL):  # in timm/NAME, hf-hub:ORG/NAME and ViT-B/32 the slash is part of a name
-        encoder["model"] = LOCAL + Path(encoder["model"].removeprefix(LOCAL)).name
+    # In timm/NAME, hf-hub:ORG/NAME and ViT-B/32 the slash is part of a name.
+    if encoder["model"].startswith(LOCAL_PREFIX):
+        encoder["model"] = LOCAL_PREFIX + Path(encoder["model"].removeprefix(LOCAL_PREFIX)).name
     if encoder["pretrained"]:  # a tag has no slash
         encoder["pretrained"] = Path(encoder["pretrained"]).name
     source = {"name": Path(provenance["source"]["path"]).name, "sha256": provenance["source"]["sha256"]}

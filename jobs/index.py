@@ -64,7 +64,7 @@ def build_index(settings: IndexSettings, on_progress: OnProgress = ignore_progre
 
     Args:
         settings: the cache, the file to write, the texts and the recall to reach.
-        on_progress: called in stages `encode`, `train`, `assign`, `write` and `measure`.
+        on_progress: called in stages `encode`, `train`, `assign`, `write`, `compare` and `measure`.
 
     Raises:
         CacheError: the cache is not complete or damaged, the file exists, or the disk is full.

@@ -40,7 +40,7 @@ def write_index_file(
         kind: of index, see `CODINGS`; by default that for so many rows.
         target: recall@10 to reach.
         seed: of the sample that the lists are made from.
-        on_progress: called in stages `train`, `assign`, `write` and `measure`.
+        on_progress: called in stages `train`, `assign`, `write`, `compare` and `measure`.
 
     Returns:
         What the file says about itself, and seconds that the lists took.

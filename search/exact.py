@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..cache.format import Status
+from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
 from .codes import Codes, has_kernel, products
 from .nearest import Floats, Nearest
@@ -48,7 +49,11 @@ class ExactIndex:
         self._lock = Lock()  # of the codes, which are made once
 
     def search(
-        self, queries: Floats, k: int, allowed: NDArray[np.bool_] | None = None
+        self,
+        queries: Floats,
+        k: int,
+        allowed: NDArray[np.bool_] | None = None,
+        on_progress: OnProgress = ignore_progress,
     ) -> tuple[Floats, NDArray[np.int64]]:
         """Cosines and rows of the k images nearest to each query, best first, of equal ones the lower row first.
 
@@ -56,6 +61,7 @@ class ExactIndex:
             queries: `[Q, D] float32`, unit norm.
             k: images to find, at least 1.
             allowed: `[N] bool`, images to choose from; by default all that are embedded.
+            on_progress: called in stage `compare` with the rows that are read.
 
         Returns:
             `[Q, K] float32` and `[Q, K] int64`, where K is k or the number of images to choose from if that is less.
@@ -77,9 +83,9 @@ class ExactIndex:
                 )
         else:
             for start, emb in self._blocks():
-                nearest_in_block(
-                    nearest, queries, np.arange(start, start + len(emb)), emb, chosen[start : start + len(emb)]
-                )
+                stop = start + len(emb)
+                nearest_in_block(nearest, queries, np.arange(start, stop), emb, chosen[start:stop])
+                on_progress(Progress("compare", stop, len(self._cache)))
         return nearest.result()
 
     def _coded(self) -> Codes:

@@ -6,7 +6,6 @@ Half of the queries choose, the other half measures. Q queries, L lists.
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..cache.progress import OnProgress, Progress, ignore_progress
 from ..cache.read.cache import Cache
@@ -54,11 +53,12 @@ def tune(
         lists: the same, opened.
         queries: `[Q, D]`, of at least 2 texts, in random order.
         target: recall@10, above 0, at most 1.
-        on_progress: called with the queries of stage `measure`.
+        on_progress: called in stage `compare` with the rows of the exact search, then in stage `measure` with the
+            searches by the index; how many there will be is not known.
     """
     target += (1 - target) * MARGIN
     k = min(K, int((layout.lists >= 0).sum()))
-    right = _nearest(cache, queries, k, on_progress)
+    right = ExactIndex(cache).search(queries, k, on_progress=on_progress)[1]
     choosing = len(queries) // 2
     # The list of each right answer, in the order in which the query reads lists, tells which probes find it.
     order = np.argsort(-(queries[:choosing] @ layout.centroids.T), axis=1, kind="stable")
@@ -66,8 +66,10 @@ def tune(
     needed = np.sort(np.take_along_axis(place, layout.lists[right[:choosing]].astype(np.int64), axis=1).ravel()) + 1
     probes = int(needed[min(len(needed) - 1, int(np.ceil(target * len(needed))))])
     rows = resident_rows(cache, check=False)
+    num_searches = 0
 
     def recall(num_probes: int, depth: int, part: slice) -> float:
+        nonlocal num_searches
         hits = 0
         for start in range(0, len(queries[part]), QUERIES_AT_A_TIME):
             block = slice(start, start + QUERIES_AT_A_TIME)
@@ -75,6 +77,8 @@ def tune(
             for query, candidates, expected in zip(queries[part][block], found, right[part][block], strict=True):
                 own = np.unique(candidates[candidates >= 0])
                 hits += len(np.intersect1d(best_first(exact_scores(query, rows.take(own)), own, k)[1], expected))
+            num_searches += len(found)
+            on_progress(Progress("measure", num_searches))
         return hits / right[part].size
 
     depths = sorted({min(max(depth, k), len(layout.lists)) for depth in DEPTHS})
@@ -92,11 +96,3 @@ def tune(
             recall=recall(probes, depth, slice(choosing, None)),
             num_queries=len(queries) - choosing,
         )
-
-
-def _nearest(cache: Cache, queries: Floats, k: int, on_progress: OnProgress) -> NDArray[np.int64]:
-    """Rows of the k images nearest to each query, `[Q, k]`, by exact search."""
-    on_progress(Progress("measure", 0, len(queries)))
-    rows = ExactIndex(cache).search(queries, k)[1]
-    on_progress(Progress("measure", len(queries), len(queries)))
-    return rows

@@ -11,6 +11,7 @@ from ...cache.location import Url, is_hdf5
 from ...cache.write.shard import Shard
 from ...distill.cpu import num_usable_cores
 from ...distill.settings import Device, require, require_at_least_one
+from .image_tower_name import require_tower_folder
 from .text_fields import require_readable_captions
 
 RENAMED = {"worker": "shard", "workers": "num_workers"}
@@ -94,6 +95,7 @@ class CacheSettings:
     num_local: Annotated[int | None, "workers of --scheduler local (default: one per GPU)"] = None
 
     def __post_init__(self) -> None:
+        require_tower_folder(self.model)
         require(
             self.shard is None or _parse_shard(self.shard) is not None,
             f"--shard {self.shard}: expected I/N with I from 0 to N - 1, e.g. 0/4",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from ...cache.format import SourceInfo
 from ...cache.location import is_hdf5
 from ...distill.settings import require
+from .image_tower_name import require_tower_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class ImportSettings:
     ] = "bf16"
 
     def __post_init__(self) -> None:
+        require_tower_folder(self.model)
         require(
             not is_hdf5(self.output),
             f"-o {self.output}: import into a Zarr folder, then convert that with `clipglot convert`",

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -275,6 +276,15 @@ def test_a_cache_named_for_validation_is_not_sent_to_training(
         "cache", manifest, "-o", output, "--model", f"local-dir:{tiny_clip}", "--limit", 2, "--num-workers", 1, *more
     )
     assert said.stdout.splitlines()[-1] == f"next: clipglot train {next_.format(output)}"
+
+
+def test_a_cache_of_class_folders_is_sent_to_zero_shot(manifest: Path, tiny_clip: Path, tmp_path: Path) -> None:
+    (tmp_path / "shapes" / "star").mkdir(parents=True)
+    image = json.loads(manifest.read_text(encoding="utf-8").splitlines()[0])["image"]
+    shutil.copy(manifest.parent / image, tmp_path / "shapes" / "star")
+    output = tmp_path / "train.zarr"
+    said = run("cache", tmp_path / "shapes", "-o", output, "--model", f"local-dir:{tiny_clip}", "--num-workers", 1)
+    assert said.stdout.splitlines()[-1] == f"next: clipglot eval zeroshot MERGED {output}"
 
 
 def test_few_images_take_their_recipe_unless_a_setting_of_it_is_given(

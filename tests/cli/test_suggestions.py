@@ -45,7 +45,9 @@ def test_a_name_like_no_other_has_no_suggestion() -> None:
         (["inspect", "{}"], "a.hdf5", "ab.hdf5"),
         (["cache", "{}", "-o", "new", "--model", "m"], "data/pair.jsonl", "data/pairs.jsonl"),
         (["cache", "{}", "-o", "new", "--model", "m"], "dta/pairs.jsonl", "data/pairs.jsonl"),
+        (["cache", "data/pairs.jsonl", "-o", "new", "--model", "local-dir:{}"], "mreged", "merged"),
         (["import", "{}", "-o", "new", "--model", "m"], "emd.npy", "emb.npy"),
+        (["import", "emb.npy", "-o", "new", "--model", "local-dir:{}"], "mreged", "merged"),
         (["export", "{}", "-o", "new"], "rum", "run"),
         (["report", "{}", "-o", "new.html"], "rum", "run"),
         (["predict", "{}", "a.png", "--text", "x"], "merge", "merged"),
@@ -62,7 +64,7 @@ def test_a_mistyped_path_is_named_with_the_nearest_one(
         (tmp_path / name).write_text("{}")
     for name in ("ab.hdf5", "emb.npy", "cat.jpg", "train.toml"):
         (tmp_path / name).write_bytes(b"")
-    result = run(*(typed if word == "{}" else word for word in command))
+    result = run(*(word.replace("{}", typed) for word in command))
     assert result.exit_code == (2 if typed.endswith(".toml") else 1)
     assert f"did you mean {meant}?" in result.stderr.replace(f"{tmp_path}/", "")
 
