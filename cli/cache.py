@@ -10,6 +10,7 @@ import click
 
 from ..cache.format import CacheInfo, Status
 from ..cache.progress import Progress
+from ..cache.sources.image_folder import ImageFolderSource
 from ..cache.sources.kinds import open_source
 from ..cache.write.report import PassReport
 from ..distill.training.signals import interrupted_by_sigterm
@@ -160,7 +161,8 @@ def _print(settings: CacheSettings, result: "CacheResult") -> None:
             HELD_OUT.search(str(name)) for name in (settings.split or "", Path(str(settings.output)).stem)
         )
         train = f"TRAIN_CACHE -o run --val {settings.output}" if is_held_out else f"{settings.output} -o run"
-        say(f"next: clipglot train {train}")
+        classify = f"eval zeroshot MERGED {settings.output}"
+        say(f"next: clipglot {classify if info.source.kind == ImageFolderSource.kind else f'train {train}'}")
 
 
 def _kept(output: OutputCache) -> str:

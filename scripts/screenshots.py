@@ -54,7 +54,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        demo = args.demo or run_demo(DemoSettings(), Path(temporary)).folder
+        own = Path(temporary) / "demo"  # the report shows this name
+        own.mkdir()
+        demo = args.demo or run_demo(DemoSettings(), own).folder
         arguments = [demo / "merged", demo / "train.zarr", "--against", ENGLISH_CLIP]
         with serving(arguments, Path(temporary) / "thumbnails") as url, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])

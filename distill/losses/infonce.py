@@ -4,7 +4,7 @@ The loss of CLIP: Radford et al. 2021, arXiv:2103.00020, section 2.3 and figure 
 its logits less their mean under the target distribution. So it has three parts:
 
 - log-sum-exps over the batch, summed up block by block; the logits are computed again in the backward pass, as for
-  attention in Dao et al. 2022, arXiv:2205.14135, section 3;
+  attention in Dao et al. 2022, arXiv:2205.14135, section 3, unless one block holds them all;
 - log-sum-exps over a bank of further images (`bank_log_sum_exp`);
 - the positive term (`positive_term`): a mean of logits is the logit of a mean of images, so the targets of a caption
   are one vector and no matrix.
@@ -80,9 +80,11 @@ class _BlockedInfoNCE(torch.autograd.Function):
         row_lse = torch.empty_like(positive_logits)
         column_lse = positive_logits.new_full((len(image_emb),), -math.inf)
         log_sum_exp, _ = _block_functions(scaled.is_cuda, compiled)
-        for block in row_blocks(len(scaled), len(image_emb), scaled.device):
+        blocks = [*row_blocks(len(scaled), len(image_emb), scaled.device)]
+        exponentials = None
+        for block in blocks:
             logits = targets.mask_unless_positive_(scaled[block] @ image_emb.T, block)  # [r, B]
-            row_lse[block], block_column_lse = log_sum_exp(logits)
+            row_lse[block], block_column_lse, exponentials = log_sum_exp(logits)
             column_lse = torch.logaddexp(column_lse, block_column_lse)
         largest = reduce_max_(column_lse.clone())
         column_lse = reduce_sum_((column_lse - largest).exp_()).log_().add_(largest)
@@ -94,6 +96,7 @@ class _BlockedInfoNCE(torch.autograd.Function):
         # In the backward pass a caption's softmax counts by its weight, which is to say with a larger normaliser.
         ctx.save_for_backward(text_emb, log_scale, row_lse - weights.log(), column_lse, positive)
         ctx.targets, ctx.negatives, ctx.compiled = targets, negatives, compiled
+        ctx.exponentials = exponentials if len(blocks) == 1 else None
         losses = weights * (row_lse + targets.of_captions(column_lse)) - 2 * positive_logits
         return reduce_sum_(losses.sum()) / (2 * len(image_emb))
 
@@ -105,8 +108,11 @@ class _BlockedInfoNCE(torch.autograd.Function):
         grad = torch.empty_like(text_emb)
         _, softmaxes = _block_functions(scaled.is_cuda, ctx.compiled)
         for block in row_blocks(len(scaled), len(image_emb), scaled.device):
-            logits = targets.mask_unless_positive_(scaled[block] @ image_emb.T, block)
-            torch.mm(softmaxes(logits, row_lse[block], column_lse), image_emb, out=grad[block])
+            weights = ctx.exponentials and ctx.exponentials.softmaxes(row_lse, column_lse)
+            if weights is None:
+                logits = targets.mask_unless_positive_(scaled[block] @ image_emb.T, block)
+                weights = softmaxes(logits, row_lse[block], column_lse)
+            torch.mm(weights, image_emb, out=grad[block])
         if negatives:
             grad.addcmul_(negatives.mean, (negatives.lse - row_lse).exp_()[:, None])
         grad.sub_(positive, alpha=2).mul_(grads[0] * scale / (2 * len(image_emb)))
@@ -114,7 +120,39 @@ class _BlockedInfoNCE(torch.autograd.Function):
         return grad, reduce_sum_((grad * text_emb).sum()), None, None, None
 
 
-LogSumExp = Callable[[Tensor], tuple[Tensor, Tensor]]
+@dataclass(frozen=True, slots=True)
+class Exponentials:
+    """exp(logit - shift) of a block: one exponential for rows and columns, log-sum-exps and their gradients.
+
+    Attributes:
+        values: `[r, B]`.
+        shift: a scalar.
+    """
+
+    values: Tensor
+    shift: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor) -> Self:
+        """Those of a block of logits `[r, B]`."""
+        shift = logits.max() - SHIFT
+        return cls((logits - shift).exp_(), shift)
+
+    def log_sum_exp(self) -> tuple[Tensor, Tensor] | None:
+        """Log-sum-exp of each row `[r]` and each column `[B]`; None where a sum has lost precision."""
+        rows, columns = self.values.sum(1), self.values.sum(0)
+        if min(rows.min(), columns.min()) < SMALLEST:
+            return None
+        return rows.log_().add_(self.shift), columns.log_().add_(self.shift)
+
+    def softmaxes(self, row_lse: Tensor, column_lse: Tensor) -> Tensor | None:
+        """Sum of both softmaxes `[r, B]`; None where it could overflow."""
+        if self.shift - min(row_lse.min(), column_lse.min()) > SHIFT:
+            return None
+        return self.values * ((self.shift - row_lse).exp_()[:, None] + (self.shift - column_lse).exp_())
+
+
+LogSumExp = Callable[[Tensor], tuple[Tensor, Tensor, Exponentials | None]]
 Softmaxes = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -128,9 +166,9 @@ def _block_functions(is_cuda: bool, compiled: bool) -> tuple[LogSumExp, Softmaxe
     return torch.compile(_plain_log_sum_exp), torch.compile(_plain_softmaxes)
 
 
-def _plain_log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _plain_log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor, None]:
     """Log-sum-exp of each row `[r]` and each column `[B]` of a block `[r, B]`."""
-    return logits.logsumexp(1), logits.logsumexp(0)
+    return logits.logsumexp(1), logits.logsumexp(0), None
 
 
 def _plain_softmaxes(logits: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
@@ -138,23 +176,17 @@ def _plain_softmaxes(logits: Tensor, row_lse: Tensor, column_lse: Tensor) -> Ten
     return (logits - row_lse[:, None]).exp() + (logits - column_lse).exp()
 
 
-def _shared_log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _shared_log_sum_exp(logits: Tensor) -> tuple[Tensor, Tensor, Exponentials | None]:
     """As the plain form, with one exponential for both where that keeps precision."""
-    shift = logits.max() - SHIFT
-    weights = (logits - shift).exp_()
-    rows, columns = weights.sum(1), weights.sum(0)
-    if min(rows.min(), columns.min()) < SMALLEST:
-        return _plain_log_sum_exp(logits)
-    return rows.log_().add_(shift), columns.log_().add_(shift)
+    exponentials = Exponentials.of(logits)
+    sums = exponentials.log_sum_exp()
+    return (*sums, exponentials) if sums else _plain_log_sum_exp(logits)
 
 
 def _shared_softmaxes(logits: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
-    """As the plain form, with one exponential for both where that cannot overflow; overwrites the logits."""
-    shift = logits.max() - SHIFT
-    if shift - min(row_lse.min(), column_lse.min()) > SHIFT:
-        return _plain_softmaxes(logits, row_lse, column_lse)
-    weights = logits.sub_(shift).exp_()
-    return weights.mul_((shift - row_lse).exp_()[:, None] + (shift - column_lse).exp_())
+    """As the plain form, with one exponential for both where that cannot overflow."""
+    weights = Exponentials.of(logits).softmaxes(row_lse, column_lse)
+    return _plain_softmaxes(logits, row_lse, column_lse) if weights is None else weights
 
 
 @dataclass(frozen=True, slots=True)
