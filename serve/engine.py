@@ -97,6 +97,9 @@ class Engine:
         self._batcher = MicroBatcher(self._answer, self._compute, most=QUERIES_AT_A_TIME, waiting=MOST_WAITING)
         self._embedder = MicroBatcher(self._embed, self._compute, most=QUERIES_AT_A_TIME, waiting=MOST_WAITING)
         self._labeller = MicroBatcher(self._label, self._compute, most=QUERIES_AT_A_TIME, waiting=MOST_WAITING)
+        # The first forward pass and the int8 copy of the rows take a while: not from the first client's time.
+        first = [Query(model=model, text="a", k=1, chosen=Filter()) for model in range(len(models))]
+        self._compute.submit(self._answer, first)
 
     async def search(self, query: Query) -> Found:
         """The images of a query; queries that come together share a forward pass and a pass over the embeddings.

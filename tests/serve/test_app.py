@@ -22,7 +22,8 @@ from clipglot.jobs.serve import serve
 from clipglot.jobs.settings.serve import ServeSettings
 from clipglot.search.errors import SearchError
 from clipglot.search.open import open_index
-from clipglot.serve.engine import Query
+from clipglot.serve.catalog import Catalog, Filter
+from clipglot.serve.engine import Engine, Query
 from PIL import Image
 from starlette.testclient import TestClient
 from support.serving import client_of
@@ -468,33 +469,44 @@ def test_a_cache_that_is_given_twice_is_refused(merged: Path, tiny_cache: Path) 
         ServeSettings(merged=merged, caches=(tiny_cache, tiny_cache))
 
 
+class Counting:
+    """A model that notes how many texts each forward pass has."""
+
+    def __init__(self, model: Any) -> None:
+        self._model, self.calls = model, list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def encode_texts(self, texts: list[str]) -> Any:
+        self.calls.append(len(texts))
+        return self._model.encode_texts(texts)
+
+
+def test_the_first_forward_pass_is_over_before_the_first_query(client: TestClient, tiny_cache: Path) -> None:
+    cache, model = Cache(tiny_cache), Counting(client.app.state.engine.models[0])  # type: ignore[attr-defined]
+    engine = Engine([model], Catalog([(cache, open_index(cache, resident=True))]), fold_above=0.98)
+    asyncio.run(engine.search(Query(model=0, text="another", k=3, chosen=Filter())))
+    engine.close()
+    assert model.calls == [1, 1]
+
+
 def test_queries_that_come_together_share_a_forward_pass(client: TestClient) -> None:
     engine = client.app.state.engine  # type: ignore[attr-defined]
-    model, calls = engine.models[0], list[int]()
-    encode = model.encode_texts
-
-    class Counting:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
-
-        def encode_texts(self, texts: list[str]) -> Any:
-            calls.append(len(texts))
-            return encode(texts)
-
-    from clipglot.serve.catalog import Filter
+    model, counting = engine.models[0], Counting(engine.models[0])
 
     async def ask() -> list[Any]:
         queries = [Query(model=0, text=f"query {i}", k=3, chosen=Filter()) for i in range(40)]
-        bad = Query(model=0, text="a -a", k=3, chosen=Filter())
+        bad = Query(model=0, text="b -b", k=3, chosen=Filter())
         return await asyncio.gather(*map(engine.search, [*queries, bad]), return_exceptions=True)
 
-    engine.models = [Counting()]
+    engine.models = [counting]
     try:
         answers = asyncio.run(ask())
     finally:
         engine.models = [model]
-    assert sum(calls) == 41
-    assert len(calls) <= 2
+    assert sum(counting.calls) == 41
+    assert len(counting.calls) <= 2
     assert isinstance(answers.pop(), clipglot.inference.errors.InputError)  # alone
     alone = [found(client, "/search", q=f"query {i}", limit=3, fold=False)["hits"] for i in range(40)]
     assert [each.rows.tolist() for each in answers] == [[hit["row"] for hit in hits] for hits in alone]
