@@ -156,7 +156,8 @@ def write_graph(graph: Graph, file: Path) -> None:
         ExportError: torch has no such graph of the tower.
     """
     size = sum(tensor.nbytes for tensor in graph.module.state_dict().values())
-    dims = {axis: torch.export.Dim(name) for axis, name in graph.axes.items()}
+    # torch 2.9 refuses sizes from 1, though its graph takes them, which each export is checked for.
+    dims = {axis: torch.export.Dim(name, min=2) for axis, name in graph.axes.items()}
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(

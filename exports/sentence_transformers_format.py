@@ -35,10 +35,10 @@ from .transformers_format import (
     write_preprocessing,
 )
 
-MINIMUM = "Needs sentence-transformers 5.4 or later, the first that computes images in its `Transformer` module"
+MINIMUM = "Needs sentence-transformers 5.5 or later, whose `Transformer` module computes images, too"
 POOLING = {"mean": "mean", "cls": "cls", "eos": "lasttoken"}
 _TRANSFORMER = "sentence_transformers.base.modules.transformer.Transformer"
-_NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
+_NORMALIZE = "sentence_transformers.sentence_transformer.modules.normalize.Normalize"
 _POOLED = {"method": "forward", "method_output_name": "pooler_output"}
 _CODE = """from PIL import Image
 from sentence_transformers import SentenceTransformer
@@ -63,7 +63,7 @@ def write(folder: Path, clip: MergedClip) -> Written:
         import sentence_transformers
     except ImportError as error:
         raise ExportError(
-            f"sentence-transformers does not load ({error}): pip install 'sentence-transformers>=5.4'"
+            f"sentence-transformers does not load ({error}): pip install 'sentence-transformers>=5.5'"
         ) from error
     if isinstance(clip.text_tower, LMTower):
         first = "sentence_transformers.base.modules.router.Router"

@@ -1,7 +1,7 @@
 """Files of an ONNX export, which a stranger may have made: what is read of them, and what is refused."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableSequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -105,4 +105,4 @@ def _messages(message: Any) -> Iterator[Any]:
         yield current
         for field, value in current.ListFields():
             if field.type == field.TYPE_MESSAGE:
-                waiting += value if field.is_repeated else [value]
+                waiting += value if isinstance(value, MutableSequence) else [value]
