@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.settings.cache import CacheSettings
+from clipglot.jobs.settings.index import IndexSettings
+from clipglot.jobs.settings.verify import VerifySettings
 from support.cache_bytes import delete_chunks, files
 from support.command_line import run
 from support.dask_cluster import DaskCluster
@@ -319,3 +321,8 @@ def test_settings_that_contradict_each_other_are_refused(
     given = {"scheduler": "local"} | settings
     with pytest.raises(DistillError, match=message):
         CacheSettings(source=tmp_path, output=tmp_path, model="m", **given)
+    if "shard" not in given:
+        with pytest.raises(DistillError, match=message):
+            VerifySettings(cache=tmp_path, **given)
+        with pytest.raises(DistillError, match=message):
+            IndexSettings(cache=tmp_path, output=tmp_path, **given)
