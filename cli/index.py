@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 import click
 
+from ..distill.training.signals import interrupted_by_sigterm
 from ..jobs.settings.index import IndexSettings
 from .options import require_kind, settings_options
-from .render import facts, friendly_errors, json_option, output, percent, print_json, say, stage_bars
+from .render import facts, friendly_errors, json_option, output, percent, print_json, say, stage_bars, warn
 
 
 @click.command()
@@ -22,13 +23,13 @@ def index(settings: IndexSettings, as_json: bool) -> None:
     \b
     clipglot index train.zarr -o train.index --clip merged
     """  # noqa: D301 (click reads the character \b, so the string is not raw)
-    with friendly_errors(), stage_bars("load") as on_progress:
+    with friendly_errors(), interrupted_by_sigterm(), stage_bars("load") as on_progress:
         require_kind(settings.cache, "cache")
         if settings.clip:
             require_kind(settings.clip, "merged CLIP")
         from ..jobs.index import SMALL_ROWS, build_index
 
-        result = build_index(settings, on_progress)
+        result = build_index(settings, on_progress, on_note=warn)
     if as_json:
         print_json(asdict(result) | {"file": str(result.file)})
         return

@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 import click
 
+from ..distill.training.signals import interrupted_by_sigterm
 from ..jobs.settings.verify import VerifySettings
 from .options import require_kind, settings_options
-from .render import friendly_errors, json_option, print_json, say, stage_bars
+from .render import friendly_errors, json_option, print_json, say, stage_bars, warn
 
 
 @click.command()
@@ -18,12 +19,12 @@ def verify(settings: VerifySettings, as_json: bool) -> None:
     Exit code 1 if anything is wrong, or if images that you asked for could not be embedded again. With --repair,
     damaged chunks of embeddings are marked; the `clipglot cache` command that is then printed embeds them again.
     """
-    with friendly_errors(), stage_bars("verify") as on_progress:
+    with friendly_errors(), interrupted_by_sigterm(), stage_bars("verify") as on_progress:
         require_kind(settings.cache, "cache")
         from ..cache.read.repair import is_made_by_commands
         from ..jobs.verify import verify_cache
 
-        result = verify_cache(settings, on_progress)
+        result = verify_cache(settings, on_progress, on_note=warn)
     info, probes = result.cache.info, result.probes
     if as_json:
         print_json(

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..cache.errors import CacheError
@@ -30,11 +29,12 @@ from ..encoders.image_tower import ImageTower
 from ..encoders.text_teacher import TextTeacher
 from .cache_job import CacheJob, load_towers
 from .cache_plan import prepare_cache, prepare_cache_or_wait
+from .installed import require_dask
 from .output_cache import OutputCache
 from .settings.cache import CacheSettings
 
 if TYPE_CHECKING:
-    from .dask_pass import Workers
+    from .dask_pass import PassWorkers
 
 
 POLL_S = 1.0  # between two looks whether the other processes of torchrun have ended
@@ -91,7 +91,7 @@ def cache_images(
     source = source or open_source(settings.source_info)
     source.info = replace(source.info, sha256=source.sha256())
     if settings.scheduler:
-        _require_dask()
+        require_dask()
         if source.kind not in SOURCES:
             raise DistillError("--scheduler: its workers do not have a source of your own: cache it in one process")
     on_progress(Progress("load", 0))
@@ -145,7 +145,7 @@ def _embed(
     on_progress: OnProgress,
     on_report: Callable[[PassReport], None],
     on_note: Callable[[str], None],
-) -> "tuple[PassReport, ImageQueue | Workers | None]":
+) -> "tuple[PassReport, ImageQueue | PassWorkers | None]":
     """Embed a shard of a prepared cache; return its report, and what moved images to a device if there are images."""
     settings, shard, cache = job.settings, job.settings.own_shard, job.output.require()
     num_views = max(settings.views, cache.info.num_views)
@@ -212,13 +212,3 @@ def _num_rows(cache: Cache, shard: Shard) -> int:
     first = cache.info.appended[-1].first_row if cache.info.appended else 0
     chunks = [cache.chunk_slice(chunk) for chunk in range(cache.num_chunks) if chunk in shard]
     return sum(max(0, rows.stop - max(rows.start, first)) for rows in chunks)
-
-
-def _require_dask() -> None:
-    """Refuse a pass on a cluster where Dask is not installed, before towers are loaded.
-
-    Raises:
-        DistillError: it is not.
-    """
-    if find_spec("distributed") is None:
-        raise DistillError("--scheduler needs Dask: pip install '.[dask]' in a clone of clipglot")

@@ -1,6 +1,8 @@
 """`clipglot index`: an index file for search in a large cache, tuned and measured by texts."""
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from ..inference.towers import load_towers, require_same_tower
 from ..search.build import unit, write_index_file
 from ..search.errors import SearchError
 from ..search.index_file import load_faiss
+from ..search.ivf import Assign
+from .installed import require_dask
 from .settings.index import IndexSettings
 
 SMALL_ROWS = 200_000  # below, exact search takes some milliseconds
@@ -59,15 +63,23 @@ class IndexResult:
     is_small: bool
 
 
-def build_index(settings: IndexSettings, on_progress: OnProgress = ignore_progress) -> IndexResult:
+def build_index(
+    settings: IndexSettings,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> IndexResult:
     """Divide the images of a cache into lists, and choose by texts how many of them a search reads.
 
     Args:
         settings: the cache, the file to write, the texts and the recall to reach.
         on_progress: called in stages `encode`, `train`, `assign`, `write`, `compare` and `measure`.
+        on_note: called with what the user should know of the cluster.
 
     Raises:
-        CacheError: the cache is not complete or damaged, the file exists, or the disk is full.
+        CacheError: the cache is not complete or damaged, the file exists, the disk is full, or a worker of the cluster
+            cannot take part.
+        DistillError: no scheduler is there.
         EncoderError: the merged CLIP does not load.
         InputError: the merged CLIP has another image tower, or there are no texts.
         SearchError: no texts to measure by, no embedded image, or faiss is not installed.
@@ -78,17 +90,19 @@ def build_index(settings: IndexSettings, on_progress: OnProgress = ignore_progre
     cache = Cache(settings.cache).require_sealed()
     import torch  # noqa: F401 (casts float16 several times as fast as numpy, see `search/codes.py`)
 
-    queries, kind = _queries(cache, settings, on_progress)
-    sealed, build_s = write_index_file(
-        cache,
-        settings.output,
-        queries,
-        kind_of_queries=kind,
-        kind=None if settings.kind == "auto" else settings.kind,
-        target=settings.recall,
-        seed=settings.seed,
-        on_progress=on_progress,
-    )
+    with _assignment(settings, cache, on_note) as assign:
+        queries, kind = _queries(cache, settings, on_progress)
+        sealed, build_s = write_index_file(
+            cache,
+            settings.output,
+            queries,
+            kind_of_queries=kind,
+            kind=None if settings.kind == "auto" else settings.kind,
+            target=settings.recall,
+            seed=settings.seed,
+            assign=assign,
+            on_progress=on_progress,
+        )
     return IndexResult(
         file=settings.output,
         kind=sealed.kind,
@@ -105,6 +119,18 @@ def build_index(settings: IndexSettings, on_progress: OnProgress = ignore_progre
         build_s=build_s,
         is_small=sealed.num_rows < SMALL_ROWS,
     )
+
+
+def _assignment(
+    settings: IndexSettings, cache: Cache, on_note: Callable[[str], None]
+) -> AbstractContextManager[Assign | None]:
+    """What finds the lists of rows; None for this process."""
+    if settings.scheduler is None:
+        return nullcontext()
+    require_dask()
+    from .dask_index import assignment_on_workers  # imports distributed
+
+    return assignment_on_workers(settings, cache, on_note)
 
 
 def _queries(cache: Cache, settings: IndexSettings, on_progress: OnProgress) -> tuple[NDArray[np.float32], str]:

@@ -1,7 +1,8 @@
 """`clipglot verify`: checks of checksums, contents and a sample of images embedded again; repair of a cache."""
 
 import shlex
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from ..cache.location import Location
 from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.read.repair import chunk_to_delete, is_made_by_commands, own_kinds
-from ..cache.read.verify import verify
+from ..cache.read.verify import CheckChunks, verify
 from ..cache.storage.open import store_at
 from ..distill.device import resolve_device
 from ..distill.errors import DistillError
 from ..distill.provenance import encoder_info
 from ..encoders.errors import EncoderError
 from ..encoders.image_tower import load_image_tower
+from .installed import require_dask
 from .reembed import Probes, reembed
 from .settings.cache import CacheSettings
 from .settings.verify import VerifySettings
@@ -47,22 +49,29 @@ class VerifyResult:
     incomplete: bool
 
 
-def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_progress) -> VerifyResult:
+def verify_cache(
+    settings: VerifySettings,
+    on_progress: OnProgress = ignore_progress,
+    *,
+    on_note: Callable[[str], None] = lambda note: None,
+) -> VerifyResult:
     """Check a cache; with `settings.repair`, mark what is damaged, so that the next pass embeds it again.
 
     Args:
         settings: the cache, the sample to embed again, and where its tower and images are now.
         on_progress: called with the chunks of stage `verify`.
+        on_note: called with what the user should know of the cluster.
 
     Raises:
-        CacheError: no cache, or one whose planning did not finish.
-        DistillError: no such device, or a repair of what no `clipglot cache` command makes.
+        CacheError: no cache, one whose planning did not finish, or a worker of the cluster that cannot take part.
+        DistillError: no such device, no scheduler, or a repair of what no `clipglot cache` command makes.
     """
     cache = Cache(settings.cache, read_only=not settings.repair)
     if settings.repair:
         _require_made_by_commands(cache)
-    with store_at(settings.cache, read_only=False).lock() if settings.repair else nullcontext():
-        faults = verify(cache, on_progress)
+    lock = store_at(settings.cache, read_only=False).lock() if settings.repair else nullcontext()
+    with lock, _checks(settings, cache, on_note) as check_chunks:
+        faults = verify(cache, on_progress, check_chunks)
         lost = [fault.chunk for fault in faults if fault.chunk]
         marked = cache.arrays.invalidate(lost) if settings.repair else []
     sample = SAMPLE if settings.sample is None else settings.sample
@@ -78,6 +87,18 @@ def verify_cache(settings: VerifySettings, on_progress: OnProgress = ignore_prog
         probes=probes,
         incomplete=bool(settings.names_a_sample and probes.not_checked),
     )
+
+
+def _checks(
+    settings: VerifySettings, cache: Cache, on_note: Callable[[str], None]
+) -> AbstractContextManager[CheckChunks | None]:
+    """What checks chunks; None for this process."""
+    if settings.scheduler is None:
+        return nullcontext()
+    require_dask()
+    from .dask_verify import checks_on_workers  # imports distributed
+
+    return checks_on_workers(settings, cache, on_note)
 
 
 def _require_made_by_commands(cache: Cache) -> None:

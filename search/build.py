@@ -13,7 +13,7 @@ from ..cache.storage.atomic import explain_os_error
 from ..cache.write.convert import require_nothing, whole_file
 from .codings import coding_of
 from .index_file import IndexInfo, load_faiss, seal_index
-from .ivf import Lists, write_lists
+from .ivf import Assign, Lists, write_lists
 from .nearest import Floats
 from .tune import tune
 
@@ -27,6 +27,7 @@ def write_index_file(
     kind: str | None = None,
     target: float = 0.95,
     seed: int = 0,
+    assign: Assign | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[IndexInfo, float]:
     """Write the index of a cache.
@@ -40,6 +41,7 @@ def write_index_file(
         kind: of index, see `CODINGS`; by default that for so many rows.
         target: recall@10 to reach.
         seed: of the sample that the lists are made from.
+        assign: finds the lists of rows, see `write_lists`.
         on_progress: called in stages `train`, `assign`, `write`, `compare` and `measure`.
 
     Returns:
@@ -54,7 +56,7 @@ def write_index_file(
     with explain_os_error(file, "make its folder writable or choose another name"), whole_file(file) as partial:
         identity = embedding_identity(cache)
         begun = time.perf_counter()
-        layout = write_lists(cache, partial, on_progress, seed, coding_of(kind) if kind else None)
+        layout = write_lists(cache, partial, on_progress, seed, coding_of(kind) if kind else None, assign)
         build_s = time.perf_counter() - begun
         tuned = tune(cache, layout, Lists(partial, layout.coding), queries, target, on_progress)
         num_rows = int((cache.status() == Status.EMBEDDED).sum())

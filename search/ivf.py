@@ -6,6 +6,8 @@ many lists to read is chosen by texts (`tune.py`). N images of D features, Q que
 """
 
 import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +35,13 @@ BLOCK_ROWS = 8192  # that are coded, or compared one by one, at once
 READ_BYTES = 32 * 2**20
 EXACT_ROWS = 50_000  # so few that are allowed are compared one by one
 MIN_K = 10  # of which recall was measured
+
+Span = tuple[int, int]
+"""Rows from one to another (exclusive)."""
+Assigned = Generator[tuple[Span, NDArray[np.int32]], None, None]
+"""Spans in any order, each with the lists of its rows."""
+Assign = Callable[[Floats, Sequence[Span]], Assigned]
+"""Finds the lists of all rows of some spans, given centroids `[L, D]`."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +77,33 @@ def best_coding(num_rows: int) -> type[Coding]:
     return RabitqCoding if num_rows > MANY_ROWS else Int8Coding
 
 
+class NearestCentroid:
+    """Lists of rows: that of the nearest centroid. L centroids."""
+
+    def __init__(self, centroids: Floats) -> None:
+        """Take the centroids, `[L, D]`."""
+        self._centroids = centroids
+        self._half_norms = (centroids.astype(np.float64) ** 2).sum(axis=1).astype(np.float32) / 2
+        self._block_rows = max(1, BLOCK_VALUES // len(centroids))
+
+    def __call__(self, emb: NDArray[np.floating]) -> NDArray[np.int32]:
+        """The list of each row `[n, D]`."""
+        lists = np.empty(len(emb), np.int32)
+        for first in range(0, len(emb), self._block_rows):
+            rows = slice(first, first + self._block_rows)
+            nearest = products(emb[rows], self._centroids)  # [R, L]
+            nearest -= self._half_norms  # the least distance is the largest c·x - |c|²/2
+            lists[rows] = nearest.argmax(axis=1)
+        return lists
+
+
 def write_lists(
     cache: Cache,
     path: Path,
     on_progress: OnProgress = ignore_progress,
     seed: int = 0,
     coding: type[Coding] | None = None,
+    assign: Assign | None = None,
 ) -> Layout:
     """Write the lists of a cache: k-means on a sample, then two passes over the rows.
 
@@ -85,6 +115,7 @@ def write_lists(
         on_progress: called in stages `train`, `assign` and `write`, the last two with rows.
         seed: of the sample.
         coding: of the rows; by default `best_coding`.
+        assign: finds the lists of rows; by default they are found in this process.
 
     Raises:
         SearchError: nothing was embedded, or faiss is not installed.
@@ -111,21 +142,24 @@ def write_lists(
     lists = np.full(num, -1, np.int32)
     is_embedded = np.zeros(num, np.bool_)
     is_embedded[embedded] = True
-    half_norms = (centroids.astype(np.float64) ** 2).sum(axis=1).astype(np.float32) / 2
     step = max(1, READ_BYTES // (cache.info.encoder.dim * 2 * cache.info.chunk_rows)) * cache.info.chunk_rows
-    block = max(1, BLOCK_VALUES // num_lists)
-    for start in range(0, num, block):
-        stop = min(start + block, num)
-        nearest = products(rows.read(start, stop), centroids)  # [R, L]
-        nearest -= half_norms  # the least distance is the largest c·x - |c|²/2
-        lists[start:stop] = np.where(is_embedded[start:stop], nearest.argmax(axis=1), -1)
-        on_progress(Progress("assign", stop, num))
+    spans = [(start, min(start + step, num)) for start in range(0, num, step)]
+
+    def assign_here(centroids: Floats, spans: Sequence[Span]) -> Assigned:
+        nearest = NearestCentroid(centroids)
+        yield from ((span, nearest(rows.read(*span))) for span in spans)
+
+    num_assigned = 0
+    with closing((assign or assign_here)(centroids, spans)) as assigned:
+        for (start, stop), found in assigned:
+            lists[start:stop] = np.where(is_embedded[start:stop], found, -1)
+            num_assigned += stop - start
+            on_progress(Progress("assign", num_assigned, num))
 
     sizes = np.bincount(lists[embedded], minlength=num_lists).astype(np.int64)
     encode = learned.encoder(faiss, centroids)
     with IndexWriter(path, type(learned), learned.centroids(centroids), sizes) as writer:
-        for start in range(0, num, step):
-            stop = min(start + step, num)
+        for start, stop in spans:
             kept = np.flatnonzero(is_embedded[start:stop])
             emb, own = rows.read(start, stop)[kept], lists[start + kept].astype(np.int64)
             for first in range(0, len(kept), BLOCK_ROWS):

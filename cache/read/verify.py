@@ -1,10 +1,10 @@
 """Verification of a cache: metadata, chunks against their checksums, counts, then the decoded values."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import zarr
@@ -38,14 +38,31 @@ from .caption_sets import CaptionSet, captions_sha256, token_folder
 ROWS_AT_A_TIME = 2**20
 NORM_TOLERANCE = 2e-3  # of a unit vector in float16, each of whose values is rounded to 11 bits
 _EMBEDDED = 1  # in `Status` and in `TextTargetStatus`
+CheckName = Literal["stored", "images", "text targets"]
 
 
-def verify(cache: Cache, on_progress: OnProgress = ignore_progress) -> list[Fault]:
+class CheckChunks(Protocol):
+    """Checks of chunks that need no other chunk's, in this process or elsewhere."""
+
+    def __call__(self, check: CheckName, chunks: Sequence[ChunkId], on_chunk: Callable[[], None]) -> list[Fault]:
+        """The faults of some chunks, in the order of the chunks.
+
+        Args:
+            check: of `CHECKS`.
+            chunks: to check.
+            on_chunk: called after each chunk.
+        """
+
+
+def verify(
+    cache: Cache, on_progress: OnProgress = ignore_progress, check_chunks: CheckChunks | None = None
+) -> list[Fault]:
     """Verify a whole cache. Each check runs only if those before it found nothing that would mislead it.
 
     Args:
         cache: sealed, or planned: then the chunks that are done are checked.
         on_progress: called after each chunk.
+        check_chunks: has chunks checked; by default they are, in this process.
 
     Returns:
         All faults; none if the cache is in order.
@@ -64,18 +81,29 @@ def verify(cache: Cache, on_progress: OnProgress = ignore_progress) -> list[Faul
         done += 1
         on_progress(Progress("verify", done, total))
 
-    for name, array in arrays.items():
-        for index in chunk_indices(array):
-            chunk = (name, index)
-            if problem := cache.arrays.chunk_problem(chunk):
-                faults.append(Fault(f"{cache.arrays.chunk_key(chunk)}: {problem}", cache.arrays.remedy([chunk]), chunk))
-            advance()
+    def check_here(check: CheckName, chunks: Sequence[ChunkId], on_chunk: Callable[[], None]) -> list[Fault]:
+        found: list[Fault] = []
+        for chunk in chunks:
+            found += CHECKS[check](cache, chunk)
+            on_chunk()
+        return found
+
+    if check_chunks is None:
+        check_chunks = check_here
+    stored = [(name, index) for name, array in arrays.items() for index in chunk_indices(array)]
+    faults += check_chunks("stored", stored, advance)
     if cache.arrays.is_folder:
         for tokens, num_captions in _token_folders(cache):
             faults += find_token_faults(tokens, num_captions)
             faults += find_feature_faults(tokens, num_captions)
     faults = faults or list(_check_counts(cache))
-    return faults or [*_check_values(cache, advance), *_check_sets(cache)]
+    if faults:
+        return faults
+    faults += _check_texts_and_keys(cache)
+    faults += check_chunks("images", _status_chunks(cache, STATUS), advance)
+    if cache.info.source.has_teacher:
+        faults += check_chunks("text targets", _status_chunks(cache, TEACHER_STATUS), advance)
+    return [*faults, *_check_sets(cache)]
 
 
 # Metadata
@@ -119,27 +147,19 @@ def _check_counts(cache: Cache) -> Iterator[Fault]:
         yield Fault(message, cache.arrays.remedy())
 
 
-# Decoded values
+# Decoded values of a cache whose chunks match their checksums
 
 
-def _check_values(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:
-    """Check decoded values: offsets, UTF-8, unique keys, rows of captions, statuses, embeddings and their norms.
-
-    Args:
-        cache: whose chunks match their checksums.
-        on_chunk: called after each chunk of embeddings, `_num_value_chunks` times.
-    """
+def _check_texts_and_keys(cache: Cache) -> Iterator[Fault]:
+    """Check offsets, UTF-8, unique keys and rows of captions."""
     names = [KEY, TEXT] + [TEACHER_TEXT] * cache.info.source.has_teacher + [FILE] * cache.arrays.has(FILE)
     faults = [fault for name in names for fault in _check_ragged(cache, name)]
     yield from faults or _check_keys(cache)
     yield from _check_caption_image(cache)
-    yield from _check_images(cache, on_chunk)
-    if cache.info.source.has_teacher:
-        yield from _check_text_targets(cache, on_chunk)
 
 
 def _num_value_chunks(cache: Cache) -> int:
-    """The number of chunks of embeddings that `_check_values` reads."""
+    """The number of chunks of embeddings whose values are checked."""
     num_images = len(cache.arrays.stored_chunks(f"{STATUS}/c"))
     return num_images + (cache.arrays.array(TEACHER_STATUS).cdata_shape[0] if cache.info.source.has_teacher else 0)
 
@@ -244,46 +264,64 @@ def _token_folders(cache: Cache) -> Iterator[tuple[Path, int]]:
         yield from ((tokens / token_folder(info), info.num_captions) for info in cache.arrays.caption_sets())
 
 
-def _check_images(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:
-    """Check statuses, and embeddings and norms against them."""
-    emb_array, norm_array = cache.arrays.array(EMB), cache.arrays.array(NORM)
-    for chunk in sorted(cache.arrays.stored_chunks(f"{STATUS}/c")):
-        rows = cache.chunk_slice(chunk)
-        rows = slice(rows.start, cache.first_pending(chunk) or rows.stop)  # a pass may be writing the rest
-        status = cache.status(chunk)[: rows.stop - rows.start]
-        embedded = status == Status.EMBEDDED
-        unknown = ~np.isin(status, [code for code in Status if code != Status.PENDING])
-        yield from _row_faults(cache, (STATUS, (chunk,)), rows.start, unknown, "unknown status")
-        plain: NDArray[np.float32] = np.zeros((0, 0), np.float32)
-        for view in range(cache.info.num_views):
-            emb = np.asarray(emb_array[view, rows]).astype(np.float32)
-            norm = np.asarray(norm_array[view, rows])
-            emb_chunk, norm_chunk = (EMB, (view, chunk, 0)), (NORM, (view, chunk))
-            yield from _check_emb(cache, emb_chunk, rows.start, emb, embedded)
-            # Comparisons with NaN are false, infinity must be excluded.
-            is_valid = (norm > 0 if view == 0 else norm >= 0) & np.isfinite(norm)
-            wrong = np.where(embedded, ~is_valid, norm != 0)
-            problem = "not a positive number where the image is embedded"
-            yield from _row_faults(cache, norm_chunk, rows.start, wrong, problem)
-            if view == 0:
-                plain = emb
-            else:
-                wrong = embedded & (norm == 0) & (emb != plain).any(1)
-                problem = "norm 0, but not the plain view's embedding"
-                yield from _row_faults(cache, emb_chunk, rows.start, wrong, problem)
-        on_chunk()
+# Chunks by themselves
 
 
-def _check_text_targets(cache: Cache, on_chunk: Callable[[], None]) -> Iterator[Fault]:
-    """Check the text teacher's embeddings against their statuses."""
+def _status_chunks(cache: Cache, name: str) -> list[ChunkId]:
+    """The stored chunks of an array of statuses, ascending."""
+    return [(name, (chunk,)) for chunk in sorted(cache.arrays.stored_chunks(f"{name}/c"))]
+
+
+def _check_stored(cache: Cache, chunk: ChunkId) -> Iterator[Fault]:
+    """Check that a chunk is stored, and matches its checksum."""
+    if problem := cache.arrays.chunk_problem(chunk):
+        yield Fault(f"{cache.arrays.chunk_key(chunk)}: {problem}", cache.arrays.remedy([chunk]), chunk)
+
+
+def _check_images(cache: Cache, status_chunk: ChunkId) -> Iterator[Fault]:
+    """Check the statuses of a chunk of images, and its embeddings and norms against them."""
+    emb_array, norm_array, (_, (chunk,)) = cache.arrays.array(EMB), cache.arrays.array(NORM), status_chunk
+    rows = cache.chunk_slice(chunk)
+    rows = slice(rows.start, cache.first_pending(chunk) or rows.stop)  # a pass may be writing the rest
+    status = cache.status(chunk)[: rows.stop - rows.start]
+    embedded = status == Status.EMBEDDED
+    unknown = ~np.isin(status, [code for code in Status if code != Status.PENDING])
+    yield from _row_faults(cache, status_chunk, rows.start, unknown, "unknown status")
+    plain: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+    for view in range(cache.info.num_views):
+        emb = np.asarray(emb_array[view, rows]).astype(np.float32)
+        norm = np.asarray(norm_array[view, rows])
+        emb_chunk, norm_chunk = (EMB, (view, chunk, 0)), (NORM, (view, chunk))
+        yield from _check_emb(cache, emb_chunk, rows.start, emb, embedded)
+        # Comparisons with NaN are false, infinity must be excluded.
+        is_valid = (norm > 0 if view == 0 else norm >= 0) & np.isfinite(norm)
+        wrong = np.where(embedded, ~is_valid, norm != 0)
+        problem = "not a positive number where the image is embedded"
+        yield from _row_faults(cache, norm_chunk, rows.start, wrong, problem)
+        if view == 0:
+            plain = emb
+        else:
+            wrong = embedded & (norm == 0) & (emb != plain).any(1)
+            problem = "norm 0, but not the plain view's embedding"
+            yield from _row_faults(cache, emb_chunk, rows.start, wrong, problem)
+
+
+def _check_text_targets(cache: Cache, status_chunk: ChunkId) -> Iterator[Fault]:
+    """Check a chunk of the text teacher's embeddings against their statuses."""
     status_array, emb_array = cache.arrays.array(TEACHER_STATUS), cache.arrays.array(TEACHER_EMB)
-    size = status_array.chunks[0]
-    for chunk in sorted(cache.arrays.stored_chunks(f"{TEACHER_STATUS}/c")):
-        start = chunk * size
-        emb = np.asarray(emb_array[0, start : start + size]).astype(np.float32)
-        embedded = np.asarray(status_array[start : start + size]) == _EMBEDDED
-        yield from _check_emb(cache, (TEACHER_EMB, (0, chunk, 0)), start, emb, embedded)
-        on_chunk()
+    size, (_, (chunk,)) = status_array.chunks[0], status_chunk
+    start = chunk * size
+    emb = np.asarray(emb_array[0, start : start + size]).astype(np.float32)
+    embedded = np.asarray(status_array[start : start + size]) == _EMBEDDED
+    yield from _check_emb(cache, (TEACHER_EMB, (0, chunk, 0)), start, emb, embedded)
+
+
+CHECKS: dict[CheckName, Callable[[Cache, ChunkId], Iterator[Fault]]] = {
+    "stored": _check_stored,
+    "images": _check_images,
+    "text targets": _check_text_targets,
+}
+"""Checks of one chunk: that it is stored, or what it says of images or text targets, given its statuses."""
 
 
 def _check_emb(

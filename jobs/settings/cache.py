@@ -11,6 +11,7 @@ from ...cache.location import Url, is_hdf5
 from ...cache.write.shard import Shard
 from ...distill.cpu import num_usable_cores
 from ...distill.settings import Device, require, require_at_least_one
+from .cluster import NumLocal, Scheduler, require_cluster
 from .image_tower_name import require_tower_folder
 from .text_fields import require_readable_captions
 
@@ -89,10 +90,8 @@ class CacheSettings:
     shard: Annotated[
         str | None, "embed only this share of the chunks, I/N with I from 0 (default: from torchrun, or all of them)"
     ] = None
-    scheduler: Annotated[
-        str | None, "embed on a Dask cluster: the address of its scheduler, e.g. tcp://node1:8786, or local"
-    ] = None
-    num_local: Annotated[int | None, "workers of --scheduler local (default: one per GPU)"] = None
+    scheduler: Scheduler = None
+    num_local: NumLocal = None
 
     def __post_init__(self) -> None:
         require_tower_folder(self.model)
@@ -100,16 +99,12 @@ class CacheSettings:
             self.shard is None or _parse_shard(self.shard) is not None,
             f"--shard {self.shard}: expected I/N with I from 0 to N - 1, e.g. 0/4",
         )
-        require_at_least_one(
-            self, "limit", "batch_size", "num_workers", "chunk_rows", "max_pixels", "views", "num_local"
-        )
+        require_at_least_one(self, "limit", "batch_size", "num_workers", "chunk_rows", "max_pixels", "views")
+        require_cluster(self.scheduler, self.num_local)
         _launcher_rank()
         require(
             self.scheduler is None or self.own_shard.is_whole,
             "--scheduler divides the work itself: leave out --shard, and do not start it by torchrun",
-        )
-        require(
-            self.num_local is None or self.scheduler == "local", "--num-local is for --scheduler local: pass that, too"
         )
         zarr = f"{self.output}".rpartition(".")[0] + ".zarr"
         require(

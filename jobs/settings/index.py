@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from ...cache.location import Location
 from ...distill.settings import require
+from .cluster import NumLocal, Scheduler, require_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,12 @@ class IndexSettings:
     ] = "auto"
     num_queries: Annotated[int, "texts to measure with; half of them tune how much a search reads"] = 1000
     seed: Annotated[int, "seed of the sample and of the texts"] = 0
+    scheduler: Scheduler = None
+    num_local: NumLocal = None
 
     def __post_init__(self) -> None:
         require(0 < self.recall <= 1, f"--recall {self.recall}: a share lies above 0, up to 1")
         require(self.num_queries >= 2, f"--num-queries {self.num_queries}: must be at least 2")
         require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
         require(self.queries is None or self.clip is not None, "--queries needs --clip MERGED, which embeds them")
+        require_cluster(self.scheduler, self.num_local)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from ...cache.location import Location
 from ...distill.settings import Device, require
+from .cluster import NumLocal, Scheduler, require_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +22,13 @@ class VerifySettings:
     image_root: Annotated[Location | None, "folder or URL where the images are now, if they moved since caching"] = None
     repair: Annotated[bool, "mark damaged chunks, so that the next `clipglot cache` embeds them again"] = False
     device: Device = "auto"
+    scheduler: Scheduler = None
+    num_local: NumLocal = None
 
     def __post_init__(self) -> None:
         require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
         require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
+        require_cluster(self.scheduler, self.num_local)
 
     @property
     def names_a_sample(self) -> bool:

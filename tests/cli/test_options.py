@@ -31,9 +31,11 @@ CONTRACT = {
     "import": "SOURCE --output --model --pretrained --captions --dataset --image-root --image-field --text-field "
     "--keys --precision --config --json",
     "merge": "CACHES --output --prefix --json",
-    "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --config --json",
+    "verify": "CACHE --sample --seed --model --pretrained --image-root --repair --device --scheduler --num-local "
+    "--config --json",
     "duplicates": "CACHE --against --threshold --sample --seed --pairs --device --config --json",
-    "index": "CACHE --output --clip --queries --recall --kind --num-queries --seed --config --json",
+    "index": "CACHE --output --clip --queries --recall --kind --num-queries --seed --scheduler --num-local --config "
+    "--json",
     "tokenizer": "CACHE --output --kind --vocab-size --extend --inspect --context-length --config --json",
     "train": "CACHE --output --val --captions --val-captions --language --language-temperature "
     "--views --tokenizer --vocab-size --context-length --workers --text --width --layers "

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from clipglot.distill.errors import DistillError
 from clipglot.jobs.settings.cache import CacheSettings
+from clipglot.jobs.settings.index import IndexSettings
+from clipglot.jobs.settings.verify import VerifySettings
 from support.cache_bytes import delete_chunks, files
 from support.command_line import run
 from support.dask_cluster import DaskCluster
@@ -45,7 +47,7 @@ OTHER_HARDWARE = """
 from clipglot.jobs.dask_pass import _Embedder
 _Embedder._hardware = lambda embedder: "another machine"
 """
-IMPATIENT = "import clipglot.jobs.dask_pass as dask_pass\ndask_pass.SILENT_S = 0.5\n"
+IMPATIENT = "import clipglot.jobs.dask_cluster as dask_cluster\ndask_cluster.SILENT_S = 0.5\n"
 # Says in a file when it begins and ends a batch, so that two at a time would show.
 COUNTED = """
 from clipglot.encoders.image_tower import ImageTower
@@ -61,10 +63,11 @@ ImageTower.forward = counted
 
 
 @pytest.fixture
-def cluster(start_command: Any, many_images: Path, tiny_clip: Path, tmp_path: Path) -> DaskCluster:
-    """A scheduler without workers, for passes over `many_images`."""
-    command = ["cache", many_images, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
-    return DaskCluster(start_command, tmp_path, [*command, "--batch-size", 8, "--chunk-rows", 8, "--num-workers", 1])
+def cluster(cluster: DaskCluster, many_images: Path, tiny_clip: Path) -> DaskCluster:
+    """The same, for passes over `many_images`."""
+    cluster.command = ["cache", many_images, "--model", f"local-dir:{tiny_clip}", "--device", "cpu"]
+    cluster.command += ["--batch-size", 8, "--chunk-rows", 8, "--num-workers", 1]
+    return cluster
 
 
 def num_stored(cache: Path) -> int:
@@ -315,5 +318,11 @@ def test_a_plain_pass_imports_nothing_of_dask(
 def test_settings_that_contradict_each_other_are_refused(
     settings: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
+    given = {"scheduler": "local"} | settings
     with pytest.raises(DistillError, match=message):
-        CacheSettings(source=tmp_path, output=tmp_path, model="m", **{"scheduler": "local"} | settings)
+        CacheSettings(source=tmp_path, output=tmp_path, model="m", **given)
+    if "shard" not in given:
+        with pytest.raises(DistillError, match=message):
+            VerifySettings(cache=tmp_path, **given)
+        with pytest.raises(DistillError, match=message):
+            IndexSettings(cache=tmp_path, output=tmp_path, **given)

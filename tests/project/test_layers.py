@@ -94,11 +94,17 @@ def test_a_package_does_not_import_heavy_libraries_of_others(package: str) -> No
     assert not {imported.split(".")[0] for name in modules for imported in imports(name)} & MUST_NOT_IMPORT[package]
 
 
-def test_one_module_imports_dask() -> None:
+def test_one_module_imports_dask_and_commands_load_it_for_a_cluster_alone() -> None:
     dask = {"dask", "distributed"}
     assert [name for name in MODULES if {imported.split(".")[0] for imported in imports(name)} & dask] == [
-        "jobs.dask_pass"
+        "jobs.dask_cluster"
     ]
+    on_cluster = {name for name in MODULES if name.startswith("jobs.dask_")}
+    assert {name for name in MODULES if "jobs.dask_cluster" in own_imports(name)} == on_cluster - {"jobs.dask_cluster"}
+    for name in MODULES.keys() - on_cluster:
+        at_once = [node for node in ast.parse(MODULES[name].read_text()).body if isinstance(node, ast.ImportFrom)]
+        imported = [f"{node.module}.{alias.name}" for node in at_once for alias in node.names]
+        assert not [name for name in imported if "dask_" in name], name
 
 
 def test_decoding_workers_load_pillow_and_numpy_alone_and_pyarrow_for_its_files() -> None:

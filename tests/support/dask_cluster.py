@@ -13,17 +13,17 @@ RUN = "\nfrom distributed.cli.dask_{} import main\nmain()\n"
 
 @dataclass
 class DaskCluster:
-    """A scheduler, the workers that join it, and passes that are driven from the command line.
+    """A scheduler, the workers that join it, and commands that share their work with them.
 
     Attributes:
         start: a process, see the fixture `start_command`.
         folder: for the file with the scheduler's address, and for the workers.
-        command: `clipglot cache` with the options of every pass.
+        command: `clipglot cache` with the options of every pass, where passes are driven.
     """
 
     start: Callable[..., Process]
     folder: Path
-    command: list[object]
+    command: list[object] = field(default_factory=list)
     scheduler: Process = field(init=False)
 
     def __post_init__(self) -> None:
@@ -49,4 +49,8 @@ class DaskCluster:
 
     def drive(self, cache: object, *more: Any, script: str = "") -> Process:
         """Start a pass."""
-        return self.start(*self.command, "-o", cache, "--scheduler", self.file, *more, script=script)
+        return self.share(*self.command, "-o", cache, *more, script=script)
+
+    def share(self, *command: Any, script: str = "") -> Process:
+        """Start a command, whose process runs a script first."""
+        return self.start(*command, "--scheduler", self.file, script=script)

@@ -1,4 +1,4 @@
-"""Scripts that change a process before its pass begins."""
+"""Scripts that change a process before its work begins."""
 
 SLOW = """
 from clipglot.encoders.image_tower import ImageTower
@@ -18,3 +18,11 @@ def wait_and_forward(tower, x):
 ImageTower.forward = wait_and_forward
 """
 """No batch is embedded until a file exists."""
+
+ELSEWHERE = """
+from pathlib import Path
+import clipglot.jobs.dask_cluster as dask_cluster
+Cache = dask_cluster.Cache
+dask_cluster.Cache = lambda path, read_only: Cache(Path({!r}), read_only=read_only)
+"""
+"""A Dask worker finds another cache under the path of the driver's."""
