@@ -30,12 +30,14 @@ class Fields(NamedTuple):
         starts: `[n, C]`.
         ends: `[n, C]`.
         has_quotes: whether some fields are quoted.
+        has_doubled: whether some quoted fields have quotation marks, which are doubled.
     """
 
     block: bytes
     starts: NDArray[np.int64]
     ends: NDArray[np.int64]
     has_quotes: bool
+    has_doubled: bool
 
     def column(self, i: int, rows: Rows | None = None) -> pa.Array:
         """The texts of a column at some rows, ascending, or at all."""
@@ -55,7 +57,7 @@ class Fields(NamedTuple):
         buffers = [None, pa.py_buffer(places), pa.py_buffer(self.block)]
         texts = pa.Array.from_buffers(pa.large_string(), len(places) - 1, buffers)
         texts = texts.take(pa.array(np.arange(0, len(places), 2)))
-        return pc.replace_substring(texts, '""', '"') if self.has_quotes and b'""' in self.block else texts
+        return pc.replace_substring(texts, '""', '"') if self.has_doubled else texts
 
 
 def read_header(line: bytes, dialect: Dialect) -> list[str] | None:
@@ -87,7 +89,7 @@ def split_fields(block: bytes, dialect: Dialect, num_columns: int | None = None)
         dialect: of the file.
         num_columns: that each row must have; by default those of the first.
     """
-    if b"\0" in block or block.count(b"\r") != block.count(b"\r\n"):
+    if b"\0" in block or (b"\r" in block and block.count(b"\r") != block.count(b"\r\n")):
         return None
     try:
         as_one_string(block).validate(full=True)
@@ -99,9 +101,8 @@ def split_fields(block: bytes, dialect: Dialect, num_columns: int | None = None)
     if np.count_nonzero(is_separator) > MAX_FIELDS:
         return None
     separators = np.flatnonzero(is_separator)
-    has_quotes = dialect.is_quoted and b'"' in block
-    if has_quotes:
-        quotes = np.flatnonzero(raw == QUOTE)
+    quotes = np.flatnonzero(raw == QUOTE) if dialect.is_quoted else np.zeros(0, np.int64)
+    if len(quotes):
         if not _are_well_formed(raw, quotes, ord(dialect.delimiter)):
             return None
         separators = separators[np.searchsorted(quotes, separators) % 2 == 0]
@@ -123,7 +124,8 @@ def split_fields(block: bytes, dialect: Dialect, num_columns: int | None = None)
     starts, stops = starts.reshape(-1, num_columns), stops.reshape(-1, num_columns)
     if len(starts) and (stops[:, -1] - starts[:, 0]).max() >= MAX_LINE_BYTES - 1:  # with the end of the line
         return None
-    return Fields(block, starts, stops, has_quotes)
+    has_doubled = bool((quotes[2::2] == quotes[1:-1:2] + 1).any())
+    return Fields(block, starts, stops, len(quotes) > 0, has_doubled)
 
 
 def _are_well_formed(raw: NDArray[np.uint8], quotes: NDArray[np.int64], delimiter: int) -> bool:

@@ -59,8 +59,9 @@ class JsonColumns:
                 pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
                 pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
             )
-            table.validate(full=True)  # also of UTF-8: escapes may be halves of surrogate pairs
             as_one_string(block).validate(full=True)
+            if b"\\" in block:  # escapes may be halves of surrogate pairs
+                table.validate(full=True)
         except (pa.ArrowInvalid, ValueError, RecursionError):
             return None
         columns = {name: table[name].combine_chunks() for name in schema.names}
@@ -124,7 +125,15 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
 
 def _may_be_arrow_only(block: bytes) -> bool:
     """Whether a block may hold what Arrow's parser takes and Python's refuses."""
-    return b"\0" in block or b"-NaN" in block or (b"Inf" in block and INF.search(block) is not None)
+    if b"\0" in block:
+        return True
+    raw = np.frombuffer(block, np.uint8)
+    # By one character first: to look for several takes longer than all else here.
+    minus = raw.take(np.flatnonzero(raw == ord("N")) - 1, mode="clip") == ord("-")
+    if minus.any() and b"-NaN" in block:
+        return True
+    following = raw.take(np.flatnonzero(raw == ord("I")) + 1, mode="clip") == ord("n")
+    return bool(following.any()) and INF.search(block) is not None
 
 
 def as_one_string(block: bytes) -> pa.Array:

@@ -306,7 +306,12 @@ def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def has_long_values(batch: pa.RecordBatch) -> bool:
     """Whether a value may be longer than `LONG_TEXT`."""
-    return any(column.get_total_buffer_size() > LONG_TEXT for column in batch.columns)
+    for column in batch.columns:
+        if column.get_total_buffer_size() > LONG_TEXT:
+            longest = _longest(column)
+            if longest is None or longest > LONG_TEXT:
+                return True
+    return False
 
 
 def cut(value: Any) -> Any:
