@@ -60,8 +60,9 @@ def main() -> None:
         f"{args.format}, {args.rows:,} rows, {args.lines_per_picture} per image, --where {args.where!r}; "
         f"{args.rounds} rounds; pyarrow {pyarrow.__version__}"
     )
-    print("\n| round | rows/s | Arrow alone | to it | selected | parse | digest | write | merge | sha256 | peak MB |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print("\nrows/s: rows a second of the processor, also of Arrow and the digest; clock: rows a second of the clock")
+    print("\n| round | rows/s | clock | Arrow | to it | images | parse | digest | write | merge | sha256 | peak MB |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         write_manifest(Path(folder) / f"m.{args.format}", args.rows, args.lines_per_picture)
         for i in range(args.rounds):
@@ -70,11 +71,11 @@ def main() -> None:
             shares = " | ".join(
                 f"{planned[stage] / planned['wall_s']:.0%}" for stage in ("parse", "digest", "write", "merge")
             )
-            plan_s = max(planned["wall_s"], planned["cpu_s"])
+            plan_s = planned["cpu_s"]
             print(
-                f"| {i + 1} | {args.rows / plan_s:,.0f} | {args.rows / read_s:,.0f} | {read_s / plan_s:.2f} "
-                f"| {planned['images']:,.0f} | {shares} | {args.rows / planned['sha256_s']:,.0f} rows/s "
-                f"| {planned['peak_mb']:,.0f} |"
+                f"| {i + 1} | {args.rows / plan_s:,.0f} | {args.rows / planned['wall_s']:,.0f} "
+                f"| {args.rows / read_s:,.0f} | {read_s / plan_s:.2f} | {planned['images']:,.0f} | {shares} "
+                f"| {args.rows / planned['sha256_s']:,.0f} | {planned['peak_mb']:,.0f} |"
             )
 
 

@@ -116,12 +116,12 @@ class ColumnParser:
 
 def is_text(column_type: pa.DataType) -> bool:
     """Whether a column has texts."""
-    return pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
+    return bool(pa.types.is_string(column_type) or pa.types.is_large_string(column_type))
 
 
 def is_list(column_type: pa.DataType) -> bool:
     """Whether a column has lists."""
-    return pa.types.is_list(column_type) or pa.types.is_large_list(column_type)
+    return bool(pa.types.is_list(column_type) or pa.types.is_large_list(column_type))
 
 
 def taken(column: pa.Array, rows: Rows | None) -> pa.Array:

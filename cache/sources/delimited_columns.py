@@ -121,11 +121,11 @@ def split_fields(block: bytes, dialect: Dialect, num_columns: int | None = None)
     num_columns = num_columns or (int(sizes[0]) if len(sizes) else 1)
     if (sizes != num_columns).any():
         return None
-    starts, stops = starts.reshape(-1, num_columns), stops.reshape(-1, num_columns)
-    if len(starts) and (stops[:, -1] - starts[:, 0]).max() >= MAX_LINE_BYTES - 1:  # with the end of the line
-        return None
     has_doubled = bool((quotes[2::2] == quotes[1:-1:2] + 1).any())
-    return Fields(block, starts, stops, len(quotes) > 0, has_doubled)
+    shape = (-1, num_columns)
+    fields = Fields(block, starts.reshape(shape), stops.reshape(shape), len(quotes) > 0, has_doubled)
+    row_bytes = fields.ends[:, -1] - fields.starts[:, 0] + 2  # with the end of the line
+    return None if len(row_bytes) and row_bytes.max() > MAX_LINE_BYTES else fields
 
 
 def _are_well_formed(raw: NDArray[np.uint8], quotes: NDArray[np.int64], delimiter: int) -> bool:

@@ -67,14 +67,14 @@ class TableSource(Source):
         is_json_lines = suffix in JSON_LINES and not is_json_array(path, name)
         is_plain_json = is_json_lines and not (self._columns.conditions or self.info.language_field)
         # Reading within a limit ends with a batch, so its batches stay those of records.
-        if not self._columns.is_possible or (self.info.limit is not None and not is_plain_json):
-            yield from super().batches()
-        elif is_json_lines:
-            yield from filter(len, self._json_batches(path, name, encoding))
-        elif suffix in (".csv", ".tsv"):
-            yield from filter(len, self._delimited_batches(path, self._dialect(suffix)))
-        else:
-            yield from super().batches()
+        if self._columns.is_possible and (self.info.limit is None or is_plain_json):
+            if is_json_lines:
+                yield from filter(len, self._json_batches(path, name, encoding))
+                return
+            if suffix in (".csv", ".tsv"):
+                yield from filter(len, self._delimited_batches(path, self._dialect(suffix)))
+                return
+        yield from super().batches()
 
     def _json_batches(self, path: Path, name: str, encoding: str) -> Iterator[RowBatch]:
         columns = JsonColumns(self.info, self._columns)
@@ -98,7 +98,7 @@ class TableSource(Source):
                 line = 2
                 while block := read_rows(file, dialect):
                     fields = split_fields(block, dialect, len(header))
-                    batch = self._batch_of(header, fields) if fields else None
+                    batch = None if fields is None else self._batch_of(header, fields)
                     if batch is None:
                         break
                     yield batch
