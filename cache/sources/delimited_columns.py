@@ -89,13 +89,14 @@ def split_fields(block: bytes, dialect: Dialect, num_columns: int | None = None)
         dialect: of the file.
         num_columns: that each row must have; by default those of the first.
     """
-    if b"\0" in block or (b"\r" in block and block.count(b"\r") != block.count(b"\r\n")):
+    raw = np.frombuffer(block, np.uint8)
+    returns = np.flatnonzero(raw == CARRIAGE_RETURN)
+    if b"\0" in block or (raw.take(returns + 1, mode="clip") != LINE_FEED).any():
         return None
     try:
         as_one_string(block).validate(full=True)
     except pa.ArrowInvalid:
         return None
-    raw = np.frombuffer(block, np.uint8)
     is_end = raw == LINE_FEED
     is_separator = is_end | (raw == ord(dialect.delimiter))
     if np.count_nonzero(is_separator) > MAX_FIELDS:
