@@ -7,7 +7,7 @@ read before any work is spent, so that stopping early is the cheapest moment to 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 
@@ -96,7 +96,7 @@ class TableSource(Source):
                     header = None
             if header is not None:
                 line = 2
-                while block := read_rows(file, dialect):
+                while block := self._read_ahead(file, dialect):
                     fields = split_fields(block, dialect, len(header))
                     batch = None if fields is None else self._batch_of(header, fields)
                     if batch is None:
@@ -106,6 +106,15 @@ class TableSource(Source):
             if header is None or block:
                 following = following_records(Rest.of(block, file), path, name, dialect, required, header, line)
                 yield from batched(self._parsed(following))
+
+    def _read_ahead(self, file: BinaryIO, dialect: Dialect) -> bytes:
+        """The next rows of a CSV or TSV."""
+        try:
+            return read_rows(file, dialect)
+        except Exception:
+            for _ in self.rows():  # a record before the damage may be at fault, too, and is named first
+                pass
+            raise
 
     def _batch_of(self, header: list[str], fields: Fields) -> RowBatch | None:
         def column(name: str, rows: Rows | None) -> pa.Array:

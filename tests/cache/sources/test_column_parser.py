@@ -1,9 +1,11 @@
 """Tables read as columns equal tables read record by record: rows, what is left out, and errors, in every format."""
 
 import csv
+import gzip
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,31 @@ def test_common_tables_are_read_as_columns(
     assert 0 < len(Cache(tmp_path / "columns.zarr")) <= 90
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    ("records", "options"),
+    [
+        (
+            [{"image": f"{i}.png", "text": None if i else "x", "s": i} for i in range(9)],
+            {"where": "s > 3", "languages": ["ru"]},
+        ),
+        # The image of the last row is within the limit, but reading ends before.
+        ([{"image": f"{i % 19_000}.png", "text": "x", "s": i} for i in range(19_001)], {"where": "s >= 0", "limit": 3}),
+    ],
+    ids=["no captions", "limit"],
+)
+def test_the_cache_is_that_of_records(
+    suffix: str, records: list[dict[str, Any]], options: dict[str, Any], tmp_path: Path
+) -> None:
+    source = opened(write(tmp_path, suffix, records), **options)
+    info = replace(INFO, source=source().info)
+    for name, batches in (("records", Source.batches), ("columns", type(source()).batches)):
+        made = source()
+        plan_cache(tmp_path / f"{name}.zarr", batches(made), info, left_out=made.left_out)
+    assert files(tmp_path / "columns.zarr") == files(tmp_path / "records.zarr")
+    assert Cache(tmp_path / "columns.zarr").info.num_captions == (3 if "limit" in options else 0)
+
+
 def test_an_odd_row_is_named_by_its_line_after_blocks_of_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +311,27 @@ def test_an_odd_row_is_named_by_its_line_after_blocks_of_columns(
         file.write("odd\n")
     # Each record has a line break in a field, and the header is a line.
     assert both(path).error.startswith(f"{path}:402: 1 columns where the header has 5")
+
+
+@pytest.mark.parametrize("fault", ["gzip", "encoding"])
+def test_the_first_of_two_faults_is_told(fault: str, tmp_path: Path) -> None:
+    """A block is read ahead of its records, and the other fault lies in it."""
+    path = write(tmp_path, ".csv", RECORDS * 20)
+    lines = path.read_text().splitlines(keepends=True)
+    for is_odd in (False, True):
+        data = "".join([*lines[:1], *(["odd\n"] if is_odd else []), *lines[1:]]).encode()
+        if fault == "gzip":
+            made = tmp_path / f"{is_odd}.csv.gz"
+            made.write_bytes(gzip.compress(data, mtime=0)[:-50])
+            error = both(made).error
+        else:
+            made = tmp_path / f"{is_odd}.csv"
+            made.write_bytes(data[:-1] + b"\x81")
+            error = both(made, encoding="gb18030").error
+        expected = (
+            f"{made}:2: 1 columns" if is_odd else f"{made}: damaged gzip" if fault == "gzip" else "not text in gb18030"
+        )
+        assert expected in error
 
 
 def test_stray_quotation_marks_are_read_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
