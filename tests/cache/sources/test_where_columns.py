@@ -128,6 +128,7 @@ RECORDS = pa.table(
         ("similarity is not None and similarity > 0.3", [1, 3]),
         ("lang in ('zh', 'ja')", [0, 1]),
         ("lang not in ('zh', 'ja')", [2, 3]),
+        ("lang is None or lang in ('zh', 'ja', 'en', 3)", [0, 1, 2, 3]),  # no text gets as far as the number
         ("lang == 'zh' or width == 3", [0, 2]),
         ("lang != 'zh' and not (width < 100)", [1, 3]),
         ("n != '' and n > 2.5", [1, 2]),
