@@ -112,6 +112,14 @@ def test_json_lines(
     both(write_fresh(tmp_path_factory.getbasetemp() / "columns.jsonl", lines.encode()), **given)
 
 
+def test_whole_numbers_beyond_float64_are_compared_as_they_are(tmp_path: Path) -> None:
+    numbers = [2**53, 2**53 + 1, 2**53 + 2]
+    path = write(tmp_path, ".jsonl", [{"image": f"{i}.png", "text": "x", "s": n} for i, n in enumerate(numbers)])
+    content = both(path, where=f"s > {2**53} and s != {2**53 + 2}")
+    assert [row[0] for row in content.rows] == ["1.png"]
+    assert [row[0] for row in both(path, where=f"{float(2**53)} < s <= {2**53 + 2}.0").rows] == ["1.png", "2.png"]
+
+
 cells = texts | st.sampled_from(["0.5", "1", " 2", "3.5e-1", "nan", "1_0", "zh", "ja", "train", "a.png", "True"])
 edits = st.sampled_from(
     [b"", b'"', b"\r", b"\n", b",", b"\t", b"\xff", b"\0", b'""', b'",', b'\n"', b"\xed\xa0\x80", b"\r\n"]

@@ -162,3 +162,14 @@ def test_a_row_that_fails_is_left_to_its_record(text: str) -> None:
     assert fulfilled(condition, columns, asked) is None
     assert isinstance(record_by_record(condition, columns, asked.tolist()), str)
     assert fulfilled(condition, {"other": columns["n"]}, asked) is None
+
+
+@pytest.mark.parametrize("text", ODD_NUMBERS)
+@pytest.mark.parametrize("sign", ["<", "==", "!=", ">="])
+def test_texts_are_numbers_as_python_reads_them(text: str, sign: str) -> None:
+    """One by one: Arrow reads a column as numbers at once where it takes each text for one."""
+    columns, asked = {"n": pa.array([text])}, np.ones(1, bool)
+    condition = WhereFilter(f"n {sign} 12")
+    expected, result = record_by_record(condition, columns, [True]), fulfilled(condition, columns, asked)
+    assert (result is None) == isinstance(expected, str)
+    assert result is None or result.tolist() == expected
