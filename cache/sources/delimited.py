@@ -46,43 +46,69 @@ def delimited_records(
     Raises:
         CacheError: there is no header line, or a line is not a record.
     """
-    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.is_quoted else csv.QUOTE_NONE
     with open_utf8(path, name, encoding) as content:
-        # Bytes that are not UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
-        file = io.TextIOWrapper(content, encoding=UTF_8, errors="surrogateescape", newline="")
-        lines = _LimitedLines(file, name)
-        # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
-        reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=quoting, strict=True)
-        line = 1
-        try:
+        yield from following_records(content, path, name, dialect, fields)
+
+
+def following_records(
+    content: BinaryIO,
+    path: Path,
+    name: str,
+    dialect: Dialect,
+    fields: Collection[str],
+    header: list[str] | None = None,
+    line: int = 1,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The records of a file that is open, see `delimited_records`.
+
+    Args:
+        content: from its beginning, or from the beginning of a row.
+        path: of the file.
+        name: of the file, for messages.
+        dialect: of the file.
+        fields: that a record must have.
+        header: names of the columns, if they are read already.
+        line: number of the first line of `content`.
+
+    Raises:
+        CacheError: there is no header line, or a line is not a record.
+    """
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if dialect.is_quoted else csv.QUOTE_NONE
+    # Bytes that are not UTF-8 pass as surrogates, because a decoder that reads ahead could not name their line.
+    file = io.TextIOWrapper(content, encoding=UTF_8, errors="surrogateescape", newline="")
+    lines = _LimitedLines(file, name, line)
+    # Strict: a quotation mark that is never closed is an error, not a caption of the size of the file.
+    reader = csv.reader(lines, delimiter=dialect.delimiter, quoting=quoting, strict=True)
+    try:
+        if header is None:
             header = _next_row(reader)
             if header is None:
                 raise CacheError(f"{name}: empty: expected a header line with the names of the columns")
-            _require_header(header, path, name, dialect.delimiter, fields)
+            require_header(header, path, name, dialect.delimiter, fields)
             line = lines.begin_row()
-            while (row := _next_row(reader)) is not None:
-                if not is_unicode("".join(row)):
-                    raise _not_utf8(path, name, line, row, dialect.delimiter)
-                if row and len(row) != len(header):
-                    raise CacheError(
-                        f"{name}:{line}: {len(row)} columns where the header has {len(header)}: "
-                        "quote fields that hold the delimiter" + ("" if dialect.is_quoted else ", and the header")
-                    )
-                if row:
-                    yield line, dict(zip(header, row, strict=True))
-                line = lines.begin_row()
-        except csv.Error as error:
-            raise CacheError(f"{name}:{line}: not a row of a table ({error}): mend or drop it") from None
-        finally:
-            file.detach()  # `open_utf8` closes the file
+        while (row := _next_row(reader)) is not None:
+            if not is_unicode("".join(row)):
+                raise _not_utf8(path, name, line, row, dialect.delimiter)
+            if row and len(row) != len(header):
+                raise CacheError(
+                    f"{name}:{line}: {len(row)} columns where the header has {len(header)}: "
+                    "quote fields that hold the delimiter" + ("" if dialect.is_quoted else ", and the header")
+                )
+            if row:
+                yield line, dict(zip(header, row, strict=True))
+            line = lines.begin_row()
+    except csv.Error as error:
+        raise CacheError(f"{name}:{line}: not a row of a table ({error}): mend or drop it") from None
+    finally:
+        file.detach()  # who opened the file closes it
 
 
 class _LimitedLines:
     """The lines of a file, as many as a row may have: a row without end is not read whole."""
 
-    def __init__(self, file: TextIO, name: str) -> None:
+    def __init__(self, file: TextIO, name: str, first: int) -> None:
         self._file, self._name = file, name
-        self._num, self._row, self._size = 0, 1, 0
+        self._num, self._row, self._size = first - 1, first, 0
 
     def begin_row(self) -> int:
         """The number of the next line, which begins a row."""
@@ -110,7 +136,12 @@ def _next_row(reader: Iterator[list[str]]) -> list[str] | None:
         csv.field_size_limit(limit)
 
 
-def _require_header(header: list[str], path: Path, name: str, delimiter: str, fields: Collection[str]) -> None:
+def require_header(header: list[str], path: Path, name: str, delimiter: str, fields: Collection[str]) -> None:
+    """Refuse a first line that cannot name the columns.
+
+    Raises:
+        CacheError: it is not UTF-8, looks like a record, has one column that is several, or repeats a name.
+    """
     if not is_unicode("".join(header)) or any("\0" in column for column in header):
         raise _not_utf8(path, name, 1, header, delimiter)
     if not set(fields) <= set(header) and (cell := next(filter(_is_data, header), None)):

@@ -6,62 +6,91 @@ Only for plain blocks: those for which Arrow and Python agree. Whatever is odd m
 
 import json
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 from numpy.typing import NDArray
 
 from ..format import SourceInfo
-from ..storage.ragged_bytes import RaggedBytes
+from .column_parser import ColumnParser, Columns, taken
 from .jsonl import MAX_LINE_BYTES
+from .records import SPLIT
 from .source import RowBatch
+from .where_columns import MAX_WHOLE
 
 LONG_LINE = 500  # bytes, above which a line may be nested deeper than Python's parser goes
 LONG_NUMBER = 4000  # bytes, above which a line may hold a number of more digits than Python's parser takes
 DEEP = 100  # opened brackets
+LINES_OF_TYPES = 100  # that are looked at for the type of a field, which may be null in the first
+SCALARS = {bool: pa.bool_(), int: pa.float64(), float: pa.float64(), str: pa.string()}
 INF = re.compile(rb"Inf[\s,}\]]")
 
 
-def has_columns(info: SourceInfo) -> bool:
-    """Whether the fields that are asked for can be read as columns."""
-    filtered = info.where is not None or info.split is not None
-    return info.images and not (filtered or info.teacher_fields or info.language_field)
+class JsonColumns:
+    """Reads blocks of lines as columns."""
 
+    def __init__(self, info: SourceInfo, parser: ColumnParser) -> None:
+        """Remember what is read.
 
-def plain_batch(block: bytes, info: SourceInfo) -> RowBatch | None:
-    """The rows of a block of lines, or None if it is not plain.
+        Args:
+            info: the fields.
+            parser: of these fields.
+        """
+        self._parser, self._texts = parser, info.text_fields
+        always_texts = [info.image_field, *([info.language_field] if info.language_field else [])]
+        self._strings = [*always_texts, *([SPLIT] if info.split is not None else [])]
+        known = {*self._strings, *self._texts}
+        self._scalars = [name for name in parser.conditions if name not in known]
 
-    Args:
-        block: whole lines.
-        info: with `has_columns`.
-    """
-    starts, ends = _lines(block)
-    if not _is_plain(block, starts, ends):
-        return None
-    try:
-        schema = _schema(json.loads(block[: ends[0]]), info)
-        if schema is None:
+    def batch(self, block: bytes) -> RowBatch | None:
+        """The rows of a block of whole lines, or None if it is not plain."""
+        starts, ends = _lines(block)
+        if not _is_plain(block, starts, ends):
             return None
-        table = pyarrow.json.read_json(
-            pa.BufferReader(block),
-            pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-            pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-        )
-        table.validate(full=True)  # also of UTF-8: escapes may be halves of surrogate pairs
-        _as_one_string(block).validate(full=True)
-    except (pa.ArrowInvalid, ValueError, RecursionError):
-        return None
-    keys = table[info.image_field].combine_chunks()
-    if len(table) != len(ends) or keys.null_count:
-        return None
-    columns = {name: _captions(table[name].combine_chunks()) for name in info.text_fields}
-    key_texts = _texts(keys)
-    if not np.diff(key_texts.offsets).all():
-        return None
-    if not _has_all_fields(block, starts, ends, table, info.text_fields):
-        return None
-    return _batch(key_texts, [columns[name] for name in info.text_fields], info.languages)
+        try:
+            schema = self._schema(block, starts, ends)
+            if schema is None:
+                return None
+            table = pyarrow.json.read_json(
+                pa.BufferReader(block),
+                pyarrow.json.ReadOptions(use_threads=False, block_size=len(block) + 1),
+                pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            )
+            as_one_string(block).validate(full=True)
+            if b"\\" in block:  # escapes may be halves of surrogate pairs
+                table.validate(full=True)
+        except (pa.ArrowInvalid, ValueError, RecursionError):
+            return None
+        columns = {name: table[name].combine_chunks() for name in schema.names}
+        if len(table) != len(ends) or not _has_all_fields(block, starts, ends, columns):
+            return None
+        if any(_may_be_rounded(columns[name]) for name in self._scalars):
+            return None
+        return self._parser.batch(Columns(len(table), lambda name, rows: taken(columns[name], rows)))
+
+    def _schema(self, block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> pa.Schema | None:
+        """The types of the fields that are asked for, as the first lines have them."""
+        types: dict[str, pa.DataType] = {}
+        for i in range(min(len(ends), LINES_OF_TYPES)):
+            record = json.loads(block[starts[i] : ends[i]])
+            if not isinstance(record, dict):
+                return None
+            if not i:
+                is_list = {name: isinstance(record.get(name), list) for name in self._texts}
+                types |= {name: pa.list_(pa.string()) if is_list[name] else pa.string() for name in self._texts}
+                types |= dict.fromkeys(self._strings, pa.string())
+            for name in self._scalars:
+                value = record.get(name)
+                if name not in types and value is not None:
+                    if not isinstance(value, tuple(SCALARS)):
+                        return None
+                    types[name] = SCALARS[type(value)]
+            if all(name in types for name in self._scalars):
+                break
+        return pa.schema(types | {name: pa.string() for name in self._scalars if name not in types})
 
 
 def _lines(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -96,68 +125,36 @@ def _is_plain(block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64]) 
 
 def _may_be_arrow_only(block: bytes) -> bool:
     """Whether a block may hold what Arrow's parser takes and Python's refuses."""
-    return b"\0" in block or b"-NaN" in block or (b"Inf" in block and INF.search(block) is not None)
+    if b"\0" in block:
+        return True
+    raw = np.frombuffer(block, np.uint8)
+    # By one character first: to look for several takes longer than all else here.
+    minus = raw.take(np.flatnonzero(raw == ord("N")) - 1, mode="clip") == ord("-")
+    if minus.any() and b"-NaN" in block:
+        return True
+    following = raw.take(np.flatnonzero(raw == ord("I")) + 1, mode="clip") == ord("n")
+    return bool(following.any()) and INF.search(block) is not None
 
 
-def _as_one_string(block: bytes) -> pa.Array:
+def as_one_string(block: bytes) -> pa.Array:
+    """Bytes as one text of Arrow, to have them validated."""
     offsets = pa.py_buffer(np.array([0, len(block)], np.int64))
     return pa.Array.from_buffers(pa.large_string(), 1, [None, offsets, pa.py_buffer(block)])
 
 
-def _schema(record: object, info: SourceInfo) -> pa.Schema | None:
-    """The types of the fields that are asked for, as the first line has them."""
-    if not isinstance(record, dict):
-        return None
-    types = {
-        name: pa.list_(pa.string()) if isinstance(record.get(name), list) else pa.string() for name in info.text_fields
-    }
-    return pa.schema({**types, info.image_field: pa.string()})
-
-
-def _texts(strings: pa.Array) -> RaggedBytes:
-    """The texts of an array, without a copy; null is an empty text."""
-    _, offsets, data = strings.buffers()
-    ends = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1].astype(np.int64)
-    raw = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]] if data and data.size else np.zeros(0, np.uint8)
-    return RaggedBytes(raw, ends - ends[0])
-
-
-def _captions(column: pa.Array) -> tuple[RaggedBytes, NDArray[np.int64]]:
-    """The captions of a field, without nulls, and the row of each."""
-    rows, values = np.arange(len(column)), column
-    if pa.types.is_list(column.type):
-        values = column.flatten()
-        sizes = np.nan_to_num(column.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64)
-        rows = np.repeat(rows, sizes)
-    texts = _texts(values)
-    if not values.null_count:
-        return texts, rows
-    valid = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
-    return texts.take(valid), rows[valid]
-
-
 def _has_all_fields(
-    block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], table: pa.Table, names: list[str]
+    block: bytes, starts: NDArray[np.int64], ends: NDArray[np.int64], columns: Mapping[str, pa.Array]
 ) -> bool:
     """Whether no field is absent. To Arrow, an absent field and null are one."""
-    for name in names:
-        if not table[name].null_count:
+    for name, column in columns.items():
+        if not column.null_count:
             continue
-        for i in np.flatnonzero(table[name].is_null().to_numpy()).tolist():
+        for i in np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)).tolist():
             if name not in json.loads(block[starts[i] : ends[i]]):
                 return False
     return True
 
 
-def _batch(keys: RaggedBytes, columns: list[tuple[RaggedBytes, NDArray[np.int64]]], languages: list[str]) -> RowBatch:
-    """The captions of all fields in the order of their rows."""
-    captions, image_index = columns[0]
-    fields = np.zeros(len(image_index), np.int64)
-    if len(columns) > 1:
-        captions = RaggedBytes.joined([texts for texts, _ in columns])
-        image_index = np.concatenate([rows for _, rows in columns])
-        fields = np.repeat(np.arange(len(columns)), [len(rows) for _, rows in columns])
-        order = np.argsort(image_index, kind="stable")
-        captions, image_index, fields = captions.take(order), image_index[order], fields[order]
-    tags = languages * (len(columns) if len(languages) == 1 else 1)
-    return RowBatch.of(keys, captions, image_index, languages=[tags[i] for i in fields.tolist()] if tags else None)
+def _may_be_rounded(column: pa.Array) -> bool:
+    """Whether a number may have been a whole one that float64 does not hold."""
+    return pa.types.is_float64(column.type) and pc.any(pc.greater_equal(pc.abs(column), MAX_WHOLE)).as_py() is True

@@ -11,13 +11,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from ..errors import CacheError
 from ..format import SourceInfo
 from ..location import Entry, Location, Url, entries, to_location
+from ..storage.ragged_bytes import RaggedBytes
+from .column_parser import ColumnParser, Columns, Rows, taken
 from .download import SourceFiles, local_file
 from .image_root import name_below
 from .parquet_files import (
@@ -29,11 +33,12 @@ from .parquet_files import (
     as_bytes,
     cut,
     has_long_values,
+    plain_column,
     small_parts,
 )
 from .reader import Locator, Reader
-from .records import RecordParser, choose_split
-from .source import Source, SourceRow
+from .records import RecordParser, choose_split, is_unicode
+from .source import RowBatch, Source, SourceRow, batched
 from .text_files import decode_text
 from .where import WhereFilter
 
@@ -64,6 +69,23 @@ class ColumnSource(Source):
         Raises:
             CacheError: a file or a record is not readable as such.
         """
+        for part in self._parts():
+            with _explain_file_error(part.path):
+                yield from part.rows()
+
+    def batches(self) -> Iterator[RowBatch]:
+        """The same as columns, taken from the file's own where those are plain."""
+        parser = ColumnParser(self._record_info, self.left_out)
+        if not parser.is_possible or self.info.limit is not None:  # with which reading ends with a batch of records
+            yield from super().batches()
+            return
+        for part in self._parts():
+            with _explain_file_error(part.path):
+                batch = part.columns(parser)
+                yield from batched(part.rows()) if batch is None else filter(len, [batch])
+
+    def _parts(self) -> Iterator["_Part"]:
+        """Records of each file in turn, some at a time."""
         self._files, line = [], 0
         self.left_out.clear()
         for path, file, has_images, columns in self._open_files():
@@ -75,13 +97,9 @@ class ColumnSource(Source):
             before = line
             with _explain_file_error(path):
                 for group, first, batch in file.records(columns):
-                    for number, record in enumerate(_records(batch), first):
-                        key = f"{name}#{line - before}" if has_images else ""
-                        locator = Locator(len(self._files) - 1, group, number) if has_images else None
-                        line += 1
-                        row = parser.row(record, line, f"{path}: record {line - before}", key=key, locator=locator)
-                        if row:
-                            yield row
+                    place = (len(self._files) - 1, group, first) if has_images else None
+                    yield _Part(path, name, before, line, place, batch, parser)
+                    line += batch.num_rows
 
     def files(self) -> list[str]:
         """The files, if they hold the images."""
@@ -153,6 +171,72 @@ class ColumnSource(Source):
         for name, flag in flags.items():
             require_column(schema, name, flag, path)
         return list(flags) if has_images or not info.images else [info.image_field, *flags]
+
+
+class _Part(NamedTuple):
+    """Some records of a file.
+
+    Attributes:
+        path: of the file.
+        name: of the file, in keys.
+        before: number of records in the files before.
+        line: number of records before these.
+        place: file, group and row of the first image, if the file has the images.
+        records: columns.
+        parser: of a record.
+    """
+
+    path: Location
+    name: str
+    before: int
+    line: int
+    place: tuple[int, int, int] | None
+    records: pa.RecordBatch
+    parser: RecordParser
+
+    def rows(self) -> Iterator[SourceRow]:
+        """The rows, record by record."""
+        for i, record in enumerate(_records(self.records)):
+            number = self.line + i - self.before
+            key, locator = "", None
+            if self.place is not None:
+                file, group, first = self.place
+                key, locator = f"{self.name}#{number}", Locator(file, group, first + i)
+            where = f"{self.path}: record {number + 1}"
+            row = self.parser.row(record, self.line + i + 1, where, key=key, locator=locator)
+            if row:
+                yield row
+
+    def columns(self, parser: ColumnParser) -> RowBatch | None:
+        """The rows as columns; None if they have to be read record by record."""
+        num, is_located = self.records.num_rows, self.place is not None
+        if is_located and not is_unicode(self.name):
+            return None
+        columns = {}
+        for name, column in zip(self.records.schema.names, self.records.columns, strict=True):
+            plain = plain_column(column)
+            if plain is None:
+                return None
+            columns[name] = plain
+
+        def keys(rows: Rows | None) -> RaggedBytes:
+            numbers = (np.arange(num) if rows is None else rows) + (self.line - self.before)
+            return RaggedBytes.of([f"{self.name}#{number}".encode() for number in numbers.tolist()])
+
+        def locators(rows: Rows | None) -> NDArray[np.int64]:
+            assert self.place is not None
+            rows = np.arange(num) if rows is None else rows
+            file, group, first = self.place
+            return np.stack([np.full(len(rows), file), np.full(len(rows), group), first + rows], 1)
+
+        return parser.batch(
+            Columns(
+                num,
+                lambda name, rows: taken(columns[name], rows),
+                keys if is_located else None,
+                locators if is_located else None,
+            )
+        )
 
 
 class ParquetSource(ColumnSource):

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -248,6 +249,34 @@ def _bytes_type(column_type: pa.DataType) -> pa.DataType | None:
     return pairs.get(column_type)
 
 
+def plain_column(column: pa.Array) -> pa.Array | None:
+    """A column of numbers, texts or lists of texts, without dictionary; None if it is another, or has odd texts.
+
+    Odd are texts that are not UTF-8, or are longer than `LONG_TEXT`.
+    """
+    try:
+        column.validate(full=True)
+        if pa.types.is_dictionary(column.type):
+            longest = _longest(column.dictionary)
+            if longest is None or longest * len(column) > BATCH_BYTES:
+                return None
+            column = column.dictionary_decode()
+    except pa.ArrowInvalid:
+        return None
+    types, kind = pa.types, column.type
+    if types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind):
+        return column
+    longest = _longest(column.flatten() if types.is_list(kind) or types.is_large_list(kind) else column)
+    return column if longest is not None and longest <= LONG_TEXT else None
+
+
+def _longest(texts: pa.Array) -> int | None:
+    """Bytes of the longest text; None of anything else."""
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+        return None
+    return pc.max(pc.binary_length(texts)).as_py() or 0
+
+
 def small_parts(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     """A batch in parts whose values take at most `BATCH_BYTES` as Python objects, or are those of one row.
 
@@ -277,7 +306,12 @@ def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def has_long_values(batch: pa.RecordBatch) -> bool:
     """Whether a value may be longer than `LONG_TEXT`."""
-    return any(column.get_total_buffer_size() > LONG_TEXT for column in batch.columns)
+    for column in batch.columns:
+        if column.get_total_buffer_size() > LONG_TEXT:
+            longest = _longest(column)
+            if longest is None or longest > LONG_TEXT:
+                return True
+    return False
 
 
 def cut(value: Any) -> Any:

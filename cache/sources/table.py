@@ -7,18 +7,23 @@ read before any work is spent, so that stopping early is the cheapest moment to 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+import pyarrow as pa
 
 from ..errors import CacheError
 from ..format import SourceInfo
 from ..storage.atomic import sha256_file
-from .delimited import Dialect, delimited_records, quotes_fields
+from .column_parser import ColumnParser, Columns, Rows
+from .delimited import Dialect, delimited_records, following_records, quotes_fields, require_header
+from .delimited_columns import Fields, Rest, read_header, read_rows, split_fields
 from .download import local_file
 from .json_array import array_records, is_json_array
-from .jsonl import blocks, records
-from .jsonl_arrow import has_columns, plain_batch
+from .jsonl import MAX_LINE_BYTES, blocks, records
+from .jsonl_arrow import JsonColumns
 from .records import RecordParser
 from .source import RowBatch, Source, SourceRow, batched
+from .text_files import open_utf8
 
 JSON_LINES = (".jsonl", ".ndjson")
 _PLAIN = (*JSON_LINES, ".csv", ".tsv")
@@ -37,6 +42,7 @@ class TableSource(Source):
     def __init__(self, info: SourceInfo) -> None:
         super().__init__(info)
         self._parser = RecordParser(info, left_out=self.left_out)
+        self._columns = ColumnParser(info, self.left_out)
 
     def rows(self) -> Iterator[SourceRow]:
         """Every record.
@@ -55,18 +61,66 @@ class TableSource(Source):
                 yield from self._parsed(records(name, block))
 
     def batches(self) -> Iterator[RowBatch]:
-        """The same as columns; JSON lines are parsed as such, block by block, where a block is plain."""
+        """The same as columns, read as such block by block, where a block is plain; JSON arrays record by record."""
         path, suffix = self._path()
         name, encoding = self.info.path, self.info.encoding
-        if suffix not in JSON_LINES or not has_columns(self.info) or is_json_array(path, name):
-            yield from super().batches()
-            return
+        is_json_lines = suffix in JSON_LINES and not is_json_array(path, name)
+        is_plain_json = is_json_lines and not (self._columns.conditions or self.info.language_field)
+        # Reading within a limit ends with a batch, so its batches stay those of records.
+        if self._columns.is_possible and (self.info.limit is None or is_plain_json):
+            if is_json_lines:
+                yield from filter(len, self._json_batches(path, name, encoding))
+                return
+            if suffix in (".csv", ".tsv"):
+                yield from filter(len, self._delimited_batches(path, self._dialect(suffix)))
+                return
+        yield from super().batches()
+
+    def _json_batches(self, path: Path, name: str, encoding: str) -> Iterator[RowBatch]:
+        columns = JsonColumns(self.info, self._columns)
         for block in blocks(path, name, encoding):
-            batch = plain_batch(block.data, self.info)
+            batch = columns.batch(block.data)
             if batch is not None:
                 yield batch
             else:
                 yield from batched(self._parsed(records(name, block)))
+
+    def _delimited_batches(self, path: Path, dialect: Dialect) -> Iterator[RowBatch]:
+        name, required = self.info.path, self._parser.fields
+        with open_utf8(path, name, self.info.encoding) as file:
+            block, line = file.readline(MAX_LINE_BYTES + 1), 1
+            header = read_header(block, dialect) if block else None
+            if header is not None:
+                require_header(header, path, name, dialect.delimiter, required)
+                if any(header.count(field) != 1 for field in (*required, *self._columns.conditions)):
+                    header = None
+            if header is not None:
+                line = 2
+                while block := self._read_ahead(file, dialect):
+                    fields = split_fields(block, dialect, len(header))
+                    batch = None if fields is None else self._batch_of(header, fields)
+                    if batch is None:
+                        break
+                    yield batch
+                    line += block.count(b"\n")
+            if header is None or block:
+                following = following_records(Rest.of(block, file), path, name, dialect, required, header, line)
+                yield from batched(self._parsed(following))
+
+    def _read_ahead(self, file: BinaryIO, dialect: Dialect) -> bytes:
+        """The next rows of a CSV or TSV."""
+        try:
+            return read_rows(file, dialect)
+        except Exception:
+            for _ in self.rows():  # a record before the damage may be at fault, too, and is named first
+                pass
+            raise
+
+    def _batch_of(self, header: list[str], fields: Fields) -> RowBatch | None:
+        def column(name: str, rows: Rows | None) -> pa.Array:
+            return fields.column(header.index(name), rows)
+
+        return self._columns.batch(Columns(len(fields.starts), column))
 
     def sha256(self) -> str:
         """Digest of the file's bytes."""

@@ -23,7 +23,11 @@ KNOWN = "known are names of fields, numbers, texts, lists of them, == != < <= > 
 
 
 class WhereFilter:
-    """A condition on the fields of a record, parsed once."""
+    """A condition on the fields of a record, parsed once. `where_columns.py` decides it for many rows at once.
+
+    Attributes:
+        root: of the expression.
+    """
 
     def __init__(self, text: str) -> None:
         """Parse it.
@@ -35,19 +39,19 @@ class WhereFilter:
         if len(text) > MAX_LENGTH:
             raise CacheError(f"--where: {len(text):,} characters, at most {MAX_LENGTH:,} are read")
         try:
-            self._root = ast.parse(text.strip(), mode="eval").body
-            self._require_known(self._root)
+            self.root = ast.parse(text.strip(), mode="eval").body
+            self._require_known(self.root)
         except SyntaxError as error:
             raise CacheError(f"--where {text!r}: not a condition at character {error.offset} ({error.msg})") from None
         except (ValueError, RecursionError, MemoryError) as error:
             raise CacheError(f"--where {text!r:.100}: not a condition ({error or 'nested too deep'})") from None
-        if not isinstance(self._root, ast.BoolOp | ast.Compare | ast.Name) and not _is_not(self._root):
+        if not isinstance(self.root, ast.BoolOp | ast.Compare | ast.Name) and not _is_not(self.root):
             raise CacheError(f"--where {text!r}: is never or always so: compare a field, as in 'similarity > 0.3'")
 
     @property
     def fields(self) -> list[str]:
         """The fields that it names, sorted."""
-        return sorted({node.id for node in ast.walk(self._root) if isinstance(node, ast.Name)})
+        return sorted({node.id for node in ast.walk(self.root) if isinstance(node, ast.Name)})
 
     def holds(self, record: Mapping[str, Any], where: str) -> bool:
         """Whether a record fulfils the condition.
@@ -59,7 +63,7 @@ class WhereFilter:
         Raises:
             CacheError: a field is absent, or its type cannot be compared so.
         """
-        return self._truth(self._root, record, where)
+        return self._truth(self.root, record, where)
 
     def _truth(self, node: ast.expr, record: Mapping[str, Any], where: str) -> bool:
         if isinstance(node, ast.BoolOp):

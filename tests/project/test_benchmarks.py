@@ -151,10 +151,14 @@ def test_decoders_are_compared_with_pillow(tmp_path: Path, table: Any) -> None:
 
 
 @pytest.mark.slow
-def test_planning_is_measured_with_its_stages(tmp_path: Path, table: Any) -> None:
-    head, line = table("planning.py", "--rows", 3000, "--lines-per-picture", 3, "--rounds", 1, "--folder", tmp_path)
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
+def test_planning_is_measured_with_its_stages(suffix: str, tmp_path: Path, table: Any) -> None:
+    where = "similarity > 0.3 and lang == 'zh'"
+    few = ("--rows", 3000, "--lines-per-picture", 3, "--rounds", 1, "--folder", tmp_path)
+    head, line = table("planning.py", "--format", suffix, *few, "--where", where)
     row = dict(zip(head, line, strict=True))
-    assert float(row["to the ceiling"]) > 0
+    assert float(row["to it"]) > 0
+    assert 0 < int(row["images"]) < 1000
     assert sum(float(row[stage].rstrip("%")) for stage in ("parse", "digest", "write", "merge")) == pytest.approx(
         100, abs=3
     )

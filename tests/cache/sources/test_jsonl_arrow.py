@@ -1,23 +1,22 @@
 """JSON lines as columns equal JSON lines read one by one: the same rows, the same errors."""
 
 import json
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from clipglot.cache.errors import CacheError
 from clipglot.cache.format import SourceInfo
 from clipglot.cache.sources import jsonl as json_lines
 from clipglot.cache.sources.captions import MAX_CAPTION_BYTES
-from clipglot.cache.sources.jsonl_arrow import plain_batch
-from clipglot.cache.sources.source import RowBatch, batched
+from clipglot.cache.sources.column_parser import ColumnParser
+from clipglot.cache.sources.jsonl_arrow import JsonColumns
+from clipglot.cache.sources.source import RowBatch
 from clipglot.cache.sources.table import TableSource
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.batch_content import Content, columns_as_records
 from support.fresh_files import write_fresh
-
-Content = tuple[list[tuple[str, list[str], list[str]]], list[tuple[str, int]], str]
 
 
 def source(path: Path, *text_fields: str, languages: tuple[str, ...] = ()) -> SourceInfo:
@@ -31,30 +30,12 @@ def source(path: Path, *text_fields: str, languages: tuple[str, ...] = ()) -> So
     )
 
 
-def content(batches: Iterable[RowBatch]) -> Content:
-    """Rows with captions and languages, dropped captions by row, and the error if any; batches end anywhere."""
-    rows: list[tuple[str, list[str], list[str]]] = []
-    dropped: list[tuple[str, int]] = []
-    try:
-        for batch in batches:
-            start = len(rows)
-            rows += [(key.decode(), [], []) for key in batch.keys.split()]
-            tags = batch.languages or [""] * len(batch.captions)
-            for owner, caption, tag in zip(batch.image_index.tolist(), batch.captions.split(), tags, strict=True):
-                rows[start + owner][1].append(caption.decode())
-                rows[start + owner][2].append(tag)
-            dropped += [
-                (reason, start + row) for reason, image_index in batch.dropped.items() for row in image_index.tolist()
-            ]
-    except CacheError as error:
-        return [], [], str(error)
-    return rows, sorted(dropped), ""
-
-
 def both(info: SourceInfo) -> Content:
-    fast, careful = content(TableSource(info).batches()), content(batched(TableSource(info).rows()))
-    assert fast == careful
-    return fast
+    return columns_as_records(lambda: TableSource(info))
+
+
+def plain_batch(block: bytes, info: SourceInfo) -> RowBatch | None:
+    return JsonColumns(info, ColumnParser(info, Counter())).batch(block)
 
 
 ODD_TEXTS = [
@@ -160,8 +141,8 @@ def test_common_lines_are_read_as_columns(line: str, tmp_path: Path) -> None:
     assert plain_batch(f"{line}\n".encode() * 3, source(tmp_path)) is not None
     path = tmp_path / "m.jsonl"
     path.write_text(f"{line}\n" * 3)
-    rows, _, error = both(source(path))
-    assert (len(rows), error) == (3, "")
+    content = both(source(path))
+    assert (len(content.rows), content.error) == (3, "")
 
 
 def test_line_numbers_continue_over_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +153,7 @@ def test_line_numbers_continue_over_blocks(tmp_path: Path, monkeypatch: pytest.M
     split = list(json_lines.blocks(path, path))
     assert len(split) > 10
     assert b"".join(block.data for block in split) == path.read_bytes()[3:]
-    assert both(source(path))[2] == f"{path}:302: 'text' must be a string or a list of strings, found 3"
+    assert both(source(path)).error == f"{path}:302: 'text' must be a string or a list of strings, found 3"
 
 
 def test_an_endless_line_is_named_and_not_read_whole(tmp_path: Path) -> None:
@@ -180,4 +161,6 @@ def test_an_endless_line_is_named_and_not_read_whole(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.write(b'{"image": "a", "text": "x"}\n{"image": "')
         file.truncate(2**31)  # a hole: it takes no room
-    assert both(source(path))[2].startswith(f"{path}:2: a line of more than 16,777,216 bytes: write one record a line")
+    assert both(source(path)).error.startswith(
+        f"{path}:2: a line of more than 16,777,216 bytes: write one record a line"
+    )
