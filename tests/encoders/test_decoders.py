@@ -27,7 +27,7 @@ from clipglot.jobs.settings.export import ExportSettings
 from support.run_comparison import weights
 from support.text_tower_contract import TextTowerContract
 from support.tiny_lms import CAPTIONS, CONTEXT, DECODERS, save_tiny_lm
-from tokenizers import processors
+from tokenizers import Tokenizer, models, processors
 
 END = 2
 
@@ -211,3 +211,9 @@ class TestEnd:
     def test_captions_that_end_in_a_special_token_are_left(self, tmp_path: Path) -> None:
         tokenizer = LMTokenizer.load_for_new(save_tiny_lm(tmp_path / "bert"))
         assert tokenizer.with_end() is tokenizer
+
+    def test_a_tokenizer_without_latin_letters_ends_its_captions(self) -> None:
+        backend = Tokenizer(models.BPE(vocab={"猫": 0, "狗": 1, "<sep>": 2}, merges=[]))
+        plain = LMTokenizer(transformers.PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<sep>"))
+        assert plain.encode(["猫狗"], CONTEXT) == [[0, 1]]
+        assert plain.with_end().encode(["猫狗"], CONTEXT) == [[0, 1, 2]]
