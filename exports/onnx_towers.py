@@ -36,13 +36,13 @@ class Graph:
     Attributes:
         module: takes the inputs by position.
         inputs: an example of each, by name.
-        axes: names of the axes of each input that may have any size, by position.
+        axes: of each input that may have any size, by position: its name and the largest size.
         table: `[V, W]`, embeddings of tokens; None of image towers.
     """
 
     module: nn.Module
     inputs: dict[str, Tensor]
-    axes: dict[int, str]
+    axes: dict[int, tuple[str, int | None]]
     table: Tensor | None = None
 
 
@@ -130,7 +130,7 @@ def text_graph(tower: TextTower) -> Graph:
     """
     length = min(7, tower.config.context_length)
     ids = torch.ones(3, length, dtype=torch.int32)
-    axes = {0: "batch", 1: "tokens"}
+    axes = {0: ("batch", None), 1: ("tokens", tower.config.context_length)}
     if isinstance(tower, ScratchTower):
         ids[:, -1] = tower.config.eos_id
         return Graph(module=_Scratch(tower), inputs={"text": ids}, axes=axes, table=tower.text.token_embedding.weight)
@@ -146,7 +146,7 @@ def text_graph(tower: TextTower) -> Graph:
 
 def image_graph(tower: ImageTower, height: int, width: int) -> Graph:
     """The graph of an image tower: of `image`, `[B, 3, height, width] float32`, normalized."""
-    return Graph(module=_Image(tower), inputs={"image": torch.zeros(2, 3, height, width)}, axes={0: "batch"})
+    return Graph(module=_Image(tower), inputs={"image": torch.zeros(2, 3, height, width)}, axes={0: ("batch", None)})
 
 
 def write_graph(graph: Graph, file: Path) -> None:
@@ -157,7 +157,7 @@ def write_graph(graph: Graph, file: Path) -> None:
     """
     size = sum(tensor.nbytes for tensor in graph.module.state_dict().values())
     # torch 2.9 refuses sizes from 1, though its graph takes them, which each export is checked for.
-    dims = {axis: torch.export.Dim(name, min=2) for axis, name in graph.axes.items()}
+    dims = {axis: torch.export.Dim(name, min=2, max=most) for axis, (name, most) in graph.axes.items()}
     try:
         with _quiet(), torch.no_grad():
             torch.onnx.export(
