@@ -49,13 +49,18 @@ def first_lines(digests: Digests) -> NDArray[np.int64]:
     array([0, 1, 0, 3])
     """
     order = np.argsort(digests[:, 0], kind="stable")
+    ordered = digests[order, 0]
     same = np.zeros(len(order), bool)
-    same[1:] = digests[order[1:], 0] == digests[order[:-1], 0]
-    if same.any():
-        if not (digests[order[1:], 1] == digests[order[:-1], 1])[same[1:]].all():
-            order = np.lexsort((digests[:, 1], digests[:, 0]))  # also stable
-        same[1:] = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
-    starts = np.maximum.accumulate(np.where(same, 0, np.arange(len(order))))
+    np.equal(ordered[1:], ordered[:-1], out=same[1:])
+    del ordered  # of many lines, each array takes gigabytes
+    if not same.any():
+        return np.arange(len(order))
+    if not (digests[order[1:], 1] == digests[order[:-1], 1])[same[1:]].all():
+        order = np.lexsort((digests[:, 1], digests[:, 0]))  # also stable
+    same[1:] = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
+    starts = np.arange(len(order))
+    starts[same] = 0
+    np.maximum.accumulate(starts, out=starts)
     first = np.empty(len(order), np.int64)
     first[order] = order[starts]
     return first

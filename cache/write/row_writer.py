@@ -81,8 +81,10 @@ class RowWriter:
         for writer in writers:
             if writer:
                 writer.close()
-        first = first_lines(np.concatenate(self._digests) if self._digests else np.zeros((0, 2), np.uint64))
+        digests = np.concatenate(self._digests) if self._digests else np.zeros((0, 2), np.uint64)
         self._digests = []
+        first = first_lines(digests)
+        del digests
         is_first = first == np.arange(len(first))
         num = int(np.count_nonzero(is_first))
         if num < len(first):
