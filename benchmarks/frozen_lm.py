@@ -35,7 +35,7 @@ from clipglot.encoders.tokenizer_lm import LMTokenizer
 from clipglot.jobs.bench_data import write_random_cache
 
 CAPTIONS_AT_A_TIME = 256  # as when features are computed
-CONTEXT = 77
+CONTEXT = 40  # tokens; longer captions are cut
 HEAD_BATCH = 4096
 HEAD_STEPS = 40
 WHOLE_BATCH, WHOLE_STEPS = 128, 12
@@ -50,7 +50,7 @@ class Trials:
 
     def train(self, on_progress: Callable[[Progress], None] = lambda progress: None, **settings: Any) -> float:
         """Median seconds of a step of a run; its first steps compile and allocate, and do not count."""
-        output = self._folder / f"run{next(self._numbers)}"
+        output = self._folder / f"{self.cache.stem}-run{next(self._numbers)}"
         given: dict[str, Any] = {"context_length": CONTEXT, "log_every": 1, "device": "cpu"} | settings
         train(TrainSettings(cache=self.cache, output=output, text=str(self.lm), **given), on_progress=on_progress)
         lines = (json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
@@ -74,7 +74,7 @@ def features_s(trials: Trials, num_captions: int) -> float:
 @torch.inference_mode()
 def bare_pass_s(lm: Path, captions: list[str], dim: int) -> float:
     """Seconds of the bare model over all captions."""
-    tokenizer, tower = LMTokenizer.load(str(lm)), LMTower.from_pretrained(str(lm), dim).eval()
+    tokenizer, tower = LMTokenizer.load(str(lm)), LMTower.from_pretrained(str(lm), dim, context_length=CONTEXT).eval()
     ids = sorted((np.asarray(each, np.int64) for each in tokenizer.encode(captions, CONTEXT)), key=len)
     batches = [ids[start : start + CAPTIONS_AT_A_TIME] for start in range(0, len(ids), CAPTIONS_AT_A_TIME)]
     packed = [tower.pack(np.concatenate(part), np.array([len(each) for each in part])) for part in batches]
@@ -164,7 +164,7 @@ def main() -> None:
             ours, bare = median("features"), median("pass")
             row("features of all captions, stored", f"{ours:.1f} s", "bare packed pass", f"{bare:.1f} s", ours / bare)
         if "head" in parts:
-            width = LMTower.from_pretrained(str(args.lm), args.dim).pooled_width
+            width = LMTower.from_pretrained(str(args.lm), args.dim, context_length=CONTEXT).pooled_width
             many = [f"{text} {i}" for i in range(-(-HEAD_BATCH // len(captions))) for text in captions][:HEAD_BATCH]
             wide = trials(many)
             head = {"train_layers": 0, "warm_start": "none", "batch_size": HEAD_BATCH, "epochs": HEAD_STEPS}
