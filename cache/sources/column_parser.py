@@ -65,6 +65,11 @@ class ColumnParser:
         where = self._condition.fields if self._condition else []
         return list(dict.fromkeys([*([SPLIT] if self._info.split is not None else []), *where]))
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether records may be left out: a condition can do without a field, as `'lang' == 'zh'` does by mistake."""
+        return self._info.split is not None or self._condition is not None
+
     def batch(self, columns: Columns) -> RowBatch | None:
         """The rows of columns, of which there may be none; None if records have to be looked at one by one."""
         info = self._info
@@ -95,23 +100,25 @@ class ColumnParser:
 
     def _kept(self, columns: Columns) -> tuple[Rows | None, dict[str, int]] | None:
         """The rows that are kept, and the numbers of others by flag; None if that is decided record by record."""
-        if not self.conditions:
+        if not self.is_conditional:
             return None, {}
-        kept, left_out = np.ones(columns.num, bool), {}
+        kept, left_out = np.ones(columns.num, bool), dict[str, NDArray[np.bool_]]()
         if self._info.split is not None:
             splits = columns.column(SPLIT, None)
             if not is_text(splits.type) or not is_unicode(self._info.split):
                 return None
             kept = pc.equal(splits, self._info.split).fill_null(False).to_numpy(zero_copy_only=False)
-            left_out["--split"] = columns.num - int(np.count_nonzero(kept))
+            left_out["--split"] = ~kept
         if self._condition:
             fields = {name: columns.column(name, None) for name in self._condition.fields}
             fulfils = fulfilled(self._condition, fields, kept)
             if fulfils is None:
                 return None
-            left_out["--where"] = int(np.count_nonzero(kept)) - int(np.count_nonzero(fulfils))
+            left_out["--where"] = kept & ~fulfils
             kept = fulfils
-        return np.flatnonzero(kept), {flag: num for flag, num in left_out.items() if num}
+        flags = [flag for flag, rows in left_out.items() if rows.any()]
+        flags.sort(key=lambda flag: int(left_out[flag].argmax()))  # in the order in which records would be counted
+        return np.flatnonzero(kept), {flag: int(np.count_nonzero(left_out[flag])) for flag in flags}
 
 
 def is_text(column_type: pa.DataType) -> bool:

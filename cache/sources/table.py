@@ -5,6 +5,7 @@ read before any work is spent, so that stopping early is the cheapest moment to 
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -65,7 +66,7 @@ class TableSource(Source):
         path, suffix = self._path()
         name, encoding = self.info.path, self.info.encoding
         is_json_lines = suffix in JSON_LINES and not is_json_array(path, name)
-        is_plain_json = is_json_lines and not (self._columns.conditions or self.info.language_field)
+        is_plain_json = is_json_lines and not (self._columns.is_conditional or self.info.language_field)
         # Reading within a limit ends with a batch, so its batches stay those of records.
         if self._columns.is_possible and (self.info.limit is None or is_plain_json):
             if is_json_lines:
@@ -104,8 +105,10 @@ class TableSource(Source):
                     yield batch
                     line += block.count(b"\n")
             if header is None or block:
-                following = following_records(Rest.of(block, file), path, name, dialect, required, header, line)
-                yield from batched(self._parsed(following))
+                rest = Rest.of(block, file)
+                # Closed before the file is, also where a record is refused.
+                with closing(following_records(rest, path, name, dialect, required, header, line)) as following:
+                    yield from batched(self._parsed(following))
 
     def _read_ahead(self, file: BinaryIO, dialect: Dialect) -> bytes:
         """The next rows of a CSV or TSV."""

@@ -51,4 +51,5 @@ def columns_as_records(opened: Callable[[], Source]) -> Content:
     fast, careful = opened(), opened()
     as_columns, as_records = content(fast, fast.batches()), content(careful, batched(careful.rows()))
     assert as_columns == as_records
+    assert [*as_columns.left_out] == [*as_records.left_out]  # in the order in which the user is told
     return as_columns

@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +60,8 @@ CONDITIONS = [
     "lang == 'zh' or s == 1",
     "lang == None or lang != 'ru'",
     "not (s > 1)",
+    "'lang' == 'zh'",
+    "1 < 2",
     "text != ''",
     "text == 'x' or 'a' in text",
     "image is not None and image != ''",
@@ -353,3 +357,32 @@ def test_stray_quotation_marks_are_read_as_before(tmp_path: Path, monkeypatch: p
     content = both(path, where="s > 0.9", language_field="lang")
     assert (content.error, content.rows[-51]) == ("", ("x.png", ['4" nails'], ["ru"]))
     assert len(content.rows) == 109 + 51
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_a_condition_without_a_field_decides_too(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"table{suffix}"
+    table = {"image": ["a.jpg", "b.jpg"], "text": ["one", "two"], "lang": ["en", "zh"]}
+    if suffix == ".parquet":
+        pq.write_table(pa.table(table), path)
+    elif suffix == ".jsonl":
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in pa.table(table).to_pylist()))
+    else:
+        sign = "," if suffix == ".csv" else "\t"
+        path.write_text("".join(f"{sign.join(row)}\n" for row in [[*table], *zip(*table.values(), strict=True)]))
+    assert both(path, where="'lang' == 'zh'").left_out == {"--where": 2}
+    assert len(both(path, where="'zh' == 'zh'").rows) == 2
+    assert both(path, where="1 > 2", limit=1).rows == []
+
+
+@pytest.mark.slow  # a process of its own, for only there nothing but the error may be on standard error
+def test_a_refused_record_is_all_that_is_told(tiny_clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("image,text\na.jpg,hello\n,world\n")
+    command = [sys.executable, "-m", "clipglot", "cache", path, "-o", tmp_path / "cache.zarr"]
+    done = subprocess.run([*command, "--model", f"local-dir:{tiny_clip}"], capture_output=True, text=True)
+    assert done.returncode == 1
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("load: ")
+    assert len(others) == 1
+    assert others[0].startswith(f"Error: {path}:3: 'image' must be the path of an image")
