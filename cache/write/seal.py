@@ -15,7 +15,7 @@ from .shard import WHOLE, Shard
 from .text_targets import missing_text_target_chunks
 from .views import missing_views
 
-HASHES_PER_ROUND = 2**22  # of 16 bytes, sorted in memory at once; more are counted in several rounds
+HASHES_PER_ROUND = 2**24  # of 16 bytes, sorted in memory at once; more are counted in several rounds
 
 
 def num_missing(cache: Cache, num_views: int = 1, shards: Collection[Shard] = (WHOLE,)) -> int:
