@@ -169,12 +169,9 @@ def _kept(output: OutputCache) -> str:
     """What is kept of an interrupted pass, and how it goes on."""
     if output.cache is None:
         return "no image was embedded yet; run the same command again"
-    info = output.cache.info
-    kept = (
-        f"{output.num_embedded():,} of {info.num_images:,} images are embedded and kept"
-        if info.is_laid_out
-        else ("what was embedded before is kept")
-    )
+    kept, info = "what was embedded before is kept", output.cache.info
+    if info.is_laid_out:
+        kept = f"{output.num_embedded():,} of {info.num_images:,} images are embedded and kept"
     return f"{kept}; run the same command again to resume"
 
 

@@ -10,7 +10,7 @@ from ..cache.format import EncoderInfo, Status
 from ..cache.read.cache import Cache
 from ..encoders.image_tower import ImageTower
 from ..encoders.loading.clips import weights_file
-from ..encoders.loading.untrusted import LOCAL_PREFIX
+from ..encoders.loading.model_names import LOCAL_PREFIX
 from .errors import DistillError
 
 

@@ -26,11 +26,10 @@ from .image_tower import ImageTower, tower_of_clip
 from .loading.clips import TIMM_PREFIX, load_clip
 from .loading.hub import fetched_from_hub
 from .loading.language_models import first_line
+from .loading.model_names import HUB_PREFIX, LOCAL_PREFIX
 from .loading.untrusted import (
     CLIP_CONFIG,
-    HUB_PREFIX,
     LM_CONFIG,
-    LOCAL_PREFIX,
     TOKENIZER_FILES,
     clip_config,
     clip_tokenizer,

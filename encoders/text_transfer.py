@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from .errors import EncoderError
 from .loading.clips import load_clip
-from .loading.untrusted import LOCAL_PREFIX
+from .loading.model_names import LOCAL_PREFIX
 from .tokenizer import CaptionTokenizer, open_clip_tokenizer
 
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}

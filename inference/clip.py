@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..cache.read.cache import Cache
 from ..cache.write.image_decode import ResizeCrop
 from ..encoders.errors import EncoderError
+from ..encoders.loading.model_names import HUB_PREFIX, LOCAL_PREFIX
 from ..search.exact import ExactIndex
 from ..search.ivf import IvfIndex
 from ..search.open import open_index
@@ -408,8 +409,8 @@ def load(model: str | Path, pretrained: str | None = None, *, device: str | None
     >>> load("merged", device="cpu")
     CLIP('merged', dim=16, device='cpu')
     """
-    name = str(model).removeprefix("local-dir:")
-    folder, repository = Path(name), name.removeprefix("hf-hub:")
+    name = str(model).removeprefix(LOCAL_PREFIX)
+    folder, repository = Path(name), name.removeprefix(HUB_PREFIX)
     if (folder / "zarr.json").is_file():
         raise EncoderError(f"{folder} is a cache: open it with clipglot.open_cache")
     if pretrained is None and is_onnx(folder):

@@ -14,6 +14,7 @@ from ..cache.progress import OnProgress, ignore_progress
 from ..cache.read.cache import Cache
 from ..cache.read.caption_sets import with_captions
 from ..cache.sources.kinds import open_source
+from ..encoders.loading.model_names import HUB_PREFIX, LOCAL_PREFIX
 from ..evals.bootstrap import Difference, difference
 from ..evals.captions import (
     cached_captions,
@@ -240,7 +241,7 @@ def load_other(name: str) -> Towers:
     Raises:
         EncoderError: no such model, or one that does not load.
     """
-    if not Path(name).is_dir() and ":" in name.removeprefix("hf-hub:").removeprefix("local-dir:"):
+    if not Path(name).is_dir() and ":" in name.removeprefix(HUB_PREFIX).removeprefix(LOCAL_PREFIX):
         model, pretrained = name.rsplit(":", 1)
         return load(model, pretrained, device="cpu").model
     return load(name, device="cpu").model

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..distill.training.final import Which
+from ..encoders.loading.model_names import HUB_PREFIX
 from ..encoders.text_tower import TextTowerConfig
 
 _TRAINED_HERE = """\
@@ -168,7 +169,7 @@ def _trained_on(provenance: dict[str, Any]) -> str:
 
 def _base_models(record: dict[str, Any], text: TextTowerConfig) -> list[str]:
     """Hub repositories that the towers came from."""
-    names = [record.get("encoder", {}).get("model", "").removeprefix("hf-hub:"), getattr(text, "name", "")]
+    names = [record.get("encoder", {}).get("model", "").removeprefix(HUB_PREFIX), getattr(text, "name", "")]
     return [name for name in names if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.startswith("timm/")]
 
 

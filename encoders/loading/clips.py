@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import EncoderError
 from .hub import hub_access
-from .untrusted import LOCAL_PREFIX, clip_config, clip_text_arguments
+from .model_names import LOCAL_PREFIX
+from .untrusted import clip_config, clip_text_arguments
 from .weights_errors import not_loaded, without_pickle_warnings
 
 TIMM_PREFIX = "timm/"

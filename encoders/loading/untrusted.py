@@ -25,10 +25,10 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..errors import EncoderError
 from .hub import fetched, fetched_from_hub, hub_access
+from .model_names import HUB_PREFIX, LOCAL_PREFIX
 from .untrusted_files import MAX_VOCABULARY, read_json, require_regular
 from .untrusted_regex import require_tame_expressions
 
-LOCAL_PREFIX, HUB_PREFIX = "local-dir:", "hf-hub:"
 CLIP_CONFIG = "open_clip_config.json"
 LM_CONFIG = "config.json"  # of transformers, beside the weights
 LM_WEIGHTS, LM_INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -100,7 +100,7 @@ class CacheSettings:
             f"--shard {self.shard}: expected I/N with I from 0 to N - 1, e.g. 0/4",
         )
         require_at_least_one(self, "limit", "batch_size", "num_workers", "chunk_rows", "max_pixels", "views")
-        require_cluster(self.scheduler, self.num_local)
+        require_cluster(self)
         _launcher_rank()
         require(
             self.scheduler is None or self.own_shard.is_whole,
@@ -122,13 +122,7 @@ class CacheSettings:
             not (self.append and self.teacher_field),
             "--append and --teacher-field exclude each other: cache all sources at once",
         )
-        require_readable_captions(
-            language=self.language,
-            language_field=self.language_field,
-            text_field=self.text_field,
-            encoding=self.encoding,
-            where=self.where,
-        )
+        require_readable_captions(self)
         require(
             self.images or (bool(self.teacher_field) and self.views == 1),
             "--no-images needs the translations of a --teacher-field, and has no --views",

@@ -57,13 +57,7 @@ class CaptionsSettings:
             f"--name {self.set_name!r}: pass a --name of at most 64 letters from a to z, digits, dots, hyphens and "
             f"underscores, not {OWN_CAPTIONS!r}, which is the captions that the cache was made with",
         )
-        require_readable_captions(
-            language=self.language,
-            language_field=self.language_field,
-            text_field=self.text_field,
-            encoding=self.encoding,
-            where=self.where,
-        )
+        require_readable_captions(self)
 
     @property
     def set_name(self) -> str:

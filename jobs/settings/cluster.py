@@ -23,11 +23,12 @@ class ClusterSettings(Protocol):
         """Workers of a local cluster; by default one per GPU."""
 
 
-def require_cluster(scheduler: str | None, num_local: int | None) -> None:
+def require_cluster(settings: ClusterSettings) -> None:
     """Refuse a number of workers that there cannot be, or that is not of a local cluster.
 
     Raises:
         DistillError: names the flag.
     """
+    num_local = settings.num_local
     require(num_local is None or num_local >= 1, f"--num-local {num_local}: must be at least 1")
-    require(num_local is None or scheduler == LOCAL, "--num-local is for --scheduler local: pass that, too")
+    require(num_local is None or settings.scheduler == LOCAL, "--num-local is for --scheduler local: pass that, too")

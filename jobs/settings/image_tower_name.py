@@ -5,15 +5,14 @@ from pathlib import Path
 
 from ...cache.location import did_you_mean
 from ...distill.settings import require
-
-LOCAL_PREFIX = "local-dir:"  # open_clip's; its own module is not imported here, for it imports torch
+from ...encoders.loading.model_names import LOCAL_PREFIX
 
 
 def require_tower_folder(model: str) -> None:
     """Refuse `local-dir:PATH` where nothing is at that path.
 
     Raises:
-        InputError: nothing is there; the most similar path is named.
+        DistillError: nothing is there; the most similar path is named.
     """
     folder = Path(model.removeprefix(LOCAL_PREFIX))
     require(

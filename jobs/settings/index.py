@@ -35,4 +35,4 @@ class IndexSettings:
         require(self.num_queries >= 2, f"--num-queries {self.num_queries}: must be at least 2")
         require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
         require(self.queries is None or self.clip is not None, "--queries needs --clip MERGED, which embeds them")
-        require_cluster(self.scheduler, self.num_local)
+        require_cluster(self)

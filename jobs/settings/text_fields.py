@@ -1,6 +1,6 @@
 """Checks of settings by which captions are read from a source."""
 
-from collections.abc import Sequence
+from typing import Protocol
 
 from ...cache.errors import CacheError
 from ...cache.format import is_language_tag
@@ -10,34 +10,49 @@ from ...distill.errors import DistillError
 from ...distill.settings import require
 
 
-def require_readable_captions(
-    *, language: Sequence[str], language_field: str | None, text_field: Sequence[str], encoding: str, where: str | None
-) -> None:
-    """Refuse language tags, encodings and conditions that cannot be meant.
+class CaptionSettings(Protocol):
+    """Settings of a command that reads captions."""
 
-    Args:
-        language: tags of the captions.
-        language_field: field with the tag of a record.
-        text_field: fields with captions.
-        encoding: of text files.
-        where: condition on records.
+    @property
+    def language(self) -> tuple[str, ...]:
+        """Tags of the captions."""
+
+    @property
+    def language_field(self) -> str | None:
+        """Field with the tag of a record."""
+
+    @property
+    def text_field(self) -> tuple[str, ...]:
+        """Fields with captions."""
+
+    @property
+    def encoding(self) -> str:
+        """Of text files."""
+
+    @property
+    def where(self) -> str | None:
+        """Condition on records."""
+
+
+def require_readable_captions(settings: CaptionSettings) -> None:
+    """Refuse language tags, encodings and conditions that cannot be meant.
 
     Raises:
         DistillError: names the flag.
     """
-    bad_tags = [tag for tag in language if not is_language_tag(tag)]
+    bad_tags = [tag for tag in settings.language if not is_language_tag(tag)]
     require(not bad_tags, f"--language {', '.join(bad_tags)}: expected a tag of BCP 47 such as zh or pt-BR")
-    require(not (language and language_field), "--language and --language-field exclude each other")
+    require(not (settings.language and settings.language_field), "--language and --language-field exclude each other")
     require(
-        len(language) in (0, 1, max(1, len(text_field))),
-        f"--language is given {len(language)} times: give it once, or once for each --text-field",
+        len(settings.language) in (0, 1, max(1, len(settings.text_field))),
+        f"--language is given {len(settings.language)} times: give it once, or once for each --text-field",
     )
     require(
-        is_text_encoding(encoding),
-        f"--encoding {encoding}: no encoding of texts, expected e.g. gb18030, utf-16 or cp1252",
+        is_text_encoding(settings.encoding),
+        f"--encoding {settings.encoding}: no encoding of texts, expected e.g. gb18030, utf-16 or cp1252",
     )
-    if where is not None:
+    if settings.where is not None:
         try:
-            WhereFilter(where)
+            WhereFilter(settings.where)
         except CacheError as error:
             raise DistillError(str(error)) from error

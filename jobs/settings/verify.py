@@ -28,7 +28,7 @@ class VerifySettings:
     def __post_init__(self) -> None:
         require(self.sample is None or self.sample >= 0, f"--sample {self.sample}: must be 0 or more")
         require(self.seed >= 0, f"--seed {self.seed}: must be 0 or more")
-        require_cluster(self.scheduler, self.num_local)
+        require_cluster(self)
 
     @property
     def names_a_sample(self) -> bool:
